@@ -1,0 +1,64 @@
+# `make demo` and `make test` need Python >= 3.10, make and git; they make their own environment in .venv.
+#
+#   make demo                    shards, a small sweep, evaluation and a report page, in minutes on two cores
+#   make demo DIGITS=FOLDER      the same with MNIST's original idx files instead of scikit-learn's digits
+#   make test                    the tests;  make test-all  the slow ones too
+#   make check                   formatting, lint, types
+#   make bench                   measurements, into benchmarks/
+#   make gpu                     what needs a CUDA device
+#
+# The constraints pin a set of versions that was tested together. For another torch: make CONSTRAINTS=/dev/null ...
+
+PYTHON ?= python3
+CONSTRAINTS ?= constraints-cpu.txt
+DIGITS ?=
+BIN := .venv/bin
+READY := .venv/ready
+export OMP_NUM_THREADS ?= 1
+
+ifeq ($(DIGITS),)
+DEMO_STORE := stores/demo
+DEMO_RUNS := runs
+else
+DEMO_STORE := stores/demo-mnist
+DEMO_RUNS := runs/mnist
+endif
+
+.PHONY: demo test test-all check format bench gpu clean
+
+$(READY): setup.py $(CONSTRAINTS)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m shards convert moving-mnist $(DEMO_STORE) $(if $(DIGITS),--digits $(DIGITS)) \
+		--size 32 --train 600 --val 16 --test 64
+	$(BIN)/python launch/sweep.py configs/sweeps/demo.yaml --cluster local --runs $(DEMO_RUNS) \
+		--set data.store=$(DEMO_STORE)
+	$(BIN)/python launch/report.py $(DEMO_RUNS)/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/unroll.py
+
+gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/unroll.py --device cuda
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The scripts a person runs, and the job layer under them."""

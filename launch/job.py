@@ -1,0 +1,140 @@
+"""What a job runs: train the run directory if it isn't DONE, then score its best and last checkpoint.
+
+Its only argument that matters is the run directory, so requeueing is running the same command again. Returns the code
+of the training (see toolkit/errors.py): 3 means "run me again". Imports neither torch nor a scheduler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.cli import make_parser, positive, run_script
+from launch.lock import HeldLock, hold
+from launch.ranks import SignalRelay, run_ranks
+from launch.view import missing_scores
+from toolkit.errors import EXIT_FAILURE, EXIT_MEANING, EXIT_OK, EXIT_REQUEUE
+from toolkit.rundir import RunDir
+
+HERE = Path(__file__).resolve().parent
+EXAMPLES = """\
+  python launch/job.py runs/demo/modernn-seed1-1a2b3c4d             # go on with a run, here, in the foreground
+  python launch/job.py runs/demo/modernn-seed1-1a2b3c4d --ranks 2   # on two processes"""
+
+
+def job_id() -> str:
+    """The scheduler's id of this job, or one made of the process id."""
+    local = os.environ.get("SUBMITIT_LOCAL_JOB_ID")
+    return f"local-{local}" if local else f"hand-{os.getpid()}"
+
+
+def run_job(run: RunDir, ranks: int = 1, scripts: Path = HERE, log_files: bool = False) -> int:
+    """Train and score a run directory as its only job.
+
+    Args:
+        run: the run directory.
+        ranks: processes to train with.
+        scripts: the folder with train.py and evaluate.py.
+        log_files: send the output to files in the run's `logs/` instead of this process's output.
+
+    Returns:
+        0 when the run is trained and scored, 3 when it was stopped and is to be run again, else what failed.
+
+    Raises:
+        ConfigError: when the folder is not a run directory.
+        RunBusyError: when another job has it.
+    """
+    split = run.config().eval.split
+    with SignalRelay() as relay, hold(run.path, job=job_id(), ranks=ranks) as lock:
+        job = _Job(run, relay, lock, log_files)
+        code = EXIT_OK
+        if not run.done:
+            code = job.phase("train", [str(scripts / "train.py"), "--run", str(run.path)], ranks)
+            if code == EXIT_OK and not run.done:
+                run.mark_failed("train: returned 0 without marking the run DONE")
+                code = EXIT_FAILURE
+        if code == EXIT_OK and missing_scores(run, split):
+            code = job.phase("evaluate", [str(scripts / "evaluate.py"), "--run", str(run.path)], 1)
+            if code == EXIT_OK:
+                code = _vouch(run, split)
+        lock.note(ended=time.time(), exit=code)
+        return code
+
+
+def _vouch(run: RunDir, split: str) -> int:
+    """After an evaluation that returned 0: scores that it left, because they hold, count as new."""
+    files = [run.eval / f"{split}-{which}.json" for which in missing_scores(run, split)]
+    absent = [file.name for file in files if not file.exists()]
+    if absent:
+        run.mark_failed(f"evaluate: returned 0 without writing {', '.join(absent)}")
+        return EXIT_FAILURE
+    for file in files:
+        os.utime(file)
+    return EXIT_OK
+
+
+class _Job:
+    """The phases of one job."""
+
+    def __init__(self, run: RunDir, relay: SignalRelay, lock: HeldLock, log_files: bool) -> None:
+        self.run = run
+        self.relay = relay
+        self.lock = lock
+        self.log_files = log_files
+
+    def phase(self, name: str, arguments: list[str], ranks: int) -> int:
+        """Run one script; on failure leave a reason in the run directory, unless the script did."""
+        if self.relay.received:
+            return EXIT_REQUEUE
+        self.run.clear_failed()
+        logs = self._logs(name, ranks)
+        self.lock.note(phase=name, log=str(logs[0]) if logs else None)
+        code = run_ranks([sys.executable, *arguments], ranks, self.relay, logs, pass_fds=[self.lock.fd])
+        # A script that a signal ended before it could set its handlers was stopped too: it had nothing to save.
+        stopped = {EXIT_REQUEUE, EXIT_OK, *(128 + number for number in self.relay.received)}
+        if self.relay.received and code in stopped:
+            finished = code == EXIT_OK and name == "evaluate"
+            return EXIT_OK if finished else EXIT_REQUEUE
+        if code not in (EXIT_OK, EXIT_REQUEUE) and self.run.failure() is None:
+            self.run.mark_failed(f"{name}: {meaning(code)}" + (f"; see {logs[0]}" if logs else ""))
+        return code
+
+    def _logs(self, name: str, ranks: int) -> list[Path]:
+        if not self.log_files:
+            return []
+        self.run.logs.mkdir(exist_ok=True)
+        parts = [str(rank) for rank in range(ranks)] if name == "train" else [name]
+        return [self.run.logs / f"{job_id()}_{part}.log" for part in parts]
+
+
+def meaning(code: int) -> str:
+    """An exit code in words."""
+    if code > 128:
+        try:
+            name = signal.Signals(code - 128).name
+        except ValueError:
+            return f"exit code {code}"
+        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    return f"exit code {code} ({EXIT_MEANING.get(code, 'unknown')})"
+
+
+def main(argv: Sequence[str] | None = None, scripts: Path = HERE) -> int:
+    options = _parse(argv)
+    return run_job(RunDir(options.run), options.ranks, scripts, options.log_files)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser("job.py", "Train and score one run directory: what the jobs of a sweep run.", EXAMPLES)
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="made by launch/sweep.py")
+    parser.add_argument("--ranks", type=positive, default=1, metavar="N", help="processes to train with (default: 1)")
+    parser.add_argument("--log-files", action="store_true", help="write the output to RUN_DIR/logs instead of here")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_script(main)

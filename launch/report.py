@@ -1,0 +1,36 @@
+"""Make the page, the CSV and the Markdown of a sweep. Does not import torch. See --help."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.cli import make_parser, run_script
+from toolkit.errors import EXIT_OK
+from toolkit.report.build import build_report
+
+EXAMPLES = """\
+  python launch/report.py runs/demo                  # writes runs/demo/report/index.html, table.csv, table.md
+  python launch/report.py runs/demo --out shown      # somewhere else
+  python launch/report.py runs/demo/modernn-slots4-seed1-1a2b3c4d    # a single run"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; returns the exit code."""
+    parser = make_parser(
+        "report.py", "Tables, curves and frames of a sweep's runs on one self-contained page.", EXAMPLES
+    )
+    parser.add_argument("runs", metavar="RUNS_DIR", type=Path, help="a sweep's directory, or a single run's")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where to write (default: RUNS_DIR/report)")
+    parser.add_argument("--force", action="store_true", help="write it even when nothing changed")
+    arguments = parser.parse_args(argv)
+    page = build_report(
+        arguments.runs, arguments.out, lambda text: print(text, file=sys.stderr, flush=True), arguments.force
+    )
+    print(page.resolve())
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    run_script(main)

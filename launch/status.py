@@ -1,0 +1,84 @@
+"""How runs stand, from their directories alone: no scheduler is asked. Does not import torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from launch.cli import make_parser, positive, run_script
+from launch.record import RECORD_NAME, RecordedRun, read_runs
+from launch.table import RUN_HEADER, render, run_row
+from launch.view import RunView, look
+from toolkit.errors import EXIT_OK, ConfigError
+from toolkit.rundir import RunDir
+
+EXAMPLES = """\
+  python launch/status.py runs/demo                    # every run of a sweep
+  python launch/status.py runs/demo --watch            # again every 5 seconds; Ctrl-C ends it
+  python launch/status.py runs/demo/modernn-seed1-*    # some runs
+  python launch/status.py runs/demo --json             # for scripts"""
+
+
+def runs_of(folder: Path) -> list[RecordedRun]:
+    """The runs that a sweep directory holds, or the run directory itself.
+
+    Raises:
+        ConfigError: when it is neither.
+    """
+    if RunDir(folder).config_file.exists():
+        return [RecordedRun(folder.name, RunDir(folder))]
+    runs = read_runs(folder)
+    if not runs and not (folder / RECORD_NAME).exists():
+        below = sorted({record.parent.name for record in folder.glob(f"*/{RECORD_NAME}")})
+        hint = f"sweeps there: {', '.join(below)}" if below else "start one with launch/sweep.py"
+        kind = "holds no runs" if folder.is_dir() else "no such folder"
+        raise ConfigError(f"{folder}: {kind}; {hint}")
+    return runs
+
+
+def views_of(folders: Sequence[Path]) -> list[RunView]:
+    """How all runs of these folders stand now."""
+    return [look(item.run, item.name) for folder in folders for item in runs_of(folder)]
+
+
+def report(views: Sequence[RunView], width: int | None) -> list[str]:
+    """The table and a line of counts."""
+    counts = Counter(view.state for view in views)
+    total = ", ".join(f"{count} {state}" for state, count in counts.most_common())
+    return [*render(RUN_HEADER, [run_row(view) for view in views], width), "", f"{len(views)} runs: {total}"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser(
+        "status.py", "A table of runs: state, step, speed, ETA, last scores, what went wrong.", EXAMPLES
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="sweep or run directories")
+    parser.add_argument(
+        "--watch", nargs="?", type=positive, const=5, metavar="S", help="show it again every S seconds (default: 5)"
+    )
+    parser.add_argument("--json", action="store_true", help="a JSON list, one object per run")
+    options = parser.parse_args(argv)
+    if options.json and options.watch:
+        parser.error("--json shows one moment; leave --watch out")
+    while True:
+        views = views_of(options.folders)
+        if options.json:
+            print(json.dumps([asdict(view) for view in views], indent=1))
+            return EXIT_OK
+        terminal = sys.stdout.isatty()
+        lines = report(views, shutil.get_terminal_size().columns if terminal else None)
+        clear = "\x1b[H\x1b[2J" if options.watch and terminal else ""
+        print(clear + "\n".join(lines), flush=True)
+        if not options.watch:
+            return EXIT_OK
+        time.sleep(options.watch)
+
+
+if __name__ == "__main__":
+    run_script(main)

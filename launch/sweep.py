@@ -1,0 +1,233 @@
+"""Plan a sweep, submit what isn't done, wait for it, and say what came of it. Does not import torch."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch import lock
+from launch.board import Board
+from launch.cli import make_parser, positive, run_script
+from launch.jobs import DebugSubmitter, JobCommand, JobState, LocalSubmitter, Machine, Submitter, job_command
+from launch.ranks import SignalRelay
+from launch.record import place, preparing, write_record
+from launch.spec import PlannedRun, SweepPlan, plan_sweep
+from launch.table import render
+from launch.view import RunView, look
+from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE, ConfigError
+from toolkit.rundir import RunDir
+
+PAPER = Path(__file__).resolve().parents[1] / "configs" / "sweeps" / "paper.yaml"
+POLL_S = 0.2
+EXAMPLES = """\
+  python launch/sweep.py configs/sweeps/demo.yaml --dry-run             # what would be run
+  python launch/sweep.py configs/sweeps/demo.yaml                       # here, one per GPU or core at a time
+  python launch/sweep.py configs/sweeps/demo.yaml --cluster debug       # one after the other, with their output
+  python launch/sweep.py configs/sweeps/demo.yaml --set train.steps=10  # another value in every run
+  python launch/sweep.py configs/sweeps/demo.yaml --retry failed        # once more for those that failed"""
+WHAT = {
+    "new": "train",
+    "interrupted": "go on",
+    "trained": "evaluate",
+    "failed": "leave (--retry failed runs it again)",
+    "done": "nothing",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A planned run, where it lives, how it stood when the sweep was called, and what is done about it."""
+
+    planned: PlannedRun
+    run: RunDir
+    before: RunView
+    submitted: bool
+
+    @property
+    def what(self) -> str:
+        if self.before.live:
+            return f"wait: {lock.describe(lock.holder(self.run.path) or {})}"
+        return "train again" if self.submitted and self.before.state == "failed" else WHAT[self.before.state]
+
+    def look(self) -> RunView:
+        return look(self.run, self.planned.name, self.planned.config.eval.split)
+
+
+def survey(plan: SweepPlan, root: Path, retry_failed: bool) -> list[Item]:
+    """How every run of the plan stands, and whether it will be submitted."""
+    wanted = {"new", "interrupted", "trained"} | ({"failed"} if retry_failed else set())
+    items = []
+    for planned, run in zip(plan.runs, place(root, plan), strict=True):
+        view = look(run, planned.name, planned.config.eval.split)
+        items.append(Item(planned, run, view, view.state in wanted))
+    return items
+
+
+def describe(plan: SweepPlan, items: Sequence[Item]) -> list[str]:
+    """The plan as a table."""
+    left_out = [f"{plan.duplicates} duplicates left out"] if plan.duplicates else []
+    left_out += [f"{plan.excluded} excluded"] if plan.excluded else []
+    rows = [[item.planned.name, item.planned.hash8, item.before.state, item.what] for item in items]
+    head = ", ".join([f"{plan.name}: {len(items)} runs", *left_out])
+    return [head, *render(("run", "hash", "state", "what will be done"), rows)]
+
+
+def check_stores(items: Sequence[Item]) -> None:
+    """Stores that are missing are better said once, now, than by every job.
+
+    Raises:
+        ConfigError: naming each missing store and how many runs need it.
+    """
+    needed: dict[str, int] = {}
+    for item in items:
+        store = item.planned.config.data.store
+        if not store or ("://" not in store and not Path(store, "manifest.json").exists()):
+            needed[store] = needed.get(store, 0) + 1
+    if needed:
+        lines = [f"  {store or '(not set)'}: needed by {count} runs" for store, count in needed.items()]
+        raise ConfigError(
+            "data.store: no sequence store (manifest.json) there\n"
+            + "\n".join(lines)
+            + "\nMake one with `python -m shards convert`, or name one with --set data.store=FOLDER."
+        )
+
+
+def wait(items: Sequence[Item], submitter: Submitter, board: Board) -> tuple[list[RunView], bool]:
+    """Follow the jobs to their end; returns how the runs stand then, and whether a signal cut it short."""
+    watched = [item for item in items if item.submitted or item.before.live]
+    jobs = {job.run: job for job in submitter.submit([item.run.path for item in items if item.submitted])}
+    settled: dict[Path, RunView] = {}
+    since = time.time()
+    stopping = False
+    with SignalRelay() as relay:
+        while True:
+            signals = relay.take()
+            if signals and stopping:
+                board.say("left: the jobs end by themselves when their checkpoints are written")
+                raise KeyboardInterrupt
+            if signals:
+                stopping = True
+                submitter.cancel()
+                board.say(
+                    "stopping: the running jobs write a checkpoint and end; once more (Ctrl-C) to leave them to it"
+                )
+            states = submitter.poll()
+            views = []
+            for item in watched:
+                job = jobs.get(item.run.path.resolve())
+                state = JobState.ENDED if job is None else states[job]
+                view = settled.get(item.run.path) or item.look()
+                if state is JobState.QUEUED:
+                    view = dataclasses.replace(view, state="queued", reason=None)
+                elif state is JobState.RUNNING and lock.read_record(item.run.path).get("started", 0.0) < since:
+                    view = dataclasses.replace(view, state="starting", reason=None)
+                elif state is JobState.ENDED and (not view.live or (stopping and job is None)):
+                    view = settled[item.run.path] = _verdict(item, view, expected=stopping or job is None)
+                views.append(view)
+            finished = len(settled) == len(watched)
+            board.show(views, last=finished)
+            if finished:
+                return [settled.get(item.run.path, item.before) for item in items], stopping
+            time.sleep(POLL_S)
+
+
+def _verdict(item: Item, view: RunView, expected: bool) -> RunView:
+    """Name a job that ended without finishing its run, failing or being stopped: killed, or never begun."""
+    stopped = lock.read_record(item.run.path).get("exit") == EXIT_REQUEUE
+    if expected or stopped or view.state in ("done", "failed"):
+        return view
+    reason = f"{view.state}: its job ended without a word (out of memory?); see also logs/submitit"
+    return dataclasses.replace(view, state="killed", reason=reason)
+
+
+def conclude(plan: SweepPlan, items: Sequence[Item], views: Sequence[RunView], root: Path, again: str) -> int:
+    """Say what came of the runs; returns the exit code."""
+    done = sum(view.state == "done" for view in views)
+    failed = [view for view in views if view.state in ("failed", "killed")]
+    unfinished = [view for view in views if view.state not in ("done", "failed", "killed")]
+    for view in failed:
+        print(f"{view.state}: {view.name}: {view.reason}\n    log: {view.log or f'{view.path}/logs'}", file=sys.stderr)
+    for state in dict.fromkeys(view.state for view in unfinished):
+        names = [view.name for view in unfinished if view.state == state]
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        print(f"{state}: {', '.join(names[:6])}{more}", file=sys.stderr)
+    nothing = not any(item.submitted or item.before.live for item in items)
+    print(f"{done} of {len(views)} done" + (", nothing to do" if nothing and done == len(views) else ""))
+    if done == len(views):
+        print(f"The report: python launch/report.py {root}")
+        return EXIT_OK
+    if any(view.state != "failed" for view in (*unfinished, *failed)):
+        print(f"Go on with: {again}")
+    if any(view.state == "failed" for view in failed):
+        retry = again if "--retry" in again else f"{again} --retry failed"
+        print(f"Failed runs are not run again by themselves; to try them once more: {retry}")
+    return EXIT_FAILURE if failed else EXIT_REQUEUE
+
+
+def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -> int:
+    """Run the script; `command` gives what a job runs. Returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    options = _parse(arguments)
+    plan = plan_sweep(options.sweep, options.set)
+    root: Path = options.runs / plan.name
+    items = survey(plan, root, options.retry == "failed")
+    print("\n".join(describe(plan, items)), flush=True)
+    if options.dry_run:
+        print("dry run: nothing was made or submitted")
+        return EXIT_OK
+    submitted = [item for item in items if item.submitted]
+    check_stores(submitted)
+    with preparing(root):
+        for item in submitted:
+            RunDir.create(item.run.path, item.planned.config)
+        write_record(root, plan, [item.run for item in items])
+    views, stopped = [item.before for item in items], False
+    if any(item.submitted or item.before.live for item in items):
+        submitter = _submitter(options, command)
+        print(f"{len(submitted)} runs to do, {submitter.jobs} at a time; logs in {root}/*/logs", flush=True)
+        board = Board(sys.stdout, redraw=False if options.cluster == "debug" else None)
+        views, stopped = wait(items, submitter, board)
+    again = shlex.join(["python", "launch/sweep.py", *arguments])
+    code = conclude(plan, items, views, root, again)
+    return EXIT_REQUEUE if stopped and code != EXIT_OK else code
+
+
+def _submitter(options: argparse.Namespace, command: JobCommand) -> LocalSubmitter | DebugSubmitter:
+    if options.cluster == "debug":
+        return DebugSubmitter(options.ranks, command)
+    return LocalSubmitter(options.ranks, options.jobs or Machine.here().jobs(options.ranks), command)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser("sweep.py", "Run every configuration of a sweep that isn't done yet, and wait.", EXAMPLES)
+    parser.add_argument("sweep", nargs="?", type=Path, default=PAPER, help="a sweep file (default: the paper's sweep)")
+    parser.add_argument(
+        "--cluster",
+        choices=("local", "debug"),
+        default="local",
+        help="local: background jobs on this machine (default); debug: one after the other, in the foreground",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument(
+        "--jobs", type=positive, metavar="N", help="local runs at a time (default: GPUs or cores / ranks)"
+    )
+    parser.add_argument("--ranks", type=positive, default=1, metavar="N", help="processes per run (default: 1)")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where sweeps live (default: runs)"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
+    parser.add_argument("--retry", choices=("failed",), help="submit failed runs again")
+    options = parser.parse_args(arguments)
+    if options.cluster == "debug" and options.jobs:
+        parser.error("--cluster debug runs one job at a time; leave --jobs out")
+    return options
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,142 @@
+"""How a run stands, from its directory alone: what the tables of sweep.py and status.py show.
+
+States: `new` (nothing began), `starting` (a job has it, no step yet), `running`, `validating`, `evaluating`,
+`interrupted` (began, nobody works on it), `failed`, `trained` (scores are missing), `done` (trained and scored).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launch import lock
+from toolkit.rundir import RunDir
+
+LIVE_STATES = ("starting", "running", "validating", "evaluating")
+CHECKPOINTS_SCORED = ("best", "last")
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One row: a run as it stands now. Numbers are None where the run did not write them."""
+
+    name: str
+    path: str
+    state: str
+    step: int | None = None
+    steps: int | None = None
+    rate: float | None = None  # sequences per second
+    eta_s: float | None = None
+    data_wait: float | None = None  # share of the time, 0..1
+    loss: float | None = None
+    val: Mapping[str, float] = field(default_factory=dict)
+    host: str | None = None
+    restarts: int | None = None
+    reason: str | None = None
+    log: str | None = None
+
+    @property
+    def live(self) -> bool:
+        return self.state in LIVE_STATES
+
+
+def missing_scores(run: RunDir, split: str | None = None) -> list[str]:
+    """Which of best and last lack a score newer than the end of training; `split` None: of any split."""
+    try:
+        trained = (run.path / "DONE").stat().st_mtime
+    except FileNotFoundError:
+        return list(CHECKPOINTS_SCORED)
+    missing = []
+    for which in CHECKPOINTS_SCORED:
+        files = run.eval.glob(f"*-{which}.json") if split is None else [run.eval / f"{split}-{which}.json"]
+        if not any(file.exists() and file.stat().st_mtime >= trained for file in files):
+            missing.append(which)
+    return missing
+
+
+def look(run: RunDir, name: str | None = None, split: str | None = None, now: float | None = None) -> RunView:
+    """Read a run directory; never raises for what a run may have left half done."""
+    record = lock.read_record(run.path)
+    job = lock.holder(run.path)
+    try:
+        state = run.read_state()
+        standing = run.standing(now)
+    except ValueError:  # a full disk or a hand edit; the run writes a new one with its next step
+        state, standing = {}, "interrupted"
+    word = _word(run, standing, state, job is not None, split)
+    training = word in ("running", "validating") and bool(state.get("seq_per_s"))  # 0 before the first step
+    failure = run.failure() if word == "failed" else None
+    return RunView(
+        name=name or run.path.name,
+        path=str(run.path),
+        state=word,
+        step=state.get("step"),
+        steps=state.get("steps"),
+        rate=state.get("seq_per_s") if training else None,
+        eta_s=state.get("eta_s") if training else None,
+        data_wait=state.get("data_wait") if training else None,
+        loss=state.get("loss"),
+        val=dict(state.get("val") or {}),
+        host=(job or {}).get("host") or state.get("host"),
+        restarts=state.get("restarts"),
+        reason=failure or _why(word),
+        log=record.get("log"),
+    )
+
+
+def _word(run: RunDir, standing: str, state: Mapping[str, Any], has_job: bool, split: str | None) -> str:
+    if has_job:
+        if run.done:
+            return "evaluating"
+        fresh = standing == "running" and _alive(state)
+        return {"validating": "validating"}.get(str(state.get("phase")), "running") if fresh else "starting"
+    if run.failure() is not None:  # also after DONE: then the evaluation failed
+        return "failed"
+    if run.done:
+        return "trained" if missing_scores(run, split) else "done"
+    if standing == "running":
+        # Silence is needed to call a far process dead; one of this machine can be asked for.
+        return "running" if _alive(state) else "interrupted"
+    return standing
+
+
+def _alive(state: Mapping[str, Any]) -> bool:
+    if state.get("host") != socket.gethostname():
+        return True
+    try:
+        pid = int(state["pid"])
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, KeyError, TypeError, ValueError):
+        return True
+    try:  # ended, but nobody has asked for its code yet: in containers that may last
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return True
+
+
+def _why(word: str) -> str | None:
+    return {
+        "interrupted": "stopped before the end; run the sweep again to go on",
+        "trained": "not evaluated yet",
+    }.get(word)
+
+
+def find_runs(folder: Path) -> list[RunDir]:
+    """The run directories right below a folder, by name."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir())
+        return [RunDir(folder / name) for name in names if (folder / name / "config.yaml").exists()]
+    return []
+
+
+def clock() -> str:
+    """The time of day, for lines of progress."""
+    return time.strftime("%H:%M:%S")

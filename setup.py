@@ -1,0 +1,47 @@
+"""Packaging of the ModeRNN toolkit. Tools are configured in pyproject.toml; this file says what is installed."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+INSTALL = [
+    # torch stays open here on purpose: users bring the build for their GPU. constraints-cpu.txt pins a tested set.
+    "torch>=2.4",
+    "deepspeed>=0.17",
+    "webdataset>=1.0",
+    "submitit>=1.5",
+    "numpy>=1.26",
+    "lpips>=0.1.4",
+    "tensorboard>=2.14",
+    "zarr>=3.0",
+    "pydantic>=2.7",
+    "pyyaml>=6.0",
+    "pillow>=10.0",
+    "matplotlib>=3.8",
+    "scikit-learn>=1.4",  # real handwritten digits without a download; t-SNE and linear probes
+]
+DEV = [
+    "pytest>=8.0",
+    "pytest-timeout>=2.3",
+    "hypothesis>=6.100",
+    "ruff>=0.6",
+    "mypy>=1.11",
+    "types-PyYAML",
+    "scikit-image>=0.22",  # the reference for SSIM and PSNR
+    "xarray>=2024.9",  # reads our zarr stores as a user would
+]
+
+setup(
+    name="modernn-toolkit",
+    version="0.1.0",
+    description="Distributed training of recurrent spatiotemporal predictors: ModeRNN and its baselines",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["toolkit*", "shards*", "launch*"]),
+    install_requires=INSTALL,
+    extras_require={"dev": DEV},
+)

@@ -1,0 +1,34 @@
+"""Sequence stores: any archive of frames in, one kind of store out (contract 1, stated in manifest.py).
+
+    python -m shards convert moving-mnist stores/mmnist     make a store
+    python -m shards verify stores/mmnist                   check it
+    python -m shards info stores/mmnist                     see what it holds
+
+    from shards import open_store
+    store = open_store("stores/mmnist")
+    frames = store.read("train", 0, 0, 20)                  # uint8 [20, C, H, W]
+
+This package knows numpy, Pillow, webdataset's layout and zarr; it imports neither torch nor toolkit nor launch.
+"""
+
+from shards.errors import ManifestError, ShardError, SourceError, StoreError, UsageError
+from shards.manifest import FrameSpec, Manifest, Scale, ShardInfo, SplitInfo
+from shards.store import Event, Store, open_store
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Event",
+    "FrameSpec",
+    "Manifest",
+    "ManifestError",
+    "Scale",
+    "ShardError",
+    "ShardInfo",
+    "SourceError",
+    "SplitInfo",
+    "Store",
+    "StoreError",
+    "UsageError",
+    "open_store",
+]

@@ -1,0 +1,220 @@
+"""Conversion: a source in, a store out, all of it or nothing.
+
+Everything is written into a partial folder beside the output folder, flushed to disk, and renamed at the end: the final
+name never shows half a store. A conversion that was interrupted at any point, by an error, a kill or a power cut, is
+taken up by the next identical call: finished shards are compared with their digests and kept, the others are written,
+and the store comes out with the same bytes, on any number of workers (partial.py, workers.py).
+
+How much memory a conversion needs is said in writer.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.errors import ManifestError, SourceError, UsageError
+from shards.manifest import ENCODINGS, FORMATS, KEY_PATTERN, MANIFEST_NAME, SPLIT_PATTERN, Manifest, SplitInfo
+from shards.partial import partial_code, partial_folder, put_in_place
+from shards.progress import Progress
+from shards.sources.base import Description, Plan, PlannedEvent, Source
+from shards.verify import stray_files, verify
+from shards.workers import run_jobs
+from shards.writer import ShardResult, StorePlan, StoreWriter, finished_jobs
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `convert` did: the store's manifest, and whether it was there already."""
+
+    manifest: Manifest
+    already_complete: bool
+
+
+def convert(
+    source: Source,
+    output: Path,
+    *,
+    format: str = "webdataset",
+    encoding: str = "raw",
+    arguments: Mapping[str, Any],
+    name: str | None = None,
+    shard_mb: float = 256.0,
+    workers: int = 1,
+    overwrite: bool = False,
+    plan_sha256: str | None = None,
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+) -> Outcome:
+    """Convert `source` into a new store in folder `output`, or go on where an earlier call was interrupted.
+
+    `arguments` (plain JSON) go into the manifest: with the digest of the plan they say whether a store that stands
+    there already is the very one asked for. `workers` processes write shards side by side; their number doesn't show in
+    the bytes. `overwrite` replaces another store, and nothing but a store. `plan_sha256` is recorded instead of the
+    digest of the source's own plan (where the source is a store, that of the archive). Raises ShardErrors.
+    """
+    if format not in FORMATS or encoding not in ENCODINGS or shard_mb <= 0 or workers < 1:
+        raise UsageError(
+            f"format {format!r} ({' or '.join(FORMATS)}), encoding {encoding!r} ({', '.join(ENCODINGS)}), "
+            f"shard size {shard_mb} MB (> 0), {workers} workers (>= 1)"
+        )
+    description, plan = source.describe(), source.plan()
+    _check_plan(plan)
+    digest = plan_digest(plan)
+    conversion = {**arguments, "format": format, "name": name or description.name, "shard_mb": shard_mb}
+    if encoding != "raw":
+        conversion["encoding"] = encoding
+    conversion["plan_sha256"] = plan_sha256 or digest
+    standing = _look_at_target(output, conversion, overwrite)
+    if standing is not None:
+        return Outcome(standing, already_complete=True)
+    for note in plan.notes:
+        say(note)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with partial_folder(output, partial_code(conversion, digest, source), say) as folder:
+        writer = _writer(format, _store_plan(folder, description, plan, int(shard_mb * 1e6), encoding))
+        results = _write(writer, source, workers, say)
+        manifest = _manifest(writer, description, conversion, format, results)
+        (writer.plan.store / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        put_in_place(writer.plan.store, output)
+    return Outcome(manifest, already_complete=False)
+
+
+def _write(writer: StoreWriter, source: Source, workers: int, say: Callable[[str], None]) -> list[ShardResult]:
+    """Every shard of the store, with progress on stderr."""
+    jobs = writer.jobs()
+    if finished := finished_jobs(writer.plan):
+        say(f"going on: {finished} of {len(jobs)} shards were finished by an earlier call")
+    progress = Progress(sum(len(events) for events in writer.plan.splits.values()))
+    results = run_jobs(writer, source, jobs, workers, progress)
+    progress.close()
+    return results
+
+
+def _store_plan(folder: Path, description: Description, plan: Plan, shard_bytes: int, encoding: str) -> StorePlan:
+    return StorePlan(
+        folder=folder,
+        frames=description.frames,
+        scale=description.scale,
+        step_seconds=description.step_seconds,
+        splits={split: events for split, events in plan.splits.items() if events},
+        shard_bytes=shard_bytes,
+        encoding=encoding,
+    )
+
+
+def _manifest(
+    writer: StoreWriter,
+    description: Description,
+    conversion: Mapping[str, Any],
+    format: str,
+    results: Sequence[ShardResult],
+) -> Manifest:
+    """Write what the format needs beside its shards, and say what the store holds."""
+    files = writer.finish(results)
+    return Manifest(
+        format=format,
+        encoding=writer.plan.encoding,
+        name=conversion["name"],
+        frames=description.frames,
+        step_seconds=description.step_seconds,
+        scale=description.scale,
+        splits={split: _split_info(split, events, results) for split, events in writer.plan.splits.items()},
+        modes=description.modes,
+        source=description.source,
+        conversion=conversion,
+        files=files,
+    )
+
+
+def plan_digest(plan: Plan) -> str:
+    """SHA-256 over every planned event with its files: an archive that has grown since gives another."""
+    digest = hashlib.sha256()
+    for split, events in plan.splits.items():
+        for event in events:
+            digest.update(f"{split} {event!r}\n".encode())
+    return digest.hexdigest()
+
+
+def _check_plan(plan: Plan) -> None:
+    """Refuse a plan that no store can hold; a source written by a user may well make one."""
+    if not any(plan.splits.values()):
+        raise SourceError("the source has no events; ask for at least one (see --help for how it counts them)")
+    seen: set[str] = set()
+    for split, events in plan.splits.items():
+        if not SPLIT_PATTERN.fullmatch(split):
+            raise SourceError(f"{split!r} is not a name for a split; use small letters, digits, - and _")
+        before = ""
+        for event in events:
+            if not KEY_PATTERN.fullmatch(event.key) or event.length < 1:
+                raise SourceError(
+                    f"{split}: event {event.key!r} of {event.length} frames: a key has 1 to 80 letters, digits, - or "
+                    "_, and an event one frame or more; repair the source"
+                )
+            if event.key <= before:
+                raise SourceError(
+                    f"{split}: the key {event.key!r} comes after {before!r}; a source gives ascending keys"
+                )
+            if event.key in seen:
+                raise SourceError(f"the key {event.key!r} occurs in two splits; repair the source")
+            before = event.key
+            seen.add(event.key)
+
+
+def _look_at_target(output: Path, conversion: Mapping[str, Any], overwrite: bool) -> Manifest | None:
+    """The manifest of the store that is there already if it is the one asked for; None if the way is free.
+
+    Raises UsageError if the folder holds anything else, or another store without `overwrite`.
+    """
+    if not output.exists() and not output.is_symlink():
+        return None
+    if output.is_symlink() or not output.is_dir():
+        raise UsageError(f"{output} is there and is not a folder; choose another name for the store")
+    if not any(output.iterdir()):
+        return None
+    try:
+        manifest = Manifest.load(output)
+        strays = stray_files(output, manifest)
+    except ManifestError as error:
+        if (output / MANIFEST_NAME).exists():
+            raise UsageError(f"{error}; or choose another output folder: this one is left as it is") from None
+        names = sorted(path.name for path in output.iterdir())
+        more = " ..." if len(names) > 5 else ""
+        raise UsageError(
+            f"{output} is not a store; it holds {', '.join(names[:5])}{more}; choose a folder that doesn't exist yet"
+        ) from None
+    if not overwrite:
+        problems = verify(output, quick=True)
+        if dict(manifest.conversion) == json.loads(json.dumps(conversion)) and not problems:
+            return manifest
+        state = f"damaged ({problems[0]})" if problems else "made with other arguments or from another archive"
+        raise UsageError(
+            f"{output} holds the store {manifest.name!r} ({manifest.format}), {state}; "
+            "choose another output folder, or replace it with --overwrite"
+        )
+    if strays:
+        raise UsageError(
+            f"{output} holds the store {manifest.name!r}, but also {strays[0]}, which is no part of it; "
+            "--overwrite replaces only stores: move that away, or choose another output folder"
+        )
+    return None
+
+
+def _writer(format: str, plan: StorePlan) -> StoreWriter:
+    """The formats' writers; zarr is imported only by those who want it."""
+    if format == "zarr":
+        from shards.zarr_store import ZarrWriter
+
+        return ZarrWriter(plan)
+    from shards.tar_store import TarWriter
+
+    return TarWriter(plan)
+
+
+def _split_info(split: str, events: Sequence[PlannedEvent], results: Sequence[ShardResult]) -> SplitInfo:
+    shards = tuple(result.info for result in results if result.job.split == split)
+    return SplitInfo(len(events), sum(event.length for event in events), shards)

@@ -1,0 +1,58 @@
+"""What can go wrong with archives and stores.
+
+Every message names the file, the key or the shard, gives both numbers where two disagree, and ends with what to do
+next. All are ValueErrors, so that a caller who does not care which one it is can catch that.
+"""
+
+
+class ShardError(ValueError):
+    """Anything that this package refuses; `exit_code` is what the command line then ends with."""
+
+    exit_code = 1
+
+
+class UsageError(ShardError):
+    """The request itself can't be met: options that contradict each other, an output folder that holds something
+    else.
+    """
+
+    exit_code = 2
+
+
+class SourceError(ShardError):
+    """An archive that is absent, unreadable or not what its format says."""
+
+    exit_code = 5
+
+
+class ManifestError(ShardError):
+    """A manifest that is absent, of another version, or not a manifest."""
+
+    exit_code = 5
+
+
+class StoreError(ShardError):
+    """A store whose files don't hold what its manifest and indexes say.
+
+    `shard` (the file below the store), `key` (the event) and `offset` (a byte of that file) say where, each None where
+    it is not known; the message says the same in words.
+    """
+
+    exit_code = 5
+
+    def __init__(
+        self, message: str, *, shard: str | None = None, key: str | None = None, offset: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.shard, self.key, self.offset = shard, key, offset
+
+
+class TransportError(StoreError):
+    """A server that doesn't give what was asked for, after as many attempts as are allowed. Its store may be whole."""
+
+    exit_code = 1
+
+
+def verify_hint(path: object) -> str:
+    """The end of every message about a damaged store."""
+    return f"run: python -m shards verify {path}"

@@ -1,0 +1,365 @@
+"""Contract 1: what a sequence store is.
+
+A store is a folder with `manifest.json`. It holds *events*: uint8 frames [L, C, H, W] in time order, each kept once.
+Windows of T frames are cut at reading. A *run* is an unbroken sequence in time; a run too long for one event is stored
+as consecutive events of the same split, and a window may span two of them (`run` and `run_offset` of an event say which
+part it is).
+
+Two formats hold the same events, byte for byte:
+
+- `webdataset`: `SPLIT/000000.tar` with the members `KEY.frames.npy` and `KEY.json`, and `SPLIT/000000.idx` beside it
+  (see tar_store.py). Plain webdataset reads it; so does tar.
+- `zarr`: a zarr v3 group per split, its frames in one array along time (see zarr_store.py). xarray reads it.
+
+`encoding` says whether the frames lie there raw or compressed (see encoding.py); what is read is the same.
+
+The manifest states what no file alone can: the frames' shape and time step, the physical scale, how much every split
+and shard holds and its SHA-256, the mode labels (for analysis and scoring, never shown to training), the source with
+its licence, and the exact arguments of the conversion. It holds no clock time and no path but those that the user
+typed: converting the same input twice gives the same bytes.
+
+Codes and values. A pixel is a code 0..max_code, or `missing_code` where nothing was observed. Its value is
+offset + gain * code, in `unit`; where an archive defines a physical value that isn't linear in its codes, `mapping`
+names the further step (mappings.py), and `unit` is that of the archive's own numbers. What a model is fed is
+code / max_code, in 0..1, with 0 where missing (`Scale.normalise`); stores keep the codes, and whoever feeds a device
+sends uint8 there and divides on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from shards.errors import ManifestError, UsageError
+from shards.mappings import MAPPINGS, nearest
+
+FORMAT_VERSION = 1
+FORMATS = ("webdataset", "zarr")
+ENCODINGS = ("raw", "zstd", "lz4")
+MANIFEST_NAME = "manifest.json"
+GENERATOR = "modernn-toolkit shards 0.1.0"
+
+# Names that become parts of paths (splits) or of tar member names (keys; webdataset cuts a name at its first dot).
+SPLIT_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+KEY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
+
+Codes = npt.NDArray[np.uint8]
+Values = npt.NDArray[np.float32]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class FrameSpec:
+    """The shape of one frame: [channels, height, width], uint8."""
+
+    channels: int
+    height: int
+    width: int
+    dtype: str = "uint8"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return (self.channels, self.height, self.width)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one frame."""
+        return self.channels * self.height * self.width
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How codes and physical values belong together: value = offset + gain * code, for codes 0..max_code.
+
+    With a `mapping` the physical value is that function of the value, in `physical_unit`.
+    """
+
+    quantity: str  # what is measured, in words: "radar reflectivity"
+    unit: str  # of `value`; "1" for a bare intensity
+    offset: float
+    gain: float
+    max_code: int = 255  # the greatest code that stands for a value
+    missing_code: int | None = None  # the code of a pixel without observation, or None where every pixel has one
+    mapping: str | None = None  # a name in mappings.MAPPINGS, or None where values are physical as they are
+
+    @property
+    def physical_unit(self) -> str:
+        """The unit of what `to_physical` gives."""
+        return self.unit if self.mapping is None else MAPPINGS[self.mapping].unit
+
+    def to_physical(self, codes: Codes) -> Values:
+        """Physical values of `codes` in `physical_unit`, float32 of the same shape, NaN where missing."""
+        values = np.asarray(self.offset + self.gain * codes.astype(np.float32), dtype=np.float32)
+        if self.mapping is not None:
+            values = MAPPINGS[self.mapping].physical(values)
+        if self.missing_code is not None:
+            values[codes == self.missing_code] = np.nan
+        return values
+
+    def to_code(self, values: npt.ArrayLike) -> Codes:
+        """The nearest codes of physical `values`, clipped to 0..max_code; NaN becomes the missing code. Of codes with
+        one physical value the least.
+
+        Raises UsageError for NaN where the scale has no missing code.
+        """
+        exact = np.asarray(values, dtype=np.float64)
+        absent = np.isnan(exact)
+        exact = np.where(absent, 0.0, exact)
+        if self.mapping is None:
+            codes = np.clip(np.rint((exact - self.offset) / self.gain), 0, self.max_code)
+        else:
+            codes = nearest(self.to_physical(np.arange(self.max_code + 1, dtype=np.uint8)), exact)
+        if absent.any():
+            if self.missing_code is None:
+                raise UsageError(
+                    f"{int(absent.sum())} values are NaN, but this scale of {self.quantity} has no code for it"
+                )
+            codes[absent] = self.missing_code
+        return codes.astype(np.uint8)
+
+    def normalise(self, codes: Codes) -> Values:
+        """What models are fed: code / max_code in 0..1, float32 of the same shape, 0 where missing."""
+        scaled = codes.astype(np.float32) / np.float32(self.max_code)
+        if self.missing_code is not None:
+            scaled[codes == self.missing_code] = 0.0
+        return scaled
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One shard: a file of whole events (webdataset), or of whole chunks of the split's array (zarr)."""
+
+    file: str  # below the store, with forward slashes
+    bytes: int
+    events: int  # that begin in this shard
+    sha256: str
+    index_sha256: str | None = None  # of the .idx beside a tar; zarr has its index inside the file
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file that is neither a shard nor the index of one: zarr's metadata and coordinates."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """What one split holds."""
+
+    events: int
+    frames: int
+    shards: tuple[ShardInfo, ...]
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """Where the frames come from and on what terms."""
+
+    name: str
+    licence: str
+    citation: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """See the module's docstring. `conversion` is plain JSON: the arguments, and the digest of what they were applied
+    to.
+    """
+
+    format: str
+    name: str
+    frames: FrameSpec
+    step_seconds: float | None  # None: the frames have no clock
+    scale: Scale
+    splits: Mapping[str, SplitInfo]
+    modes: tuple[str, ...]
+    source: SourceInfo
+    conversion: Mapping[str, Any]
+    files: tuple[FileInfo, ...] = ()
+    encoding: str = "raw"
+    generator: str = GENERATOR
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """The text of manifest.json; its last key is a digest of all the others."""
+        data = {"format_version": self.format_version, "format": self.format}
+        data.update((key, value) for key, value in dataclasses.asdict(self).items() if key not in data)
+        data["digest"] = manifest_digest(data)
+        return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str, where: str = MANIFEST_NAME, sealed: bool = True) -> Manifest:
+        """Read what `to_json` wrote. Raises ManifestError that names `where` and the key at fault, and, if it must be
+        `sealed`, where the digest isn't that of the rest: an edited scale or shape would give other values in silence.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ManifestError(f"{where}: not JSON ({error}); convert the archive again") from None
+        fields = _Fields(data, where)
+        version = fields.take("format_version", int)
+        if version != FORMAT_VERSION:
+            raise ManifestError(
+                f"{where}: format_version is {version}, this program reads {FORMAT_VERSION}; "
+                "convert the archive again, or read the store with the version that wrote it"
+            )
+        manifest = Manifest(
+            format=fields.one_of("format", FORMATS),
+            encoding=fields.one_of("encoding", ENCODINGS) if "encoding" in fields.data else "raw",  # older stores
+            name=fields.take("name", str),
+            frames=_frames(fields.inner("frames")),
+            step_seconds=fields.optional("step_seconds", float),
+            scale=_scale(fields.inner("scale")),
+            splits={name: _split(inner, name) for name, inner in fields.inner("splits").each()},
+            modes=tuple(str(mode) for mode in fields.take("modes", list)),
+            source=_flat(SourceInfo, fields.inner("source")),
+            conversion=fields.take("conversion", dict),
+            files=tuple(_flat(FileInfo, inner) for inner in fields.items("files")),
+            generator=fields.take("generator", str),
+        )
+        digest = fields.take("digest", str)
+        fields.done()
+        if sealed and digest != manifest_digest(data):
+            raise ManifestError(
+                f"{where}: was edited or damaged: its digest doesn't match its contents; fetch it again from a good "
+                "copy, or convert the archive again"
+            )
+        return manifest
+
+    @staticmethod
+    def load(store: Path, sealed: bool = True) -> Manifest:
+        """The manifest of the store in folder `store`. Raises ManifestError, as `from_json` does."""
+        path = store / MANIFEST_NAME
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            raise ManifestError(
+                f"{store} is not a store: it has no {MANIFEST_NAME}; make one with: python -m shards convert --help"
+            ) from None
+        except UnicodeDecodeError as error:
+            raise ManifestError(f"{path}: not UTF-8 text ({error}); convert the archive again") from None
+        return Manifest.from_json(text, str(path), sealed)
+
+
+def manifest_digest(data: Mapping[str, Any]) -> str:
+    """SHA-256 over everything in a manifest but its own `digest`: an edited manifest no longer matches."""
+    rest = {key: value for key, value in data.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class _Fields:
+    """Takes typed fields out of a JSON object and, when done, says which were not expected."""
+
+    def __init__(self, data: object, where: str) -> None:
+        if not isinstance(data, dict):
+            raise ManifestError(f"{where}: expected an object, found {type(data).__name__}; convert the archive again")
+        self.data: dict[str, Any] = dict(data)
+        self.where = where
+
+    def take(self, key: str, kind: type[_T]) -> _T:
+        if key not in self.data:
+            raise ManifestError(f"{self.where}: the key {key!r} is missing; convert the archive again")
+        value = self.data.pop(key)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ManifestError(
+                f"{self.where}: {key} should be {kind.__name__}, found {value!r}; convert the archive again"
+            )
+        return value
+
+    def optional(self, key: str, kind: type[_T]) -> _T | None:
+        if key in self.data and self.data[key] is None:
+            return self.data.pop(key)  # None
+        return self.take(key, kind)
+
+    def one_of(self, key: str, allowed: tuple[str, ...]) -> str:
+        value = self.take(key, str)
+        if value not in allowed:
+            raise ManifestError(f"{self.where}: {key} is {value!r}, should be one of {', '.join(allowed)}")
+        return value
+
+    def inner(self, key: str) -> _Fields:
+        return _Fields(self.take(key, dict), f"{self.where}: {key}")
+
+    def items(self, key: str) -> list[_Fields]:
+        return [_Fields(item, f"{self.where}: {key}[{i}]") for i, item in enumerate(self.take(key, list))]
+
+    def each(self) -> list[tuple[str, _Fields]]:
+        return [(key, _Fields(value, f"{self.where}.{key}")) for key, value in self.data.items()]
+
+    def done(self) -> None:
+        if self.data:
+            raise ManifestError(
+                f"{self.where}: unknown keys {', '.join(sorted(self.data))}; written by a newer version?"
+            )
+
+
+def _flat(kind: type[_T], fields: _Fields) -> _T:
+    """A dataclass whose fields are str, int or an optional str; paths are checked, as they will be opened."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.type == "str | None":
+            values[field.name] = fields.optional(field.name, str)
+        else:
+            values[field.name] = fields.take(field.name, int if field.type == "int" else str)
+    fields.done()
+    if "file" in values:
+        parts = values["file"].split("/")
+        if "\\" in values["file"] or any(part in ("", ".", "..") for part in parts):
+            raise ManifestError(f"{fields.where}: the file {values['file']!r} does not lie inside the store")
+    return kind(**values)
+
+
+def _frames(fields: _Fields) -> FrameSpec:
+    spec = _flat(FrameSpec, fields)
+    if spec.dtype != "uint8" or min(spec.shape) < 1:
+        raise ManifestError(f"{fields.where}: frames should be uint8 with sides of at least 1, found {spec}")
+    return spec
+
+
+def _scale(fields: _Fields) -> Scale:
+    scale = Scale(
+        quantity=fields.take("quantity", str),
+        unit=fields.take("unit", str),
+        offset=fields.take("offset", float),
+        gain=fields.take("gain", float),
+        max_code=fields.take("max_code", int),
+        missing_code=fields.optional("missing_code", int),
+        mapping=fields.optional("mapping", str) if "mapping" in fields.data else None,  # older stores have none
+    )
+    fields.done()
+    if scale.mapping is not None and scale.mapping not in MAPPINGS:
+        raise ManifestError(
+            f"{fields.where}: the mapping {scale.mapping!r} is unknown, should be one of {', '.join(MAPPINGS)}; "
+            "written by a newer version?"
+        )
+    if not 1 <= scale.max_code <= 255 or scale.gain == 0:
+        raise ManifestError(f"{fields.where}: max_code should be 1..255 and gain not 0, found {scale}")
+    return scale
+
+
+def _split(fields: _Fields, name: str) -> SplitInfo:
+    if not SPLIT_PATTERN.fullmatch(name):
+        raise ManifestError(f"{fields.where}: {name!r} is not a name for a split (small letters, digits, - and _)")
+    split = SplitInfo(
+        events=fields.take("events", int),
+        frames=fields.take("frames", int),
+        shards=tuple(_flat(ShardInfo, item) for item in fields.items("shards")),
+    )
+    fields.done()
+    return split

@@ -1,0 +1,114 @@
+"""The unfinished store: a folder beside the output that an interrupted conversion leaves and the next one goes on from.
+
+`.NAME.partial-CODE` holds the lock, the store to be, a record for each finished shard, and what is being written.
+CODE stands for everything that decides the bytes: the arguments, the plan of events, and the program. The same call
+finds the same folder; a call with other arguments, or after a change in the program, begins another one, and removes
+what is left of the first when its own store stands.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from shards.errors import UsageError
+from shards.sources.base import Source
+
+LOCK_NAME = "lock"
+
+
+def partial_code(conversion: Mapping[str, Any], plan_sha256: str, source: Source) -> str:
+    """See the module's docstring."""
+    digest = hashlib.sha256(json.dumps([conversion, plan_sha256], sort_keys=True).encode())
+    program = set(Path(__file__).parent.rglob("*.py"))
+    with suppress(TypeError, OSError):  # a source typed at the prompt has no file
+        program.add(Path(inspect.getfile(type(source))))
+    options = getattr(source, "__dict__", {}).values()
+    program.update(value for value in options if isinstance(value, Path) and value.suffix == ".py")  # sources/custom.py
+    for path in sorted(program):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def partial_folder(output: Path, code: str, say: Callable[[str], None]) -> Iterator[Path]:
+    """The locked folder for this conversion to `output`, perhaps with finished shards. It is removed at the end, with
+    those of earlier conversions to `output`; after an error it stays if it holds finished shards.
+
+    Raises UsageError if another conversion to `output` is running.
+    """
+    start = f".{output.name}.partial-"
+    mine = output.parent / f"{start}{code}"
+    with ExitStack() as locks:
+        others = [path for path in sorted(output.parent.glob(f"{_plain(start)}*")) if path != mine]
+        for other in others:
+            _lock(locks, other, output)
+        mine.mkdir(exist_ok=True)
+        _lock(locks, mine, output)
+        for name in ("store", "work", "done"):
+            (mine / name).mkdir(exist_ok=True)
+        for leftover in (mine / "work").iterdir():
+            leftover.unlink()
+        try:
+            yield mine
+        except BaseException:
+            if any((mine / "done").iterdir()):
+                say(f"finished shards are kept in {mine}; the same command goes on from them")
+            else:
+                shutil.rmtree(mine, ignore_errors=True)
+            raise
+        for folder in others:
+            say(f"removing what an interrupted conversion left: {folder}")
+            shutil.rmtree(folder)
+        shutil.rmtree(mine)
+
+
+def put_in_place(store: Path, output: Path) -> None:
+    """Flush everything to disk, then rename: after a power cut there is the whole store or none."""
+    for parent, _, names in os.walk(store):
+        for path in [*(Path(parent, name) for name in names), Path(parent)]:
+            _flush(path)
+    if output.exists() and any(output.iterdir()):
+        old = store.with_name("replaced")  # goes with the partial folder
+        output.rename(old)
+        try:
+            store.rename(output)
+        except OSError:
+            old.rename(output)
+            raise
+    else:
+        store.rename(output)
+    _flush(output.parent)
+
+
+def _plain(text: str) -> str:
+    """A glob pattern that matches `text` only."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
+
+
+def _lock(locks: ExitStack, partial: Path, output: Path) -> None:
+    """The lock ends with its process, however that ends."""
+    busy = UsageError(f"another conversion to {output} is running (it writes {partial}); wait for it, or stop it")
+    try:
+        lock = locks.enter_context((partial / LOCK_NAME).open("a"))
+        fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock.fileno()).st_ino != (partial / LOCK_NAME).stat().st_ino:
+            raise busy
+    except (BlockingIOError, FileNotFoundError):  # locked, or just finished and removed
+        raise busy from None
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

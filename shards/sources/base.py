@@ -1,0 +1,90 @@
+"""What a source of sequences is: the wall between archives and stores.
+
+A source says what it holds before anything is decoded (`describe`, `plan`), and then hands out one event at a time
+(`read`). Because the plan names every event and its length, shard boundaries are known in advance: any number of
+workers may write shards in any order, each reads only its own events, and the bytes come out the same. A source travels
+to the workers by pickle, so it holds options and file names, and opens files when asked to read.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from shards.manifest import Codes, FrameSpec, Scale, SourceInfo
+from shards.sources.inputs import Listing
+
+
+@dataclass(frozen=True)
+class Description:
+    """What all events of a source have in common."""
+
+    name: str
+    frames: FrameSpec
+    step_seconds: float | None
+    scale: Scale
+    modes: tuple[str, ...]
+    source: SourceInfo
+
+
+@dataclass(frozen=True)
+class PlannedEvent:
+    """One event before it is read."""
+
+    key: str  # unique in the store; keys ascend within a split
+    length: int  # frames
+    mode: str | None = None  # label for analysis and scoring
+    run: str = ""  # the unbroken run it is part of; "" means that it is one by itself
+    run_offset: int = 0  # its first frame's index in that run
+    start_time: str | None = None  # of the first frame, ISO-8601 UTC
+    times: tuple[str, ...] | None = None  # of every frame, only where the steps aren't all equal
+    recipe: Any = None  # what the source needs to read it; plain data whose repr says all
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All events, and what the user should know about how they were chosen."""
+
+    splits: Mapping[str, list[PlannedEvent]]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RawEvent:
+    """One event as read: frames uint8 [L, C, H, W], and facts about it that only reading could tell (plain JSON)."""
+
+    frames: Codes
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """See the module's docstring. Errors in the archive are SourceErrors that name the file."""
+
+    def describe(self) -> Description:
+        """Frame shape, scale, modes and origin."""
+
+    def plan(self) -> Plan:
+        """Every event of every split, in ascending order of keys, without decoding frames."""
+
+    def read(self, event: PlannedEvent) -> RawEvent:
+        """The frames of one planned event. Called in any order, in any process, more than once."""
+
+
+@dataclass(frozen=True)
+class SourceEntry:
+    """How the command line offers a source.
+
+    `build` may replace an option left open by what the archive made of it (the crop of its reader, say), so that the
+    manifest records the choice. `guess` looks at the names in a folder and says in a few words what makes them this
+    source's ("7 avi files and 00sequences.txt"), or None; a `generic` one is asked only when no other knows the folder.
+    """
+
+    summary: str
+    example: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    build: Callable[[argparse.Namespace], Source]
+    input_help: str | None = None  # None: the source needs no archive
+    guess: Callable[[Listing], str | None] | None = None
+    generic: bool = False

@@ -1,0 +1,60 @@
+"""Which source an archive is for: by name, by a Python file of the user's, or guessed from what the folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from shards.errors import UsageError
+from shards.manifest import MANIFEST_NAME
+from shards.sources.base import SourceEntry
+from shards.sources.custom import custom_entry
+from shards.sources.inputs import Listing
+
+AUTO = "auto"
+
+
+def resolve(
+    argv: Sequence[str], sources: Mapping[str, SourceEntry], say: Callable[[str], None]
+) -> tuple[dict[str, SourceEntry], list[str]]:
+    """The sources that the command line should offer, and the command line itself with `convert auto INPUT` replaced
+    by what INPUT looks like. Raises ShardErrors.
+    """
+    entries, words = dict(sources), list(argv)
+    if words[:1] != ["convert"] or len(words) < 2:
+        return entries, words
+    if words[1].endswith(".py"):
+        entries[words[1]] = custom_entry(Path(words[1]))
+    elif words[1] == AUTO and len(words) > 2 and not words[2].startswith("-"):
+        name, why = guess(Path(words[2]), sources)
+        say(f"{words[2]} looks like {name}: {why}")
+        words[1] = name
+    return entries, words
+
+
+def guess(path: Path, sources: Mapping[str, SourceEntry]) -> tuple[str, str]:
+    """The source for what lies at `path`, and why. Raises UsageError where none or several fit."""
+    listing = Listing.of(path)
+    if MANIFEST_NAME in listing.files:
+        raise UsageError(f"{path} holds {MANIFEST_NAME}: it is a store already; see python -m shards --help")
+    if any("-idx3-ubyte" in file or ".idx3-ubyte" in file for file in listing.files):
+        raise UsageError(
+            f"{path} holds MNIST's digits, of which sequences are made: "
+            f"python -m shards convert moving-mnist OUTPUT --digits {path}"
+        )
+    for generic in (False, True):
+        found = {
+            name: why
+            for name, entry in sources.items()
+            if entry.generic is generic and entry.guess is not None and (why := entry.guess(listing)) is not None
+        }
+        if len(found) > 1:
+            could = "; ".join(f"{name}: {why}" for name, why in found.items())
+            raise UsageError(f"{path} could be several ({could}); name the source instead of {AUTO}")
+        if found:
+            return found.popitem()
+    holds = f"it has {', '.join(listing.files[:5])}{' ...' if len(listing.files) > 5 else ''}"
+    raise UsageError(
+        f"{path} looks like no archive known here; {holds if listing.files else 'it is empty'}; "
+        f"name one of {', '.join(sources)}, or write a source: docs/new-dataset.md"
+    )

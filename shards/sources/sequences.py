@@ -1,0 +1,145 @@
+"""What archives of named, independent sequences have in common (images, video): splits by name, modes by folder, long
+sequences cut into consecutive events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.errors import UsageError
+from shards.manifest import FrameSpec, Scale, SourceInfo
+from shards.sources.base import Description, Plan, PlannedEvent, RawEvent
+from shards.sources.geometry import Geometry, add_geometry_arguments
+from shards.sources.splits import SPLIT_WORDS, Grouping, add_grouping_arguments, divide, grouping_of, named_split
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One sequence: its name is a relative path; `payload` has an entry per frame, which an event's recipe is cut
+    from.
+    """
+
+    name: str
+    length: int
+    payload: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class SequenceOptions:
+    """What `add_sequence_arguments` asked for."""
+
+    grouping: Grouping
+    event_frames: int
+    mode_by: str
+    info: SourceInfo
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """A source but for `read`: named sequences of one size, intensity 0..1."""
+
+    name: str
+    folder: Path
+    sequences: tuple[Sequence, ...]
+    channels: int
+    geometry: Geometry
+    step_seconds: float | None
+    options: SequenceOptions
+    notes: tuple[str, ...]
+
+    def describe(self) -> Description:
+        """Grey or RGB intensity."""
+        height, width = self.geometry.shape
+        modes = {self._mode(sequence.name) for sequence in self.sequences}
+        return Description(
+            name=self.name,
+            frames=FrameSpec(channels=self.channels, height=height, width=width),
+            step_seconds=self.step_seconds,
+            scale=Scale(quantity="intensity", unit="1", offset=0.0, gain=1 / 255),
+            modes=tuple(sorted(mode for mode in modes if mode is not None)),
+            source=self.options.info,
+        )
+
+    def plan(self) -> Plan:
+        """Sequences in the order of their names."""
+        split_of, notes = divide([sequence.name for sequence in self.sequences], self.options.grouping)
+        splits: dict[str, list[PlannedEvent]] = defaultdict(list)
+        for index, sequence in enumerate(self.sequences):
+            run = f"{index:06d}-{_slug(sequence.name)}"
+            longest = self.options.event_frames
+            for offset in range(0, sequence.length, longest):
+                length = min(longest, sequence.length - offset)
+                splits[split_of[sequence.name]].append(
+                    PlannedEvent(
+                        key=f"{run}-{offset:06d}",
+                        length=length,
+                        mode=self._mode(sequence.name),
+                        run=run,
+                        run_offset=offset,
+                        recipe=self.recipe(sequence, offset, length),
+                    )
+                )
+        ordered = {split: splits[split] for split in SPLIT_WORDS if split in splits}
+        return Plan(ordered, (*self.notes, *notes))
+
+    def recipe(self, sequence: Sequence, offset: int, length: int) -> Any:
+        """What `read` needs for frames [offset, offset + length)."""
+        return sequence.payload[offset : offset + length]
+
+    def read(self, event: PlannedEvent) -> RawEvent:
+        """The sub-class's."""
+        raise NotImplementedError
+
+    def _mode(self, name: str) -> str | None:
+        """The first folder of the name, below that of the split."""
+        if self.options.mode_by == "none":
+            return None
+        folders = name.split("/")
+        if len(folders) > 1 and named_split(name) is not None:
+            folders = folders[1:]
+        return folders[0]
+
+
+def _slug(name: str) -> str:
+    """Letters, digits and dashes; the end of a long name, which tells more."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[-48:].strip("-") or "sequence"
+
+
+def add_sequence_arguments(parser: argparse.ArgumentParser) -> None:
+    """What images and video take."""
+    add_geometry_arguments(parser, "none", None)
+    parser.add_argument(
+        "--channels", choices=("auto", "grey", "rgb"), default="auto", help="(default: as the first frame has them)"
+    )
+    parser.add_argument("--step", type=float, metavar="SECONDS", help="from frame to frame (default: not stated)")
+    add_grouping_arguments(parser)
+    parser.add_argument(
+        "--event-frames",
+        type=int,
+        default=100,
+        metavar="N",
+        help="longest event; a longer sequence becomes several (default %(default)s)",
+    )
+    parser.add_argument(
+        "--mode-by",
+        choices=("folder", "none"),
+        default="none",
+        help="label events by their first folder, for analysis (default %(default)s)",
+    )
+    for name, default in (("licence", "not stated"), ("citation", "not stated"), ("url", "")):
+        parser.add_argument(f"--{name}", default=default, help=f"for the manifest (default: {default or 'none'})")
+
+
+def sequence_options(args: argparse.Namespace) -> SequenceOptions:
+    """Raises UsageError for options that make no sense."""
+    if args.event_frames < 1:
+        raise UsageError(f"--event-frames {args.event_frames}: an event has at least one frame")
+    if args.step is not None and not args.step > 0:
+        raise UsageError(f"--step {args.step:g}: seconds from frame to frame, above 0")
+    info = SourceInfo(name="given by the user", licence=args.licence, citation=args.citation, url=args.url)
+    return SequenceOptions(grouping_of(args), args.event_frames, args.mode_by, info)

@@ -1,0 +1,245 @@
+"""What both formats' writers share: the job of writing one shard, how an event becomes bytes, and how a shard is known
+to be finished.
+
+The jobs follow from the plan and the shard size alone, so shards can be written by any number of processes in any
+order, and by two at once: each writes a file of its own, which takes the shard's place when it is whole. A writer
+travels to the processes by pickle.
+
+Memory. A process holds one event as the source gives it, what encoding adds (a compressed event; for zarr, a chunk) and
+the plan: about four events and 1 kB for each event of the archive, whatever the size of shards and archive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+
+from shards.errors import SourceError
+from shards.manifest import Codes, FileInfo, FrameSpec, Scale, ShardInfo
+from shards.sources.base import PlannedEvent, RawEvent, Source
+
+Tick = Callable[[int, int], None]  # called with (events, bytes) as they are written
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """What is to be written, and where: `folder` holds the unfinished store and what is needed to go on with it."""
+
+    folder: Path
+    frames: FrameSpec
+    scale: Scale
+    step_seconds: float | None
+    splits: Mapping[str, Sequence[PlannedEvent]]
+    shard_bytes: int
+    encoding: str
+
+    @property
+    def store(self) -> Path:
+        """The store to be."""
+        return self.folder / "store"
+
+    @property
+    def work(self) -> Path:
+        """Files that somebody is writing."""
+        return self.folder / "work"
+
+    @property
+    def done(self) -> Path:
+        """A record per finished shard."""
+        return self.folder / "done"
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """Shard `number` of `split`; it holds events [first, last), of which a zarr shard may hold the outer two in
+    part.
+    """
+
+    split: str
+    number: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class WrittenEvent:
+    """What is known of an event once it is read."""
+
+    planned: PlannedEvent
+    metadata: str  # the text of KEY.json
+    crc32: int  # of the frames' bytes
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """A finished shard, and the events that begin in it: the last ones of the job's."""
+
+    job: ShardJob
+    info: ShardInfo
+    events: tuple[WrittenEvent, ...]
+
+
+class StoreWriter(Protocol):
+    """One format. `jobs` and `finish` run in the parent; `write` anywhere."""
+
+    @property
+    def plan(self) -> StorePlan:
+        """What it writes."""
+
+    def jobs(self) -> list[ShardJob]:
+        """Every shard of the store."""
+
+    def write(self, source: Source, job: ShardJob, tick: Tick) -> ShardResult:
+        """Read the job's events and write its file."""
+
+    def finish(self, results: Sequence[ShardResult]) -> tuple[FileInfo, ...]:
+        """Write what needs all shards, and list the files that are neither shards nor their indexes. An earlier call
+        may have been interrupted.
+        """
+
+
+def write_or_recall(writer: StoreWriter, source: Source, job: ShardJob, tick: Tick, recalled: Tick) -> ShardResult:
+    """The job done: taken over from an earlier call that finished it, or written now. Calls `recalled` for the former
+    and `tick` for the latter.
+    """
+    result = recall(writer.plan, job)
+    if result is not None:
+        planned = [event.planned for event in result.events]
+        recalled(len(planned), sum(event.length for event in planned) * writer.plan.frames.bytes)
+        return result
+    result = writer.write(source, job, tick)
+    record(writer.plan, result)
+    return result
+
+
+def record(plan: StorePlan, result: ShardResult) -> None:
+    """Note that a shard is finished; its files are in their places."""
+    data = {"info": asdict(result.info), "events": [[event.crc32, event.metadata] for event in result.events]}
+    temporary = plan.work / uuid.uuid4().hex
+    temporary.write_text(json.dumps(data), encoding="utf-8")
+    temporary.replace(_record_path(plan, result.job))
+
+
+def recall(plan: StorePlan, job: ShardJob) -> ShardResult | None:
+    """The result of a job that was finished, its files compared with their digests; None if it has to be done."""
+    try:
+        data = json.loads(_record_path(plan, job).read_text(encoding="utf-8"))
+        info = ShardInfo(**data["info"])
+        planned = plan.splits[job.split][job.last - len(data["events"]) : job.last]
+        events = [WrittenEvent(p, metadata, crc) for p, (crc, metadata) in zip(planned, data["events"], strict=True)]
+        files = {info.file: info.sha256}
+        if info.index_sha256 is not None:
+            files[str(Path(info.file).with_suffix(".idx"))] = info.index_sha256
+        whole = all(file_digest(plan.store / file) == digest for file, digest in files.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # never written, or cut off by a failing machine
+    return ShardResult(job, info, tuple(events)) if whole else None
+
+
+def finished_jobs(plan: StorePlan) -> int:
+    """How many records there are."""
+    return len(list(plan.done.glob("*.json"))) if plan.done.is_dir() else 0
+
+
+def _record_path(plan: StorePlan, job: ShardJob) -> Path:
+    return plan.done / f"{job.split}-{job.number:06d}.json"
+
+
+class HashedFile:
+    """A file of the store, written under another name and put in its place when it is whole; `digest` and `size` are
+    computed on the way, so that nothing is read again.
+    """
+
+    def __init__(self, path: Path, work: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._hash = hashlib.sha256()
+        self._temporary = work / uuid.uuid4().hex
+        self._file = self._temporary.open("wb", buffering=0)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append."""
+        view = memoryview(data).cast("B")
+        self._hash.update(view)
+        self.size += view.nbytes
+        while view.nbytes:
+            view = view[self._file.write(view) :]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal."""
+        return self._hash.hexdigest()
+
+    def __enter__(self) -> HashedFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if kind is not None:
+            self._temporary.unlink(missing_ok=True)
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self._temporary, self.path)
+
+
+def read_event(source: Source, planned: PlannedEvent, spec: FrameSpec, scale: Scale) -> tuple[Codes, WrittenEvent]:
+    """The frames [L, C, H, W], contiguous, and the record of one event. Raises SourceError if they aren't what was
+    planned.
+    """
+    raw = source.read(planned)
+    expected = (planned.length, *spec.shape)
+    if raw.frames.dtype != np.uint8 or raw.frames.shape != expected:
+        raise SourceError(
+            f"event {planned.key}: the source gave {raw.frames.dtype} {list(raw.frames.shape)}, "
+            f"planned were uint8 {list(expected)}; repair the source"
+        )
+    frames = np.ascontiguousarray(raw.frames)
+    missing = 0
+    for frame in frames:  # one at a time: a mask of a whole event would be as large as the event
+        absent = frame == scale.missing_code if scale.missing_code is not None else np.zeros(1, dtype=bool)
+        missing += int(np.count_nonzero(absent))
+        if scale.max_code < 255 and bool(np.any((frame > scale.max_code) & ~absent)):
+            raise SourceError(
+                f"event {planned.key}: codes above the scale's greatest, {scale.max_code}; repair the source"
+            )
+    metadata = _metadata(planned, raw, missing / frames.size if scale.missing_code is not None else None)
+    return frames, WrittenEvent(planned, metadata, zlib.crc32(frames.data))
+
+
+def _metadata(planned: PlannedEvent, raw: RawEvent, missing: float | None) -> str:
+    """KEY.json: one line of JSON. `missing` is the share of pixels without observation."""
+    data: dict[str, object] = {
+        "frames": planned.length,
+        "mode": planned.mode,
+        "run": planned.run or planned.key,
+        "run_offset": planned.run_offset,
+        "start_time": planned.start_time,
+    }
+    if planned.times is not None:
+        data["times"] = planned.times
+    if missing is not None:
+        data["missing"] = round(missing, 6)
+    if raw.details:
+        data["details"] = dict(raw.details)
+    return json.dumps(data, ensure_ascii=False)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

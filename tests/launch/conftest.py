@@ -1,0 +1,134 @@
+"""Stand-ins for train.py and evaluate.py that keep the contract of a run directory and take milliseconds a step."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TRAIN = '''\
+"""Counts its starts, counts steps, stops on SIGTERM with a checkpoint; train.deepspeed.fake says how it misbehaves.
+
+The standard library alone (toolkit takes a quarter of a second to import, and the tests start dozens of these).
+"""
+import json, os, re, signal, socket, sys, time
+from pathlib import Path
+
+run = Path(sys.argv[sys.argv.index("--run") + 1])
+stop = []
+signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+config = (run / "config.yaml").read_text()
+steps = int(re.search(r"^  steps: (\\d+)$", config, re.M)[1])
+fake = (re.search(r"fake: (\\S+)", config) or ["", ""])[1]
+with open(run / "starts", "a") as file:
+    file.write(f"{os.getpid()} {os.environ.get('RANK', 'alone')}\\n")
+checkpoint = run / "checkpoint"
+step = int(checkpoint.read_text()) if checkpoint.exists() else 0
+state = {"phase": "training", "steps": steps, "host": socket.gethostname(), "pid": os.getpid(), "seq_per_s": 9.0}
+while step < steps:
+    step += 1
+    temporary = run / f"state.{os.getpid()}"
+    temporary.write_text(json.dumps({**state, "step": step, "loss": 1 / step, "updated": time.time()}))
+    temporary.rename(run / "state.json")
+    print("step", step, flush=True)
+    if fake == "fail":
+        (run / "FAILED").write_text("the loss is NaN at step 1")
+        sys.exit(4)
+    if fake == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.02)
+    if stop:
+        checkpoint.write_text(str(step))
+        sys.exit(3)
+(run / "DONE").write_text("")
+'''
+EVALUATE = """\
+import sys
+from pathlib import Path
+
+run = Path(sys.argv[sys.argv.index("--run") + 1])
+if "fake: no-score" in (run / "config.yaml").read_text():
+    sys.exit(5)
+(run / "eval").mkdir(exist_ok=True)
+for which in ("best", "last"):
+    (run / "eval" / f"test-{which}.json").write_text("{}")
+"""
+JOB = """\
+import sys
+from pathlib import Path
+from launch import job
+from launch.cli import run_script
+run_script(lambda: job.main(sys.argv[1:], scripts=Path(__file__).parent))
+"""
+SWEEP = """\
+import sys
+from pathlib import Path
+from launch import sweep
+from launch.cli import run_script
+
+def command(run, ranks, log_files):
+    flags = ["--log-files"] if log_files else []
+    return [sys.executable, str(Path(__file__).parent / "fake_job.py"), str(run), "--ranks", str(ranks), *flags]
+
+run_script(lambda: sweep.main(sys.argv[1:], command=command))
+"""
+
+
+@dataclass(frozen=True)
+class Fakes:
+    """The scripts, and a folder to run them in."""
+
+    folder: Path
+
+    @property
+    def scripts(self) -> Path:
+        return self.folder / "scripts"
+
+    def sweep_file(self, text: str, name: str = "demo") -> Path:
+        """A sweep file over a base whose store exists."""
+        file = self.folder / f"{name}.yaml"
+        file.write_text(text)
+        return file
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """launch/sweep.py with the stand-ins, in a session of its own as a terminal would give it."""
+        environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+        return subprocess.Popen(
+            [sys.executable, str(self.scripts / "fake_sweep.py"), *arguments],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def sweep(self, *arguments: str) -> tuple[int, str]:
+        """The same, waited for: (exit code, output)."""
+        with self.start(*arguments) as process:
+            output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
+    def runs(self, sweep: str = "demo") -> list[Path]:
+        return sorted(path.parent for path in (self.folder / "runs" / sweep).glob("*/config.yaml"))
+
+
+@pytest.fixture
+def fakes(tmp_path: Path) -> Fakes:
+    made = Fakes(tmp_path)
+    made.scripts.mkdir()
+    for name, text in (
+        ("train.py", TRAIN),
+        ("evaluate.py", EVALUATE),
+        ("fake_job.py", JOB),
+        ("fake_sweep.py", SWEEP),
+    ):
+        (made.scripts / name).write_text(text)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "manifest.json").write_text("{}")
+    (tmp_path / "base.yaml").write_text("model: {name: modernn}\ndata: {store: store}\ntrain: {steps: 3}\n")
+    return made

@@ -1,0 +1,195 @@
+"""The evaluation run: batches dealt to ranks, thresholds in units, missing pixels, faults that all ranks hear of."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shards.manifest import Scale
+from tests.toolkit.evaluate.stand_ins import DBZ, Blur, ListedWindows, noise_windows
+from toolkit.errors import ConfigError
+from toolkit.evaluate.protocols import known_protocols, load_protocol
+from toolkit.evaluate.run import evaluate_model, sample_frames
+from toolkit.evaluate.scoring import score_batch, threshold_codes
+from toolkit.evaluate.table import ScoreTable
+from toolkit.models.baselines import Persistence
+
+PAPER = load_protocol("paper")
+
+
+def evaluate(model: object, windows: ListedWindows, **options: object) -> ScoreTable:
+    chosen = {"context": 2, "horizon": 2, "protocol": PAPER, "thresholds": (), "batch": 3, "device": "cpu"} | options
+    return evaluate_model(model, windows, **chosen)  # type: ignore[arg-type]
+
+
+def test_scores_of_the_paper_protocol_by_hand() -> None:
+    windows = noise_windows(5)
+    table = evaluate(Persistence(), windows)
+    frames = windows.frames.astype(np.float64) / 255
+    errors = ((frames[:, 1:2] - frames[:, 2:]) ** 2).sum((2, 3, 4))  # sums over the pixels of a frame
+    np.testing.assert_allclose(table.arrays()["mse"], errors, rtol=1e-6)
+    assert table.arrays()["key"].tolist() == [f"w{i:03d}" for i in range(5)]
+    assert table.compute().mode_counts == {"a": 3, "b": 2}
+
+
+def test_predictions_are_clamped_and_levels_floored() -> None:
+    codes = torch.full((1, 1, 1, 8, 8), 100, dtype=torch.uint8)
+    prediction = torch.full((1, 1, 1, 8, 8), 100.9 / 255)  # floor gives level 100: an exact frame for PSNR
+    prediction[..., 0, 0] = -3.0
+    scores = score_batch(prediction, codes, Scale("x", "1", 0.0, 1.0), PAPER, ())
+    expected = 63 * (0.9 / 255) ** 2 + (100 / 255) ** 2
+    assert scores["mse"].item() == pytest.approx(expected, rel=1e-4)
+    assert scores["psnr"].item() == pytest.approx(10 * np.log10(255**2 / (100**2 / 64)), rel=1e-9)
+
+
+@pytest.mark.parametrize("max_code", [1, 41, 194, 254, 255])
+def test_repeating_a_frame_is_exact_at_every_code(max_code: int) -> None:
+    codes = torch.arange(256, dtype=torch.uint8).clamp(max=max_code).reshape(1, 1, 1, 16, 16)
+    scale = Scale("x", "1", 0.0, 1.0, max_code=max_code)
+    scores = score_batch(codes.float() / max_code, codes, scale, PAPER, tuple(range(1, max_code + 1)))
+    assert scores["exact_frames"].item() == 1
+    assert scores["mse"].item() == 0
+    assert all(scores[f"misses@{k}"].item() == scores[f"false_alarms@{k}"].item() == 0 for k in range(1, max_code + 1))
+    assert all(scores[f"hits@{k}"].item() == int((codes >= k).sum()) for k in range(1, max_code + 1))
+
+
+def test_thresholds_are_in_the_stores_unit() -> None:
+    assert threshold_codes((30,), DBZ) == [120]
+    assert threshold_codes((30.1,), DBZ) == [121]
+    assert threshold_codes((0.3,), Scale("rain", "mm/h", 0.0, 0.1, max_code=254)) == [3]
+    assert threshold_codes((-10, 30), Scale("r", "dBZ", -32.0, 0.5)) == [44, 124]
+    with pytest.raises(ConfigError, match=r"70 can't be told apart in this store, whose values are 0 to 63.5 dBZ"):
+        threshold_codes((70,), DBZ)
+    with pytest.raises(ConfigError, match="gain -1"):
+        threshold_codes((3,), Scale("x", "1", 0.0, -1.0))
+
+
+def test_missing_pixels_count_in_no_metric() -> None:
+    windows = noise_windows(2, scale=DBZ)
+    windows.frames[:, 2:, :, :3] = DBZ.missing_code  # truth
+    other = ListedWindows(windows.frames.copy(), DBZ)
+    table = evaluate(Persistence(), windows, thresholds=(30,))
+    spoilt = score_batch(
+        torch.full((2, 2, 1, 12, 12), 0.5).index_fill(3, torch.arange(3), 0.9),
+        torch.from_numpy(other.frames[:, 2:]),
+        DBZ,
+        PAPER,
+        (30,),
+    )
+    clean = score_batch(torch.full((2, 2, 1, 12, 12), 0.5), torch.from_numpy(other.frames[:, 2:]), DBZ, PAPER, (30,))
+    for name in clean:
+        np.testing.assert_array_equal(clean[name], spoilt[name])
+    assert table.compute().announced["missing_pixels"] == 2 * 2 * 3 * 12
+    context_missing = noise_windows(1, scale=DBZ)
+    context_missing.frames[:, 1] = DBZ.missing_code
+    repeated = evaluate(Persistence(), context_missing)  # shown as 0, and predicted as such
+    values = context_missing.frames[:, 2:] / 254.0
+    np.testing.assert_allclose(repeated.arrays()["mse"], (values**2).sum((2, 3, 4)), rtol=1e-6)
+
+
+def test_a_prediction_that_is_not_finite_is_announced() -> None:
+    codes = torch.full((1, 2, 1, 8, 8), 100, dtype=torch.uint8)
+    prediction = torch.full((1, 2, 1, 8, 8), 0.5)
+    prediction[0, 1, 0, 3, 3] = torch.inf  # clamping would have hidden it
+    scores = score_batch(prediction, codes, Scale("x", "1", 0.0, 1.0), PAPER, (50,))
+    assert scores["nonfinite_frames"].tolist() == [[0, 1]]
+    assert np.isnan(scores["ssim"]).tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_the_samples(world: int) -> None:
+    windows = noise_windows(11)
+    whole = evaluate(Blur(), windows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toolkit.evaluate.run._gather", lambda table, *_: table)
+        parts = [evaluate(Blur(), windows, rank=rank, world=world) for rank in range(world)]
+    for part in parts[1:]:
+        parts[0].merge(part)
+    assert parts[0].compute() == whole.compute()
+
+
+RANK_PROGRAM = """
+import json, sys, torch
+from torch import distributed
+from tests.toolkit.evaluate.stand_ins import Blur, noise_windows
+from tests.toolkit.evaluate.test_run import evaluate
+distributed.init_process_group("gloo")
+torch.set_num_threads(1)
+rank, world = distributed.get_rank(), distributed.get_world_size()
+scores = evaluate(Blur(), noise_windows(7), rank=rank, world=world, batch=2, thresholds=(0.5,)).compute()
+open(f"{sys.argv[1]}/rank{rank}.json", "w").write(json.dumps(scores.as_dict()))
+class Broken(Blur):
+    def predict(self, context, *args, **kwargs):
+        if rank == 1:
+            raise RuntimeError("out of memory")
+        return super().predict(context, *args, **kwargs)
+try:
+    evaluate(Broken(), noise_windows(7), rank=rank, world=world)
+except Exception as error:
+    open(f"{sys.argv[1]}/fault{rank}.txt", "w").write(f"{type(error).__name__}: {error}")
+distributed.destroy_process_group()
+"""
+
+
+def test_two_real_ranks_and_an_odd_count_equal_one_process(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": os.getcwd()}
+    (tmp_path / "rank.py").write_text(RANK_PROGRAM)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    finished = subprocess.run(
+        [*command, str(tmp_path / "rank.py"), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr
+    torch.set_num_threads(1)
+    alone = evaluate(Blur(), noise_windows(7), batch=2, thresholds=(0.5,)).compute().as_dict()
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"rank{rank}.json").read_text()) == json.loads(json.dumps(alone))
+    assert (tmp_path / "fault1.txt").read_text() == "RuntimeError: out of memory"
+    assert "failed on rank 1: RuntimeError: out of memory" in (tmp_path / "fault0.txt").read_text()
+
+
+def test_limit_progress_and_the_models_mode() -> None:
+    model, seen = Blur().train(), []
+    table = evaluate(model, noise_windows(10), limit=7, progress=lambda done, total: seen.append((done, total)))
+    assert len(table) == 7
+    assert seen == [(3, 7), (6, 7), (7, 7)]
+    assert model.training
+
+
+def test_faults_of_use_are_named() -> None:
+    with pytest.raises(ConfigError, match="0 windows"):
+        evaluate(Blur(), noise_windows(0))
+    with pytest.raises(ConfigError, match="has 4 frames, context \\+ horizon need 5"):
+        evaluate(Blur(), noise_windows(1), horizon=3)
+    with pytest.raises(ConfigError, match="unknown protocol 'papr'; did you mean paper\\? known: paper"):
+        load_protocol("papr")
+
+
+def test_every_protocol_names_all_its_choices() -> None:
+    for name in known_protocols():
+        choices = load_protocol(name).choices()
+        assert choices["name"] == name
+        assert json.loads(json.dumps(choices)) == choices
+        assert len(choices["text"]) >= 5
+
+
+def test_sample_frames_are_the_first_of_each_mode() -> None:
+    windows = noise_windows(6, scale=DBZ)
+    table = evaluate(Persistence(), windows)
+    found = sample_frames(Persistence(), windows, table, context=2, horizon=2, show=2, device="cpu")
+    assert found["key"].tolist() == ["w000", "w002", "w001", "w003"]
+    assert found["mode"].tolist() == ["a", "a", "b", "b"]
+    np.testing.assert_array_equal(found["prediction"][:, 0], found["context"][:, -1])
+    np.testing.assert_array_equal(found["truth"], windows.frames[[0, 2, 1, 3], 2:])
+    assert found["mse"][1] == table.arrays()["mse"][2].mean()
+    assert json.loads(str(found["scale"]))["unit"] == "dBZ"

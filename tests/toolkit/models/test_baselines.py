@@ -1,0 +1,106 @@
+"""Baselines without parameters: what they forecast, and that nobody trains them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from shards.manifest import FrameSpec
+from toolkit.config import make_config
+from toolkit.errors import ConfigError
+from toolkit.evaluate.ensemble import best_of, take
+from toolkit.models.base import Sampling, build_model, check_trainable
+from toolkit.models.baselines import OpticalFlow, Persistence, displaced, smooth
+from toolkit.models.registry import OpticalFlowOptions
+
+
+def blobs(shift: tuple[float, float], length: int, size: int = 48) -> torch.Tensor:
+    """Frames [1, T, 1, size, size] of smooth spots that move by (right, down) pixels per frame."""
+    grid = torch.arange(size, dtype=torch.float32)
+    spots = ((18, 14, 3.0), (30, 22, 4.0), (16, 34, 5.0), (26, 8, 3.5))  # x, y, width
+    frames = []
+    for t in range(length):
+        right, down = shift[0] * t, shift[1] * t
+        frames.append(
+            sum(
+                torch.exp(-((grid - x - right).square() + (grid - y - down).square().unsqueeze(1)) / (2 * width**2))
+                for x, y, width in spots
+            )
+        )
+    return torch.stack(frames)[None, :, None] / 2
+
+
+def test_persistence_repeats_the_last_frame() -> None:
+    model = build_model(make_config({"model": {"name": "persistence"}}, "test"), FrameSpec(1, 7, 9))
+    context = torch.rand(2, 3, 1, 7, 9)
+    forecast = model.predict(context, 4, samples=2)
+    assert forecast.shape == (2, 2, 4, 1, 7, 9)
+    assert all(torch.equal(forecast[s, :, t], context[:, -1]) for s in range(2) for t in range(4))
+
+
+@pytest.mark.parametrize("shift", [(1.0, 0.0), (0.0, -1.5), (2.3, 1.2), (-4.0, 3.0), (0.0, 0.0)])
+def test_flow_finds_a_translation(shift: tuple[float, float]) -> None:
+    flow = OpticalFlow().motion(blobs(shift, 3))
+    spots = blobs(shift, 3)[:, -1, 0] > 0.1  # where there is something to see
+    for component, true in zip(flow.unbind(1), shift, strict=True):
+        assert (component[spots] - true).abs().mean() < 0.1 + 0.05 * abs(true)
+
+
+@pytest.mark.parametrize("shift", [(1.0, 0.5), (-2.0, 1.0)])
+def test_extrapolation_beats_persistence_on_a_translation(shift: tuple[float, float]) -> None:
+    frames = blobs(shift, 8)
+    errors = {}
+    for model in (Persistence(), OpticalFlow()):
+        forecast = model.predict(frames[:, :4], 4)[0]
+        assert forecast.shape == (1, 4, 1, 48, 48)
+        errors[type(model)] = float((forecast - frames[:, 4:]).square().mean())
+    assert errors[OpticalFlow] < 0.05 * errors[Persistence]
+
+
+def test_flow_of_a_sample_does_not_depend_on_its_batch() -> None:
+    both = torch.cat([blobs((1.0, 0.0), 4), blobs((0.0, 2.0), 4)])
+    model = OpticalFlow()
+    assert torch.allclose(model.predict(both, 3)[0][1:], model.predict(both[1:], 3)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (13, 18)])
+def test_flow_takes_any_size_and_one_frame(size: tuple[int, int]) -> None:
+    context = torch.rand(2, 1, 3, *size)
+    assert torch.allclose(OpticalFlow().predict(context, 3)[0], context.expand(-1, 3, -1, -1, -1), atol=1e-5)
+    assert torch.isfinite(OpticalFlow().predict(torch.rand(2, 4, 3, *size), 30)).all()
+
+
+def test_what_moves_in_from_outside() -> None:
+    ones = torch.ones(1, 1, 4, 4)
+    by = torch.zeros(1, 2, 4, 4)
+    by[:, 0] = -1
+    assert displaced(ones, by, "zeros")[0, 0].tolist() == [[0.0, 1.0, 1.0, 1.0]] * 4
+    assert displaced(ones, by, "border").tolist() == ones.tolist()
+    frames = blobs((3.0, 0.0), 3) + 0.25
+    outcomes = [
+        OpticalFlow(OpticalFlowOptions(outside=outside)).predict(frames, 4)[0, 0, -1] for outside in ("zeros", "border")
+    ]
+    assert outcomes[0].min() < 0.01 < 0.24 < outcomes[1].min()
+
+
+def test_smoothing_keeps_a_constant() -> None:
+    assert torch.allclose(smooth(torch.full((1, 2, 5, 7), 3.0), 2.0), torch.full((1, 2, 5, 7), 3.0))
+
+
+@pytest.mark.parametrize("name", ["persistence", "optical_flow"])
+def test_baselines_cannot_be_trained(name: str) -> None:
+    model = build_model(make_config({"model": {"name": name}}, "test"), FrameSpec(1, 8, 8))
+    with pytest.raises(ConfigError, match=f"model {name} has 0 parameters and can't be trained"):
+        check_trainable(model, name)
+    with pytest.raises(ConfigError, match="0 parameters and can't be trained"):
+        model(torch.rand(1, 4, 1, 8, 8), 2, Sampling())
+
+
+def test_best_of_chooses_one_member_per_sequence() -> None:
+    scores = torch.tensor([[[1.0, 5.0], [2.0, 2.0]], [[2.0, 2.0], [2.0, 2.0]], [[9.0, 9.0], [torch.nan, 0.0]]])
+    assert best_of(scores, "mse").tolist() == [1, 0]  # by the mean over lead times; ties to the first; NaN never
+    assert best_of(scores, "psnr").tolist() == [2, 0]
+    members = torch.arange(6.0).view(3, 2, 1)
+    assert take(members, best_of(scores, "psnr")).flatten().tolist() == [4.0, 1.0]
+    with pytest.raises(ConfigError, match="'csi': unknown; choose the member by one of mse"):
+        best_of(scores, "csi")

@@ -1,0 +1,179 @@
+"""What every model must do: count, shapes, gradients, checkpointing, prediction."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend
+
+from shards.manifest import FrameSpec
+from toolkit.config import RunConfig, make_config
+from toolkit.models.base import Noise, Sampling, build_model, count_parameters, from_patches, to_patches
+from toolkit.models.modernn import ModeCell
+
+SMALL = {
+    "modernn": {"layers": 2, "hidden": 8},
+    "convlstm": {"layers": 2, "hidden": 8, "kernel": 3},
+    "modernn_released": {"layers": 2, "hidden": 8},
+    "predrnn": {"layers": 2, "hidden": 8, "kernel": 3},
+    "mim": {"layers": 3, "hidden": 8, "kernel": 3},
+    "conv_tt_lstm": {"layers": 1, "hidden": 4, "blocks": [2, 3, 2], "skip": 2, "kernel": 3, "rank": 3, "steps": 4},
+    "rim": {"layers": 2, "hidden": 9, "modules": 3, "active": 2, "kernel": 3, "value": 5, "heads": 2},
+    "trajgru": {"hidden": [4, 6], "flows": [3, 2], "strides": [2, 2], "stem": 3, "flow_hidden": 4},
+    "svg_lp": {"size": 32, "width": 4, "latent": 8, "rnn": 8, "z": 3},
+    "simvp": {"frames": 3, "spatial_hidden": 4, "hidden": 8, "layers": 2, "mlp_ratio": 2},
+}
+# A softmax ignores what is added to all of its inputs: these have gradients of rounding errors, or 0.
+WITHOUT_EFFECT = ("key.2.1.bias", "key.2.bias", "context.mask.bias")
+
+SU = {"layers": 3, "hidden": 16, "blocks": [2, 3, 3, 2], "skip": 2, "patch": 1}  # Su et al.'s 12 layers
+
+
+def config_of(name: str, **options) -> RunConfig:
+    train = {key: options.pop(key) for key in ("checkpointing", "loss_frames") if key in options}
+    return make_config({"model": {"name": name, **SMALL.get(name, {}), **options}, "train": train}, "test")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"name": "modernn"}, 6_347_776),  # the paper says 6.35 M
+        ({"name": "modernn", "gate_norm": True}, 6_349_824),
+        ({"name": "convlstm", "hidden": 128}, 11_675_648),  # live parameters of OpenSTL's 4 x 128, kernel 5
+        ({"name": "modernn_released"}, 3_505_672),
+        ({"name": "predrnn"}, 11_825_152),  # the paper says 11.83 M
+        ({"name": "predrnn", "hidden": 128, "kernel": 5}, 23_838_720),
+        ({"name": "mim"}, 18_448_384),  # the paper says 18.45 M
+        ({"name": "mim", "peepholes": True}, 18_743_296),
+        ({"name": "conv_tt_lstm", **SU}, 2_687_281),
+        ({"name": "conv_tt_lstm", **SU, "cell": "lstm"}, 3_973_201),
+        ({"name": "rim"}, 7_908_608),  # the paper says 7.91 M
+        ({"name": "trajgru"}, 11_204_309),
+        ({"name": "trajgru", "strides": [5, 3, 2]}, 11_211_157),
+        ({"name": "svg_lp"}, 12_614_057),
+        ({"name": "svg_lp", "size": 128, "backbone": "vgg", "z": 24}, 39_302_369),
+        ({"name": "simvp"}, 46_769_665),  # OpenSTL says 46.8 M
+        ({"name": "optical_flow"}, 0),
+    ],
+)
+def test_parameter_counts_are_exact(options: dict, expected: int) -> None:
+    config = make_config({"model": options}, "test")
+    assert count_parameters(config, FrameSpec(1, 64, 64)) == expected
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 4, 5])
+def test_every_number_of_slots_trains(slots: int) -> None:
+    model = build_model(config_of("modernn", slots=slots), FrameSpec(1, 16, 16))
+    rollout = model(torch.rand(2, 5, 1, 16, 16), 3, Sampling(torch.tensor([[True], [False]]), Noise([1, 2])))
+    rollout.losses["mse"].backward()
+    assert rollout.predictions.shape == (2, 4, 1, 16, 16)
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(config_of(name), FrameSpec(1, 12, 12))
+    with torch.no_grad():  # what starts at zero holds back the gradients of what lies before it
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    rollout = model(torch.rand(2, 8, 1, 12, 12), 4, Sampling(noise=Noise([1, 2])))
+    sum(rollout.losses.values()).backward()
+    for parameter, p in model.named_parameters():
+        assert p.grad is not None and torch.isfinite(p.grad).all()
+        assert p.grad.abs().max() > 0 or parameter.endswith(WITHOUT_EFFECT), parameter
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_checkpointed_gradients_are_equal(name: str, dtype: torch.dtype) -> None:
+    frames = torch.rand(2, 7, 1, 12, 12)
+    teacher = torch.tensor([[True, False, True], [False, False, True]])
+    grads = []
+    for policy in ("none", "step"):
+        torch.manual_seed(3)
+        model = build_model(config_of(name, checkpointing=policy), FrameSpec(1, 12, 12)).to(dtype)
+        rollout = model(frames, 3, Sampling(teacher, Noise([5, 6])))
+        sum(rollout.losses.values()).backward()
+        grads.append([p.grad for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "svg_lp"])  # SVG's training sees the future
+def test_prediction_equals_a_free_running_forward(name: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(config_of(name), FrameSpec(1, 13, 18)).eval()  # 13 and 18 are not multiples of the patch
+    frames = torch.rand(2, 9, 1, 13, 18)
+    forward = model(frames, 4, Sampling()).predictions[:, -5:]
+    predicted = model.predict(frames[:, :4], 5)
+    assert predicted.shape == (1, 2, 5, 1, 13, 18)
+    assert torch.equal(predicted[0], forward)
+    assert model.predict(frames[:, :4], 30).shape[2] == 30
+
+
+def test_loss_frames() -> None:
+    torch.manual_seed(0)
+    frames = torch.rand(1, 6, 1, 8, 8)
+    losses = {}
+    for which in ("all", "future"):
+        torch.manual_seed(0)
+        model = build_model(config_of("convlstm", loss_frames=which), FrameSpec(1, 8, 8))
+        rollout = model(frames, 4, Sampling())
+        losses[which] = rollout.losses["mse"]
+        square = (rollout.predictions - frames[:, 1:]).square()
+    assert torch.isclose(losses["all"], square.mean())
+    assert torch.isclose(losses["future"], square[:, 3:].mean())
+
+
+def test_slot_bus_is_random_in_training_and_its_mean_at_evaluation() -> None:
+    model = build_model(config_of("modernn"), FrameSpec(1, 8, 8))
+    frames = torch.rand(1, 5, 1, 8, 8)
+
+    def last(noise: Noise | None) -> torch.Tensor:
+        return model(frames, 4, Sampling(noise=noise)).predictions.detach()
+
+    assert torch.equal(last(Noise([1])), last(Noise([1])))
+    assert not torch.equal(last(Noise([1])), last(Noise([2])))
+    model.eval()
+    assert torch.equal(last(Noise([1])), last(Noise([2])))
+    assert torch.equal(last(Noise([1])), last(None))
+
+
+def test_noise_does_not_depend_on_the_split_of_the_batch() -> None:
+    whole = Noise([7, 8, 9]).normal(4, 3)
+    parts = torch.cat([Noise([7]).normal(4, 3), Noise([8, 9]).normal(4, 3)])
+    assert torch.equal(whole, parts)
+
+
+def test_attention_never_stores_the_softmax_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = ModeCell(width=8, slots=4, gate_norm=False, forget_bias=1.0)
+    seen = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        seen.append(SDPBackend(torch._fused_sdp_choice(q, k, v)))
+        return attention(q, k, v)
+
+    monkeypatch.setattr("toolkit.models.modernn.F.scaled_dot_product_attention", spy)
+    x = torch.randn(1, 8, 6, 6)
+    cell(x, (x, x))
+    assert seen == [SDPBackend.FLASH_ATTENTION]
+
+
+def test_patches_round_trip() -> None:
+    frames = torch.rand(2, 3, 2, 10, 15)
+    patched = to_patches(frames, 4)
+    assert patched.shape == (2, 3, 32, 3, 4)
+    assert torch.equal(from_patches(patched, 4, 10, 15), frames)
+
+
+def test_even_kernel_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.kernel: must be odd.* use 3 or 5, got 4"):
+        build_model(config_of("convlstm", kernel=4), FrameSpec(1, 8, 8))
+
+
+def test_context_longer_than_the_sequence_is_refused() -> None:
+    model = build_model(config_of("convlstm"), FrameSpec(1, 8, 8))
+    with pytest.raises(ValueError, match=r"context 5 must be in 1\.\.4"):
+        model(torch.rand(1, 5, 1, 8, 8), 5, Sampling())

@@ -1,0 +1,35 @@
+"""Run under torchrun by the tests: trains several configs one after the other on the same ranks.
+
+    torchrun --nproc_per_node 2 tests/toolkit/train/ranks.py JOBS.json
+
+JOBS.json: [{"config": path, "run": path}, ...]. Exits with the first code that isn't 0.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from toolkit import distributed
+from toolkit.config import load_config
+from toolkit.rundir import RunDir
+from toolkit.train.loop import train
+from toolkit.train.signals import StopRequest
+
+
+def main() -> int:
+    world = distributed.init(group=True)
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        if world.is_main:
+            RunDir.create(Path(job["run"]), load_config(job["config"], job.get("set", [])))
+        world.barrier()
+        code = train(RunDir(Path(job["run"])), world, "auto", StopRequest())
+        if code:
+            return code
+    world.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

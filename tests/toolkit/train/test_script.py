@@ -1,0 +1,200 @@
+"""launch/train.py as people run it: real processes, real signals, exit codes and messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.toolkit.train.conftest import ROOT, one_thread
+from toolkit.rundir import RunDir
+
+SCRIPT = [sys.executable, str(ROOT / "launch" / "train.py")]
+
+
+def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [*SCRIPT, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=200)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    done = call("--config", tiny_config, "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == str(run)
+    return run
+
+
+def test_a_run_directory_holds_what_it_promises(finished: Path) -> None:
+    run = RunDir(finished)
+    assert run.standing() == "done"
+    lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if line["kind"] == "val"] == [3, 6]
+    assert {"loss", "grad_norm", "lr", "teacher_rate", "seq_per_s", "data_wait"} <= set(lines[0])
+    assert (run.checkpoints / "latest").read_text() == "step-00000006\n"
+    assert (run.checkpoints / "best").exists()
+    assert {"torch", "deepspeed"} <= set(json.loads((finished / "env.json").read_text())["packages"])
+    state = run.read_state()
+    assert (state["step"], state["steps"], state["restarts"]) == (6, 6, 0)
+
+
+def test_tensorboard_has_scalars_and_predicted_frames(finished: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished / "tb"), size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert events.Images("val/0")[0].width == 8 * 16
+
+
+def test_what_is_done_is_not_done_again(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    again = call("--run", finished)
+    assert again.returncode == 0
+    assert "already trained; nothing to do" in again.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+
+
+def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(
+    finished: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [*SCRIPT, "--config", str(tiny_config), "--run-dir", str(run)],
+        cwd=ROOT,
+        env=one_thread(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step 1/6"):
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == 3, rest
+    assert "stopped at step" in rest
+    assert RunDir(run).standing() != "done"
+    assert call("--run", run).returncode == 0
+    a, b = (torch.load(p / "checkpoints/step-00000006/weights.pt", weights_only=True) for p in (finished, run))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    steps = [json.loads(line)["step"] for line in RunDir(run).metrics_file.read_text().splitlines()]
+    assert steps == [1, 2, 3, 3, 4, 5, 6, 6]  # 3 and 6 are validated too
+    assert RunDir(run).read_state()["restarts"] == 1
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "damaged"
+    shutil.copytree(finished, run)
+    (run / "DONE").unlink()
+    weights = run / "checkpoints/step-00000006/weights.pt"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    refused = call("--run", run, "--resume", "6")
+    assert refused.returncode == 1
+    assert "weights.pt differs from its SHA-256" in refused.stderr
+    resumed = call("--run", run)
+    assert resumed.returncode == 0
+    assert "passing over" in resumed.stdout
+    assert "weights.pt differs from its SHA-256" in resumed.stdout
+    assert call("--run", run, "--resume", "none").returncode == 0  # it is done
+    (run / "DONE").unlink()
+    assert "holds checkpoints" in call("--run", run, "--resume", "none").stderr
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tiny_config: Path, tmp_path: Path) -> None:
+    done = call(
+        "--config", tiny_config, "--run-dir", tmp_path / "run", "--set", "train.lr=1e30", "--set", "train.clip=null"
+    )
+    assert done.returncode == 4, done.stderr
+    assert "the loss is not finite on 1 of 1 ranks" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert RunDir(tmp_path / "run").standing() == "failed"
+    assert "NonFiniteError" in str(RunDir(tmp_path / "run").failure())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--set", "train.lr=-1"], 2, "train.lr: input should be greater than 0, got -1"),
+        (["--set", "model.slotz=2"], 2, "model.slotz: unknown key; did you mean slots?"),
+        (["--set", "data.context=30"], 2, "windows of 34 frames .* longest unbroken run, 8 frames"),
+        (["--set", "data.store=nowhere"], 5, "nowhere"),
+        (["--resume", "sometimes"], 2, "--resume sometimes: use auto, none or the number of a step"),
+        (["--run", "x"], 2, "give one of --config FILE and --run DIR"),
+    ],
+)
+def test_mistakes_get_one_message_and_a_code(
+    tiny_config: Path, tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    import re
+
+    done = call("--config", tiny_config, "--run-dir", tmp_path / "run", *arguments)
+    assert done.returncode == code, done.stderr
+    assert re.search(message, done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_holds_something_else_is_refused(tiny_config: Path, tmp_path: Path, finished: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    done = call("--config", tiny_config, "--run-dir", tmp_path)
+    assert done.returncode == 2
+    assert "exists and is not a run directory" in done.stderr
+    other = call("--config", tiny_config, "--run-dir", finished, "--set", "seed=9")
+    assert other.returncode == 2
+    assert "holds another run" in other.stderr
+
+
+def test_world_size_that_does_not_divide_the_batch(tiny_config: Path, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
+    command = [*torchrun, SCRIPT[1], "--config", str(tiny_config), "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=200)
+    assert done.returncode != 0
+    assert "train.batch 4 can't be divided over 3 ranks" in done.stderr
+
+
+def test_half_a_torchrun_environment_is_refused(tiny_config: Path, tmp_path: Path) -> None:
+    command = [*SCRIPT, "--config", str(tiny_config), "--run-dir", str(tmp_path / "run")]
+    environment = {**one_thread(), "WORLD_SIZE": "2"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert "RANK is not set but its counterpart is" in done.stderr
+
+
+def test_dry_run_prints_the_papers_size() -> None:
+    done = call("--config", "configs/mixed-moving-mnist.yaml", "--dry-run")
+    assert "6,347,776" in done.stdout
+
+
+def test_print_config_is_a_config(tiny_config: Path, tmp_path: Path) -> None:
+    file = tmp_path / "again.yaml"
+    file.write_text(call("--config", tiny_config, "--print-config").stdout)
+    assert call("--config", file, "--print-config").stdout == file.read_text()
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    code = (
+        "import signal, time\nfrom toolkit.train.signals import StopRequest\n"
+        "stop = StopRequest(); stop.install()\nprint('ready', flush=True)\nwhile True: time.sleep(0.1)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.kill(process.pid, signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(10) == -signal.SIGTERM
+    process.stdout.close()

@@ -1,0 +1,261 @@
+"""RunConfig: everything that makes a run what it is, typed, in YAML, with a stable identity. Does not import torch.
+
+A config file is a mapping of the sections below. `base:` names one file or several (relative to the file that names
+them); they are merged left to right, the file itself last, and `--set a.b=c` after that. Mappings merge key by key,
+everything else is replaced. A section `model` that names another model than its base replaces the base's section.
+
+The identity of a run is a hash of the values that differ from the defaults, less the keys marked `identity=False`
+(names, logging, workers: what can't change a result). A change of a default's meaning bumps `CONFIG_VERSION`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from toolkit.errors import ConfigError
+from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options
+
+CONFIG_VERSION = 1
+COSMETIC: dict[str, Any] = {"identity": False}
+
+
+class DataConfig(Options):
+    """Which sequences are read, and how windows are cut from them."""
+
+    store: str = Field("", description="folder made by `python -m shards convert`; relative to the working directory")
+    context: int = Field(10, ge=1, description="frames that the model is shown")
+    horizon: int = Field(10, ge=1, description="frames that it predicts")
+    modes: tuple[str, ...] | None = Field(None, description="train and validate on these modes only (None: all)")
+    train_split: str = "train"
+    val_split: str = "val"
+    train_stride: int = Field(1, ge=1, description="frames between the starts of training windows")
+    eval_stride: int | None = Field(None, ge=1, description="the same for validation and test; None: no overlap")
+    augment: tuple[Literal["flip", "rotate", "reverse"], ...] = Field(
+        (), description="symmetries drawn per training sample, each with chance one half"
+    )
+    on_error: Literal["raise", "skip"] = Field(
+        "raise", description="a damaged training sample ends the run, or its neighbour is read instead and it is told"
+    )
+    workers: int = Field(0, ge=0, description="reader processes per rank", json_schema_extra=COSMETIC)
+
+
+class SamplingConfig(Options):
+    """Scheduled sampling: the chance that a future input is the true frame, as a function of the optimizer step."""
+
+    start: float = Field(1.0, ge=0, le=1, description="chance at step 0")
+    slope: float = Field(2e-5, ge=0, description="fall of the chance per optimizer step")
+    stop: int = Field(50_000, ge=0, description="step from which on the chance is 0")
+
+
+class TrainConfig(Options):
+    """The optimisation. The defaults are the paper's run: L2, Adam 3e-4, batch 8, 80,000 optimizer steps."""
+
+    steps: int = Field(80_000, ge=1, description="optimizer steps")
+    batch: int = Field(8, ge=1, description="sequences per optimizer step over all ranks")
+    micro_batch: int | None = Field(
+        None, ge=1, description="sequences per forward on one rank; None: batch / ranks", json_schema_extra=COSMETIC
+    )
+    lr: float = Field(3e-4, gt=0, description="Adam's learning rate")
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float | None = Field(None, gt=0, description="greatest gradient norm; None: no clipping")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps fp32 master weights")
+    zero: Literal[0, 1, 2] = Field(0, description="DeepSpeed ZeRO stage")
+    checkpointing: Literal["none", "step"] = Field(
+        "none", description="activation checkpointing over time: `step` keeps only the state of each time step"
+    )
+    loss_frames: Literal["all", "future"] = Field(
+        "all", description="`all`: every next-frame prediction, context included; `future`: the horizon only"
+    )
+    sampling: SamplingConfig = SamplingConfig()
+    validate_every: int = Field(2_000, ge=1, description="optimizer steps between validations (and best-so-far)")
+    validate_samples: int | None = Field(None, ge=1, description="first windows of the split to use; None: all")
+    checkpoint_every: int = Field(2_000, ge=1, json_schema_extra=COSMETIC)
+    keep_last: int = Field(2, ge=2, description="newest checkpoints kept", json_schema_extra=COSMETIC)
+    log_every: int = Field(50, ge=1, json_schema_extra=COSMETIC)
+    images: int = Field(4, ge=0, description="sequences shown in TensorBoard at validation", json_schema_extra=COSMETIC)
+    deepspeed: dict[str, Any] = Field({}, description="extra DeepSpeed keys, merged over ours")
+
+
+class EvalConfig(Options):
+    """How a finished run is scored."""
+
+    protocol: str = Field("paper", description="a file in toolkit/evaluate/protocols")
+    split: str = "test"
+    batch: int = Field(8, ge=1, description="sequences per forward", json_schema_extra=COSMETIC)
+    thresholds: tuple[float, ...] = Field((), description="CSI thresholds in the store's unit (paper, radar: 30 dBZ)")
+    show: int = Field(3, ge=0, description="sequences per mode kept for the report", json_schema_extra=COSMETIC)
+
+
+class RunConfig(Options):
+    """One run, whole."""
+
+    name: str = Field("run", description="what people call it", json_schema_extra=COSMETIC)
+    seed: int = Field(0, ge=0)
+    model: ModelOptions = ModeRNNOptions()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if self.train.micro_batch is not None and self.train.batch % self.train.micro_batch:
+            raise ValueError(
+                f"train.micro_batch {self.train.micro_batch} doesn't divide train.batch {self.train.batch}: "
+                "choose a divisor or leave it out"
+            )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The values that make this run another run than the default one."""
+        plain = self.model_dump(mode="json", exclude_defaults=True)
+        plain["model"] = {"name": self.model.name, **self.model.model_dump(mode="json", exclude_defaults=True)}
+        return _without_cosmetic(self, plain)
+
+    def hash8(self) -> str:
+        """Eight hex digits that name the run's directory; the same on every machine and in every order of keys."""
+        text = json.dumps({"version": CONFIG_VERSION, **self.identity()}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def to_yaml(self) -> str:
+        """Every value, defaults included, as YAML that `load_config` reads back to an equal config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _without_cosmetic(options: Options, plain: dict[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for key, value in plain.items():
+        extra = type(options).model_fields[key].json_schema_extra
+        if isinstance(extra, dict) and extra.get("identity") is False:
+            continue
+        inner = getattr(options, key)
+        value = _without_cosmetic(inner, value) if isinstance(inner, Options) else value
+        if value != {} or not isinstance(inner, Options):
+            kept[key] = value
+    return kept
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a YAML file with its bases, apply `key=value` overrides, check everything, list all faults at once."""
+    return make_config(with_overrides(read_tree(path), overrides), origin=str(path))
+
+
+def make_config(tree: Mapping[str, Any], origin: str) -> RunConfig:
+    """Check a plain tree of values and turn it into a RunConfig.
+
+    Raises:
+        ConfigError: with one line per fault; unknown keys come with the nearest known one.
+    """
+    try:
+        return RunConfig.model_validate(dict(tree))
+    except ValidationError as error:
+        faults = [_explain(fault, tree) for fault in error.errors()]
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        lines = "\n".join(f"  {line}" for line in faults)
+        raise ConfigError(f"{origin}: {count}\n{lines}\nSee toolkit/config.py for every key.") from None
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """The merged mapping of a YAML file and its bases, unchecked."""
+    return _read(Path(path), trail=())
+
+
+def _read(path: Path, trail: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in trail:
+        raise ConfigError(f"{path}: `base` leads back to itself: {' -> '.join(p.name for p in (*trail, path))}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        named_by = f" (named by {trail[-1]})" if trail else ""
+        near = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))[:12]) or "no YAML file"
+        raise ConfigError(f"{path}: no such file{named_by}. That folder holds: {near}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must hold a mapping of sections, found {type(tree).__name__}")
+    bases = tree.pop("base", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged = merge(merged, _read(path.parent / str(base), (*trail, path)))
+    return merge(merged, tree)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`: mappings key by key, all else replaced; another model's section starts anew."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            other_model = key == "model" and "name" in value and value["name"] != old.get("name", value["name"])
+            result[key] = dict(value) if other_model else merge(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def with_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Lay `a.b=value` settings on a tree; the value is YAML (`1e-4`, `[a, b]`, `null`)."""
+    result = dict(tree)
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {text}: write it as section.key=value, for example --set train.lr=1e-4")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {text}: {value!r} is not a YAML value; quote it") from None
+        result = merge(result, nested(key.strip(), parsed))
+    return result
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """{'a': {'b': value}} for 'a.b'."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def _explain(fault: Any, tree: Mapping[str, Any]) -> str:
+    path = [part for part in fault["loc"] if part not in MODELS]  # pydantic puts the union's tag into the path
+    key = ".".join(str(part) for part in path)
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(path[:-1], tree)
+        near = difflib.get_close_matches(str(path[-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
+    if fault["type"] == "union_tag_not_found":
+        return f"model.name: missing; known: {', '.join(MODELS)}"
+    if fault["type"] == "union_tag_invalid":
+        given = str(dict(tree.get("model", {})).get("name"))
+        near = difflib.get_close_matches(given, MODELS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"model.name: unknown model {given!r}; {hint}known: {', '.join(MODELS)}"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return f"{key}: {message}, got {fault['input']!r}" if key else message
+
+
+def _known_keys(path: list[str | int], tree: Mapping[str, Any]) -> list[str]:
+    options: type[Options] = RunConfig
+    for part in path:
+        if options is RunConfig and part == "model":
+            name = dict(tree.get("model", {})).get("name", "modernn")
+            options = MODELS[str(name)].options
+            continue
+        annotation = options.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, Options)):
+            return []
+        options = annotation
+    return list(options.model_fields)

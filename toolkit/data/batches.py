@@ -1,0 +1,142 @@
+"""What each rank reads: micro-batches of uint8 frames, in the order of `order.py`, from any step on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from shards import StoreError
+from toolkit.data.augment import augment
+from toolkit.data.order import rank_positions, window_at
+from toolkit.data.windows import Window, WindowSet
+
+MOST_SKIPS = 100  # that many damaged samples in a row are no longer an accident
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch.
+
+    Attributes:
+        frames: uint8 [B, T, C, H, W].
+        positions: each sample's place in the endless stream; names it and seeds its random numbers.
+        keys: each sample's key in the store.
+        skipped: what was wrong with samples that could not be read (`data.on_error: skip`).
+    """
+
+    frames: torch.Tensor
+    positions: list[int]
+    keys: list[str]
+    skipped: list[str]
+
+    def pin_memory(self) -> Batch:
+        """Called by the loader's own thread."""
+        return replace(self, frames=self.frames.pin_memory())
+
+
+@dataclass(frozen=True)
+class Share:
+    """How one rank takes part in every global batch."""
+
+    batch: int
+    micro_batch: int
+    rank: int
+    world_size: int
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per optimizer step."""
+        return self.batch // (self.world_size * self.micro_batch)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    frames: NDArray[np.uint8]
+    position: int
+    key: str
+    skipped: list[str]
+
+
+class _Stream(Dataset[_Sample]):
+    """Windows by position."""
+
+    def __init__(self, windows: WindowSet, seed: int, kinds: tuple[str, ...], on_error: str) -> None:
+        self.windows, self.seed, self.kinds, self.on_error = windows, seed, kinds, on_error
+
+    def __getitem__(self, position: int) -> _Sample:
+        window, skipped = self._read(window_at(position, self.seed, len(self.windows)))
+        frames = augment(window.frames, self.kinds, self.seed, position) if self.kinds else window.frames
+        return _Sample(frames, position, window.key, skipped)
+
+    def _read(self, index: int) -> tuple[Window, list[str]]:
+        """The window, or under `skip` the next readable one: a pure function of the store, so ranks stay in step."""
+        skipped: list[str] = []
+        for further in range(min(MOST_SKIPS, len(self.windows))):
+            try:
+                return self.windows[(index + further) % len(self.windows)], skipped
+            except StoreError as error:
+                if self.on_error == "raise":
+                    raise
+                skipped.append(str(error))
+        raise StoreError(f"{len(skipped)} samples in a row can't be read; the last: {skipped[-1]}")
+
+
+class _Positions(Sampler[list[int]]):
+    """Micro-batches of positions, endless."""
+
+    def __init__(self, share: Share, first_step: int) -> None:
+        self.share, self.first_step = share, first_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step, size = self.first_step, self.share.micro_batch
+        while True:
+            positions = rank_positions(step, self.share.batch, self.share.rank, self.share.world_size)
+            for first in range(0, len(positions), size):
+                yield list(positions[first : first + size])
+            step += 1
+
+
+def _collate(samples: list[_Sample]) -> Batch:
+    return Batch(
+        torch.from_numpy(np.stack([sample.frames for sample in samples])),
+        [sample.position for sample in samples],
+        [sample.key for sample in samples],
+        [text for sample in samples for text in sample.skipped],
+    )
+
+
+def read_batches(
+    windows: WindowSet,
+    seed: int,
+    share: Share,
+    first_step: int,
+    *,
+    workers: int = 0,
+    pin: bool = False,
+    kinds: tuple[str, ...] = (),
+    on_error: str = "raise",
+) -> Iterator[Batch]:
+    """Micro-batches of this rank, endless, beginning with optimizer step `first_step`.
+
+    Args:
+        workers: reader processes; 0 reads in this one. They are started afresh (forkserver): forked children of a
+            process that has used threads or zarr can hang.
+        pin: put frames into page-locked memory for the copy to a GPU.
+        kinds: of augmentation, see toolkit/data/augment.py.
+        on_error: `raise`, or `skip` a sample that the store says is damaged; it is told in `Batch.skipped`.
+    """
+    loader = DataLoader(
+        _Stream(windows, seed, kinds, on_error),
+        batch_sampler=_Positions(share, first_step),
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin,
+        multiprocessing_context="forkserver" if workers else None,
+        generator=torch.Generator().manual_seed(0),  # the loader draws worker seeds; keep it off the global generator
+    )
+    return iter(loader)

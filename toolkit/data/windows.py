@@ -1,0 +1,119 @@
+"""Windows: runs of T consecutive frames, cut from a store's events when they are read.
+
+Events of one unbroken run follow each other, so a window may begin in one event and end in the next; overlap costs no
+bytes. Mode labels choose which events are used and group scores; they are never part of what a model sees.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shards import Scale, Store
+from toolkit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Window:
+    """One sample: frames uint8 [T, C, H, W], a key unique in its store, the label of its mode."""
+
+    frames: NDArray[np.uint8]
+    key: str
+    mode: str | None
+
+
+class WindowSet:
+    """All windows of one split, in a fixed order (by run, then by time)."""
+
+    def __init__(
+        self, store: Store, split: str, length: int, stride: int | None = None, modes: Sequence[str] | None = None
+    ) -> None:
+        """
+        Args:
+            length: T, frames per window.
+            stride: frames between the starts of neighbours; None: T, no overlap.
+            modes: use the events of these modes only.
+
+        Raises:
+            ConfigError: an unknown split or mode, or no run as long as a window.
+        """
+        self.store, self.split, self.length = store, split, length
+        self.scale: Scale = store.manifest.scale
+        if split not in store.splits:
+            raise ConfigError(f"{store.path}: no split {split!r}; it has {', '.join(store.splits)}")
+        self._events = [event for event in store.events(split) if modes is None or event.mode in modes]
+        if not self._events:
+            known = sorted({event.mode for event in store.events(split) if event.mode})
+            raise ConfigError(
+                f"{store.path}: split {split!r} has no event of mode {', '.join(modes or ())!s}; it has "
+                f"{', '.join(known) or 'no labelled events'} (data.modes)"
+            )
+        self._after = {(event.run, event.run_offset): event for event in self._events}
+        self._starts = self._cut(length, stride or length)
+
+    def _cut(self, length: int, stride: int) -> list[tuple[int, int]]:
+        """(place in self._events, first frame) of every window."""
+        starts: list[tuple[int, int]] = []
+        longest = 0
+        for run in self._runs():
+            lengths = [self._events[place].length for place in run]
+            ends = np.cumsum(lengths)
+            longest = max(longest, int(ends[-1]))
+            for first in range(0, int(ends[-1]) - length + 1, stride):
+                part = int(np.searchsorted(ends, first, side="right"))
+                starts.append((run[part], first - int(ends[part]) + lengths[part]))
+        if not starts:
+            raise ConfigError(
+                f"{self.store.path}: split {self.split!r}: windows of {length} frames (data.context + data.horizon) "
+                f"are longer than the longest unbroken run, {longest} frames: choose a shorter context or horizon"
+            )
+        return starts
+
+    def _runs(self) -> list[list[int]]:
+        """Places in self._events of each unbroken run, in time order."""
+        by_run: dict[str, list[int]] = defaultdict(list)
+        for place, event in enumerate(self._events):
+            by_run[event.run].append(place)
+        runs = []
+        for places in by_run.values():
+            places.sort(key=lambda place: self._events[place].run_offset)
+            part = [places[0]]
+            for place in places[1:]:
+                before = self._events[part[-1]]
+                if self._events[place].run_offset == before.run_offset + before.length:
+                    part.append(place)
+                else:  # an event between them is in another split or mode
+                    runs.append(part)
+                    part = [place]
+            runs.append(part)
+        return runs
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> Window:
+        place, first = self._starts[index]
+        event = self._events[place]
+        parts = []
+        missing, start, at = self.length, first, event
+        while missing:
+            stop = min(at.length, start + missing)
+            parts.append(self.store.read(self.split, at.index, start, stop))
+            missing -= stop - start
+            if missing:
+                at, start = self._after[at.run, at.run_offset + at.length], 0
+        frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return Window(frames, f"{event.key}@{first:04d}", event.mode)
+
+
+def to_unit(codes: torch.Tensor, scale: Scale) -> torch.Tensor:
+    """uint8 codes -> float32 in 0..1: code / max_code; missing -> 0."""
+    values = codes.float() / scale.max_code
+    if scale.missing_code is not None:
+        values = values.masked_fill(codes == scale.missing_code, 0.0)
+    return values

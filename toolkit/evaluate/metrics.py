@@ -1,0 +1,187 @@
+"""Metrics of predicted frames, batched on the device, one value per sample and lead time.
+
+Every function takes `prediction` and `truth` as [B, T, C, H, W] of one shape and, where pixels are missing, a boolean
+`mask` of that shape (True: observed). It returns [B, T]: float64 values, or int64 counts. All arithmetic is in
+float64. Sums over samples are not made here but in `table.py`, so that they come out the same however samples were
+spread over ranks.
+
+A frame without any observed pixel has no value: NaN here, counted and announced by the table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import ToolkitError
+
+Reduction = Literal["sum", "mean"]
+
+# Frames are taken through SSIM in blocks of at most so many pixels. On a CPU the ten float64 maps of a block should
+# stay in the cache (2.4 to 3 times faster than 1 << 22); a GPU wants few launches, and has to have room for the maps.
+SSIM_BLOCK = {"cpu": 1 << 16, "cuda": 1 << 22}
+SSIM_K1, SSIM_K2 = 0.01, 0.03  # Wang et al. 2004, section III.B
+
+
+def mse(prediction: Tensor, truth: Tensor, reduction: Reduction, mask: Tensor | None = None) -> Tensor:
+    """Squared error per frame, float64 [B, T].
+
+    Args:
+        reduction: `mean` over pixels and channels, or their `sum`. With a mask both are taken over observed pixels, and
+            the sum is scaled up to the whole frame, so that frames with more missing pixels don't look better.
+    """
+    _check_shapes(prediction, truth, mask)
+    return _reduce((prediction.double() - truth.double()).square(), reduction, mask)
+
+
+def mae(prediction: Tensor, truth: Tensor, reduction: Reduction, mask: Tensor | None = None) -> Tensor:
+    """Absolute error per frame, float64 [B, T]; see `mse` for `reduction`."""
+    _check_shapes(prediction, truth, mask)
+    return _reduce((prediction.double() - truth.double()).abs(), reduction, mask)
+
+
+def psnr(
+    prediction: Tensor, truth: Tensor, data_range: float, cap: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Peak signal-to-noise ratio per frame, 10 log10(data_range^2 / mse), in dB.
+
+    Args:
+        data_range: the greatest possible minus the smallest possible pixel value.
+        cap: greatest value given, dB. An exact frame has an infinite ratio; it gets `cap` and is counted.
+
+    Returns:
+        (float64 [B, T] in dB, bool [B, T]: the frame is exact).
+    """
+    error = mse(prediction, truth, "mean", mask)
+    exact = error == 0
+    ratio = 10.0 * torch.log10(data_range**2 / error.masked_fill(exact, 1.0))
+    return ratio.masked_fill(exact, cap).clamp(max=cap), exact
+
+
+def ssim(prediction: Tensor, truth: Tensor, data_range: float, window: int = 7, mask: Tensor | None = None) -> Tensor:
+    """Structural similarity per frame, float64 [B, T], the mean of the local map over positions and channels.
+
+    The map is that of `skimage.metrics.structural_similarity` with its defaults: a uniform window, sample covariances
+    (divided by n - 1), K1 = 0.01, K2 = 0.03, and only windows that lie wholly inside the frame. With a mask the mean is
+    over the windows that hold no missing pixel.
+
+    Source: Wang et al., Image quality assessment: from error visibility to structural similarity, IEEE TIP 13(4), 2004,
+    https://doi.org/10.1109/TIP.2003.819861, equation 13.
+
+    Raises:
+        ToolkitError: frames smaller than the window, or a window that isn't odd and at least 3.
+    """
+    _check_shapes(prediction, truth, mask)
+    batch, time, channels, height, width = truth.shape
+    if window < 3 or window % 2 == 0:
+        raise ToolkitError(f"SSIM: the window is {window} pixels wide; take an odd number of at least 3")
+    if min(height, width) < window:
+        raise ToolkitError(
+            f"SSIM: frames of {height}x{width} are smaller than its window of {window}x{window}: "
+            "score larger frames, or write a protocol with a smaller window in toolkit/evaluate/protocols"
+        )
+    first, second = (frames.reshape(-1, channels, height, width) for frames in (prediction, truth))
+    seen = None if mask is None else mask.reshape(-1, channels, height, width)
+    block = max(1, SSIM_BLOCK.get(truth.device.type, 1 << 22) // (channels * height * width))
+    parts = [
+        _ssim_block(
+            first[at : at + block],
+            second[at : at + block],
+            data_range,
+            window,
+            None if seen is None else seen[at : at + block],
+        )
+        for at in range(0, first.shape[0], block)
+    ]
+    return torch.cat(parts).reshape(batch, time)
+
+
+def _ssim_block(first: Tensor, second: Tensor, data_range: float, window: int, mask: Tensor | None) -> Tensor:
+    """SSIM of frames [N, C, H, W], float64 [N]."""
+    pixels = window * window
+    x, y = first.double(), second.double()
+    if mask is not None:  # windows that touch these are left out below; NaN must not get into the sums
+        x, y = x.masked_fill(~mask, 0.0), y.masked_fill(~mask, 0.0)
+    mean_x, mean_y = _window_sum(x, window) / pixels, _window_sum(y, window) / pixels
+    mean_xx, mean_yy, mean_xy = (_window_sum(product, window) / pixels for product in (x * x, y * y, x * y))
+    sample = pixels / (pixels - 1)
+    var_x = sample * (mean_xx - mean_x * mean_x)
+    var_y = sample * (mean_yy - mean_y * mean_y)
+    cov_xy = sample * (mean_xy - mean_x * mean_y)
+    c1, c2 = (SSIM_K1 * data_range) ** 2, (SSIM_K2 * data_range) ** 2
+    numerator = (2 * mean_x * mean_y + c1) * (2 * cov_xy + c2)
+    denominator = (mean_x * mean_x + mean_y * mean_y + c1) * (var_x + var_y + c2)
+    similarity = numerator / denominator
+    if mask is None:
+        return similarity.flatten(1).mean(1)
+    whole = _window_sum(mask.double(), window) == pixels
+    return similarity.masked_fill(~whole, 0.0).flatten(1).sum(1) / whole.flatten(1).sum(1)
+
+
+def _window_sum(frames: Tensor, window: int) -> Tensor:
+    """Sums over all windows inside the frames, separably: [N, C, H, W] -> [N, C, H - window + 1, W - window + 1].
+
+    For whole numbers (uint8 levels and their products) they are exact in float64, in any order of addition.
+    """
+    height, width = (side - window + 1 for side in frames.shape[-2:])
+    rows = frames[..., :height, :].clone()
+    for offset in range(1, window):  # adding shifted views is twice as fast as avg_pool2d in float64
+        rows += frames[..., offset : offset + height, :]
+    sums = rows[..., :width].clone()
+    for offset in range(1, window):
+        sums += rows[..., offset : offset + width]
+    return sums
+
+
+@dataclass(frozen=True)
+class Contingency:
+    """The 2x2 table of one threshold without its correct negatives; int64 [B, T] each."""
+
+    hits: Tensor
+    misses: Tensor
+    false_alarms: Tensor
+
+
+def contingency(forecast: Tensor, observed: Tensor, mask: Tensor | None = None) -> Contingency:
+    """Count events: hit = forecast and observed, miss = observed only, false alarm = forecast only.
+
+    (The ModeRNN paper, section 4, swaps the names of the last two. CSI doesn't change by that, POD and FAR would.)
+
+    Args:
+        forecast: bool [B, T, C, H, W], the prediction reaches the threshold.
+        observed: the same of the truth.
+    """
+    _check_shapes(forecast, observed, mask)
+    if mask is not None:
+        forecast, observed = forecast & mask, observed & mask
+    return Contingency(
+        hits=_count(forecast & observed),
+        misses=_count(observed & ~forecast),
+        false_alarms=_count(forecast & ~observed),
+    )
+
+
+def _count(events: Tensor) -> Tensor:
+    return events.flatten(2).sum(2, dtype=torch.int64)
+
+
+def _reduce(errors: Tensor, reduction: Reduction, mask: Tensor | None) -> Tensor:
+    errors = errors.flatten(2)
+    pixels = errors.shape[2]
+    if mask is None:
+        return errors.sum(2) if reduction == "sum" else errors.sum(2) / pixels
+    seen = mask.flatten(2)
+    mean = errors.masked_fill(~seen, 0.0).sum(2) / seen.sum(2)
+    return mean * pixels if reduction == "sum" else mean
+
+
+def _check_shapes(prediction: Tensor, truth: Tensor, mask: Tensor | None) -> None:
+    shapes = {"prediction": prediction.shape, "truth": truth.shape}
+    if mask is not None:
+        shapes["mask"] = mask.shape
+    if truth.ndim != 5 or len(set(shapes.values())) != 1:
+        found = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+        raise ToolkitError(f"metrics take equal shapes [B, T, C, H, W], found {found}")

@@ -1,0 +1,33 @@
+"""Protocols: one short file each, found by its name; `paper` is the default. Does not import torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+
+from toolkit.errors import ConfigError
+from toolkit.evaluate.protocols.base import Protocol
+
+__all__ = ["Protocol", "known_protocols", "load_protocol"]
+
+
+def known_protocols() -> list[str]:
+    """Names of the protocols in this folder."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+
+
+def load_protocol(name: str) -> Protocol:
+    """The protocol of a name.
+
+    Raises:
+        ConfigError: there is none of that name; lists those there are.
+    """
+    known = known_protocols()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"eval.protocol: unknown protocol {name!r}; {hint}known: {', '.join(known)}")
+    protocol = importlib.import_module(f"{__name__}.{name}").PROTOCOL
+    assert isinstance(protocol, Protocol), name
+    return protocol

@@ -1,0 +1,22 @@
+"""The ModeRNN paper's numbers: its text (section 4) where it says, its authors' evaluation code where it doesn't.
+
+One choice differs from that code: it averages CSI over batches and lead times, with 0 where no pixel reaches the
+threshold, so its value depends on the batch size. Here counts are pooled.
+"""
+
+from toolkit.evaluate.protocols.base import Protocol
+
+PROTOCOL = Protocol(
+    name="paper",
+    title="ModeRNN paper",
+    source="Yao et al., ModeRNN, arXiv 2110.03882, section 4; https://github.com/thuml/ModeRNN core/trainer.py",
+    clamp=True,
+    error_reduction="sum",
+    image_levels=255,
+    ssim_window=7,
+    ssim_data_range=255.0,
+    psnr_data_range=255.0,
+    psnr_cap=100.0,
+    csi_pooling="counts",
+    average="frames",
+)

@@ -1,0 +1,271 @@
+"""Contract 5: a score is an accumulator with update, merge and compute. Does not import torch.
+
+A `ScoreTable` keeps what every sample scored at every lead time (9,000 samples x 10 leads x 8 columns are 6 MB), by
+the sample's place in its split. Nothing is added up before `compute`, which takes samples in order of their places
+and sums float64 exactly rounded (`math.fsum`): results are the same to the last bit however samples were spread over
+batches and ranks.
+
+Columns are of two kinds. *Averaged* ones (mse, ssim ...) are float64 and give the mean over frames. *Counted* ones
+are int64 and are added up; `hits@K`, `misses@K` and `false_alarms@K` together give CSI, POD, FAR and bias at
+threshold K from the pooled counts.
+
+Nothing undefined passes in silence: a ratio without events is None with the events' number beside it; a frame that
+has no value (nothing observed) is left out of the mean and counted in `frames_without_value`; one frame with a NaN or
+infinite prediction makes every score of its group None and is counted in `nonfinite_frames`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import ToolkitError
+
+Values = NDArray[Any]
+Cells = dict[str, float | int | None]  # {score: value}
+Curves = dict[str, list[float | int | None]]  # {score: one value per lead time}
+
+EXACT, NONFINITE, MISSING = "exact_frames", "nonfinite_frames", "missing_pixels"
+STATUS = (EXACT, NONFINITE, MISSING)  # counted columns of every table
+
+
+def at(name: str, threshold: float) -> str:
+    """The name of a column or score at a threshold: `csi@30`."""
+    return f"{name}@{threshold:g}"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a table comes to, plain values; None where undefined.
+
+    Attributes:
+        n: sequences.
+        horizon: lead times.
+        overall, leads: over all sequences; over all lead times or for each.
+        modes, mode_leads, mode_counts: the same per mode label, where sequences are labelled.
+        announced: counts of what deserves a word: exact, non-finite and valueless frames, missing pixels.
+    """
+
+    n: int
+    horizon: int
+    overall: Cells
+    leads: Curves
+    modes: dict[str, Cells]
+    mode_leads: dict[str, Curves]
+    mode_counts: dict[str, int]
+    announced: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class ScoreTable:
+    """Scores of single samples; see the module's docstring."""
+
+    def __init__(self, label: str, horizon: int, averaged: Sequence[str], thresholds: Sequence[float] = ()) -> None:
+        """
+        Args:
+            label: what was scored and how (the protocol's name); tables of different labels don't merge.
+            horizon: T, lead times.
+            averaged: names of the averaged columns.
+            thresholds: event thresholds in the store's unit; each makes three counted columns.
+        """
+        self.label = label
+        self.horizon = horizon
+        self.averaged = tuple(averaged)
+        self.thresholds = tuple(float(threshold) for threshold in thresholds)
+        events = [at(name, k) for k in self.thresholds for name in ("hits", "misses", "false_alarms")]
+        self.counted = (*STATUS, *events)
+        self._rows: dict[int, tuple[str, str | None, dict[str, Values]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def _schema(self) -> tuple[Any, ...]:
+        return (self.label, self.horizon, self.averaged, self.thresholds)
+
+    def update(
+        self,
+        indices: Sequence[int],
+        keys: Sequence[str],
+        modes: Sequence[str | None],
+        values: Mapping[str, Values],
+    ) -> None:
+        """Add samples.
+
+        Args:
+            indices: their places in the split.
+            keys: their names in the store.
+            modes: their mode labels, None without one.
+            values: every column as [len(indices), horizon].
+
+        Raises:
+            ToolkitError: a sample is already here, or a column is missing, unknown or of another shape.
+        """
+        names = {*self.averaged, *self.counted}
+        if set(values) != names:
+            raise ToolkitError(
+                f"scores: expected the columns {', '.join(sorted(names))}, got {', '.join(sorted(values))}"
+            )
+        shape = (len(indices), self.horizon)
+        for name, column in values.items():
+            if column.shape != shape:
+                raise ToolkitError(f"scores: column {name} has shape {column.shape}, expected {shape}")
+        for row, (index, key, mode) in enumerate(zip(indices, keys, modes, strict=True)):
+            if index in self._rows:
+                raise ToolkitError(
+                    f"scores: sample {index} ({key}) is counted twice; give every rank its own samples and start again"
+                )
+            cells = {name: np.array(values[name][row], dtype=np.float64) for name in self.averaged}
+            cells |= {name: np.array(values[name][row], dtype=np.int64) for name in self.counted}
+            self._rows[int(index)] = (str(key), mode, cells)
+
+    def merge(self, other: ScoreTable) -> None:
+        """Take over the samples of another table.
+
+        Raises:
+            ToolkitError: tables of different protocol, horizon or columns, or a sample that both hold.
+        """
+        if self._schema != other._schema:
+            raise ToolkitError(f"scores: can't merge {other._schema} into {self._schema}: score both in one way")
+        twice = sorted(self._rows.keys() & other._rows.keys())
+        if twice:
+            raise ToolkitError(
+                f"scores: {len(twice)} samples are counted twice, the first is {twice[0]} ({self._rows[twice[0]][0]}); "
+                "give every rank its own samples and start again"
+            )
+        self._rows.update(other._rows)
+
+    def arrays(self) -> dict[str, Values]:
+        """All columns in order of the samples' places: index, key, mode ("" for none) as [n], scores as [n, T]."""
+        order = sorted(self._rows)
+        rows = [self._rows[index] for index in order]
+        found: dict[str, Values] = {
+            "index": np.array(order, dtype=np.int64),
+            "key": np.array([key for key, _, _ in rows], dtype=np.str_),
+            "mode": np.array([mode or "" for _, mode, _ in rows], dtype=np.str_),
+        }
+        for names, kind in ((self.averaged, np.float64), (self.counted, np.int64)):
+            for name in names:
+                stacked = [cells[name] for _, _, cells in rows]
+                found[name] = np.array(stacked, dtype=kind).reshape(len(rows), self.horizon)
+        return found
+
+    def first_of_modes(self, count: int) -> list[int]:
+        """Places of the first `count` samples of each mode, modes in order of their names."""
+        chosen: dict[str, list[int]] = {}
+        for index in sorted(self._rows):
+            places = chosen.setdefault(self._rows[index][1] or "", [])
+            if len(places) < count:
+                places.append(index)
+        return [index for mode in sorted(chosen) for index in chosen[mode]]
+
+    def compute(self) -> Scores:
+        """Means, and ratios of pooled counts, over everything and by mode and lead time."""
+        columns = self.arrays()
+        modes = columns["mode"]
+        labels = sorted({str(mode) for mode in modes} - {""})
+        members = {label: modes == label for label in labels}
+        everyone = np.ones(len(self), dtype=bool)
+        announced: dict[str, Any] = {name: int(columns[name].sum()) for name in STATUS}
+        announced["frames_without_value"] = {name: int(np.isnan(columns[name]).sum()) for name in self.averaged}
+        return Scores(
+            n=len(self),
+            horizon=self.horizon,
+            overall=self._cells(columns, everyone, slice(None)),
+            leads=self._curves(columns, everyone),
+            modes={label: self._cells(columns, member, slice(None)) for label, member in members.items()},
+            mode_leads={label: self._curves(columns, member) for label, member in members.items()},
+            mode_counts={label: int(member.sum()) for label, member in members.items()},
+            announced=announced,
+        )
+
+    def _curves(self, columns: Mapping[str, Values], rows: Values) -> Curves:
+        leads = [self._cells(columns, rows, slice(lead, lead + 1)) for lead in range(self.horizon)]
+        return {name: [cells[name] for cells in leads] for name in leads[0]} if leads else {}
+
+    def _cells(self, columns: Mapping[str, Values], rows: Values, leads: slice) -> Cells:
+        broken = bool(columns[NONFINITE][rows, leads].any())
+        cells: Cells = {}
+        for name in self.averaged:
+            values = columns[name][rows, leads].ravel()
+            values = values[~np.isnan(values)]
+            cells[name] = None if broken or not values.size else math.fsum(values) / values.size
+        for threshold in self.thresholds:
+            counts = [
+                int(columns[at(name, threshold)][rows, leads].sum()) for name in ("hits", "misses", "false_alarms")
+            ]
+            for name, value in event_scores(*counts).items():
+                cells[at(name, threshold)] = None if broken and name not in ("events", "forecasts") else value
+        return cells
+
+    def save(self, path: Path) -> None:
+        """Write an .npz without pickles, replacing the file whole."""
+        meta = np.array([self.label, *self.averaged], dtype=np.str_)
+        thresholds = np.array(self.thresholds, dtype=np.float64)
+        rows = self.arrays()
+        save_npz(path, {"schema": meta, "thresholds": thresholds, "horizon": np.array(self.horizon), **rows})
+
+    @staticmethod
+    def load(path: Path) -> ScoreTable:
+        """Read what `save` wrote.
+
+        Raises:
+            ToolkitError: it is no such file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                columns = {name: stored[name] for name in stored.files}
+            label, *averaged = (str(word) for word in columns["schema"])
+            table = ScoreTable(label, int(columns["horizon"]), averaged, columns["thresholds"].tolist())
+            table.update(
+                columns["index"].tolist(),
+                columns["key"].tolist(),
+                [mode or None for mode in columns["mode"].tolist()],
+                {name: columns[name] for name in (*table.averaged, *table.counted)},
+            )
+        except (OSError, KeyError, ValueError) as error:
+            raise ToolkitError(f"{path}: not a table of scores ({error}); run launch/evaluate.py --force") from None
+        return table
+
+
+def event_scores(hits: int, misses: int, false_alarms: int) -> Cells:
+    """Scores of a contingency table; None where the denominator is 0.
+
+    csi = hits / (hits + misses + false alarms), pod = hits / (hits + misses), far = false alarms / (hits + false
+    alarms), bias = (hits + false alarms) / (hits + misses). `events` were observed, `forecasts` predicted: pixels.
+    Source: Wilks, Statistical Methods in the Atmospheric Sciences, section 8.2.2.
+    """
+    events, forecasts = hits + misses, hits + false_alarms
+
+    def ratio(part: int, whole: int) -> float | None:
+        return part / whole if whole else None
+
+    return {
+        "csi": ratio(hits, hits + misses + false_alarms),
+        "pod": ratio(hits, events),
+        "far": ratio(false_alarms, forecasts),
+        "bias": ratio(forecasts, events),
+        "events": events,
+        "forecasts": forecasts,
+    }
+
+
+def save_npz(path: Path, arrays: Mapping[str, Values]) -> None:
+    """Write arrays to an .npz that holds no pickle; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    savez: Callable[..., None] = np.savez_compressed
+    with open(temporary, "wb") as file:
+        savez(file, allow_pickle=False, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,251 @@
+"""Contract 2: what a model is.
+
+A `SequenceModel` takes whole sequences in 0..1 and returns next-frame predictions and losses. Most models are a
+`StepModel`: they say how a state begins and how one frame and one state become the next; `StepSequence` gives them
+unrolling, activation checkpointing, scheduled sampling and prediction. Models with another shape of loss (SVG, TrajGRU)
+fit `SequenceModel` without the step.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shards.manifest import FrameSpec
+from toolkit.config import RunConfig
+from toolkit.errors import ConfigError
+from toolkit.models.registry import MODELS, StepOptions
+from toolkit.unroll import unroll
+
+State = Any  # any tree of tensors
+
+
+class Noise:
+    """Random numbers per sample, the same however a batch is split over ranks and micro-batches.
+
+    Every sample has a generator of its own, seeded by who the sample is; nothing else in training is random, so no
+    generator state has to be stored in a checkpoint.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
+
+    @classmethod
+    def from_generator(cls, generator: torch.Generator, batch: int, device: torch.device | str) -> Noise:
+        """One seed per sample, drawn from `generator`."""
+        drawn = torch.randint(0, 2**62, (batch,), generator=generator, device=generator.device)
+        return cls([int(seed) for seed in drawn], device)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers [batch, *shape] in float32."""
+        draws = [torch.randn(shape, generator=generator, device=self.device) for generator in self.generators]
+        return torch.stack(draws)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What training decides for one batch.
+
+    Attributes:
+        teacher: bool [B, horizon - 1]; where True, a future input is the true frame instead of the model's own
+            (scheduled sampling). None: never.
+        noise: source of the model's random numbers; None: the mean is taken instead.
+    """
+
+    teacher: Tensor | None = None
+    noise: Noise | None = None
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What a forward pass gives.
+
+    Attributes:
+        predictions: [B, P, C, H, W], not clamped: the model's predictions of the last P frames. Next-frame models give
+            P = T - 1, all but the first; models that predict the horizon in one go (TrajGRU, SimVP) P = T - context.
+        losses: scalar tensors in float32; their sum is what training minimises.
+    """
+
+    predictions: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+class SequenceModel(nn.Module, ABC):
+    """A predictor of image sequences.
+
+    Attributes:
+        checkpointing: `train.checkpointing`; what counts as a step is said by each model.
+        loss_frames: `train.loss_frames`; models that predict the horizon only have no other frames in their loss.
+    """
+
+    checkpointing: str = "none"
+    loss_frames: str = "all"
+
+    @abstractmethod
+    def forward(self, frames: Tensor, context: int, sampling: Sampling) -> Rollout:
+        """Unroll over known frames for training.
+
+        Args:
+            frames: [B, T, C, H, W] in 0..1.
+            context: the first frames, always shown to the model as they are.
+            sampling: which later inputs are true frames, and the random numbers.
+        """
+
+    @abstractmethod
+    def predict(
+        self, context: Tensor, horizon: int, samples: int = 1, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Forecast.
+
+        Args:
+            context: [B, Tc, C, H, W] in 0..1.
+            horizon: frames to predict, any number.
+            samples: members of the ensemble; a deterministic model returns equal members.
+            generator: where random numbers come from; None: the mean where the model has one.
+
+        Returns:
+            [samples, B, horizon, C, H, W], not clamped.
+        """
+
+
+class StepModel(nn.Module, ABC):
+    """A model of one time step on patched frames [B, C * patch^2, H / patch, W / patch]."""
+
+    @abstractmethod
+    def init_state(self, batch: int, height: int, width: int, like: Tensor, noise: Noise | None) -> State:
+        """The state before the first frame, for a grid of height x width, with the device and dtype of `like`."""
+
+    @abstractmethod
+    def step(self, frame: Tensor, state: State) -> tuple[Tensor, State]:
+        """Frame t and the state before it give the prediction of frame t + 1 and the state after frame t.
+
+        Must draw no random numbers: activation checkpointing runs it twice.
+        """
+
+    def losses(self, state: State, steps: int) -> dict[str, Tensor]:
+        """The model's own terms of the training loss: scalars in float32, already weighted.
+
+        A term over time is summed up in the state, so that checkpointing sees it like everything else; here it is
+        read from the state after the last of `steps` steps.
+        """
+        return {}
+
+
+class StepSequence(SequenceModel):
+    """A step model driven over time."""
+
+    def __init__(self, cell: StepModel, patch: int) -> None:
+        super().__init__()
+        self.cell = cell
+        self.patch = patch
+
+    def forward(self, frames: Tensor, context: int, sampling: Sampling) -> Rollout:
+        check_context(frames, context)
+        steps = frames.shape[1] - 1
+        predictions, state = self._run(frames, steps, context, sampling)
+        first = 0 if self.loss_frames == "all" else context - 1
+        difference = predictions[:, first:].float() - frames[:, 1 + first :].float()
+        return Rollout(predictions, {"mse": difference.square().mean(), **self.cell.losses(state, steps)})
+
+    @torch.no_grad()
+    def predict(
+        self, context: Tensor, horizon: int, samples: int = 1, generator: torch.Generator | None = None
+    ) -> Tensor:
+        batch, known = context.shape[:2]
+        members = []
+        for _ in range(samples):
+            noise = Noise.from_generator(generator, batch, context.device) if generator is not None else None
+            steps = known + horizon - 1
+            predictions, _ = self._run(context, steps, known, Sampling(noise=noise))
+            members.append(predictions[:, known - 1 :])
+        return torch.stack(members)
+
+    def _run(self, frames: Tensor, steps: int, context: int, sampling: Sampling) -> tuple[Tensor, State]:
+        """The predictions [B, steps, C, H, W] and the state after the last step."""
+        dtype = next(self.parameters()).dtype
+        patched = to_patches(frames.to(dtype), self.patch)
+        batch, _, _, height, width = patched.shape
+        first = self.cell.init_state(batch, height, width, patched, sampling.noise)
+        last: deque[State] = deque([first], maxlen=1)
+        predictions = unroll(
+            self.cell.step,
+            patched,
+            first,
+            steps,
+            context,
+            teacher=sampling.teacher,
+            policy=self.checkpointing,
+            watch=last.append,
+        )
+        return from_patches(predictions, self.patch, frames.shape[-2], frames.shape[-1]), last.pop()
+
+
+def check_context(frames: Tensor, context: int) -> None:
+    """Training sequences [B, T, ...] must hold at least one frame after the context.
+
+    Raises:
+        ConfigError: they don't.
+    """
+    last = frames.shape[1] - 1
+    if not 1 <= context <= last:
+        raise ConfigError(
+            f"context {context} must be in 1..{last} for sequences of {last + 1} frames: change data.context or "
+            "data.horizon"
+        )
+
+
+def check_trainable(model: SequenceModel, name: str) -> None:
+    """Training needs parameters.
+
+    Raises:
+        ConfigError: the model has no parameters.
+    """
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError(
+            f"model {name} has 0 parameters and can't be trained: evaluate it as it is, or choose another model.name"
+        )
+
+
+def pad_to(frames: Tensor, height: int, width: int) -> Tensor:
+    """[..., H, W] -> [..., height, width] with zeros below and to the right."""
+    below, right = height - frames.shape[-2], width - frames.shape[-1]
+    return F.pad(frames, (0, right, 0, below)) if below or right else frames
+
+
+def to_patches(frames: Tensor, patch: int) -> Tensor:
+    """Space to depth: [B, T, C, H, W] -> [B, T, C * p^2, ceil(H / p), ceil(W / p)]; short edges are zero-padded."""
+    height, width = (size + -size % patch for size in frames.shape[-2:])
+    return F.pixel_unshuffle(pad_to(frames, height, width), patch)
+
+
+def from_patches(patched: Tensor, patch: int, height: int, width: int) -> Tensor:
+    """The inverse of `to_patches`: depth to space, cropped to height x width."""
+    return F.pixel_shuffle(patched, patch)[..., :height, :width]
+
+
+def build_model(config: RunConfig, shape: FrameSpec) -> SequenceModel:
+    """The model that a config names, for frames of a shape; parameters are drawn from torch's global generator."""
+    entry = MODELS[config.model.name]
+    module, _, name = entry.code.partition(":")
+    made = getattr(importlib.import_module(module), name)(config.model, shape)
+    if isinstance(made, StepModel):
+        assert isinstance(config.model, StepOptions), entry.code
+        made = StepSequence(made, config.model.patch)
+    assert isinstance(made, SequenceModel), entry.code
+    made.checkpointing, made.loss_frames = config.train.checkpointing, config.train.loss_frames
+    return made
+
+
+def count_parameters(config: RunConfig, shape: FrameSpec) -> int:
+    """Trainable numbers in the model, without allocating them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_model(config, shape).parameters() if p.requires_grad)

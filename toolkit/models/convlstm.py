@@ -1,0 +1,64 @@
+"""ConvLSTM (Shi et al., "Convolutional LSTM Network", NeurIPS 2015), as a stack of next-frame cells.
+
+    i, f, o, g = W_x * X_t + W_h * H_{t-1} (+ b)            one convolution of [X_t, H_{t-1}]
+    C_t = sigmoid(f + forget_bias) . C_{t-1} + sigmoid(i) . tanh(g)
+    H_t = sigmoid(o) . tanh(C_t)
+
+The cell's input is the patched frame for the first layer and the H_t of the layer below for the others; a 1x1
+convolution without bias reads the next frame from the last H_t. With kernel 5 and 4 x 128 channels this has 11,675,648
+parameters on one-channel frames at patch 4. Peepholes of the 2015 paper are left out, as in the later comparisons.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from shards.manifest import FrameSpec
+from toolkit.models.base import Noise, StepModel
+from toolkit.models.registry import ConvLSTMOptions
+
+LayerState = tuple[Tensor, Tensor]  # H, C
+
+
+class ConvLSTMCell(nn.Module):
+    """One layer."""
+
+    def __init__(self, inputs: int, hidden: int, kernel: int, bias: bool, forget_bias: float) -> None:
+        super().__init__()
+        self.forget_bias = forget_bias
+        self.gates = nn.Conv2d(inputs + hidden, 4 * hidden, kernel, padding=kernel // 2, bias=bias)
+
+    def forward(self, x: Tensor, state: LayerState) -> LayerState:
+        """x [B, inputs, h, w] and (H, C) [B, hidden, h, w] each -> the next (H, C)."""
+        hidden, memory = state
+        i, f, o, g = self.gates(torch.cat([x, hidden], 1)).chunk(4, 1)
+        memory = torch.sigmoid(f + self.forget_bias) * memory + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(memory), memory
+
+
+class ConvLSTM(StepModel):
+    """A stack of ConvLSTM cells with a 1x1 read-out."""
+
+    def __init__(self, options: ConvLSTMOptions, shape: FrameSpec) -> None:
+        super().__init__()
+        self.hidden = options.hidden
+        depth = shape.channels * options.patch**2
+        inputs = [depth] + [options.hidden] * (options.layers - 1)
+        self.cells = nn.ModuleList(
+            ConvLSTMCell(n, options.hidden, options.kernel, options.bias, options.forget_bias) for n in inputs
+        )
+        self.read_out = nn.Conv2d(options.hidden, depth, 1, bias=False)
+
+    def init_state(self, batch: int, height: int, width: int, like: Tensor, noise: Noise | None) -> list[LayerState]:
+        zero = like.new_zeros(batch, self.hidden, height, width)
+        return [(zero, zero) for _ in self.cells]
+
+    def step(self, frame: Tensor, state: list[LayerState]) -> tuple[Tensor, list[LayerState]]:
+        after = []
+        x = frame
+        for cell, layer in zip(self.cells, state, strict=True):
+            layer = cell(x, layer)
+            x = layer[0]
+            after.append(layer)
+        return self.read_out(x), after

@@ -1,0 +1,163 @@
+"""ModeRNN by the wiring of its authors' released code (github.com/thuml/ModeRNN), dead parts left out: 3,505,672
+parameters at 4 x 64, N = 4, patch 4 on 64 x 64. The code as published doesn't run; this is what it says. The model by
+the paper's text is toolkit/models/modernn.py.
+
+Symbols: d channels of input, hidden state and slot bus, D = 2 d, N slots of w = D / N channels, I_t = [X_t, H_{t-1}],
+* a convolution, . an elementwise product, all convolutions with bias. Per layer and time step:
+
+    slot bus    B_0 = 0. The code has a Gaussian, but always passes zeros, so its parameters never act
+    queries     Q = sep_q(B_{t-1}), K = sep_k(I_t), V = sep_v(I_t); sep: depthwise 3x3, normalisation, 1x1 to D
+    attention   slot^n = softmax(Q^n K^nT / sqrt(d)) V^n; tokens are positions, one head per slot. The scale is the
+                code's, sqrt(64) = sqrt(d), though a head is w wide
+    context     z = sigmoid(1x1(ReLU(LN(1x1(c))))), both 1x1 to max(d, 32); c = sum over positions of
+                softmax(1x1(I_t)) . I_t; the last 1x1 starts at zero
+    fusion      F = sigmoid(fc_0(z)) . (conv_0 * I_t) + sum_n sigmoid(fc_n(z)) . ReLU(conv_n * slot^n), 3x3 to D
+    gates       (i, f) = LN(F_if), (o, g) = LN(F_og): context and fusion are there twice, with their own parameters;
+                LN over channels and positions with a gain and bias for each, which ties the weights to one grid
+    transition  B_t = sigmoid(f) . B_{t-1} + sigmoid(i) . tanh(g);  H_t = sigmoid(o) . tanh(B_t), no forget bias
+
+A 1x1 embedding and read-out without bias join patches and channels.
+
+What differs from the code. Its separable convolutions use BatchNorm with running statistics, which activation
+checkpointing would update twice and data-parallel ranks would let drift apart. `conv_norm: sample` (the default) has
+the same parameters but normalises over all channels and positions of one sample. `conv_norm: batch` normalises over
+the micro-batch, always: for the same weights it gives what the code gives in training mode, and depends on how a batch
+is split. The code's widths are fixed at d = 64; others follow the same rules here.
+
+Two parts of the count can't change the output, because a softmax ignores what is added to all of its inputs: the bias
+of the context's mask, and that of sep_k's 1x1. They are kept so that weights and counts agree.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shards.manifest import FrameSpec
+from toolkit.errors import ToolkitError
+from toolkit.models.base import Noise, StepModel
+from toolkit.models.registry import ReleasedModeRNNOptions
+
+LayerState = tuple[Tensor, Tensor]  # H, B
+
+
+def separable(inputs: int, outputs: int, conv_norm: str) -> nn.Sequential:
+    """A depthwise 3x3 convolution, its normalisation, and a 1x1 convolution."""
+    batch = conv_norm == "batch"
+    return nn.Sequential(
+        nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs),
+        nn.BatchNorm2d(inputs, track_running_stats=False) if batch else nn.GroupNorm(1, inputs),
+        nn.Conv2d(inputs, outputs, 1),
+    )
+
+
+class Context(nn.Module):
+    """A summary of I_t: attention pooling and a two-layer transform."""
+
+    def __init__(self, channels: int, reduced: int) -> None:
+        super().__init__()
+        self.mask = nn.Conv2d(channels, 1, 1)
+        self.reduce = nn.Linear(channels, reduced)
+        self.norm = nn.LayerNorm(reduced)
+        self.expand = nn.Linear(reduced, reduced)
+        nn.init.kaiming_normal_(self.mask.weight, nonlinearity="relu")
+        for zero in (self.mask.bias, self.expand.weight, self.expand.bias):
+            assert zero is not None
+            nn.init.zeros_(zero)
+
+    def forward(self, interaction: Tensor) -> Tensor:
+        """I_t [B, D, h, w'] -> z [B, reduced]."""
+        attention = self.mask(interaction).flatten(1).softmax(1)
+        pooled = torch.einsum("bcp,bp->bc", interaction.flatten(2), attention)
+        return torch.sigmoid(self.expand(F.relu(self.norm(self.reduce(pooled)))))
+
+
+class Fusion(nn.Module):
+    """Slots and I_t weighed by the context, for one pair of gates."""
+
+    def __init__(self, channels: int, reduced: int, slots: int) -> None:
+        super().__init__()
+        self.slots = slots
+        self.context = Context(channels, reduced)
+        self.of_input = nn.Conv2d(channels, channels, 3, padding=1)  # conv_0
+        self.of_slots = nn.Conv2d(channels, slots * channels, 3, padding=1, groups=slots)  # conv_1..N
+        self.weigh = nn.Linear(reduced, (1 + slots) * channels)  # fc_0..N
+
+    def forward(self, interaction: Tensor, slots: Tensor) -> Tensor:
+        """I_t and the slots side by side, both [B, D, h, w'] -> F [B, D, h, w']."""
+        batch, channels, height, width = interaction.shape
+        weights = torch.sigmoid(self.weigh(self.context(interaction))).view(batch, 1 + self.slots, channels, 1, 1)
+        features = F.relu(self.of_slots(slots)).view(batch, self.slots, channels, height, width)
+        return weights[:, 0] * self.of_input(interaction) + (weights[:, 1:] * features).sum(1)
+
+
+class ReleasedModeCell(nn.Module):
+    """One recurrent unit on a grid of fixed size."""
+
+    def __init__(self, width: int, slots: int, grid: tuple[int, int], conv_norm: str) -> None:
+        super().__init__()
+        both = 2 * width
+        self.slots, self.per_slot = slots, both // slots
+        self.scale = width**-0.5
+        self.query = separable(width, both, conv_norm)
+        self.key = separable(both, both, conv_norm)
+        self.value = separable(both, both, conv_norm)
+        self.fuse_if = Fusion(both, max(width, 32), slots)
+        self.fuse_og = Fusion(both, max(width, 32), slots)
+        self.norm_if = nn.LayerNorm([both, *grid])
+        self.norm_og = nn.LayerNorm([both, *grid])
+
+    def attend(self, bus: Tensor, interaction: Tensor) -> Tensor:
+        """B_{t-1} [B, d, h, w'] and I_t [B, D, h, w'] -> the slots side by side [B, D, h, w']."""
+        query, key, value = (self._heads(t) for t in (self.query(bus), self.key(interaction), self.value(interaction)))
+        slots = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
+        return slots.transpose(2, 3).reshape(interaction.shape)
+
+    def _heads(self, maps: Tensor) -> Tensor:
+        """[B, D, h, w'] -> [B, N, h w', w]. Contiguous: else attention falls back to storing the softmax map."""
+        return maps.view(maps.shape[0], self.slots, self.per_slot, -1).transpose(2, 3).contiguous()
+
+    def forward(self, x: Tensor, state: LayerState) -> LayerState:
+        """X_t [B, d, h, w'] and (H, B)_{t-1} -> (H, B)_t, all [B, d, h, w']."""
+        hidden, bus = state
+        interaction = torch.cat([x, hidden], 1)
+        slots = self.attend(bus, interaction)
+        i, f = self.norm_if(self.fuse_if(interaction, slots)).chunk(2, 1)
+        o, g = self.norm_og(self.fuse_og(interaction, slots)).chunk(2, 1)
+        bus = torch.sigmoid(f) * bus + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(bus), bus
+
+
+class ReleasedModeRNN(StepModel):
+    """A stack of cells between a 1x1 patch embedding and a 1x1 read-out."""
+
+    def __init__(self, options: ReleasedModeRNNOptions, shape: FrameSpec) -> None:
+        super().__init__()
+        self.hidden = options.hidden
+        self.grid = (-(-shape.height // options.patch), -(-shape.width // options.patch))
+        depth = shape.channels * options.patch**2
+        self.embed = nn.Conv2d(depth, options.hidden, 1, bias=False)
+        self.cells = nn.ModuleList(
+            ReleasedModeCell(options.hidden, options.slots, self.grid, options.conv_norm) for _ in range(options.layers)
+        )
+        self.read_out = nn.Conv2d(options.hidden, depth, 1, bias=False)
+
+    def init_state(self, batch: int, height: int, width: int, like: Tensor, noise: Noise | None) -> list[LayerState]:
+        if self.grid != (height, width):
+            raise ToolkitError(
+                f"modernn_released was made for a grid of {self.grid[0]} x {self.grid[1]} patches, these frames give "
+                f"{height} x {width}; its LayerNorm has weights per position: use frames of the size it was made for, "
+                "or the model modernn"
+            )
+        zero = like.new_zeros(batch, self.hidden, height, width)
+        return [(zero, zero) for _ in self.cells]
+
+    def step(self, frame: Tensor, state: list[LayerState]) -> tuple[Tensor, list[LayerState]]:
+        after = []
+        x = self.embed(frame)
+        for cell, layer in zip(self.cells, state, strict=True):
+            layer = cell(x, layer)
+            x = layer[0]
+            after.append(layer)
+        return self.read_out(x), after

@@ -1,0 +1,291 @@
+"""Which models there are, what can be set on each, and where their code is. Does not import torch.
+
+A new model is one file of cells, one options class here and one line in `MODELS`. The options of a model stand apart
+from its code so that a login node can check a config without torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+
+class Options(BaseModel):
+    """Base of every options and config class: frozen, typed, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
+
+
+class StepOptions(Options):
+    """What all recurrent next-frame models share."""
+
+    layers: int = Field(4, ge=1, description="stacked recurrent cells (paper: 4)")
+    hidden: int = Field(64, ge=1, description="channels of each cell's hidden state (paper: 64)")
+    patch: int = Field(4, ge=1, description="space-to-depth factor; sizes it doesn't divide are padded and cropped")
+
+
+def _odd(kernel: int) -> int:
+    if kernel % 2 == 0:
+        raise ValueError(f"must be odd, an even kernel shifts the image: use {kernel - 1} or {kernel + 1}")
+    return kernel
+
+
+OddKernel = Annotated[int, Field(ge=1), AfterValidator(_odd)]
+
+
+class ModeRNNOptions(StepOptions):
+    """ModeRNN by the paper's text (equations 1-5); see toolkit/models/modernn.py for the reading of each."""
+
+    name: Literal["modernn"] = "modernn"
+    slots: int = Field(4, ge=1, description="N; a width that N doesn't divide gives slots of ceil(width / N) channels")
+    gate_norm: bool = Field(False, description="per-sample channel-affine normalisation of the four gates")
+    forget_bias: float = Field(1.0, description="start value of the forget gate's bias (W_fi)")
+    sample_at_eval: bool = Field(False, description="draw the slot bus at evaluation too instead of taking its mean")
+
+
+class ConvLSTMOptions(StepOptions):
+    """Stacked next-frame ConvLSTM (Shi et al. 2015, without peepholes)."""
+
+    name: Literal["convlstm"] = "convlstm"
+    kernel: OddKernel = Field(5, description="odd kernel size of the gate convolution")
+    bias: bool = Field(False, description="biases in the gate convolutions")
+    forget_bias: float = Field(1.0, description="constant added to the forget gate before its sigmoid")
+
+
+class ReleasedModeRNNOptions(StepOptions):
+    """ModeRNN by the wiring of its authors' released code; see toolkit/models/modernn_released.py."""
+
+    name: Literal["modernn_released"] = "modernn_released"
+    slots: int = Field(4, ge=1, description="N; must divide 2 x hidden")
+    conv_norm: Literal["sample", "batch"] = Field(
+        "sample",
+        description="normalisation in the separable convolutions: of each sample, or of the micro-batch as in the "
+        "released code's training (results then depend on how a batch is split)",
+    )
+
+    @field_validator("slots")
+    @classmethod
+    def _divides(cls, slots: int, info: ValidationInfo) -> int:
+        width = 2 * info.data.get("hidden", slots)
+        if width % slots:
+            raise ValueError(
+                f"must divide 2 x hidden = {width}, the released code splits it evenly: "
+                "change one of them, or use modernn, which takes any number"
+            )
+        return slots
+
+
+class PredRNNOptions(StepOptions):
+    """PredRNN (Wang et al. 2017), and PredRNN-V2's decoupling loss (Wang et al. 2021)."""
+
+    name: Literal["predrnn"] = "predrnn"
+    kernel: OddKernel = Field(7, description="odd kernel size (7: the size that the ModeRNN paper's count gives)")
+    layer_norm: bool = Field(False, description="normalise every convolution's output per sample, at any size")
+    decouple_beta: float = Field(0.0, ge=0, description="weight of the decoupling loss (PredRNN-V2: 0.01 to 0.1)")
+
+
+class MIMOptions(StepOptions):
+    """Memory In Memory (Wang et al. 2019)."""
+
+    name: Literal["mim"] = "mim"
+    layers: int = Field(4, ge=2, description="the first is an ST-LSTM, the others are MIM blocks")
+    kernel: OddKernel = Field(7, description="odd kernel size (7: the size that the ModeRNN paper's count gives)")
+    layer_norm: bool = Field(False, description="normalise every convolution's output per sample, at any size")
+    peepholes: bool = Field(False, description="peepholes of MIM-N and MIM-S; they tie the weights to one frame size")
+
+
+class ConvTTLSTMOptions(StepOptions):
+    """Convolutional Tensor-Train LSTM (Su et al. 2020), and the ConvLSTM of the same shape that it is compared with."""
+
+    name: Literal["conv_tt_lstm"] = "conv_tt_lstm"
+    layers: int = Field(4, ge=1, description="cells in each block")
+    blocks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1,), min_length=1, description="width of each block of cells, in multiples of `hidden` (Su et al.: 2, 3, 3, 2)"
+    )
+    skip: int = Field(0, ge=0, description="join a block's output with that of `skip` blocks before it; 0: don't")
+    kernel: OddKernel = Field(5, description="odd kernel size")
+    cell: Literal["tt", "lstm"] = Field("tt", description="`lstm`: ConvLSTM cells instead, in the same net")
+    order: int = Field(3, ge=1, description="cores of the tensor train")
+    steps: int = Field(3, ge=1, description="past hidden states that a cell sees; at least `order`")
+    rank: int = Field(8, ge=1, description="channels between the cores")
+    forget_bias: float = Field(0.0, description="constant added to the forget gate before its sigmoid")
+    sigmoid: bool = Field(False, description="a sigmoid after the read-out (Su et al. on KTH)")
+
+    @field_validator("skip")
+    @classmethod
+    def _reaches(cls, skip: int, info: ValidationInfo) -> int:
+        blocks = len(info.data.get("blocks", ()))
+        if skip and skip >= blocks > 0:
+            raise ValueError(f"reaches back over all {blocks} blocks: use less than {blocks}, or 0 for no connection")
+        return skip
+
+    @field_validator("steps")
+    @classmethod
+    def _fills_the_order(cls, steps: int, info: ValidationInfo) -> int:
+        order = info.data.get("order", 1)
+        if steps < order:
+            raise ValueError(f"is less than order = {order}, every core needs a state of its own: raise it to {order}")
+        return steps
+
+
+class RIMOptions(StepOptions):
+    """Convolutional Recurrent Independent Mechanisms (after Goyal et al. 2021); see toolkit/models/rim.py."""
+
+    name: Literal["rim"] = "rim"
+    hidden: int = Field(192, ge=1, description="hidden channels of a layer; each module has ceil(hidden / modules)")
+    modules: int = Field(6, ge=1, description="independent recurrent modules in each layer")
+    active: int = Field(4, ge=1, description="modules that are updated at a time step; at most `modules`")
+    kernel: OddKernel = Field(5, description="odd kernel size of the modules' gate convolutions")
+    value: int = Field(64, ge=1, description="channels that a module reads from the input")
+    input_key: int = Field(64, ge=1, description="channels of a key of the input attention")
+    heads: int = Field(4, ge=1, description="heads of the communication attention")
+    message_key: int = Field(32, ge=1, description="channels of a key of the communication attention")
+    forget_bias: float = Field(1.0, description="constant added to the forget gate before its sigmoid")
+
+    @field_validator("active")
+    @classmethod
+    def _are_there(cls, active: int, info: ValidationInfo) -> int:
+        modules = info.data.get("modules", active)
+        if active > modules:
+            raise ValueError(f"is more than modules = {modules}: lower it, or raise model.modules")
+        return active
+
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class TrajGRUOptions(Options):
+    """TrajGRU encoder-forecaster (Shi et al. 2017)."""
+
+    name: Literal["trajgru"] = "trajgru"
+    hidden: tuple[Positive, ...] = Field((64, 192, 192), min_length=1, description="channels of each layer's state")
+    flows: tuple[Positive, ...] = Field((13, 13, 9), description="L, the flow fields of each layer")
+    strides: tuple[Positive, ...] = Field(
+        (4, 3, 2), description="down-sampling before each layer; their product should divide the frames, else they pad"
+    )
+    stem: int = Field(8, ge=1, description="channels between the frame and the first layer")
+    flow_hidden: int = Field(32, ge=1, description="channels inside the network that generates the flows")
+
+    @field_validator("flows", "strides")
+    @classmethod
+    def _one_each(cls, values: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        layers = len(info.data.get("hidden", values))
+        if len(values) != layers:
+            raise ValueError(f"has {len(values)} entries, hidden has {layers}: give one for each layer")
+        return values
+
+
+class SVGOptions(Options):
+    """SVG-LP, stochastic video generation with a learned prior (Denton & Fergus 2018)."""
+
+    name: Literal["svg_lp"] = "svg_lp"
+    size: int = Field(64, ge=8, description="side of the encoder's square, a power of two; smaller frames are padded")
+    backbone: Literal["dcgan", "vgg"] = Field("dcgan", description="convolutions of the encoder and decoder")
+    width: int = Field(64, ge=1, description="channels of the first level; later ones double up to 8 times that")
+    latent: int = Field(128, ge=1, description="length of a frame's code (g_dim)")
+    z: int = Field(10, ge=1, description="length of the random variable of a time step")
+    rnn: int = Field(256, ge=1, description="hidden units of each LSTM")
+    predictor_layers: int = Field(2, ge=1)
+    posterior_layers: int = Field(1, ge=1)
+    prior_layers: int = Field(1, ge=1)
+    beta: float = Field(1e-4, ge=0, description="weight of KL(posterior || prior)")
+    sample_batch: int = Field(
+        128,
+        ge=1,
+        description="forecasts made at once in prediction: memory only",
+        json_schema_extra={"identity": False},
+    )
+
+    @field_validator("size")
+    @classmethod
+    def _power_of_two(cls, size: int) -> int:
+        if size & (size - 1):
+            below = 1 << (size.bit_length() - 1)
+            raise ValueError(f"must be a power of two, every level halves it: use {below} or {2 * below}")
+        return size
+
+
+class SimVPOptions(Options):
+    """SimVP with gated spatiotemporal attention (Tan et al. 2022); not recurrent."""
+
+    name: Literal["simvp"] = "simvp"
+    frames: int = Field(10, ge=1, description="frames into and out of one pass; at most data.context")
+    spatial_hidden: int = Field(64, ge=2, multiple_of=2, description="channels of the encoder and decoder (hid_S)")
+    spatial_layers: int = Field(
+        4, ge=2, multiple_of=2, description="layers of each; every second halves the size (N_S)"
+    )
+    hidden: int = Field(512, ge=1, description="channels of the translator (hid_T)")
+    layers: int = Field(8, ge=2, description="blocks of the translator (N_T)")
+    mlp_ratio: int = Field(8, ge=1, description="width of a block's feed-forward part over that of the block")
+
+
+class PersistenceOptions(Options):
+    """Repeat the last frame: nothing to set, nothing to train."""
+
+    name: Literal["persistence"] = "persistence"
+
+
+class OpticalFlowOptions(Options):
+    """Lagrangian persistence: move the last frame along its optical flow. Nothing to train."""
+
+    name: Literal["optical_flow"] = "optical_flow"
+    pairs: int = Field(3, ge=1, description="pairs of the last frames that the motion is taken from, at most")
+    sigma: float = Field(6.0, gt=0, description="standard deviation of the Gaussian window, pixels of each level")
+    coarsest: int = Field(12, ge=1, description="the pyramid stops before a side gets shorter than this")
+    iterations: int = Field(4, ge=1, description="refinements at each level")
+    damping: float = Field(1e-3, gt=0, description="pull towards the coarser level's flow where there is no texture")
+    outside: Literal["zeros", "border"] = Field("border", description="what moves in from beyond the frame")
+
+
+ModelOptions = Annotated[
+    ModeRNNOptions
+    | ConvLSTMOptions
+    | ReleasedModeRNNOptions
+    | PredRNNOptions
+    | MIMOptions
+    | ConvTTLSTMOptions
+    | RIMOptions
+    | TrajGRUOptions
+    | SVGOptions
+    | SimVPOptions
+    | PersistenceOptions
+    | OpticalFlowOptions,
+    Field(discriminator="name"),
+]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """Where a model's code is and what it implements."""
+
+    code: str  # module:class, imported only when the model is built
+    options: type[Options]
+    title: str
+    paper: str
+
+
+MODELS: dict[str, ModelEntry] = {
+    "modernn": ModelEntry("toolkit.models.modernn:ModeRNN", ModeRNNOptions, "ModeRNN", "Yao et al., arXiv 2110.03882"),
+    "convlstm": ModelEntry("toolkit.models.convlstm:ConvLSTM", ConvLSTMOptions, "ConvLSTM", "Shi et al., NeurIPS 2015"),
+    "modernn_released": ModelEntry(
+        "toolkit.models.modernn_released:ReleasedModeRNN",
+        ReleasedModeRNNOptions,
+        "ModeRNN (released code)",
+        "Yao et al., arXiv 2110.03882",
+    ),
+    "predrnn": ModelEntry("toolkit.models.predrnn:PredRNN", PredRNNOptions, "PredRNN", "Wang et al., NeurIPS 2017"),
+    "mim": ModelEntry("toolkit.models.mim:MIM", MIMOptions, "MIM", "Wang et al., CVPR 2019"),
+    "conv_tt_lstm": ModelEntry(
+        "toolkit.models.conv_tt_lstm:ConvTTLSTM", ConvTTLSTMOptions, "Conv-TT-LSTM", "Su et al., NeurIPS 2020"
+    ),
+    "rim": ModelEntry("toolkit.models.rim:RIM", RIMOptions, "RIM (convolutional)", "Goyal et al., ICLR 2021"),
+    "trajgru": ModelEntry("toolkit.models.trajgru:TrajGRU", TrajGRUOptions, "TrajGRU", "Shi et al., NeurIPS 2017"),
+    "svg_lp": ModelEntry("toolkit.models.svg:SVG", SVGOptions, "SVG-LP", "Denton & Fergus, ICML 2018"),
+    "simvp": ModelEntry("toolkit.models.simvp:SimVP", SimVPOptions, "SimVP (gSTA)", "Tan et al., arXiv 2211.12509"),
+    "persistence": ModelEntry("toolkit.models.baselines:Persistence", PersistenceOptions, "persistence", "last frame"),
+    "optical_flow": ModelEntry(
+        "toolkit.models.baselines:OpticalFlow", OpticalFlowOptions, "optical flow", "Lucas & Kanade, IJCAI 1981"
+    ),
+}

@@ -1,0 +1,227 @@
+"""Seeds -> mean and sample standard deviation, and which value of a column is the best.
+
+A *board* holds results that may be compared: one protocol, one store and split, one task. Results of different boards
+are never put in one column.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from toolkit.report.collect import CHECKPOINTS, Result, Run, Sweep
+
+PERSISTENCE = "repeat the last frame"
+OVERALL = ""  # the mode that stands for all sequences
+Direction = Literal["lower", "higher", "one", "none"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a score is called and read."""
+
+    key: str  # as in the results: `mse`, `csi@30`
+    label: str
+    direction: Direction
+    headline: bool = True  # shown in the first table and in curves
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A score over seeds.
+
+    Attributes:
+        mean, std: over the seeds that have a value; the sample standard deviation (n - 1), None for one seed.
+        values: by seed.
+        undefined: seeds whose score is undefined (no event, or a prediction that isn't finite).
+    """
+
+    mean: float | None
+    std: float | None
+    values: Mapping[int, float]
+    undefined: tuple[int, ...] = ()
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One group of a board (or the baseline), at one checkpoint."""
+
+    group: str
+    which: str
+    seeds: tuple[int, ...]  # that count
+    planned: tuple[int, ...]
+    missing: Mapping[int, str]  # seed -> reason
+    parameters: int | None
+    cells: Mapping[tuple[str, str], Cell]  # (metric key, mode)
+    leads: Mapping[str, tuple[Cell, ...]]  # metric key -> one cell per lead time
+
+    @property
+    def baseline(self) -> bool:
+        return self.group == PERSISTENCE
+
+
+@dataclass(frozen=True)
+class Board:
+    """Results that may stand in one table."""
+
+    facts: Mapping[str, Any]  # the first result's data: protocol, store, split, thresholds, unit, n ...
+    metrics: tuple[Metric, ...]
+    modes: tuple[str, ...]
+    mode_counts: Mapping[str, int]
+    rows: tuple[Row, ...]
+    results: Mapping[tuple[str, str, int], Result]  # (group, which, seed)
+
+    def rows_at(self, which: str) -> list[Row]:
+        return [row for row in self.rows if row.which == which]
+
+
+def make_boards(sweep: Sweep) -> list[Board]:
+    """Group the results of finished runs into boards; the board with most results comes first."""
+    members: dict[str, list[tuple[Run, Result]]] = {}
+    for run in sweep.runs:
+        for result in run.scored:
+            members.setdefault(result.comparable, []).append((run, result))
+    return [_board(sweep, found) for found in sorted(members.values(), key=len, reverse=True)]
+
+
+def describe_metric(key: str, facts: Mapping[str, Any]) -> Metric | None:
+    """The metric of a score's key, None for counts that aren't scores."""
+    name, _, threshold = key.partition("@")
+    unit = facts.get("unit", "1")
+    event = f" ≥ {threshold}{'' if unit == '1' else ' ' + unit}"
+    known: dict[str, tuple[str, Direction, bool]] = {
+        "mse": ("MSE", "lower", True),
+        "mae": ("MAE", "lower", True),
+        "ssim": ("SSIM", "higher", True),
+        "psnr": ("PSNR (dB)", "higher", True),
+        "csi": (f"CSI{event}", "higher", True),
+        "pod": (f"POD{event}", "higher", False),
+        "far": (f"FAR{event}", "lower", False),
+        "bias": (f"Bias{event}", "one", False),
+    }
+    if name in ("events", "forecasts"):
+        return None
+    label, direction, headline = known.get(name, (key, "none", True))
+    return Metric(key, label, direction, headline)
+
+
+def _board(sweep: Sweep, members: list[tuple[Run, Result]]) -> Board:
+    facts = members[0][1].data
+    keys = [key for key in facts["overall"] if key in facts["leads"]]
+    metrics = tuple(metric for key in keys if (metric := describe_metric(key, facts)) is not None)
+    modes = tuple(sorted(facts["modes"]))
+    rows = []
+    for which in CHECKPOINTS:
+        for group in sweep.groups:
+            runs = [run for run in sweep.runs if run.group == group]
+            here = {run.seed: result for run, result in members if run.group == group and result.which == which}
+            rows.append(_row(group, which, runs, here, metrics, modes))
+        rows.append(_baseline(which, facts, metrics, modes))
+    results = {(run.group, result.which, run.seed): result for run, result in members}
+    return Board(facts, metrics, modes, facts["mode_counts"], tuple(_with_best(rows, metrics, modes)), results)
+
+
+def _row(
+    group: str,
+    which: str,
+    runs: list[Run],
+    results: Mapping[int, Result],
+    metrics: tuple[Metric, ...],
+    modes: tuple[str, ...],
+) -> Row:
+    elsewhere = f"no {which} score under this protocol, data and split"
+    data = {seed: result.data for seed, result in sorted(results.items())}
+    cells = {
+        (metric.key, mode): _cell(_values(data, metric.key, mode)) for metric in metrics for mode in (OVERALL, *modes)
+    }
+    horizon = next((int(found["horizon"]) for found in data.values()), 0)
+    return Row(
+        group=group,
+        which=which,
+        seeds=tuple(data),
+        planned=tuple(sorted(run.seed for run in runs)),
+        missing={run.seed: run.problem or elsewhere for run in runs if run.seed not in data},
+        parameters=next((found.get("parameters") for found in data.values()), None),
+        cells=cells,
+        leads={
+            metric.key: tuple(
+                _cell({seed: found["leads"][metric.key][lead] for seed, found in data.items()})
+                for lead in range(horizon)
+            )
+            for metric in metrics
+        },
+    )
+
+
+def _baseline(which: str, facts: Mapping[str, Any], metrics: tuple[Metric, ...], modes: tuple[str, ...]) -> Row:
+    data = {0: facts["persistence"]}
+    return Row(
+        group=PERSISTENCE,
+        which=which,
+        seeds=(),
+        planned=(),
+        missing={},
+        parameters=0,
+        cells={
+            (metric.key, mode): _cell(_values(data, metric.key, mode))
+            for metric in metrics
+            for mode in (OVERALL, *modes)
+        },
+        leads={metric.key: tuple(_cell({0: value}) for value in data[0]["leads"][metric.key]) for metric in metrics},
+    )
+
+
+def _values(data: Mapping[int, Mapping[str, Any]], key: str, mode: str) -> dict[int, float | None]:
+    def scores(found: Mapping[str, Any]) -> Mapping[str, float | None]:
+        return found["overall"] if mode == OVERALL else found["modes"].get(mode, {})
+
+    return {seed: scores(found).get(key) for seed, found in data.items()}
+
+
+def _cell(values: Mapping[int, float | None]) -> Cell:
+    known = {seed: float(value) for seed, value in values.items() if value is not None}
+    undefined = tuple(seed for seed, value in values.items() if value is None)
+    mean, std = mean_and_std(list(known.values()))
+    return Cell(mean, std, known, undefined)
+
+
+def mean_and_std(values: list[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation (n - 1); None where there are too few values."""
+    if not values:
+        return None, None
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return mean, None
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def _with_best(rows: list[Row], metrics: tuple[Metric, ...], modes: tuple[str, ...]) -> list[Row]:
+    """Mark the best mean of each column among the rows of one checkpoint, the baseline included."""
+    marked = {id(row): dict(row.cells) for row in rows}
+    for which in CHECKPOINTS:
+        for metric in metrics:
+            for mode in (OVERALL, *modes):
+                key = (metric.key, mode)
+                column = [
+                    (row, mean) for row in rows if row.which == which and (mean := row.cells[key].mean) is not None
+                ]
+                if metric.direction == "none" or len(column) < 2:
+                    continue
+                badness = {id(row): _badness(mean, metric.direction) for row, mean in column}
+                for row, _ in column:
+                    if badness[id(row)] == min(badness.values()):
+                        cell = row.cells[key]
+                        marked[id(row)][key] = Cell(cell.mean, cell.std, cell.values, cell.undefined, best=True)
+    return [
+        Row(row.group, row.which, row.seeds, row.planned, row.missing, row.parameters, marked[id(row)], row.leads)
+        for row in rows
+    ]
+
+
+def _badness(mean: float, direction: Direction) -> float:
+    if direction == "one":  # bias 2 is as far off as bias 1/2
+        return abs(math.log(mean)) if mean > 0 else math.inf
+    return mean if direction == "lower" else -mean

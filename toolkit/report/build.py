@@ -1,0 +1,81 @@
+"""From a folder of runs to report/index.html, table.csv and table.md; does nothing when nothing changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from toolkit.report.aggregate import make_boards
+from toolkit.report.collect import Sweep, collect
+from toolkit.report.page import render
+from toolkit.report.tables import to_csv, to_markdown
+from toolkit.rundir import write_atomic
+
+OUTPUTS = ("index.html", "table.csv", "table.md")
+
+
+def build_report(folder: Path, out: Path | None, say: Callable[[str], None], force: bool = False) -> Path:
+    """Write the report of a sweep directory, a folder of runs or one run.
+
+    Args:
+        out: where to; None: `report` in the folder.
+        say: takes lines for people.
+        force: write it even when nothing changed.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: there are no runs there.
+        ToolkitError: a result that can't be read.
+    """
+    target = out or folder / "report"
+    page = target / OUTPUTS[0]
+    sweep = collect(folder)
+    digest = inputs_digest(sweep)
+    counted = sum(run.problem is None for run in sweep.runs)
+    say(f"{sweep.name}: {len(sweep.runs)} runs in {len(sweep.groups)} groups, {counted} finished and scored")
+    for run in sweep.runs:
+        if run.problem is not None:
+            say(f"  not in the tables: {run.name}: {run.problem}")
+    if not force and all((target / name).exists() for name in OUTPUTS) and _known_digest(target) == digest:
+        say("the report is up to date; nothing to do")
+        return page
+    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    boards = make_boards(sweep)
+    write_atomic(page, render(sweep, boards, made))
+    write_atomic(target / "table.csv", to_csv(boards))
+    write_atomic(target / "table.md", to_markdown(sweep.name, boards))
+    write_atomic(target / "inputs.json", json.dumps({"digest": digest, "made": made}, indent=1) + "\n")
+    return page
+
+
+def inputs_digest(sweep: Sweep) -> str:
+    """SHA-256 over all that the report shows, and over the code that shows it."""
+    digest = hashlib.sha256(matplotlib.__version__.encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    digest.update(json.dumps(dataclasses.asdict(sweep), sort_keys=True, default=_plain).encode())
+    for run in sweep.runs:
+        for result in run.results:
+            if result.samples is not None:
+                digest.update(result.samples.read_bytes())
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> str:
+    return str(value)
+
+
+def _known_digest(target: Path) -> str | None:
+    try:
+        return str(json.loads((target / "inputs.json").read_text(encoding="utf-8"))["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

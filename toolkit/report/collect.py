@@ -1,0 +1,272 @@
+"""Run directories -> records. All reading of files that others wrote is here, pictures excepted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toolkit.config import RunConfig
+from toolkit.errors import ConfigError, ToolkitError
+from toolkit.rundir import RunDir
+
+CHECKPOINTS = ("best", "last")
+RESULT_VERSION = 1  # of eval/*.json, see toolkit/evaluate/job.py
+Curve = tuple[tuple[int, float], ...]  # (step, value), steps rising
+
+
+@dataclass(frozen=True)
+class Result:
+    """One `eval/<split>-<which>.json`."""
+
+    split: str
+    which: str
+    data: Mapping[str, Any]
+    samples: Path | None  # frames to show, where they were kept
+
+    @property
+    def comparable(self) -> str:
+        """Equal for results that may stand in one column: same protocol, data, split and task."""
+        keys = ("protocol", "split", "thresholds", "context", "horizon", "stride", "limit", "n")
+        kept: dict[str, Any] = {key: self.data.get(key) for key in keys}
+        kept["protocol"] = {key: value for key, value in dict(self.data["protocol"]).items() if key != "text"}
+        kept["store"] = self.data["store"]["digest"]
+        return json.dumps(kept, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep, as far as it got.
+
+    Attributes:
+        name, group, seed, settings: as the sweep planned it; `group` is what seeds are aggregated over.
+        standing: `done`, `failed`, `running`, `interrupted`, `new`, or `missing` without a directory.
+        problem: why its scores are not in the tables, or None when they are.
+        elapsed_s: from the first to the last line of its log, waiting included.
+    """
+
+    name: str
+    group: str
+    seed: int
+    settings: Mapping[str, Any]
+    folder: Path
+    standing: str
+    problem: str | None
+    step: int | None = None
+    steps: int | None = None
+    best_step: int | None = None
+    elapsed_s: float | None = None
+    rate: float | None = None
+    train: Curve = ()
+    val: Curve = ()
+    results: tuple[Result, ...] = ()
+    env: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def scored(self) -> tuple[Result, ...]:
+        """Results that count: those of a finished run."""
+        return self.results if self.problem is None else ()
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs of a report, in the order of the sweep, and how many others lie beside them."""
+
+    name: str
+    folder: Path
+    runs: tuple[Run, ...]
+    others: int
+
+    @property
+    def groups(self) -> list[str]:
+        return list(dict.fromkeys(run.group for run in self.runs))
+
+
+def collect(folder: Path) -> Sweep:
+    """Read a sweep directory, a folder of run directories, or one run directory.
+
+    Raises:
+        ConfigError: nothing of that kind is there, or sweep.yaml can't be read.
+        ToolkitError: a result that can't be read.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder; name a sweep's, for example runs/demo")
+    record = folder / "sweep.yaml"
+    if record.exists():
+        name, plan = _read_record(record)
+        runs = tuple(
+            _read_run(folder / item["dir"], item["name"], item["group"], item["seed"], item["settings"])
+            for item in plan
+        )
+        planned = {run.folder.resolve() for run in runs}
+        return Sweep(name, folder, runs, sum(path.resolve() not in planned for path in _find_runs(folder)))
+    found = _find_runs(folder)
+    if not found:
+        raise ConfigError(f"{folder}: no sweep.yaml and no run directory below it; make runs with launch/sweep.py")
+    configs = [RunDir(path).config() for path in found]
+    labels = _label_groups(configs)
+    runs = tuple(
+        _read_run(path, path.name, label, config.seed, {})
+        for path, label, config in zip(found, labels, configs, strict=True)
+    )
+    order = {group: place for place, group in enumerate(dict.fromkeys(labels))}
+    return Sweep(folder.resolve().name, folder, tuple(sorted(runs, key=lambda run: (order[run.group], run.seed))), 0)
+
+
+def _read_record(path: Path) -> tuple[str, list[dict[str, Any]]]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        plan = [
+            {
+                "dir": str(item["dir"]),
+                "name": str(item["name"]),
+                "group": str(item["group"]),
+                "seed": int(item["seed"]),
+                "settings": dict(item.get("settings") or {}),
+            }
+            for item in tree["runs"]
+        ]
+        return str(tree["name"]), plan
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: not a sweep's record ({error}); run launch/sweep.py again to write it anew"
+        ) from None
+
+
+def _find_runs(folder: Path) -> list[Path]:
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        if "config.yaml" in files:
+            found.append(Path(parent))
+            folders.clear()  # a run holds a snapshot of the code, with configs in it
+    return found
+
+
+def _label_groups(configs: list[RunConfig]) -> list[str]:
+    """Names for runs that no sweep named: the model, and what differs from other runs of it, less the seed."""
+    flat = []
+    for config in configs:
+        values = _flatten(config.identity())
+        values.pop("seed", None)
+        flat.append(values)
+    labels = []
+    for own in flat:
+        alike = [other for other in flat if other["model.name"] == own["model.name"]]
+        differing = sorted({key for other in alike for key in {*own, *other} if own.get(key) != other.get(key)})
+        shown = [f"{key.rpartition('.')[2]} {own.get(key, 'default')}" for key in differing]
+        labels.append(" ".join([str(own["model.name"]), *shown]))
+    return labels
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _read_run(folder: Path, name: str, group: str, seed: int, settings: Mapping[str, Any]) -> Run:
+    run = RunDir(folder)
+    if not run.config_file.exists():
+        return Run(name, group, seed, settings, folder, "missing", f"no run directory {folder.name}")
+    try:
+        state = run.read_state()
+        standing = run.standing()
+    except ValueError:
+        state, standing = {}, "interrupted"
+    train, val, best_step, elapsed, rate = _read_metrics(run.metrics_file)
+    results = tuple(_read_results(run))
+    step = state.get("step")
+    problem = _problem(run, standing, step, state.get("steps"), results)
+    return Run(
+        name=name,
+        group=group,
+        seed=seed,
+        settings=settings,
+        folder=folder,
+        standing=standing,
+        problem=problem,
+        step=step,
+        steps=state.get("steps"),
+        best_step=best_step,
+        elapsed_s=elapsed,
+        rate=rate,
+        train=train,
+        val=val,
+        results=results,
+        env=_read_json(folder / "env.json") if (folder / "env.json").exists() else {},
+    )
+
+
+def _problem(
+    run: RunDir, standing: str, step: int | None, steps: int | None, results: tuple[Result, ...]
+) -> str | None:
+    """Why a run doesn't count; scores of an unfinished training never do."""
+    if run.done:
+        if results:
+            return None
+        failure = run.failure()
+        why = f"failed: {failure.splitlines()[0]}" if failure else f"run launch/evaluate.py --run {run.path}"
+        return f"trained, not evaluated ({why})"
+    at = "" if step is None else f" at step {step:,}" + ("" if steps is None else f" of {steps:,}")
+    left_out = "; its scores are left out" if results else ""
+    if standing == "failed":
+        reason = (run.failure() or "").strip() or "no reason given"
+        return f"failed{at}: {reason.splitlines()[0]}{left_out}"
+    return f"{'not started' if standing == 'new' else standing}{at}{left_out}"
+
+
+def _read_results(run: RunDir) -> list[Result]:
+    results = []
+    for stem, path in run.scores().items():
+        split, _, which = stem.rpartition("-")
+        if which not in CHECKPOINTS:
+            continue
+        data = _read_json(path)
+        if data.get("version") != RESULT_VERSION:
+            raise ToolkitError(
+                f"{path}: written in version {data.get('version')}, this report reads {RESULT_VERSION}; "
+                f"score it again: python launch/evaluate.py --run {run.path} --split {split} --force"
+            )
+        samples = path.with_name(f"{stem}.samples.npz")
+        results.append(Result(split, which, data, samples if samples.exists() else None))
+    return results
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ToolkitError(f"{path}: can't be read ({error}); delete it and evaluate the run again") from None
+
+
+def _read_metrics(path: Path) -> tuple[Curve, Curve, int | None, float | None, float | None]:
+    """(training loss, validation MSE, best step, elapsed seconds, sequences per second) of metrics.jsonl."""
+    train: dict[int, float] = {}
+    val: dict[int, float] = {}
+    best_step, times, rates = None, [], []
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    for text_line in text.splitlines():
+        line: dict[str, Any] = {}
+        with contextlib.suppress(ValueError):  # a run that is being written, or was killed, ends in half a line
+            line = json.loads(text_line)
+        step, kind = line.get("step"), line.get("kind")
+        if kind == "train" and line.get("loss") is not None:
+            train[step or 0] = float(line["loss"])
+            rates += [float(line["seq_per_s"])] if line.get("seq_per_s") else []
+        elif kind == "val" and line.get("mse") is not None:
+            val[step or 0] = float(line["mse"])
+            best_step = step if line.get("best") else best_step
+        if "time" in line:
+            times.append(float(line["time"]))
+    if best_step is None and val:
+        best_step = min(val, key=lambda step: val[step])
+    elapsed = max(times) - min(times) if times else None
+    return tuple(sorted(train.items())), tuple(sorted(val.items())), best_step, elapsed, rates[-1] if rates else None

@@ -1,0 +1,209 @@
+"""Curves as SVG: loss over steps, scores over lead time. One look for a group in every figure.
+
+Colours are Okabe and Ito's, which people with any common colour blindness tell apart
+(https://jfly.uni-koeln.de/color/); line styles and markers repeat the distinction for print in grey.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from toolkit.report.aggregate import Board, Metric, Row
+from toolkit.report.collect import Curve, Run, Sweep
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (6, 1.6)),
+    (0, (6, 1.6, 1.2, 1.6)),
+    (0, (2.5, 1.2)),
+    (0, (9, 2)),
+    (0, (4, 1, 1, 1, 1, 1)),
+)
+MARKERS = ("o", "s", "^", "D", "v", "P")
+BASELINE_COLOUR = "#6b6b6b"
+PANEL = (4.6, 2.75)  # inches
+LOSS_POINTS = 120  # a longer curve is averaged over equal stretches of its points
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "path",  # the same letters everywhere, also where the font is not
+    "svg.hashsalt": "modernn-toolkit",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "grid.color": "#e2e2e2",
+    "grid.linewidth": 0.6,
+    "xtick.color": "#333333",
+    "ytick.color": "#333333",
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one group is drawn."""
+
+    colour: str
+    dashes: Any
+    marker: str
+
+
+def looks(groups: Sequence[str]) -> dict[str, Look]:
+    """A look per group; beyond six groups colours repeat with another line style."""
+    return {
+        group: Look(
+            COLOURS[place % len(COLOURS)],
+            DASHES[(place + place // len(COLOURS)) % len(DASHES)],
+            MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],
+        )
+        for place, group in enumerate(groups)
+    }
+
+
+def loss_figure(sweep: Sweep) -> str | None:
+    """Training loss and validation MSE: median over seeds, band from the least to the greatest. None without lines."""
+    panels = [
+        ("Training loss", {group: [run.train for run in _runs(sweep, group)] for group in sweep.groups}),
+        ("Validation MSE", {group: [run.val for run in _runs(sweep, group)] for group in sweep.groups}),
+    ]
+    panels = [(title, curves) for title, curves in panels if any(any(found) for found in curves.values())]
+    if not panels:
+        return None
+    style = looks(sweep.groups)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _grid(len(panels))
+        for place, (axis, (title, curves)) in enumerate(zip(axes, panels, strict=True)):
+            for group, found in curves.items():
+                _draw_loss(axis, group, [curve for curve in found if curve], style[group])
+            axis.set_title(title)
+            axis.set_xlabel("optimizer step")
+            axis.set_yscale("log")
+            _plain_log_ticks(axis)
+            if place == 0:
+                _legend(figure, axis)
+        return _svg(figure)
+
+
+def lead_figure(board: Board, groups: Sequence[str], which: str) -> str | None:
+    """Headline scores over lead time: mean over seeds, band of one standard deviation, and the baseline."""
+    metrics = [metric for metric in board.metrics if metric.headline]
+    rows = [row for row in board.rows_at(which) if row.baseline or row.seeds]
+    if not any(row.seeds for row in rows) or not metrics:
+        return None
+    style = looks(groups)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _grid(len(metrics))
+        for place, (axis, metric) in enumerate(zip(axes, metrics, strict=True)):
+            for row in rows:
+                _draw_leads(axis, row, metric, board.facts, style)
+            axis.set_title(metric.label)
+            axis.set_xlabel(_lead_label(board.facts))
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if place == 0:
+                _legend(figure, axis)
+        return _svg(figure)
+
+
+def _runs(sweep: Sweep, group: str) -> list[Run]:
+    return [run for run in sweep.runs if run.group == group]
+
+
+def _draw_loss(axis: Axes, group: str, curves: Sequence[Curve], look: Look) -> None:
+    if not curves:
+        return
+    curves = [_thinned(curve) for curve in curves]
+    steps = np.array(sorted({step for curve in curves for step, _ in curve}))
+    values = np.full((len(curves), len(steps)), np.nan)
+    for row, curve in enumerate(curves):
+        own_steps, own_values = np.array(curve).T
+        inside = (steps >= own_steps[0]) & (steps <= own_steps[-1])  # a run that ended early says nothing beyond
+        values[row, inside] = np.interp(steps[inside], own_steps, own_values)
+    median = np.nanmedian(values, axis=0)
+    axis.plot(steps, median, color=look.colour, linestyle=look.dashes, linewidth=1.7, label=group)
+    if len(curves) > 1:
+        axis.fill_between(
+            steps, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=look.colour, alpha=0.18, linewidth=0
+        )
+
+
+def _thinned(curve: Curve) -> Curve:
+    if len(curve) <= LOSS_POINTS:
+        return curve
+    stretches = np.array_split(np.array(curve), LOSS_POINTS)
+    return tuple((stretch[-1, 0], stretch[:, 1].mean()) for stretch in stretches)
+
+
+def _draw_leads(axis: Axes, row: Row, metric: Metric, facts: Mapping[str, Any], style: Mapping[str, Look]) -> None:
+    cells = row.leads[metric.key]
+    leads = np.arange(1, len(cells) + 1) * _lead_unit(facts)
+    means = np.array([np.nan if cell.mean is None else cell.mean for cell in cells])
+    if row.baseline:
+        axis.plot(leads, means, color=BASELINE_COLOUR, linestyle=":", linewidth=1.7, label=row.group)
+        return
+    look = style[row.group]
+    axis.plot(
+        leads, means, color=look.colour, linestyle=look.dashes, linewidth=1.7, marker=look.marker, markersize=3.6,
+        label=row.group,
+    )  # fmt: skip
+    spread = np.array([np.nan if cell.std is None else cell.std for cell in cells])
+    if not np.isnan(spread).all():
+        axis.fill_between(leads, means - spread, means + spread, color=look.colour, alpha=0.18, linewidth=0)
+
+
+def _lead_unit(facts: Mapping[str, Any]) -> float:
+    seconds = facts.get("step_seconds")
+    return float(seconds) / 60 if seconds else 1.0
+
+
+def _lead_label(facts: Mapping[str, Any]) -> str:
+    return "lead time (minutes)" if facts.get("step_seconds") else "lead time (frames)"
+
+
+def _grid(count: int) -> tuple[Figure, list[Axes]]:
+    """`count` panels, two in a row."""
+    columns = min(2, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    axes = list(grid.ravel())
+    for axis in axes[count:]:
+        axis.remove()
+    return figure, axes[:count]
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        longest = max(map(len, labels))
+        columns = max(1, min(len(labels), 130 // (longest + 8)))
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=3.2)
+
+
+def _plain_log_ticks(axis: Axes) -> None:
+    """Numbers a person reads (0.02, 30), and enough of them on an axis that spans less than a decade."""
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _svg(figure: Figure) -> str:
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()

@@ -1,0 +1,104 @@
+"""Rows of frames: context, truth and every model's prediction of the same sequence, lead times in one column."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from toolkit.report.aggregate import Board
+from toolkit.report.collect import CHECKPOINTS, Sweep
+from toolkit.report.pictures import Codes, Samples, chosen_leads, columns_for, legend_svg, load_samples, png_uri
+
+Shown = tuple[str, int, str, Samples]  # group, seed, checkpoint, its frames
+
+
+def render(sweep: Sweep, board: Board) -> str:
+    """The section's HTML below its heading."""
+    shown = _choose(sweep, board)
+    if not shown:
+        return "<p>The evaluations kept no frames; set eval.show to a number above 0 and score again.</p>"
+    first = shown[0][3]
+    height, width = next(iter(first.truth.values())).shape[-2:]
+    columns = columns_for(height, width)
+    horizon = int(board.facts["horizon"])
+    some = "" if horizon <= columns else f" {columns} of {horizon} lead times are shown."
+    parts = [
+        "<p>The first sequences of each mode, the same for all models; of each model its first seed, best-validation "
+        f"checkpoint where there is one. MSE is the sequence's mean over lead times.{some}</p>",
+        legend_svg(first.scale),
+    ]
+    modes: dict[str, list[str]] = {}
+    for key in first.keys:
+        modes.setdefault(first.mode[key], []).append(key)
+    for mode, keys in modes.items():
+        parts.append(f"<h3>{escape(mode)}</h3>" if mode else "")
+        parts += [_sequence(key, shown, columns, board.facts) for key in keys]
+    return "\n".join(parts)
+
+
+def _choose(sweep: Sweep, board: Board) -> list[Shown]:
+    """For every group the lowest seed with frames, at the best checkpoint rather than the last."""
+    chosen: list[Shown] = []
+    for group in sweep.groups:
+        candidates = [
+            (CHECKPOINTS.index(which), seed, result)
+            for (owner, which, seed), result in board.results.items()
+            if owner == group and result.samples is not None
+        ]
+        if candidates:
+            place, seed, result = min(candidates, key=lambda candidate: candidate[:2])
+            assert result.samples is not None
+            chosen.append((group, seed, CHECKPOINTS[place], load_samples(result.samples)))
+    return chosen
+
+
+def _sequence(key: str, shown: Sequence[Shown], columns: int, facts: Mapping[str, Any]) -> str:
+    first = shown[0][3]
+    context, truth = first.context[key], first.truth[key]
+    before = chosen_leads(len(context), columns)
+    after = chosen_leads(len(truth), columns)
+    rows = [
+        _labels([_time(place - len(context) + 1, facts) for place in before], columns),
+        _row("context", "", context, before, first.scale, columns, key),
+        _labels([_time(place + 1, facts) for place in after], columns, later=True),
+        _row("truth", "", truth, after, first.scale, columns, key),
+    ]
+    for group, seed, which, samples in shown:
+        note = f"seed {seed}, {which}"
+        if key not in samples.prediction:
+            rows.append(
+                f'<tr><th class="who">{escape(group)}<span>{note}: kept no frames of this sequence</span></th></tr>'
+            )
+            continue
+        note += f" · MSE {samples.mse[key]:.4g}"
+        rows.append(_row(group, note, samples.prediction[key], after, samples.scale, columns, key))
+    return (
+        f'<figure class="sequence"><figcaption class="small">sequence <code>{escape(key)}</code></figcaption>'
+        f'<div class="wide"><table class="frames">{"".join(rows)}</table></div></figure>'
+    )
+
+
+def _labels(texts: Sequence[str], columns: int, later: bool = False) -> str:
+    cells = "".join(f"<th>{text}</th>" for text in texts) + "<th></th>" * (columns - len(texts))
+    return f'<tr{" class=later" if later else ""}><th class="who"></th>{cells}</tr>'
+
+
+def _row(
+    name: str, note: str, frames: Codes, places: Sequence[int], scale: Mapping[str, Any], columns: int, key: str
+) -> str:
+    images = "".join(
+        f'<td><img alt="{escape(name)}, {escape(key)}, frame {place + 1}" src="{png_uri(frames[place], scale)}"></td>'
+        for place in places
+    )
+    small = f"<span>{escape(note)}</span>" if note else ""
+    empty = "<td></td>" * (columns - len(places))
+    return f'<tr><th class="who">{escape(name)}{small}</th>{images}{empty}</tr>'
+
+
+def _time(frames: int, facts: Mapping[str, Any]) -> str:
+    """`+3`, `−2`, `0`; with a clock `+15 min`."""
+    seconds = facts.get("step_seconds")
+    value = frames * float(seconds) / 60 if seconds else frames
+    sign = "+" if value > 0 else "−" if value < 0 else ""
+    return f"{sign}{abs(value):g}" + (" min" if seconds else "")

@@ -1,0 +1,198 @@
+"""A run directory: everything about one run, and the only thing a job needs to be told. Does not import torch.
+
+    runs/<sweep>/<name>-<hash8>/
+      config.yaml  env.json            resolved config; versions, git state, command
+      submit.sbatch                    (Slurm) a text that one can sbatch again by hand
+      checkpoints/step-00001000/  latest  best
+      logs/                            one file per job and rank
+      metrics.jsonl   tb/              one line per logged step; TensorBoard
+      state.json  DONE | FAILED        how the run stands: no scheduler is needed to know
+      eval/                            <split>-<best|last>.json and the frames shown in the report
+
+Small files are replaced whole (write, fsync, rename), so a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from toolkit.config import RunConfig, load_config
+from toolkit.errors import ConfigError
+
+STALE_AFTER_S = 120.0  # a live run rewrites state.json at least every few seconds
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a small file whole: a reader sees the old text or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths and small records of one run."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tb"
+
+    @property
+    def eval(self) -> Path:
+        return self.path / "eval"
+
+    def config(self) -> RunConfig:
+        """The run's resolved config.
+
+        Raises:
+            ConfigError: when the folder holds none, or one that can't be used.
+        """
+        if not self.config_file.exists():
+            raise ConfigError(f"{self.path}: not a run directory (no config.yaml); make one with launch/sweep.py")
+        return load_config(self.config_file)
+
+    @staticmethod
+    def create(path: Path, config: RunConfig) -> RunDir:
+        """Make the folder, or open it when it already holds this very config.
+
+        Raises:
+            ConfigError: when the folder holds another run or something else.
+        """
+        run = RunDir(path)
+        if run.config_file.exists():
+            if run.config().hash8() != config.hash8():
+                raise ConfigError(
+                    f"{path}: holds another run ({run.config().hash8()}, this one is {config.hash8()}): "
+                    "choose another --run-dir, or delete that folder"
+                )
+            return run
+        # A creation that was killed leaves env.json or a temporary file; config.yaml, written last, makes it a run.
+        if path.exists() and any(item.name != "env.json" and not item.name.endswith(".tmp") for item in path.iterdir()):
+            raise ConfigError(f"{path}: exists and is not a run directory: choose another --run-dir")
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomic(path / "env.json", json.dumps(environment(), indent=2) + "\n")
+        write_atomic(run.config_file, config.to_yaml())
+        return run
+
+    def read_state(self) -> dict[str, Any]:
+        """The last state that the run wrote; empty before its first."""
+        try:
+            return dict(json.loads((self.path / "state.json").read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
+
+    def write_state(self, **values: Any) -> None:
+        """Lay values on the state (None drops a key) and stamp it with host, pid and time."""
+        state = {
+            **self.read_state(),
+            **values,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "updated": time.time(),
+        }
+        kept = {key: value for key, value in state.items() if value is not None}
+        write_atomic(self.path / "state.json", json.dumps(kept, indent=1) + "\n")
+
+    def mark_done(self) -> None:
+        """Training is complete."""
+        (self.path / "FAILED").unlink(missing_ok=True)
+        write_atomic(self.path / "DONE", time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
+
+    def mark_failed(self, reason: str) -> None:
+        """Training ended with an error; the next start clears this."""
+        write_atomic(self.path / "FAILED", reason.rstrip() + "\n")
+
+    def clear_failed(self) -> None:
+        (self.path / "FAILED").unlink(missing_ok=True)
+
+    @property
+    def done(self) -> bool:
+        return (self.path / "DONE").exists()
+
+    def failure(self) -> str | None:
+        """Why the run failed, or None."""
+        try:
+            return (self.path / "FAILED").read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+
+    def standing(self, now: float | None = None) -> str:
+        """One word: `done`, `failed`, `running`, `interrupted` (began, silent for two minutes) or `new`."""
+        if self.done:
+            return "done"
+        if self.failure() is not None:
+            return "failed"
+        updated = self.read_state().get("updated")
+        if updated is None:
+            return "new"
+        silent = (time.time() if now is None else now) - float(updated)
+        return "running" if silent < STALE_AFTER_S else "interrupted"
+
+    def scores(self) -> dict[str, Path]:
+        """Evaluation results by name, for example {'test-best': .../eval/test-best.json}."""
+        return {path.stem: path for path in sorted(self.eval.glob("*-*.json"))}
+
+
+def environment() -> dict[str, Any]:
+    """What made this run: versions, host, command, working directory and the state of the git checkout."""
+    packages = {}
+    for name in ("torch", "deepspeed", "numpy", "webdataset", "zarr", "submitit", "modernn-toolkit"):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = "not installed"
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": sys.argv,
+        "cwd": os.getcwd(),
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "packages": packages,
+        "git": git_state(Path(__file__).parent),
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """Commit and whether files differ from it; empty outside a checkout or without git."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *args], capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}

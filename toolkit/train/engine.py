@@ -1,0 +1,241 @@
+"""The DeepSpeed engine: from our config to theirs, one optimizer step, and its full state in and out.
+
+What goes in and out is consolidated: fp32 weights and Adam moments by parameter name, whole, on rank 0. At the sizes of
+these models (6 M parameters: 76 MB with both moments) that costs little and makes a checkpoint independent of the world
+size and the ZeRO stage that wrote it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.config import RunConfig, TrainConfig
+from toolkit.data.batches import Batch, Share
+from toolkit.distributed import World
+from toolkit.errors import ConfigError, NonFiniteError
+from toolkit.models.base import SequenceModel
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Everything the optimisation knows, whole and in fp32, on the CPU."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, dict[str, Tensor]]  # parameter name -> exp_avg, exp_avg_sq; empty before the first step
+    step: int
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step over all ranks."""
+
+    loss: float
+    grad_norm: float
+    stop: bool  # a rank was asked to stop
+
+
+def share_of(config: TrainConfig, world: World) -> Share:
+    """How the global batch is divided.
+
+    Raises:
+        ConfigError: the world size doesn't divide the batch, or the micro-batch doesn't divide a rank's share.
+    """
+    if config.batch % world.world_size:
+        fits = [n for n in range(1, config.batch + 1) if config.batch % n == 0]
+        raise ConfigError(
+            f"train.batch {config.batch} can't be divided over {world.world_size} ranks: use "
+            f"{', '.join(map(str, fits))} ranks, or another train.batch"
+        )
+    share = config.batch // world.world_size
+    micro = config.micro_batch or share
+    if share % micro:
+        raise ConfigError(
+            f"train.micro_batch {micro} doesn't divide a rank's share of {share} sequences "
+            f"(train.batch {config.batch} over {world.world_size} ranks): choose a divisor of {share}"
+        )
+    return Share(config.batch, micro, world.rank, world.world_size)
+
+
+def deepspeed_config(config: TrainConfig, share: Share) -> dict[str, Any]:
+    """DeepSpeed's JSON. `train.deepspeed` is laid over it, but may not set what the toolkit owns.
+
+    bf16 under ZeRO-0 is run as ZeRO-1, whose updates are the same bit for bit: DeepSpeed's unpartitioned bf16 optimizer
+    takes an empty step when it is made, so Adam's bias correction is off by one step from then on.
+    """
+    stage = 1 if config.precision == "bf16" and config.zero == 0 else config.zero
+    owned: dict[str, Any] = {
+        "train_batch_size": share.batch,
+        "train_micro_batch_size_per_gpu": share.micro_batch,
+        "gradient_accumulation_steps": share.accumulation,
+        "gradient_clipping": config.clip or 0.0,
+        "zero_optimization": {"stage": stage},
+        "bf16": {"enabled": config.precision == "bf16"},
+        "zero_allow_untested_optimizer": True,  # torch's Adam under ZeRO; proven equal to plain PyTorch in tests
+        "steps_per_print": 10**9,
+    }
+    clash = sorted(set(config.deepspeed) & (set(owned) - {"zero_optimization"}))
+    stage_set = "stage" in config.deepspeed.get("zero_optimization", {})
+    if clash or stage_set:
+        names = ", ".join(clash + ["zero_optimization.stage"] * stage_set)
+        raise ConfigError(
+            f"train.deepspeed may not set {names}: use the keys of `train` (batch, clip, zero, precision)"
+        )
+    extra = dict(config.deepspeed)
+    owned["zero_optimization"].update(extra.pop("zero_optimization", {}))
+    return {**owned, **extra}
+
+
+def _import_deepspeed(world: World) -> Any:
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed asks for it even of a lone process
+    if world.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed import ops
+    from deepspeed.utils import logger
+
+    # An inference helper that DeepSpeed would compile for half a minute at the first start on a CPU.
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logger.setLevel(logging.ERROR)
+    return deepspeed
+
+
+class Engine:
+    """A model under DeepSpeed."""
+
+    def __init__(self, model: SequenceModel, config: TrainConfig, share: Share, world: World) -> None:
+        deepspeed = _import_deepspeed(world)
+        deepspeed.init_distributed(dist_init_required=False, auto_mpi_discovery=False, verbose=False)
+        self.world, self.share, self.config = world, share, config
+        self.step_count = 0
+        model.to(world.device)
+        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=config.betas, fused=True)
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=deepspeed_config(config, share), dist_init_required=False
+        )
+        self.partitioned = int(self.engine.zero_optimization_stage()) > 0
+
+    @classmethod
+    def build(cls, model: SequenceModel, config: RunConfig, world: World, state: TrainState | None) -> Engine:
+        """An engine at the start of training, or at a state that was saved."""
+        if state is not None:
+            model.load_state_dict(state.weights)
+        engine = cls(model, config.train, share_of(config.train, world), world)
+        if state is not None:
+            engine._restore(state)
+        return engine
+
+    @property
+    def model(self) -> SequenceModel:
+        module = self.engine.module
+        assert isinstance(module, SequenceModel)
+        return module
+
+    def step(self, batches: Sequence[Batch], loss_of: Callable[[Batch], Tensor], stop: bool) -> StepResult:
+        """One optimizer step.
+
+        Args:
+            batches: this rank's micro-batches.
+            loss_of: the loss of a micro-batch, computed by calling `self.engine`.
+            stop: this rank was asked to stop; the answer says whether any was.
+
+        Raises:
+            NonFiniteError: on every rank at the same step, before the update, if any rank's loss is NaN or infinite.
+        """
+        self.engine.train()
+        total = 0.0
+        for batch in batches[:-1]:
+            total += self._backward(loss_of(batch))
+            self.engine.step()  # counts the micro-batch; DeepSpeed updates after the last one only
+        total += self._backward(loss_of(batches[-1]))
+        own = total / len(batches)
+        mean, bad, stop = self._agree(own, stop)
+        if bad:
+            keys = ", ".join(key for batch in batches for key in batch.keys)
+            raise NonFiniteError(
+                f"step {self.step_count}: the loss is not finite on {bad} of {self.world.world_size} ranks; rank "
+                f"{self.world.rank} has {own} from samples {keys}. Nothing was updated. "
+                "Lower train.lr, set train.clip, or look at those samples"
+            )
+        norm = 0.0 if self.partitioned else self._norm_before()
+        self.engine.step()
+        self.step_count += 1
+        if self.partitioned:
+            norm = float(self.engine.get_global_grad_norm())
+        return StepResult(mean, norm, stop)
+
+    def _backward(self, loss: Tensor) -> float:
+        self.engine.backward(loss)
+        return float(loss.detach())
+
+    def _agree(self, loss: float, stop: bool) -> tuple[float, int, bool]:
+        """(mean loss, ranks whose loss isn't finite, whether any rank stops), the same on all ranks."""
+        finite = math.isfinite(loss)
+        values = torch.tensor([loss if finite else 0.0, float(not finite), float(stop)], dtype=torch.float64)
+        values = self.world.sum(values.to(self.world.device)).cpu()
+        return float(values[0]) / self.world.world_size, int(values[1]), bool(values[2])
+
+    def _norm_before(self) -> float:
+        """Gradient norm before clipping; DeepSpeed reports one only under ZeRO."""
+        grads = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads))
+
+    def gather(self) -> TrainState:
+        """The full state, on every rank (collective: all ranks call it)."""
+        weights = {name: value.detach().float().cpu().clone() for name, value in self.model.state_dict().items()}
+        moments: dict[str, dict[str, Tensor]] = {}
+        if self.step_count == 0:
+            return TrainState(weights, moments, 0)
+        for name, parameter in self.model.named_parameters():
+            if self.partitioned:
+                weights[name] = _full(parameter, None)
+                moments[name] = {key: _full(parameter, key) for key in MOMENTS}
+            else:
+                state = self.optimizer.state[parameter]
+                moments[name] = {key: state[key].detach().cpu().clone() for key in MOMENTS}
+        return TrainState(weights, moments, self.step_count)
+
+    def _restore(self, state: TrainState) -> None:
+        """Put Adam's moments and the fp32 master weights back; the model's own weights are loaded already."""
+        self.step_count = state.step
+        self.engine.global_steps = state.step
+        if not state.moments:
+            return
+        inner = self.optimizer.optimizer if self.partitioned else self.optimizer
+        for group in inner.param_groups:
+            for flat in group["params"]:
+                zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
+                inner.state[flat] = {"step": torch.tensor(float(state.step), device=flat.device), **zeros}
+        if self.partitioned:
+            # DeepSpeed links a parameter to its part of the flat moments at the first step; here they exist already.
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+        for name, parameter in self.model.named_parameters():
+            self._restore_one(parameter, state.weights[name], state.moments[name])
+
+    def _restore_one(self, parameter: nn.Parameter, weight: Tensor, moments: Mapping[str, Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        if self.partitioned:
+            safe_set_full_fp32_param(parameter, weight.to(parameter.device))
+            for key in MOMENTS:
+                safe_set_full_optimizer_state(parameter, moments[key].to(parameter.device), key)
+        else:
+            for key in MOMENTS:
+                self.optimizer.state[parameter][key].copy_(moments[key])
+
+
+def _full(parameter: nn.Parameter, moment: str | None) -> Tensor:
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    full = safe_get_full_fp32_param(parameter) if moment is None else safe_get_full_optimizer_state(parameter, moment)
+    assert full is not None
+    return full.detach().cpu().clone()

@@ -1,0 +1,138 @@
+"""What a run tells: metrics.jsonl, TensorBoard, state.json and lines on the terminal. Rank 0 only."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from toolkit.rundir import RunDir, write_atomic
+
+STATE_EVERY_S = 2.0
+
+
+class Meter:
+    """Rate, share of time spent waiting for data, and time left, over a sliding exponential mean."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.seconds: float | None = None
+        self.waiting = 0.0
+
+    def add(self, seconds: float, waiting: float) -> None:
+        """One optimizer step's wall time and the part of it spent waiting for data."""
+        keep = 0.0 if self.seconds is None else 0.95
+        self.seconds = keep * (self.seconds or 0.0) + (1 - keep) * seconds
+        self.waiting = keep * self.waiting + (1 - keep) * waiting
+
+    @property
+    def sequences_per_s(self) -> float:
+        return self.batch / self.seconds if self.seconds else 0.0
+
+    @property
+    def data_wait(self) -> float:
+        return self.waiting / self.seconds if self.seconds else 0.0
+
+    def eta_s(self, steps: int) -> float:
+        """Seconds for the given number of steps."""
+        return steps * (self.seconds or 0.0)
+
+
+def clock(seconds: float) -> str:
+    """1h02m, 3m20s, 8s."""
+    whole = int(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
+
+
+class Recorder:
+    """Writes a run's records; a restarted run goes on at its step without a doubled line."""
+
+    def __init__(self, run: RunDir, step: int, steps: int, batch: int) -> None:
+        self.run, self.steps = run, steps
+        self.meter = Meter(batch)
+        forget_after(run.metrics_file, step)
+        self.lines = open(run.metrics_file, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  closed in close()
+        self.tensorboard = SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)
+        self._state_at = 0.0
+        restarts = int(run.read_state().get("restarts", -1)) + 1
+        self.state: dict[str, Any] = {"restarts": restarts, "started": time.time(), "steps": steps}
+        self.put_state("training", step)
+
+    def train(self, step: int, values: Mapping[str, float], log: bool) -> None:
+        """After an optimizer step: a line and scalars if `log`, and the state now and then."""
+        self.state["loss"] = values["loss"]
+        if log:
+            speed = {"seq_per_s": self.meter.sequences_per_s, "data_wait": self.meter.data_wait}
+            self._line(step, "train", {**values, **speed})
+            self.say(
+                f"step {step:>{len(str(self.steps))}}/{self.steps}  loss {values['loss']:.5f}  "
+                f"|grad| {values['grad_norm']:.3g}  {speed['seq_per_s']:.1f} seq/s  "
+                f"data wait {100 * speed['data_wait']:.0f}%  ETA {clock(self.meter.eta_s(self.steps - step))}"
+            )
+        if log or time.time() - self._state_at > STATE_EVERY_S:
+            self.put_state("training", step)
+
+    def validation(self, step: int, scores: Mapping[str, float], is_best: bool) -> None:
+        """After a validation."""
+        self._line(step, "val", {**scores, "best": float(is_best)})
+        self.state["val"] = dict(scores)
+        self.put_state("training", step)
+        shown = "  ".join(f"{name} {value:.5g}" for name, value in scores.items())
+        self.say(
+            f"step {step:>{len(str(self.steps))}}/{self.steps}  validation: {shown}{'  (best)' if is_best else ''}"
+        )
+
+    def images(self, step: int, name: str, truth: torch.Tensor, prediction: torch.Tensor) -> None:
+        """Truth above prediction, time to the right. Both [T, C, H, W] in 0..1."""
+        rows = [torch.cat(list(frames[:, :3].clamp(0, 1)), dim=-1) for frames in (truth, prediction)]
+        picture = torch.cat(rows, dim=-2).float().cpu()
+        if picture.shape[0] == 2:
+            picture = picture[:1]
+        self.tensorboard.add_image(name, picture, step)
+
+    def put_state(self, phase: str, step: int) -> None:
+        """Rewrite state.json."""
+        self._state_at = time.time()
+        self.run.write_state(
+            **self.state,
+            phase=phase,
+            step=step,
+            seq_per_s=self.meter.sequences_per_s,
+            data_wait=self.meter.data_wait,
+            eta_s=self.meter.eta_s(self.steps - step),
+        )
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self.lines.close()
+        self.tensorboard.close()
+
+    def _line(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        self.lines.write(json.dumps({"step": step, "kind": kind, **values, "time": round(time.time(), 3)}) + "\n")
+        for name, value in values.items():
+            self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop lines of steps after `step` (they will be run again), and a half line that a kill left."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue  # the half line; its step is run again
+    write_atomic(path, "".join(kept))
