@@ -22,6 +22,13 @@ INSTALL = [
     "matplotlib>=3.8",
     "scikit-learn>=1.4",  # real handwritten digits without a download; t-SNE and linear probes
 ]
+# What only some archives need: shards says which when it meets one.
+ARCHIVES = {
+    "radar": ["h5py>=3.10"],  # KNMI, BoM, SEVIR
+    "video": ["av>=12.0"],  # KTH's avi and other video; 36 MB, OpenCV would be 61 and decodes no faster
+    "grib": ["eccodes>=2.37"],  # MRMS; 46 MB
+    "cf": ["xarray>=2024.9", "h5netcdf>=1.3", "h5py>=3.10"],
+}
 DEV = [
     "pytest>=8.0",
     "pytest-timeout>=2.3",
@@ -31,6 +38,9 @@ DEV = [
     "types-PyYAML",
     "scikit-image>=0.22",  # the reference for SSIM and PSNR
     "xarray>=2024.9",  # reads our zarr stores as a user would
+    *ARCHIVES["radar"],
+    *ARCHIVES["video"],
+    *ARCHIVES["cf"],
 ]
 
 setup(
@@ -43,5 +53,5 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["toolkit*", "shards*", "launch*"]),
     install_requires=INSTALL,
-    extras_require={"dev": DEV},
+    extras_require={**ARCHIVES, "all": sorted({name for extra in ARCHIVES.values() for name in extra}), "dev": DEV},
 )

@@ -11,9 +11,10 @@
 This package knows numpy, Pillow, webdataset's layout and zarr; it imports neither torch nor toolkit nor launch.
 """
 
-from shards.errors import ManifestError, ShardError, SourceError, StoreError, UsageError
+from shards.errors import ManifestError, ShardError, SourceError, StoreError, TransportError, UsageError
 from shards.manifest import FrameSpec, Manifest, Scale, ShardInfo, SplitInfo
 from shards.store import Event, Store, open_store
+from shards.stream import decode_npy, stream_events
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,9 @@ __all__ = [
     "SplitInfo",
     "Store",
     "StoreError",
+    "TransportError",
     "UsageError",
+    "decode_npy",
     "open_store",
+    "stream_events",
 ]

@@ -1,4 +1,4 @@
-"""The command line: convert, verify, info.
+"""The command line: convert here, and the commands about stores that exist in commands.py.
 
 Exit codes: 0 done, 1 failure (disk full, no permission), 2 wrong usage, 5 bad data (an archive or a store that is
 damaged). Results go to stdout, progress and errors to stderr.
@@ -7,25 +7,20 @@ damaged). Results go to stdout, progress and errors to stderr.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shards import __version__
+from shards.commands import add_commands, add_store_options, report
 from shards.convert import convert
 from shards.errors import ShardError
-from shards.info import describe, summary
-from shards.manifest import FORMATS
 from shards.sources import SOURCES, SourceEntry
 from shards.sources.choose import AUTO, resolve
-from shards.verify import verify
-
-BAD_DATA = 5
 
 # Options of `convert` that don't change what is written, or that the manifest records elsewhere.
-UNRECORDED = ("command", "run", "entry", "output", "workers", "overwrite", "format", "name", "shard_mb")
+UNRECORDED = ("command", "run", "entry", "output", "workers", "overwrite", "format", "name", "shard_mb", "encoding")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}; free space or grant access, then run the same command again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to start over", file=sys.stderr)
+        print("interrupted; the same command goes on from the shards that were finished", file=sys.stderr)
         return 130
 
 
@@ -54,27 +49,7 @@ def _parser(entries: Mapping[str, SourceEntry]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"modernn-toolkit shards {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_convert(commands, entries)
-
-    check = commands.add_parser(
-        "verify",
-        help="check a store against its manifest",
-        description="Check a store against its manifest; every problem is named with its shard, event and byte.",
-        epilog="example: python -m shards verify stores/mmnist",
-        formatter_class=form,
-    )
-    check.add_argument("path", type=Path, metavar="PATH", help="folder of the store")
-    check.add_argument("--quick", action="store_true", help="sizes, indexes and counts only; frames aren't read")
-    check.set_defaults(run=_verify)
-
-    tell = commands.add_parser(
-        "info",
-        help="show what a store holds",
-        epilog="example: python -m shards info stores/mmnist --json",
-        formatter_class=form,
-    )
-    tell.add_argument("path", type=Path, metavar="PATH", help="folder of the store")
-    tell.add_argument("--json", action="store_true", help="for programs")
-    tell.set_defaults(run=_info)
+    add_commands(commands)
     return parser
 
 
@@ -102,16 +77,8 @@ def _add_convert(commands: Any, entries: Mapping[str, SourceEntry]) -> None:
             source.add_argument("input", metavar="INPUT", help=entry.input_help)
         source.add_argument("output", type=Path, metavar="OUTPUT", help="folder to make; it appears when all is done")
         entry.add_arguments(source)
-        store = source.add_argument_group("the store")
-        store.add_argument("--format", choices=FORMATS, default="webdataset", help="(default %(default)s)")
-        store.add_argument("--name", help="name in the manifest (default: the source's)")
-        store.add_argument(
-            "--shard-mb", type=float, default=256.0, metavar="MB", help="size of a shard (default %(default)s)"
-        )
-        store.add_argument(
-            "--workers", type=int, default=1, metavar="N", help="processes; the bytes don't depend on it"
-        )
-        store.add_argument("--overwrite", action="store_true", help="replace the store that OUTPUT holds")
+        source.add_argument("--name", help="name in the manifest (default: the source's)")
+        add_store_options(source, defaults=True)
         source.set_defaults(run=_convert, entry=entry)
 
 
@@ -136,37 +103,11 @@ def _convert(args: argparse.Namespace) -> int:
         source,
         args.output,
         format=args.format,
+        encoding=args.encoding,
         arguments=arguments,
         name=args.name,
         shard_mb=args.shard_mb,
         workers=args.workers,
         overwrite=args.overwrite,
     )
-    if outcome.already_complete:
-        print(f"{args.output}: already complete, nothing to do")
-        return 0
-    print(describe(args.output))
-    print(f"next: python -m shards verify {args.output}")
-    return 0
-
-
-def _verify(args: argparse.Namespace) -> int:
-    problems = verify(args.path, quick=args.quick)
-    for problem in problems:
-        print(f"{args.path}/{problem}", file=sys.stderr)
-    if problems:
-        print(
-            f"error: {args.path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}; "
-            "convert the archive again with --overwrite, or fetch the files named above from a good copy",
-            file=sys.stderr,
-        )
-        return BAD_DATA
-    print(
-        f"{args.path}: whole" + (" (sizes, indexes and counts; without --quick the frames too)" if args.quick else "")
-    )
-    return 0
-
-
-def _info(args: argparse.Namespace) -> int:
-    print(json.dumps(summary(args.path), indent=1, ensure_ascii=False) if args.json else describe(args.path))
-    return 0
+    return report(args.output, outcome.already_complete)

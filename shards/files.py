@@ -8,6 +8,7 @@ fails, is an error with a name instead of SIGBUS.
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 from abc import ABC, abstractmethod
@@ -23,6 +24,7 @@ class Files(ABC):
     """The files of one store, by their names below it (forward slashes). May be handed to other processes."""
 
     attempts = 1  # how often contents that turn out wrong are worth fetching
+    fixed = True  # a file's `version` never changes
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -38,6 +40,10 @@ class Files(ABC):
     @abstractmethod
     def read_into(self, file: str, offset: int, out: Codes, key: str | None = None) -> None:
         """Fill `out` (contiguous) with the bytes from `offset` on, which belong to event `key`. Raises StoreError."""
+
+    @abstractmethod
+    def open(self, file: str, size: int) -> io.RawIOBase:
+        """A file of `size` bytes, to read from its beginning to its end. Raises StoreError, at reading too."""
 
     def version(self, file: str) -> int:
         """Changes when a server begins to give another file under this name; folders are trusted not to."""
@@ -95,11 +101,11 @@ class LocalFiles(Files):
 
     def read_into(self, file: str, offset: int, out: Codes, key: str | None = None) -> None:
         try:
-            number = self._descriptor(file)
-            left = out.reshape(-1).data
-            at = offset
+            descriptor = self._open.get(file) or self._descriptor(file)
+            got = os.preadv(descriptor.number, [out], offset)
+            left, at = out.reshape(-1).data[got:], offset + got
             while left.nbytes:
-                got = os.preadv(number.number, [left], at)
+                got = os.preadv(descriptor.number, [left], at)
                 if not got:
                     raise StoreError(
                         f"{self.folder / file}: cut off: {left.nbytes} bytes at {at}"
@@ -112,13 +118,17 @@ class LocalFiles(Files):
         except OSError as error:
             raise StoreError(self._unreadable(file, error, key), shard=file, key=key, offset=offset) from None
 
+    def open(self, file: str, size: int) -> io.RawIOBase:
+        try:
+            return (self.folder / file).open("rb", buffering=0)
+        except OSError as error:
+            raise StoreError(self._unreadable(file, error), shard=file) from None
+
     def _descriptor(self, file: str) -> _Descriptor:
-        descriptor = self._open.get(file)
-        if descriptor is None:
-            descriptor = _Descriptor(self.folder / file)
-            if len(self._open) >= self._most:
-                self._open.pop(next(iter(tuple(self._open))), None)  # the one opened first; no lock, so no deadlock
-            self._open[file] = descriptor
+        descriptor = _Descriptor(self.folder / file)
+        if len(self._open) >= self._most:
+            self._open.pop(next(iter(tuple(self._open))), None)  # the one opened first; no lock, so no deadlock
+        self._open[file] = descriptor
         return descriptor
 
     def _unreadable(self, file: str, error: OSError, key: str | None = None) -> str:

@@ -10,7 +10,7 @@ from shards.manifest import Scale
 from shards.store import Store, open_store
 
 
-def summary(path: Path) -> dict[str, Any]:
+def summary(path: str | Path) -> dict[str, Any]:
     """Plain JSON: the manifest's facts, and per split its events, frames, bytes, modes, runs and time range."""
     store = open_store(path)
     manifest = store.manifest
@@ -18,6 +18,7 @@ def summary(path: Path) -> dict[str, Any]:
         "path": str(path),
         "name": manifest.name,
         "format": manifest.format,
+        "encoding": manifest.encoding,
         "frames": {
             "channels": manifest.frames.channels,
             "height": manifest.frames.height,
@@ -56,14 +57,14 @@ def _split(store: Store, split: str) -> dict[str, Any]:
     }
 
 
-def describe(path: Path) -> str:
+def describe(path: str | Path) -> str:
     """A table."""
     data = summary(path)
     scale = open_store(path).manifest.scale
     frames = data["frames"]
     step = f", every {data['step_seconds']:g} s" if data["step_seconds"] else ""
     lines = [
-        f"{path}: {data['name']} ({data['format']})",
+        f"{path}: {data['name']} ({data['format']}, {data['encoding']})",
         f"frames   {frames['channels']} x {frames['height']} x {frames['width']} uint8{step}",
         f"scale    {_scale(scale)}",
         f"source   {data['source']['name']}",

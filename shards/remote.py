@@ -87,6 +87,7 @@ def location(path: str | Path) -> Path | str:
 class HttpFiles(Files):
     """The files of a store below a URL."""
 
+    fixed = False
     attempts = 3  # a proxy may have garbled what arrived; a store that is damaged itself stays so
 
     def __init__(self, url: str, retry: Retry | None = None) -> None:
@@ -110,8 +111,8 @@ class HttpFiles(Files):
         return self._versions.get(file, 0)
 
     def read_all(self, file: str, size: int | None = None) -> bytes:
-        with self.stream(file, size=size) as stream:
-            data = stream.read()
+        with RangeStream(self, file, 0, size, None, whole=True) as stream:
+            data = stream.readall()
         if size is not None and len(data) != size:
             raise StoreError(f"{self.where}/{file}: {len(data)} bytes, the manifest says {size}", shard=file)
         return data
@@ -122,8 +123,7 @@ class HttpFiles(Files):
             while view.nbytes:
                 view = view[stream.readinto(view) :]
 
-    def stream(self, file: str, size: int | None = None) -> RangeStream:
-        """A whole file, read from its beginning to its end once."""
+    def open(self, file: str, size: int) -> RangeStream:
         return RangeStream(self, file, 0, size, None, whole=True)
 
     def note_version(self, file: str, headers: http.client.HTTPMessage) -> None:
@@ -276,6 +276,7 @@ class CachedFiles(Files):
     def __init__(self, remote: HttpFiles, folder: Path) -> None:
         super().__init__(remote.where)
         self.remote, self.local = remote, LocalFiles(folder)
+        self._here: set[str] = set()
 
     def size(self, file: str) -> int | None:
         return -1
@@ -284,13 +285,19 @@ class CachedFiles(Files):
         return self.remote.read_all(file, size)
 
     def read_into(self, file: str, offset: int, out: Codes, key: str | None = None) -> None:
-        if not (self.local.folder / file).exists():
-            self._fetch(file)
+        self._fetch(file)
         self.local.read_into(file, offset, out, key)
 
+    def open(self, file: str, size: int) -> io.RawIOBase:
+        self._fetch(file)
+        return self.local.open(file, size)
+
     def _fetch(self, file: str) -> None:
-        """Raises StoreError if the file isn't the manifest's."""
+        """Have the file here. Raises StoreError if it isn't the manifest's."""
         target = self.local.folder / file
+        if file in self._here or target.exists():
+            self._here.add(file)
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.with_name(f"{target.name}.lock").open("a") as lock:
             fcntl.flock(lock.fileno(), fcntl.LOCK_EX)  # others wait, and then find the file
@@ -298,7 +305,7 @@ class CachedFiles(Files):
                 return
             expected = self.remote.expected[file]
             digest, partial = hashlib.sha256(), target.with_name(f"{target.name}.partial")
-            with self.remote.stream(file, expected.size) as stream, partial.open("wb") as copy:
+            with self.remote.open(file, expected.size) as stream, partial.open("wb") as copy:
                 while piece := stream.read(PIECE):
                     digest.update(piece)
                     copy.write(piece)

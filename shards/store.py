@@ -59,10 +59,10 @@ class Store(ABC):
         self.check = check
         self.faults = faults
         self._tables: dict[str, Any] = {}
-        self._checked: set[tuple[str, int, int]] = set()
+        self._checked: dict[tuple[str, int], int] = {}  # -> the version of the shard
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tables": {}, "_checked": set()}  # small to send, and each process checks for itself
+        return {**self.__dict__, "_tables": {}, "_checked": {}}  # small to send, and each process checks for itself
 
     @property
     def splits(self) -> Mapping[str, SplitInfo]:
@@ -90,15 +90,13 @@ class Store(ABC):
             raise UsageError(
                 f"{self.path}: {split} event {event.key} has {event.length} frames, asked for {start}:{stop}"
             )
-        if self.check == "never":
-            return self._read(split, index, start, stop)
-        mark = self._mark(split, index)
-        if mark in self._checked:
+        version = -1 if self.check == "never" else self._checked.get((split, index))
+        if version is not None:
             frames = self._read(split, index, start, stop)
-            if self._mark(split, index) == mark:
+            if version < 0 or self.files.fixed or version == self.files.version(self.shard(split, index)):
                 return frames
         whole = self._checked_event(split, index)
-        self._checked.add(self._mark(split, index))
+        self._checked[split, index] = self.files.version(self.shard(split, index))
         return whole if stop - start == event.length else whole[start:stop].copy()
 
     def crc32(self, split: str, index: int) -> int:
@@ -129,9 +127,6 @@ class Store(ABC):
             offset=offset,
         )
 
-    def _mark(self, split: str, index: int) -> tuple[str, int, int]:
-        return split, index, self.files.version(self.shard(split, index))
-
     @abstractmethod
     def shard(self, split: str, index: int) -> str:
         """The file below the store in which an event begins."""
@@ -146,13 +141,14 @@ class Store(ABC):
 
     def _table(self, split: str) -> Any:
         """The format's table of a split's events, loaded once per process; it has at least `events`."""
-        if split not in self._tables:
+        table = self._tables.get(split)
+        if table is None:
             if split not in self.manifest.splits:
                 raise UsageError(f"{self.path} has no split {split!r}; it has {', '.join(self.manifest.splits)}")
             if self.faults == "opening":
                 self._check_sizes(split)
-            self._tables[split] = self._load_table(split)
-        return self._tables[split]
+            table = self._tables[split] = self._load_table(split)
+        return table
 
     def _check_sizes(self, split: str) -> None:
         """A shard that is absent or cut off is told before the first frame is read."""

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -28,9 +28,11 @@ from shards.encoding import SUFFIXES, decode, encode
 from shards.errors import StoreError, verify_hint
 from shards.files import Files
 from shards.manifest import KEY_PATTERN, Codes, FileInfo, FrameSpec, ShardInfo
-from shards.sources.base import Source
 from shards.store import Event, Store
 from shards.writer import HashedFile, ShardJob, ShardResult, StorePlan, Tick, WrittenEvent, read_event
+
+if TYPE_CHECKING:
+    from shards.sources.base import Source  # importing it imports every source, which readers needn't wait for
 
 INDEX_FORMAT = "modernn shard index 1"
 FRAMES_SUFFIX = ".frames.npy"
@@ -253,6 +255,11 @@ class TarStore(Store):
                 offset=row.offset,
             ) from None
         return npy[len(header) :].reshape(row.length, *self.manifest.frames.shape)
+
+    def locations(self, split: str) -> list[Location]:
+        """Where each event of `split` lies."""
+        places: list[Location] = self._table(split).locations
+        return places
 
     def shard(self, split: str, index: int) -> str:
         file: str = self._table(split).locations[index].file

@@ -20,13 +20,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from shards.errors import SourceError
 from shards.manifest import Codes, FileInfo, FrameSpec, Scale, ShardInfo
-from shards.sources.base import PlannedEvent, RawEvent, Source
+
+if TYPE_CHECKING:
+    from shards.sources.base import PlannedEvent, RawEvent, Source
 
 Tick = Callable[[int, int], None]  # called with (events, bytes) as they are written
 

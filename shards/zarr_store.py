@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,10 +36,12 @@ from zarr.storage import MemoryStore
 from shards.encoding import BLOSC_LEVEL, ZSTD_LEVEL, decode_chunk
 from shards.errors import StoreError, verify_hint
 from shards.manifest import Codes, FileInfo, Scale, ShardInfo
-from shards.sources.base import PlannedEvent, Source
 from shards.store import Event, Store
 from shards.writer import HashedFile, ShardJob, ShardResult, StorePlan, Tick, WrittenEvent, file_digest, read_event
 from shards.zarr_shard import ABSENT, Index, ShardWriter, index_bytes, parse_shard_index
+
+if TYPE_CHECKING:
+    from shards.sources.base import PlannedEvent, Source
 
 DIMENSIONS = ("time", "channel", "y", "x")
 
@@ -364,6 +366,10 @@ class ZarrStore(Store):
             key=key,
             offset=offset,
         )
+
+    def first_frame(self, split: str, index: int) -> int:
+        """Where an event begins in `frames`."""
+        return int(self._table(split).layout.starts[index])
 
     def shard(self, split: str, index: int) -> str:
         layout: SplitLayout = self._table(split).layout

@@ -25,6 +25,7 @@ from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Option
 
 CONFIG_VERSION = 1
 COSMETIC: dict[str, Any] = {"identity": False}
+EXECUTION: dict[str, Any] = {"execution": True}  # how it is computed: a run may go on under another value
 
 
 class DataConfig(Options):
@@ -67,9 +68,11 @@ class TrainConfig(Options):
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = Field(None, gt=0, description="greatest gradient norm; None: no clipping")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps fp32 master weights")
-    zero: Literal[0, 1, 2] = Field(0, description="DeepSpeed ZeRO stage")
+    zero: Literal[0, 1, 2] = Field(0, description="DeepSpeed ZeRO stage", json_schema_extra=EXECUTION)
     checkpointing: Literal["none", "step"] = Field(
-        "none", description="activation checkpointing over time: `step` keeps only the state of each time step"
+        "none",
+        description="activation checkpointing over time: `step` keeps only the state of each time step",
+        json_schema_extra=EXECUTION,
     )
     loss_frames: Literal["all", "future"] = Field(
         "all", description="`all`: every next-frame prediction, context included; `future`: the horizon only"
@@ -81,7 +84,9 @@ class TrainConfig(Options):
     keep_last: int = Field(2, ge=2, description="newest checkpoints kept", json_schema_extra=COSMETIC)
     log_every: int = Field(50, ge=1, json_schema_extra=COSMETIC)
     images: int = Field(4, ge=0, description="sequences shown in TensorBoard at validation", json_schema_extra=COSMETIC)
-    deepspeed: dict[str, Any] = Field({}, description="extra DeepSpeed keys, merged over ours")
+    deepspeed: dict[str, Any] = Field(
+        {}, description="extra DeepSpeed keys, merged over ours", json_schema_extra=EXECUTION
+    )
 
 
 class EvalConfig(Options):
@@ -113,15 +118,22 @@ class RunConfig(Options):
             )
         return self
 
-    def identity(self) -> dict[str, Any]:
-        """The values that make this run another run than the default one."""
+    def identity(self, execution: bool = True) -> dict[str, Any]:
+        """The values that make this run another run than the default one.
+
+        Args:
+            execution: also those that say how it is computed (ZeRO stage, activation checkpointing).
+        """
         plain = self.model_dump(mode="json", exclude_defaults=True)
         plain["model"] = {"name": self.model.name, **self.model.model_dump(mode="json", exclude_defaults=True)}
-        return _without_cosmetic(self, plain)
+        return _identity(self, plain, execution)
 
-    def hash8(self) -> str:
-        """Eight hex digits that name the run's directory; the same on every machine and in every order of keys."""
-        text = json.dumps({"version": CONFIG_VERSION, **self.identity()}, sort_keys=True)
+    def hash8(self, execution: bool = True) -> str:
+        """Eight hex digits that name the run's directory; the same on every machine and in every order of keys.
+
+        Without `execution` they name what a checkpoint belongs to: it may go on under another ZeRO stage.
+        """
+        text = json.dumps({"version": CONFIG_VERSION, **self.identity(execution)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def to_yaml(self) -> str:
@@ -129,14 +141,15 @@ class RunConfig(Options):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _without_cosmetic(options: Options, plain: dict[str, Any]) -> dict[str, Any]:
+def _identity(options: Options, plain: dict[str, Any], execution: bool) -> dict[str, Any]:
     kept = {}
     for key, value in plain.items():
-        extra = type(options).model_fields[key].json_schema_extra
-        if isinstance(extra, dict) and extra.get("identity") is False:
+        extra = type(options).model_fields[key].json_schema_extra or {}
+        assert isinstance(extra, dict)
+        if extra.get("identity") is False or (extra.get("execution") and not execution):
             continue
         inner = getattr(options, key)
-        value = _without_cosmetic(inner, value) if isinstance(inner, Options) else value
+        value = _identity(inner, value, execution) if isinstance(inner, Options) else value
         if value != {} or not isinstance(inner, Options):
             kept[key] = value
     return kept

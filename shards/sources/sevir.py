@@ -84,7 +84,7 @@ class Sevir:
         splits = {name: [self._event(ordered[int(item.file)]) for item in part] for name, part in parts.items()}
         notes += [f"{name}: {plural(len(part), 'event')}" for name, part in splits.items()]
         if left_out:
-            notes.append(f"{plural(left_out, 'event')} lie in no --split and are left out")
+            notes.append(f"in no --split, so left out: {plural(left_out, 'event')}")
         return Plan(splits, tuple(notes))
 
     def _event(self, row: Row) -> PlannedEvent:

@@ -186,7 +186,7 @@ class TimeOptions:
         first, last = iso(frames[0].time), iso(frames[-1].time)
         notes = [f"{plural(len(frames), 'frame')} from {first} to {last}, {plural(gaps, 'gap')} in time"]
         if left_out:
-            notes.append(f"{plural(left_out, 'frame')} lie in no --split and are left out")
+            notes.append(f"in no --split, so left out: {plural(left_out, 'frame')}")
         splits = {}
         for name, part in parts.items():
             runs = find_runs(part, step_seconds)

@@ -94,7 +94,7 @@ def test_splits_by_time(tmp_path, capsys):
     assert [(e.start_time, e.length) for e in store.events("test")] == [("2016-01-01T00:00:00Z", 2)]
     said = capsys.readouterr().err
     assert (
-        "3 frames lie in no --split and are left out" in said
+        "in no --split, so left out: 3 frames" in said
         and "1 other files are passed over, the first is readme.txt" in said
     )
 

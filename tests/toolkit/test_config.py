@@ -102,6 +102,13 @@ def test_identity_ignores_what_cannot_change_a_result() -> None:
         assert make_config(tree, "t").hash8() != base
 
 
+def test_a_checkpoint_belongs_to_a_run_however_it_is_computed() -> None:
+    for tree in ({"train": {"zero": 2}}, {"train": {"checkpointing": "step"}}):
+        assert make_config(tree, "t").hash8() != RunConfig().hash8()
+        assert make_config(tree, "t").hash8(execution=False) == RunConfig().hash8(execution=False)
+    assert make_config({"seed": 1}, "t").hash8(execution=False) != RunConfig().hash8(execution=False)
+
+
 def test_identity_is_stable_over_versions() -> None:
     """Users' run directories are named by it. Change these only together with CONFIG_VERSION."""
     assert RunConfig().hash8() == "1ea52808"

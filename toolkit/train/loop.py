@@ -95,7 +95,7 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest) -> int:
         if world.is_main:
             by = {"world_size": world.world_size, "zero": cfg.zero, "precision": cfg.precision}
             record = checkpoint.Progress(step, step * cfg.batch, best, by)
-            checkpoint.save(run.checkpoints, full, record, config.hash8())
+            checkpoint.save(run.checkpoints, full, record, config.hash8(execution=False))
             if best and best["step"] == step:
                 checkpoint.mark_best(run.checkpoints, step)
             checkpoint.prune(run.checkpoints, cfg.keep_last)
@@ -148,7 +148,7 @@ def _resume(run: RunDir, resume: str, world: World) -> tuple[TrainState | None, 
         path = checkpoint.exactly(run.checkpoints, int(resume))
     if path is None:
         return None, checkpoint.Progress(0, 0)
-    return checkpoint.load(path, run.config().hash8())
+    return checkpoint.load(path, run.config().hash8(execution=False))
 
 
 def _introduce(recorder: Recorder, config: RunConfig, data: Data, engine: Engine, step: int) -> None:

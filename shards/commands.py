@@ -1,0 +1,201 @@
+"""The commands about stores that exist: verify, info, bench, repack."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from shards.bench import bench
+from shards.info import describe, summary
+from shards.manifest import ENCODINGS, FORMATS
+from shards.repack import repack
+from shards.sheet import draw_sheet
+from shards.store import open_store
+from shards.verify import verify
+
+BAD_DATA = 5
+PLACE = "folder or URL of the store"
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands; `run` of each takes the parsed arguments and gives the exit code."""
+    _add_verify(commands)
+    _add_info(commands)
+    _add_bench(commands)
+    _add_repack(commands)
+
+
+def add_store_options(parser: argparse.ArgumentParser, defaults: bool) -> None:
+    """How a store is written. Without `defaults` what isn't given is None."""
+    store = parser.add_argument_group("the store")
+    store.add_argument(
+        "--format", choices=FORMATS, default="webdataset" if defaults else None, help=_default("webdataset", defaults)
+    )
+    store.add_argument(
+        "--encoding",
+        choices=ENCODINGS,
+        default="raw" if defaults else None,
+        help=f"raw is the fastest to read; zstd and lz4 are smaller, see docs/shards.md {_default('raw', defaults)}",
+    )
+    store.add_argument(
+        "--shard-mb",
+        type=float,
+        default=256.0 if defaults else None,
+        metavar="MB",
+        help=f"size of a shard before compression {_default('256', defaults)}",
+    )
+    store.add_argument("--workers", type=int, default=1, metavar="N", help="processes; the bytes don't depend on it")
+    store.add_argument("--overwrite", action="store_true", help="replace the store that OUTPUT holds")
+
+
+def _default(value: str, given: bool) -> str:
+    return f"(default {value})" if given else "(default: as it is)"
+
+
+def _add(commands: Any, name: str, help: str, description: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help,
+        description=description,
+        epilog=f"example: python -m shards {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def _add_verify(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "verify",
+        "check a store against its manifest",
+        "Check a store against its manifest; every problem is named with its shard, event and byte.",
+        "verify stores/mmnist",
+    )
+    parser.add_argument("path", type=Path, metavar="PATH", help="folder of the store")
+    parser.add_argument("--quick", action="store_true", help="sizes, indexes and counts only; frames aren't read")
+    parser.set_defaults(run=_verify)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    problems = verify(args.path, quick=args.quick)
+    for problem in problems:
+        print(f"{args.path}/{problem}", file=sys.stderr)
+    if problems:
+        print(
+            f"error: {args.path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}; "
+            "convert the archive again with --overwrite, or fetch the files named above from a good copy",
+            file=sys.stderr,
+        )
+        return BAD_DATA
+    print(
+        f"{args.path}: whole" + (" (sizes, indexes and counts; without --quick the frames too)" if args.quick else "")
+    )
+    return 0
+
+
+def _add_info(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "info",
+        "show what a store holds",
+        "Show what a store holds: a table, or with --sheet a picture of some events.",
+        "info stores/mmnist --sheet mmnist.png",
+    )
+    parser.add_argument("path", metavar="PATH", help=PLACE)
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument(
+        "--sheet", type=Path, metavar="FILE", help="also draw events of every split and mode into FILE (.png .pdf .svg)"
+    )
+    parser.add_argument("--events", type=int, default=8, metavar="N", help="rows of the sheet (default %(default)s)")
+    parser.set_defaults(run=_info)
+
+
+def _info(args: argparse.Namespace) -> int:
+    print(json.dumps(summary(args.path), indent=1, ensure_ascii=False) if args.json else describe(args.path))
+    if args.sheet is not None:
+        draw_sheet(open_store(args.path), args.sheet, rows=args.events)
+        print(f"drawn: {args.sheet}", file=sys.stderr)
+    return 0
+
+
+def _add_bench(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "bench",
+        "measure how fast a store is read",
+        "Measure how fast a store is read, beside a bare loop that copies the same bytes from a memory map (copy),\n"
+        "plain webdataset and the zarr library. A window of T frames is a sequence.",
+        "bench stores/mmnist --workers 1,2,4",
+    )
+    parser.add_argument("path", metavar="PATH", help=PLACE)
+    parser.add_argument("--split", help="(default: the one with the most frames)")
+    parser.add_argument("--length", type=int, metavar="T", help="frames of a window (default: an event, at most 20)")
+    parser.add_argument("--workers", type=_counts, default=(1,), metavar="1,2,...", help="processes (default 1)")
+    parser.add_argument(
+        "--events", type=int, default=256, metavar="N", help="events to read, at most (default %(default)s)"
+    )
+    parser.add_argument("--seconds", type=float, default=0.4, help="per method and round (default %(default)s)")
+    parser.set_defaults(run=_bench)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """Parse "1,2,4"."""
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: numbers of processes with commas between, such as 1,2,4")
+    return tuple(int(part) for part in parts)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    manifest = open_store(args.path).manifest
+    print(f"{args.path}: {manifest.format}, {manifest.encoding}")
+    print(f"{'pattern':<12}{'method':<12}{'workers':>7}{'seq/s':>10}{'MB/s':>10}{'of copy':>9}")
+    options = {"split": args.split, "length": args.length, "events": args.events, "seconds": args.seconds}
+    for row in bench(args.path, workers=args.workers, **options):
+        share = "" if row.of_copy is None else f"{row.of_copy:.0%}"
+        print(
+            f"{row.pattern:<12}{row.method:<12}{row.workers:>7}{row.sequences_per_s:>10.0f}{row.mb_per_s:>10.0f}{share:>9}",
+            flush=True,
+        )
+    return 0
+
+
+def _add_repack(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "repack",
+        "write a store anew in another format, shard size or encoding",
+        "Write the events of a store into another one. The frames stay the same byte for byte, and so do the files\n"
+        "when a store is repacked back again.",
+        "repack stores/mmnist stores/mmnist-zarr --format zarr --encoding zstd",
+    )
+    parser.add_argument("path", metavar="INPUT", help=PLACE)
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder to make; it appears when all is done")
+    add_store_options(parser, defaults=False)
+    parser.set_defaults(run=_repack)
+
+
+def _repack(args: argparse.Namespace) -> int:
+    outcome = repack(
+        args.path,
+        args.output,
+        format=args.format,
+        shard_mb=args.shard_mb,
+        encoding=args.encoding,
+        workers=args.workers,
+        overwrite=args.overwrite,
+    )
+    return report(args.output, outcome.already_complete)
+
+
+def report(output: Path, already_complete: bool) -> int:
+    """What `convert` and `repack` say in the end."""
+    if already_complete:
+        print(f"{output}: already complete, nothing to do")
+        return 0
+    print(describe(output))
+    print(f"next: python -m shards verify {output}")
+    return 0
