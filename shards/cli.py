@@ -13,14 +13,27 @@ from pathlib import Path
 from typing import Any
 
 from shards import __version__
-from shards.commands import add_commands, add_store_options, report
+from shards.commands import add_commands, add_store_options, chosen_cluster, report
 from shards.convert import convert
 from shards.errors import ShardError
 from shards.sources import SOURCES, SourceEntry
 from shards.sources.choose import AUTO, resolve
 
 # Options of `convert` that don't change what is written, or that the manifest records elsewhere.
-UNRECORDED = ("command", "run", "entry", "output", "workers", "overwrite", "format", "name", "shard_mb", "encoding")
+UNRECORDED = (
+    "command",
+    "run",
+    "entry",
+    "output",
+    "workers",
+    "overwrite",
+    "format",
+    "name",
+    "shard_mb",
+    "encoding",
+    "cluster",
+    "jobs",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,6 +121,7 @@ def _convert(args: argparse.Namespace) -> int:
         name=args.name,
         shard_mb=args.shard_mb,
         workers=args.workers,
+        cluster=chosen_cluster(args),
         overwrite=args.overwrite,
     )
     return report(args.output, outcome.already_complete)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.bench import bench
+from shards.cluster import CLUSTERS, Cluster
+from shards.errors import UsageError
 from shards.info import describe, summary
 from shards.manifest import ENCODINGS, FORMATS
 from shards.repack import repack
@@ -48,7 +50,20 @@ def add_store_options(parser: argparse.ArgumentParser, defaults: bool) -> None:
         help=f"size of a shard before compression {_default('256', defaults)}",
     )
     store.add_argument("--workers", type=int, default=1, metavar="N", help="processes; the bytes don't depend on it")
+    store.add_argument(
+        "--cluster", choices=CLUSTERS, help="write in jobs of --workers processes each, through submitit"
+    )
+    store.add_argument("--jobs", type=int, metavar="N", help="how many jobs, with --cluster (default 1)")
     store.add_argument("--overwrite", action="store_true", help="replace the store that OUTPUT holds")
+
+
+def chosen_cluster(args: argparse.Namespace) -> Cluster | None:
+    """Where --cluster and --jobs want shards to be written. Raises UsageError for --jobs alone."""
+    if args.cluster is None:
+        if args.jobs is not None:
+            raise UsageError(f"--jobs {args.jobs} needs --cluster ({', '.join(CLUSTERS)}); --workers is for processes")
+        return None
+    return Cluster(args.cluster, 1 if args.jobs is None else args.jobs)
 
 
 def _default(value: str, given: bool) -> str:
@@ -186,6 +201,7 @@ def _repack(args: argparse.Namespace) -> int:
         shard_mb=args.shard_mb,
         encoding=args.encoding,
         workers=args.workers,
+        cluster=chosen_cluster(args),
         overwrite=args.overwrite,
     )
     return report(args.output, outcome.already_complete)

@@ -18,14 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.cluster import CLUSTERS, Cluster, run_on_cluster
 from shards.errors import ManifestError, SourceError, UsageError
 from shards.manifest import ENCODINGS, FORMATS, KEY_PATTERN, MANIFEST_NAME, SPLIT_PATTERN, Manifest, SplitInfo
-from shards.partial import partial_code, partial_folder, put_in_place
+from shards.partial import partial_code, partial_folder, put_in_place, remove_partials
 from shards.progress import Progress
 from shards.sources.base import Description, Plan, PlannedEvent, Source
 from shards.verify import stray_files, verify
 from shards.workers import run_jobs
-from shards.writer import ShardResult, StorePlan, StoreWriter, finished_jobs
+from shards.writer import ShardResult, StorePlan, StoreWriter, recorded
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def convert(
     name: str | None = None,
     shard_mb: float = 256.0,
     workers: int = 1,
+    cluster: Cluster | None = None,
     overwrite: bool = False,
     plan_sha256: str | None = None,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
@@ -53,10 +55,13 @@ def convert(
     """Convert `source` into a new store in folder `output`, or go on where an earlier call was interrupted.
 
     `arguments` (plain JSON) go into the manifest: with the digest of the plan they say whether a store that stands
-    there already is the very one asked for. `workers` processes write shards side by side; their number doesn't show in
-    the bytes. `overwrite` replaces another store, and nothing but a store. `plan_sha256` is recorded instead of the
-    digest of the source's own plan (where the source is a store, that of the archive). Raises ShardErrors.
+    there already is the very one asked for. `workers` processes write shards side by side, here or in each job of a
+    `cluster`; their number doesn't show in the bytes. `overwrite` replaces another store, and nothing but a store.
+    `plan_sha256` is recorded instead of the digest of the source's own plan (where the source is a store, that of the
+    archive). Raises ShardErrors.
     """
+    if cluster is not None and (cluster.name not in CLUSTERS or cluster.jobs < 1):
+        raise UsageError(f"cluster {cluster.name!r} ({', '.join(CLUSTERS)}) with {cluster.jobs} jobs (>= 1)")
     if format not in FORMATS or encoding not in ENCODINGS or shard_mb <= 0 or workers < 1:
         raise UsageError(
             f"format {format!r} ({' or '.join(FORMATS)}), encoding {encoding!r} ({', '.join(ENCODINGS)}), "
@@ -71,26 +76,32 @@ def convert(
     conversion["plan_sha256"] = plan_sha256 or digest
     standing = _look_at_target(output, conversion, overwrite)
     if standing is not None:
+        remove_partials(output)
         return Outcome(standing, already_complete=True)
     for note in plan.notes:
         say(note)
     output.parent.mkdir(parents=True, exist_ok=True)
     with partial_folder(output, partial_code(conversion, digest, source), say) as folder:
         writer = _writer(format, _store_plan(folder, description, plan, int(shard_mb * 1e6), encoding))
-        results = _write(writer, source, workers, say)
+        results = _write(writer, source, workers, cluster, say)
         manifest = _manifest(writer, description, conversion, format, results)
         (writer.plan.store / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
         put_in_place(writer.plan.store, output)
     return Outcome(manifest, already_complete=False)
 
 
-def _write(writer: StoreWriter, source: Source, workers: int, say: Callable[[str], None]) -> list[ShardResult]:
+def _write(
+    writer: StoreWriter, source: Source, workers: int, cluster: Cluster | None, say: Callable[[str], None]
+) -> list[ShardResult]:
     """Every shard of the store, with progress on stderr."""
     jobs = writer.jobs()
-    if finished := finished_jobs(writer.plan):
+    if finished := sum(recorded(writer.plan, job) for job in jobs):
         say(f"going on: {finished} of {len(jobs)} shards were finished by an earlier call")
     progress = Progress(sum(len(events) for events in writer.plan.splits.values()))
-    results = run_jobs(writer, source, jobs, workers, progress)
+    if cluster is None:
+        results = run_jobs(writer, source, jobs, workers, progress)
+    else:
+        results = run_on_cluster(writer, source, jobs, workers, cluster, progress)
     progress.close()
     return results
 

@@ -102,7 +102,7 @@ class LocalFiles(Files):
     def read_into(self, file: str, offset: int, out: Codes, key: str | None = None) -> None:
         try:
             descriptor = self._open.get(file) or self._descriptor(file)
-            got = os.preadv(descriptor.number, [out], offset)
+            got = os.preadv(descriptor.number, [out.data], offset)
             left, at = out.reshape(-1).data[got:], offset + got
             while left.nbytes:
                 got = os.preadv(descriptor.number, [left], at)

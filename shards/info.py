@@ -32,6 +32,7 @@ def summary(path: str | Path) -> dict[str, Any]:
             "gain": manifest.scale.gain,
             "max_code": manifest.scale.max_code,
             "missing_code": manifest.scale.missing_code,
+            "mapping": manifest.scale.mapping,
         },
         "splits": {split: _split(store, split) for split in store.splits},
         "source": {"name": manifest.source.name, "licence": manifest.source.licence, "url": manifest.source.url},
@@ -91,4 +92,5 @@ def _scale(scale: Scale) -> str:
     low, high = scale.offset, scale.offset + scale.gain * scale.max_code
     missing = "" if scale.missing_code is None else f", code {scale.missing_code} is missing"
     unit = "" if scale.unit == "1" else f" {scale.unit}"
-    return f"{scale.quantity}: codes 0..{scale.max_code} are {low:g}..{high:g}{unit}{missing}"
+    mapped = "" if scale.mapping is None else f"; in {scale.physical_unit} by {scale.mapping}"
+    return f"{scale.quantity}: codes 0..{scale.max_code} are {low:g}..{high:g}{unit}{missing}{mapped}"

@@ -68,7 +68,7 @@ def partial_folder(output: Path, code: str, say: Callable[[str], None]) -> Itera
         for folder in others:
             say(f"removing what an interrupted conversion left: {folder}")
             shutil.rmtree(folder)
-        shutil.rmtree(mine)
+        shutil.rmtree(mine, ignore_errors=True)  # a job that outlived its submitter may still add to it
 
 
 def put_in_place(store: Path, output: Path) -> None:
@@ -86,7 +86,15 @@ def put_in_place(store: Path, output: Path) -> None:
             raise
     else:
         store.rename(output)
-    _flush(output.parent)
+    _flush_parent(output)
+
+
+def remove_partials(output: Path) -> None:
+    """What earlier conversions to `output` left, now that it stands; those that are still running are left alone."""
+    for folder in output.parent.glob(f"{_plain(f'.{output.name}.partial-')}*"):
+        with ExitStack() as locks, suppress(UsageError):
+            _lock(locks, folder, output)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _plain(text: str) -> str:
@@ -104,6 +112,11 @@ def _lock(locks: ExitStack, partial: Path, output: Path) -> None:
             raise busy
     except (BlockingIOError, FileNotFoundError):  # locked, or just finished and removed
         raise busy from None
+
+
+def _flush_parent(path: Path) -> None:
+    """The folder's entry for `path`."""
+    _flush(path.parent)
 
 
 def _flush(path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.cluster import Cluster
 from shards.convert import Outcome, convert
 from shards.manifest import Manifest
 from shards.sources.base import Description, Plan, PlannedEvent, RawEvent
@@ -74,6 +75,7 @@ def repack(
     shard_mb: float | None = None,
     encoding: str | None = None,
     workers: int = 1,
+    cluster: Cluster | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> Outcome:
@@ -91,6 +93,7 @@ def repack(
         arguments={key: value for key, value in recorded.items() if key not in _OWN},
         shard_mb=shard_mb or float(recorded["shard_mb"]),
         workers=workers,
+        cluster=cluster,
         overwrite=overwrite,
         plan_sha256=str(recorded["plan_sha256"]),
         say=say,

@@ -148,9 +148,9 @@ def recall(plan: StorePlan, job: ShardJob) -> ShardResult | None:
     return ShardResult(job, info, tuple(events)) if whole else None
 
 
-def finished_jobs(plan: StorePlan) -> int:
-    """How many records there are."""
-    return len(list(plan.done.glob("*.json"))) if plan.done.is_dir() else 0
+def recorded(plan: StorePlan, job: ShardJob) -> bool:
+    """Whether a job has been finished, its files not looked at."""
+    return _record_path(plan, job).exists()
 
 
 def _record_path(plan: StorePlan, job: ShardJob) -> Path:

@@ -93,9 +93,12 @@ class Cikm:
             parts = file.read(line.size).split(b",", 2)
         if len(parts) != 3:
             raise SourceError(f"{where}: {len(parts)} fields, expected id,rain,numbers; fetch the file again")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # text that goes on with no number: it is counted below
-            numbers = np.fromstring(parts[2].decode("ascii", "replace"), dtype=np.int32, sep=" ")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # older numpy stops at a word; counted below
+                numbers = np.fromstring(parts[2].decode("ascii", "replace"), dtype=np.int32, sep=" ")
+        except ValueError:
+            raise SourceError(f"{where}: not all of it are whole numbers; fetch the file again") from None
         if numbers.size != NUMBERS:
             raise SourceError(
                 f"{where}: {numbers.size} numbers, expected 15 x 4 x 101 x 101 = {NUMBERS}; fetch the file again"

@@ -2,7 +2,7 @@
 
 The file has `DESCRIPTION`, a `Description`; `events(archive)`, which yields pairs (split, PlannedEvent) for the folder
 or file INPUT; and `read(archive, event)`, which returns that event's frames, uint8 [L, C, H, W], or a RawEvent with
-details. docs/new-dataset.md has an example. The file is Python and runs as such: convert only with files that you trust.
+details. docs/new-dataset.md has an example. The file is Python and runs as such: use only files that you trust.
 """
 
 from __future__ import annotations

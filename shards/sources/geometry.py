@@ -118,10 +118,17 @@ def _weights(old: int, new: int) -> _Weights:
 
 
 def _blend(frame: npt.NDArray[np.float32], rows: _Weights, columns: _Weights) -> npt.NDArray[np.float32]:
-    top, bottom, down = rows
-    left, right, across = columns
-    lines = frame[top] + (frame[bottom] - frame[top]) * down[:, None]
-    return np.asarray(lines[:, left] + (lines[:, right] - lines[:, left]) * across)
+    return _blend_rows(np.ascontiguousarray(_blend_rows(frame, rows).T), columns).T  # picking rows is cheap
+
+
+def _blend_rows(frame: npt.NDArray[np.float32], weights: _Weights) -> npt.NDArray[np.float32]:
+    first, second, share = weights
+    above = frame.take(first, axis=0)
+    blended = frame.take(second, axis=0)
+    blended -= above
+    blended *= share[:, None]
+    blended += above
+    return blended
 
 
 def add_geometry_arguments(parser: argparse.ArgumentParser, crop: str | None, size: str | None, note: str = "") -> None:

@@ -190,7 +190,7 @@ class GreyImages:
     source = SourceInfo(
         name="Radar images",
         licence="not stated",
-        citation="Yao et al., ModeRNN, arXiv:2110.10882 (the layout)",
+        citation="Yao et al., ModeRNN, arXiv:2110.03882 (the layout)",
         url="https://github.com/thuml/ModeRNN",
     )
     scale: Scale = AUTHORS_DBZ

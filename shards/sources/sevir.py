@@ -13,6 +13,7 @@ scores leave out events with missing pixels; so does the default of --max-missin
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -105,6 +106,8 @@ class Sevir:
         )
 
     def _mode(self, row: Row) -> str | None:
+        if self.mode_by == "event-type":
+            return re.sub(r"[^a-z0-9]+", "-", row.event_type.lower()) or "random"
         return timeline.mode_label(row.time, self.mode_by)
 
     def read(self, event: PlannedEvent) -> RawEvent:
@@ -171,7 +174,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-missing", type=float, default=0.0, metavar="SHARE", help="pixels without data (default %(default)s)"
     )
     parser.add_argument(
-        "--mode-by", choices=timeline.MODES, default="none", help="label events for analysis (default %(default)s)"
+        "--mode-by",
+        choices=("event-type", *timeline.MODES),
+        default="none",
+        help="label events for analysis: by the catalog's type of storm, or by time (default %(default)s)",
     )
     timeline.add_split_argument(parser, ", ".join(PUBLISHED))
     add_geometry_arguments(parser, "none", None)

@@ -33,6 +33,7 @@ class Row:
     time: datetime
     offsets: tuple[int, ...]  # minutes of every frame from `time`
     missing: float
+    event_type: str = ""  # "Flood"; nothing for events that were drawn at random
 
 
 def find_catalog(path: Path) -> Path:
@@ -122,14 +123,14 @@ def _row(fields: Mapping[str, str | None], where: str) -> tuple[Row, bool]:
     if not 0 <= missing <= 1:
         raise wrong("pct_missing", "share of missing pixels, 0..1")
     try:
-        return Row(
-            value("id"), name, int(value("file_index")), datetime.fromisoformat(value("time_utc")), offsets, missing
-        ), False
+        time: datetime | None = datetime.fromisoformat(value("time_utc"))
+        edited = False
     except ValueError:
-        time = _spreadsheet_time(value("time_utc"), name)
+        time, edited = _spreadsheet_time(value("time_utc"), name), True
     if time is None:
         raise wrong("time_utc", f"time of an event in {name}, such as 2019-05-12 18:30:00")
-    return Row(value("id"), name, int(value("file_index")), time, offsets, missing), True
+    event_type = (fields.get("event_type") or "").strip()
+    return Row(value("id"), name, int(value("file_index")), time, offsets, missing, event_type), edited
 
 
 def _spreadsheet_time(text: str, file_name: str) -> datetime | None:

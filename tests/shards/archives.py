@@ -138,7 +138,9 @@ def sevir_line(id: str, index: int, time: str, missing: object = 0.0, file: str 
     return f"{id},{file},{index},vil,{time},{offsets},,,,,,,,+proj=laea,384,384,1,1,0,254,{missing}"
 
 
-def write_sevir(folder: Path, times: Sequence[datetime], frames: int = 49, lines: Sequence[str] | None = None) -> set[int]:
+def write_sevir(
+    folder: Path, times: Sequence[datetime], frames: int = 49, lines: Sequence[str] | None = None
+) -> set[int]:
     """Events of `frames` numbered frames, south first; SEVIR-LR (25 frames) has no ids."""
     import h5py
 
@@ -169,7 +171,9 @@ def write_cikm(folder: Path, counts: dict[str, int]) -> set[int]:
     return set(range(number))
 
 
-def write_cf(path: Path, times: Sequence[datetime], values: np.ndarray, unit: str, name: str = "rain", south: bool = False):
+def write_cf(
+    path: Path, times: Sequence[datetime], values: np.ndarray, unit: str, name: str = "rain", south: bool = False
+):
     """A zarr store or a netCDF file with a variable [time, y, x] packed as CF has it."""
     import xarray
 

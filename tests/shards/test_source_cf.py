@@ -94,7 +94,9 @@ def test_which_variable(tmp_path):
         data = data.load()
     shutil.rmtree(tmp_path / "a.zarr")
     data.assign(two=data.one, mask=data.one[0]).to_zarr(tmp_path / "a.zarr", zarr_format=2)
-    with pytest.raises(UsageError, match=r"2 variables with time, y and x; name one with --variable; it holds mask\['y"):
+    with pytest.raises(
+        UsageError, match=r"2 variables with time, y and x; name one with --variable; it holds mask\['y"
+    ):
         build("cf", tmp_path / "a.zarr")
     assert build("cf", tmp_path / "a.zarr", "--variable", "two").describe().name == "two"
     with pytest.raises(UsageError, match=r"--variable mask: .* has one, two with a decoded time axis first"):

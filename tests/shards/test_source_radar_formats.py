@@ -142,7 +142,9 @@ def test_the_commonest_step_is_the_archives():
 
 def test_an_unusual_step_is_told(tmp_path):
     archives.write_gifs(tmp_path, radar_times(6, 10))
-    assert any("the usual step of this format is 300 s" in note for note in build("radar", tmp_path, "--crop", "8").notes)
+    assert any(
+        "the usual step of this format is 300 s" in note for note in build("radar", tmp_path, "--crop", "8").notes
+    )
 
 
 def test_defaults_are_recorded(tmp_path):
@@ -198,7 +200,10 @@ def test_hko7_values_and_mask(tmp_path):
     [
         (lambda path: path.unlink(), r"this frame's mask is absent"),
         (lambda path: path.write_bytes(b"no zlib"), r"unreadable mask"),
-        (lambda path: path.write_bytes(b"x\x9c\x03\x00\x00\x00\x00\x01"), r"for 16x16 pixels has 256 bytes, this one 0"),
+        (
+            lambda path: path.write_bytes(b"x\x9c\x03\x00\x00\x00\x00\x01"),
+            r"for 16x16 pixels has 256 bytes, this one 0",
+        ),
     ],
 )
 def test_hko7_damaged_masks(tmp_path, damage, message):

@@ -23,7 +23,9 @@ def test_images_in_split_folders_with_modes(tmp_path):
             archives.save(tmp_path / name / f"f{i}.png", numbered(100 * number + i))
     source = build("images", tmp_path, "--mode-by", "folder", "--event-frames", "2")
     plan = source.plan()
-    assert {split: [(e.mode, e.run_offset, numbers(source, e)) for e in part] for split, part in plan.splits.items()} == {
+    assert {
+        split: [(e.mode, e.run_offset, numbers(source, e)) for e in part] for split, part in plan.splits.items()
+    } == {
         "train": [("rain", 0, [1, 2]), ("rain", 2, [10]), ("snow", 0, [101, 102]), ("snow", 2, [110])],
         "val": [("rain", 0, [201, 202]), ("rain", 2, [210])],
         "test": [("snow", 0, [301, 302]), ("snow", 2, [310])],
@@ -80,7 +82,9 @@ def test_video_lossy_with_b_frames_and_seeks(tmp_path):
     ramp = [numbered(i, 60, 180, (32, 48)) for i in range(60)]
     archives.write_video(tmp_path / "a.mp4", ramp, codec="mpeg4")
     archives.write_video(tmp_path / "b.mkv", ramp[:31])
-    source = build("video", tmp_path, "--event-frames", "25", "--channels", "grey", "--val-fraction", "0", "--test-fraction", "0")
+    source = build(
+        "video", tmp_path, "--event-frames", "25", "--channels", "grey", "--val-fraction", "0", "--test-fraction", "0"
+    )
     events = source.plan().splits["train"]
     assert [(e.length, e.run_offset) for e in events] == [(25, 0), (25, 25), (10, 50), (25, 0), (6, 25)]
     for event in events:
@@ -158,17 +162,27 @@ def test_several_clip_files_each_with_its_own_offsets(tmp_path, scale):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda p: np.save(p / "a.npy", np.zeros((3, 4))), r"shape 3x4, expected \[T, N, H, W\] such as 20x10000x64x64"),
+        (
+            lambda p: np.save(p / "a.npy", np.zeros((3, 4))),
+            r"shape 3x4, expected \[T, N, H, W\] such as 20x10000x64x64",
+        ),
         (lambda p: np.save(p / "a.npy", np.array([{}]), allow_pickle=True), r"a.npy: unreadable npy file"),
         (lambda p: (p / "a.npy").write_bytes(b"\x93NUMPY\x01\x00"), r"a.npy: unreadable npy file"),
         (lambda p: np.savez(p / "a.npz", x=np.zeros(3)), r"no clips and no input_raw_data; it holds x.npy"),
         (lambda p: (p / "a.npz").write_bytes(b"PK"), r"a.npz: unreadable npz file"),
         (
-            lambda p: np.savez(p / "a.npz", clips=np.array([[[0, 10]], [[10, 10]]]), input_raw_data=np.zeros((15, 1, 8, 8))),
+            lambda p: np.savez(
+                p / "a.npz", clips=np.array([[[0, 10]], [[10, 10]]]), input_raw_data=np.zeros((15, 1, 8, 8))
+            ),
             r"goes up to frame 20, input_raw_data has 15",
         ),
-        (lambda p: (np.save(p / "a.npy", np.zeros((2, 3, 8, 8), np.uint8)), np.save(p / "b.npy", np.zeros((2, 3, 9, 8)))),
-            r"two shapes: a.npy has 1x8x8, b.npy 1x9x8"),
+        (
+            lambda p: (
+                np.save(p / "a.npy", np.zeros((2, 3, 8, 8), np.uint8)),
+                np.save(p / "b.npy", np.zeros((2, 3, 9, 8))),
+            ),
+            r"two shapes: a.npy has 1x8x8, b.npy 1x9x8",
+        ),
     ],
 )
 def test_numpy_files_that_are_none(tmp_path, write, message):
@@ -199,7 +213,7 @@ def test_cikm_lines(tmp_path):
     assert raw.frames.shape == (15, 2, 101, 101) and (raw.frames[:, 1] == 255).all()
     assert raw.details == {"id": "testA_0", "rain": "0.0"}
     values = source.describe().scale.to_physical(raw.frames)[:, 0]
-    assert set(np.round(np.unique(values), 3)) == {round(20 * 95 / 255 - 10, 3), round(200 * 95 / 255 - 10, 3)}
+    assert np.unique(values).tolist() == pytest.approx([20 * 95 / 255 - 10, 200 * 95 / 255 - 10])
 
 
 @pytest.mark.parametrize(
@@ -207,7 +221,7 @@ def test_cikm_lines(tmp_path):
     [
         ("id;rain", "line 2: 1 fields, expected id,rain,numbers"),
         ("id,0,1 2 3", "line 2: 3 numbers, expected 15 x 4 x 101 x 101 = 612060"),
-        ("id,0,1 two 3", "line 2: 1 numbers"),
+        ("id,0,1 two 3", "line 2: (not all of it are whole numbers|1 numbers)"),
         ("id,0," + " ".join(["300"] * 612060), "line 2: numbers of 300..300, expected -1..255"),
     ],
 )

@@ -35,6 +35,15 @@ def test_published_splits_times_and_axes(tmp_path):
     assert source.read(event).details == {"id": "S000001"} and source.describe().step_seconds == 300
 
 
+def test_modes_by_type_of_storm(tmp_path):
+    lines = [sevir_line(f"S{i:06d}", i, "2019-02-01 12:00:00") for i in range(2)]
+    lines[0] = lines[0].replace(",,,,", ",1,2,Thunderstorm Wind,", 1)
+    archives.write_sevir(tmp_path, TIMES[:2], lines=lines)
+    source = build("sevir", tmp_path, "--mode-by", "event-type")
+    assert [event.mode for event in source.plan().splits["val"]] == ["thunderstorm-wind", "random"]
+    assert source.describe().modes == ("random", "thunderstorm-wind")
+
+
 def test_sevir_lr_has_every_second_time(tmp_path):
     archives.write_sevir(tmp_path, TIMES, frames=25)
     source = build("sevir", tmp_path)
@@ -45,7 +54,10 @@ def test_sevir_lr_has_every_second_time(tmp_path):
 
 
 def test_offsets_that_are_not_on_fives(tmp_path):
-    lines = [sevir_line("S000000", 0, "2019-02-01 12:00:00", first=-121), sevir_line("S000001", 1, "2019-02-01 12:00:00")]
+    lines = [
+        sevir_line("S000000", 0, "2019-02-01 12:00:00", first=-121),
+        sevir_line("S000001", 1, "2019-02-01 12:00:00"),
+    ]
     lines[1] = lines[1].replace("-120:-115", "-119:-115")
     archives.write_sevir(tmp_path, TIMES[:2], lines=lines)
     first, second = build("sevir", tmp_path).plan().splits["val"]
@@ -65,8 +77,8 @@ def test_missing_pixels_and_ids_that_occur_twice(tmp_path, capsys):
     assert "no event in the published period of train and test; choose others with --split" in said
     assert [event.key for event in open_store(tmp_path / "out").events("val")] == ["20190201T120000Z-S000000"]
     assert sum(map(len, build("sevir", tmp_path / "in", "--max-missing", "0.5").plan().splits.values())) == 2
+    archives.write_sevir(tmp_path / "in", [TIMES[1]] * 3, lines=lines[1:2])
     with pytest.raises(SourceError, match=r"all 1 events have missing pixels, the least 0.250 .* raise --max-missing"):
-        archives.write_sevir(tmp_path / "in", [TIMES[1]] * 3, lines=lines[1:2])
         build("sevir", tmp_path / "in")
 
 
@@ -84,9 +96,18 @@ GOOD = sevir_line("S000000", 0, "2019-02-01 12:00:00")
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (GOOD.replace("2019-02-01 12:00:00", "yesterday"), "line 3, column time_utc: 'yesterday' is no time of an event"),
-        (GOOD.replace("2019-02-01 12:00:00", "13/1/19 1:00"), "column time_utc: '13/1/19 1:00' is no time of an event in"),
-        (GOOD.replace("2019-02-01 12:00:00", "9/1/19 1:00"), "column time_utc: '9/1/19 1:00' is no time of an event in"),
+        (
+            GOOD.replace("2019-02-01 12:00:00", "yesterday"),
+            "line 3, column time_utc: 'yesterday' is no time of an event",
+        ),
+        (
+            GOOD.replace("2019-02-01 12:00:00", "13/1/19 1:00"),
+            "column time_utc: '13/1/19 1:00' is no time of an event in",
+        ),
+        (
+            GOOD.replace("2019-02-01 12:00:00", "9/1/19 1:00"),
+            "column time_utc: '9/1/19 1:00' is no time of an event in",
+        ),
         (GOOD.replace("S000000", "#REF!"), "column id: '#REF!' is no SEVIR id"),
         (GOOD.replace(",0,vil", ",1.0E+03,vil"), r"column file_index: '1.0E\+03' is no row number"),
         (GOOD.replace("-120:-115", "#NAME?:-115"), "column minute_offsets: '#NAME.*is no list of minutes"),
@@ -136,7 +157,9 @@ def test_files_that_are_not_the_catalogs(tmp_path):
     absent = sevir_line("S000009", 0, "2019-03-01 12:00:00", file="vil/2019/SEVIR_VIL_RANDOMEVENTS_2019_0101_0430.h5")
     archives.write_sevir(tmp_path, TIMES[:1], lines=[GOOD, absent])
     source = build("sevir", tmp_path)
-    assert any("1 events lie in 1 file that are not here, the first is vil/2019/SEVIR_VIL_RANDOM" in n for n in source.notes)
+    assert any(
+        "1 events lie in 1 file that are not here, the first is vil/2019/SEVIR_VIL_RANDOM" in n for n in source.notes
+    )
     (event,) = source.plan().splits["val"]
     path = tmp_path / "data" / archives.SEVIR_FILE
     with h5py.File(path, "r+") as file:
@@ -175,15 +198,16 @@ def test_levels_and_kilograms():
 
 
 @given(st.floats(0, 79))
-def test_kilograms_come_back_to_half_a_level(value):
+def test_the_code_is_that_of_the_nearest_level(value):
     code = int(LEVELS.to_code([value])[0])
-    near = [published(max(code - 1, 0)), published(min(code + 1, 254))]
-    assert min(near) - 1e-4 <= value <= max(near) + 1e-4
+    assert abs(published(code) - value) <= min(abs(published(level) - value) for level in range(255)) + 1e-5
 
 
-def test_the_manifest_keeps_the_mapping(tmp_path):
+def test_the_manifest_keeps_the_mapping(tmp_path, capsys):
     archives.write_sevir(tmp_path / "in", TIMES)
     assert main(["convert", "sevir", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    assert main(["info", str(tmp_path / "out")]) == 0
+    assert "codes 0..254 are 0..254, code 255 is missing; in kg m-2 by sevir-vil" in capsys.readouterr().out
     manifest = Manifest.load(tmp_path / "out")
     assert manifest.scale == LEVELS
     with pytest.raises(ManifestError, match=r"the mapping 'mystery' is unknown, should be one of sevir-vil"):

@@ -67,7 +67,9 @@ def test_names_that_say_a_split(name, split):
 
 
 def test_names_that_say_it_in_part():
-    with pytest.raises(UsageError, match=r"1 of 2 sequences are named for a split, b and 0 more are not; move them, or"):
+    with pytest.raises(
+        UsageError, match=r"1 of 2 sequences are named for a split, b and 0 more are not; move them, or"
+    ):
         divide(["train/a", "b"], Grouping(None, None, 0))
     assert set(divide(["train/a", "b"], Grouping(Shares(0, 0), None, 0))[0].values()) == {"train"}
     with pytest.raises(UsageError, match=r"'p1' is in test and in train \(train/p1\)"):

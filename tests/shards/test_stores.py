@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,7 +150,7 @@ def test_pickling_drops_open_files(tmp_path, format):
 
 def corrupt(store, split="train", index=1) -> None:
     """Flip one bit of an event's frames, on disk."""
-    file = store.path / store.splits[split].shards[0].file
+    file = Path(store.path) / store.splits[split].shards[0].file
     data = bytearray(file.read_bytes())
     place = bytes(data).index(store.read(split, index, 0, store.events(split)[index].length).tobytes())
     data[place + 3] ^= 1

@@ -111,9 +111,13 @@ class WindowSet:
         return Window(frames, f"{event.key}@{first:04d}", event.mode)
 
 
+def observed(codes: torch.Tensor, scale: Scale) -> torch.Tensor | None:
+    """True where a code is a value, False where it is missing; None where the scale knows no missing code."""
+    return None if scale.missing_code is None else codes != scale.missing_code
+
+
 def to_unit(codes: torch.Tensor, scale: Scale) -> torch.Tensor:
     """uint8 codes -> float32 in 0..1: code / max_code; missing -> 0."""
     values = codes.float() / scale.max_code
-    if scale.missing_code is not None:
-        values = values.masked_fill(codes == scale.missing_code, 0.0)
-    return values
+    seen = observed(codes, scale)
+    return values if seen is None else values.masked_fill(~seen, 0.0)

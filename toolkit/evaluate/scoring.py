@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards.manifest import Scale
-from toolkit.data.windows import to_unit
+from toolkit.data.windows import observed, to_unit
 from toolkit.errors import ConfigError
 from toolkit.evaluate import metrics
 from toolkit.evaluate.protocols import Protocol
@@ -64,8 +64,8 @@ def score_batch(
         Columns of `new_table`, each [B, T]. Averaged columns are NaN in frames whose prediction isn't finite.
     """
     truth, predicted = to_unit(codes, scale), prediction.float()
-    observed = None if scale.missing_code is None else codes != scale.missing_code
-    mask = None if observed is None or bool(observed.all()) else observed
+    seen = observed(codes, scale)
+    mask = None if seen is None or bool(seen.all()) else seen
     nonfinite = ~torch.isfinite(predicted).flatten(2).all(2)
     predicted = torch.nan_to_num(predicted, nan=0.0, posinf=0.0, neginf=0.0)  # those frames are made NaN below
     if protocol.clamp:

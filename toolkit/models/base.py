@@ -59,10 +59,13 @@ class Sampling:
         teacher: bool [B, horizon - 1]; where True, a future input is the true frame instead of the model's own
             (scheduled sampling). None: never.
         noise: source of the model's random numbers; None: the mean is taken instead.
+        observed: bool [B, T, C, H, W]; False where the archive has no value: those pixels are not in the loss. None:
+            every pixel has one.
     """
 
     teacher: Tensor | None = None
     noise: Noise | None = None
+    observed: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -153,8 +156,8 @@ class StepSequence(SequenceModel):
         steps = frames.shape[1] - 1
         predictions, state = self._run(frames, steps, context, sampling)
         first = 0 if self.loss_frames == "all" else context - 1
-        difference = predictions[:, first:].float() - frames[:, 1 + first :].float()
-        return Rollout(predictions, {"mse": difference.square().mean(), **self.cell.losses(state, steps)})
+        mse = mean_square(predictions[:, first:], frames, sampling.observed)
+        return Rollout(predictions, {"mse": mse, **self.cell.losses(state, steps)})
 
     @torch.no_grad()
     def predict(
@@ -187,6 +190,22 @@ class StepSequence(SequenceModel):
             watch=last.append,
         )
         return from_patches(predictions, self.patch, frames.shape[-2], frames.shape[-1]), last.pop()
+
+
+def mean_square(predictions: Tensor, frames: Tensor, observed: Tensor | None) -> Tensor:
+    """The L2 loss of the last P frames, in float32.
+
+    Args:
+        predictions: [B, P, C, H, W] of the last P of frames [B, T, C, H, W].
+        observed: as in `Sampling`. A sample's loss is the mean over its observed pixels, the batch's the mean over its
+            samples, so that it does not depend on how a batch is divided; a sample with none counts as 0.
+    """
+    last = predictions.shape[1]
+    square = (predictions.float() - frames[:, -last:].float()).square()
+    if observed is None:
+        return square.mean()
+    seen = observed[:, -last:].flatten(1)
+    return ((square.flatten(1) * seen).sum(1) / seen.sum(1).clamp(min=1)).mean()
 
 
 def check_context(frames: Tensor, context: int) -> None:

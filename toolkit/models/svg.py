@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from shards.manifest import FrameSpec
 from toolkit.errors import ConfigError
-from toolkit.models.base import Noise, Rollout, Sampling, SequenceModel, check_context, pad_to
+from toolkit.models.base import Noise, Rollout, Sampling, SequenceModel, check_context, mean_square, pad_to
 from toolkit.models.registry import SVGOptions
 from toolkit.unroll import under_policy
 
@@ -219,9 +219,9 @@ class SVG(SequenceModel):
             predictions.append(under_policy(self.checkpointing, self.decoder, code, skip))
         first = 0 if self.loss_frames == "all" else context - 1
         rollout = torch.stack(predictions, 1)[..., : frames.shape[-2], : frames.shape[-1]]
-        difference = rollout[:, first:].float() - frames[:, 1 + first :].float()
         kl = torch.stack(divergences[first:]).mean()
-        return Rollout(rollout, {"mse": difference.square().mean(), "kl": self.beta * kl})
+        mse = mean_square(rollout[:, first:], frames, sampling.observed)
+        return Rollout(rollout, {"mse": mse, "kl": self.beta * kl})
 
     @torch.no_grad()
     def predict(

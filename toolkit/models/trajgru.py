@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shards.manifest import FrameSpec
-from toolkit.models.base import Rollout, Sampling, SequenceModel, check_context, pad_to
+from toolkit.models.base import Rollout, Sampling, SequenceModel, check_context, mean_square, pad_to
 from toolkit.models.registry import TrajGRUOptions
 from toolkit.unroll import under_policy
 
@@ -136,9 +136,8 @@ class TrajGRU(SequenceModel):
 
     def forward(self, frames: Tensor, context: int, sampling: Sampling) -> Rollout:
         check_context(frames, context)
-        truth = frames[:, context:]
-        predictions = self._run(frames[:, :context], truth.shape[1])
-        return Rollout(predictions, {"mse": (predictions.float() - truth.float()).square().mean()})
+        predictions = self._run(frames[:, :context], frames.shape[1] - context)
+        return Rollout(predictions, {"mse": mean_square(predictions, frames, sampling.observed)})
 
     @torch.no_grad()
     def predict(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from shards import Store, open_store
 from toolkit.config import RunConfig
 from toolkit.data.batches import Batch, read_batches
-from toolkit.data.windows import WindowSet, to_unit
+from toolkit.data.windows import WindowSet, observed, to_unit
 from toolkit.distributed import World
 from toolkit.errors import EXIT_OK, EXIT_REQUEUE, ConfigError, NonFiniteError
 from toolkit.evaluate.protocols import load_protocol
@@ -85,9 +85,10 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest) -> int:
     )
 
     def loss_of(batch: Batch) -> torch.Tensor:
-        frames = to_unit(batch.frames.to(world.device, non_blocking=True), data.train.scale)
+        codes = batch.frames.to(world.device, non_blocking=True)
         sampling = draw(config.seed, batch.positions, step, config.data.horizon, cfg.sampling, world.device)
-        rollout = engine.engine(frames, config.data.context, sampling)
+        sampling = replace(sampling, observed=observed(codes, data.train.scale))
+        rollout = engine.engine(to_unit(codes, data.train.scale), config.data.context, sampling)
         return torch.stack(list(rollout.losses.values())).sum()
 
     def save() -> None:

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend
 
 from shards.manifest import FrameSpec
 from toolkit.config import RunConfig, make_config
-from toolkit.models.base import Noise, Sampling, build_model, count_parameters, from_patches, to_patches
+from toolkit.models.base import Noise, Sampling, build_model, count_parameters, from_patches, mean_square, to_patches
 from toolkit.models.modernn import ModeCell
 
 SMALL = {
@@ -177,3 +177,35 @@ def test_context_longer_than_the_sequence_is_refused() -> None:
     model = build_model(config_of("convlstm"), FrameSpec(1, 8, 8))
     with pytest.raises(ValueError, match=r"context 5 must be in 1\.\.4"):
         model(torch.rand(1, 5, 1, 8, 8), 5, Sampling())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_missing_pixels_are_not_in_the_loss(name: str) -> None:
+    """Whatever a missing pixel of a target holds, the loss is the same; a seen one changes it."""
+    torch.manual_seed(0)
+    model = build_model(config_of(name, loss_frames="future"), FrameSpec(1, 16, 16))
+    frames = torch.rand(2, 6, 1, 16, 16)
+    observed = torch.ones_like(frames, dtype=torch.bool)
+    observed[0, 5, :, 4:9] = False  # the last frame: no model's input
+
+    def loss(value: float | None, seen: torch.Tensor | None) -> torch.Tensor:
+        changed = frames.clone()
+        if value is not None:
+            changed[0, 5, :, 4:9] = value
+        return model(changed, 3, Sampling(observed=seen)).losses["mse"].detach()
+
+    assert torch.isclose(loss(None, None), loss(None, torch.ones_like(observed)))
+    if name != "svg_lp":  # its posterior sees the target
+        assert torch.equal(loss(0.0, observed), loss(1.0, observed))
+    assert not torch.isclose(loss(0.0, None), loss(1.0, None))
+
+
+def test_the_masked_loss_does_not_depend_on_how_a_batch_is_divided() -> None:
+    predictions, frames = torch.rand(4, 3, 1, 5, 5), torch.rand(4, 4, 1, 5, 5)
+    observed = torch.rand(4, 4, 1, 5, 5) < 0.3
+    observed[2] = False
+    whole = mean_square(predictions, frames, observed)
+    parts = [mean_square(predictions[i : i + 2], frames[i : i + 2], observed[i : i + 2]) for i in (0, 2)]
+    assert torch.isclose(whole, (parts[0] + parts[1]) / 2)
+    by_hand = [((p - f[1:])[o[1:]]).square().mean() for p, f, o in zip(predictions, frames, observed, strict=True)]
+    assert torch.isclose(whole, torch.stack(by_hand).nan_to_num(0).mean())

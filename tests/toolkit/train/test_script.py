@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from tests.toolkit.train.conftest import ROOT, one_thread
+from tests.toolkit.train.test_engine import logged, plain_losses
+from toolkit.config import load_config
 from toolkit.rundir import RunDir
 
 SCRIPT = [sys.executable, str(ROOT / "launch" / "train.py")]
@@ -46,6 +48,10 @@ def test_a_run_directory_holds_what_it_promises(finished: Path) -> None:
     assert {"torch", "deepspeed"} <= set(json.loads((finished / "env.json").read_text())["packages"])
     state = run.read_state()
     assert (state["step"], state["steps"], state["restarts"]) == (6, 6, 0)
+
+
+def test_one_process_equals_plain_pytorch(finished: Path, tiny_config: Path) -> None:
+    assert logged(finished) == pytest.approx(plain_losses(load_config(tiny_config)), rel=1e-6)
 
 
 def test_tensorboard_has_scalars_and_predicted_frames(finished: Path) -> None:
