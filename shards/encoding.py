@@ -158,6 +158,8 @@ def _decode_lz4(data: Codes, out: Codes) -> None:
             except RuntimeError as error:
                 raise ValueError(f"damaged LZ4 data ({error})") from None
         at, filled = at + 4 + stored, filled + len(target)
+    if data[at:].tobytes() != bytes(4):
+        raise ValueError(f"damaged LZ4 data: it should end at {at + 4} of {len(data)}")
 
 
 def _lz4_check(descriptor: bytes) -> int:

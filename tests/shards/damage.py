@@ -1,5 +1,5 @@
-"""Harm done to stores: with digests that no longer match, as by accident, or with all of them made to match, as by someone
-who wants a reader to go wrong.
+"""Harm done to stores: with digests that no longer match, as by accident, or with all of them made to match, as by
+someone who wants a reader to go wrong.
 """
 
 import hashlib

@@ -1,5 +1,6 @@
-"""Compressed events: the same frames, files that other tools unpack, and nothing unpacked that isn't what it should be."""
+"""Compressed events: the same frames, files that other tools unpack, and nothing unpacked that shouldn't be."""
 
+import contextlib
 import io
 import shutil
 import struct
@@ -48,10 +49,8 @@ def test_damaged_data_gives_an_error_or_that_many_bytes(name, data, place, bit):
     for there, back in ((encode, decode), (lambda n, d: bytes(encode_chunk(n, array(d))), decode_chunk)):
         packed = bytearray(there(name, data))
         packed[int(place * len(packed))] ^= 1 << bit
-        try:
+        with contextlib.suppress(ValueError):
             assert len(back(name, array(bytes(packed)), len(data))) == len(data)
-        except ValueError:
-            pass
         with pytest.raises(ValueError):
             back(name, array(bytes(packed[: int(place * len(packed))])), len(data))
 
@@ -59,8 +58,9 @@ def test_damaged_data_gives_an_error_or_that_many_bytes(name, data, place, bit):
 @pytest.mark.parametrize("name", PACKED)
 @pytest.mark.parametrize(("there", "back"), [(encode, decode), (encode_chunk, decode_chunk)])
 def test_a_bomb_is_refused_before_a_byte_is_unpacked(name, there, back, monkeypatch):
-    """A gigabyte of zeros in a few kB, where 1,000 bytes are expected; then with its size forged to be 1,000."""
-    real = bytes(there(name, np.zeros(1 << 24, np.uint8).tobytes() if there is encode else np.zeros(1 << 24, np.uint8)))
+    """16 MiB of zeros in a few kB, where 1,000 bytes are expected; then with its size forged to be 1,000."""
+    zeros = np.zeros(1 << 24, np.uint8)
+    real = bytes(there(name, zeros.tobytes() if there is encode else zeros))
     for module in ("zstd", "lz4", "blosc"):
         codec = getattr(encoding.numcodecs, module)
         monkeypatch.setattr(codec, "decompress", lambda *args: pytest.fail("was unpacked"))
@@ -71,7 +71,6 @@ def test_a_bomb_is_refused_before_a_byte_is_unpacked(name, there, back, monkeypa
     if there is encode_chunk and name == "lz4":
         forged[4:8] = struct.pack("<I", 1000)  # blosc
     elif name == "zstd":
-        forged[forged.index(struct.pack("<I", 1 << 24)) :][:4] = b""
         at = bytes(forged).index(struct.pack("<I", 1 << 24))
         forged[at : at + 4] = struct.pack("<I", 1000)
     else:
@@ -149,6 +148,7 @@ def test_the_usual_tools_unpack_members(tmp_path, name, tool):
     assert np.array_equal(np.load(io.BytesIO(done.stdout)), source.frames(source.plan().splits["train"][1]))
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the garbage collector
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_plain_webdataset_reads_it_with_our_decoder(tmp_path, name):
     source = Clips()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards import Event, Scale, StoreError
+from shards import Event, Scale, StoreError, open_store
 from toolkit.data.augment import augment
 from toolkit.data.batches import Share, read_batches
 from toolkit.data.order import permutation, rank_positions, window_at
@@ -134,6 +138,39 @@ def test_reader_processes_change_nothing() -> None:
     loader = read_batches(windows, 0, Share(2, 2, 0, 1), 3, workers=2)
     assert [b.keys for b in islice(loader, 4)] == here
     loader._shutdown_workers()
+
+
+@pytest.fixture(scope="module")
+def four_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """23 events of 8 frames of 32 x 32, 8 KiB each, in four shards."""
+    path = tmp_path_factory.mktemp("stores") / "sharded"
+    options = ["--train", "23", "--val", "0", "--test", "0", "--modes", "2", "--size", "32", "--length", "8"]
+    command = [sys.executable, "-m", "shards", "convert", "moving-mnist", str(path), *options, "--shard-mb", "0.07"]
+    subprocess.run(command, check=True, capture_output=True)
+    return path
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_stop_and_resume_on_other_ranks_and_workers_of_a_real_store(case: int, four_shards: Path) -> None:
+    """Seeded random cases: stopped at a step, gone on with other ranks, workers and micro-batches."""
+    store = open_store(four_shards)
+    assert len(store.manifest.splits["train"].shards) == 4
+    choose = random.Random(case)
+    windows = WindowSet(store, "train", choose.choice([3, 8]), choose.choice([1, 4]))
+    seed, batch, steps = choose.randrange(9), 4, 9
+    stop = choose.randrange(1, steps)
+    alone = list(islice(read_batches(windows, seed, Share(batch, batch, 0, 1), 0), steps))
+    frames = [batch.frames for batch in alone]
+    world, workers = choose.choice([(1, 5), (2, 1), (4, 0), (2, 0)])  # 5 workers on 4 shards
+    for rank in range(world):
+        share = Share(batch, 1, rank, world)
+        loader = read_batches(windows, seed, share, stop, workers=workers)
+        mine = list(islice(loader, (steps - stop) * share.accumulation))
+        got = torch.cat([part.frames for part in mine]).view(steps - stop, share.accumulation, *frames[0].shape[1:])
+        expected = torch.stack(frames[stop:])[:, rank * share.accumulation : (rank + 1) * share.accumulation]
+        assert torch.equal(got, expected)
+    epoch = list(islice(read_batches(windows, seed, Share(1, 1, 0, 1), 0), len(windows)))
+    assert len({part.keys[0] for part in epoch}) == len(windows)
 
 
 def test_to_unit() -> None:

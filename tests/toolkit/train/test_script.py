@@ -131,6 +131,25 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tiny_config: Path, tm
     assert "NonFiniteError" in str(RunDir(tmp_path / "run").failure())
 
 
+def test_a_damaged_sample_ends_the_run_or_is_skipped_and_told(
+    tiny_store: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(tiny_store, store)
+    (tar,) = (store / "train").glob("*.tar")
+    data = bytearray(tar.read_bytes())
+    data[len(data) // 2] ^= 1
+    tar.write_bytes(data)
+    options = ["--config", tiny_config, "--set", f"data.store={store}"]
+    ended = call(*options, "--run-dir", tmp_path / "raise")
+    assert ended.returncode == 5, ended.stderr
+    assert "000000.tar" in ended.stderr
+    assert "python -m shards verify" in ended.stderr
+    went_on = call(*options, "--run-dir", tmp_path / "skip", "--set", "data.on_error=skip")
+    assert went_on.returncode == 0, went_on.stderr
+    assert "skipped a damaged sample" in went_on.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
