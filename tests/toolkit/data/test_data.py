@@ -150,6 +150,7 @@ def four_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores is meant
 @pytest.mark.parametrize("case", range(4))
 def test_stop_and_resume_on_other_ranks_and_workers_of_a_real_store(case: int, four_shards: Path) -> None:
     """Seeded random cases: stopped at a step, gone on with other ranks, workers and micro-batches."""
