@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 
-POLICIES = ("none", "step")
+POLICIES = ("none", "step", "segment", "recursive")
 
 
 def measure(options: argparse.Namespace, policy: str) -> dict[str, object]:

@@ -100,11 +100,12 @@ def decode_chunk(encoding: str, data: Codes, size: int) -> Codes:
     """What `encode_chunk` was given, uint8 [size]. Raises ValueError."""
     if encoding != "lz4":
         return decode(encoding, data, size)
-    declared = (
-        _WORD.unpack_from(data.data, 4)[0] if len(data) >= 16 else -1
-    )  # blosc's header: 4 flag bytes, then nbytes
+    # blosc's header: 4 bytes of flags, the size of the contents, of a block, and of all this, which blosc believes.
+    declared, _, length = struct.unpack_from("<III", data.data, 4) if len(data) >= 16 else (0, 0, 0)
     if declared != size:
         raise ValueError(f"holds {declared} bytes, {size} were expected")
+    if length != len(data):
+        raise ValueError(f"damaged blosc data: {len(data)} bytes, its header says {length}")
     out = np.empty(size, dtype=np.uint8)
     try:
         numcodecs.blosc.decompress(data, out)

@@ -47,6 +47,10 @@ class StoreError(ShardError):
         self.shard, self.key, self.offset = shard, key, offset
 
 
+class ContentError(StoreError):
+    """Bytes that aren't those that were written."""
+
+
 class TransportError(StoreError):
     """A server that doesn't give what was asked for, after as many attempts as are allowed. Its store may be whole."""
 

@@ -10,21 +10,24 @@ A store may be handed to other processes, by fork or pickle: each opens its own 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from shards.errors import ManifestError, StoreError, TransportError, UsageError, verify_hint
+from shards.errors import ContentError, ManifestError, StoreError, TransportError, UsageError, verify_hint
 from shards.files import Files, LocalFiles
 from shards.manifest import MANIFEST_NAME, Codes, Manifest, SplitInfo
 from shards.remote import CACHE_VARIABLE, CachedFiles, Expected, HttpFiles, Retry, location
 
 Check = Literal["first", "never"]
 Faults = Literal["opening", "reading"]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,23 +112,32 @@ class Store(ABC):
         self._checked_event(split, index)
 
     def _checked_event(self, split: str, index: int) -> Codes:
-        """All frames of an event. What came over a network is fetched again before it is called damaged."""
+        """All frames of an event, compared with its CRC."""
         table = self._table(split)
         event: Event = table.events[index]
-        expected: int = table.crc32[index]
-        for _ in range(self.files.attempts):
+
+        def read() -> Codes:
             frames = self._read(split, index, 0, event.length)
             found = zlib.crc32(frames.data)
-            if found == expected:
+            if found == table.crc32[index]:
                 return frames
-        shard, offset = self.locate(split, index)
-        raise StoreError(
-            f"{self.path}/{shard}: the frames of {event.key} at byte {offset} have CRC {found:#010x}, "
-            f"{expected:#010x} was written; {verify_hint(self.path)}",
-            shard=shard,
-            key=event.key,
-            offset=offset,
-        )
+            shard, offset = self.locate(split, index)
+            raise ContentError(
+                f"{self.path}/{shard}: the frames of {event.key} at byte {offset} have CRC {found:#010x}, "
+                f"{table.crc32[index]:#010x} was written; {verify_hint(self.path)}",
+                shard=shard,
+                key=event.key,
+                offset=offset,
+            )
+
+        return self._insist(read)
+
+    def _insist(self, read: Callable[[], _T]) -> _T:
+        """What `read` gives. What came over a network is fetched again before it is called damaged."""
+        for _ in range(self.files.attempts - 1):
+            with suppress(ContentError):
+                return read()
+        return read()
 
     @abstractmethod
     def shard(self, split: str, index: int) -> str:
@@ -135,9 +147,14 @@ class Store(ABC):
     def locate(self, split: str, index: int) -> tuple[str, int]:
         """That file, and the byte there where the event's frames begin (for a compressed zarr chunk: the chunk)."""
 
-    @abstractmethod
     def metadata(self, split: str, index: int) -> dict[str, Any]:
         """Everything that KEY.json says of an event, such as the missing share and the source's own details."""
+        data: dict[str, Any] = json.loads(self._insist(lambda: self._metadata(split, index)))
+        return data
+
+    @abstractmethod
+    def _metadata(self, split: str, index: int) -> str:
+        """The text of KEY.json, checked."""
 
     def _table(self, split: str) -> Any:
         """The format's table of a split's events, loaded once per process; it has at least `events`."""
@@ -147,7 +164,7 @@ class Store(ABC):
                 raise UsageError(f"{self.path} has no split {split!r}; it has {', '.join(self.manifest.splits)}")
             if self.faults == "opening":
                 self._check_sizes(split)
-            table = self._tables[split] = self._load_table(split)
+            table = self._tables[split] = self._insist(lambda: self._load_table(split))
         return table
 
     def _check_sizes(self, split: str) -> None:

@@ -19,13 +19,13 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy_format
 
 from shards.encoding import SUFFIXES, decode, encode
-from shards.errors import StoreError, verify_hint
+from shards.errors import ContentError, StoreError, verify_hint
 from shards.files import Files
 from shards.manifest import KEY_PATTERN, Codes, FileInfo, FrameSpec, ShardInfo
 from shards.store import Event, Store
@@ -185,7 +185,7 @@ def parse_index(files: Files, shard: ShardInfo, spec: FrameSpec, encoding: str) 
     where, hint = f"{files.where}/{name}", verify_hint(files.where)
     data = files.read_all(name)
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
-        raise StoreError(f"{where}: not the index that was written (its SHA-256 differs); {hint}", shard=name)
+        raise ContentError(f"{where}: not the index that was written (its SHA-256 differs); {hint}", shard=name)
     try:
         lines = data.decode("utf-8").split("\n")[1:-1]  # not splitlines: a text may hold U+2028
         rows = [IndexRow(*row) for row in json.loads("[" + ",".join(lines) + "]")]
@@ -248,7 +248,7 @@ class TarStore(Store):
             if npy[: len(header)].tobytes() != header:
                 raise ValueError(f"doesn't begin as npy of uint8 {[row.length, *self.manifest.frames.shape]}")
         except ValueError as error:
-            raise StoreError(
+            raise ContentError(
                 f"{self.path}/{file}: the frames of {row.key} at byte {row.offset}: {error}; {verify_hint(self.path)}",
                 shard=file,
                 key=row.key,
@@ -269,16 +269,15 @@ class TarStore(Store):
         file, row = self._table(split).locations[index]
         return file, row.offset
 
-    def metadata(self, split: str, index: int) -> dict[str, Any]:
+    def _metadata(self, split: str, index: int) -> str:
         file, row = self._table(split).locations[index]
         text = self.files.read_at(file, row.json_offset, row.json_size, row.key)
         if zlib.crc32(text.data) != row.json_crc32:
-            raise StoreError(
+            raise ContentError(
                 f"{self.path}/{file}: {row.key}{JSON_SUFFIX} at byte {row.json_offset} was changed (CRC); "
                 + verify_hint(self.path),
                 shard=file,
                 key=row.key,
                 offset=row.json_offset,
             )
-        data: dict[str, Any] = json.loads(text.tobytes())
-        return data
+        return text.tobytes().decode()

@@ -17,7 +17,6 @@ costs one file.
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from zarr.codecs import BloscCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from shards.encoding import BLOSC_LEVEL, ZSTD_LEVEL, decode_chunk
-from shards.errors import StoreError, verify_hint
+from shards.errors import ContentError, StoreError, verify_hint
 from shards.manifest import Codes, FileInfo, Scale, ShardInfo
 from shards.store import Event, Store
 from shards.writer import HashedFile, ShardJob, ShardResult, StorePlan, Tick, WrittenEvent, file_digest, read_event
@@ -278,7 +277,7 @@ class ZarrStore(Store):
             if info.file == f"{split}/zarr.json" or any(info.file.startswith(f"{array}c/") for array in arrays):
                 data = self.files.read_all(info.file, info.bytes)
                 if hashlib.sha256(data).hexdigest() != info.sha256:
-                    raise StoreError(
+                    raise ContentError(
                         f"{self.path}/{info.file}: was changed (SHA-256); {verify_hint(self.path)}", shard=info.file
                     )
                 contents[info.file.removeprefix(f"{split}/")] = Buffer.from_bytes(data)
@@ -359,8 +358,8 @@ class ZarrStore(Store):
                 raise self._error(str(error), info.file, key, offset) from None
         return known[split, shard]
 
-    def _error(self, what: str, file: str, key: str, offset: int) -> StoreError:
-        return StoreError(
+    def _error(self, what: str, file: str, key: str, offset: int) -> ContentError:
+        return ContentError(
             f"{self.path}/{file}: {key} at byte {offset}: {what}; {verify_hint(self.path)}",
             shard=file,
             key=key,
@@ -383,11 +382,10 @@ class ZarrStore(Store):
         raw = self.manifest.encoding == "raw"
         return shard_name(split, shard), offset + (inside * self.manifest.frames.bytes if raw else 0)
 
-    def metadata(self, split: str, index: int) -> dict[str, Any]:
+    def _metadata(self, split: str, index: int) -> str:
         texts: list[str] | None = self._tables.get(f" metadata {split}")
         if texts is None:
             array = self._group(split, ["metadata"])["event_metadata"]
             assert isinstance(array, zarr.Array)
             texts = self._tables[f" metadata {split}"] = np.asarray(array[:]).tolist()
-        data: dict[str, Any] = json.loads(texts[index])
-        return data
+        return texts[index]

@@ -69,9 +69,9 @@ class TrainConfig(Options):
     clip: float | None = Field(None, gt=0, description="greatest gradient norm; None: no clipping")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps fp32 master weights")
     zero: Literal[0, 1, 2] = Field(0, description="DeepSpeed ZeRO stage", json_schema_extra=EXECUTION)
-    checkpointing: Literal["none", "step"] = Field(
+    checkpointing: Literal["none", "step", "segment", "recursive"] = Field(
         "none",
-        description="activation checkpointing over time: `step` keeps only the state of each time step",
+        description="activation checkpointing over time, see toolkit/unroll.py",
         json_schema_extra=EXECUTION,
     )
     loss_frames: Literal["all", "future"] = Field(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,7 +85,7 @@ class SequenceModel(nn.Module, ABC):
     """A predictor of image sequences.
 
     Attributes:
-        checkpointing: `train.checkpointing`; what counts as a step is said by each model.
+        checkpointing: `train.checkpointing`. Models without a step say what they recompute under any but `none`.
         loss_frames: `train.loss_frames`; models that predict the horizon only have no other frames in their loss.
     """
 
@@ -178,18 +177,10 @@ class StepSequence(SequenceModel):
         patched = to_patches(frames.to(dtype), self.patch)
         batch, _, _, height, width = patched.shape
         first = self.cell.init_state(batch, height, width, patched, sampling.noise)
-        last: deque[State] = deque([first], maxlen=1)
-        predictions = unroll(
-            self.cell.step,
-            patched,
-            first,
-            steps,
-            context,
-            teacher=sampling.teacher,
-            policy=self.checkpointing,
-            watch=last.append,
+        predictions, last = unroll(
+            self.cell.step, patched, first, steps, context, teacher=sampling.teacher, policy=self.checkpointing
         )
-        return from_patches(predictions, self.patch, frames.shape[-2], frames.shape[-1]), last.pop()
+        return from_patches(predictions, self.patch, frames.shape[-2], frames.shape[-1]), last
 
 
 def mean_square(predictions: Tensor, frames: Tensor, observed: Tensor | None) -> Tensor:

@@ -61,7 +61,7 @@ def logged(run: Path) -> list[float]:
 
 
 FP32 = [["train.zero=0"], ["train.zero=1"], ["train.zero=2"], ["train.zero=0", "train.micro_batch=1"]]
-FP32 += [["train.zero=2", "train.micro_batch=1", "train.checkpointing=step"]]
+FP32 += [["train.zero=2", "train.micro_batch=1", f"train.checkpointing={policy}"] for policy in ("step", "recursive")]
 BF16 = [[f"train.zero={stage}", "train.precision=bf16"] for stage in (0, 1, 2)]
 
 
