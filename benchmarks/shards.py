@@ -1,18 +1,17 @@
 """How fast stores are made and read, beside the fastest that could be, in one run.
 
-    python benchmarks/shards.py                        2 GB of 20x384x384 radar-like events: some 20 minutes, 8 GB of disk
+    python benchmarks/shards.py                        2 GB of 20x384x384 radar-like events: minutes, and 8 GB of disk
     python benchmarks/shards.py --gb 0.3 --events 2000 --seconds 0.2 --rounds 3     a minute, to see that it works
     python benchmarks/shards.py --folder /scratch/me   measure that disk; the folder is removed again
 
-Prints a table and writes benchmarks/shards-DATE-DEVICE.md and .json. Every ratio is between two things that took turns in
-this run; rates are medians over rounds. Reading is from the page cache where the store fits into memory: a slower disk
-limits all methods alike.
+Prints a table and writes benchmarks/shards-DATE-DEVICE.md and .json. Every ratio is between two things that took turns
+in this run; rates are medians over rounds. Reading is from the page cache where the store fits into memory: a slower
+disk limits all methods alike.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import platform
@@ -46,6 +45,7 @@ from shards.sources.base import Description, Plan, PlannedEvent, RawEvent  # noq
 
 LENGTH = 20
 DISTINCT = 12  # PNG-coded events that the decoder test reads over and over
+COMPOSITE = (640, 710)  # MeteoSwiss's; the conversion keeps 384x384 of it
 DBZ = Scale("radar reflectivity", "dBZ", 0.0, 0.25, max_code=254, missing_code=255)
 
 
@@ -63,11 +63,13 @@ def rain() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Storms:
-    """`count` events of a rain field that drifts; with `png`, each frame is decoded from a PNG first."""
+    """`count` events of a drifting rain field; or, with the folder `pngs`, decoded from PNGs of whole composites there
+    and cropped, as a radar archive's.
+    """
 
     count: int
     size: int = 384
-    png: bool = False
+    pngs: Path | None = None
 
     def describe(self) -> Description:
         info = SourceInfo("generated", "CC0-1.0", "benchmarks/shards.py", "-")
@@ -77,32 +79,41 @@ class Storms:
         return Plan({"train": [PlannedEvent(f"e{i:06d}", LENGTH, recipe=i) for i in range(self.count)]})
 
     def read(self, event: PlannedEvent) -> RawEvent:
-        if self.png:
-            pictures = coded(event.recipe % DISTINCT, self.size)
-            frames = np.stack([np.asarray(Image.open(io.BytesIO(data))) for data in pictures])
-            return RawEvent(frames[:, None])
-        return RawEvent(storm(event.recipe, self.size))
+        if self.pngs is not None:
+            first = event.recipe % DISTINCT * LENGTH
+            frames = [np.asarray(Image.open(self.pngs / f"{first + i}.png")) for i in range(LENGTH)]
+            return RawEvent(np.stack([frame[: self.size, : self.size] for frame in frames])[:, None])
+        return RawEvent(storm(event.recipe, self.size, self.size))
 
 
-def storm(number: int, size: int) -> np.ndarray:
-    """Frames uint8 [20, 1, size, size]."""
+@lru_cache(maxsize=1)
+def noise() -> np.ndarray:
+    """Speckle uint8, from which frames take their own at random places: without it, neighbours compress to nothing."""
+    return np.random.default_rng(1).integers(0, 8, 1 << 23, dtype=np.uint8)
+
+
+def storm(number: int, height: int, width: int) -> np.ndarray:
+    """Frames uint8 [20, 1, height, width]."""
     rng = random.Random(number)  # noqa: S311
     top, left, down, right = (rng.randrange(384) for _ in range(4))
-    wide = np.pad(rain(), ((0, 384), (0, 384)), mode="wrap")
-    rows = [(top + i * (down % 5)) % 384 for i in range(LENGTH)]
-    columns = [(left + i * (right % 5)) % 384 for i in range(LENGTH)]
-    return np.stack([wide[r : r + size, c : c + size] for r, c in zip(rows, columns, strict=True)])[:, None]
+    wide = np.pad(rain(), ((0, 400), (0, 400)), mode="wrap")
+    frames = np.empty((LENGTH, 1, height, width), dtype=np.uint8)
+    for i, frame in enumerate(frames[:, 0]):
+        row, column = (top + i * (down % 5)) % 384, (left + i * (right % 5)) % 384
+        first = rng.randrange(len(noise()) - frame.size)
+        speckle = noise()[first : first + frame.size].reshape(frame.shape)
+        field_ = wide[row : row + height, column : column + width]
+        np.multiply(field_ + speckle, field_ > 0, out=frame)
+    return frames
 
 
-@lru_cache(maxsize=DISTINCT)
-def coded(number: int, size: int) -> tuple[bytes, ...]:
-    """The frames of an event as PNGs."""
-    pictures = []
-    for frame in storm(number, size)[:, 0]:
-        buffer = io.BytesIO()
-        Image.fromarray(frame).save(buffer, "PNG", compress_level=6)
-        pictures.append(buffer.getvalue())
-    return tuple(pictures)
+def write_pngs(folder: Path) -> Path:
+    """The frames of DISTINCT events of whole composites."""
+    folder.mkdir()
+    for number in range(DISTINCT):
+        for i, frame in enumerate(storm(number, *COMPOSITE)[:, 0]):
+            Image.fromarray(frame).save(folder / f"{number * LENGTH + i}.png", compress_level=6)
+    return folder
 
 
 @dataclass
@@ -206,7 +217,7 @@ READERS["zarr chunks"] = zarr_chunks_reader
 
 def converting(report: Report, folder: Path, options: argparse.Namespace) -> None:
     """A source whose decoder is the limit: 20 PNGs an event."""
-    source = Storms(options.png_events, png=True)
+    source = Storms(options.png_events, pngs=write_pngs(folder / "pngs"))
     events = source.plan().splits["train"]
     for event in events[:DISTINCT]:
         source.read(event)
@@ -219,7 +230,12 @@ def converting(report: Report, folder: Path, options: argparse.Namespace) -> Non
         shutil.rmtree(folder / f"two{i}")
     times = [statistics.median(values) for values in (alone, one, two)]
     for label, seconds in zip(("decoding alone", "conversion, 1 worker", "conversion, 2 workers"), times, strict=True):
-        report.add(label, len(events) / seconds, "seq/s", note=f"{len(events)} events of 20 PNGs in {seconds:.1f} s")
+        report.add(
+            label,
+            len(events) / seconds,
+            "seq/s",
+            note=f"{len(events)} events of 20 PNGs of 640x710, cropped to 384x384, in {seconds:.1f} s",
+        )
     overhead = times[1] / times[0] - 1
     report.add("overhead of conversion over decoding alone", 100 * overhead, "%", "< 20", overhead < 0.2)
     report.ratio("conversion, 2 workers / 1 worker", times[1] / times[2], 1.7)
@@ -246,17 +262,21 @@ for _ in range(more):
 print(json.dumps([first, time.perf_counter() - begin - first]))
 """
 EPOCH = """
-import sys, resource
+import os, sys
 from toolkit.data.batches import Share, read_batches
 from toolkit.data.windows import WindowSet
 from shards import open_store
 windows = WindowSet(open_store(sys.argv[1]), "train", 20)
 batches = read_batches(windows, 0, Share(8, 8, 0, 1), 0)
 next(batches), next(batches)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+before = peak = resident()
 for _ in range(len(windows) // 8):
     next(batches)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    peak = max(peak, resident())
+print(peak - before)
 """
 
 
@@ -327,7 +347,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gb", type=float, default=2.0, help="size of the store of 20x384x384 events (default 2)")
     parser.add_argument("--events", type=int, default=10_000, help="of the store that is opened (default 10000)")
-    parser.add_argument("--png-events", type=int, default=600, help="decoded per conversion (default 600)")
+    parser.add_argument("--png-events", type=int, default=400, help="decoded per conversion (default 600)")
     parser.add_argument("--seconds", type=float, default=1.0, help="per method and round (default 1)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--all", action="store_true", help="read all events in turn, not 300 of them")

@@ -208,11 +208,17 @@ def read_event(source: Source, planned: PlannedEvent, spec: FrameSpec, scale: Sc
             f"planned were uint8 {list(expected)}; repair the source"
         )
     frames = np.ascontiguousarray(raw.frames)
+    any_code_stands_for_something = scale.max_code == 255 or (scale.max_code, scale.missing_code) == (254, 255)
     missing = 0
     for frame in frames:  # one at a time: a mask of a whole event would be as large as the event
-        absent = frame == scale.missing_code if scale.missing_code is not None else np.zeros(1, dtype=bool)
-        missing += int(np.count_nonzero(absent))
-        if scale.max_code < 255 and bool(np.any((frame > scale.max_code) & ~absent)):
+        if scale.missing_code is not None:
+            missing += (absent := int(np.count_nonzero(frame == scale.missing_code)))
+        else:
+            absent = 0
+        if any_code_stands_for_something:
+            continue
+        above = int(np.count_nonzero(frame > scale.max_code))
+        if above > (absent if (scale.missing_code or 0) > scale.max_code else 0):
             raise SourceError(
                 f"event {planned.key}: codes above the scale's greatest, {scale.max_code}; repair the source"
             )
