@@ -55,6 +55,7 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/unroll.py
+	$(BIN)/python benchmarks/shards.py
 
 gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu

@@ -8,7 +8,7 @@ killed needs no care: the next identical call submits what is still missing. `lo
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,17 +41,19 @@ def run_on_cluster(
     executor.update_parameters(timeout_min=TIMEOUT_MINUTES, name="shards")
     count = min(cluster.jobs, len(jobs))
     parts = [jobs[len(jobs) * i // count : len(jobs) * (i + 1) // count] for i in range(count)]
+    before = {job for job in jobs if recorded(writer.plan, job)}
+    progress.keep(_amount(writer, before)[0], 0)
     submitted = [executor.submit(run_part, writer, source, part, workers) for part in parts]
     try:
         while not all(job.done() for job in submitted):
             time.sleep(POLL_SECONDS)
-            _show(writer, jobs, progress)
+            _show(writer, set(jobs) - before, progress)
         results = [result for job in submitted for result in _result(job)]
     finally:
         for job in submitted:
             if not job.done():
                 job.cancel()
-    _show(writer, jobs, progress)
+    _show(writer, set(jobs) - before, progress)
     return results
 
 
@@ -80,10 +82,14 @@ def _result(job: Any) -> list[ShardResult]:
     return result
 
 
-def _show(writer: StoreWriter, jobs: Sequence[ShardJob], progress: Progress) -> None:
+def _show(writer: StoreWriter, jobs: Iterable[ShardJob], progress: Progress) -> None:
     """Progress, by the records of finished shards."""
-    frame = writer.plan.frames.bytes
-    done = [job for job in jobs if recorded(writer.plan, job)]
-    planned = [event for job in done for event in writer.plan.splits[job.split][job.first : job.last]]
-    size = sum(event.length for event in planned) * frame
-    progress.add(max(0, len(planned) - progress.events - progress.kept), max(0, size - progress.bytes))
+    events, size = _amount(writer, {job for job in jobs if recorded(writer.plan, job)})
+    progress.add(events - progress.events, size - progress.bytes)
+
+
+def _amount(writer: StoreWriter, jobs: Iterable[ShardJob]) -> tuple[int, int]:
+    """Events and bytes of shards; an event that lies in two counts where it begins."""
+    splits = writer.plan.splits
+    planned = {(job.split, i): splits[job.split][i].length for job in jobs for i in range(job.first, job.last)}
+    return len(planned), sum(planned.values()) * writer.plan.frames.bytes

@@ -89,7 +89,7 @@ def _add_verify(commands: Any) -> None:
         "Check a store against its manifest; every problem is named with its shard, event and byte.",
         "verify stores/mmnist",
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help="folder of the store")
+    parser.add_argument("path", metavar="PATH", help="folder of the store")
     parser.add_argument("--quick", action="store_true", help="sizes, indexes and counts only; frames aren't read")
     parser.set_defaults(run=_verify)
 

@@ -1,8 +1,8 @@
 """How the frames of an event lie in a store: raw, or compressed without loss by zstd or lz4.
 
 - `raw`: as they are. A window is read alone, at the speed of the disk.
-- `zstd`: level 1, 0.4 of raw for radar; decodes at about 1 GB/s, so a whole 384x384x20 event takes some milliseconds.
-- `lz4`: half of raw for radar, three times as fast to decode as zstd.
+- `zstd`: level 1, the smallest: a fifth to a quarter of raw for radar composites.
+- `lz4`: a fourth to a third of raw for radar, and decodes more than twice as fast as zstd.
 
 In a tar, a compressed event is the npy file in one zstd frame (`KEY.frames.npy.zst`) or one LZ4 frame
 (`KEY.frames.npy.lz4`), which `zstd -d` and `lz4 -d` unpack; a zarr chunk has zarr's own zstd or blosc-lz4 codec. A
@@ -25,7 +25,7 @@ from shards.manifest import Codes
 
 SUFFIXES = {"raw": "", "zstd": ".zst", "lz4": ".lz4"}  # after .npy in a tar's member name
 
-ZSTD_LEVEL = 1  # of uint8 radar, level 9 saves 6 % more bytes for 8 times the time (docs/shards.md)
+ZSTD_LEVEL = 1  # of uint8 radar, level 9 saves 6 % more bytes for 8 times the time
 BLOSC_LEVEL = 5  # the codec's own default; no shuffle: there is nothing to shuffle in single bytes
 _ZSTD_MAGIC = 0xFD2FB528
 _LZ4_MAGIC = 0x184D2204

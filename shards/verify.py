@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shards.encoding import decode
-from shards.errors import StoreError
+from shards.errors import StoreError, UsageError
 from shards.files import LocalFiles
 from shards.manifest import MANIFEST_NAME, FrameSpec, Manifest, ShardInfo, manifest_digest
+from shards.remote import location
 from shards.store import Event
 from shards.tar_store import BLOCK, JSON_SUFFIX, IndexRow, frames_name, index_name, npy_header, parse_index
 from shards.writer import file_digest
@@ -51,9 +52,11 @@ class Problem:
 
 def verify(path: str | Path, quick: bool = False) -> list[Problem]:
     """All problems of the store in folder `path`; none means that it is whole. Raises ManifestError if it has no
-    manifest.
+    manifest, UsageError for a URL.
     """
-    folder = Path(path)
+    folder = location(path)
+    if not isinstance(folder, Path):
+        raise UsageError(f"{path}: a store is verified where it lies; run there: python -m shards verify FOLDER")
     manifest = Manifest.load(folder, sealed=False)
     problems = list(_manifest_problems(folder, manifest))
     problems += [

@@ -56,8 +56,8 @@ def test_bench_takes_numbers_of_processes(workers, capsys):
     assert "numbers of processes with commas between" in capsys.readouterr().err
 
 
-def test_a_contact_sheet(tmp_path, capsys, format):
-    make_store(tmp_path / "s", format, SOURCE)
+def test_a_contact_sheet(tmp_path, capsys):
+    make_store(tmp_path / "s", "zarr", SOURCE)
     assert main(["info", str(tmp_path / "s"), "--sheet", str(tmp_path / "out/s.png"), "--events", "4"]) == 0
     assert "drawn: " in capsys.readouterr().err
     with Image.open(tmp_path / "out/s.png") as image:

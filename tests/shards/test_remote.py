@@ -274,6 +274,11 @@ def test_no_shell_reads_a_url(tmp_path, site, monkeypatch):
     assert len(list(stream_events(store, "train"))) == 3
 
 
+def test_a_store_is_verified_where_it_lies(site):
+    with pytest.raises(UsageError, match=r"where it lies; run there: python -m shards verify"):
+        verify(f"{site.url}/s")
+
+
 def test_a_store_behind_a_url_can_be_repacked(tmp_path, site):
     make_store(tmp_path / "s", "webdataset", SOURCE)
     repack(f"{site.url}/s", tmp_path / "t", format="zarr", say=lambda text: None)
