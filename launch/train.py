@@ -71,7 +71,7 @@ def _dry_run(config: RunConfig) -> int:
     from shards.manifest import FrameSpec
     from toolkit.models.base import count_parameters
 
-    if config.data.store and Path(config.data.store).exists():
+    if "://" in config.data.store or (config.data.store and Path(config.data.store).exists()):
         shape, where = open_store(config.data.store).manifest.frames, config.data.store
     else:
         shape, where = FrameSpec(1, 64, 64), "no store yet: 64x64 frames of one channel assumed"

@@ -31,7 +31,8 @@ def test_imports_run_one_way(room: str) -> None:
 
 def test_shards_knows_no_torch() -> None:
     for file in (ROOT / "shards").rglob("*.py"):
-        assert not imported(file) & {"torch", "deepspeed", "submitit"}, file
+        jobs = set() if file.name == "cluster.py" else {"submitit"}  # conversion as several jobs
+        assert not imported(file) & ({"torch", "deepspeed"} | jobs), file
 
 
 def test_no_module_bears_the_name_of_a_library_it_imports() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -130,7 +131,14 @@ def test_json(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_watch_shows_it_again_until_ctrl_c(run: RunDir) -> None:
     command = [sys.executable, str(ROOT / "launch" / "status.py"), str(run.path), "--watch", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background of a shell inherits an ignored Ctrl-C, and would hand it on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stdout is not None
         seen = [process.stdout.readline() for _ in range(8)]
         process.send_signal(2)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from shards import StoreError
+from shards import StoreError, TransportError
 from toolkit.data.augment import augment
 from toolkit.data.order import rank_positions, window_at
 from toolkit.data.windows import Window, WindowSet
@@ -79,6 +79,8 @@ class _Stream(Dataset[_Sample]):
         for further in range(min(MOST_SKIPS, len(self.windows))):
             try:
                 return self.windows[(index + further) % len(self.windows)], skipped
+            except TransportError:
+                raise  # a server that is away is no damaged sample
             except StoreError as error:
                 if self.on_error == "raise":
                     raise

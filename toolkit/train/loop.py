@@ -40,7 +40,8 @@ def open_data(config: RunConfig) -> Data:
     data = config.data
     if not data.store:
         raise ConfigError("data.store is not set: name a folder made by `python -m shards convert`")
-    store = open_store(data.store)
+    # Under `skip` a shard that is cut or absent costs its own samples, not the whole split.
+    store = open_store(data.store, faults="reading" if data.on_error == "skip" else "opening")
     length = data.context + data.horizon
     train = WindowSet(store, data.train_split, length, data.train_stride, data.modes)
     val = None
