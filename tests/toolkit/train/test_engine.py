@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import islice
 from pathlib import Path
 
@@ -142,6 +143,23 @@ def test_a_checkpoint_does_not_know_the_world_size_or_zero_stage(
     a, b = weights_of(tmp_path / "run", 6), weights_of(tmp_path / "one", 6)
     for name in a:
         assert torch.allclose(a[name], b[name], rtol=1e-5, atol=1e-6), name
+
+
+def test_ranks_stay_in_step_over_a_cut_shard(
+    tiny_store: Path, tiny_config: Path, train_on: Train, tmp_path: Path
+) -> None:
+    """Under `skip`, samples of a shard cut in half are replaced alike everywhere: 2 ranks train as 1 does."""
+    store = tmp_path / "store"
+    shutil.copytree(tiny_store, store)
+    (tar,) = (store / "train").glob("*.tar")
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    job = {"config": str(tiny_config), "set": [f"data.store={store}", "data.on_error=skip"]}
+    runs = {ranks: {**job, "run": str(tmp_path / f"on{ranks}")} for ranks in (1, 2)}
+    told = {ranks: train_on([run], ranks).stderr for ranks, run in runs.items()}
+    one, two = (logged(Path(str(run["run"]))) for run in runs.values())
+    assert len(one) == 6
+    assert two == pytest.approx(one, rel=2e-6)
+    assert told[1].count("skipped a damaged sample") == told[2].count("skipped a damaged sample") > 0
 
 
 def world_of(size: int) -> World:
