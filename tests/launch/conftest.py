@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -78,6 +79,12 @@ run_script(lambda: sweep.main(sys.argv[1:], command=command))
 """
 
 
+def as_from_a_terminal() -> None:
+    """Tests run under nohup or in a shell's background inherit ignored signals, and would hand them on."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class Fakes:
     """The scripts, and a folder to run them in."""
@@ -105,6 +112,7 @@ class Fakes:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=as_from_a_terminal,
         )
 
     def sweep(self, *arguments: str) -> tuple[int, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from launch.board import Board, line
 from launch.cli import run_script
 from launch.table import duration, metric, render
 from launch.view import RunView, look
+from tests.launch.conftest import as_from_a_terminal
 from toolkit.config import RunConfig
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir
@@ -136,8 +136,7 @@ def test_watch_shows_it_again_until_ctrl_c(run: RunDir) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A test run in the background of a shell inherits an ignored Ctrl-C, and would hand it on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=as_from_a_terminal,
     ) as process:
         assert process.stdout is not None
         seen = [process.stdout.readline() for _ in range(8)]

@@ -117,7 +117,7 @@ def test_ctrl_c_checkpoints_and_the_same_command_goes_on(fakes: Fakes, cluster: 
 
 
 def test_a_killed_sweep_leaves_its_jobs_and_the_next_call_finds_them(fakes: Fakes) -> None:
-    file = str(fakes.sweep_file("base: base.yaml\nset: {train.steps: 400}\n"))
+    file = str(fakes.sweep_file("base: base.yaml\nset: {train.steps: 200}\n"))
     with fakes.start(file) as process:
         while not list(fakes.folder.glob("runs/demo/*/state.json")):
             time.sleep(0.02)
