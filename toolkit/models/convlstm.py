@@ -6,7 +6,10 @@
 
 The cell's input is the patched frame for the first layer and the H_t of the layer below for the others; a 1x1
 convolution without bias reads the next frame from the last H_t. With kernel 5 and 4 x 128 channels this has 11,675,648
-parameters on one-channel frames at patch 4. Peepholes of the 2015 paper are left out, as in the later comparisons.
+parameters on one-channel frames at patch 4.
+
+`peepholes` adds the 2015 paper's W_ci . C_{t-1}, W_cf . C_{t-1} (before the gates) and W_co . C_t, which later
+comparisons leave out: one weight per channel and position, so they tie the model to one frame size; they start at zero.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from shards.manifest import FrameSpec
+from toolkit.errors import ToolkitError
 from toolkit.models.base import Noise, StepModel
 from toolkit.models.registry import ConvLSTMOptions
 
@@ -22,18 +26,31 @@ LayerState = tuple[Tensor, Tensor]  # H, C
 
 
 class ConvLSTMCell(nn.Module):
-    """One layer."""
+    """One layer, with peepholes where a grid is given."""
 
-    def __init__(self, inputs: int, hidden: int, kernel: int, bias: bool, forget_bias: float) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        kernel: int,
+        bias: bool,
+        forget_bias: float,
+        grid: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.forget_bias = forget_bias
         self.gates = nn.Conv2d(inputs + hidden, 4 * hidden, kernel, padding=kernel // 2, bias=bias)
+        self.peepholes = nn.Parameter(torch.zeros(3, hidden, *grid)) if grid else None  # of i, f, o
 
     def forward(self, x: Tensor, state: LayerState) -> LayerState:
         """x [B, inputs, h, w] and (H, C) [B, hidden, h, w] each -> the next (H, C)."""
         hidden, memory = state
         i, f, o, g = self.gates(torch.cat([x, hidden], 1)).chunk(4, 1)
+        if self.peepholes is not None:
+            i, f = i + self.peepholes[0] * memory, f + self.peepholes[1] * memory
         memory = torch.sigmoid(f + self.forget_bias) * memory + torch.sigmoid(i) * torch.tanh(g)
+        if self.peepholes is not None:
+            o = o + self.peepholes[2] * memory
         return torch.sigmoid(o) * torch.tanh(memory), memory
 
 
@@ -45,12 +62,20 @@ class ConvLSTM(StepModel):
         self.hidden = options.hidden
         depth = shape.channels * options.patch**2
         inputs = [depth] + [options.hidden] * (options.layers - 1)
+        grid = (-(-shape.height // options.patch), -(-shape.width // options.patch))
+        self.grid = grid if options.peepholes else None
         self.cells = nn.ModuleList(
-            ConvLSTMCell(n, options.hidden, options.kernel, options.bias, options.forget_bias) for n in inputs
+            ConvLSTMCell(n, options.hidden, options.kernel, options.bias, options.forget_bias, self.grid)
+            for n in inputs
         )
         self.read_out = nn.Conv2d(options.hidden, depth, 1, bias=False)
 
     def init_state(self, batch: int, height: int, width: int, like: Tensor, noise: Noise | None) -> list[LayerState]:
+        if self.grid not in (None, (height, width)):
+            raise ToolkitError(
+                f"model.peepholes: this convlstm was made for a grid of {self.grid[0]} x {self.grid[1]} patches, these "
+                f"frames give {height} x {width}: use frames of the size it was made for, or train without peepholes"
+            )
         zero = like.new_zeros(batch, self.hidden, height, width)
         return [(zero, zero) for _ in self.cells]
 

@@ -46,12 +46,13 @@ class ModeRNNOptions(StepOptions):
 
 
 class ConvLSTMOptions(StepOptions):
-    """Stacked next-frame ConvLSTM (Shi et al. 2015, without peepholes)."""
+    """Stacked next-frame ConvLSTM (Shi et al. 2015)."""
 
     name: Literal["convlstm"] = "convlstm"
     kernel: OddKernel = Field(5, description="odd kernel size of the gate convolution")
     bias: bool = Field(False, description="biases in the gate convolutions")
     forget_bias: float = Field(1.0, description="constant added to the forget gate before its sigmoid")
+    peepholes: bool = Field(False, description="peepholes of the 2015 paper; they tie the weights to one frame size")
 
 
 class ReleasedModeRNNOptions(StepOptions):

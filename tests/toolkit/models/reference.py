@@ -75,12 +75,16 @@ def plain_mode_cell(x: Tensor, hidden: Tensor, bus: Tensor, p: dict[str, Tensor]
 def plain_convlstm_cell(
     x: Tensor, hidden: Tensor, memory: Tensor, p: dict[str, Tensor], forget_bias: float
 ) -> tuple[Tensor, Tensor]:
-    """ConvLSTM, the input's and the state's convolution apart, one gate at a time."""
+    """ConvLSTM, the input's and the state's convolution apart, one gate at a time; peepholes where `p` has some."""
     d, n = hidden.shape[1], x.shape[1]
     gates = []
     for g in range(4):
         weight = p["gates.weight"][g * d : (g + 1) * d]
         gates.append(plain_conv(x, weight[:, :n], None) + plain_conv(hidden, weight[:, n:], None))
     i, f, o, g_ = gates
-    memory = torch.sigmoid(f + forget_bias) * memory + torch.sigmoid(i) * torch.tanh(g_)
-    return torch.sigmoid(o) * torch.tanh(memory), memory
+    none = torch.zeros(3, 1, 1, 1, dtype=memory.dtype)
+    of_input, of_forget, of_output = p.get("peepholes", none)
+    memory = torch.sigmoid(f + of_forget * memory + forget_bias) * memory + torch.sigmoid(
+        i + of_input * memory
+    ) * torch.tanh(g_)
+    return torch.sigmoid(o + of_output * memory) * torch.tanh(memory), memory

@@ -33,9 +33,12 @@ def test_mode_cell_equals_the_equations(slots: int) -> None:
     assert_same(ours, plain, [x, hidden, bus, *parameters.values()])
 
 
-def test_convlstm_cell_equals_the_equations() -> None:
+@pytest.mark.parametrize("grid", [None, (6, 5)])
+def test_convlstm_cell_equals_the_equations(grid: tuple[int, int] | None) -> None:
     torch.manual_seed(0)
-    cell = ConvLSTMCell(3, 4, kernel=5, bias=False, forget_bias=1.0).double()
+    cell = ConvLSTMCell(3, 4, kernel=5, bias=False, forget_bias=1.0, grid=grid).double()
+    if cell.peepholes is not None:
+        torch.nn.init.normal_(cell.peepholes)
     x = torch.randn(2, 3, 6, 5, dtype=torch.float64, requires_grad=True)
     hidden, memory = (torch.randn(2, 4, 6, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
     plain = plain_convlstm_cell(x, hidden, memory, dict(cell.named_parameters()), 1.0)

@@ -40,6 +40,7 @@ def config_of(name: str, **options) -> RunConfig:
         ({"name": "modernn"}, 6_347_776),  # the paper says 6.35 M
         ({"name": "modernn", "gate_norm": True}, 6_349_824),
         ({"name": "convlstm", "hidden": 128}, 11_675_648),  # live parameters of OpenSTL's 4 x 128, kernel 5
+        ({"name": "convlstm", "peepholes": True}, 3_167_232),
         ({"name": "modernn_released"}, 3_505_672),
         ({"name": "predrnn"}, 11_825_152),  # the paper says 11.83 M
         ({"name": "predrnn", "hidden": 128, "kernel": 5}, 23_838_720),
@@ -171,6 +172,13 @@ def test_patches_round_trip() -> None:
 def test_even_kernel_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model\.kernel: must be odd.* use 3 or 5, got 4"):
         build_model(config_of("convlstm", kernel=4), FrameSpec(1, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["convlstm", "mim"])
+def test_peepholes_are_of_one_frame_size(name: str) -> None:
+    model = build_model(config_of(name, peepholes=True), FrameSpec(1, 8, 8))
+    with pytest.raises(ValueError, match=r"made for a grid of 2 x 2 patches, these frames give 3 x 2"):
+        model(torch.rand(1, 5, 1, 12, 8), 3, Sampling())
 
 
 def test_context_longer_than_the_sequence_is_refused() -> None:
