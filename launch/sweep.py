@@ -21,6 +21,7 @@ from launch.spec import PlannedRun, SweepPlan, plan_sweep
 from launch.table import render
 from launch.view import RunView, look
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE, ConfigError
+from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 
 PAPER = Path(__file__).resolve().parents[1] / "configs" / "sweeps" / "paper.yaml"
@@ -53,6 +54,8 @@ class Item:
     def what(self) -> str:
         if self.before.live:
             return f"wait: {lock.describe(lock.holder(self.run.path) or {})}"
+        if self.before.state == "new" and not MODELS[self.planned.config.model.name].trained:
+            return "evaluate: no training"
         return "train again" if self.submitted and self.before.state == "failed" else WHAT[self.before.state]
 
     def look(self) -> RunView:

@@ -35,7 +35,7 @@ def run_row(view: RunView) -> list[str]:
     return [
         view.name,
         view.state,
-        "" if view.step is None else f"{view.step}/{view.steps or '?'}",
+        _steps(view),
         "" if view.rate is None else f"{view.rate:.1f}",
         "" if view.eta_s is None else duration(view.eta_s),
         "" if view.loss is None else f"{view.loss:.5f}",
@@ -45,6 +45,12 @@ def run_row(view: RunView) -> list[str]:
         str(view.restarts or ""),
         (view.reason or "").splitlines()[0] if view.reason else "",
     ]
+
+
+def _steps(view: RunView) -> str:
+    if view.step is None:
+        return ""
+    return "no training" if view.steps == 0 else f"{view.step}/{view.steps or '?'}"
 
 
 def metric(values: object) -> str:

@@ -126,6 +126,9 @@ class RunConfig(Options):
         """
         plain = self.model_dump(mode="json", exclude_defaults=True)
         plain["model"] = {"name": self.model.name, **self.model.model_dump(mode="json", exclude_defaults=True)}
+        if not MODELS[self.model.name].trained:  # a sweep's seeds and settings of training make it no other run
+            plain.pop("seed", None)
+            plain.pop("train", None)
         return _identity(self, plain, execution)
 
     def hash8(self, execution: bool = True) -> str:

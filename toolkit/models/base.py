@@ -213,18 +213,6 @@ def check_context(frames: Tensor, context: int) -> None:
         )
 
 
-def check_trainable(model: SequenceModel, name: str) -> None:
-    """Training needs parameters.
-
-    Raises:
-        ConfigError: the model has no parameters.
-    """
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ConfigError(
-            f"model {name} has 0 parameters and can't be trained: evaluate it as it is, or choose another model.name"
-        )
-
-
 def pad_to(frames: Tensor, height: int, width: int) -> Tensor:
     """[..., H, W] -> [..., height, width] with zeros below and to the right."""
     below, right = height - frames.shape[-2], width - frames.shape[-1]

@@ -1,4 +1,5 @@
-"""Floor baselines: forecasts that any trained model has to beat. They have no parameters and can't be trained.
+"""Floor baselines: forecasts that any trained model has to beat. They have no parameters: a run of one is done at step
+0 and only evaluated.
 
 Persistence repeats the last frame. Optical flow moves it on ("Lagrangian persistence", the extrapolation that radar
 nowcasting starts from), in two parts:
@@ -26,7 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shards.manifest import FrameSpec
-from toolkit.models.base import Rollout, Sampling, SequenceModel, check_trainable
+from toolkit.errors import ConfigError
+from toolkit.models.base import Rollout, Sampling, SequenceModel
 from toolkit.models.registry import OpticalFlowOptions, PersistenceOptions
 
 
@@ -38,8 +40,7 @@ class Baseline(SequenceModel):
         Raises:
             ConfigError: always; there is nothing to train.
         """
-        check_trainable(self, type(self).__name__)
-        raise AssertionError
+        raise ConfigError(f"{type(self).__name__} has no parameters: it is evaluated, not trained")
 
 
 class Persistence(Baseline):

@@ -265,6 +265,7 @@ class ModelEntry:
     options: type[Options]
     title: str
     paper: str
+    trained: bool = True  # False: no parameters; a run of it is done at step 0 and only evaluated
 
 
 MODELS: dict[str, ModelEntry] = {
@@ -285,8 +286,14 @@ MODELS: dict[str, ModelEntry] = {
     "trajgru": ModelEntry("toolkit.models.trajgru:TrajGRU", TrajGRUOptions, "TrajGRU", "Shi et al., NeurIPS 2017"),
     "svg_lp": ModelEntry("toolkit.models.svg:SVG", SVGOptions, "SVG-LP", "Denton & Fergus, ICML 2018"),
     "simvp": ModelEntry("toolkit.models.simvp:SimVP", SimVPOptions, "SimVP (gSTA)", "Tan et al., arXiv 2211.12509"),
-    "persistence": ModelEntry("toolkit.models.baselines:Persistence", PersistenceOptions, "persistence", "last frame"),
+    "persistence": ModelEntry(
+        "toolkit.models.baselines:Persistence", PersistenceOptions, "persistence", "last frame", trained=False
+    ),
     "optical_flow": ModelEntry(
-        "toolkit.models.baselines:OpticalFlow", OpticalFlowOptions, "optical flow", "Lucas & Kanade, IJCAI 1981"
+        "toolkit.models.baselines:OpticalFlow",
+        OpticalFlowOptions,
+        "optical flow",
+        "Lucas & Kanade, IJCAI 1981",
+        trained=False,
     ),
 }

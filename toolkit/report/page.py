@@ -131,6 +131,8 @@ def _run(run: Run) -> str:
 def _steps(run: Run) -> str:
     if run.step is None:
         return "–"
+    if run.steps == 0:
+        return "no training"
     return f"{run.step:,}" if run.steps in (None, run.step) else f"{run.step:,} of {run.steps:,}"
 
 

@@ -8,7 +8,7 @@ from toolkit.report import figures, frames_section
 from toolkit.report.aggregate import OVERALL, Board, Metric, Row
 from toolkit.report.collect import CHECKPOINTS, Sweep
 from toolkit.report.markup import chart, facts_list, score_table
-from toolkit.report.tables import CHECKPOINT_TITLES, column_decimals, heading, seeds_text, text_of
+from toolkit.report.tables import CHECKPOINT_TITLES, column_decimals, heading, seeds_text, size_text, text_of
 
 STATUS_TEXT = {
     "exact_frames": "frames predicted exactly (PSNR capped)",
@@ -73,9 +73,8 @@ def _main_table(board: Board) -> str:
     for which in CHECKPOINTS:
         rows.append(f'<tr class="block"><th colspan="{3 + 2 * len(metrics)}">{CHECKPOINT_TITLES[which]}</th></tr>')
         for row in board.rows_at(which):
-            size = "–" if row.baseline or row.parameters is None else f"{row.parameters:,}"
             cells = "".join(_cell(board, row, metric, OVERALL) for metric in metrics)
-            rows.append(_tr(row, f"<td>{seeds_text(row)}</td><td>{size}</td>{cells}"))
+            rows.append(_tr(row, f"<td>{seeds_text(row)}</td><td>{size_text(row)}</td>{cells}"))
     return score_table(f"<tr><th>Model</th><th>Seeds</th><th>Parameters</th>{titles}</tr>", rows)
 
 

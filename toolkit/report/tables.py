@@ -49,6 +49,13 @@ def seeds_text(row: Row) -> str:
     return str(len(row.seeds)) if not row.missing else f"{len(row.seeds)} of {len(row.planned)}"
 
 
+def size_text(row: Row) -> str:
+    """The number of parameters; without any there was no training."""
+    if row.baseline or row.parameters is None:
+        return "–"
+    return f"{row.parameters:,}" if row.parameters else "0 (no training)"
+
+
 def heading(metric: Metric) -> str:
     """The label with the direction that is better."""
     return metric.label + ARROWS[metric.direction]
@@ -124,6 +131,5 @@ def _markdown_table(board: Board, rows: Sequence[Row], columns: Sequence[tuple[M
             cell = row.cells[metric.key, mode]
             text = text_of(cell, column_decimals(board, metric), row.baseline)
             cells.append(f"**{text}**" if cell.best else text)
-        size = "–" if row.parameters is None or row.baseline else f"{row.parameters:,}"
-        lines.append(f"| {row.group} | {seeds_text(row)} | {size} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row.group} | {seeds_text(row)} | {size_text(row)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

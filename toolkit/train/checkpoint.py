@@ -30,6 +30,7 @@ import torch
 from shards import open_store
 from toolkit.errors import CheckpointError
 from toolkit.models.base import SequenceModel, build_model
+from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir, write_atomic
 from toolkit.train.engine import TrainState
 
@@ -193,7 +194,7 @@ def pointed(folder: Path, pointer: str) -> str | None:
 
 
 def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceModel, int]:
-    """A trained model in evaluation mode, in fp32, and the step that its weights are from.
+    """A trained model in evaluation mode, in fp32, and the step that its weights are from (0 where there are none).
 
     Args:
         which: `last`, `best` (the best validation score; without validation the last) or a step number.
@@ -202,6 +203,10 @@ def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceM
         CheckpointError: no such checkpoint, or a damaged one.
     """
     config = run.config()
+    if not MODELS[config.model.name].trained:
+        if which not in ("best", "last", "0"):
+            raise CheckpointError(f"{run.path}: {config.model.name} is not trained: there is no step {which}, only 0")
+        return build_model(config, open_store(config.data.store).manifest.frames).to(device).eval(), 0
     if which == "best":
         name = pointed(run.checkpoints, "best") or pointed(run.checkpoints, "latest")
     elif which == "last":

@@ -17,7 +17,8 @@ from toolkit.distributed import World
 from toolkit.errors import EXIT_OK, EXIT_REQUEUE, ConfigError, NonFiniteError
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.evaluate.run import evaluate_model
-from toolkit.models.base import build_model, check_trainable
+from toolkit.models.base import build_model
+from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 from toolkit.train import checkpoint
 from toolkit.train.engine import Engine, TrainState
@@ -63,9 +64,10 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest) -> int:
     config = run.config()
     cfg = config.train
     data = open_data(config)
+    if not MODELS[config.model.name].trained:
+        return _without_training(run, world)
     torch.manual_seed(config.seed)
     model = build_model(config, data.store.manifest.frames)
-    check_trainable(model, config.model.name)
     state, progress = _resume(run, resume, world)
     engine = Engine.build(model, config, world, state)
     del state
@@ -135,6 +137,15 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest) -> int:
     finally:
         if recorder:
             recorder.close()
+
+
+def _without_training(run: RunDir, world: World) -> int:
+    """A model without parameters is trained as it is made: no step, no checkpoint."""
+    if world.is_main:
+        print(f"{run.config().model.name} has no parameters: nothing to train, evaluate it", file=sys.stderr)
+        run.write_state(phase="trained", step=0, steps=0)
+        run.mark_done()
+    return EXIT_OK
 
 
 def _resume(run: RunDir, resume: str, world: World) -> tuple[TrainState | None, checkpoint.Progress]:

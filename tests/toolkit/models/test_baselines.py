@@ -9,9 +9,9 @@ from shards.manifest import FrameSpec
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
 from toolkit.evaluate.ensemble import best_of, take
-from toolkit.models.base import Sampling, build_model, check_trainable
+from toolkit.models.base import Sampling, build_model, count_parameters
 from toolkit.models.baselines import OpticalFlow, Persistence, displaced, smooth
-from toolkit.models.registry import OpticalFlowOptions
+from toolkit.models.registry import MODELS, OpticalFlowOptions
 
 
 def blobs(shift: tuple[float, float], length: int, size: int = 48) -> torch.Tensor:
@@ -90,10 +90,14 @@ def test_smoothing_keeps_a_constant() -> None:
 @pytest.mark.parametrize("name", ["persistence", "optical_flow"])
 def test_baselines_cannot_be_trained(name: str) -> None:
     model = build_model(make_config({"model": {"name": name}}, "test"), FrameSpec(1, 8, 8))
-    with pytest.raises(ConfigError, match=f"model {name} has 0 parameters and can't be trained"):
-        check_trainable(model, name)
-    with pytest.raises(ConfigError, match="0 parameters and can't be trained"):
+    with pytest.raises(ConfigError, match="has no parameters: it is evaluated, not trained"):
         model(torch.rand(1, 4, 1, 8, 8), 2, Sampling())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_registry_says_truly_what_is_trained(name: str) -> None:
+    parameters = count_parameters(make_config({"model": {"name": name}}, "test"), FrameSpec(1, 64, 64))
+    assert MODELS[name].trained == (parameters > 0)
 
 
 def test_best_of_chooses_one_member_per_sequence() -> None:
