@@ -158,7 +158,7 @@ class Engine:
             self.engine.step()  # counts the micro-batch; DeepSpeed updates after the last one only
         total += self._backward(loss_of(batches[-1]))
         own = total / len(batches)
-        mean, bad, stop = self._agree(own, stop)
+        mean, bad, stop, norm = self._agree(own, stop)
         if bad:
             keys = ", ".join(key for batch in batches for key in batch.keys)
             raise NonFiniteError(
@@ -166,28 +166,65 @@ class Engine:
                 f"{self.world.rank} has {own} from samples {keys}. Nothing was updated. "
                 "Lower train.lr, set train.clip, or look at those samples"
             )
-        norm = 0.0 if self.partitioned else self._norm_before()
         self.engine.step()
         self.step_count += 1
-        if self.partitioned:
-            norm = float(self.engine.get_global_grad_norm())
         return StepResult(mean, norm, stop)
 
     def _backward(self, loss: Tensor) -> float:
         self.engine.backward(loss)
         return float(loss.detach())
 
-    def _agree(self, loss: float, stop: bool) -> tuple[float, int, bool]:
-        """(mean loss, ranks whose loss isn't finite, whether any rank stops), the same on all ranks."""
+    def _agree(self, loss: float, stop: bool) -> tuple[float, int, bool, float]:
+        """One sum over ranks: (mean loss, ranks whose loss isn't finite, whether any rank stops, gradient norm)."""
         finite = math.isfinite(loss)
-        values = torch.tensor([loss if finite else 0.0, float(not finite), float(stop)], dtype=torch.float64)
-        values = self.world.sum(values.to(self.world.device)).cpu()
-        return float(values[0]) / self.world.world_size, int(values[1]), bool(values[2])
+        values = [loss if finite else 0.0, float(not finite), float(stop), self._squared_gradients()]
+        summed = self.world.sum(torch.tensor(values, dtype=torch.float64).to(self.world.device)).tolist()
+        return summed[0] / self.world.world_size, int(summed[1]), bool(summed[2]), math.sqrt(summed[3])
 
-    def _norm_before(self) -> float:
-        """Gradient norm before clipping; DeepSpeed reports one only under ZeRO."""
-        grads = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(grads))
+    def grad_norm_before_update(self) -> float:
+        """The norm of the gradient that the next `self.engine.step()` applies, before clipping, over all ranks.
+
+        Between the last backward of a step and its update; collective; the same number on every rank. NaN or infinite
+        exactly when a gradient on any rank is (or when one tensor's norm exceeds float32). It sums up what each rank
+        holds at every ZeRO stage, because DeepSpeed tells its norm only after the update, and under ZeRO leaves out
+        an update with a norm that isn't finite without a word.
+        """
+        values = torch.tensor([self._squared_gradients()], dtype=torch.float64)
+        return math.sqrt(float(self.world.sum(values.to(self.world.device))))
+
+    def discard_gradients(self) -> None:
+        """End a step without an update, when the gradient's norm isn't finite: weights and moments stay as they are.
+
+        Collective. Under ZeRO it is DeepSpeed's own step that throws such gradients away.
+        """
+        if self.partitioned:
+            self.engine.step()
+            return
+        # Clipping, which comes first, wants gradients; Adam passes over parameters without one.
+        drop = self.optimizer.register_step_pre_hook(lambda adam, *_: adam.zero_grad(set_to_none=True))
+        self.engine.step()
+        drop.remove()
+
+    def _squared_gradients(self) -> float:
+        """This rank's part of the squared norm of the gradient."""
+        norms = [torch.linalg.vector_norm(part, dtype=torch.float32).double().cpu() for part in self._held_gradients()]
+        return float(torch.stack(norms).square().sum()) / (1 if self.partitioned else self.world.world_size)
+
+    def _held_gradients(self) -> list[Tensor]:
+        """The averaged gradients that this rank updates with: its partition, without ZeRO all of them."""
+        if not self.partitioned:
+            return [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        if self.engine.zero_cpu_offload():
+            if self.world.device.type == "cuda":
+                torch.cuda.synchronize(self.world.device)  # DeepSpeed's copies to the CPU may still be under way
+            return [flat.grad for flat in self._masters() if flat.grad is not None]
+        return [part for group in self.optimizer.averaged_gradients.values() for part in group]
+
+    def _masters(self) -> list[Tensor]:
+        """The flat fp32 weights of this rank's partition, under ZeRO."""
+        stage3 = int(self.engine.zero_optimization_stage()) == 3
+        flat = self.optimizer.fp32_partitioned_groups_flat if stage3 else self.optimizer.single_partition_of_fp32_groups
+        return list(flat)
 
     def gather(self) -> TrainState:
         """The full state, on every rank (collective: all ranks call it)."""
@@ -211,10 +248,9 @@ class Engine:
         if not state.moments:
             return
         inner = self.optimizer.optimizer if self.partitioned else self.optimizer
-        for group in inner.param_groups:
-            for flat in group["params"]:
-                zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
-                inner.state[flat] = {"step": torch.tensor(float(state.step), device=flat.device), **zeros}
+        for flat in self._masters() if self.partitioned else self.model.parameters():
+            zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
+            inner.state[flat] = {"step": torch.tensor(float(state.step), device=flat.device), **zeros}
         if self.partitioned:
             # DeepSpeed links a parameter to its part of the flat moments at the first step; here they exist already.
             self.optimizer._lazy_init_hp_params_optimizer_state()

@@ -60,10 +60,15 @@ def train_on(tmp_path_factory: pytest.TempPathFactory) -> Train:
     def run(jobs: Sequence[dict[str, object]], ranks: int) -> subprocess.CompletedProcess[str]:
         file = tmp_path_factory.mktemp("jobs") / "jobs.json"
         file.write_text(json.dumps(jobs))
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        command = [*torchrun, str(Path(__file__).parent / "ranks.py"), str(file)]
-        done = subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=240)
+        done = torchrun(ranks, "ranks.py", file)
         assert done.returncode == 0, done.stderr[-4000:]
         return done
 
     return run
+
+
+def torchrun(ranks: int, script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a script of this folder on so many ranks."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    command = [*start, str(Path(__file__).parent / script), *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=240)

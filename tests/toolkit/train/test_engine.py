@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from shards import open_store
-from tests.toolkit.train.conftest import Train
+from tests.toolkit.train.conftest import Train, torchrun
 from toolkit.config import RunConfig, load_config
 from toolkit.data.batches import Share, read_batches
 from toolkit.data.windows import WindowSet, to_unit
@@ -96,6 +97,35 @@ def test_bf16_losses_equal_bf16_with_fp32_master_weights(
     for settings in BF16:
         assert on_two_ranks[" ".join(settings)] == pytest.approx(expected, rel=5e-3), settings
     assert on_two_ranks[" ".join(BF16[0])] == on_two_ranks[" ".join(BF16[1])] == on_two_ranks[" ".join(BF16[2])]
+
+
+PROBED = [[f"train.zero={stage}", "train.micro_batch=1"] for stage in (0, 1, 2)]
+PROBED += [["train.zero=2", "train.precision=bf16"]]
+
+
+@pytest.fixture(scope="session")
+def probed(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """What tests/toolkit/train/probe.py saw under every setting on 2 ranks, by its overrides."""
+    folder = tmp_path_factory.mktemp("probe")
+    (folder / "settings.json").write_text(json.dumps(PROBED))
+    done = torchrun(2, "probe.py", tiny_config, folder / "settings.json", folder / "out.json")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return dict(zip(map(" ".join, PROBED), json.loads((folder / "out.json").read_text()), strict=True))
+
+
+@pytest.mark.parametrize("settings", PROBED, ids=" ".join)
+def test_the_gradients_norm_is_known_before_the_update(probed: dict[str, dict], settings: list[str]) -> None:
+    """At every stage it is the norm that DeepSpeed goes on to use, and a gradient that isn't finite on one rank only
+    is seen, and thrown away without a trace, on all.
+    """
+    told, used = probed[" ".join(settings)]["told"], probed[" ".join(settings)]["used"]
+    assert [math.isfinite(norm) for norm in told] == [True, True, False, True]
+    if "train.zero=0" not in settings:  # without ZeRO, DeepSpeed tells none
+        assert [told[i] for i in (0, 1, 3)] == pytest.approx([used[i] for i in (0, 1, 3)], rel=1e-5)
+    tolerance = 1e-2 if "train.precision=bf16" in settings else 1e-5
+    reference = probed[" ".join(PROBED[0])]["told"]
+    assert [told[i] for i in (0, 1, 3)] == pytest.approx([reference[i] for i in (0, 1, 3)], rel=tolerance)
+    assert probed[" ".join(settings)]["kept"]
 
 
 def weights_of(run: Path, step: int) -> dict[str, torch.Tensor]:

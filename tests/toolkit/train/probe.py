@@ -1,0 +1,72 @@
+"""Run under torchrun by the tests: single steps of an engine under each of several settings, one process start for all.
+
+    torchrun --nproc_per_node 2 tests/toolkit/train/probe.py CONFIG.yaml SETTINGS.json OUT.json
+
+SETTINGS.json: lists of overrides. OUT.json: what rank 0 saw under each, as `probe` returns it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shards.manifest import FrameSpec
+from toolkit import distributed
+from toolkit.config import load_config
+from toolkit.distributed import World
+from toolkit.models.base import Sampling, build_model
+from toolkit.train.engine import Engine, TrainState
+
+STEPS, BROKEN = 4, 2  # at step BROKEN the last rank's gradients are infinite
+
+
+def digest(state: TrainState) -> str:
+    """Of weights and moments."""
+    parts = [state.weights, *(state.moments[name] for name in sorted(state.moments))]
+    tensors = [part[name].numpy().tobytes() for part in parts for name in sorted(part)]
+    return hashlib.sha256(b"".join(tensors)).hexdigest()
+
+
+def probe(config: str, settings: list[str], world: World) -> dict[str, Any]:
+    """{told, used: the gradient's norm before the update and DeepSpeed's own; kept: a broken step changed nothing}."""
+    made = load_config(config, settings)
+    torch.manual_seed(made.seed)
+    engine = Engine.build(build_model(made, FrameSpec(1, 16, 16)), made, world, None)
+    generator = torch.Generator().manual_seed(1)
+    told, used, kept = [], [], None
+    for step in range(STEPS):
+        frames = torch.rand(made.train.batch, 8, 1, 16, 16, generator=generator)
+        own = frames.tensor_split(world.world_size)[world.rank].split(engine.share.micro_batch)
+        before = digest(engine.gather()) if step == BROKEN else None
+        for number, micro in enumerate(own):
+            loss = engine.engine(micro, 4, Sampling()).losses["mse"]
+            broken = step == BROKEN and world.rank == world.world_size - 1
+            engine.engine.backward(loss * (math.inf if broken else 1))
+            if number < len(own) - 1:
+                engine.engine.step()
+        told.append(engine.grad_norm_before_update())
+        engine.engine.step() if math.isfinite(told[-1]) else engine.discard_gradients()
+        engine.step_count += 1
+        used.append(engine.engine.get_global_grad_norm())
+        if before:
+            kept = digest(engine.gather()) == before
+    return {"told": told, "used": [value and float(value) for value in used], "kept": kept}
+
+
+def main() -> None:
+    config, settings, out = sys.argv[1:]
+    world = distributed.init(group=True)
+    seen = [probe(config, one, world) for one in json.loads(Path(settings).read_text())]
+    if world.is_main:
+        Path(out).write_text(json.dumps(seen))
+    world.close()
+
+
+if __name__ == "__main__":
+    main()
