@@ -13,6 +13,7 @@ from toolkit.rundir import RunDir
 EXAMPLES = """\
   python launch/evaluate.py --run runs/demo/modernn-slots4-seed1-1a2b3c4d
   python launch/evaluate.py --run RUN --which best --split val --limit 100
+  python launch/evaluate.py --run RUN --samples 100 --select best    SVG's rule: each sequence by the best of 100
   torchrun --nproc_per_node 2 -- launch/evaluate.py --run RUN    two ranks, the same scores to the last bit
                                                                  (without the -- torchrun takes --run for its own)"""
 
@@ -27,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", help="split of the store (default: eval.split of the run's config)")
     parser.add_argument("--batch", type=positive, help="sequences per forward (default: eval.batch)")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N sequences of the split")
+    parser.add_argument(
+        "--samples", type=positive, metavar="N", help="forecasts of each sequence, of models with chance (eval.samples)"
+    )
+    parser.add_argument("--select", choices=("mean", "best"), help="score their mean or the best one (eval.select)")
     parser.add_argument("--force", action="store_true", help="score again what is scored already")
     arguments = parser.parse_args(argv)
 
@@ -38,7 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     which = tuple(name for name in arguments.which.split(",") if name)
     check_which(which)
-    request = Request(which, arguments.split, arguments.batch, arguments.limit, arguments.force)
+    request = Request(
+        which,
+        arguments.split,
+        arguments.batch,
+        arguments.limit,
+        arguments.samples,
+        arguments.select,
+        arguments.force,
+    )
     world = distributed.init()
     try:
         written = evaluate_run(run, request, world, lambda text: print(text, file=sys.stderr, flush=True))

@@ -96,6 +96,10 @@ class EvalConfig(Options):
     split: str = "test"
     batch: int = Field(8, ge=1, description="sequences per forward", json_schema_extra=COSMETIC)
     thresholds: tuple[float, ...] = Field((), description="CSI thresholds in the store's unit (paper, radar: 30 dBZ)")
+    samples: int = Field(1, ge=1, description="forecasts of each sequence; models without chance make one")
+    select: Literal["mean", "best"] = Field(
+        "mean", description="what of them is scored: their mean, or per sequence the best by the protocol's rule"
+    )
     show: int = Field(3, ge=0, description="sequences per mode kept for the report", json_schema_extra=COSMETIC)
 
 

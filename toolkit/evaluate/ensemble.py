@@ -1,47 +1,111 @@
-"""The rule by which an ensemble is scored as "best of S" (SVG: S = 100).
+"""Ensembles: how N forecasts of a sequence become the one that is scored (`eval.samples`, `eval.select`).
 
-For every sequence by itself one member is chosen: the one whose *named* metric, averaged over lead times, is best. All
-metrics of the sequence are then those of this one member, so that the table describes forecasts that were made. Papers
-differ or are silent: Denton & Fergus choose anew for every metric (call this once per metric to do that), ModeRNN's
-text says "the best results from 100 output samples".
+    mean    the mean of the members, pixel by pixel
+    best    "best of N" (SVG: N = 100). For every sequence by itself one member is kept: the one whose score in the
+            protocol's `best_by`, averaged over lead times, is best; of equals the first. All scores of the sequence
+            are then those of this one member, so that the table describes forecasts that were made. Papers differ or
+            are silent: Denton & Fergus choose anew for every metric, ModeRNN's text says "the best results from 100
+            output samples"
 
-The choice uses the truth. "Best of S" grows with S and measures how well an ensemble covers what happened, not how well
-it forecasts; a deterministic model is scored on its one forecast. State the metric and S beside every such number.
+"Best of N" chooses by the truth. It grows with N and measures how well an ensemble covers what happened, not how well
+it forecasts; every result and report states N and the rule beside it.
+
+Members are made and taken in one at a time. So 100 of them need the memory of two, and their numbers don't depend on
+how many go through the model at once: a network's last bits change with the size of its batch.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, Literal
+
 import torch
 from torch import Tensor
 
-from toolkit.errors import ConfigError
-
-LOWER_IS_BETTER = ("mse", "mae", "lpips")
+LOWER_IS_BETTER = ("mse", "mae")
 HIGHER_IS_BETTER = ("psnr", "ssim")
 
 
-def best_of(scores: Tensor, metric: str) -> Tensor:
-    """Which member counts for each sequence.
+@dataclass(frozen=True)
+class Ensemble:
+    """How many forecasts are made of each sequence, and which is scored.
+
+    Attributes:
+        by: the metric that `best` goes by, one of the above.
+    """
+
+    samples: int = 1
+    select: Literal["mean", "best"] = "mean"
+    by: str = "psnr"
+
+    def described(self) -> dict[str, Any] | None:
+        """What a result records, with a short `label` and a sentence for reports; None for a single forecast."""
+        if self.samples == 1:
+            return None
+        if self.select == "mean":
+            label = f"mean of {self.samples}"
+            text = f"The mean of {self.samples} forecasts of each sequence is scored."
+            return {"samples": self.samples, "select": "mean", "by": None, "label": label, "text": text}
+        name = self.by.upper()
+        text = (
+            f"Best of {self.samples} forecasts: each sequence is scored by the one whose {name}, averaged over lead "
+            "times, is best; all its scores are of that one. The choice uses the truth."
+        )
+        label = f"best of {self.samples} by {name}"
+        return {"samples": self.samples, "select": "best", "by": self.by, "label": label, "text": text}
+
+
+class MeanMember:
+    """The mean of forecasts, added up in float64 in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def add(self, member: Tensor) -> None:
+        """Take in a forecast [B, T, C, H, W]."""
+        self._sum = member.double() if self._sum is None else self._sum.add_(member)
+        self._count += 1
+
+    def result(self) -> Tensor:
+        """The mean in float32, of the members' shape."""
+        assert self._sum is not None
+        return (self._sum / self._count).float()
+
+
+class BestMember:
+    """The forecast of least cost of each sequence."""
+
+    def __init__(self) -> None:
+        self._best: Tensor | None = None
+        self._cost: Tensor | None = None
+
+    def add(self, member: Tensor, cost: Tensor) -> None:
+        """Take in a forecast [B, T, C, H, W] and what it costs [B] (see `cost_of`)."""
+        if self._best is None or self._cost is None:
+            self._best, self._cost = member.clone(), cost
+            return
+        better = cost < self._cost
+        self._best[better] = member[better]
+        self._cost = torch.where(better, cost, self._cost)
+
+    def result(self) -> Tensor:
+        """The kept forecasts, of the members' shape."""
+        assert self._best is not None
+        return self._best
+
+
+def cost_of(scores: Tensor, nonfinite: Tensor, metric: str) -> Tensor:
+    """How bad a member is at each sequence: the less, the better.
 
     Args:
-        scores: [S, B, T] of the metric: members, sequences, lead times.
-        metric: one of those above; says which end is better.
+        scores: [B, T] of `metric`; frames without a value (nothing observed) are NaN and left out of the mean.
+        nonfinite: bool [B, T]: the forecast of the frame isn't finite. Such a member counts only where all are so.
 
     Returns:
-        int64 [B]. Equal members: the first. A member with a value that isn't finite counts only where all have one.
-
-    Raises:
-        ConfigError: another metric.
+        float64 [B].
     """
-    if metric not in LOWER_IS_BETTER + HIGHER_IS_BETTER:
-        known = ", ".join(LOWER_IS_BETTER + HIGHER_IS_BETTER)
-        raise ConfigError(f"best of an ensemble by {metric!r}: unknown; choose the member by one of {known}")
-    mean = scores.double().mean(2)
+    assert metric in LOWER_IS_BETTER + HIGHER_IS_BETTER, metric
+    mean = scores.double().nanmean(1)
     cost = mean if metric in LOWER_IS_BETTER else -mean
-    cost = torch.where(torch.isfinite(cost), cost, torch.inf)
-    return cost.sort(dim=0, stable=True).indices[0]
-
-
-def take(members: Tensor, chosen: Tensor) -> Tensor:
-    """The chosen member of every sequence: [S, B, ...] and [B] -> [B, ...]."""
-    return members[chosen, torch.arange(members.shape[1], device=members.device)]
+    return torch.where(torch.isnan(cost) | nonfinite.any(1), torch.inf, cost)

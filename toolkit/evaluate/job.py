@@ -15,18 +15,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import Any, Literal
 
 from shards import Store, open_store
 from toolkit.config import RunConfig
 from toolkit.data.windows import WindowSet
 from toolkit.distributed import World
 from toolkit.errors import ConfigError
+from toolkit.evaluate.ensemble import Ensemble
 from toolkit.evaluate.protocols import load_protocol
-from toolkit.evaluate.run import Predictor, evaluate_model, sample_frames
+from toolkit.evaluate.run import SINGLE, evaluate_model, sample_frames
 from toolkit.evaluate.table import ScoreTable, save_npz
+from toolkit.models.base import SequenceModel
 from toolkit.models.baselines import Persistence
 from toolkit.rundir import RunDir, write_atomic
 from toolkit.train.checkpoint import load_model
@@ -44,6 +44,8 @@ class Request:
     split: str | None = None
     batch: int | None = None
     limit: int | None = None
+    samples: int | None = None
+    select: Literal["mean", "best"] | None = None
     force: bool = False
 
 
@@ -68,14 +70,22 @@ class Evaluation:
         self.windows = WindowSet(self.store, self.split, data.context + data.horizon, data.eval_stride)
         self.protocol = load_protocol(self.config.eval.protocol)
         self.batch = request.batch or self.config.eval.batch
+        asked = self.config.eval
+        self.ensemble = Ensemble(
+            request.samples or asked.samples, request.select or asked.select, self.protocol.best_by
+        )
 
     def file(self, which: str, suffix: str) -> Path:
         return self.run.eval / f"{self.split}-{which}{suffix}"
 
+    def _ensemble(self, model: SequenceModel) -> Ensemble:
+        """A model without chance is scored on its one forecast."""
+        return self.ensemble if model.stochastic else SINGLE
+
     def perform(self) -> list[Path]:
         """Evaluate what isn't there yet; returns the JSON files, old and new."""
         loaded = {which: load_model(self.run, which, self.world.device) for which in self.request.which}
-        missing = {which: step for which, (_, step) in loaded.items() if not self._is_there(which, step)}
+        missing = {which: step for which, (model, step) in loaded.items() if not self._is_there(which, model, step)}
         wanted: dict[str, int] = self.world.broadcast(missing)  # shared disks may show ranks different things
         for which in self.request.which:
             if which not in wanted:
@@ -96,7 +106,7 @@ class Evaluation:
         self.world.barrier()
         return [self.file(which, ".json") for which in self.request.which]
 
-    def _identity(self, step: int) -> dict[str, Any]:
+    def _identity(self, model: SequenceModel, step: int) -> dict[str, Any]:
         """What a result depends on: where these agree, it needn't be made again."""
         return {
             "version": RESULT_VERSION,
@@ -113,30 +123,30 @@ class Evaluation:
             "stride": self.config.data.eval_stride,
             "batch": self.batch,
             "limit": self.request.limit,
+            "ensemble": self._ensemble(model).described(),
             "show": self.config.eval.show,
         }
 
-    def _is_there(self, which: str, step: int) -> bool:
+    def _is_there(self, which: str, model: SequenceModel, step: int) -> bool:
         if self.request.force:
             return False
         try:
             found = json.loads(self.file(which, ".json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return False
-        wanted = json.loads(json.dumps(self._identity(step)))
+        wanted = json.loads(json.dumps(self._identity(model, step)))
         return all(found.get(key) == value for key, value in wanted.items())
 
-    def _evaluate(self, which: str, model: Predictor, step: int, persistence: dict[str, Any]) -> None:
+    def _evaluate(self, which: str, model: SequenceModel, step: int, persistence: dict[str, Any]) -> None:
         began = time.perf_counter()
         table = self._score(model, f"{which}, step {step:,}")
         seconds = time.perf_counter() - began
         if not self.world.is_main:
             return
-        assert isinstance(model, nn.Module)
         manifest = self.store.manifest
         scores = table.compute()
         record = {
-            **self._identity(step),
+            **self._identity(model, step),
             "which": which,
             "unit": manifest.scale.unit,
             "quantity": manifest.scale.quantity,
@@ -154,7 +164,7 @@ class Evaluation:
         write_atomic(self.file(which, ".json"), json.dumps(record, indent=1, allow_nan=False) + "\n")
         self._announce(which, scores.overall, scores.announced)
 
-    def _keep_frames(self, which: str, model: Predictor, table: ScoreTable) -> None:
+    def _keep_frames(self, which: str, model: SequenceModel, table: ScoreTable) -> None:
         data = self.config.data
         frames = sample_frames(
             model,
@@ -162,8 +172,11 @@ class Evaluation:
             table,
             context=data.context,
             horizon=data.horizon,
+            protocol=self.protocol,
+            batch=self.batch,
             show=self.config.eval.show,
             device=self.world.device,
+            ensemble=self._ensemble(model),
         )
         save_npz(self.file(which, ".samples.npz"), frames)
 
@@ -178,8 +191,10 @@ class Evaluation:
             if count:
                 self.say(f"{self.split}-{which}: note: {count:,} {name.replace('_', ' ')}")
 
-    def _score(self, model: Predictor, name: str) -> ScoreTable:
-        data = self.config.data
+    def _score(self, model: SequenceModel, name: str) -> ScoreTable:
+        data, ensemble = self.config.data, self._ensemble(model)
+        if ensemble.samples > 1:
+            name += f", {ensemble.samples} forecasts each"
         return evaluate_model(
             model,
             self.windows,
@@ -192,6 +207,7 @@ class Evaluation:
             rank=self.world.rank,
             world=self.world.world_size,
             limit=self.request.limit,
+            ensemble=ensemble,
             progress=self._progress(name),
         )
 

@@ -2,13 +2,16 @@
 
 Batches have a fixed composition, windows k * batch .. (k + 1) * batch - 1, and whole batches are dealt to the ranks
 in turn. The arithmetic inside a batch may depend on its composition, so it is this that makes predictions, and with
-`ScoreTable` all scores, the same to the last bit on 1, 2 or 64 ranks of one machine type.
+`ScoreTable` all scores, the same to the last bit on 1, 2 or 64 ranks of one machine type. Random numbers come from a
+generator seeded by the batch's number; the first member of an ensemble is the forecast that is made without one.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -20,8 +23,11 @@ from shards.manifest import Scale
 from toolkit.data.windows import Window, to_unit
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate import protocols
-from toolkit.evaluate.scoring import new_table, score_batch, threshold_codes
+from toolkit.evaluate.ensemble import BestMember, Ensemble, MeanMember
+from toolkit.evaluate.scoring import member_cost, new_table, score_batch, threshold_codes
 from toolkit.evaluate.table import ScoreTable
+
+SINGLE = Ensemble()
 
 
 class Predictor(Protocol):
@@ -41,6 +47,60 @@ class Windows(Protocol):
     def __getitem__(self, index: int) -> Window: ...
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """One batch: its windows by their places, the truth as codes and what is scored, both [B, horizon, C, H, W]."""
+
+    indices: range
+    windows: list[Window]
+    truth: Tensor
+    prediction: Tensor
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of an evaluation; each is a function of its number alone.
+
+    Attributes:
+        total: windows that are evaluated, the first of `windows`.
+        batch: windows in all batches but the last.
+    """
+
+    model: Predictor
+    windows: Windows
+    total: int
+    context: int
+    horizon: int
+    protocol: protocols.Protocol
+    batch: int
+    device: torch.device
+    ensemble: Ensemble
+
+    def forecast(self, number: int) -> Forecast:
+        """Make the forecasts of a batch."""
+        indices = range(number * self.batch, min(self.total, (number + 1) * self.batch))
+        cut = [_window(self.windows, index, self.context + self.horizon) for index in indices]
+        codes = torch.from_numpy(np.stack([window.frames for window in cut])).to(self.device)
+        truth = codes[:, self.context : self.context + self.horizon]
+        return Forecast(indices, cut, truth, self._predict(number, codes[:, : self.context], truth))
+
+    def _predict(self, number: int, context: Tensor, truth: Tensor) -> Tensor:
+        generator = torch.Generator(self.device).manual_seed(number)
+        scale, ensemble = self.windows.scale, self.ensemble
+        members = (predict(self.model, context, self.horizon, scale, generator) for _ in range(ensemble.samples))
+        if ensemble.samples == 1:
+            return next(members)
+        if ensemble.select == "mean":
+            mean = MeanMember()
+            for member in members:
+                mean.add(member)
+            return mean.result()
+        best = BestMember()
+        for member in members:
+            best.add(member, member_cost(member, truth, scale, self.protocol))
+        return best.result()
+
+
 def evaluate_model(
     model: Predictor,
     windows: Windows,
@@ -54,6 +114,7 @@ def evaluate_model(
     rank: int = 0,
     world: int = 1,
     limit: int | None = None,
+    ensemble: Ensemble = SINGLE,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreTable:
     """Score a model on a split; every rank of the process group calls this and gets the same whole table.
@@ -63,6 +124,7 @@ def evaluate_model(
         thresholds: event thresholds in the store's unit.
         batch: windows per forward pass; part of the result's last bits.
         limit: use the first so many windows only.
+        ensemble: how many forecasts are made of each window, and which is scored.
         progress: called with (windows done, windows of this rank) after each batch.
 
     Raises:
@@ -74,21 +136,16 @@ def evaluate_model(
         raise ConfigError(f"nothing to evaluate: {len(windows)} windows, --limit {limit}")
     threshold_codes(thresholds, windows.scale)  # a bad threshold should fail before the first forward pass
     table = new_table(protocol, horizon, thresholds)
+    batches = Batches(model, windows, total, context, horizon, protocol, batch, torch.device(device), ensemble)
     mine = range(rank, -(-total // batch), world)
     share = sum(min(batch, total - number * batch) for number in mine)
     failure: Exception | None = None
     try:
         for number in mine:
-            indices = range(number * batch, min(total, (number + 1) * batch))
-            cut = [_window(windows, index, context + horizon) for index in indices]
-            codes = torch.from_numpy(np.stack([window.frames for window in cut])).to(device)
-            # Seeded by the batch: models that draw random numbers draw the same on any number of ranks.
-            generator = torch.Generator(device).manual_seed(number)
-            prediction = predict(model, codes[:, :context], horizon, windows.scale, generator)
-            columns = score_batch(
-                prediction, codes[:, context : context + horizon], windows.scale, protocol, thresholds
-            )
-            table.update(indices, [window.key for window in cut], [window.mode for window in cut], columns)
+            made = batches.forecast(number)
+            columns = score_batch(made.prediction, made.truth, windows.scale, protocol, thresholds)
+            cut = made.windows
+            table.update(made.indices, [window.key for window in cut], [window.mode for window in cut], columns)
             if progress is not None:
                 progress(len(table), share)
     except Exception as error:
@@ -139,24 +196,32 @@ def sample_frames(
     *,
     context: int,
     horizon: int,
+    protocol: protocols.Protocol,
+    batch: int,
     show: int,
     device: torch.device | str,
+    ensemble: Ensemble = SINGLE,
 ) -> dict[str, NDArray[Any]]:
     """Frames for people to look at: the first `show` (at least 1) sequences of each mode in a table.
+
+    They are the forecasts that were scored: the other arguments are those of `evaluate_model`.
 
     Returns:
         context [S, Tc, C, H, W], truth and prediction [S, horizon, C, H, W] as codes (uint8; predictions rounded to
         0..max_code); index, key, mode [S]; mse [S], the sequence's mean over its frames; scale, a JSON text.
     """
     indices = table.first_of_modes(show)
-    cut = [_window(windows, index, context + horizon) for index in indices]
-    predicted = []
-    for window in cut:  # one at a time: the pictures don't depend on how many are shown
-        codes = torch.from_numpy(window.frames[None, :context]).to(device)
-        values = predict(model, codes, horizon, windows.scale, torch.Generator(device).manual_seed(0))
-        values = torch.nan_to_num(values, nan=0.0).clamp(0.0, 1.0) * windows.scale.max_code
-        predicted.append(values.round().to(torch.uint8).cpu().numpy()[0])
-    frames = np.stack([window.frames for window in cut])
+    batches = Batches(model, windows, len(table), context, horizon, protocol, batch, torch.device(device), ensemble)
+    cut: dict[int, Window] = {}
+    predicted: dict[int, NDArray[Any]] = {}
+    for number, places in itertools.groupby(sorted(indices), key=lambda index: index // batch):
+        made = batches.forecast(number)
+        values = torch.nan_to_num(made.prediction, nan=0.0).clamp(0.0, 1.0) * windows.scale.max_code
+        shown = values.round().to(torch.uint8).cpu().numpy()
+        for index in places:
+            row = index - made.indices.start
+            cut[index], predicted[index] = made.windows[row], shown[row]
+    frames = np.stack([cut[index].frames for index in indices])
     columns = table.arrays()
     rows = np.searchsorted(columns["index"], indices)
     scale = windows.scale
@@ -170,7 +235,7 @@ def sample_frames(
     return {
         "context": frames[:, :context],
         "truth": frames[:, context : context + horizon],
-        "prediction": np.stack(predicted),
+        "prediction": np.stack([predicted[index] for index in indices]),
         "index": np.array(indices, dtype=np.int64),
         "key": columns["key"][rows],
         "mode": columns["mode"][rows],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from shards.manifest import Scale
 from toolkit.data.windows import observed, to_unit
 from toolkit.errors import ConfigError
 from toolkit.evaluate import metrics
+from toolkit.evaluate.ensemble import cost_of
 from toolkit.evaluate.protocols import Protocol
 from toolkit.evaluate.table import EXACT, MISSING, NONFINITE, ScoreTable, at
 
@@ -50,44 +52,85 @@ def threshold_codes(thresholds: Sequence[float], scale: Scale) -> list[int]:
     return codes
 
 
+class Compared:
+    """A batch of predictions beside the truth, made ready for metrics by a protocol.
+
+    Args:
+        prediction: [B, T, C, H, W] in the models' unit (code / max_code), as the model gave it.
+        codes: uint8 of the same shape, the truth.
+
+    Attributes:
+        nonfinite: bool [B, T]: the frame's prediction isn't finite; its averaged scores are NaN.
+    """
+
+    def __init__(self, prediction: Tensor, codes: Tensor, scale: Scale, protocol: Protocol) -> None:
+        self.protocol = protocol
+        self.truth, predicted = to_unit(codes, scale), prediction.float()
+        seen = observed(codes, scale)
+        self.mask = None if seen is None or bool(seen.all()) else seen
+        self.nonfinite = ~torch.isfinite(predicted).flatten(2).all(2)
+        # Where it isn't finite the score is made NaN below.
+        predicted = torch.nan_to_num(predicted, nan=0.0, posinf=0.0, neginf=0.0)
+        self.predicted = predicted.clamp(0.0, 1.0) if protocol.clamp else predicted
+
+    @cached_property
+    def _levels(self) -> tuple[Tensor, Tensor]:
+        levels = self.protocol.image_levels
+        return _levels(self.predicted, levels), _levels(self.truth, levels)
+
+    @cached_property
+    def _psnr(self) -> tuple[Tensor, Tensor]:
+        protocol = self.protocol
+        return metrics.psnr(*self._levels, protocol.psnr_data_range, protocol.psnr_cap, self.mask)
+
+    @property
+    def exact(self) -> Tensor:
+        """bool [B, T]: the frame's levels are all right."""
+        return self._psnr[1] & ~self.nonfinite
+
+    def averaged(self, name: str) -> Tensor:
+        """One averaged metric, float64 [B, T]."""
+        protocol = self.protocol
+        if name == "psnr":
+            values = self._psnr[0]
+        elif name == "ssim":
+            values = metrics.ssim(*self._levels, protocol.ssim_data_range, protocol.ssim_window, self.mask)
+        else:
+            error = {"mse": metrics.mse, "mae": metrics.mae}[name]
+            values = error(self.predicted, self.truth, protocol.error_reduction, self.mask)
+        return values.masked_fill(self.nonfinite, torch.nan)
+
+
+def member_cost(prediction: Tensor, codes: Tensor, scale: Scale, protocol: Protocol) -> Tensor:
+    """What a member of an ensemble costs at each sequence, float64 [B], by the protocol's `best_by`."""
+    compared = Compared(prediction, codes, scale, protocol)
+    return cost_of(compared.averaged(protocol.best_by), compared.nonfinite, protocol.best_by)
+
+
 def score_batch(
     prediction: Tensor, codes: Tensor, scale: Scale, protocol: Protocol, thresholds: Sequence[float]
 ) -> dict[str, NDArray[np.float64] | NDArray[np.int64]]:
     """All columns of one batch.
 
     Args:
-        prediction: [B, T, C, H, W] in the models' unit (code / max_code), as the model gave it.
-        codes: uint8 of the same shape, the truth.
+        prediction, codes: as of `Compared`.
         thresholds: in the store's unit.
 
     Returns:
         Columns of `new_table`, each [B, T]. Averaged columns are NaN in frames whose prediction isn't finite.
     """
-    truth, predicted = to_unit(codes, scale), prediction.float()
-    seen = observed(codes, scale)
-    mask = None if seen is None or bool(seen.all()) else seen
-    nonfinite = ~torch.isfinite(predicted).flatten(2).all(2)
-    predicted = torch.nan_to_num(predicted, nan=0.0, posinf=0.0, neginf=0.0)  # those frames are made NaN below
-    if protocol.clamp:
-        predicted = predicted.clamp(0.0, 1.0)
-    predicted_levels, true_levels = (_levels(frames, protocol.image_levels) for frames in (predicted, truth))
-    psnr, exact = metrics.psnr(predicted_levels, true_levels, protocol.psnr_data_range, protocol.psnr_cap, mask)
-    averaged = {
-        "mse": metrics.mse(predicted, truth, protocol.error_reduction, mask),
-        "mae": metrics.mae(predicted, truth, protocol.error_reduction, mask),
-        "psnr": psnr,
-        "ssim": metrics.ssim(predicted_levels, true_levels, protocol.ssim_data_range, protocol.ssim_window, mask),
-    }
+    compared = Compared(prediction, codes, scale, protocol)
+    mask, nonfinite = compared.mask, compared.nonfinite
     missing = torch.zeros_like(nonfinite, dtype=torch.int64) if mask is None else (~mask).flatten(2).sum(2)
-    counted = {EXACT: exact & ~nonfinite, NONFINITE: nonfinite, MISSING: missing}
+    counted = {EXACT: compared.exact, NONFINITE: nonfinite, MISSING: missing}
     for threshold, code in zip(thresholds, threshold_codes(thresholds, scale), strict=True):
         # The code's own float32 image: a frame that repeats a code then compares as that code does.
-        reached = torch.tensor(float(code), dtype=torch.float32, device=truth.device) / scale.max_code
-        table = metrics.contingency(predicted >= reached, codes >= code, mask)
+        reached = torch.tensor(float(code), dtype=torch.float32, device=codes.device) / scale.max_code
+        table = metrics.contingency(compared.predicted >= reached, codes >= code, mask)
         counted[at("hits", threshold)] = table.hits
         counted[at("misses", threshold)] = table.misses
         counted[at("false_alarms", threshold)] = table.false_alarms
-    columns = {name: values.masked_fill(nonfinite, torch.nan).cpu().numpy() for name, values in averaged.items()}
+    columns = {name: compared.averaged(name).cpu().numpy() for name in AVERAGED}
     return columns | {name: values.long().cpu().numpy() for name, values in counted.items()}
 
 

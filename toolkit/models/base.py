@@ -86,11 +86,13 @@ class SequenceModel(nn.Module, ABC):
 
     Attributes:
         checkpointing: `train.checkpointing`. Models without a step say what they recompute under any but `none`.
+        stochastic: forecasts under a generator differ from one another; False: an ensemble has equal members.
         loss_frames: `train.loss_frames`; models that predict the horizon only have no other frames in their loss.
     """
 
     checkpointing: str = "none"
     loss_frames: str = "all"
+    stochastic: bool = False
 
     @abstractmethod
     def forward(self, frames: Tensor, context: int, sampling: Sampling) -> Rollout:
@@ -120,7 +122,13 @@ class SequenceModel(nn.Module, ABC):
 
 
 class StepModel(nn.Module, ABC):
-    """A model of one time step on patched frames [B, C * patch^2, H / patch, W / patch]."""
+    """A model of one time step on patched frames [B, C * patch^2, H / patch, W / patch].
+
+    Attributes:
+        stochastic: the state before the first frame is drawn at evaluation too.
+    """
+
+    stochastic: bool = False
 
     @abstractmethod
     def init_state(self, batch: int, height: int, width: int, like: Tensor, noise: Noise | None) -> State:
@@ -149,6 +157,7 @@ class StepSequence(SequenceModel):
         super().__init__()
         self.cell = cell
         self.patch = patch
+        self.stochastic = cell.stochastic
 
     def forward(self, frames: Tensor, context: int, sampling: Sampling) -> Rollout:
         check_context(frames, context)

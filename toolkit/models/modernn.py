@@ -148,7 +148,7 @@ class ModeRNN(StepModel):
 
     def __init__(self, options: ModeRNNOptions, shape: FrameSpec) -> None:
         super().__init__()
-        self.sample_at_eval = options.sample_at_eval
+        self.sample_at_eval = self.stochastic = options.sample_at_eval
         self.hidden = options.hidden
         depth = shape.channels * options.patch**2
         self.embed = nn.Conv2d(depth, options.hidden, 1, bias=False)

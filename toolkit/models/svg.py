@@ -180,6 +180,8 @@ class Gaussian(nn.Module):
 class SVG(SequenceModel):
     """SVG-LP; in training the posterior says what will happen, in a forecast the prior."""
 
+    stochastic = True
+
     def __init__(self, options: SVGOptions, shape: FrameSpec) -> None:
         super().__init__()
         self.size, self.z, self.beta, self.sample_batch = options.size, options.z, options.beta, options.sample_batch

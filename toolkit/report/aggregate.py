@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from toolkit.report.collect import CHECKPOINTS, Result, Run, Sweep
 
 PERSISTENCE = "repeat the last frame"
+SINGLE = {"label": "one forecast"}  # in the place of an ensemble
 OVERALL = ""  # the mode that stands for all sequences
 Direction = Literal["lower", "higher", "one", "none"]
 
@@ -57,10 +58,21 @@ class Row:
     parameters: int | None
     cells: Mapping[tuple[str, str], Cell]  # (metric key, mode)
     leads: Mapping[str, tuple[Cell, ...]]  # metric key -> one cell per lead time
+    ensemble: Mapping[str, Any] | None = None  # how several forecasts of a sequence became one score
 
     @property
     def baseline(self) -> bool:
         return self.group == PERSISTENCE
+
+    @property
+    def label(self) -> str:
+        """The group, and how its ensembles were scored."""
+        return f"{self.group} ({self.ensemble['label']})" if self.ensemble else self.group
+
+    @property
+    def competes(self) -> bool:
+        """May be the best of a column: it didn't choose its forecasts by the truth."""
+        return self.ensemble is None or self.ensemble["select"] != "best"
 
 
 @dataclass(frozen=True)
@@ -134,6 +146,10 @@ def _row(
 ) -> Row:
     elsewhere = f"no {which} score under this protocol, data and split"
     data = {seed: result.data for seed, result in sorted(results.items())}
+    ensemble = next((found.get("ensemble") for found in data.values()), None)
+    other = [seed for seed, found in data.items() if found.get("ensemble") != ensemble]
+    missing = {run.seed: run.problem or elsewhere for run in runs if run.seed not in data}
+    missing |= {seed: f"scored as {(data.pop(seed).get('ensemble') or SINGLE)['label']}" for seed in other}
     cells = {
         (metric.key, mode): _cell(_values(data, metric.key, mode)) for metric in metrics for mode in (OVERALL, *modes)
     }
@@ -143,7 +159,7 @@ def _row(
         which=which,
         seeds=tuple(data),
         planned=tuple(sorted(run.seed for run in runs)),
-        missing={run.seed: run.problem or elsewhere for run in runs if run.seed not in data},
+        missing=dict(sorted(missing.items())),
         parameters=next((found.get("parameters") for found in data.values()), None),
         cells=cells,
         leads={
@@ -153,6 +169,7 @@ def _row(
             )
             for metric in metrics
         },
+        ensemble=ensemble,
     )
 
 
@@ -206,7 +223,9 @@ def _with_best(rows: list[Row], metrics: tuple[Metric, ...], modes: tuple[str, .
             for mode in (OVERALL, *modes):
                 key = (metric.key, mode)
                 column = [
-                    (row, mean) for row in rows if row.which == which and (mean := row.cells[key].mean) is not None
+                    (row, mean)
+                    for row in rows
+                    if row.which == which and row.competes and (mean := row.cells[key].mean) is not None
                 ]
                 if metric.direction == "none" or len(column) < 2:
                     continue
@@ -215,10 +234,7 @@ def _with_best(rows: list[Row], metrics: tuple[Metric, ...], modes: tuple[str, .
                     if badness[id(row)] == min(badness.values()):
                         cell = row.cells[key]
                         marked[id(row)][key] = Cell(cell.mean, cell.std, cell.values, cell.undefined, best=True)
-    return [
-        Row(row.group, row.which, row.seeds, row.planned, row.missing, row.parameters, marked[id(row)], row.leads)
-        for row in rows
-    ]
+    return [replace(row, cells=marked[id(row)]) for row in rows]
 
 
 def _badness(mean: float, direction: Direction) -> float:

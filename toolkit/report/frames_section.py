@@ -10,7 +10,7 @@ from toolkit.report.aggregate import Board
 from toolkit.report.collect import CHECKPOINTS, Sweep
 from toolkit.report.pictures import Codes, Samples, chosen_leads, columns_for, legend_svg, load_samples, png_uri
 
-Shown = tuple[str, int, str, Samples]  # group, seed, checkpoint, its frames
+Shown = tuple[str, int, str, Samples]  # group, seed, checkpoint and what of an ensemble, its frames
 
 
 def render(sweep: Sweep, board: Board) -> str:
@@ -49,7 +49,8 @@ def _choose(sweep: Sweep, board: Board) -> list[Shown]:
         if candidates:
             place, seed, result = min(candidates, key=lambda candidate: candidate[:2])
             assert result.samples is not None
-            chosen.append((group, seed, CHECKPOINTS[place], load_samples(result.samples)))
+            how = f", {ensemble['label']}" if (ensemble := result.data.get("ensemble")) else ""
+            chosen.append((group, seed, CHECKPOINTS[place] + how, load_samples(result.samples)))
     return chosen
 
 

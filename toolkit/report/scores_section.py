@@ -32,7 +32,8 @@ def render(sweep: Sweep, board: Board, number: int, several: bool) -> str:
         parts.append(facts_list(board_facts(board)))
     parts.append(
         "<p>Mean ± sample standard deviation over seeds; each score is over all sequences and lead times. The best "
-        "mean of a column, among the rows of one checkpoint, is bold and has a star.</p>"
+        "mean of a column, among the rows of one checkpoint, is bold and has a star; rows whose forecasts were chosen "
+        "by the truth take no part in that.</p>"
     )
     parts += [_main_table(board), _announced(board)]
     if board.modes:
@@ -59,6 +60,8 @@ def board_facts(board: Board) -> dict[str, str]:
     ]
     where = f"store <code>{escape(store['path'])}</code>, digest <code>{escape(store['digest'][:12])}</code>"
     sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in protocol["text"])
+    rules = {f"{row.group}: {row.ensemble['text']}": None for row in board.rows if row.ensemble}
+    sentences += "".join(f"<li>{escape(rule)}</li>" for rule in rules)
     source = f'<span class="soft">({escape(protocol["source"])})</span>'
     return {
         "Data": f'{", ".join(data)}<br><span class="soft">{where}</span>',
@@ -74,7 +77,7 @@ def _main_table(board: Board) -> str:
         rows.append(f'<tr class="block"><th colspan="{3 + 2 * len(metrics)}">{CHECKPOINT_TITLES[which]}</th></tr>')
         for row in board.rows_at(which):
             cells = "".join(_cell(board, row, metric, OVERALL) for metric in metrics)
-            rows.append(_tr(row, f"<td>{seeds_text(row)}</td><td>{size_text(row)}</td>{cells}"))
+            rows.append(_tr(row, f"<td>{seeds_text(row)}</td><td>{size_text(row)}</td>{cells}", row.label))
     return score_table(f"<tr><th>Model</th><th>Seeds</th><th>Parameters</th>{titles}</tr>", rows)
 
 
@@ -89,13 +92,13 @@ def _mode_table(board: Board, metric: Metric) -> str:
     rows = []
     for pair in zip(*(board.rows_at(which) for which in CHECKPOINTS), strict=True):
         cells = [_cell(board, row, metric, mode, first=place == 0) for row in pair for place, mode in enumerate(modes)]
-        rows.append(_tr(pair[0], "".join(cells)))
+        rows.append(_tr(pair[0], "".join(cells), " | ".join(dict.fromkeys(row.label for row in pair))))
     return f"<h3>{escape(heading(metric))}</h3>{score_table(head, rows)}"
 
 
-def _tr(row: Row, cells: str) -> str:
+def _tr(row: Row, cells: str, label: str) -> str:
     kind = ' class="baseline"' if row.baseline else ""
-    return f"<tr{kind}><th>{escape(row.group)}</th>{cells}</tr>"
+    return f"<tr{kind}><th>{escape(label)}</th>{cells}</tr>"
 
 
 def _cell(board: Board, row: Row, metric: Metric, mode: str, first: bool = False) -> str:

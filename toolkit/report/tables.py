@@ -13,7 +13,7 @@ CHECKPOINT_TITLES = {"best": "Best-validation checkpoint", "last": "Last checkpo
 FIXED_DECIMALS = {"ssim": 3, "psnr": 2, "csi": 3, "pod": 3, "far": 3, "bias": 3}
 CSV_COLUMNS = (
     "protocol", "store", "split", "checkpoint", "group", "mode", "metric", "mean", "std", "n", "planned", "best",
-    "undefined_seeds", "missing_seeds", "parameters",
+    "undefined_seeds", "missing_seeds", "parameters", "ensemble",
 )  # fmt: skip
 ARROWS = {"lower": " ↓", "higher": " ↑", "one": " → 1", "none": ""}
 NOT_DEFINED = "n/a"
@@ -86,6 +86,7 @@ def to_csv(boards: Sequence[Board]) -> str:
                         " ".join(map(str, cell.undefined)) if not row.baseline else "",
                         " ".join(map(str, row.missing)),
                         "" if row.parameters is None else row.parameters,
+                        row.ensemble["label"] if row.ensemble else "",
                     )
                 )
     return out.getvalue()
@@ -131,5 +132,5 @@ def _markdown_table(board: Board, rows: Sequence[Row], columns: Sequence[tuple[M
             cell = row.cells[metric.key, mode]
             text = text_of(cell, column_decimals(board, metric), row.baseline)
             cells.append(f"**{text}**" if cell.best else text)
-        lines.append(f"| {row.group} | {seeds_text(row)} | {size_text(row)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row.label} | {seeds_text(row)} | {size_text(row)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -49,3 +49,22 @@ class Blur(nn.Module):
         for _ in range(horizon):
             frames.append(self.filter(frames[-1]))
         return torch.stack(frames[1:], dim=1).unsqueeze(0).expand(samples, -1, -1, -1, -1, -1)
+
+
+class Dice(Blur):
+    """`Blur` with noise of its generator on top; frame `broken` of every member after the first is NaN."""
+
+    def __init__(self, broken: int | None = None) -> None:
+        super().__init__()
+        self.broken = broken
+        self.members = 0
+
+    def predict(
+        self, context: Tensor, horizon: int, samples: int = 1, generator: torch.Generator | None = None
+    ) -> Tensor:
+        forecast = super().predict(context, horizon, samples).clone()
+        forecast += 0.3 * torch.randn(forecast.shape, generator=generator)
+        if self.broken is not None and self.members:
+            forecast[:, :, self.broken] = torch.nan
+        self.members += 1
+        return forecast

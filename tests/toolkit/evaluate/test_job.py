@@ -38,9 +38,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_run(store: Path, tmp_path: Path) -> Callable[..., RunDir]:
     """A run whose checkpoints are of the given steps; `best` names one of them."""
 
-    def make(*steps: int, best: int | None = None, **eval_options: object) -> RunDir:
+    def make(
+        *steps: int, best: int | None = None, model: dict[str, object] | None = None, **eval_options: object
+    ) -> RunDir:
         tree = {
-            "model": {"name": "convlstm", "layers": 1, "hidden": 4, "kernel": 3},
+            "model": model or {"name": "convlstm", "layers": 1, "hidden": 4, "kernel": 3},
             "data": {"store": str(store), "context": 3, "horizon": 3},
             "eval": {"batch": 2, "show": 1, "thresholds": [0.5], **eval_options},
         }
@@ -114,6 +116,41 @@ def test_without_frames_to_show_none_are_kept(make_run: Callable[..., RunDir]) -
     main(["--run", str(run.path)])
     assert not list(run.eval.glob("*.samples.npz"))
     assert len(list(run.eval.glob("*.json"))) == 2
+
+
+SVG = {"name": "svg_lp", "size": 16, "width": 2, "latent": 4, "rnn": 4, "z": 2}
+
+
+def test_an_ensemble_is_another_result_and_says_its_rule(
+    make_run: Callable[..., RunDir], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(5, model=SVG)
+    command = ["--run", str(run.path), "--which", "last"]
+
+    def evaluated(*arguments: str) -> dict[str, object]:
+        main([*command, *arguments])
+        return json.loads((run.eval / "test-last.json").read_text())
+
+    single = evaluated()
+    assert single["ensemble"] is None
+    best = evaluated("--samples", "3", "--select", "best")
+    assert "3 forecasts each" in capsys.readouterr().err
+    assert {key: best["ensemble"][key] for key in ("samples", "select", "by")} == {
+        "samples": 3, "select": "best", "by": "psnr",
+    }  # fmt: skip
+    assert "PSNR, averaged over lead times, is best" in best["ensemble"]["text"]
+    assert best["overall"]["psnr"] > single["overall"]["psnr"]
+    assert best["protocol"]["best_by"] == "psnr"
+    assert evaluated("--samples", "3", "--select", "best") == best
+    assert "already evaluated" in capsys.readouterr().err
+    assert evaluated("--samples", "3")["ensemble"]["select"] == "mean"
+    assert evaluated()["overall"] == single["overall"]
+
+
+def test_a_model_without_chance_makes_one_forecast(make_run: Callable[..., RunDir]) -> None:
+    run = make_run(5, samples=4, select="best")
+    main(["--run", str(run.path), "--which", "last"])
+    assert json.loads((run.eval / "test-last.json").read_text())["ensemble"] is None
 
 
 def test_faults_of_use_are_named(make_run: Callable[..., RunDir], tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from shards.manifest import Scale
-from tests.toolkit.evaluate.stand_ins import DBZ, Blur, ListedWindows, noise_windows
+from tests.toolkit.evaluate.stand_ins import DBZ, Blur, Dice, ListedWindows, noise_windows
 from toolkit.errors import ConfigError
+from toolkit.evaluate.ensemble import Ensemble
 from toolkit.evaluate.protocols import known_protocols, load_protocol
 from toolkit.evaluate.run import evaluate_model, sample_frames
 from toolkit.evaluate.scoring import score_batch, threshold_codes
@@ -118,13 +119,17 @@ def test_ranks_share_the_samples(world: int) -> None:
 RANK_PROGRAM = """
 import json, sys, torch
 from torch import distributed
-from tests.toolkit.evaluate.stand_ins import Blur, noise_windows
+from tests.toolkit.evaluate.stand_ins import Blur, Dice, noise_windows
 from tests.toolkit.evaluate.test_run import evaluate
+from toolkit.evaluate.ensemble import Ensemble
 distributed.init_process_group("gloo")
 torch.set_num_threads(1)
 rank, world = distributed.get_rank(), distributed.get_world_size()
 scores = evaluate(Blur(), noise_windows(7), rank=rank, world=world, batch=2, thresholds=(0.5,)).compute()
 open(f"{sys.argv[1]}/rank{rank}.json", "w").write(json.dumps(scores.as_dict()))
+for select in ("mean", "best"):
+    table = evaluate(Dice(), noise_windows(7), rank=rank, world=world, batch=2, ensemble=Ensemble(3, select))
+    open(f"{sys.argv[1]}/{select}{rank}.json", "w").write(json.dumps(table.compute().as_dict()))
 class Broken(Blur):
     def predict(self, context, *args, **kwargs):
         if rank == 1:
@@ -154,6 +159,9 @@ def test_two_real_ranks_and_an_odd_count_equal_one_process(tmp_path: Path) -> No
     alone = evaluate(Blur(), noise_windows(7), batch=2, thresholds=(0.5,)).compute().as_dict()
     for rank in (0, 1):
         assert json.loads((tmp_path / f"rank{rank}.json").read_text()) == json.loads(json.dumps(alone))
+        for select in ("mean", "best"):
+            ensemble = evaluate(Dice(), noise_windows(7), batch=2, ensemble=Ensemble(3, select)).compute().as_dict()
+            assert json.loads((tmp_path / f"{select}{rank}.json").read_text()) == json.loads(json.dumps(ensemble))
     assert (tmp_path / "fault1.txt").read_text() == "RuntimeError: out of memory"
     assert "failed on rank 1: RuntimeError: out of memory" in (tmp_path / "fault0.txt").read_text()
 
@@ -186,7 +194,9 @@ def test_every_protocol_names_all_its_choices() -> None:
 def test_sample_frames_are_the_first_of_each_mode() -> None:
     windows = noise_windows(6, scale=DBZ)
     table = evaluate(Persistence(), windows)
-    found = sample_frames(Persistence(), windows, table, context=2, horizon=2, show=2, device="cpu")
+    found = sample_frames(
+        Persistence(), windows, table, context=2, horizon=2, protocol=PAPER, batch=3, show=2, device="cpu"
+    )
     assert found["key"].tolist() == ["w000", "w002", "w001", "w003"]
     assert found["mode"].tolist() == ["a", "a", "b", "b"]
     np.testing.assert_array_equal(found["prediction"][:, 0], found["context"][:, -1])

@@ -17,6 +17,7 @@ import pytest
 from launch.report import main
 from tests.toolkit.report.synthetic import DBZ, noise_scene, write_run, write_scores, write_sweep
 from toolkit.errors import ConfigError, ToolkitError
+from toolkit.evaluate.ensemble import Ensemble
 from toolkit.report.aggregate import make_boards, mean_and_std
 from toolkit.report.build import build_report
 from toolkit.report.collect import collect
@@ -86,6 +87,36 @@ def test_markdown_and_page_round_the_numbers_of_the_csv(sweep: Path) -> None:
     assert f'<b>{mean}</b></td><td class="sd">± {std} <span' in page
     single = float(rows["best", "slots1", "all", "ssim"]["mean"])
     assert f"| {single:.3f} ± – |" in markdown
+
+
+def score_as(sweep: Path, group: str, seed: int, ensemble: Ensemble) -> None:
+    for file in (sweep / f"{group}-seed{seed}" / "eval").glob("*.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "ensemble": ensemble.described()}))
+
+
+def test_ensembles_are_told_and_those_chosen_by_the_truth_are_never_marked(sweep: Path) -> None:
+    for seed in (1, 2):
+        score_as(sweep, "slots4", seed, Ensemble(100, "best"))
+    page = build_report(sweep, None, quiet).read_text()
+    assert "<th>slots4 (best of 100 by PSNR)</th>" in page
+    assert "slots4: Best of 100 forecasts: each sequence is scored by the one whose PSNR" in page
+    assert "| slots4 (best of 100 by PSNR) | 2 |" in (sweep / "report" / "table.md").read_text()
+    rows = [row for row in read_csv(sweep) if (row["metric"], row["mode"], row["checkpoint"]) == ("mse", "all", "best")]
+    assert {row["group"]: row["best"] for row in rows}["slots4"] == "0"  # it has the least MSE
+    assert sum(row["best"] == "1" for row in rows) == 1
+    assert {row["ensemble"] for row in rows} == {"", "best of 100 by PSNR"}
+    for seed in (1, 2):
+        score_as(sweep, "slots4", seed, Ensemble(100, "mean"))
+    build_report(sweep, None, quiet)
+    rows = [row for row in read_csv(sweep) if (row["metric"], row["mode"], row["checkpoint"]) == ("mse", "all", "best")]
+    assert {row["group"]: row["best"] for row in rows}["slots4"] == "1"
+
+
+def test_seeds_scored_by_different_rules_are_not_averaged(sweep: Path) -> None:
+    score_as(sweep, "slots4", 1, Ensemble(100, "best"))
+    (board,) = make_boards(collect(sweep))
+    row = next(row for row in board.rows if row.group == "slots4")
+    assert (row.seeds, row.missing) == ((1,), {2: "scored as one forecast"})
 
 
 def test_the_best_of_each_column_is_marked(sweep: Path) -> None:

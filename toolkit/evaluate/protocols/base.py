@@ -27,6 +27,10 @@ class Protocol:
     psnr_data_range: float
     psnr_cap: float  # dB, given to exact frames and to anything above
 
+    # Of an ensemble under `eval.select: best`, the member that is scored: the best of its sequence in this metric,
+    # averaged over lead times.
+    best_by: Literal["mse", "mae", "psnr", "ssim"]
+
     csi_pooling: Literal["counts"]  # hits, misses and false alarms are added up first, then divided
     average: Literal["frames"]  # every frame of every sequence has the same weight
 

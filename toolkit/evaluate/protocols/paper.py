@@ -2,6 +2,9 @@
 
 One choice differs from that code: it averages CSI over batches and lead times, with 0 where no pixel reaches the
 threshold, so its value depends on the batch size. Here counts are pooled.
+
+SVG is scored by "the best results from 100 output samples", of which neither says by what and whether anew for every
+metric. Here: for each sequence the sample of the best PSNR, the paper's first metric on KTH, averaged over lead times.
 """
 
 from toolkit.evaluate.protocols.base import Protocol
@@ -17,6 +20,7 @@ PROTOCOL = Protocol(
     ssim_data_range=255.0,
     psnr_data_range=255.0,
     psnr_cap=100.0,
+    best_by="psnr",
     csi_pooling="counts",
     average="frames",
 )
