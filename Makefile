@@ -3,6 +3,7 @@
 #   make demo                    shards, a small sweep, evaluation and a report page, in minutes on two cores
 #   make demo DIGITS=FOLDER      the same with MNIST's original idx files instead of scikit-learn's digits
 #   make test                    the tests;  make test-all  the slow ones too
+#   make slurm-test              those on a real Slurm of this machine; slurm/devcluster/cluster install gets it
 #   make check                   formatting, lint, types
 #   make bench                   measurements, into benchmarks/
 #   make gpu                     what needs a CUDA device
@@ -24,7 +25,7 @@ DEMO_STORE := stores/demo-mnist
 DEMO_RUNS := runs/mnist
 endif
 
-.PHONY: demo test test-all check format bench gpu clean
+.PHONY: demo test test-all slurm-test check format bench gpu clean
 
 $(READY): setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
@@ -43,6 +44,9 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "not gpu"
+
+slurm-test: $(READY)
+	$(BIN)/python -m pytest -m slurm
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -1,0 +1,91 @@
+"""One real Slurm for all tests of this folder, on this machine; it is taken down whatever becomes of the tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "slurm" / "devcluster" / "cluster"
+NEEDED = ("slurmctld", "slurmd", "sbatch", "munged")
+
+
+def missing(*names: str) -> list[str]:
+    """Programs that this machine lacks."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    return [name for name in names if shutil.which(name, path=path) is None]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.slurm)
+
+
+@dataclass(frozen=True)
+class DevCluster:
+    """A cluster in a folder of its own."""
+
+    folder: Path
+
+    def call(self, *arguments: object, check: bool = True, **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run slurm/devcluster/cluster."""
+        environment = {**os.environ, "DEVCLUSTER": str(self.folder), **settings}
+        command = [str(SCRIPT), *map(str, arguments)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert not check or done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        return done
+
+    def run(self, *command: object) -> str:
+        """The output of a command on the login node."""
+        return self.call("exec", *command).stdout
+
+    def daemons(self) -> dict[str, str]:
+        """Process ids, or `not running`, by name."""
+        lines = self.call("status", check=False).stdout.splitlines()
+        return dict(line.split(maxsplit=1) for line in lines[: [line[:6] for line in lines].index("SLURM_")])
+
+
+@pytest.fixture(scope="session")
+def new_cluster() -> Iterator[Callable[..., DevCluster]]:
+    """Make a cluster with settings; all are taken down at the end, and by themselves should pytest be killed."""
+    if lacking := missing(*NEEDED):
+        pytest.skip(f"needs Slurm ({', '.join(lacking)} not found): slurm/devcluster/cluster install")
+    made: list[DevCluster] = []
+
+    def make(**settings: str) -> DevCluster:
+        # In /tmp by name: the path of a socket may have no more than 107 characters.
+        cluster = DevCluster(Path(tempfile.mkdtemp(prefix="devcluster-", dir="/tmp")))
+        made.append(cluster)
+        cluster.call("up", OWNER=str(os.getpid()), **settings)
+        return cluster
+
+    try:
+        yield make
+    finally:
+        for cluster in made:
+            cluster.call("down", check=False)
+            shutil.rmtree(cluster.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def cluster(new_cluster: Callable[..., DevCluster]) -> DevCluster:
+    """Four nodes of 8 CPUs and 2 pretended GPUs."""
+    return new_cluster()
+
+
+def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"still not so after {seconds:.0f} s"
+        time.sleep(0.1)
