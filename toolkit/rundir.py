@@ -8,6 +8,7 @@
       metrics.jsonl   tb/              one line per logged step; TensorBoard
       state.json  DONE | FAILED        how the run stands: no scheduler is needed to know
       eval/                            <split>-<best|last>.json and the frames shown in the report
+      analysis/                        features-<split>-<best|last>.npz: what the model remembers, see toolkit/analysis
 
 Small files are replaced whole (write, fsync, rename), so a reader never sees half of one.
 """
@@ -72,6 +73,10 @@ class RunDir:
     @property
     def eval(self) -> Path:
         return self.path / "eval"
+
+    @property
+    def analysis(self) -> Path:
+        return self.path / "analysis"
 
     def config(self) -> RunConfig:
         """The run's resolved config.

@@ -121,6 +121,14 @@ class SequenceModel(nn.Module, ABC):
         """
 
 
+class Probe(nn.Identity):
+    """A named place in a model where `toolkit.models.capture` can look at a tensor; does nothing by itself."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+
 class StepModel(nn.Module, ABC):
     """A model of one time step on patched frames [B, C * patch^2, H / patch, W / patch].
 
@@ -140,6 +148,13 @@ class StepModel(nn.Module, ABC):
 
         Must draw no random numbers: activation checkpointing runs it twice.
         """
+
+    @abstractmethod
+    def memories(self, state: State) -> list[Tensor]:
+        """What each layer remembers after a step, [B, channels, h, w], first layer first: C_t, or ModeRNN's B_t."""
+
+    def forward(self, frame: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.step(frame, state)
 
     def losses(self, state: State, steps: int) -> dict[str, Tensor]:
         """The model's own terms of the training loss: scalars in float32, already weighted.
@@ -187,7 +202,7 @@ class StepSequence(SequenceModel):
         batch, _, _, height, width = patched.shape
         first = self.cell.init_state(batch, height, width, patched, sampling.noise)
         predictions, last = unroll(
-            self.cell.step, patched, first, steps, context, teacher=sampling.teacher, policy=self.checkpointing
+            self.cell, patched, first, steps, context, teacher=sampling.teacher, policy=self.checkpointing
         )
         return from_patches(predictions, self.patch, frames.shape[-2], frames.shape[-1]), last
 

@@ -111,6 +111,9 @@ class ConvTTLSTM(StepModel):
             state.append([((zero,) * cell.past, zero) for cell in cells])
         return state
 
+    def memories(self, state: list[list[LayerState]]) -> list[Tensor]:
+        return [memory for block in state for _, memory in block]
+
     def step(self, frame: Tensor, state: list[list[LayerState]]) -> tuple[Tensor, list[list[LayerState]]]:
         x = frame
         after: list[list[LayerState]] = []

@@ -79,6 +79,9 @@ class ConvLSTM(StepModel):
         zero = like.new_zeros(batch, self.hidden, height, width)
         return [(zero, zero) for _ in self.cells]
 
+    def memories(self, state: list[LayerState]) -> list[Tensor]:
+        return [memory for _, memory in state]
+
     def step(self, frame: Tensor, state: list[LayerState]) -> tuple[Tensor, list[LayerState]]:
         after = []
         x = frame

@@ -140,6 +140,9 @@ class MIM(StepModel):
         blocks = [BlockState(zero, zero, zero, zero, zero) for _ in self.blocks]
         return MIMState((zero, zero), blocks, zero, like.new_zeros(()))
 
+    def memories(self, state: MIMState) -> list[Tensor]:
+        return [state.first[1], *(block.cell for block in state.blocks)]
+
     def step(self, frame: Tensor, state: MIMState) -> tuple[Tensor, MIMState]:
         before, cell = state.first
         first: STLSTMOutput = self.first(frame, before, cell, state.memory)

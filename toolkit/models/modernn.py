@@ -17,6 +17,12 @@ I_t = [X_t, H_{t-1}], * a convolution, . an elementwise product. Per layer and t
                  gate its own FC, FFN_fuse, W_fuse, W_ff and W_fi (slots and FFN_bind are shared)
     equation 5   B_t = f . B_{t-1} + i . g;  H_t = o . tanh(B_t)
 
+The paper's ablations (Tables 3 and 4) are options. `slots: 1` is the row "w/o slot binding": one slot, nothing to bind
+to. `fusion: equal` is "w/o adaptive slot fusion": equation 3 and all its parameters (FC, FFN_fuse^n) are gone, and in
+equation 4 every sigmoid(omega_t^n . I_t) becomes 1/2, its value at omega = 0: the slots are added with equal weights,
+and what is left is the same net at the same scale (5,683,200 parameters). The residual's sigmoid(I_t) stays: it weighs
+no slot and has no parameters.
+
 The text leaves open what stands above after "a ReLU between", the width of FC and the kernels of W_ff and W_fi; the
 forget gate starts with a bias (`forget_bias`), as LSTMs commonly do. A 1x1 embedding and read-out, without bias, join
 patches and channels. Shapes in comments: B batch, h x w' grid, G = 4 gates.
@@ -31,7 +37,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shards.manifest import FrameSpec
-from toolkit.models.base import Noise, StepModel
+from toolkit.models.base import Noise, Probe, StepModel
+from toolkit.models.fused import gated_sum, lstm
 from toolkit.models.registry import ModeRNNOptions
 
 GATES = 4  # in the order i, f, o, g
@@ -52,6 +59,19 @@ def separable(inputs: int, outputs: int) -> nn.Sequential:
 def projection(inputs: int, width: int, outputs: int) -> nn.Sequential:
     """W_q, W_k or W_v: two separable convolutions."""
     return nn.Sequential(separable(inputs, width), nn.ReLU(), separable(width, outputs))
+
+
+def to_heads(maps: Tensor, slots: int) -> Tensor:
+    """[B, N w, h, w'] -> [B, N, h w', w], tokens with their channels side by side in memory: else attention falls back
+    to storing the softmax map. Maps laid out channels-last are only viewed.
+    """
+    last = maps.permute(0, 2, 3, 1).contiguous()
+    return last.view(maps.shape[0], -1, slots, maps.shape[1] // slots).transpose(1, 2)
+
+
+def from_heads(heads: Tensor, grid: torch.Size) -> Tensor:
+    """[B, N, h w', w] -> [B, N w, h, w'], laid out channels-last."""
+    return heads.transpose(1, 2).reshape(heads.shape[0], *grid, -1).permute(0, 3, 1, 2)
 
 
 class SlotWeights(nn.Module):
@@ -77,12 +97,12 @@ class SlotWeights(nn.Module):
 class ModeCell(nn.Module):
     """One recurrent unit: state interaction and slot binding, adaptive slot fusion, slot bus transition."""
 
-    def __init__(self, width: int, slots: int, gate_norm: bool, forget_bias: float) -> None:
+    def __init__(self, width: int, slots: int, gate_norm: bool, forget_bias: float, fusion: str = "adaptive") -> None:
         super().__init__()
         both = 2 * width
         per_slot = -(-both // slots)
         inner = slots * per_slot
-        self.width, self.slots, self.per_slot = width, slots, per_slot
+        self.width, self.slots = width, slots
         self.bus_mean = nn.Parameter(torch.zeros(width))
         self.bus_log_var = nn.Parameter(torch.full((width,), 2 * math.log(FIRST_BUS_STD)))
         self.query = projection(width, both, inner)
@@ -93,7 +113,8 @@ class ModeCell(nn.Module):
             nn.ReLU(),
             nn.Conv2d(inner, inner, 3, padding=1, groups=slots),
         )
-        self.weigh = SlotWeights(both, width, slots)
+        self.weigh = SlotWeights(both, width, slots) if fusion == "adaptive" else None
+        self.slots_seen, self.weights_seen = Probe("slots"), Probe("weights")
         self.fuse_input = nn.Conv2d(both, GATES * both, 3, padding=1)  # W_fuse^0 of every gate
         self.fuse_slots = nn.Conv2d(inner, slots * GATES * both, 3, padding=1, groups=slots)  # W_fuse^n of every gate
         self.gate_fused = nn.Conv2d(GATES * both, GATES * width, 1, groups=GATES)  # W_ff
@@ -113,34 +134,35 @@ class ModeCell(nn.Module):
 
     def attend(self, bus: Tensor, interaction: Tensor) -> Tensor:
         """Equation 1: B_{t-1} [B, d, h, w'] and I_t [B, D, h, w'] -> slots [B, N w, h, w']."""
-        query, key, value = (self._heads(t) for t in (self.query(bus), self.key(interaction), self.value(interaction)))
-        slots = F.scaled_dot_product_attention(query, key, value)
-        return slots.transpose(2, 3).reshape(bus.shape[0], -1, *bus.shape[2:])
-
-    def _heads(self, maps: Tensor) -> Tensor:
-        """[B, N w, h, w'] -> [B, N, h w', w]. Contiguous: else attention falls back to storing the softmax map."""
-        batch = maps.shape[0]
-        return maps.view(batch, self.slots, self.per_slot, -1).transpose(2, 3).contiguous()
+        query, key, value = (
+            to_heads(t, self.slots) for t in (self.query(bus), self.key(interaction), self.value(interaction))
+        )
+        return from_heads(F.scaled_dot_product_attention(query, key, value), bus.shape[2:])
 
     def fuse(self, interaction: Tensor, slots: Tensor) -> Tensor:
         """Equations 3 and 4 for every gate: I_t [B, D, h, w'] and slots [B, N w, h, w'] -> F_t [B, G D, h, w']."""
-        batch, both, height, width = interaction.shape
-        omega = self.weigh(interaction.mean((2, 3))).view(batch, self.slots, GATES, both, 1, 1)
-        grid = interaction.view(batch, 1, 1, both, height, width)
-        features = self.fuse_slots(slots).view(batch, self.slots, GATES, both, height, width)
-        fused = (torch.sigmoid(omega * grid) * features).sum(1)
-        residual = self.fuse_input(interaction).view(batch, GATES, both, height, width)
-        return (torch.sigmoid(grid[:, 0]) * residual + fused).flatten(1, 2)
+        residual = self.fuse_input(interaction)
+        if self.weigh is None:
+            return residual * torch.sigmoid(interaction).repeat(1, GATES, 1, 1) + self._equal_sum(slots)
+        omega = self.weigh(interaction.mean((2, 3)))
+        self.weights_seen(omega)
+        return gated_sum(omega, interaction, residual, self.fuse_slots(slots))
+
+    def _equal_sum(self, slots: Tensor) -> Tensor:
+        """sum_n (W_fuse^n * slot^n) / 2 of every gate: one convolution over all slots."""
+        weight, bias = self.fuse_slots.weight, self.fuse_slots.bias
+        assert bias is not None
+        joined = weight.unflatten(0, (self.slots, -1)).transpose(0, 1).flatten(1, 2)  # [G D, N w, 3, 3]
+        return F.conv2d(slots, joined / 2, bias.view(self.slots, -1).sum(0) / 2, padding=1)
 
     def forward(self, x: Tensor, state: LayerState) -> LayerState:
         """X_t [B, d, h, w'] and (H, B)_{t-1} -> (H, B)_t, all [B, d, h, w']."""
         hidden, bus = state
         interaction = torch.cat([x, hidden], 1)
         slots = self.bind(self.attend(bus, interaction))
+        self.slots_seen(slots.unflatten(1, (self.slots, -1)))
         fused = self.fuse(interaction, slots)
-        i, f, o, g = self.norm(self.gate_fused(fused) + self.gate_input(interaction)).chunk(GATES, 1)
-        bus = torch.sigmoid(f) * bus + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(bus), bus
+        return lstm(bus, self.norm(self.gate_fused(fused) + self.gate_input(interaction)))
 
 
 class ModeRNN(StepModel):
@@ -153,7 +175,7 @@ class ModeRNN(StepModel):
         depth = shape.channels * options.patch**2
         self.embed = nn.Conv2d(depth, options.hidden, 1, bias=False)
         self.cells = nn.ModuleList(
-            ModeCell(options.hidden, options.slots, options.gate_norm, options.forget_bias)
+            ModeCell(options.hidden, options.slots, options.gate_norm, options.forget_bias, options.fusion)
             for _ in range(options.layers)
         )
         self.read_out = nn.Conv2d(options.hidden, depth, 1, bias=False)
@@ -163,6 +185,9 @@ class ModeRNN(StepModel):
         zero = like.new_zeros(batch, self.hidden, height, width)
         cells = (cell for cell in self.cells if isinstance(cell, ModeCell))
         return [(zero, cell.init_bus(batch, height, width, drawn)) for cell in cells]
+
+    def memories(self, state: list[LayerState]) -> list[Tensor]:
+        return [memory for _, memory in state]
 
     def step(self, frame: Tensor, state: list[LayerState]) -> tuple[Tensor, list[LayerState]]:
         after = []

@@ -18,6 +18,10 @@ Symbols: d channels of input, hidden state and slot bus, D = 2 d, N slots of w =
 
 A 1x1 embedding and read-out without bias join patches and channels.
 
+The paper's ablations are options, as in toolkit/models/modernn.py: `slots: 1` is "w/o slot binding"; with
+`fusion: equal`, "w/o adaptive slot fusion", context and fc_0..N with all their parameters are gone, and every
+sigmoid(fc_n(z)) in the fusion becomes 1/2, its value at 0, that of conv_0 too (3,071,488 parameters).
+
 What differs from the code. Its separable convolutions use BatchNorm with running statistics, which activation
 checkpointing would update twice and data-parallel ranks would let drift apart. `conv_norm: sample` (the default) has
 the same parameters but normalises over all channels and positions of one sample. `conv_norm: batch` normalises over
@@ -36,7 +40,9 @@ from torch.nn import functional as F
 
 from shards.manifest import FrameSpec
 from toolkit.errors import ToolkitError
-from toolkit.models.base import Noise, StepModel
+from toolkit.models.base import Noise, Probe, StepModel
+from toolkit.models.fused import lstm, weighed_sum
+from toolkit.models.modernn import from_heads, to_heads
 from toolkit.models.registry import ReleasedModeRNNOptions
 
 LayerState = tuple[Tensor, Tensor]  # H, B
@@ -76,57 +82,73 @@ class Context(nn.Module):
 class Fusion(nn.Module):
     """Slots and I_t weighed by the context, for one pair of gates."""
 
-    def __init__(self, channels: int, reduced: int, slots: int) -> None:
+    def __init__(self, channels: int, reduced: int, slots: int, adaptive: bool) -> None:
         super().__init__()
         self.slots = slots
-        self.context = Context(channels, reduced)
+        self.context = Context(channels, reduced) if adaptive else None
         self.of_input = nn.Conv2d(channels, channels, 3, padding=1)  # conv_0
         self.of_slots = nn.Conv2d(channels, slots * channels, 3, padding=1, groups=slots)  # conv_1..N
-        self.weigh = nn.Linear(reduced, (1 + slots) * channels)  # fc_0..N
+        self.weigh = nn.Linear(reduced, (1 + slots) * channels) if adaptive else None  # fc_0..N
 
-    def forward(self, interaction: Tensor, slots: Tensor) -> Tensor:
-        """I_t and the slots side by side, both [B, D, h, w'] -> F [B, D, h, w']."""
-        batch, channels, height, width = interaction.shape
-        weights = torch.sigmoid(self.weigh(self.context(interaction))).view(batch, 1 + self.slots, channels, 1, 1)
-        features = F.relu(self.of_slots(slots)).view(batch, self.slots, channels, height, width)
-        return weights[:, 0] * self.of_input(interaction) + (weights[:, 1:] * features).sum(1)
+    def weights(self, interaction: Tensor) -> Tensor:
+        """I_t [B, D, h, w'] -> fc_n(z) [B, 1 + N, D]; 0 without adaptive fusion."""
+        if self.context is None or self.weigh is None:
+            return interaction.new_zeros(len(interaction), 1 + self.slots, interaction.shape[1])
+        return self.weigh(self.context(interaction)).unflatten(1, (1 + self.slots, -1))
+
+    def forward(self, interaction: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
+        """I_t and the slots side by side [B, D, h, w'], and their weights [B, 1 + N, D] -> F [B, D, h, w']."""
+        return weighed_sum(weights, self.of_input(interaction), self.of_slots(slots))
+
+
+class GridNorm(nn.LayerNorm):
+    """LayerNorm over channels and positions of [B, D, h, w'], worked out and laid out channels-last."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        channels, height, width = self.normalized_shape
+        gain, bias = self.weight.permute(1, 2, 0), self.bias.permute(1, 2, 0)
+        last = maps.permute(0, 2, 3, 1)
+        return F.layer_norm(last, (height, width, channels), gain, bias, self.eps).permute(0, 3, 1, 2)
 
 
 class ReleasedModeCell(nn.Module):
     """One recurrent unit on a grid of fixed size."""
 
-    def __init__(self, width: int, slots: int, grid: tuple[int, int], conv_norm: str) -> None:
+    def __init__(self, width: int, slots: int, grid: tuple[int, int], conv_norm: str, fusion: str = "adaptive") -> None:
         super().__init__()
-        both = 2 * width
-        self.slots, self.per_slot = slots, both // slots
+        both, adaptive = 2 * width, fusion == "adaptive"
+        self.slots = slots
         self.scale = width**-0.5
         self.query = separable(width, both, conv_norm)
         self.key = separable(both, both, conv_norm)
         self.value = separable(both, both, conv_norm)
-        self.fuse_if = Fusion(both, max(width, 32), slots)
-        self.fuse_og = Fusion(both, max(width, 32), slots)
-        self.norm_if = nn.LayerNorm([both, *grid])
-        self.norm_og = nn.LayerNorm([both, *grid])
+        self.fuse_if = Fusion(both, max(width, 32), slots, adaptive)
+        self.fuse_og = Fusion(both, max(width, 32), slots, adaptive)
+        self.norm_if = GridNorm([both, *grid])
+        self.norm_og = GridNorm([both, *grid])
+        self.slots_seen, self.weights_seen = Probe("slots"), Probe("weights")
 
     def attend(self, bus: Tensor, interaction: Tensor) -> Tensor:
         """B_{t-1} [B, d, h, w'] and I_t [B, D, h, w'] -> the slots side by side [B, D, h, w']."""
-        query, key, value = (self._heads(t) for t in (self.query(bus), self.key(interaction), self.value(interaction)))
-        slots = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
-        return slots.transpose(2, 3).reshape(interaction.shape)
-
-    def _heads(self, maps: Tensor) -> Tensor:
-        """[B, D, h, w'] -> [B, N, h w', w]. Contiguous: else attention falls back to storing the softmax map."""
-        return maps.view(maps.shape[0], self.slots, self.per_slot, -1).transpose(2, 3).contiguous()
+        query, key, value = (
+            to_heads(t, self.slots) for t in (self.query(bus), self.key(interaction), self.value(interaction))
+        )
+        return from_heads(F.scaled_dot_product_attention(query, key, value, scale=self.scale), bus.shape[2:])
 
     def forward(self, x: Tensor, state: LayerState) -> LayerState:
         """X_t [B, d, h, w'] and (H, B)_{t-1} -> (H, B)_t, all [B, d, h, w']."""
         hidden, bus = state
         interaction = torch.cat([x, hidden], 1)
         slots = self.attend(bus, interaction)
-        i, f = self.norm_if(self.fuse_if(interaction, slots)).chunk(2, 1)
-        o, g = self.norm_og(self.fuse_og(interaction, slots)).chunk(2, 1)
-        bus = torch.sigmoid(f) * bus + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(bus), bus
+        weights = torch.stack([self.fuse_if.weights(interaction), self.fuse_og.weights(interaction)], 2)
+        self.slots_seen(slots.unflatten(1, (self.slots, -1)))
+        self.weights_seen(weights[:, 1:])
+        of_if, of_og = torch.sigmoid(weights).unbind(2)
+        gates = (
+            self.norm_if(self.fuse_if(interaction, slots, of_if)),
+            self.norm_og(self.fuse_og(interaction, slots, of_og)),
+        )
+        return lstm(bus, *gates)
 
 
 class ReleasedModeRNN(StepModel):
@@ -139,7 +161,8 @@ class ReleasedModeRNN(StepModel):
         depth = shape.channels * options.patch**2
         self.embed = nn.Conv2d(depth, options.hidden, 1, bias=False)
         self.cells = nn.ModuleList(
-            ReleasedModeCell(options.hidden, options.slots, self.grid, options.conv_norm) for _ in range(options.layers)
+            ReleasedModeCell(options.hidden, options.slots, self.grid, options.conv_norm, options.fusion)
+            for _ in range(options.layers)
         )
         self.read_out = nn.Conv2d(options.hidden, depth, 1, bias=False)
 
@@ -152,6 +175,9 @@ class ReleasedModeRNN(StepModel):
             )
         zero = like.new_zeros(batch, self.hidden, height, width)
         return [(zero, zero) for _ in self.cells]
+
+    def memories(self, state: list[LayerState]) -> list[Tensor]:
+        return [memory for _, memory in state]
 
     def step(self, frame: Tensor, state: list[LayerState]) -> tuple[Tensor, list[LayerState]]:
         after = []

@@ -110,6 +110,9 @@ class PredRNN(StepModel):
         zero = like.new_zeros(batch, self.hidden, height, width)
         return PredRNNState([(zero, zero) for _ in self.cells], zero, like.new_zeros((), dtype=torch.float32))
 
+    def memories(self, state: PredRNNState) -> list[Tensor]:
+        return [cell for _, cell in state.layers]
+
     def step(self, frame: Tensor, state: PredRNNState) -> tuple[Tensor, PredRNNState]:
         after, similarities = [], []
         x, memory = frame, state.memory

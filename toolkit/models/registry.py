@@ -35,11 +35,20 @@ def _odd(kernel: int) -> int:
 OddKernel = Annotated[int, Field(ge=1), AfterValidator(_odd)]
 
 
+FUSION = '`equal` adds the slots with equal weights: the paper\'s ablation "w/o adaptive slot fusion"'
+
+
 class ModeRNNOptions(StepOptions):
     """ModeRNN by the paper's text (equations 1-5); see toolkit/models/modernn.py for the reading of each."""
 
     name: Literal["modernn"] = "modernn"
-    slots: int = Field(4, ge=1, description="N; a width that N doesn't divide gives slots of ceil(width / N) channels")
+    slots: int = Field(
+        4,
+        ge=1,
+        description="N; a width that N doesn't divide gives slots of ceil(width / N) channels; 1 is the paper's "
+        'ablation "w/o slot binding"',
+    )
+    fusion: Literal["adaptive", "equal"] = Field("adaptive", description=FUSION)
     gate_norm: bool = Field(False, description="per-sample channel-affine normalisation of the four gates")
     forget_bias: float = Field(1.0, description="start value of the forget gate's bias (W_fi)")
     sample_at_eval: bool = Field(False, description="draw the slot bus at evaluation too instead of taking its mean")
@@ -59,7 +68,8 @@ class ReleasedModeRNNOptions(StepOptions):
     """ModeRNN by the wiring of its authors' released code; see toolkit/models/modernn_released.py."""
 
     name: Literal["modernn_released"] = "modernn_released"
-    slots: int = Field(4, ge=1, description="N; must divide 2 x hidden")
+    slots: int = Field(4, ge=1, description='N; must divide 2 x hidden; 1 is the paper\'s ablation "w/o slot binding"')
+    fusion: Literal["adaptive", "equal"] = Field("adaptive", description=FUSION)
     conv_norm: Literal["sample", "batch"] = Field(
         "sample",
         description="normalisation in the separable convolutions: of each sample, or of the micro-batch as in the "

@@ -34,7 +34,7 @@ def plain_projection(x: Tensor, p: dict[str, Tensor], name: str) -> Tensor:
 
 
 def plain_mode_cell(x: Tensor, hidden: Tensor, bus: Tensor, p: dict[str, Tensor], slots: int) -> tuple[Tensor, Tensor]:
-    """ModeCell, one slot and one gate at a time, with the softmax map written out."""
+    """ModeCell, one slot and one gate at a time, with the softmax map written out; without `weigh`, equal fusion."""
     batch, d, height, width = x.shape
     both = 2 * d
     w = -(-both // slots)
@@ -51,17 +51,18 @@ def plain_mode_cell(x: Tensor, hidden: Tensor, bus: Tensor, p: dict[str, Tensor]
     pooled = grid.mean((2, 3))
     gates = []
     for g in range(4):
-        reduced = F.relu(
-            pooled @ p["weigh.reduce.weight"][g * d : (g + 1) * d].T + p["weigh.reduce.bias"][g * d : (g + 1) * d]
-        )
+        if "weigh.weight" in p:
+            part = slice(g * d, (g + 1) * d)
+            reduced = F.relu(pooled @ p["weigh.reduce.weight"][part].T + p["weigh.reduce.bias"][part])
         rows = slice(g * both, (g + 1) * both)
         fused = torch.sigmoid(grid) * plain_conv(grid, p["fuse_input.weight"][rows], p["fuse_input.bias"][rows])
         for n in range(slots):
-            omega = reduced @ p["weigh.weight"][g, n].T + p["weigh.bias"][g, n]
+            weight = torch.full_like(grid, 0.5)
+            if "weigh.weight" in p:
+                omega = reduced @ p["weigh.weight"][g, n].T + p["weigh.bias"][g, n]
+                weight = torch.sigmoid(omega[:, :, None, None] * grid)
             at = slice((n * 4 + g) * both, (n * 4 + g + 1) * both)
-            fused = fused + torch.sigmoid(omega[:, :, None, None] * grid) * plain_conv(
-                features[n], p["fuse_slots.weight"][at], p["fuse_slots.bias"][at]
-            )
+            fused = fused + weight * plain_conv(features[n], p["fuse_slots.weight"][at], p["fuse_slots.bias"][at])
         out = slice(g * d, (g + 1) * d)
         gates.append(
             plain_conv(fused, p["gate_fused.weight"][out], p["gate_fused.bias"][out])

@@ -28,6 +28,25 @@ def plain_separable(x: Tensor, p: Parameters, name: str, batch_norm: bool) -> Te
 
 
 def plain_fusion(grid: Tensor, slots: list[Tensor], p: Parameters, name: str) -> Tensor:
+    channels = grid.shape[1]
+    z = plain_context(grid, p, name) if f"{name}.weigh.weight" in p else None
+    fused = torch.zeros_like(grid)
+    for n in range(len(slots) + 1):
+        rows = slice(n * channels, (n + 1) * channels)
+        weight = torch.full((len(grid), channels, 1, 1), 0.5, dtype=grid.dtype)
+        if z is not None:
+            fc = z @ p[f"{name}.weigh.weight"][rows].T + p[f"{name}.weigh.bias"][rows]
+            weight = torch.sigmoid(fc)[:, :, None, None]
+        if n == 0:
+            fused = fused + weight * plain_conv(grid, p[f"{name}.of_input.weight"], p[f"{name}.of_input.bias"])
+        else:
+            of = slice((n - 1) * channels, n * channels)
+            maps = plain_conv(slots[n - 1], p[f"{name}.of_slots.weight"][of], p[f"{name}.of_slots.bias"][of])
+            fused = fused + weight * F.relu(maps)
+    return fused
+
+
+def plain_context(grid: Tensor, p: Parameters, name: str) -> Tensor:
     batch, channels = grid.shape[:2]
     mask = plain_conv(grid, p[f"{name}.context.mask.weight"], p[f"{name}.context.mask.bias"])
     pooled = []
@@ -36,18 +55,7 @@ def plain_fusion(grid: Tensor, slots: list[Tensor], p: Parameters, name: str) ->
         pooled.append(torch.stack([(grid[sample, c] * weights).sum() for c in range(channels)]))
     z = torch.stack(pooled) @ p[f"{name}.context.reduce.weight"].T + p[f"{name}.context.reduce.bias"]
     z = normalised(z, (1,)) * p[f"{name}.context.norm.weight"] + p[f"{name}.context.norm.bias"]
-    z = torch.sigmoid(F.relu(z) @ p[f"{name}.context.expand.weight"].T + p[f"{name}.context.expand.bias"])
-    fused = torch.zeros_like(grid)
-    for n in range(len(slots) + 1):
-        rows = slice(n * channels, (n + 1) * channels)
-        weight = torch.sigmoid(z @ p[f"{name}.weigh.weight"][rows].T + p[f"{name}.weigh.bias"][rows])[:, :, None, None]
-        if n == 0:
-            fused = fused + weight * plain_conv(grid, p[f"{name}.of_input.weight"], p[f"{name}.of_input.bias"])
-        else:
-            of = slice((n - 1) * channels, n * channels)
-            maps = plain_conv(slots[n - 1], p[f"{name}.of_slots.weight"][of], p[f"{name}.of_slots.bias"][of])
-            fused = fused + weight * F.relu(maps)
-    return fused
+    return torch.sigmoid(F.relu(z) @ p[f"{name}.context.expand.weight"].T + p[f"{name}.context.expand.bias"])
 
 
 def plain_released_cell(

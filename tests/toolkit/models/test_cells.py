@@ -22,12 +22,14 @@ def assert_same(ours, plain, parameters) -> None:
         assert a.abs().max() > 0
 
 
+@pytest.mark.parametrize("fusion", ["adaptive", "equal"])
 @pytest.mark.parametrize("slots", [1, 2, 3, 4, 5])
-def test_mode_cell_equals_the_equations(slots: int) -> None:
+def test_mode_cell_equals_the_equations(slots: int, fusion: str) -> None:
     torch.manual_seed(slots)
-    cell = ModeCell(width=6, slots=slots, gate_norm=False, forget_bias=1.0).double()
+    cell = ModeCell(width=6, slots=slots, gate_norm=False, forget_bias=1.0, fusion=fusion).double()
     x, hidden, bus = (torch.randn(2, 6, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
     parameters = {name: p for name, p in cell.named_parameters() if not name.startswith("bus_")}
+    assert ("weigh.weight" in parameters) == (fusion == "adaptive")
     ours = cell(x, (hidden, bus))
     plain = plain_mode_cell(x, hidden, bus, parameters, slots)
     assert_same(ours, plain, [x, hidden, bus, *parameters.values()])

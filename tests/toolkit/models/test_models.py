@@ -39,6 +39,8 @@ def config_of(name: str, **options) -> RunConfig:
     [
         ({"name": "modernn"}, 6_347_776),  # the paper says 6.35 M
         ({"name": "modernn", "gate_norm": True}, 6_349_824),
+        ({"name": "modernn", "fusion": "equal"}, 5_683_200),
+        ({"name": "modernn_released", "fusion": "equal"}, 3_071_488),
         ({"name": "convlstm", "hidden": 128}, 11_675_648),  # live parameters of OpenSTL's 4 x 128, kernel 5
         ({"name": "convlstm", "peepholes": True}, 3_167_232),
         ({"name": "modernn_released"}, 3_505_672),
@@ -62,9 +64,9 @@ def test_parameter_counts_are_exact(options: dict, expected: int) -> None:
     assert count_parameters(config, FrameSpec(1, 64, 64)) == expected
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 4, 5])
-def test_every_number_of_slots_trains(slots: int) -> None:
-    model = build_model(config_of("modernn", slots=slots), FrameSpec(1, 16, 16))
+@pytest.mark.parametrize("options", [{"slots": n} for n in (1, 2, 3, 4, 5)] + [{"fusion": "equal"}])
+def test_every_row_of_tables_3_and_4_trains(options: dict) -> None:
+    model = build_model(config_of("modernn", **options), FrameSpec(1, 16, 16))
     rollout = model(torch.rand(2, 5, 1, 16, 16), 3, Sampling(torch.tensor([[True], [False]]), Noise([1, 2])))
     rollout.losses["mse"].backward()
     assert rollout.predictions.shape == (2, 4, 1, 16, 16)

@@ -17,25 +17,28 @@ from toolkit.models.modernn_released import ReleasedModeCell
 WITHOUT_EFFECT = ("key.2.bias", "fuse_if.context.mask.bias", "fuse_og.context.mask.bias")
 
 
-def made(slots: int, conv_norm: str = "sample") -> ReleasedModeCell:
+def made(slots: int, conv_norm: str, fusion: str) -> ReleasedModeCell:
     torch.manual_seed(slots)
-    cell = ReleasedModeCell(width=4, slots=slots, grid=(5, 3), conv_norm=conv_norm).double()
+    cell = ReleasedModeCell(width=4, slots=slots, grid=(5, 3), conv_norm=conv_norm, fusion=fusion).double()
     with torch.no_grad():  # ones and zeros at the start would hide a fault
         for p in cell.parameters():
             p.add_(0.2 * torch.randn_like(p))
     return cell
 
 
+@pytest.mark.parametrize("fusion", ["adaptive", "equal"])
 @pytest.mark.parametrize("slots", [1, 2, 4, 8])
 @pytest.mark.parametrize("conv_norm", ["sample", "batch"])
-def test_the_cell_equals_its_description(slots: int, conv_norm: str) -> None:
-    cell = made(slots, conv_norm)
+def test_the_cell_equals_its_description(slots: int, conv_norm: str, fusion: str) -> None:
+    cell = made(slots, conv_norm, fusion)
     x, hidden, bus = (torch.randn(2, 4, 5, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
     parameters = dict(cell.named_parameters())
     ours = cell(x, (hidden, bus))
     plain = plain_released_cell(x, hidden, bus, parameters, slots, conv_norm == "batch")
+    assert ("fuse_if.weigh.weight" in parameters) == (fusion == "adaptive")
     # BatchNorm takes away what the depthwise convolution's bias adds
     none = (*WITHOUT_EFFECT, *(f"{n}.0.bias" for n in ("query", "key", "value") if conv_norm == "batch"))
+    none = tuple(name for name in none if name in parameters)
     effective = [p for name, p in parameters.items() if name not in none]
     assert_same(ours, plain, [x, hidden, bus, *effective])
     idle = torch.autograd.grad(cell(x, (hidden, bus))[0].sum(), [parameters[name] for name in none])

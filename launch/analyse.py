@@ -1,0 +1,61 @@
+"""Write what a run's model remembers of sequences, for the diagnosis of mode collapse. See --help."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.cli import make_parser, positive, run_script
+from toolkit.errors import EXIT_OK
+from toolkit.rundir import RunDir
+
+EXAMPLES = """\
+  python launch/analyse.py --run runs/demo/modernn-slots4-seed1-1a2b3c4d
+  python launch/analyse.py --run RUN --which best --split test --limit 300
+
+writes RUN/analysis/features-<split>-<which>.npz: memory states, slot features and importance weights, fed with true
+frames and with the model's own predictions; toolkit/analysis/features.py lists the file's contents"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; returns the exit code."""
+    parser = make_parser("analyse.py", "Capture what a model remembers, into RUN/analysis. One process.", EXAMPLES)
+    parser.add_argument("--run", metavar="DIR", type=Path, required=True, help="a run directory")
+    parser.add_argument("--which", default="best,last", help="checkpoints: best, last or best,last (default)")
+    parser.add_argument("--split", help="split of the store (default: eval.split of the run's config)")
+    parser.add_argument("--batch", type=positive, help="sequences per forward (default: eval.batch)")
+    parser.add_argument("--limit", type=positive, metavar="N", default=1000, help="sequences (default: 1000)")
+    arguments = parser.parse_args(argv)
+
+    # torch is imported late: --help and a mistyped path answer at once.
+    run = RunDir(arguments.run)
+    run.config()
+    from toolkit import distributed
+    from toolkit.analysis.features import write_features
+    from toolkit.evaluate.job import check_which
+
+    chosen = tuple(name for name in arguments.which.split(",") if name)
+    check_which(chosen)
+    world = distributed.init()
+    try:
+        if not world.is_main:  # under torchrun the others have nothing to do
+            return EXIT_OK
+        for which in chosen:
+            path = write_features(
+                run,
+                which,
+                split=arguments.split,
+                limit=arguments.limit,
+                batch=arguments.batch,
+                device=world.device,
+                say=lambda text: print(text, file=sys.stderr, flush=True),
+            )
+            print(path)
+    finally:
+        world.close()
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    run_script(main)

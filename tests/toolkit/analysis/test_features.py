@@ -1,0 +1,98 @@
+"""launch/analyse.py on a real run directory: what the file says is what the model did."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from launch.analyse import main
+from shards import open_store
+from toolkit.config import make_config
+from toolkit.data.windows import WindowSet, to_unit
+from toolkit.errors import ConfigError
+from toolkit.models.base import build_model
+from toolkit.models.capture import capture
+from toolkit.rundir import RunDir
+from toolkit.train import checkpoint
+from toolkit.train.engine import TrainState
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stores") / "tiny"
+    command = [sys.executable, "-m", "shards", "convert", "moving-mnist", str(path)]
+    options = ["--train", "2", "--val", "2", "--test", "3", "--modes", "1,2", "--size", "16", "--length", "6"]
+    subprocess.run([*command, *options], check=True, cwd=ROOT, capture_output=True)
+    return path
+
+
+@pytest.fixture
+def make_run(store: Path, tmp_path: Path) -> Callable[..., RunDir]:
+    """A run with one checkpoint, of step 7."""
+
+    def make(**model: object) -> RunDir:
+        data = {"store": str(store), "context": 3, "horizon": 2}
+        config = make_config({"model": model, "data": data, "eval": {"batch": 2}}, "test")
+        run = RunDir.create(tmp_path / "run", config)
+        weights = build_model(config, open_store(store).manifest.frames).state_dict()
+        state = TrainState(weights, {}, 7)
+        checkpoint.save(run.checkpoints, state, checkpoint.Progress(7, 56), config.hash8(execution=False))
+        return run
+
+    return make
+
+
+def test_features_are_what_the_model_remembers(
+    make_run: Callable[..., RunDir], capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(1)
+    run = make_run(name="modernn", layers=2, hidden=4, slots=2)
+    assert main(["--run", str(run.path), "--which", "last"]) == 0
+    path = run.analysis / "features-test-last.npz"
+    assert capsys.readouterr().out.split() == [str(path)]
+    with np.load(path) as file:
+        found = dict(file)
+    windows = WindowSet(open_store(run.config().data.store), "test", 5)
+    assert found["memory_1"].shape == (2, len(windows), 4, 4)
+    assert found["slots_1"].shape == (2, len(windows), 4, 2, 4)
+    assert found["weights_1"].shape == (2, len(windows), 2, 2, 4, 8)
+    assert found["weights_steps"].tolist() == [2, 3]
+    assert found["own_input"].tolist() == [[False] * 4, [False, False, False, True]]
+    assert found["key"].tolist() == [windows[i].key for i in range(len(windows))]
+    assert set(found["mode"].tolist()) == {windows[i].mode for i in range(len(windows))}
+    about = json.loads(str(found["about"]))
+    assert (about["step"], about["model"], about["split"]) == (7, "modernn", "test")
+    truth, prediction = found["memory_0"]
+    assert np.array_equal(truth[:, :3], prediction[:, :3])
+    assert not np.array_equal(truth[:, 3], prediction[:, 3])
+    model, _ = checkpoint.load_model(run, "last", torch.device("cpu"))
+    frames = to_unit(torch.from_numpy(windows[1].frames[None, :3]), windows.scale)
+    with capture(model.eval()) as seen:
+        model.predict(frames, 2)
+    for step in range(4):
+        assert np.allclose(prediction[1, step], seen.memory[0][step].mean((2, 3))[0], atol=1e-6)
+    assert np.allclose(found["weights_1"][1, 1, 1], seen.weights[1][3][0], atol=1e-6)
+
+
+def test_a_limit_is_spread_over_the_split(make_run: Callable[..., RunDir]) -> None:
+    run = make_run(name="predrnn", layers=2, hidden=4, kernel=3)
+    main(["--run", str(run.path), "--which", "last", "--limit", "3"])
+    with np.load(run.analysis / "features-test-last.npz") as file:
+        assert file["index"].tolist() == [0, 2, 4]
+        assert file["memory_1"].shape == (2, 3, 4, 4)
+        assert not [name for name in file if name.startswith(("slots", "weights_0"))]
+
+
+def test_a_model_without_steps_is_refused(make_run: Callable[..., RunDir]) -> None:
+    run = make_run(name="simvp", frames=2, spatial_hidden=4, hidden=8, layers=2)
+    with pytest.raises(ConfigError, match="SimVP has no memory from step to step"):
+        main(["--run", str(run.path), "--which", "last"])

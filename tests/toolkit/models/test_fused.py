@@ -1,0 +1,76 @@
+"""The fused ends of cells: values and gradients of the equations in plain autograd, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.toolkit.models.test_cells import assert_same
+from toolkit.models.fused import gated_sum, lstm, weighed_sum
+
+
+def numbers(*shape: int, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+
+
+LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+
+
+@LAYOUTS
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("forget_bias", [0.0, 1.0])
+def test_lstm(layout: torch.memory_format, parts: int, forget_bias: float) -> None:
+    memory = numbers(2, 3, 4, 5, layout=layout)
+    gates = [numbers(2, 12 // parts, 4, 5, layout=layout) for _ in range(parts)]
+    i, f, o, g = torch.cat(gates, 1).chunk(4, 1)
+    after = torch.sigmoid(f + forget_bias) * memory + torch.sigmoid(i) * torch.tanh(g)
+    expected = torch.sigmoid(o) * torch.tanh(after), after
+    assert_same(lstm(memory, *gates, forget_bias=forget_bias), expected, [memory, *gates])
+
+
+@LAYOUTS
+@pytest.mark.parametrize("slots", [1, 3])
+def test_weighed_sum(layout: torch.memory_format, slots: int) -> None:
+    weights = numbers(2, 1 + slots, 3)
+    residual, features = numbers(2, 3, 4, 5, layout=layout), numbers(2, 3 * slots, 4, 5, layout=layout)
+    expected = weights[:, 0, :, None, None] * residual
+    for n, part in enumerate(features.chunk(slots, 1)):
+        expected = expected + weights[:, 1 + n, :, None, None] * torch.relu(part)
+    assert_same([weighed_sum(weights, residual, features)], [expected], [weights, residual, features])
+
+
+@LAYOUTS
+@pytest.mark.parametrize("slots", [1, 3])
+def test_gated_sum(layout: torch.memory_format, slots: int) -> None:
+    omega, grid = numbers(2, slots, 4, 3), numbers(2, 3, 4, 5, layout=layout)
+    residual, features = numbers(2, 12, 4, 5, layout=layout), numbers(2, 12 * slots, 4, 5, layout=layout)
+    gates = []
+    for gate in range(4):
+        own = slice(3 * gate, 3 * gate + 3)
+        fused = torch.sigmoid(grid) * residual[:, own]
+        for n, part in enumerate(features.chunk(slots, 1)):
+            fused = fused + torch.sigmoid(omega[:, n, gate, :, None, None] * grid) * part[:, own]
+        gates.append(fused)
+    ours = gated_sum(omega, grid, residual, features)
+    assert_same([ours], [torch.cat(gates, 1)], [omega, grid, residual, features])
+
+
+def test_only_what_gradients_need_is_kept() -> None:
+    """In numbers per position: the LSTM's 4 gates, C and C'; the sums' own arguments and nothing per product."""
+    kept: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        kept[t.data_ptr()] = t.numel() // 20
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        alive = lstm(numbers(1, 2, 4, 5), numbers(1, 8, 4, 5))
+        assert sum(kept.values()) == 8 + 2 + 2
+        kept.clear()
+        alive += (weighed_sum(numbers(1, 4, 2), numbers(1, 2, 4, 5), numbers(1, 6, 4, 5)),)
+        assert sum(kept.values()) == 2 + 6
+        kept.clear()
+        alive += (gated_sum(numbers(1, 3, 4, 2), numbers(1, 2, 4, 5), numbers(1, 8, 4, 5), numbers(1, 24, 4, 5)),)
+        assert sum(kept.values()) == 1 + 2 + 8 + 24  # omega: 24 numbers in all
+    assert len(alive) == 4

@@ -1,0 +1,1 @@
+"""Diagnosis of mode collapse: what a trained model remembers of a sequence."""

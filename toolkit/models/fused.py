@@ -1,0 +1,166 @@
+"""Elementwise ends of the recurrent cells as single functions, with their gradients written out.
+
+Plain autograd keeps every product and activation between convolutions for the backward pass, and runs a kernel for
+each. These keep the least from which gradients follow exactly, recompute the cheap rest, and work slot by slot, so that
+no product over all slots is ever stored. The equations stand in the docstrings; tests compare values and gradients with
+the same in plain autograd, in float64. Second derivatives aren't defined.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
+
+
+def lstm(memory: Tensor, *gates: Tensor, forget_bias: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The end of an LSTM: C' = sigmoid(f + forget_bias) . C + sigmoid(i) . tanh(g), H' = sigmoid(o) . tanh(C').
+
+    Args:
+        memory: C [B, d, h, w].
+        gates: i, f, o, g before their activations, joined along the channels in that order: [B, 4 d, h, w], or parts
+            that give this side by side.
+
+    Returns:
+        H', C' [B, d, h, w].
+    """
+    hidden, after = _LSTM.apply(memory, forget_bias, *gates)
+    return hidden, after
+
+
+class _LSTM(torch.autograd.Function):
+    """Keeps the four activated gates, C and C'."""
+
+    @staticmethod
+    def forward(ctx: Any, memory: Tensor, forget_bias: float, *gates: Tensor) -> tuple[Tensor, Tensor]:
+        d = memory.shape[1]
+        raw = gates[0] if len(gates) == 1 else torch.cat(gates, 1)
+        active = torch.empty_like(raw)
+        i, f, o, g = active.split(d, 1)
+        torch.sigmoid(raw[:, : 3 * d], out=active[:, : 3 * d])
+        if forget_bias:
+            torch.sigmoid(raw[:, d : 2 * d] + forget_bias, out=f)
+        torch.tanh(raw[:, 3 * d :], out=g)
+        after = (f * memory).addcmul_(i, g)
+        ctx.save_for_backward(active, memory, after)
+        ctx.sizes = [part.shape[1] for part in gates]
+        return o * torch.tanh(after), after
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_hidden: Tensor, of_after: Tensor) -> tuple[Tensor | None, ...]:
+        active, memory, after = ctx.saved_tensors
+        i, f, o, g = active.split(memory.shape[1], 1)
+        shown = torch.tanh(after)
+        of_memory = tanh_backward(of_hidden * o, shown).add_(of_after)  # of C', from here on
+        gradient = torch.empty_like(active)
+        of_i, of_f, of_o, of_g = gradient.split(memory.shape[1], 1)
+        sigmoid_backward(of_memory * g, i, grad_input=of_i)
+        sigmoid_backward(of_memory * memory, f, grad_input=of_f)
+        sigmoid_backward(of_hidden * shown, o, grad_input=of_o)
+        tanh_backward(of_memory * i, g, grad_input=of_g)
+        return of_memory.mul_(f), None, *gradient.split(ctx.sizes, 1)
+
+
+def weighed_sum(weights: Tensor, residual: Tensor, features: Tensor) -> Tensor:
+    """w^0 . residual + sum_n w^n . ReLU(features^n), with one weight per sample and channel.
+
+    Args:
+        weights: [B, 1 + N, D].
+        residual: [B, D, h, w].
+        features: [B, N D, h, w], slot by slot.
+
+    Returns:
+        [B, D, h, w].
+    """
+    out: Tensor = _WeighedSum.apply(weights, residual, features)
+    return out
+
+
+class _WeighedSum(torch.autograd.Function):
+    """Keeps its arguments, the features after their ReLU."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, residual: Tensor, features: Tensor) -> Tensor:
+        active = torch.relu(features)
+        first, *others = weights[..., None, None].unbind(1)
+        out = residual * first
+        for weight, part in zip(others, active.split(residual.shape[1], 1), strict=True):
+            out.addcmul_(part, weight)
+        ctx.save_for_backward(weights, residual, active)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weights, residual, active = ctx.saved_tensors
+        of_active = torch.empty_like(active)
+        first, *others = weights[..., None, None].unbind(1)
+        of_weights = [(of_out * residual).sum((2, 3))]
+        width = residual.shape[1]
+        parts = zip(others, active.split(width, 1), of_active.split(width, 1), strict=True)
+        for weight, part, of_part in parts:
+            of_weights.append((of_out * part).sum((2, 3)))
+            torch.mul(of_out, weight, out=of_part)
+        of_features = torch.ops.aten.threshold_backward(of_active, active, 0)
+        return torch.stack(of_weights, 1), of_out * first, of_features
+
+
+def gated_sum(omega: Tensor, grid: Tensor, residual: Tensor, features: Tensor) -> Tensor:
+    """Equation 4 of ModeRNN for G gates: sigmoid(I) . residual + sum_n sigmoid(omega^n . I) . features^n.
+
+    Args:
+        omega: importance weights [B, N, G, D].
+        grid: I [B, D, h, w].
+        residual: [B, G D, h, w], gate by gate.
+        features: [B, N G D, h, w], slot by slot and in each gate by gate.
+
+    Returns:
+        F [B, G D, h, w].
+    """
+    out: Tensor = _GatedSum.apply(omega, grid, residual, features)
+    return out
+
+
+class _GatedSum(torch.autograd.Function):
+    """Keeps its arguments; all sigmoids are taken again."""
+
+    @staticmethod
+    def forward(ctx: Any, omega: Tensor, grid: Tensor, residual: Tensor, features: Tensor) -> Tensor:
+        ctx.save_for_backward(omega, grid, residual, features)
+        gates = omega.shape[2]
+        out = residual * torch.sigmoid(grid).repeat(1, gates, 1, 1)
+        for weight, part in zip(_per_channel(omega), features.split(residual.shape[1], 1), strict=True):
+            out.addcmul_(torch.sigmoid_(grid.repeat(1, gates, 1, 1).mul_(weight)), part)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        omega, grid, residual, features = ctx.saved_tensors
+        gates, both = omega.shape[2:]
+        every = grid.repeat(1, gates, 1, 1)
+        passed = torch.sigmoid(every)
+        of_residual = of_out * passed
+        of_every = sigmoid_backward(of_out * residual, passed)
+        of_features = torch.empty_like(features)
+        of_omega = []
+        width = residual.shape[1]
+        parts = zip(_per_channel(omega), features.split(width, 1), of_features.split(width, 1), strict=True)
+        for weight, part, of_part in parts:
+            passed = torch.sigmoid_(every * weight)
+            torch.mul(of_out, passed, out=of_part)
+            of_product = sigmoid_backward(of_out * part, passed)
+            of_every.addcmul_(of_product, weight)
+            of_omega.append(of_product.mul_(every).sum((2, 3)).view(-1, gates, both))
+        of_grid = torch.stack(of_every.split(both, 1)).sum(0)
+        return torch.stack(of_omega, 1), of_grid, of_residual, of_features
+
+
+def _per_channel(omega: Tensor) -> tuple[Tensor, ...]:
+    """[B, N, G, D] -> for each slot [B, G D, 1, 1]."""
+    return omega.flatten(2)[..., None, None].unbind(1)
