@@ -1,0 +1,58 @@
+"""What the benchmarks share: which machine this is, and a report as Markdown and JSON beside the benchmark."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+
+def device(accelerator: bool = False) -> str:
+    """The processor's name and the number of cores that may be used; or the name of the CUDA device."""
+    if accelerator:
+        import torch
+
+        return torch.cuda.get_device_name()
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or [platform.machine()]
+    return f"{names[0].strip()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_report(
+    name: str,
+    title: str,
+    command: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    facts: Mapping[str, Any],
+    out: Path | None = None,
+    where: str | None = None,
+) -> Path:
+    """Write NAME-DATE-DEVICE.md with one table, and .json with `facts`.
+
+    Args:
+        out: the folder; None: this one.
+        where: the device's name; None: the processor's.
+
+    Returns:
+        The Markdown file.
+    """
+    where = where or device()
+    today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    slug = re.sub(r"[^a-z0-9]+", "-", where.lower()).strip("-")
+    path = (out or Path(__file__).parent) / f"{name}-{today}-{slug}.md"
+    record = {"date": today, "device": where, "python": platform.python_version(), "command": command, **facts}
+    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    text = f"# {title}: {today}, {where}\n\n`{command}`, Python {platform.python_version()}.\n\n{table(head, rows)}\n"
+    path.write_text(text)
+    return path
