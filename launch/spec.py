@@ -11,6 +11,8 @@
     zip: {data.context: [10, 5], data.horizon: [10, 15]}             # in step
     exclude: [{model.name: convlstm, train.lr: 1e-3}]                # runs for which all of these hold
 
+    include: [a.yaml, b.yaml]       # instead of all these but `name`: the runs of other sweep files
+
 The runs are list x grid x zip x seeds, less `exclude`, each config once. What is laid on what: the base files, the
 entry's base files, `set`, the entry, grid, zip, the seed, and last `--set` of the command line. A `model.name` among
 these settings is laid first, because it starts the section `model` anew.
@@ -32,7 +34,7 @@ from launch.naming import flatten, label_runs
 from toolkit.config import RunConfig, make_config, merge, nested, read_tree, with_overrides
 from toolkit.errors import ConfigError
 
-KEYS = ("name", "base", "seeds", "set", "list", "grid", "zip", "exclude")
+KEYS = ("name", "include", "base", "seeds", "set", "list", "grid", "zip", "exclude")
 SHOWN_FAULTS = 10  # a fault in `set` shows up in every run; the first few say it all
 Settings = Mapping[str, Any]  # {"train.lr": 1e-3}
 
@@ -53,6 +55,7 @@ class SweepSpec:
 
     file: Path
     name: str
+    include: tuple[str, ...]
     base: tuple[str, ...]
     seeds: tuple[int, ...]
     common: Settings
@@ -99,7 +102,21 @@ def plan_sweep(path: str | Path, overrides: Iterable[str] = ()) -> SweepPlan:
         ConfigError: with every fault of the file, or every fault of the configs that it describes.
     """
     spec = read_spec(Path(path))
-    return _expand(spec, flatten(with_overrides({}, overrides)))
+    found = _Found(flatten(with_overrides({}, overrides)))
+    for part in _parts(spec):
+        found.add(part)
+    return found.plan(spec)
+
+
+def _parts(spec: SweepSpec) -> list[SweepSpec]:
+    """The sweep files whose runs make up a sweep: itself, or those that it includes."""
+    if not spec.include:
+        return [spec]
+    parts = [read_spec(spec.file.parent / name) for name in spec.include]
+    for part in parts:
+        if part.include:
+            raise ConfigError(f"{spec.file}: include {part.file}: it includes others itself; name those files here")
+    return parts
 
 
 def read_spec(path: Path) -> SweepSpec:
@@ -117,9 +134,13 @@ def read_spec(path: Path) -> SweepSpec:
     name = tree.get("name", path.stem)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
         reader.faults.append(f"name: {name!r} can't be a folder name; use letters, digits, '.', '_', '+' and '-'")
+    mixed = sorted(set(tree) & set(KEYS) - {"name", "include"})
+    if "include" in tree and mixed:
+        reader.faults.append(f"include: goes with `name` only; put {', '.join(mixed)} into a sweep file and include it")
     spec = SweepSpec(
         file=path,
         name=str(name),
+        include=reader.files("include", tree.get("include")),
         base=reader.files("base", tree.get("base")),
         seeds=reader.seeds(tree.get("seeds")),
         common=reader.settings("set", tree.get("set")),
@@ -226,37 +247,51 @@ class _Reader:
         return axes
 
 
-def _expand(spec: SweepSpec, final: Settings) -> SweepPlan:
-    bases = _BaseFiles(spec.file)
-    configs: dict[str, tuple[RunConfig, Entry]] = {}
-    faults: dict[str, None] = {}  # in order, each once
-    excludes = [_Exclude(number, settings) for number, settings in enumerate(spec.exclude, 1)]
-    points = duplicates = excluded = 0
-    for entry, settings in _points(spec):
-        points += 1
-        tree = lay(bases.merged((*spec.base, *entry.base)), [spec.common, entry.settings, settings, final])
-        try:
-            config = make_config(tree, origin=f"{spec.file}: {entry.where}")
-        except ConfigError as error:
-            faults[str(error)] = None
-            continue
-        fits = [exclude.holds(tree, config) for exclude in excludes]
-        if any(fits):
-            excluded += 1
-            continue
-        hash8 = config.hash8()
-        duplicates += hash8 in configs
-        configs.setdefault(hash8, (config, entry))
-    for exclude in excludes:
-        if exclude.faults and exclude.asked == len(exclude.faults):
-            faults[f"{spec.file}: exclude, entry {exclude.number} fits no run: {exclude.faults[0]}"] = None
-    if faults:
-        texts = list(faults)
-        more = [f"... and {len(texts) - SHOWN_FAULTS} more such messages"] if len(texts) > SHOWN_FAULTS else []
-        raise ConfigError("\n".join(texts[:SHOWN_FAULTS] + more))
-    if not configs:
-        raise ConfigError(f"{spec.file}: plans no run: all {points} are excluded; look at `exclude`")
-    return SweepPlan(spec.file, spec.name, _named(spec.file, configs), duplicates, excluded)
+class _Found:
+    """The runs of one or several sweep files, each config once."""
+
+    def __init__(self, final: Settings) -> None:
+        self.final = final
+        self.configs: dict[str, tuple[RunConfig, Entry]] = {}
+        self.faults: dict[str, None] = {}  # in order, each once
+        self.points = self.duplicates = self.excluded = 0
+
+    def add(self, spec: SweepSpec) -> None:
+        """Multiply a sweep file out."""
+        bases = _BaseFiles(spec.file)
+        excludes = [_Exclude(number, settings) for number, settings in enumerate(spec.exclude, 1)]
+        for entry, settings in _points(spec):
+            self.points += 1
+            tree = lay(bases.merged((*spec.base, *entry.base)), [spec.common, entry.settings, settings, self.final])
+            try:
+                config = make_config(tree, origin=f"{spec.file}: {entry.where}")
+            except ConfigError as error:
+                self.faults[str(error)] = None
+                continue
+            fits = [exclude.holds(tree, config) for exclude in excludes]
+            if any(fits):
+                self.excluded += 1
+                continue
+            hash8 = config.hash8()
+            self.duplicates += hash8 in self.configs
+            self.configs.setdefault(hash8, (config, entry))
+        for exclude in excludes:
+            if exclude.faults and exclude.asked == len(exclude.faults):
+                self.faults[f"{spec.file}: exclude, entry {exclude.number} fits no run: {exclude.faults[0]}"] = None
+
+    def plan(self, spec: SweepSpec) -> SweepPlan:
+        """The runs, named.
+
+        Raises:
+            ConfigError: with the faults of all configs, or when there is no run.
+        """
+        if self.faults:
+            texts = list(self.faults)
+            more = [f"... and {len(texts) - SHOWN_FAULTS} more such messages"] if len(texts) > SHOWN_FAULTS else []
+            raise ConfigError("\n".join(texts[:SHOWN_FAULTS] + more))
+        if not self.configs:
+            raise ConfigError(f"{spec.file}: plans no run: all {self.points} are excluded; look at `exclude`")
+        return SweepPlan(spec.file, spec.name, _named(spec.file, self.configs), self.duplicates, self.excluded)
 
 
 def _points(spec: SweepSpec) -> Iterator[tuple[Entry, Settings]]:

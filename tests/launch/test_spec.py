@@ -290,3 +290,47 @@ def test_hundreds_of_runs_plan_quickly(configs: Path) -> None:
     start = time.perf_counter()
     assert len(plan_sweep(file).runs) == 162
     assert time.perf_counter() - start < 1.0
+
+
+def test_include_joins_sweep_files_and_keeps_each_run_once(configs: Path) -> None:
+    (configs / "a.yaml").write_text("base: base.yaml\nseeds: 2\nlist: [{model.slots: 2}, {model.slots: 3}]\n")
+    (configs / "b.yaml").write_text("base: base.yaml\nseeds: 2\nlist: [{model.slots: 3}, {base: convlstm.yaml}]\n")
+    plan = plan_sweep(write(configs, "name: both\ninclude: [a.yaml, b.yaml]\n"), ["train.steps=7"])
+    assert [run.group for run in plan.runs[::2]] == ["modernn-slots2", "modernn-slots3", "convlstm"]
+    assert (len(plan.runs), plan.duplicates, plan.name) == (6, 2, "both")
+    assert {run.config.train.steps for run in plan.runs} == {7}
+    alone = plan_sweep(configs / "a.yaml", ["train.steps=7"])
+    assert [run.hash8 for run in alone.runs] == [run.hash8 for run in plan.runs[:4]]
+
+
+def test_include_stands_alone_and_is_one_level_deep(configs: Path) -> None:
+    (configs / "a.yaml").write_text("base: base.yaml\n")
+    with pytest.raises(ConfigError, match="include: goes with `name` only; put seeds, set into a sweep file"):
+        runs(configs, "include: [a.yaml]\nseeds: 2\nset: {train.steps: 3}\n")
+    (configs / "b.yaml").write_text("include: [a.yaml]\n")
+    with pytest.raises(ConfigError, match=r"include .*b\.yaml: it includes others itself"):
+        runs(configs, "include: [b.yaml]\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml: no such sweep file"):
+        runs(configs, "include: [c.yaml]\n")
+
+
+PAPER = Path(__file__).parents[2] / "configs" / "sweeps" / "paper.yaml"
+TABLES = {"1": 12, "2": 6, "3": 5, "4": 3, "5-kth": 6, "5-radar": 5, "6": 15, "7": 15}  # science of the paper: 51
+
+
+def test_the_papers_sweep_is_its_tables_each_run_once() -> None:
+    plan = plan_sweep(PAPER)
+    assert len(plan.runs) == 153
+    assert plan.duplicates == 3 * (sum(TABLES.values()) - 51)
+    by_data = {
+        name: len({run.group for run in plan.runs if run.name.startswith(name)}) for name in ("mmnist", "kth", "radar")
+    }
+    assert by_data == {"mmnist": 20, "kth": 16, "radar": 15}
+    assert all(run.name == f"{run.group}-seed{run.seed}" for run in plan.runs)
+    hashes = {run.hash8 for run in plan.runs}
+    for table, size in TABLES.items():
+        part = plan_sweep(PAPER.parent / "paper" / f"table{table}.yaml")
+        assert part.name == "paper" and len(part.runs) == 3 * size, table
+        assert {run.hash8 for run in part.runs} <= hashes
+    run = next(run for run in plan.runs if run.name == "kth-convlstm-only-hands-seed2")
+    assert (run.config.data.modes, run.config.data.horizon, run.config.train.steps) == (("hands",), 20, 80_000)
