@@ -1,0 +1,150 @@
+"""LPIPS (Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018), AlexNet.
+
+    d(x, y) = sum over l of the mean over positions of  w_l . (f_l(x) - f_l(y))^2
+
+x and y have three channels in -1..1; f_l is the l-th of five feature maps, at each position divided by its length.
+
+The w_l are version 0.1's calibrated weights, from the installed `lpips` package. Its network isn't used: it imports
+torchvision, whose binary has to fit the very build of torch. For the same weights the values here are equal to the
+package's (tests/toolkit/evaluate/test_perceptual.py).
+
+The trunk's ImageNet weights come with no package. They are looked for, in this order, in the file that
+`MODERNN_ALEXNET` names (.pth with torchvision's names, or .npz), in torch's cache, where torchvision leaves them, and
+at download.pytorch.org.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from toolkit.errors import ConfigError
+
+VARIABLE = "MODERNN_ALEXNET"
+URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+# Convolutions of torchvision's AlexNet: index in `features`, inputs, outputs, kernel, stride, padding.
+CONVOLUTIONS = (
+    (0, 3, 64, 11, 4, 2),
+    (3, 64, 192, 5, 1, 2),
+    (6, 192, 384, 3, 1, 1),
+    (8, 384, 256, 3, 1, 1),
+    (10, 256, 256, 3, 1, 1),
+)
+POOL_BEFORE = (3, 6)
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and deviation, for -1..1
+EPSILON = 1e-10
+SMALLEST = 31  # pixels of a side: AlexNet's third block still has one position
+BLOCK = 1 << 22  # pixels in one pass; its largest maps are 4 times the frames
+
+
+class LPIPS(nn.Module):
+    """The distance of frames; in evaluation mode, without gradients."""
+
+    def __init__(self, trunk: dict[str, Tensor], heads: dict[str, Tensor]) -> None:
+        """
+        Args:
+            trunk: `features.N.weight` and `.bias` of torchvision's AlexNet; others are ignored.
+            heads: `linN.model.1.weight` [1, C, 1, 1] of the lpips package.
+        """
+        super().__init__()
+        self.convolutions = nn.ModuleDict()
+        for index, inputs, outputs, kernel, stride, padding in CONVOLUTIONS:
+            convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding)
+            weights = {name: trunk[f"features.{index}.{name}"] for name in ("weight", "bias")}
+            convolution.load_state_dict(weights)
+            self.convolutions[str(index)] = convolution
+        for number in range(len(CONVOLUTIONS)):
+            self.register_buffer(f"head{number}", heads[f"lin{number}.model.1.weight"].float())
+        self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1))
+        self.eval().requires_grad_(False)
+
+    def features(self, frames: Tensor) -> list[Tensor]:
+        """The five maps of frames [N, 3, H, W] in -1..1."""
+        assert isinstance(self.shift, Tensor) and isinstance(self.scale, Tensor)
+        maps, x = [], (frames - self.shift) / self.scale
+        for index, *_ in CONVOLUTIONS:
+            if index in POOL_BEFORE:
+                x = F.max_pool2d(x, 3, 2)
+            x = F.relu(self.convolutions[str(index)](x))
+            maps.append(x)
+        return maps
+
+    @torch.no_grad()
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Frames [N, 1 or 3, H, W], as a rule in -1..1 -> float32 [N].
+
+        Raises:
+            ConfigError: frames too small, or of another number of channels.
+        """
+        _, channels, height, width = first.shape
+        if channels not in (1, 3) or min(height, width) < SMALLEST:
+            raise ConfigError(
+                f"LPIPS takes frames of 1 or 3 channels and at least {SMALLEST}x{SMALLEST} pixels, these have "
+                f"{channels} and {height}x{width}: choose a protocol without it (eval.protocol)"
+            )
+        block = max(1, BLOCK // (height * width))
+        parts = [
+            self._block(a.float().expand(-1, 3, -1, -1), b.float().expand(-1, 3, -1, -1))
+            for a, b in zip(first.split(block), second.split(block), strict=True)
+        ]
+        return torch.cat(parts)
+
+    def _block(self, first: Tensor, second: Tensor) -> Tensor:
+        total = first.new_zeros(first.shape[0])
+        for number, (a, b) in enumerate(zip(self.features(first), self.features(second), strict=True)):
+            square = (_unit(a) - _unit(b)).square()
+            total = total + F.conv2d(square, self.get_buffer(f"head{number}")).mean((1, 2, 3))
+        return total
+
+
+def _unit(maps: Tensor) -> Tensor:
+    return maps / (maps.square().sum(1, keepdim=True).sqrt() + EPSILON)
+
+
+def load_lpips(device: torch.device | str = "cpu") -> LPIPS:
+    """LPIPS with calibrated weights.
+
+    Raises:
+        ConfigError: the `lpips` package or the trunk's weights can't be had.
+    """
+    return LPIPS(_trunk(), _heads()).to(device)
+
+
+def _heads() -> dict[str, Tensor]:
+    found = importlib.util.find_spec("lpips")  # finds it without importing it
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError("LPIPS: the package lpips isn't installed, whose weights are needed: pip install lpips")
+    path = Path(next(iter(found.submodule_search_locations)), "weights", "v0.1", "alex.pth")
+    heads: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return heads
+
+
+def _trunk() -> dict[str, Tensor]:
+    named = os.environ.get(VARIABLE)
+    path = Path(named) if named else Path(torch.hub.get_dir(), "checkpoints", URL.rpartition("/")[2])
+    if named and not path.exists():
+        raise ConfigError(f"{VARIABLE}={named}: no such file")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                weights = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        elif path.exists():
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            weights = torch.hub.load_state_dict_from_url(URL, map_location="cpu", check_hash=True, weights_only=True)
+    except Exception as error:  # a file of another kind, or no network: one answer to all of them
+        raise ConfigError(
+            f"LPIPS: no ImageNet weights of AlexNet: {path}: {type(error).__name__}: {error}. Fetch {URL} on a machine "
+            f"with a network and name the file in the variable {VARIABLE}, or choose a protocol without LPIPS"
+        ) from None
+    missing = [f"features.{index}.weight" for index, *_ in CONVOLUTIONS if f"features.{index}.weight" not in weights]
+    if missing:
+        raise ConfigError(f"{path}: no weights of torchvision's AlexNet: {missing[0]} is missing; see {URL}")
+    return {name: value.float() for name, value in weights.items()}
