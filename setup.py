@@ -22,6 +22,7 @@ INSTALL = [
     "pyyaml>=6.0",
     "pillow>=10.0",
     "matplotlib>=3.8",
+    "scipy>=1.11",  # scikit-learn's own; the t-test of the paper's tables
     "scikit-learn>=1.4",  # real handwritten digits without a download; t-SNE and linear probes
 ]
 # What only some archives need: shards says which when it meets one.

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from launch.cli import make_parser, run_script
 from toolkit.errors import EXIT_OK
-from toolkit.report.build import build_report
+from toolkit.report.build import build_paper, build_report
+from toolkit.report.collect import CHECKPOINTS
 
 EXAMPLES = """\
   python launch/report.py runs/demo                  # writes runs/demo/report/index.html, table.csv, table.md
   python launch/report.py runs/demo --out shown      # somewhere else
-  python launch/report.py runs/demo/modernn-slots4-seed1-1a2b3c4d    # a single run"""
+  python launch/report.py runs/demo/modernn-slots4-seed1-1a2b3c4d    # a single run
+  python launch/report.py --paper runs/paper         # the paper's Tables 1-7 with these runs' numbers beside its own:
+                                                     # HTML, Markdown, CSV and LaTeX in runs/paper/report/paper"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,10 +27,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", metavar="RUNS_DIR", type=Path, help="a sweep's directory, or a single run's")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where to write (default: RUNS_DIR/report)")
     parser.add_argument("--force", action="store_true", help="write it even when nothing changed")
-    arguments = parser.parse_args(argv)
-    page = build_report(
-        arguments.runs, arguments.out, lambda text: print(text, file=sys.stderr, flush=True), arguments.force
+    parser.add_argument(
+        "--paper", action="store_true", help="the paper's tables instead, of a sweep that has its names"
     )
+    parser.add_argument("--which", choices=CHECKPOINTS, default="best", help="with --paper: checkpoint (default: best)")
+    arguments = parser.parse_args(argv)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    if arguments.paper:
+        page = build_paper(arguments.runs, arguments.out, arguments.which, say)
+    else:
+        page = build_report(arguments.runs, arguments.out, say, arguments.force)
     print(page.resolve())
     return EXIT_OK
 

@@ -144,6 +144,12 @@ class ScoreTable:
             )
         self._rows.update(other._rows)
 
+    def only(self, mode: str) -> ScoreTable:
+        """The samples of one mode."""
+        part = ScoreTable(self.label, self.horizon, self.averaged, self.thresholds)
+        part._rows = {index: row for index, row in self._rows.items() if row[1] == mode}
+        return part
+
     def arrays(self) -> dict[str, Values]:
         """All columns in order of the samples' places: index, key, mode ("" for none) as [n], scores as [n, T]."""
         order = sorted(self._rows)

@@ -109,6 +109,7 @@ def describe_metric(key: str, facts: Mapping[str, Any]) -> Metric | None:
         "mae": ("MAE", "lower", True),
         "ssim": ("SSIM", "higher", True),
         "psnr": ("PSNR (dB)", "higher", True),
+        "lpips": ("LPIPS", "lower", True),
         "csi": (f"CSI{event}", "higher", True),
         "pod": (f"POD{event}", "higher", False),
         "far": (f"FAR{event}", "lower", False),

@@ -12,9 +12,12 @@ from typing import Any
 
 import matplotlib
 
+from toolkit.errors import ConfigError
+from toolkit.report import paper_page
 from toolkit.report.aggregate import make_boards
 from toolkit.report.collect import Sweep, collect
 from toolkit.report.page import render
+from toolkit.report.paper import fill_tables
 from toolkit.report.tables import to_csv, to_markdown
 from toolkit.rundir import write_atomic
 
@@ -55,6 +58,38 @@ def build_report(folder: Path, out: Path | None, say: Callable[[str], None], for
     write_atomic(target / "table.md", to_markdown(sweep.name, boards))
     write_atomic(target / "inputs.json", json.dumps({"digest": digest, "made": made}, indent=1) + "\n")
     return page
+
+
+def build_paper(folder: Path, out: Path | None, which: str, say: Callable[[str], None]) -> Path:
+    """Write the paper's tables with the numbers of a sweep that uses the names of configs/sweeps/paper.
+
+    Args:
+        out: where to; None: `report/paper` in the folder.
+        which: checkpoint, `best` or `last`.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: there are no runs there, or none of them belongs into a table.
+        ToolkitError: a result that can't be read, or results of different kinds.
+    """
+    target = out or folder / "report" / "paper"
+    sweep = collect(folder)
+    tables = fill_tables(sweep, which)
+    if all(filled.empty for filled in tables):
+        raise ConfigError(
+            f"{folder}: no finished and scored run of the paper's tables among {len(sweep.runs)} runs; their names are "
+            "those of configs/sweeps/paper, for example mmnist-modernn-seed1"
+        )
+    for filled in tables:
+        values = filled.cells.values()
+        say(f"Table {filled.table.number}: {sum(cell.mean is not None for cell in values)} of {len(values)} numbers")
+    write_atomic(target / "index.html", paper_page.to_html(sweep.name, tables, which))
+    write_atomic(target / "tables.md", paper_page.to_markdown(sweep.name, tables, which))
+    write_atomic(target / "tables.csv", paper_page.to_csv(tables))
+    write_atomic(target / "tables.tex", paper_page.to_latex(tables))
+    return target / "index.html"
 
 
 def inputs_digest(sweep: Sweep) -> str:

@@ -29,6 +29,12 @@ class Result:
     which: str
     data: Mapping[str, Any]
     samples: Path | None  # frames to show, where they were kept
+    folder: Path
+
+    @property
+    def table(self) -> Path:
+        """Its scores per sequence and lead time."""
+        return self.folder / f"{self.split}-{self.which}.table.npz"
 
     @property
     def comparable(self) -> str:
@@ -49,6 +55,8 @@ class Run:
         standing: `done`, `failed`, `running`, `interrupted`, `new`, or `missing` without a directory.
         problem: why its scores are not in the tables, or None when they are.
         elapsed_s: from the first to the last line of its log, waiting included.
+        rate: training sequences per second, as last logged.
+        peak_memory: bytes, of training's rank 0: allocated on its GPU, or the process's.
     """
 
     name: str
@@ -63,6 +71,7 @@ class Run:
     best_step: int | None = None
     elapsed_s: float | None = None
     rate: float | None = None
+    peak_memory: int | None = None
     train: Curve = ()
     val: Curve = ()
     results: tuple[Result, ...] = ()
@@ -198,6 +207,7 @@ def _read_run(folder: Path, name: str, group: str, seed: int, settings: Mapping[
         best_step=best_step,
         elapsed_s=elapsed,
         rate=rate,
+        peak_memory=state.get("peak_memory"),
         train=train,
         val=val,
         results=results,
@@ -236,7 +246,7 @@ def _read_results(run: RunDir) -> list[Result]:
                 f"score it again: python launch/evaluate.py --run {run.path} --split {split} --force"
             )
         samples = path.with_name(f"{stem}.samples.npz")
-        results.append(Result(split, which, data, samples if samples.exists() else None))
+        results.append(Result(split, which, data, samples if samples.exists() else None, path.parent))
     return results
 
 

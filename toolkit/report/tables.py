@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from toolkit.report.aggregate import OVERALL, Board, Cell, Metric, Row
 
 CHECKPOINT_TITLES = {"best": "Best-validation checkpoint", "last": "Last checkpoint"}
-FIXED_DECIMALS = {"ssim": 3, "psnr": 2, "csi": 3, "pod": 3, "far": 3, "bias": 3}
+FIXED_DECIMALS = {"ssim": 3, "lpips": 3, "psnr": 2, "csi": 3, "pod": 3, "far": 3, "bias": 3}
 CSV_COLUMNS = (
     "protocol", "store", "split", "checkpoint", "group", "mode", "metric", "mean", "std", "n", "planned", "best",
     "undefined_seeds", "missing_seeds", "parameters", "ensemble",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -50,6 +51,13 @@ def clock(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
     return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
+
+
+def peak_memory() -> int:
+    """Bytes at the peak so far: allocated on the GPU, or of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class Recorder:
@@ -108,6 +116,7 @@ class Recorder:
             seq_per_s=self.meter.sequences_per_s,
             data_wait=self.meter.data_wait,
             eta_s=self.meter.eta_s(self.steps - step),
+            peak_memory=peak_memory(),
         )
 
     def say(self, text: str) -> None:

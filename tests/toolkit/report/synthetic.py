@@ -123,9 +123,23 @@ def write_scores(
             "scale": np.array(json.dumps(dict(scene.scale))),
         },
     )
+    write_result(run, which, scene, table, baseline.as_dict(), protocol)
+
+
+def write_result(
+    run: RunDir,
+    which: str,
+    scene: Scene,
+    table: ScoreTable,
+    persistence: Mapping[str, Any] | None = None,
+    protocol: Mapping[str, Any] | None = None,
+) -> None:
+    """The scores of a table as an evaluation leaves them."""
+    table.save(run.eval / f"test-{which}.table.npz")
+    scores = table.compute().as_dict()
     record = {
         "version": 1,
-        "protocol": {**load_protocol("paper").choices(), **protocol},
+        "protocol": {**load_protocol("paper").choices(), **(protocol or {})},
         "store": {"path": "stores/digits", "name": scene.name, "digest": "ab" * 32},
         "split": "test",
         "step": 150 if which == "best" else 200,
@@ -141,8 +155,8 @@ def write_scores(
         "frames": list(scene.frames.shape[2:]),
         "parameters": 123_456 + 1000 * run.config().model.layers,
         "seconds": 3.0,
-        **table.compute().as_dict(),
-        "persistence": baseline.as_dict(),
+        **scores,
+        "persistence": persistence or scores,
     }
     write_atomic(run.eval / f"test-{which}.json", json.dumps(record))
 

@@ -1,0 +1,201 @@
+"""Runs -> the cells of the paper's tables: ours over seeds, the paper's number beside it.
+
+Ours are means and sample standard deviations over the seeds that finished, at one checkpoint (`best` by validation
+unless asked otherwise). Which run fills which cell: toolkit/report/paper_numbers.py.
+
+`overall` of models trained on one mode each: every test sequence is scored by the model of its own mode, seed by seed;
+the stored scores of single sequences are put together and averaged like any others. (The paper's own overall numbers
+are means over sequences too: plain means of the three equal modes of Moving MNIST, 42 to 58 of its radar seasons.)
+
+Significance is a paired t-test over the seeds that two cells share, two-sided, from three seeds on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from toolkit.errors import ToolkitError
+from toolkit.evaluate.table import ScoreTable
+from toolkit.report.aggregate import describe_metric, mean_and_std
+from toolkit.report.collect import Result, Run, Sweep
+from toolkit.report.paper_numbers import COSTS, MODES, OURS, OVERALL, TABLES, Column, PaperRow, PaperTable, Variant
+
+FEWEST_PAIRS = 3
+SUB = "-only-"
+
+
+@dataclass(frozen=True)
+class PaperCell:
+    """One number of a table.
+
+    Attributes:
+        values: by seed; mean and std (n - 1) over them, None where there are too few.
+        paper: what the paper has.
+        missing: for each planned seed without a value, why; a line for each run.
+        p: of the difference to ModeRNN's cell in this column, None where it can't be had.
+    """
+
+    mean: float | None
+    std: float | None
+    values: Mapping[int, float]
+    paper: float | None
+    missing: Mapping[int, str]
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class FilledTable:
+    """A table of the paper with our numbers; `protocols` says by whose rules the scores were made."""
+
+    table: PaperTable
+    cells: Mapping[tuple[PaperRow, Column, Variant], PaperCell]
+    protocols: tuple[str, ...]
+
+    @property
+    def empty(self) -> bool:
+        return all(cell.mean is None for cell in self.cells.values())
+
+    def change(self, row: PaperRow, column: Column) -> str | None:
+        """Does training on all modes help? `better` or `worse` than on the one alone, None where it can't be told."""
+        if not column.sub:
+            return None
+        sub, entire = (self.cells[row, column, variant].mean for variant in ("sub", "entire"))
+        if sub is None or entire is None or sub == entire:
+            return None
+        return "better" if (entire < sub) == (direction_of(column) == "lower") else "worse"
+
+
+def direction_of(column: Column) -> str:
+    """`lower` or `higher` is better."""
+    if column.metric in COSTS:
+        return "lower"
+    metric = describe_metric(column.metric, {})
+    assert metric is not None
+    return metric.direction
+
+
+def fill_tables(sweep: Sweep, which: str) -> list[FilledTable]:
+    """All tables, those without any number of ours included.
+
+    Raises:
+        ToolkitError: results that may not stand in one column (another protocol, store or task).
+    """
+    runs = _Runs(sweep, which)
+    return [_fill(table, runs) for table in TABLES]
+
+
+def _fill(table: PaperTable, runs: _Runs) -> FilledTable:
+    cells: dict[tuple[PaperRow, Column, Variant], PaperCell] = {}
+    for row in table.rows:
+        paper = table.paper(row)
+        for column in table.columns:
+            for variant in column.variants:
+                values, missing = runs.values(row.model, column, variant)
+                mean, std = mean_and_std(list(values.values()))
+                cells[row, column, variant] = PaperCell(mean, std, values, paper[column, variant], missing)
+    ours = next((row for row in table.rows if row.model == OURS), None)
+    for (row, column, variant), cell in list(cells.items()):
+        if ours is not None and row is not ours and column.metric not in COSTS:
+            p = paired_p(cell.values, cells[ours, column, variant].values)
+            cells[row, column, variant] = replace(cell, p=p)
+    data = {column.data for column in table.columns}
+    return FilledTable(table, cells, tuple(sorted(name for d in data for name in runs.protocols.get(d, ()))))
+
+
+def paired_p(first: Mapping[int, float], second: Mapping[int, float]) -> float | None:
+    """Two-sided p of a paired t-test over the seeds of both; None under three, or where all differences are equal."""
+    seeds = sorted(set(first) & set(second))
+    differences = np.array([first[seed] - second[seed] for seed in seeds])
+    if len(seeds) < FEWEST_PAIRS:
+        return None
+    spread = float(differences.std(ddof=1))
+    if spread <= 1e-12 * float(np.abs(differences).max()):
+        return None
+    t = float(differences.mean()) / (spread / math.sqrt(len(seeds)))
+    return float(2 * stats.t.sf(abs(t), len(seeds) - 1))
+
+
+class _Runs:
+    """The finished results of a sweep, by group and seed."""
+
+    def __init__(self, sweep: Sweep, which: str) -> None:
+        self.which = which
+        self.groups: dict[str, dict[int, Run]] = {}
+        self.protocols: dict[str, set[str]] = {}
+        for run in sweep.runs:
+            self.groups.setdefault(run.group, {})[run.seed] = run
+        self._comparable: dict[str, tuple[str, str]] = {}  # data -> what its results share, and who said so
+
+    def values(self, model: str, column: Column, variant: Variant) -> tuple[dict[int, float], dict[int, str]]:
+        """By seed: the value, or why there is none."""
+        entire = f"{column.data}-{model}"
+        if variant == "entire":
+            return self._each([entire], column)
+        modes = MODES[column.data] if column.mode == OVERALL else (column.mode,)
+        return self._each([f"{entire}{SUB}{mode}" for mode in modes], column)
+
+    def _each(self, groups: list[str], column: Column) -> tuple[dict[int, float], dict[int, str]]:
+        seeds = sorted({seed for group in groups for seed in self.groups.get(group, {})})
+        values: dict[int, float] = {}
+        missing: dict[int, str] = {}
+        for seed in seeds:
+            found = [self._result(group, seed, column.data) for group in groups]
+            faults = [text for text in found if isinstance(text, str)]
+            results = [result for result in found if isinstance(result, Result)]
+            value = None if faults else self._value(groups, seed, results, column)
+            if faults or value is None:
+                missing[seed] = "\n".join(faults) or f"{groups[0]} seed {seed}: no {column.metric}"
+            else:
+                values[seed] = value
+        return values, missing
+
+    def _result(self, group: str, seed: int, data: str) -> Result | str:
+        run = self.groups.get(group, {}).get(seed)
+        if run is None:
+            return f"{group} seed {seed} isn't in the sweep"
+        if run.problem is not None:
+            return f"{run.name}: {run.problem}"
+        result = next((result for result in run.scored if result.which == self.which), None)
+        if result is None:
+            return f"{run.name}: no {self.which} score"
+        known, by = self._comparable.setdefault(data, (result.comparable, run.name))
+        if result.comparable != known:
+            raise ToolkitError(
+                f"{run.name} and {by} were not scored in one way (protocol, store, split or task differ): numbers of "
+                f"different kinds can't stand in one column; score them alike: python launch/evaluate.py --run "
+                f"{run.folder} --force"
+            )
+        self.protocols.setdefault(data, set()).add(str(result.data["protocol"]["name"]))
+        return result
+
+    def _value(self, groups: list[str], seed: int, results: list[Result], column: Column) -> float | None:
+        if column.metric in COSTS:
+            return self._cost(self.groups[groups[0]][seed], results[0], column.metric)
+        if len(results) > 1:
+            return _joined(results, MODES[column.data]).get(column.metric)
+        scores = results[0].data["overall"] if column.mode == OVERALL else results[0].data["modes"].get(column.mode, {})
+        value = scores.get(column.metric)
+        return None if value is None else float(value)
+
+    @staticmethod
+    def _cost(run: Run, result: Result, metric: str) -> float | None:
+        if metric == "parameters":
+            return float(result.data["parameters"]) / 1e6
+        if metric == "seconds":
+            return 1000.0 / run.rate if run.rate else None
+        return run.peak_memory / 1e9 if run.peak_memory else None
+
+
+def _joined(results: list[Result], modes: tuple[str, ...]) -> dict[str, Any]:
+    """Overall scores when each mode's sequences are scored by their own result (in the order of `modes`)."""
+    parts = [ScoreTable.load(result.table).only(mode) for result, mode in zip(results, modes, strict=True)]
+    whole = parts[0]
+    for part in parts[1:]:
+        whole.merge(part)
+    return dict(whole.compute().overall)
