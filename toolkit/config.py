@@ -100,6 +100,7 @@ class EvalConfig(Options):
     select: Literal["mean", "best"] = Field(
         "mean", description="what of them is scored: their mean, or per sequence the best by the protocol's rule"
     )
+    lpips: bool = Field(False, description="LPIPS too; needs AlexNet's weights, see toolkit/evaluate/perceptual.py")
     show: int = Field(3, ge=0, description="sequences per mode kept for the report", json_schema_extra=COSMETIC)
 
 

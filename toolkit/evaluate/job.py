@@ -23,6 +23,7 @@ from toolkit.data.windows import WindowSet
 from toolkit.distributed import World
 from toolkit.errors import ConfigError
 from toolkit.evaluate.ensemble import Ensemble
+from toolkit.evaluate.perceptual import load_lpips
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.evaluate.run import SINGLE, evaluate_model, sample_frames
 from toolkit.evaluate.table import ScoreTable, save_npz
@@ -71,6 +72,7 @@ class Evaluation:
         self.protocol = load_protocol(self.config.eval.protocol)
         self.batch = request.batch or self.config.eval.batch
         asked = self.config.eval
+        self.lpips = load_lpips(world.device) if asked.lpips else None
         self.ensemble = Ensemble(
             request.samples or asked.samples, request.select or asked.select, self.protocol.best_by
         )
@@ -118,7 +120,8 @@ class Evaluation:
             },
             "split": self.split,
             "step": step,
-            "thresholds": list(self.config.eval.thresholds),
+            "thresholds": list(self.protocol.thresholds_for(self.config.eval.thresholds)),
+            "lpips": self.config.eval.lpips,
             "context": self.config.data.context,
             "stride": self.config.data.eval_stride,
             "batch": self.batch,
@@ -208,6 +211,7 @@ class Evaluation:
             world=self.world.world_size,
             limit=self.request.limit,
             ensemble=ensemble,
+            lpips=self.lpips,
             progress=self._progress(name),
         )
 

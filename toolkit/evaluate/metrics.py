@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from toolkit.errors import ToolkitError
 
@@ -138,14 +139,15 @@ def _window_sum(frames: Tensor, window: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Contingency:
-    """The 2x2 table of one threshold without its correct negatives; int64 [B, T] each."""
+    """The 2x2 table of one threshold; int64 [B, T] each."""
 
     hits: Tensor
     misses: Tensor
     false_alarms: Tensor
+    correct_negatives: Tensor
 
 
-def contingency(forecast: Tensor, observed: Tensor, mask: Tensor | None = None) -> Contingency:
+def contingency(forecast: Tensor, observed: Tensor, mask: Tensor | None = None, pool: int = 1) -> Contingency:
     """Count events: hit = forecast and observed, miss = observed only, false alarm = forecast only.
 
     (The ModeRNN paper, section 4, swaps the names of the last two. CSI doesn't change by that, POD and FAR would.)
@@ -153,15 +155,50 @@ def contingency(forecast: Tensor, observed: Tensor, mask: Tensor | None = None) 
     Args:
         forecast: bool [B, T, C, H, W], the prediction reaches the threshold.
         observed: the same of the truth.
+        pool: count squares of so many pixels a side instead, without overlap (the last ones are cut off at the frame's
+            edge): an event where any pixel is one; a square without an observed pixel isn't counted.
     """
     _check_shapes(forecast, observed, mask)
-    if mask is not None:
-        forecast, observed = forecast & mask, observed & mask
+    counted = torch.ones_like(observed) if mask is None else mask
+    forecast, observed = forecast & counted, observed & counted
+    if pool > 1:
+        forecast, observed, counted = (_any_in_square(frames, pool) for frames in (forecast, observed, counted))
     return Contingency(
         hits=_count(forecast & observed),
         misses=_count(observed & ~forecast),
         false_alarms=_count(forecast & ~observed),
+        correct_negatives=_count(counted & ~forecast & ~observed),
     )
+
+
+def _any_in_square(events: Tensor, side: int) -> Tensor:
+    return F.max_pool2d(events.flatten(0, 1).float(), side, ceil_mode=True).bool().unflatten(0, events.shape[:2])
+
+
+def fractions(forecast: Tensor, observed: Tensor, window: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The two sums of the fractions skill score, means over a frame, float64 [B, T]: the squared difference of the
+    shares of events in the neighbourhoods of every pixel, and the sum of both squared shares.
+
+    FSS = 1 - (sum of the first over frames) / (sum of the second). Beyond the frame and where a pixel is missing there
+    is no event. Source: Roberts & Lean, Mon. Wea. Rev. 136, 2008, equations 5 to 7.
+
+    Args:
+        forecast, observed: as of `contingency`.
+        window: the side of a neighbourhood, pixels; odd.
+    """
+    _check_shapes(forecast, observed, mask)
+    if window % 2 == 0:
+        raise ToolkitError(f"FSS: a neighbourhood is centred on a pixel; its side {window} must be odd")
+    if mask is not None:
+        forecast, observed = forecast & mask, observed & mask
+    shares = [
+        F.avg_pool2d(events.flatten(0, 1).double(), window, stride=1, padding=window // 2).unflatten(
+            0, events.shape[:2]
+        )
+        for events in (forecast, observed)
+    ]
+    difference = (shares[0] - shares[1]).square().flatten(2).mean(2)
+    return difference, (shares[0].square() + shares[1].square()).flatten(2).mean(2)
 
 
 def _count(events: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from toolkit.data.windows import Window, to_unit
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate import protocols
 from toolkit.evaluate.ensemble import BestMember, Ensemble, MeanMember
+from toolkit.evaluate.perceptual import LPIPS
 from toolkit.evaluate.scoring import member_cost, new_table, score_batch, threshold_codes
 from toolkit.evaluate.table import ScoreTable
 
@@ -115,16 +116,18 @@ def evaluate_model(
     world: int = 1,
     limit: int | None = None,
     ensemble: Ensemble = SINGLE,
+    lpips: LPIPS | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreTable:
     """Score a model on a split; every rank of the process group calls this and gets the same whole table.
 
     Args:
         windows: each of context + horizon frames.
-        thresholds: event thresholds in the store's unit.
+        thresholds: event thresholds in the store's unit, where the protocol has none of its own.
         batch: windows per forward pass; part of the result's last bits.
         limit: use the first so many windows only.
         ensemble: how many forecasts are made of each window, and which is scored.
+        lpips: score LPIPS too, with this network.
         progress: called with (windows done, windows of this rank) after each batch.
 
     Raises:
@@ -134,8 +137,9 @@ def evaluate_model(
     total = len(windows) if limit is None else min(limit, len(windows))
     if total < 1:
         raise ConfigError(f"nothing to evaluate: {len(windows)} windows, --limit {limit}")
+    thresholds = protocol.thresholds_for(thresholds)
     threshold_codes(thresholds, windows.scale)  # a bad threshold should fail before the first forward pass
-    table = new_table(protocol, horizon, thresholds)
+    table = new_table(protocol, horizon, thresholds, lpips is not None)
     batches = Batches(model, windows, total, context, horizon, protocol, batch, torch.device(device), ensemble)
     mine = range(rank, -(-total // batch), world)
     share = sum(min(batch, total - number * batch) for number in mine)
@@ -143,7 +147,7 @@ def evaluate_model(
     try:
         for number in mine:
             made = batches.forecast(number)
-            columns = score_batch(made.prediction, made.truth, windows.scale, protocol, thresholds)
+            columns = score_batch(made.prediction, made.truth, windows.scale, protocol, thresholds, lpips)
             cut = made.windows
             table.update(made.indices, [window.key for window in cut], [window.mode for window in cut], columns)
             if progress is not None:

@@ -16,15 +16,17 @@ from toolkit.data.windows import observed, to_unit
 from toolkit.errors import ConfigError
 from toolkit.evaluate import metrics
 from toolkit.evaluate.ensemble import cost_of
+from toolkit.evaluate.perceptual import LPIPS
 from toolkit.evaluate.protocols import Protocol
-from toolkit.evaluate.table import EXACT, MISSING, NONFINITE, ScoreTable, at
+from toolkit.evaluate.table import EVENTS, EXACT, MISSING, NONFINITE, ScoreTable, at
 
 AVERAGED = ("mse", "mae", "psnr", "ssim")
 
 
-def new_table(protocol: Protocol, horizon: int, thresholds: Sequence[float]) -> ScoreTable:
+def new_table(protocol: Protocol, horizon: int, thresholds: Sequence[float], lpips: bool) -> ScoreTable:
     """An empty table for what `score_batch` gives."""
-    return ScoreTable(protocol.name, horizon, AVERAGED, thresholds)
+    averaged = (*AVERAGED, "lpips") if lpips else AVERAGED
+    return ScoreTable(protocol.name, horizon, averaged, thresholds, protocol.event_pools, protocol.fss_windows)
 
 
 def threshold_codes(thresholds: Sequence[float], scale: Scale) -> list[int]:
@@ -74,18 +76,18 @@ class Compared:
         self.predicted = predicted.clamp(0.0, 1.0) if protocol.clamp else predicted
 
     @cached_property
-    def _levels(self) -> tuple[Tensor, Tensor]:
+    def _images(self) -> tuple[Tensor, Tensor]:
         levels = self.protocol.image_levels
-        return _levels(self.predicted, levels), _levels(self.truth, levels)
+        return _image(self.predicted, levels), _image(self.truth, levels)
 
     @cached_property
     def _psnr(self) -> tuple[Tensor, Tensor]:
         protocol = self.protocol
-        return metrics.psnr(*self._levels, protocol.psnr_data_range, protocol.psnr_cap, self.mask)
+        return metrics.psnr(*self._images, protocol.psnr_data_range, protocol.psnr_cap, self.mask)
 
     @property
     def exact(self) -> Tensor:
-        """bool [B, T]: the frame's levels are all right."""
+        """bool [B, T]: SSIM and PSNR see no difference."""
         return self._psnr[1] & ~self.nonfinite
 
     def averaged(self, name: str) -> Tensor:
@@ -94,11 +96,20 @@ class Compared:
         if name == "psnr":
             values = self._psnr[0]
         elif name == "ssim":
-            values = metrics.ssim(*self._levels, protocol.ssim_data_range, protocol.ssim_window, self.mask)
+            values = metrics.ssim(*self._images, protocol.ssim_data_range, protocol.ssim_window, self.mask)
         else:
             error = {"mse": metrics.mse, "mae": metrics.mae}[name]
             values = error(self.predicted, self.truth, protocol.error_reduction, self.mask)
         return values.masked_fill(self.nonfinite, torch.nan)
+
+    def lpips(self, model: LPIPS) -> Tensor:
+        """LPIPS, float64 [B, T]; NaN also for frames with missing pixels, of which it can't leave any out."""
+        centred = self.protocol.lpips_range == "-1..1"
+        frames = (frames.clamp(0.0, 1.0).flatten(0, 1) for frames in (self.predicted, self.truth))
+        first, second = (2.0 * frame - 1.0 if centred else frame for frame in frames)
+        values = model(first, second).double().view(self.nonfinite.shape)
+        incomplete = self.nonfinite if self.mask is None else self.nonfinite | ~self.mask.flatten(2).all(2)
+        return values.masked_fill(incomplete, torch.nan)
 
 
 def member_cost(prediction: Tensor, codes: Tensor, scale: Scale, protocol: Protocol) -> Tensor:
@@ -108,7 +119,12 @@ def member_cost(prediction: Tensor, codes: Tensor, scale: Scale, protocol: Proto
 
 
 def score_batch(
-    prediction: Tensor, codes: Tensor, scale: Scale, protocol: Protocol, thresholds: Sequence[float]
+    prediction: Tensor,
+    codes: Tensor,
+    scale: Scale,
+    protocol: Protocol,
+    thresholds: Sequence[float],
+    lpips: LPIPS | None = None,
 ) -> dict[str, NDArray[np.float64] | NDArray[np.int64]]:
     """All columns of one batch.
 
@@ -122,18 +138,37 @@ def score_batch(
     compared = Compared(prediction, codes, scale, protocol)
     mask, nonfinite = compared.mask, compared.nonfinite
     missing = torch.zeros_like(nonfinite, dtype=torch.int64) if mask is None else (~mask).flatten(2).sum(2)
-    counted = {EXACT: compared.exact, NONFINITE: nonfinite, MISSING: missing}
+    columns = {EXACT: compared.exact, NONFINITE: nonfinite, MISSING: missing}
+    columns |= {name: compared.averaged(name) for name in AVERAGED}
+    if lpips is not None:
+        columns["lpips"] = compared.lpips(lpips)
     for threshold, code in zip(thresholds, threshold_codes(thresholds, scale), strict=True):
-        # The code's own float32 image: a frame that repeats a code then compares as that code does.
-        reached = torch.tensor(float(code), dtype=torch.float32, device=codes.device) / scale.max_code
-        table = metrics.contingency(compared.predicted >= reached, codes >= code, mask)
-        counted[at("hits", threshold)] = table.hits
-        counted[at("misses", threshold)] = table.misses
-        counted[at("false_alarms", threshold)] = table.false_alarms
-    columns = {name: compared.averaged(name).cpu().numpy() for name in AVERAGED}
-    return columns | {name: values.long().cpu().numpy() for name, values in counted.items()}
+        columns |= _events(compared, codes, threshold, code, scale)
+    return {
+        name: (values if values.is_floating_point() else values.long()).cpu().numpy()
+        for name, values in columns.items()
+    }
 
 
-def _levels(frames: Tensor, levels: int) -> Tensor:
-    """Whole levels floor(x * levels). In float32, as the published evaluations do it: code / 255 comes back as code."""
-    return (frames.clamp(0.0, 1.0) * levels).floor()
+def _events(compared: Compared, codes: Tensor, threshold: float, code: int, scale: Scale) -> dict[str, Tensor]:
+    """The columns of one threshold."""
+    # The code's own float32 image: a frame that repeats a code then compares as that code does.
+    reached = torch.tensor(float(code), dtype=torch.float32, device=codes.device) / scale.max_code
+    forecast, happened = compared.predicted >= reached, codes >= code
+    columns: dict[str, Tensor] = {}
+    for side in compared.protocol.event_pools:
+        table = metrics.contingency(forecast, happened, compared.mask, side)
+        columns |= {at(name, threshold, side): getattr(table, name) for name in EVENTS}
+    for window in compared.protocol.fss_windows:
+        error, reference = metrics.fractions(forecast, happened, window, compared.mask)
+        columns |= {at("fss_error", threshold, window): error, at("fss_reference", threshold, window): reference}
+    return columns
+
+
+def _image(frames: Tensor, levels: int | None) -> Tensor:
+    """What SSIM and PSNR see: values in 0..1, or whole levels floor(x * levels).
+
+    In float32, as the published evaluations do it: code / 255 comes back as code.
+    """
+    inside = frames.clamp(0.0, 1.0)
+    return inside if levels is None else (inside * levels).floor()

@@ -6,8 +6,9 @@ and sums float64 exactly rounded (`math.fsum`): results are the same to the last
 batches and ranks.
 
 Columns are of two kinds. *Averaged* ones (mse, ssim ...) are float64 and give the mean over frames. *Counted* ones
-are int64 and are added up; `hits@K`, `misses@K` and `false_alarms@K` together give CSI, POD, FAR and bias at
-threshold K from the pooled counts.
+are int64 and are added up; `hits@K`, `misses@K`, `false_alarms@K` and `correct_negatives@K` together give CSI, POD,
+FAR, bias and HSS at threshold K from the pooled counts. `@K/S`: of squares of S pixels. Of several thresholds there is
+also the mean CSI. The averaged `fss_error@K/W` and `fss_reference@K/W` together give FSS.
 
 Nothing undefined passes in silence: a ratio without events is None with the events' number beside it; a frame that
 has no value (nothing observed) is left out of the mean and counted in `frames_without_value`; one frame with a NaN or
@@ -34,11 +35,12 @@ Curves = dict[str, list[float | int | None]]  # {score: one value per lead time}
 
 EXACT, NONFINITE, MISSING = "exact_frames", "nonfinite_frames", "missing_pixels"
 STATUS = (EXACT, NONFINITE, MISSING)  # counted columns of every table
+EVENTS = ("hits", "misses", "false_alarms", "correct_negatives")
 
 
-def at(name: str, threshold: float) -> str:
-    """The name of a column or score at a threshold: `csi@30`."""
-    return f"{name}@{threshold:g}"
+def at(name: str, threshold: float, side: int = 1) -> str:
+    """The name of a column or score at a threshold: `csi@30`; `csi@30/4` of squares of 4 pixels."""
+    return f"{name}@{threshold:g}" + (f"/{side}" if side > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -69,20 +71,37 @@ class Scores:
 class ScoreTable:
     """Scores of single samples; see the module's docstring."""
 
-    def __init__(self, label: str, horizon: int, averaged: Sequence[str], thresholds: Sequence[float] = ()) -> None:
+    def __init__(
+        self,
+        label: str,
+        horizon: int,
+        averaged: Sequence[str],
+        thresholds: Sequence[float] = (),
+        pools: Sequence[int] = (1,),
+        fss_windows: Sequence[int] = (),
+    ) -> None:
         """
         Args:
             label: what was scored and how (the protocol's name); tables of different labels don't merge.
             horizon: T, lead times.
             averaged: names of the averaged columns.
-            thresholds: event thresholds in the store's unit; each makes three counted columns.
+            thresholds: event thresholds in the store's unit; each makes four counted columns for each of `pools`, and
+                two averaged ones for each of `fss_windows`.
         """
         self.label = label
         self.horizon = horizon
-        self.averaged = tuple(averaged)
+        self.plain = tuple(averaged)
         self.thresholds = tuple(float(threshold) for threshold in thresholds)
-        events = [at(name, k) for k in self.thresholds for name in ("hits", "misses", "false_alarms")]
-        self.counted = (*STATUS, *events)
+        self.pools, self.fss_windows = tuple(pools), tuple(fss_windows)
+        shares = [(k, window) for k in self.thresholds for window in self.fss_windows]
+        self.averaged = (
+            *self.plain,
+            *(at(name, *share) for share in shares for name in ("fss_error", "fss_reference")),
+        )
+        self.counted = (
+            *STATUS,
+            *(at(name, k, side) for k in self.thresholds for side in self.pools for name in EVENTS),
+        )
         self._rows: dict[int, tuple[str, str | None, dict[str, Values]]] = {}
 
     def __len__(self) -> int:
@@ -90,7 +109,7 @@ class ScoreTable:
 
     @property
     def _schema(self) -> tuple[Any, ...]:
-        return (self.label, self.horizon, self.averaged, self.thresholds)
+        return (self.label, self.horizon, self.plain, self.thresholds, self.pools, self.fss_windows)
 
     def update(
         self,
@@ -146,7 +165,7 @@ class ScoreTable:
 
     def only(self, mode: str) -> ScoreTable:
         """The samples of one mode."""
-        part = ScoreTable(self.label, self.horizon, self.averaged, self.thresholds)
+        part = ScoreTable(*self._schema)
         part._rows = {index: row for index, row in self._rows.items() if row[1] == mode}
         return part
 
@@ -182,7 +201,7 @@ class ScoreTable:
         members = {label: modes == label for label in labels}
         everyone = np.ones(len(self), dtype=bool)
         announced: dict[str, Any] = {name: int(columns[name].sum()) for name in STATUS}
-        announced["frames_without_value"] = {name: int(np.isnan(columns[name]).sum()) for name in self.averaged}
+        announced["frames_without_value"] = {name: int(np.isnan(columns[name]).sum()) for name in self.plain}
         return Scores(
             n=len(self),
             horizon=self.horizon,
@@ -201,24 +220,40 @@ class ScoreTable:
     def _cells(self, columns: Mapping[str, Values], rows: Values, leads: slice) -> Cells:
         broken = bool(columns[NONFINITE][rows, leads].any())
         cells: Cells = {}
-        for name in self.averaged:
+        for name in self.plain:
             values = columns[name][rows, leads].ravel()
             values = values[~np.isnan(values)]
             cells[name] = None if broken or not values.size else math.fsum(values) / values.size
+        for side in self.pools:
+            for threshold in self.thresholds:
+                counts = [int(columns[at(name, threshold, side)][rows, leads].sum()) for name in EVENTS]
+                for name, value in event_scores(*counts).items():
+                    undefined = broken and name not in ("events", "forecasts")
+                    cells[at(name, threshold, side)] = None if undefined else value
+            if len(self.thresholds) > 1:
+                of_each = [cells[at("csi", threshold, side)] for threshold in self.thresholds]
+                known = [value for value in of_each if value is not None]
+                mean = math.fsum(known) / len(known) if len(known) == len(of_each) else None
+                cells["mean_csi" + (f"/{side}" if side > 1 else "")] = mean
         for threshold in self.thresholds:
-            counts = [
-                int(columns[at(name, threshold)][rows, leads].sum()) for name in ("hits", "misses", "false_alarms")
-            ]
-            for name, value in event_scores(*counts).items():
-                cells[at(name, threshold)] = None if broken and name not in ("events", "forecasts") else value
+            for window in self.fss_windows:
+                error, reference = (
+                    math.fsum(columns[at(name, threshold, window)][rows, leads].ravel())
+                    for name in ("fss_error", "fss_reference")
+                )
+                cells[at("fss", threshold, window)] = None if broken or not reference else 1.0 - error / reference
         return cells
 
     def save(self, path: Path) -> None:
         """Write an .npz without pickles, replacing the file whole."""
-        meta = np.array([self.label, *self.averaged], dtype=np.str_)
-        thresholds = np.array(self.thresholds, dtype=np.float64)
-        rows = self.arrays()
-        save_npz(path, {"schema": meta, "thresholds": thresholds, "horizon": np.array(self.horizon), **rows})
+        schema = {
+            "schema": np.array([self.label, *self.plain], dtype=np.str_),
+            "thresholds": np.array(self.thresholds, dtype=np.float64),
+            "pools": np.array(self.pools, dtype=np.int64),
+            "fss_windows": np.array(self.fss_windows, dtype=np.int64),
+            "horizon": np.array(self.horizon),
+        }
+        save_npz(path, {**schema, **self.arrays()})
 
     @staticmethod
     def load(path: Path) -> ScoreTable:
@@ -231,7 +266,8 @@ class ScoreTable:
             with np.load(path, allow_pickle=False) as stored:
                 columns = {name: stored[name] for name in stored.files}
             label, *averaged = (str(word) for word in columns["schema"])
-            table = ScoreTable(label, int(columns["horizon"]), averaged, columns["thresholds"].tolist())
+            sides = [columns[name].tolist() for name in ("thresholds", "pools", "fss_windows")]
+            table = ScoreTable(label, int(columns["horizon"]), averaged, *sides)
             table.update(
                 columns["index"].tolist(),
                 columns["key"].tolist(),
@@ -243,14 +279,17 @@ class ScoreTable:
         return table
 
 
-def event_scores(hits: int, misses: int, false_alarms: int) -> Cells:
+def event_scores(hits: int, misses: int, false_alarms: int, correct_negatives: int) -> Cells:
     """Scores of a contingency table; None where the denominator is 0.
 
     csi = hits / (hits + misses + false alarms), pod = hits / (hits + misses), far = false alarms / (hits + false
-    alarms), bias = (hits + false alarms) / (hits + misses). `events` were observed, `forecasts` predicted: pixels.
+    alarms), bias = (hits + false alarms) / (hits + misses); HSS is Heidke's, 1 for a perfect forecast and 0 for one as
+    good as chance. `events` were observed, `forecasts` predicted: pixels.
     Source: Wilks, Statistical Methods in the Atmospheric Sciences, section 8.2.2.
     """
     events, forecasts = hits + misses, hits + false_alarms
+    skill = 2 * (hits * correct_negatives - false_alarms * misses)
+    at_most = events * (misses + correct_negatives) + forecasts * (false_alarms + correct_negatives)
 
     def ratio(part: int, whole: int) -> float | None:
         return part / whole if whole else None
@@ -260,6 +299,7 @@ def event_scores(hits: int, misses: int, false_alarms: int) -> Cells:
         "pod": ratio(hits, events),
         "far": ratio(false_alarms, forecasts),
         "bias": ratio(forecasts, events),
+        "hss": ratio(skill, at_most),
         "events": events,
         "forecasts": forecasts,
     }

@@ -101,22 +101,28 @@ def make_boards(sweep: Sweep) -> list[Board]:
 
 def describe_metric(key: str, facts: Mapping[str, Any]) -> Metric | None:
     """The metric of a score's key, None for counts that aren't scores."""
-    name, _, threshold = key.partition("@")
+    name, _, where = key.partition("@")
+    threshold, _, side = where.partition("/")
     unit = facts.get("unit", "1")
-    event = f" ≥ {threshold}{'' if unit == '1' else ' ' + unit}"
+    event = f" ≥ {threshold}{'' if unit == '1' else ' ' + unit}" + (f" /{side}" if side else "")
     known: dict[str, tuple[str, Direction, bool]] = {
         "mse": ("MSE", "lower", True),
         "mae": ("MAE", "lower", True),
         "ssim": ("SSIM", "higher", True),
         "psnr": ("PSNR (dB)", "higher", True),
         "lpips": ("LPIPS", "lower", True),
-        "csi": (f"CSI{event}", "higher", True),
+        "csi": (f"CSI{event}", "higher", not side),
+        "mean_csi": ("mean CSI", "higher", True),
         "pod": (f"POD{event}", "higher", False),
         "far": (f"FAR{event}", "lower", False),
         "bias": (f"Bias{event}", "one", False),
+        "hss": (f"HSS{event}", "higher", False),
+        "fss": (f"FSS{event}", "higher", False),
     }
     if name in ("events", "forecasts"):
         return None
+    if name.startswith("mean_csi/"):
+        return Metric(key, f"mean CSI /{name.partition('/')[2]}", "higher")
     label, direction, headline = known.get(name, (key, "none", True))
     return Metric(key, label, direction, headline)
 

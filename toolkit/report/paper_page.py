@@ -22,8 +22,8 @@ CSV_COLUMNS = (
 HOW = (
     "Ours: mean ± sample standard deviation over seeds (number of seeds); in brackets the paper's number. The two are "
     "of one kind only where data, model size and number of steps are the paper's. `alone`: trained on that mode only, "
-    "`all`: on all modes; ▲ and ▼: the latter is better or worse. *: differs from ModeRNN's number in this column, paired "
-    f"t-test over seeds, p < {SIGNIFICANT:g} (from three seeds on, not corrected for many comparisons)."
+    "`all`: on all modes; ▲ and ▼: the latter is better or worse. *: differs from ModeRNN's number in this column, "
+    f"paired t-test over seeds, p < {SIGNIFICANT:g} (from three seeds on, not corrected for many comparisons)."
 )
 
 

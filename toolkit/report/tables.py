@@ -10,7 +10,18 @@ from collections.abc import Sequence
 from toolkit.report.aggregate import OVERALL, Board, Cell, Metric, Row
 
 CHECKPOINT_TITLES = {"best": "Best-validation checkpoint", "last": "Last checkpoint"}
-FIXED_DECIMALS = {"ssim": 3, "lpips": 3, "psnr": 2, "csi": 3, "pod": 3, "far": 3, "bias": 3}
+FIXED_DECIMALS = {
+    "ssim": 3,
+    "lpips": 3,
+    "psnr": 2,
+    "csi": 3,
+    "mean_csi": 3,
+    "pod": 3,
+    "far": 3,
+    "bias": 3,
+    "hss": 3,
+    "fss": 3,
+}
 CSV_COLUMNS = (
     "protocol", "store", "split", "checkpoint", "group", "mode", "metric", "mean", "std", "n", "planned", "best",
     "undefined_seeds", "missing_seeds", "parameters", "ensemble",
@@ -21,7 +32,7 @@ NOT_DEFINED = "n/a"
 
 def decimals(metric: Metric, cells: Sequence[Cell]) -> int:
     """Digits after the point for a column: fixed for ratios, four significant digits of the largest for errors."""
-    name = metric.key.partition("@")[0]
+    name = metric.key.partition("@")[0].partition("/")[0]
     if name in FIXED_DECIMALS:
         return FIXED_DECIMALS[name]
     largest = max((abs(cell.mean) for cell in cells if cell.mean), default=1.0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import uniform_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from toolkit.errors import ToolkitError
@@ -134,7 +135,47 @@ def test_contingency_equals_counting(seed: int, masked: bool) -> None:
         f, o = forecast[b, t].numpy()[keep], observed[b, t].numpy()[keep]
         counts = (found.hits[b, t].item(), found.misses[b, t].item(), found.false_alarms[b, t].item())
         assert counts == ((f & o).sum(), (~f & o).sum(), (f & ~o).sum())
+        assert found.correct_negatives[b, t].item() == (~f & ~o).sum()
     assert found.hits.dtype == torch.int64
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_pooled_contingency_equals_counting_squares(masked: bool) -> None:
+    forecast, observed = frames(3) > 235, frames(4) > 235
+    mask = frames(5) > 40 if masked else None
+    if mask is not None:
+        mask[0, 0, :, :4, :4] = False  # a square of which nothing is known
+    found = metrics.contingency(forecast, observed, mask, pool=4)
+    for b, t in np.ndindex(2, 3):
+        keep = np.ones((16, 13), bool) if mask is None else mask[b, t, 0].numpy()
+        f, o = forecast[b, t, 0].numpy() & keep, observed[b, t, 0].numpy() & keep
+        counts = np.zeros(4, int)
+        for y in range(0, 16, 4):
+            for x in range(0, 13, 4):  # the last squares are one pixel wide
+                square = (slice(y, y + 4), slice(x, x + 4))
+                if keep[square].any():
+                    counts[2 * int(not f[square].any()) + int(not o[square].any())] += 1
+        hits, alarms, misses, negatives = counts
+        table = (found.hits, found.false_alarms, found.misses, found.correct_negatives)
+        assert [int(part[b, t]) for part in table] == [hits, alarms, misses, negatives]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_fractions_equal_scipys_filter(masked: bool) -> None:
+    """As pysteps computes it: shares by scipy's uniform filter with zeros beyond the edge."""
+    forecast, observed = frames(6) > 180, frames(7) > 160
+    mask = frames(8) > 30 if masked else None
+    error, reference = metrics.fractions(forecast, observed, 5, mask)
+    for b, t in np.ndindex(2, 3):
+        keep = 1 if mask is None else mask[b, t, 0].numpy()
+        f, o = (
+            uniform_filter((events[b, t, 0].numpy() * keep).astype(float), size=5, mode="constant", cval=0.0)
+            for events in (forecast, observed)
+        )
+        assert error[b, t].item() == pytest.approx(((f - o) ** 2).mean(), rel=1e-12)
+        assert reference[b, t].item() == pytest.approx((f**2).mean() + (o**2).mean(), rel=1e-12)
+    with pytest.raises(ToolkitError, match="its side 4 must be odd"):
+        metrics.fractions(forecast, observed, 4)
 
 
 def test_a_frame_without_observed_pixels_has_no_value() -> None:

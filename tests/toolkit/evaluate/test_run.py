@@ -179,7 +179,7 @@ def test_faults_of_use_are_named() -> None:
         evaluate(Blur(), noise_windows(0))
     with pytest.raises(ConfigError, match="has 4 frames, context \\+ horizon need 5"):
         evaluate(Blur(), noise_windows(1), horizon=3)
-    with pytest.raises(ConfigError, match="unknown protocol 'papr'; did you mean paper\\? known: paper"):
+    with pytest.raises(ConfigError, match="unknown protocol 'papr'; did you mean paper\\? known: openstl, paper"):
         load_protocol("papr")
 
 

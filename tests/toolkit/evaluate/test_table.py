@@ -15,7 +15,7 @@ from toolkit.errors import ToolkitError
 from toolkit.evaluate.table import STATUS, ScoreTable, event_scores
 
 HORIZON = 3
-EVENTS = ("hits@30", "misses@30", "false_alarms@30")
+EVENTS = ("hits@30", "misses@30", "false_alarms@30", "correct_negatives@30")
 
 
 def empty() -> ScoreTable:
@@ -62,18 +62,37 @@ def test_compute_equals_hand_computed_means() -> None:
     assert scores.modes["b"]["psnr"] == math.fsum(values["psnr"][[1, 3]].ravel()) / 6
     assert scores.leads["mse"][2] == pytest.approx(values["mse"][:, 2].mean(), rel=1e-15)
     assert scores.mode_leads["a"]["mse"][0] == pytest.approx(values["mse"][[0, 2], 0].mean(), rel=1e-15)
-    hits, misses, alarms = (int(values[name].sum()) for name in EVENTS)
+    hits, misses, alarms, _ = (int(values[name].sum()) for name in EVENTS)
     assert scores.overall["csi@30"] == hits / (hits + misses + alarms)
     assert scores.overall["events@30"] == hits + misses
 
 
 def test_event_scores_by_hand_and_without_events() -> None:
-    assert event_scores(6, 2, 4) == {"csi": 0.5, "pod": 0.75, "far": 0.4, "bias": 1.25, "events": 8, "forecasts": 10}
-    nothing = event_scores(0, 0, 0)
-    assert nothing == {"csi": None, "pod": None, "far": None, "bias": None, "events": 0, "forecasts": 0}
-    assert event_scores(0, 0, 3) | {} == {
-        "csi": 0.0, "pod": None, "far": 1.0, "bias": None, "events": 0, "forecasts": 3,
-    }  # fmt: skip
+    # 6 hits, 2 misses, 4 false alarms, 8 correct negatives of 20: 14 right, 10 of them expected by chance.
+    chance = (8 * 10 + 12 * 10) / 20
+    expected = {"csi": 0.5, "pod": 0.75, "far": 0.4, "bias": 1.25, "hss": (14 - chance) / (20 - chance)}
+    assert event_scores(6, 2, 4, 8) == {**expected, "events": 8, "forecasts": 10}
+    nothing = event_scores(0, 0, 0, 9)
+    empty = dict.fromkeys(("csi", "pod", "far", "bias", "hss"))
+    assert nothing == {**empty, "events": 0, "forecasts": 0}
+    assert event_scores(0, 0, 3, 0) == {**empty, "csi": 0.0, "far": 1.0, "hss": 0.0, "events": 0, "forecasts": 3}
+
+
+def test_squares_neighbourhoods_and_the_mean_over_thresholds() -> None:
+    table = ScoreTable("sevir", 1, (), (10, 20), pools=(1, 4), fss_windows=(3,))
+    values = {name: np.zeros((2, 1), np.int64) for name in table.counted}
+    values |= {name: np.zeros((2, 1)) for name in table.averaged}
+    for key, counts in {"@10": (1, 1, 0), "@10/4": (3, 0, 1), "@20": (1, 0, 3), "@20/4": (1, 1, 2)}.items():
+        for name, count in zip(("hits", "misses", "false_alarms"), counts, strict=True):
+            values[name + key][:] = count
+    values["fss_error@10/3"][:] = [[0.1], [0.3]]
+    values["fss_reference@10/3"][:] = [[0.4], [0.6]]
+    table.update([0, 1], ["a", "b"], [None, None], values)
+    scores = table.compute().overall
+    assert (scores["csi@10"], scores["csi@20"], scores["mean_csi"]) == (0.5, 0.25, 0.375)
+    assert (scores["csi@10/4"], scores["csi@20/4"], scores["mean_csi/4"]) == (0.75, 0.25, 0.5)
+    assert scores["fss@10/3"] == pytest.approx(1 - 0.4 / 1.0)
+    assert scores["fss@20/3"] is None  # no event, neither forecast nor observed
 
 
 def test_a_sample_counts_once() -> None:

@@ -87,6 +87,7 @@ def score_table(scene: Scene, errors: np.ndarray) -> ScoreTable:
         values[f"hits@{threshold:g}"] = np.full((count, horizon), 100)
         values[f"misses@{threshold:g}"] = np.round(errors).astype(np.int64)
         values[f"false_alarms@{threshold:g}"] = np.round(errors / 2).astype(np.int64)
+        values[f"correct_negatives@{threshold:g}"] = np.full((count, horizon), 900)
     table.update(range(count), [f"s{i:03d}" for i in range(count)], scene.modes[:count], values)
     return table
 

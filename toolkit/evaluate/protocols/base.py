@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from toolkit.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -18,40 +21,76 @@ class Protocol:
     title: str
     source: str  # whose numbers it makes comparable, and where that is written
 
-    clamp: bool  # predictions into 0..1 before anything else
+    clamp: bool  # predictions into 0..1 before MSE and MAE too; image scores always see 0..1
     error_reduction: Literal["sum", "mean"]  # MSE and MAE of one frame, over pixels and channels
-    image_levels: int  # SSIM and PSNR see floor(x * image_levels) of truth and prediction, x in 0..1
+    image_levels: int | None  # SSIM and PSNR see floor(x * image_levels) of truth and prediction; None: x in 0..1
 
     ssim_window: int  # side of the uniform window, pixels; sample covariances, whole windows only
     ssim_data_range: float
     psnr_data_range: float
     psnr_cap: float  # dB, given to exact frames and to anything above
+    lpips_range: Literal["-1..1", "0..1"]  # of the frames that LPIPS is given; its authors' is -1..1
 
     # Of an ensemble under `eval.select: best`, the member that is scored: the best of its sequence in this metric,
     # averaged over lead times.
     best_by: Literal["mse", "mae", "psnr", "ssim"]
 
+    thresholds: tuple[float, ...]  # of events, in the store's unit; empty: those of `eval.thresholds`
+    event_pools: tuple[int, ...]  # sides of squares, without overlap, in which one event makes the square an event
+    fss_windows: tuple[int, ...]  # sides (odd) of the neighbourhoods of the fractions skill score
     csi_pooling: Literal["counts"]  # hits, misses and false alarms are added up first, then divided
     average: Literal["frames"]  # every frame of every sequence has the same weight
 
+    def thresholds_for(self, asked: Sequence[float]) -> tuple[float, ...]:
+        """The event thresholds of an evaluation.
+
+        Raises:
+            ConfigError: the protocol has its own, and others are asked for.
+        """
+        if self.thresholds and asked and tuple(asked) != self.thresholds:
+            raise ConfigError(
+                f"eval.thresholds {list(asked)}: protocol {self.name} has its own, {list(self.thresholds)}: leave them "
+                "out, or choose another eval.protocol"
+            )
+        return self.thresholds or tuple(asked)
+
     def choices(self) -> dict[str, Any]:
         """All of it as plain values, with `text`: the same in sentences."""
-        return {**dataclasses.asdict(self), "text": self.sentences()}
+        plain = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+        return {**plain, "text": self.sentences()}
 
     def sentences(self) -> list[str]:
         """One sentence per choice, for reports."""
-        levels = f"on whole levels floor(x · {self.image_levels})"
+        levels = "on values in 0…1" if self.image_levels is None else f"on whole levels floor(x · {self.image_levels})"
         window = f"uniform {self.ssim_window}×{self.ssim_window} window"
         return [
-            "Predictions are clamped to 0…1 before scoring." if self.clamp else "Predictions are scored as they are.",
+            "Predictions are clamped to 0…1 before scoring."
+            if self.clamp
+            else "Predictions are clamped to 0…1 for SSIM, PSNR and LPIPS, and left as they are for MSE and MAE.",
             f"MSE and MAE: on values in 0…1, {self.error_reduction} over the pixels and channels of a frame.",
             f"SSIM: {levels}, data range {self.ssim_data_range:g}, {window}, sample covariances, mean over the windows "
             "inside the frame.",
             f"PSNR: {levels}, data range {self.psnr_data_range:g}, per frame in dB; an exact frame counts as "
             f"{self.psnr_cap:g} dB, and so does anything above.",
+            f"LPIPS: AlexNet, version 0.1, on frames in {self.lpips_range}.",
             "CSI = hits / (hits + misses + false alarms), POD = hits / (hits + misses), FAR = false alarms / (hits + "
             "false alarms), bias = (hits + false alarms) / (hits + misses): an event is a value at or above the "
-            "threshold; counts are added up over all pixels, frames and sequences, then divided.",
+            "threshold; counts are added up over all pixels, frames and sequences, then divided." + self._events(),
             "Means are over frames, each with the same weight. Missing pixels are left out: errors are means over the "
             "observed pixels (a sum is scaled to the whole frame), SSIM is the mean over the windows without any.",
         ]
+
+    def _events(self) -> str:
+        """What is said of thresholds, squares and neighbourhoods, where the protocol has some."""
+        text = ""
+        if self.thresholds:
+            text += f" Thresholds {', '.join(f'{k:g}' for k in self.thresholds)}; mean CSI is the mean over them."
+        squares = [pool for pool in self.event_pools if pool > 1]
+        if squares:
+            text += f" /{', /'.join(map(str, squares))}: of squares of so many pixels, an event where any pixel is one."
+        if self.fss_windows:
+            text += (
+                f" FSS in neighbourhoods of {', '.join(map(str, self.fss_windows))} pixels (Roberts & Lean 2008): sums "
+                "over frames and sequences, then divided."
+            )
+        return text

@@ -20,7 +20,11 @@ PROTOCOL = Protocol(
     ssim_data_range=255.0,
     psnr_data_range=255.0,
     psnr_cap=100.0,
+    lpips_range="-1..1",
     best_by="psnr",
+    thresholds=(),
+    event_pools=(1,),
+    fss_windows=(),
     csi_pooling="counts",
     average="frames",
 )
