@@ -14,6 +14,7 @@ INSTALL = [
     "submitit>=1.5",
     "numpy>=1.26",
     "lpips>=0.1.4",
+    "safetensors>=0.4",  # exported weights
     "tensorboard>=2.14",
     "zarr>=3.1",
     "numcodecs>=0.15",  # zarr's own codecs, which compressed tars use too

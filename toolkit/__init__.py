@@ -4,4 +4,19 @@ Importing this package imports nothing heavy: config, run directories and the mo
 without torch. See `toolkit.config` for where to start.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from toolkit.models.base import SequenceModel
+
 __version__ = "0.1.0"
+
+
+def load(path: str | Path) -> SequenceModel:
+    """The model of an exported folder or a run directory (its best checkpoint); see `toolkit.export.load`."""
+    from toolkit import export
+
+    return export.load(path)

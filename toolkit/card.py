@@ -1,0 +1,149 @@
+"""The model card of an export: one Markdown text in which every score names the file that it is from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shards.manifest import Manifest
+from toolkit import __version__
+from toolkit.config import RunConfig
+from toolkit.errors import ToolkitError
+from toolkit.models.base import count_parameters
+from toolkit.models.cost import count_macs
+from toolkit.models.registry import MODELS
+from toolkit.rundir import RunDir
+
+COUNTS = ("events", "forecasts")  # kept beside the scores, but no scores
+
+
+def model_card(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> str:
+    """The text of README.md.
+
+    Raises:
+        ToolkitError: a result of the run can't be read.
+    """
+    entry = MODELS[config.model.name]
+    sections = [
+        f"# {config.name}",
+        f"{entry.title} ({entry.paper}), "
+        + (f"trained for {step:,} optimizer steps. " if entry.trained else "which has no parameters. ")
+        + f"It forecasts {config.data.horizon} frames from {config.data.context}; other numbers of frames work too.",
+        _loading(config, manifest),
+        "## Data\n\n" + _listed(_data(config, manifest)),
+        "## Scores\n\n" + _scores(run, step),
+        "## Model and training\n\n" + _listed(_model(run, config, manifest, step)),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _listed(facts: Mapping[str, str]) -> str:
+    return "\n".join(f"- {name}: {text}" for name, text in facts.items() if text)
+
+
+def _loading(config: RunConfig, manifest: Manifest) -> str:
+    channels, height, width = manifest.frames.shape
+    scale = manifest.scale
+    code = f"""\
+```python
+import torch
+import toolkit
+model = toolkit.load(".")  # this folder
+frames = torch.rand(1, {config.data.context}, {channels}, {height}, {width})  # [B, T, C, H, W]
+forecast = model.predict(frames, horizon={config.data.horizon})[0]
+```"""
+    missing = "" if scale.missing_code is None else ", 0 where a pixel is missing"
+    return (
+        "## Use\n\n"
+        f"With toolkit {__version__} or later installed, in this folder:\n\n{code}\n\n"
+        f"A frame is {scale.quantity} as code / {scale.max_code}, in 0..1{missing}; a code stands for the value "
+        f"{scale.offset:g} + {scale.gain:g} × code, in {scale.unit}. The forecast has the same unit and is not clamped."
+    )
+
+
+def _data(config: RunConfig, manifest: Manifest) -> dict[str, str]:
+    channels, height, width = manifest.frames.shape
+    source, data = manifest.source, config.data
+    clock = "" if manifest.step_seconds is None else f", one every {manifest.step_seconds:g} s"
+    return {
+        "store": f"{manifest.name}, digest `{json.loads(manifest.to_json())['digest']}`",
+        "source": f"{source.name}. {source.citation} {source.url}".strip(),
+        "licence of the data": source.licence,
+        "frames": f"{height} × {width} pixels, {channels} channel{'s' if channels > 1 else ''}{clock}",
+        "trained on": f"split `{data.train_split}`" + (f", modes {', '.join(data.modes)}" if data.modes else "")
+        if MODELS[config.model.name].trained
+        else "",
+    }
+
+
+def _model(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> dict[str, str]:
+    train, trained = config.train, MODELS[config.model.name].trained
+    options = ", ".join(f"{key} {value}" for key, value in config.model if key != "name")
+    frames = config.data.context + config.data.horizon
+    env = _read(run.path / "env.json") if (run.path / "env.json").exists() else {}
+    git = env.get("git") or {}
+    dirty = " with uncommitted changes" if git.get("dirty") else ""
+    packages = env.get("packages", {})
+    return {
+        "model": f"`{config.model.name}`" + (f" ({options})" if options else ""),
+        "paper": MODELS[config.model.name].paper,
+        "parameters": f"{count_parameters(config, manifest.frames):,}",
+        "multiply-accumulates": f"{count_macs(config, manifest.frames):,} for one forward pass over {frames} frames"
+        if trained
+        else "",
+        "training": f"step {step:,} of {train.steps:,}, batch {train.batch}, Adam {train.lr:g}, {train.precision}, "
+        f"seed {config.seed}"
+        if trained
+        else "none",
+        "run": f"`{run.path.name}`, identity `{config.hash8()}`",
+        "code": f"git `{git['commit']}`{dirty}" if git.get("commit") else "not from a git checkout",
+        "versions": ", ".join(f"{name} {version}" for name, version in packages.items()),
+    }
+
+
+def _scores(run: RunDir, step: int) -> str:
+    """A table for each split, of the evaluation of these very weights."""
+    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for path in run.scores().values():
+        result = _read(path)
+        if result.get("step") == step:
+            found.setdefault(str(result.get("split")), (path, result))
+    if not found:
+        return (
+            "These weights are not scored. To score the run's best and last checkpoint: "
+            "`python launch/evaluate.py --run RUN`, then export again."
+        )
+    return "\n\n".join(_score_table(f"{run.path.name}/eval/{path.name}", result) for path, result in found.values())
+
+
+def _score_table(file: str, result: Mapping[str, Any]) -> str:
+    protocol, ensemble = result["protocol"], result.get("ensemble")
+    names = [name for name in result["overall"] if name.partition("@")[0] not in COUNTS]
+    groups = {"all sequences": result["overall"], **{f"mode {mode}": of for mode, of in result["modes"].items()}}
+    rows = [("model, " + group, scores) for group, scores in groups.items()]
+    rows.append(("repeat the last frame, all sequences", result["persistence"]["overall"]))
+    limit = f" (only the first {result['limit']:,})" if result.get("limit") else ""
+    lines = [
+        f"Split `{result['split']}`, sequences: {result['n']:,}{limit}, {result['context']} → {result['horizon']} "
+        f"frames, protocol `{protocol['name']}` ({protocol['title']}), from `{file}`. `@K`: at K {result['unit']}.",
+        "",
+        "| | " + " | ".join(names) + " |",
+        "|---|" + "--:|" * len(names),
+        *(f"| {name} | " + " | ".join(_values(scores, names)) + " |" for name, scores in rows),
+        "",
+        *(f"- {sentence}" for sentence in [*protocol["text"], *([ensemble["text"]] if ensemble else [])]),
+    ]
+    return "\n".join(lines)
+
+
+def _values(scores: Mapping[str, float | None], names: Sequence[str]) -> list[str]:
+    return ["n/a" if (value := scores.get(name)) is None else f"{value:.5g}" for name in names]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ToolkitError(f"{path}: can't be read ({error}); evaluate the run again: launch/evaluate.py") from None
