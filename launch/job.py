@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -16,10 +15,11 @@ from pathlib import Path
 
 from launch.cli import make_parser, positive, run_script
 from launch.lock import HeldLock, hold
-from launch.ranks import SignalRelay, run_ranks
+from launch.ranks import SignalRelay, meaning, run_ranks
 from launch.view import missing_scores
-from toolkit.errors import EXIT_FAILURE, EXIT_MEANING, EXIT_OK, EXIT_REQUEUE
+from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE
 from toolkit.rundir import RunDir
+from toolkit.train.heartbeat import beats_of
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = """\
@@ -94,7 +94,10 @@ class _Job:
         self.run.clear_failed()
         logs = self._logs(name, ranks)
         self.lock.note(phase=name, log=str(logs[0]) if logs else None)
-        code = run_ranks([sys.executable, *arguments], ranks, self.relay, logs, pass_fds=[self.lock.fd])
+        command = [sys.executable, *arguments]
+        code = run_ranks(
+            command, ranks, self.relay, logs, self.lock.environment, [self.lock.fd], describe=self._describe_rank
+        )
         # A script that a signal ended before it could set its handlers was stopped too: it had nothing to save.
         stopped = {EXIT_REQUEUE, EXIT_OK, *(128 + number for number in self.relay.received)}
         if self.relay.received and code in stopped:
@@ -104,23 +107,16 @@ class _Job:
             self.run.mark_failed(f"{name}: {meaning(code)}" + (f"; see {logs[0]}" if logs else ""))
         return code
 
+    def _describe_rank(self, rank: int) -> str:
+        beat = beats_of(self.run.path).get(rank)
+        return f"rank {rank}" if beat is None else str(beat)
+
     def _logs(self, name: str, ranks: int) -> list[Path]:
         if not self.log_files:
             return []
         self.run.logs.mkdir(exist_ok=True)
         parts = [str(rank) for rank in range(ranks)] if name == "train" else [name]
         return [self.run.logs / f"{job_id()}_{part}.log" for part in parts]
-
-
-def meaning(code: int) -> str:
-    """An exit code in words."""
-    if code > 128:
-        try:
-            name = signal.Signals(code - 128).name
-        except ValueError:
-            return f"exit code {code}"
-        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    return f"exit code {code} ({EXIT_MEANING.get(code, 'unknown')})"
 
 
 def main(argv: Sequence[str] | None = None, scripts: Path = HERE) -> int:

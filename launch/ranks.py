@@ -15,15 +15,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from toolkit.errors import EXIT_OK, EXIT_REQUEUE
+from toolkit.errors import EXIT_HANG, EXIT_MEANING, EXIT_OK, EXIT_REQUEUE
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 PEER_GRACE_S = 20.0  # for the other ranks to end by themselves after one failed, and again after SIGTERM
+HANG_GRACE_S = 10.0  # the same after a hang: what the others do is to be seen, not waited for
+STACKS_S = 1.0  # for a rank that is killed to show what it was doing
 POLL_S = 0.05
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -62,7 +64,9 @@ def run_ranks(
     ranks: int,
     relay: SignalRelay,
     logs: Sequence[Path] = (),
+    environment: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
+    describe: Callable[[int], str] = "rank {}".format,
 ) -> int:
     """Start `command` once per rank and wait for all.
 
@@ -71,7 +75,9 @@ def run_ranks(
         ranks: number of processes.
         relay: where signals arrive.
         logs: one file per rank that its output is appended to; empty: this process's own output.
+        environment: variables to set for the ranks.
         pass_fds: open files that the ranks keep open.
+        describe: names a rank in messages.
 
     Returns:
         0 when all ranks returned 0; else the code of the first that failed, 128 + n for signal n; 3 when the ranks
@@ -82,8 +88,9 @@ def run_ranks(
     try:
         for rank in range(ranks):
             log = logs[rank] if logs else None
-            processes.append(_start(command, _rank_environment(rank, ranks, port), log, pass_fds))
-        return _wait(processes, relay)
+            variables = {**_rank_environment(rank, ranks, port), **(environment or {})}
+            processes.append(_start(command, variables, log, pass_fds))
+        return _wait(processes, relay, describe)
     finally:
         for process in processes:
             _end(process)
@@ -127,10 +134,11 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], relay: SignalRelay) -> int:
+def _wait(processes: Sequence[subprocess.Popen[bytes]], relay: SignalRelay, describe: Callable[[int], str]) -> int:
     ended: dict[int, int] = {}  # rank -> code, in the order in which they ended
     failed_at: float | None = None
     told = False
+    grace = PEER_GRACE_S
     while len(ended) < len(processes):
         for number in relay.take():
             for process in processes:
@@ -143,18 +151,40 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], relay: SignalRelay) -> i
             # A rank that stopped with its checkpoint is no failure: the others may need long to finish theirs.
             if ended[rank] not in (EXIT_OK, EXIT_REQUEUE) and failed_at is None:
                 failed_at = time.monotonic()
+                grace = HANG_GRACE_S if code == EXIT_HANG else PEER_GRACE_S
                 if len(processes) > 1:
-                    print(f"rank {rank} ended with {ended[rank]}: stopping the others", file=sys.stderr, flush=True)
+                    how = meaning(ended[rank])
+                    print(f"{describe(rank)} ended: {how}; stopping the others", file=sys.stderr, flush=True)
         silence = 0.0 if failed_at is None else time.monotonic() - failed_at
-        if silence > 2 * PEER_GRACE_S:
+        if silence > 2 * grace:
+            _show_stacks(processes)
             break  # `run_ranks` kills what is left
-        if silence > PEER_GRACE_S and not told:
+        if silence > grace and not told:
             told = True
             for process in processes:
                 process.terminate()
         time.sleep(POLL_S)
     codes = [code for code in ended.values() if code != EXIT_OK]
     return next((code for code in codes if code != EXIT_REQUEUE), codes[0] if codes else EXIT_OK)
+
+
+def _show_stacks(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask what is left to write what its threads are doing (toolkit/train/watchdog.py), even inside a C call."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGQUIT)
+    time.sleep(STACKS_S)
+
+
+def meaning(code: int) -> str:
+    """An exit code in words."""
+    if code > 128:
+        try:
+            name = signal.Signals(code - 128).name
+        except ValueError:
+            return f"exit code {code}"
+        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    return f"exit code {code} ({EXIT_MEANING.get(code, 'unknown')})"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

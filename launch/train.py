@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 from launch.cli import make_parser, run_script
+from launch.lock import claim
 from toolkit.config import RunConfig, load_config
-from toolkit.errors import EXIT_OK, ConfigError
+from toolkit.errors import EXIT_FAILURE, EXIT_OK, ConfigError, PeerError, StoppedError
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
+from toolkit.train.heartbeat import clear_beats
 from toolkit.train.signals import StopRequest
 
 EXAMPLES = """\
@@ -22,7 +27,10 @@ EXAMPLES = """\
   python launch/train.py --list-models                                    what can stand under model.name
 
 exit codes: 0 done, 1 failed, 2 usage or config, 3 stopped with a checkpoint (run the same command again),
-            4 the loss is not finite, 5 damaged data"""
+            4 the loss or gradient is not finite, 5 damaged data, 6 hung (a rank made no progress),
+            7 busy (another job or training has this run directory)
+signals:    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C stop it with a checkpoint and 3; a second Ctrl-C ends it at once;
+            SIGQUIT shows what every thread does, and ends it"""
 
 
 def _arguments() -> argparse.Namespace:
@@ -106,28 +114,49 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
     from toolkit import distributed
     from toolkit.train.loop import train
 
-    world = distributed.init(group=True)
+    # The watchdog is to speak before a collective gives up.
+    allowed = config.train.watchdog
+    patience = timedelta(seconds=60 + max(allowed.first_step, allowed.step))
+    world = distributed.init(group=True, stop=lambda: bool(stop), timeout=patience)
     path = Path(arguments.run or arguments.run_dir or Path("runs/single") / f"{config.name}-{config.hash8()}")
-    try:
-        if world.is_main:
-            run = RunDir.create(path, config)
-            run.clear_failed()
-        world.barrier()
+    with contextlib.ExitStack() as stack:
+        world.together(lambda: _take(path, config, world.world_size, stack))
         run = RunDir(path)
         if run.done:
             if world.is_main:
                 print(f"{path}: already trained; nothing to do", file=sys.stderr)
             return EXIT_OK
-        code = train(run, world, arguments.resume, stop)
+        try:
+            code = train(run, world, arguments.resume, stop)
+        except Exception as error:
+            _note_failure(run, world.rank, error)
+            raise
         if world.is_main:
             print(path)
-        return code
-    except Exception as error:
-        if RunDir(path).config_file.exists():
-            RunDir(path).mark_failed(f"rank {world.rank}: {type(error).__name__}: {error}")
-        raise
-    finally:
-        world.close()
+        world.close()  # after an error the others may be gone, and can't be waited for
+    return code
+
+
+def _take(path: Path, config: RunConfig, ranks: int, stack: contextlib.ExitStack) -> None:
+    """Rank 0: make or open the run directory, and hold it until the end of `stack`."""
+    run = RunDir.create(path, config)
+    if run.done:
+        return
+    held = claim(path, job=f"by hand ({ranks} ranks)", ranks=ranks, phase="train")
+    if held is not None:
+        stack.callback(held.release)
+        stack.callback(lambda: held.note(ended=time.time()))
+    run.clear_failed()
+    clear_beats(path)
+
+
+def _note_failure(run: RunDir, rank: int, error: Exception) -> None:
+    if isinstance(error, StoppedError):
+        return
+    # The rank whose fault it is has the last word; one that ends because of another speaks only if nobody did.
+    if not isinstance(error, PeerError) or run.failure() is None:
+        code = int(getattr(error, "exit_code", EXIT_FAILURE))
+        run.mark_failed(f"rank {rank}: {type(error).__name__}: {error}", code)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,13 @@ class SamplingConfig(Options):
     stop: int = Field(50_000, ge=0, description="step from which on the chance is 0")
 
 
+class WatchdogConfig(Options):
+    """How long a rank may get nowhere before the run is ended as hung, see toolkit/train/watchdog.py."""
+
+    first_step: float = Field(1800.0, gt=0, description="seconds, while starting and in the first step (compilation)")
+    step: float = Field(600.0, gt=0, description="seconds, from then on; a pause within a step, not a whole step")
+
+
 class TrainConfig(Options):
     """The optimisation. The defaults are the paper's run: L2, Adam 3e-4, batch 8, 80,000 optimizer steps."""
 
@@ -83,6 +90,10 @@ class TrainConfig(Options):
     checkpoint_every: int = Field(2_000, ge=1, json_schema_extra=COSMETIC)
     keep_last: int = Field(2, ge=2, description="newest checkpoints kept", json_schema_extra=COSMETIC)
     log_every: int = Field(50, ge=1, json_schema_extra=COSMETIC)
+    watchdog: WatchdogConfig = Field(WatchdogConfig(), json_schema_extra=COSMETIC)
+    on_nonfinite: Literal["raise", "skip"] = Field(
+        "raise", description="a loss or gradient that isn't finite ends the run, or that step is left out and counted"
+    )
     images: int = Field(4, ge=0, description="sequences shown in TensorBoard at validation", json_schema_extra=COSMETIC)
     deepspeed: dict[str, Any] = Field(
         {}, description="extra DeepSpeed keys, merged over ours", json_schema_extra=EXECUTION

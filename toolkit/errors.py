@@ -12,6 +12,8 @@ EXIT_USAGE = 2  # a config, flag or file that can't be used as given
 EXIT_REQUEUE = 3  # "run me again": stopped by a signal after a checkpoint
 EXIT_NONFINITE = 4  # NaN or inf in the loss or gradient; nothing was updated
 EXIT_DATA = 5  # a store or archive is damaged
+EXIT_HANG = 6  # a rank made no progress for longer than `train.watchdog` allows
+EXIT_BUSY = 7  # another job or training has this run directory; nothing was touched
 
 EXIT_MEANING = {
     EXIT_OK: "done",
@@ -20,6 +22,8 @@ EXIT_MEANING = {
     EXIT_REQUEUE: "stopped with a checkpoint: run the same command again",
     EXIT_NONFINITE: "the loss is not finite",
     EXIT_DATA: "damaged data",
+    EXIT_HANG: "hung: a rank made no progress",
+    EXIT_BUSY: "busy: another job has this run",
 }
 
 
@@ -43,3 +47,17 @@ class NonFiniteError(ToolkitError):
     """The loss or the gradient norm is NaN or infinite."""
 
     exit_code = EXIT_NONFINITE
+
+
+class StoppedError(ToolkitError):
+    """Asked to stop before there was anything to save; the same command begins again."""
+
+    exit_code = EXIT_REQUEUE
+
+
+class PeerError(ToolkitError):
+    """Another rank failed or died, and this one ends because of it; `exit_code` is that rank's, where it is known."""
+
+    def __init__(self, text: str, exit_code: int = EXIT_FAILURE) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code

@@ -7,6 +7,8 @@
       logs/                            one file per job and rank
       metrics.jsonl   tb/              one line per logged step; TensorBoard
       state.json  DONE | FAILED        how the run stands: no scheduler is needed to know
+      heartbeat/rank-N.json            what each rank last did; rank-N.stacks: where a hung one was
+      job.lock                         who works on it, or did last
       eval/                            <split>-<best|last>.json and the frames shown in the report
       analysis/                        features-<split>-<best|last>.npz: what the model remembers, see toolkit/analysis
 
@@ -28,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config import RunConfig, load_config
-from toolkit.errors import ConfigError
+from toolkit.errors import EXIT_MEANING, ConfigError
 
 STALE_AFTER_S = 120.0  # a live run rewrites state.json at least every few seconds
 
@@ -135,9 +137,10 @@ class RunDir:
         (self.path / "FAILED").unlink(missing_ok=True)
         write_atomic(self.path / "DONE", time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
 
-    def mark_failed(self, reason: str) -> None:
-        """Training ended with an error; the next start clears this."""
-        write_atomic(self.path / "FAILED", reason.rstrip() + "\n")
+    def mark_failed(self, reason: str, code: int | None = None) -> None:
+        """Training ended with an error; the next start clears this. The exit code tells kinds of failure apart."""
+        known = f"\nexit code {code} ({EXIT_MEANING.get(code, 'unknown')})" if code is not None else ""
+        write_atomic(self.path / "FAILED", reason.rstrip() + known + "\n")
 
     def clear_failed(self) -> None:
         (self.path / "FAILED").unlink(missing_ok=True)

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from launch import job, lock
-from launch.job import meaning, run_job
+from launch.job import run_job
 from launch.lock import RunBusyError
+from launch.ranks import meaning
 from launch.view import look, missing_scores
 from tests.launch.conftest import Fakes
 from tests.launch.test_ranks import wait_for

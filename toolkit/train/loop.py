@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -14,7 +15,7 @@ from toolkit.config import RunConfig
 from toolkit.data.batches import Batch, read_batches
 from toolkit.data.windows import WindowSet, observed, to_unit
 from toolkit.distributed import World
-from toolkit.errors import EXIT_OK, EXIT_REQUEUE, ConfigError, NonFiniteError
+from toolkit.errors import EXIT_OK, EXIT_REQUEUE, ConfigError, NonFiniteError, StoppedError, ToolkitError
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.evaluate.run import evaluate_model
 from toolkit.models.base import build_model
@@ -22,9 +23,10 @@ from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 from toolkit.train import checkpoint
 from toolkit.train.engine import Engine, TrainState
-from toolkit.train.record import Recorder
+from toolkit.train.record import OwnTime, Recorder, has_validation
 from toolkit.train.sampling import draw, teacher_rate
 from toolkit.train.signals import StopRequest
+from toolkit.train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def open_data(config: RunConfig) -> Data:
 
 
 def train(run: RunDir, world: World, resume: str, stop: StopRequest) -> int:
-    """Train a run to its last step.
+    """Train a run to its last step, under a watchdog.
 
     Args:
         resume: `auto` (the newest whole checkpoint, or from scratch), `none` (from scratch; refused when there are
@@ -60,8 +62,23 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest) -> int:
 
     Returns:
         EXIT_OK when the run is complete, EXIT_REQUEUE when it was asked to stop and can go on.
+
+    Raises:
+        NonFiniteError, ConfigError, ...: what went wrong here or on all ranks.
+        PeerError: another rank failed or died.
     """
     config = run.config()
+    with Watchdog(run, world.rank, world.world_size, config.train.watchdog) as watchdog:
+        try:
+            return _train(run, config, world, resume, stop, watchdog)
+        except RuntimeError as error:
+            peer = watchdog.peer_error(error)
+            if peer is None:
+                raise
+            raise peer from error
+
+
+def _train(run: RunDir, config: RunConfig, world: World, resume: str, stop: StopRequest, watchdog: Watchdog) -> int:
     cfg = config.train
     data = open_data(config)
     if not MODELS[config.model.name].trained:
@@ -73,6 +90,7 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest) -> int:
     del state
     step = progress.step
     best = progress.best
+    watchdog.begin(step)
     recorder = Recorder(run, step, cfg.steps, cfg.batch) if world.is_main else None
     if recorder:
         _introduce(recorder, config, data, engine, step)
@@ -87,14 +105,22 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest) -> int:
         on_error=config.data.on_error,
     )
 
+    own = OwnTime(world.device)
+
     def loss_of(batch: Batch) -> torch.Tensor:
+        watchdog.at(step, "forward")
+        own.begin()
         codes = batch.frames.to(world.device, non_blocking=True)
         sampling = draw(config.seed, batch.positions, step, config.data.horizon, cfg.sampling, world.device)
         sampling = replace(sampling, observed=observed(codes, data.train.scale))
         rollout = engine.engine(to_unit(codes, data.train.scale), config.data.context, sampling)
-        return torch.stack(list(rollout.losses.values())).sum()
+        loss = torch.stack(list(rollout.losses.values())).sum()
+        own.end()
+        watchdog.at(step, "backward and update")
+        return loss
 
     def save() -> None:
+        watchdog.at(step, "checkpoint")
         full = engine.gather()
         if world.is_main:
             by = {"world_size": world.world_size, "zero": cfg.zero, "precision": cfg.precision}
@@ -104,32 +130,62 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest) -> int:
                 checkpoint.mark_best(run.checkpoints, step)
             checkpoint.prune(run.checkpoints, cfg.keep_last)
 
+    def validate() -> bool | None:
+        """Whether the model is better than ever before; None: cut short, because a rank was asked to stop."""
+        nonlocal best
+        score = _validate(config, data.val, engine, world, recorder, step, best, stop, watchdog)
+        if score is None:
+            return None
+        improved = best is None or score < best["score"]
+        best = {"step": step, "score": score} if improved else best
+        return improved
+
+    def leave() -> int:
+        if recorder:
+            recorder.put_state("stopped", step)
+            saved = f"at step {step} with a checkpoint" if step else "before the first step"
+            recorder.say(f"stopped {saved}; the same command goes on from there")
+        return EXIT_REQUEUE
+
+    def is_due() -> bool:
+        return data.val is not None and step > 0 and (step % cfg.validate_every == 0 or step == cfg.steps)
+
     try:
+        # Asked to stop while starting: what there is to save is saved, and a first step may take long.
+        if world.any(bool(stop)):
+            return leave()
+        # A stop cut a validation short after its step's checkpoint was due: it is made up for first.
+        if is_due() and not world.together(lambda: has_validation(run.metrics_file, step)):
+            improved = validate()
+            if improved:
+                save()
+            if improved is None:
+                return leave()
         while step < cfg.steps:
+            watchdog.at(step, "waiting for data")
             began = time.perf_counter()
-            own = [next(batches) for _ in range(engine.share.accumulation)]
+            own.reset()
+            mine = [next(batches) for _ in range(engine.share.accumulation)]
             waited = time.perf_counter() - began
-            for text in (text for batch in own for text in batch.skipped):
+            for text in (text for batch in mine for text in batch.skipped):
                 print(f"rank {world.rank}, step {step}: skipped a damaged sample: {text}", file=sys.stderr, flush=True)
-            result = engine.step(own, loss_of, bool(stop))
+            result = engine.step(mine, loss_of, bool(stop))
             step += 1
+            watchdog.at(step, "between steps")
+            watchdog.own(waited + own.seconds())
             if recorder:
                 recorder.meter.add(time.perf_counter() - began, waited)
+                recorder.state["slow"] = watchdog.slow
                 rate = teacher_rate(step - 1, cfg.sampling)
                 values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": cfg.lr, "teacher_rate": rate}
                 recorder.train(step, values, log=step % cfg.log_every == 0 or step in (1, cfg.steps))
-            improved = False
-            if data.val and (step % cfg.validate_every == 0 or step == cfg.steps):
-                score = _validate(config, data.val, engine, world, recorder, step, best)
-                improved = best is None or score < best["score"]
-                best = {"step": step, "score": score} if improved else best
-            if improved or result.stop or step % cfg.checkpoint_every == 0 or step == cfg.steps:
+            # A validation may take longer than the time that is left after a signal: the next start makes up for it.
+            improved = (None if result.stop else validate()) if is_due() else False
+            stopping = result.stop or improved is None
+            if improved or stopping or step % cfg.checkpoint_every == 0 or step == cfg.steps:
                 save()
-            if result.stop and step < cfg.steps:
-                if recorder:
-                    recorder.put_state("stopped", step)
-                    recorder.say(f"stopped at step {step} with a checkpoint; the same command goes on from there")
-                return EXIT_REQUEUE
+            if stopping and (step < cfg.steps or improved is None):
+                return leave()
         if recorder:
             recorder.put_state("trained", step)
             run.mark_done()
@@ -150,18 +206,20 @@ def _without_training(run: RunDir, world: World) -> int:
 
 def _resume(run: RunDir, resume: str, world: World) -> tuple[TrainState | None, checkpoint.Progress]:
     """The state to start from; rank 0 chooses the checkpoint, so that all ranks take the same one."""
-    path = None
-    if resume == "auto":
-        found = checkpoint.newest(run.checkpoints, lambda text: print(text, flush=True)) if world.is_main else None
-        path = world.broadcast(found)
-    elif resume == "none":
-        if checkpoint.steps_in(run.checkpoints):
-            raise ConfigError(f"{run.checkpoints}: holds checkpoints: use --resume auto, or delete them to start over")
-    else:
-        path = checkpoint.exactly(run.checkpoints, int(resume))
+    path = world.together(lambda: _choose(run, resume))
     if path is None:
         return None, checkpoint.Progress(0, 0)
     return checkpoint.load(path, run.config().hash8(execution=False))
+
+
+def _choose(run: RunDir, resume: str) -> Path | None:
+    if resume == "auto":
+        return checkpoint.newest(run.checkpoints, lambda text: print(text, flush=True))
+    if resume == "none":
+        if checkpoint.steps_in(run.checkpoints):
+            raise ConfigError(f"{run.checkpoints}: holds checkpoints: use --resume auto, or delete them to start over")
+        return None
+    return checkpoint.exactly(run.checkpoints, int(resume))
 
 
 def _introduce(recorder: Recorder, config: RunConfig, data: Data, engine: Engine, step: int) -> None:
@@ -182,30 +240,57 @@ def _introduce(recorder: Recorder, config: RunConfig, data: Data, engine: Engine
 
 def _validate(
     config: RunConfig,
-    windows: WindowSet,
+    windows: WindowSet | None,
     engine: Engine,
     world: World,
     recorder: Recorder | None,
     step: int,
     best: dict[str, float] | None,
-) -> float:
-    """Score the model on validation windows; the protocol's MSE decides what is best."""
+    stop: StopRequest,
+    watchdog: Watchdog,
+) -> float | None:
+    """Score the model on validation windows; the protocol's MSE decides what is best.
+
+    Returns None on every rank when any was asked to stop before all windows were scored: that is looked at after each
+    batch, because a whole validation may take longer than a scheduler waits.
+    """
+    assert windows is not None
     if recorder:
         recorder.put_state("validating", step)
-    engine.model.eval()
-    table = evaluate_model(
-        engine.model,
-        windows,
-        context=config.data.context,
-        horizon=config.data.horizon,
-        protocol=load_protocol(config.eval.protocol),
-        thresholds=config.eval.thresholds,
-        batch=config.eval.batch,
-        device=world.device,
-        rank=world.rank,
-        world=world.world_size,
-        limit=config.train.validate_samples,
-    )
+    watchdog.at(step, "validation")
+    word = f"stop at {step}"
+
+    def progress(done: int, share: int) -> None:
+        watchdog.pulse()
+        if stop:
+            world.call_out(word)
+        if stop or world.heard(word):
+            raise StoppedError("validation was cut short")
+        if done == share:
+            watchdog.at(step, "end of validation")
+
+    try:
+        table = evaluate_model(
+            engine.model,
+            windows,
+            context=config.data.context,
+            horizon=config.data.horizon,
+            protocol=load_protocol(config.eval.protocol),
+            thresholds=config.eval.thresholds,
+            batch=config.eval.batch,
+            device=world.device,
+            rank=world.rank,
+            world=world.world_size,
+            limit=config.train.validate_samples,
+            progress=progress,
+        )
+    except ToolkitError as error:
+        # Either ours, or what `evaluate_model` tells the ranks that were through when another one left.
+        if isinstance(error, StoppedError) or world.heard(word):
+            return None
+        raise
+    finally:
+        engine.model.train()
     scores = {name: value for name, value in table.compute().overall.items() if value is not None}
     if "mse" not in scores:
         raise NonFiniteError(f"step {step}: predictions of validation windows are not finite. Lower train.lr")
@@ -214,7 +299,6 @@ def _validate(
         recorder.validation(step, scores, is_best=best is None or score < best["score"])
         for index, (truth, prediction) in enumerate(_examples(config, windows, engine, world)):
             recorder.images(step, f"val/{index}", truth, prediction)
-    engine.model.train()
     return score
 
 

@@ -45,6 +45,40 @@ class Meter:
         return steps * (self.seconds or 0.0)
 
 
+class OwnTime:
+    """What the forward passes of a step cost this rank: on a GPU by its own clock, which the host runs ahead of."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self._spans: list[tuple[Any, Any]] = []
+        self._began: Any = None
+
+    def reset(self) -> None:
+        """A new step."""
+        self._spans = []
+
+    def begin(self) -> None:
+        """A forward pass begins."""
+        self._began = self._tick()
+
+    def end(self) -> None:
+        """It ends."""
+        self._spans.append((self._began, self._tick()))
+
+    def seconds(self) -> float:
+        """Their sum; to be asked after the step, when the GPU has passed them."""
+        if self.cuda:
+            return sum(began.elapsed_time(ended) for began, ended in self._spans) / 1000.0
+        return sum(ended - began for began, ended in self._spans)
+
+    def _tick(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
 def clock(seconds: float) -> str:
     """1h02m, 3m20s, 8s."""
     whole = int(seconds)
@@ -145,3 +179,12 @@ def forget_after(path: Path, step: int) -> None:
         except (ValueError, KeyError):
             continue  # the half line; its step is run again
     write_atomic(path, "".join(kept))
+
+
+def has_validation(path: Path, step: int) -> bool:
+    """Whether the validation of a step was written down."""
+    if not path.exists():
+        return False
+    # Lines are our own and whole: `forget_after` has been here.
+    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return any(record["kind"] == "val" and record["step"] == step for record in records)

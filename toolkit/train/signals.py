@@ -1,15 +1,18 @@
 """Signals only set a flag. The loop looks at it between steps, all ranks agree, and then a checkpoint is written.
 
 SIGUSR1 and SIGUSR2 are what Slurm sends before a time limit, SIGTERM what it and other launchers send to end a job,
-SIGINT is Ctrl-C; a second one of those ends the process at once.
+SIGINT is Ctrl-C. They may come as often as they like: launchers repeat SIGTERM, and a checkpoint that is being written
+must survive that. Only a second Ctrl-C ends the process at once, because a person who presses it again means it.
 """
 
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 
 CAUGHT = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SAME_KEYSTROKE_S = 1.0  # under torchrun one Ctrl-C arrives twice: from the terminal, and handed on by torchrun
 
 
 class StopRequest:
@@ -17,6 +20,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self._interrupted_at: float | None = None
 
     def install(self) -> None:
         """Take over the handlers; call it early, before slow imports, or a first signal kills."""
@@ -24,10 +28,13 @@ class StopRequest:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.name is not None and number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.name = signal.Signals(number).name
+        if number == signal.SIGINT:
+            if self._interrupted_at is None:
+                self._interrupted_at = time.monotonic()
+            elif time.monotonic() - self._interrupted_at > SAME_KEYSTROKE_S:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+        self.name = self.name or signal.Signals(number).name
 
     def __bool__(self) -> bool:
         return self.name is not None

@@ -14,6 +14,7 @@ from pathlib import Path
 from toolkit import distributed
 from toolkit.config import load_config
 from toolkit.rundir import RunDir
+from toolkit.train.heartbeat import clear_beats
 from toolkit.train.loop import train
 from toolkit.train.signals import StopRequest
 
@@ -23,6 +24,7 @@ def main() -> int:
     for job in json.loads(Path(sys.argv[1]).read_text()):
         if world.is_main:
             RunDir.create(Path(job["run"]), load_config(job["config"], job.get("set", [])))
+            clear_beats(Path(job["run"]))
         world.barrier()
         code = train(RunDir(Path(job["run"])), world, "auto", StopRequest())
         if code:

@@ -1,0 +1,279 @@
+"""The watchdog of a rank: a thread that writes the heartbeat, and ends the rank when the training hangs.
+
+The training thread only marks what it begins (`at`) and that it gets on (`pulse`); it never waits for this thread.
+Every two seconds the watchdog writes the rank's heartbeat (heartbeat.py) and looks:
+
+- Did this rank begin nothing new for longer than `train.watchdog` allows? Then the rank that is furthest behind, or
+  that is silent, is the one that is stuck: the others wait for it in a collective.
+- Is a rank silent (killed where nobody noticed, stopped, or stuck inside a C call) while this one gets nowhere?
+  Rank 0 watches all ranks, all ranks watch rank 0.
+- Has another rank found so? A verdict travels in the heartbeats: any rank -> rank 0 -> all ranks.
+
+A rank that ends so names the stuck one, leaves the Python stacks of its threads in its log and in
+`heartbeat/rank-N.stacks`, and exits with EXIT_HANG. A rank that is merely slow is named and left alone. Time is counted
+in the thread's own ticks, so a job that was suspended and goes on is not taken for a hung one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import socket
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from toolkit.config import WatchdogConfig
+from toolkit.errors import EXIT_FAILURE, EXIT_HANG, EXIT_MEANING, EXIT_OK, PeerError
+from toolkit.rundir import RunDir
+from toolkit.train.heartbeat import BEAT_S, Beat, alive, beats_of, path_of, read_beat, stacks_of, write_beat
+
+SILENT_S = 20.0  # a heartbeat that old, while the training stands still, is a dead or frozen rank
+LEAVE_S = 60.0  # for a process that has ended its training to be gone
+SLOW_TIMES = 2.0  # a rank's own time against the median of the others'
+SLOW_EXCESS_S = 0.1
+SLOW_LOOKS = 3  # in a row
+
+
+class Watchdog:
+    """Use as a context around the training; leaving it says in the heartbeat how the rank ended."""
+
+    def __init__(self, run: RunDir, rank: int, size: int, config: WatchdogConfig) -> None:
+        self.run, self.rank, self.size, self.config = run, rank, size, config
+        self._base = 0  # the step that this training began from
+        self.slow: str | None = None  # on rank 0: which rank holds up the others
+        self._beat_s = min(BEAT_S, config.first_step / 4, config.step / 4)
+        self._now = (0, 0, "starting", time.time())  # one tuple, replaced whole: no lock is needed
+        self._pulses = 0
+        self._own_s = 0.0
+        self._end: tuple[str, int] | None = None
+        self._peers: dict[int, _Peer] = {}
+        self._idle_s = 0.0
+        self._slow_looks: dict[int, int] = {}
+        self._leave = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._stacks: Any = None
+
+    def __enter__(self) -> Watchdog:
+        (self.run.path / "heartbeat").mkdir(exist_ok=True)
+        self._stacks = open(stacks_of(self.run.path, self.rank), "a", encoding="utf-8")
+        # `kill -QUIT` shows what a rank is doing even when it is stuck inside a C call, and then ends it.
+        faulthandler.register(signal.SIGQUIT, file=self._stacks, all_threads=True, chain=True)
+        self._beat()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        code = EXIT_OK if error is None else int(getattr(error, "exit_code", EXIT_FAILURE))
+        self._end = ("ended" if error is None else f"{type(error).__name__}: {error}", code)
+        self._beat()
+        if error is None:
+            self._leave.set()
+            self._thread.join(5 * self._beat_s)
+
+    def begin(self, step: int) -> None:
+        """The training thread knows from where it goes on."""
+        self._base = step
+        self.at(step, "starting")
+
+    def at(self, step: int, phase: str) -> None:
+        """The training thread begins a phase; `step` is the number of finished optimizer steps."""
+        before = self._now
+        marks = before[1] + 1 if step == before[0] else 0
+        self._now = (step, marks, phase, time.time())
+
+    def pulse(self) -> None:
+        """The training thread gets on within a phase."""
+        self._pulses += 1
+
+    def own(self, seconds: float) -> None:
+        """What one step cost this rank alone, measured before it waits for others."""
+        self._own_s = seconds if self._own_s == 0.0 else 0.8 * self._own_s + 0.2 * seconds
+
+    def blame(self) -> str | None:
+        """After a collective has failed: the rank that is the cause, once its heartbeat shows it; None if none does."""
+        started = time.monotonic()
+        before = beats_of(self.run.path)
+        while time.monotonic() - started < 4 * self._beat_s:
+            for beat in beats_of(self.run.path).values():
+                if beat.rank == self.rank:
+                    continue
+                if beat.ended and beat.code not in (EXIT_OK, None):
+                    return f"rank {self.rank} ends because rank {beat.rank} on {beat.host} failed: {beat.ended}"
+                if alive(beat.host, beat.pid) is False:
+                    return f"rank {self.rank} ends because another died (killed? out of memory?): {beat}"
+            time.sleep(self._beat_s / 10)
+        for rank, beat in beats_of(self.run.path).items():
+            if rank != self.rank and not beat.ended and rank in before and beat.time == before[rank].time:
+                return f"rank {self.rank} ends because another is silent (killed? its node lost?): {beat}"
+        return None
+
+    def peer_error(self, error: BaseException) -> PeerError | None:
+        """What to raise instead of an `error` that only means that another rank is gone; None if it is our own."""
+        if self.size == 1 or hasattr(error, "exit_code") or not isinstance(error, RuntimeError):
+            return None
+        cause = self.blame()
+        if cause is None:
+            return None
+        codes = [beat.code for beat in beats_of(self.run.path).values() if beat.rank != self.rank and beat.code]
+        return PeerError(cause, codes[0] if codes else EXIT_FAILURE)
+
+    # What follows runs in the watchdog's thread.
+
+    def _watch(self) -> None:
+        last, seen = time.monotonic(), self._progress()
+        while not self._leave.wait(self._beat_s):
+            elapsed, last = time.monotonic() - last, time.monotonic()
+            elapsed = min(elapsed, 2 * self._beat_s)  # this process, or all of the job, was suspended
+            progress = self._progress()
+            self._idle_s = 0.0 if progress != seen else self._idle_s + elapsed
+            seen = progress
+            if self._end is not None:
+                if self._idle_s > LEAVE_S:
+                    os._exit(self._end[1])  # a reader process or a collective won't let it go
+                continue
+            wrote = self._beat()
+            verdict = self._look(elapsed, wrote)
+            if verdict is not None and self._end is None:
+                self._hang(verdict)
+
+    def _progress(self) -> tuple[object, ...]:
+        return self._now, self._pulses, self._end
+
+    def _beat(self, verdict: str | None = None) -> bool:
+        step, marks, phase, since = self._now
+        ended, code = self._end or (None, None)
+        beat = Beat(
+            rank=self.rank,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            step=step,
+            marks=marks,
+            phase=phase,
+            since=since,
+            time=time.time(),
+            own_s=self._own_s,
+            ended=ended,
+            code=code,
+            verdict=verdict,
+            slow=self.slow,
+        )
+        try:
+            write_beat(self.run.path, beat)
+        except OSError:  # no reason to end a training; and silence is no proof then, see `_look`
+            return False
+        return True
+
+    def _look(self, elapsed: float, wrote: bool) -> str | None:
+        """Why all ranks have to end, or None."""
+        watched = range(self.size) if self.rank == 0 else (0,)
+        beats: dict[int, Beat] = {}
+        for rank in watched:
+            if rank == self.rank:
+                continue
+            peer = self._peers.setdefault(rank, _Peer(path_of(self.run.path, rank)))
+            beat = peer.look(elapsed)
+            if beat is None:
+                continue
+            beats[rank] = beat
+            if beat.verdict is not None:
+                return beat.verdict
+            # Where we can't write ourselves, the file system is away, and the other's silence says nothing.
+            if wrote and not beat.ended and peer.silent_s > SILENT_S and self._idle_s > SILENT_S:
+                return f"{beat} is silent for {peer.silent_s:.0f} s: killed, frozen, or its node lost"
+        if self.rank == 0:
+            self._find_slow(beats)
+        started = self._now[0] > self._base
+        allowed = self.config.step if started else self.config.first_step
+        if self._idle_s <= allowed:
+            return None
+        key = "step" if started else "first_step"
+        who, others = stuck(beats_of(self.run.path))
+        return f"{who} made no progress for {allowed:g} s (train.watchdog.{key}){others}"
+
+    def _find_slow(self, beats: Mapping[int, Beat]) -> None:
+        """Name a rank that is slow for several looks in a row, on its own account."""
+        times = {rank: beat.own_s for rank, beat in beats.items() if beat.own_s and not beat.ended}
+        if self._own_s:
+            times[self.rank] = self._own_s
+        slow = slow_ranks(times)
+        self._slow_looks = {rank: self._slow_looks.get(rank, 0) + 1 for rank in slow}
+        lasting = [rank for rank, looks in self._slow_looks.items() if looks >= SLOW_LOOKS]
+        before = self.slow
+        if not lasting:
+            self.slow = None
+            return
+        rank = max(lasting, key=lambda rank: slow[rank])
+        host = beats[rank].host if rank in beats else socket.gethostname()
+        self.slow = (
+            f"rank {rank} on {host} takes {slow[rank]:.1f} times as long as the others for its own part of a step"
+        )
+        if before is None:
+            print(f"slow: {self.slow}", file=sys.stderr, flush=True)
+
+    def _hang(self, verdict: str) -> None:
+        """The end of this rank: say why, show the stacks, leave."""
+        self._beat(verdict)
+        text = f"hung: {verdict}"
+        with contextlib.suppress(OSError):
+            if self.run.failure() is None:
+                self.run.mark_failed(text, EXIT_HANG)
+        print(f"error: rank {self.rank} ends: {text}", file=sys.stderr, flush=True)
+        print(f"exit code {EXIT_HANG} ({EXIT_MEANING[EXIT_HANG]}); its threads:", file=sys.stderr, flush=True)
+        for file in (sys.stderr, self._stacks):
+            with contextlib.suppress(OSError, ValueError):
+                faulthandler.dump_traceback(file=file, all_threads=True)
+                file.flush()
+        os._exit(EXIT_HANG)  # the training thread can't be asked: it is what hangs
+
+
+class _Peer:
+    """Another rank's heartbeat, and for how long it has not changed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.beat: Beat | None = None
+        self.silent_s = 0.0
+
+    def look(self, elapsed: float) -> Beat | None:
+        beat = read_beat(self.path)
+        if beat is not None and beat != self.beat:
+            self.beat, self.silent_s = beat, 0.0
+        else:
+            self.silent_s += elapsed
+        return self.beat
+
+
+def stuck(beats: Mapping[int, Beat]) -> tuple[str, str]:
+    """Who holds up the others, and what these do. By the places of the ranks alone, as clocks may differ."""
+    working = [beat for beat in beats.values() if not beat.ended]
+    if not working:
+        return "the run", ""
+    least = min(beat.place for beat in working)
+    behind = [beat for beat in working if beat.place == least]
+    if len(behind) < len(working):
+        return ", ".join(map(str, behind)), "; the other ranks wait for it"
+    if len(working) == 1:
+        return str(behind[0]), ""
+    where = f"step {behind[0].step}, phase {behind[0].phase}"
+    return f"all {len(working)} ranks, at {where},", ": the network between them, or a device"
+
+
+def slow_ranks(times: Mapping[int, float]) -> dict[int, float]:
+    """Ranks whose own time is SLOW_TIMES the median of the others', with that ratio."""
+    slow = {}
+    for rank, seconds in times.items():
+        others = [value for other, value in times.items() if other != rank]
+        if not others:
+            continue
+        middle = statistics.median(others)
+        if seconds > SLOW_TIMES * middle and seconds - middle > SLOW_EXCESS_S:
+            slow[rank] = seconds / middle
+    return slow
