@@ -20,7 +20,7 @@ EXIT_MEANING = {
     EXIT_FAILURE: "failed",
     EXIT_USAGE: "usage or config error",
     EXIT_REQUEUE: "stopped with a checkpoint: run the same command again",
-    EXIT_NONFINITE: "the loss is not finite",
+    EXIT_NONFINITE: "the loss or gradient is not finite",
     EXIT_DATA: "damaged data",
     EXIT_HANG: "hung: a rank made no progress",
     EXIT_BUSY: "busy: another job has this run",

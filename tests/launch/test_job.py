@@ -189,7 +189,7 @@ def test_the_script_prints_one_line_and_its_code(tmp_path: Path) -> None:
     ("code", "words"),
     [
         (1, "exit code 1 (failed)"),
-        (4, "exit code 4 (the loss is not finite)"),
+        (4, "exit code 4 (the loss or gradient is not finite)"),
         (143, "killed by SIGTERM"),
         (99, "(unkn"),
     ],

@@ -91,7 +91,9 @@ def test_the_first_failure_counts_and_ends_the_others(
     start = time.monotonic()
     assert run(python(tmp_path, text), 3) == 4
     assert time.monotonic() - start < 10
-    assert "rank 1 ended: exit code 4 (the loss is not finite); stopping the others" in capfd.readouterr().err
+    assert (
+        "rank 1 ended: exit code 4 (the loss or gradient is not finite); stopping the others" in capfd.readouterr().err
+    )
 
 
 def test_a_rank_deaf_to_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,7 @@ def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) 
     record = {
         "step": progress.step,
         "samples": progress.samples,
+        "skipped": state.skipped,
         "best": progress.best,
         "config": config_hash,
         "written_by": progress.written_by,
@@ -166,7 +167,7 @@ def load(path: Path, config_hash: str) -> tuple[TrainState, Progress]:
     weights = torch.load(path / "weights.pt", map_location="cpu", weights_only=True)
     moments = torch.load(path / "moments.pt", map_location="cpu", weights_only=True)
     progress = Progress(record["step"], record["samples"], record["best"], record["written_by"])
-    return TrainState(weights, moments, record["step"]), progress
+    return TrainState(weights, moments, record["step"], record.get("skipped", 0)), progress
 
 
 def mark_best(folder: Path, step: int) -> None:

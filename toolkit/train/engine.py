@@ -24,6 +24,7 @@ from toolkit.errors import ConfigError, NonFiniteError
 from toolkit.models.base import SequenceModel
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+MOST_SKIPS = 10  # so many steps in a row without an update are no accident
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class TrainState:
     weights: dict[str, Tensor]
     moments: dict[str, dict[str, Tensor]]  # parameter name -> exp_avg, exp_avg_sq; empty before the first step
     step: int
+    skipped: int = 0  # steps among them without an update; Adam has not counted those
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class StepResult:
     loss: float
     grad_norm: float
     stop: bool  # a rank was asked to stop
+    fault: str | None = None  # why nothing was updated
 
 
 def share_of(config: TrainConfig, world: World) -> Share:
@@ -117,6 +120,8 @@ class Engine:
         deepspeed.init_distributed(dist_init_required=False, auto_mpi_discovery=False, verbose=False)
         self.world, self.share, self.config = world, share, config
         self.step_count = 0
+        self.skipped = 0
+        self._skipped_in_a_row = 0
         model.to(world.device)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=config.betas, fused=True)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
@@ -149,7 +154,8 @@ class Engine:
             stop: this rank was asked to stop; the answer says whether any was.
 
         Raises:
-            NonFiniteError: on every rank at the same step, before the update, if any rank's loss is NaN or infinite.
+            NonFiniteError: on every rank at the same step, before the update, if the loss or the gradient of any rank
+                is NaN or infinite; under `train.on_nonfinite: skip` only after MOST_SKIPS such steps in a row.
         """
         self.engine.train()
         total = 0.0
@@ -159,16 +165,60 @@ class Engine:
         total += self._backward(loss_of(batches[-1]))
         own = total / len(batches)
         mean, bad, stop, norm = self._agree(own, stop)
-        if bad:
-            keys = ", ".join(key for batch in batches for key in batch.keys)
-            raise NonFiniteError(
-                f"step {self.step_count}: the loss is not finite on {bad} of {self.world.world_size} ranks; rank "
-                f"{self.world.rank} has {own} from samples {keys}. Nothing was updated. "
-                "Lower train.lr, set train.clip, or look at those samples"
-            )
-        self.engine.step()
+        fault = None
+        if bad or not math.isfinite(norm):
+            fault = self._fault(batches, loss_of, own)
+            self._skip(fault, norm)
+        else:
+            self.engine.step()
+            self._skipped_in_a_row = 0
         self.step_count += 1
-        return StepResult(mean, norm, stop)
+        return StepResult(mean, norm, stop, fault)
+
+    def _fault(self, batches: Sequence[Batch], loss_of: Callable[[Batch], Tensor], loss: float) -> str:
+        """What isn't finite, on which rank, from which samples; the same text on every rank (collective)."""
+        sound = math.isfinite(loss) and self._sound_gradients(batches, loss_of)
+        keys = list(dict.fromkeys(key for batch in batches for key in batch.keys))
+        said: list[Any] = [(loss, sound, keys)]
+        if self.world.world_size > 1:
+            said = [None] * self.world.world_size
+            torch.distributed.all_gather_object(said, (loss, sound, keys))
+        # If no rank's own gradient shows it (ZeRO-3, or a sum that overflowed), it may come from any sample.
+        faulty = {rank: facts for rank, facts in enumerate(said) if not facts[1]} or dict(enumerate(said))
+        what = "gradient" if all(math.isfinite(facts[0]) for facts in faulty.values()) else "loss"
+        ranks = [
+            f"rank {rank} has a loss of {value} from samples {', '.join(names[:16])}"
+            + (f" and {len(names) - 16} more" if len(names) > 16 else "")
+            for rank, (value, _, names) in faulty.items()
+        ]
+        return (
+            f"step {self.step_count}: the {what} is not finite on {len(faulty)} of {self.world.world_size} ranks; "
+            f"{'; '.join(ranks)}. Nothing was updated"
+        )
+
+    def _sound_gradients(self, batches: Sequence[Batch], loss_of: Callable[[Batch], Tensor]) -> bool:
+        """Whether this rank's own gradients are finite; computed again, as those at hand are sums over ranks."""
+        if int(self.engine.zero_optimization_stage()) == 3:
+            return True  # a rank has no parameters of its own to differentiate by
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for batch in batches:
+            grads = torch.autograd.grad(loss_of(batch), parameters, allow_unused=True)
+            if not all(bool(torch.isfinite(grad).all()) for grad in grads if grad is not None):
+                return False
+        return True
+
+    def _skip(self, fault: str, norm: float) -> None:
+        """End the step without an update, or the run."""
+        self._skipped_in_a_row += 1
+        if self.config.on_nonfinite == "raise":
+            raise NonFiniteError(f"{fault}. Lower train.lr, set train.clip, or look at those samples")
+        if self._skipped_in_a_row > MOST_SKIPS:
+            raise NonFiniteError(f"{fault}; {MOST_SKIPS} steps in a row were skipped before. Lower train.lr")
+        if self.partitioned and math.isfinite(norm):  # only the loss isn't: what DeepSpeed leaves out must look it
+            for part in self._held_gradients():
+                part.fill_(math.nan)
+        self.discard_gradients()
+        self.skipped += 1
 
     def _backward(self, loss: Tensor) -> float:
         self.engine.backward(loss)
@@ -230,8 +280,8 @@ class Engine:
         """The full state, on every rank (collective: all ranks call it)."""
         weights = {name: value.detach().float().cpu().clone() for name, value in self.model.state_dict().items()}
         moments: dict[str, dict[str, Tensor]] = {}
-        if self.step_count == 0:
-            return TrainState(weights, moments, 0)
+        if self.step_count == self.skipped:
+            return TrainState(weights, moments, self.step_count, self.skipped)
         for name, parameter in self.model.named_parameters():
             if self.partitioned:
                 weights[name] = _full(parameter, None)
@@ -239,18 +289,18 @@ class Engine:
             else:
                 state = self.optimizer.state[parameter]
                 moments[name] = {key: state[key].detach().cpu().clone() for key in MOMENTS}
-        return TrainState(weights, moments, self.step_count)
+        return TrainState(weights, moments, self.step_count, self.skipped)
 
     def _restore(self, state: TrainState) -> None:
         """Put Adam's moments and the fp32 master weights back; the model's own weights are loaded already."""
-        self.step_count = state.step
+        self.step_count, self.skipped = state.step, state.skipped
         self.engine.global_steps = state.step
         if not state.moments:
             return
         inner = self.optimizer.optimizer if self.partitioned else self.optimizer
         for flat in self._masters() if self.partitioned else self.model.parameters():
             zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
-            inner.state[flat] = {"step": torch.tensor(float(state.step), device=flat.device), **zeros}
+            inner.state[flat] = {"step": torch.tensor(float(state.step - state.skipped), device=flat.device), **zeros}
         if self.partitioned:
             # DeepSpeed links a parameter to its part of the flat moments at the first step; here they exist already.
             self.optimizer._lazy_init_hp_params_optimizer_state()

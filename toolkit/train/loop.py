@@ -71,6 +71,10 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest) -> int:
     with Watchdog(run, world.rank, world.world_size, config.train.watchdog) as watchdog:
         try:
             return _train(run, config, world, resume, stop, watchdog)
+        except NonFiniteError as error:
+            last = checkpoint.steps_in(run.checkpoints)
+            kept = f"The last checkpoint is of step {last[-1]}" if last else "There is no checkpoint yet"
+            raise NonFiniteError(f"{error}. {kept}") from None
         except RuntimeError as error:
             peer = watchdog.peer_error(error)
             if peer is None:
@@ -178,7 +182,10 @@ def _train(run: RunDir, config: RunConfig, world: World, resume: str, stop: Stop
                 recorder.state["slow"] = watchdog.slow
                 rate = teacher_rate(step - 1, cfg.sampling)
                 values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": cfg.lr, "teacher_rate": rate}
-                recorder.train(step, values, log=step % cfg.log_every == 0 or step in (1, cfg.steps))
+                if result.fault:
+                    recorder.skipped(step, result.fault, engine.skipped)
+                else:
+                    recorder.train(step, values, log=step % cfg.log_every == 0 or step in (1, cfg.steps))
             # A validation may take longer than the time that is left after a signal: the next start makes up for it.
             improved = (None if result.stop else validate()) if is_due() else False
             stopping = result.stop or improved is None

@@ -122,6 +122,12 @@ class Recorder:
         if log or time.time() - self._state_at > STATE_EVERY_S:
             self.put_state("training", step)
 
+    def skipped(self, step: int, fault: str, count: int) -> None:
+        """After a step without an update, because something was not finite."""
+        self.state["skipped"] = count
+        self._line(step, "skipped", {"skipped": count})
+        self.say(f"{fault}: this step is skipped, the {count}. of this run")
+
     def validation(self, step: int, scores: Mapping[str, float], is_best: bool) -> None:
         """After a validation."""
         self._line(step, "val", {**scores, "best": float(is_best)})

@@ -97,33 +97,32 @@ class Watchdog:
         """What one step cost this rank alone, measured before it waits for others."""
         self._own_s = seconds if self._own_s == 0.0 else 0.8 * self._own_s + 0.2 * seconds
 
-    def blame(self) -> str | None:
-        """After a collective has failed: the rank that is the cause, once its heartbeat shows it; None if none does."""
-        started = time.monotonic()
-        before = beats_of(self.run.path)
-        while time.monotonic() - started < 4 * self._beat_s:
-            for beat in beats_of(self.run.path).values():
-                if beat.rank == self.rank:
-                    continue
-                if beat.ended and beat.code not in (EXIT_OK, None):
-                    return f"rank {self.rank} ends because rank {beat.rank} on {beat.host} failed: {beat.ended}"
-                if alive(beat.host, beat.pid) is False:
-                    return f"rank {self.rank} ends because another died (killed? out of memory?): {beat}"
-            time.sleep(self._beat_s / 10)
-        for rank, beat in beats_of(self.run.path).items():
-            if rank != self.rank and not beat.ended and rank in before and beat.time == before[rank].time:
-                return f"rank {self.rank} ends because another is silent (killed? its node lost?): {beat}"
-        return None
-
     def peer_error(self, error: BaseException) -> PeerError | None:
         """What to raise instead of an `error` that only means that another rank is gone; None if it is our own."""
         if self.size == 1 or hasattr(error, "exit_code") or not isinstance(error, RuntimeError):
             return None
-        cause = self.blame()
-        if cause is None:
-            return None
-        codes = [beat.code for beat in beats_of(self.run.path).values() if beat.rank != self.rank and beat.code]
-        return PeerError(cause, codes[0] if codes else EXIT_FAILURE)
+        before = beats_of(self.run.path)
+        deadline = time.monotonic() + 4 * self._beat_s
+        while time.monotonic() < deadline:  # the others' heartbeats need a moment to tell
+            for beat in beats_of(self.run.path).values():
+                blamed = None if beat.rank == self.rank else self._blame(beat)
+                if blamed is not None:
+                    return blamed
+            time.sleep(self._beat_s / 10)
+        for rank, beat in beats_of(self.run.path).items():
+            if rank != self.rank and not beat.ended and rank in before and beat.time == before[rank].time:
+                return PeerError(f"rank {self.rank} ends because another is silent (killed? its node lost?): {beat}")
+        return None
+
+    def _blame(self, beat: Beat) -> PeerError | None:
+        if beat.verdict is not None:
+            return PeerError(f"rank {self.rank} ends: hung: {beat.verdict}", EXIT_HANG)
+        if beat.ended and beat.code not in (EXIT_OK, None):
+            told = f"rank {self.rank} ends because rank {beat.rank} on {beat.host} failed: {beat.ended}"
+            return PeerError(told, beat.code)
+        if alive(beat.host, beat.pid) is False:
+            return PeerError(f"rank {self.rank} ends because another died (killed? out of memory?): {beat}")
+        return None
 
     # What follows runs in the watchdog's thread.
 

@@ -104,7 +104,11 @@ class Warm:
 
 
 def _break(fault: str) -> None:
-    """Make this training misbehave: `KIND RANK STEP [SECONDS]`, when rank RANK begins the forward of step STEP."""
+    """Make this training misbehave: `KIND RANK STEP [AMOUNT]`, in the forward of step STEP on rank RANK.
+
+    sleep (for AMOUNT seconds), slow (AMOUNT seconds in every step), kill, error; loss, gradient: not finite in AMOUNT
+    steps from STEP on.
+    """
     if not fault:
         return
     import torch
@@ -128,24 +132,23 @@ def _break(fault: str) -> None:
                 raise KeyError("a bug")
         return draw(seed, positions, at, *more)
 
-    class Poisoned(torch.autograd.Function):
+    class Poison(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
-            return values * (float("nan") if kind == "loss" else 1.0)
+        def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+            return loss * (float("nan") if kind == "loss" else 1.0)
 
         @staticmethod
         def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-            return grad * float("inf" if kind == "gradient" else "nan")
+            return grad * float("inf")
 
-    def poisoned(codes: torch.Tensor, scale: Any) -> torch.Tensor:
-        frames = unit(codes, scale)
-        return frames
+    take = loop.Engine.step
 
-    unit = loop.to_unit
-    if kind in ("loss", "gradient"):
-        raise NotImplementedError
-    loop.draw = faulty
-    del poisoned, Poisoned
+    def poisoned(self: Any, batches: Any, loss_of: Any, stop: bool) -> Any:
+        mine = os.environ.get("RANK", "0") == rank and kind in ("loss", "gradient")
+        hit = mine and int(step) <= self.step_count < int(step) + (seconds or 1)
+        return take(self, batches, (lambda batch: Poison.apply(loss_of(batch))) if hit else loss_of, stop)
+
+    loop.draw, loop.Engine.step = faulty, poisoned
 
 
 def _child(request: Mapping[str, Any]) -> int:
@@ -171,7 +174,6 @@ def _serve() -> None:
     import deepspeed  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
 
-    import launch.train
     import toolkit.train.loop  # noqa: F401
 
     def say(**news: int) -> None:

@@ -1,0 +1,310 @@
+"""Training as real processes among others: who may run, how it stops, and how it ends when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.toolkit.train.conftest import ROOT, one_thread
+from tests.toolkit.train.warm import Warm
+from toolkit.config import load_config
+from toolkit.rundir import RunDir
+from toolkit.train import checkpoint
+from toolkit.train.heartbeat import beats_of
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    with Warm() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny config with a quick watchdog."""
+    tree = yaml.safe_load(tiny_config.read_text())
+    tree["train"]["watchdog"] = {"first_step": 60.0, "step": 3.0}
+    path = tmp_path_factory.mktemp("configs") / "quick.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def text_of(log: Path, ranks: int = 0) -> str:
+    if not ranks:
+        return log.read_text()
+    return "\n".join(log.with_name(f"{log.name}.{rank}").read_text() for rank in range(ranks))
+
+
+def wait_until(condition: object, what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(0.02)
+
+
+def said(log: Path, words: str) -> bool:
+    return log.exists() and words in log.read_text()
+
+
+def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    state, _ = checkpoint.load(checkpoint.exactly(run / "checkpoints", step), config_hash(run))
+    return {
+        **state.weights,
+        **{f"{name}.{key}": value for name, moments in state.moments.items() for key, value in moments.items()},
+    }
+
+
+def config_hash(run: Path) -> str:
+    return RunDir(run).config().hash8(execution=False)
+
+
+def same(one: Path, other: Path, step: int = 6) -> None:
+    """Weights, moments and metrics lines, but for clocks and rates, are equal to the last bit."""
+    a, b = weights(one, step), weights(other, step)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert lines(one) == lines(other)
+
+
+def lines(run: Path) -> list[dict[str, object]]:
+    timed = ("time", "seq_per_s", "data_wait")
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in timed} for record in records]
+
+
+@pytest.fixture(scope="module")
+def whole(warm: Warm, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nothing happened to this one: two ranks."""
+    folder = tmp_path_factory.mktemp("whole")
+    pids = warm.ranks(2, free_port(), ["--config", config, "--run-dir", folder / "run"], folder / "log")
+    assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(folder / "log", 2)
+    return folder / "run"
+
+
+# The lock
+
+
+def test_of_two_trainings_started_at_once_one_trains_and_one_says_who_does(
+    warm: Warm, config: Path, tmp_path: Path
+) -> None:
+    for attempt in range(2):
+        run = tmp_path / f"run{attempt}"
+        RunDir.create(run, load_config(config))
+        logs = [tmp_path / f"{attempt}-{name}" for name in "ab"]
+        pids = [warm.start(["--run", run], log) for log in logs]
+        codes = [warm.wait(pid) for pid in pids]
+        assert sorted(codes) == [0, 7], [log.read_text() for log in logs]
+        loser = logs[codes.index(7)].read_text()
+        winner = pids[codes.index(0)]
+        assert f"job by hand (1 ranks) (process {winner} on {socket.gethostname()}) is working on this run" in loser
+        assert "Traceback" not in loser
+        assert RunDir(run).done
+        assert RunDir(run).failure() is None
+        assert [line["step"] for line in lines(run)] == [1, 2, 3, 3, 4, 5, 6, 6]
+
+
+def test_several_ranks_are_one_training_and_a_dead_owners_lock_is_free(
+    warm: Warm, config: Path, tmp_path: Path
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    arguments = ["--config", config, "--run-dir", run]
+    first = warm.ranks(2, free_port(), arguments, log, fault="sleep 1 2 2")
+    wait_until(lambda: said(tmp_path / "log.0", "step 2/6"), "step 2")
+    second = warm.ranks(2, free_port(), arguments, tmp_path / "second")
+    assert [warm.wait(pid) for pid in second] == [7, 7]
+    assert "rank 0: " in (tmp_path / "second.1").read_text()
+    for pid in first:
+        os.kill(pid, signal.SIGKILL)
+    third = warm.ranks(2, free_port(), arguments, tmp_path / "third")
+    assert [warm.wait(pid) for pid in third] == [0, 0], text_of(tmp_path / "third", 2)
+
+
+def test_a_training_knows_the_lock_of_its_own_job(config: Path, tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run", load_config(config))
+    command = [sys.executable, str(ROOT / "launch" / "job.py"), str(run.path), "--ranks", "2"]
+    with subprocess.Popen(command, cwd=ROOT, env=one_thread(), stderr=subprocess.PIPE, text=True) as job:
+        assert job.stderr
+        for line in job.stderr:
+            if line.startswith("step 1/6"):
+                by_hand = [sys.executable, str(ROOT / "launch" / "train.py"), "--run", str(run.path)]
+                done = subprocess.run(by_hand, cwd=ROOT, env=one_thread(), capture_output=True, text=True, check=False)
+                break
+        job.stderr.read()
+    assert job.returncode == 0
+    assert done.returncode in (0, 7)  # 0: the job's training was through before
+    if done.returncode == 7:
+        assert f"job hand-{job.pid} (process {job.pid} on {socket.gethostname()}) is working" in done.stderr
+    assert [line["step"] for line in lines(run.path)] == [1, 2, 3, 3, 4, 5, 6, 6]
+
+
+# Signals
+
+
+@pytest.mark.parametrize(
+    ("number", "receivers"),
+    [(signal.SIGTERM, (0,)), (signal.SIGUSR1, (1,)), (signal.SIGUSR2, (0, 1)), (signal.SIGINT, (1,))],
+)
+def test_a_signal_to_any_ranks_stops_all_with_one_checkpoint(
+    warm: Warm, config: Path, whole: Path, tmp_path: Path, number: signal.Signals, receivers: Sequence[int]
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["--config", config, "--run-dir", run]
+    pids = warm.ranks(2, free_port(), arguments, tmp_path / "log", fault="sleep 0 2 0.5")
+    wait_until(lambda: said(tmp_path / "log.0", "step 2/6"), "step 2")
+    for rank in receivers:
+        os.kill(pids[rank], number)
+    assert [warm.wait(pid) for pid in pids] == [3, 3], text_of(tmp_path / "log", 2)
+    stopped = checkpoint.steps_in(run / "checkpoints")[-1]
+    assert text_of(tmp_path / "log.0").count("stopped at step") == 1
+    assert RunDir(run).read_state()["step"] == stopped
+    assert RunDir(run).failure() is None
+    pids = warm.ranks(2, free_port(), arguments, tmp_path / "log")
+    assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(tmp_path / "log", 2)
+    same(whole, run)
+
+
+def test_repeated_sigterm_never_kills_a_training(warm: Warm, config: Path, whole: Path, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    arguments = ["--config", config, "--run-dir", run]
+    pids = warm.ranks(2, free_port(), arguments, log)
+    rounds = 1
+    while True:  # from the first moment to the last, again and again
+        for pid in pids:
+            if pid not in warm.codes:
+                os.kill(pid, signal.SIGTERM if rounds % 2 else signal.SIGUSR1)
+        time.sleep(0.03)
+        if all(pid in warm.codes for pid in pids):
+            codes = [warm.wait(pid) for pid in pids]
+            if codes == [0, 0]:
+                break
+            assert set(codes) <= {3, -signal.SIGTERM, -signal.SIGUSR1}, text_of(log, 2)
+            rounds += 1
+            if rounds > 3:  # it never gets to a step under this fire; let it
+                pids = warm.ranks(2, free_port(), arguments, log)
+                assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
+                break
+            pids = warm.ranks(2, free_port(), arguments, log)
+    same(whole, run)
+
+
+def test_a_second_ctrl_c_ends_at_once_but_one_that_arrives_twice_does_not() -> None:
+    code = (
+        "import time\nfrom toolkit.train.signals import StopRequest\n"
+        "stop = StopRequest(); stop.install()\nprint('ready', flush=True)\nwhile True: time.sleep(0.1)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+            process.send_signal(number)
+            time.sleep(0.05)
+        assert process.poll() is None
+        time.sleep(1.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == -signal.SIGINT
+
+
+# Hangs and losses
+
+
+def test_a_stuck_rank_is_named_with_its_stack_and_ends_all(warm: Warm, config: Path, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    pids = warm.ranks(2, free_port(), ["--config", config, "--run-dir", run], log, fault="sleep 1 3 600")
+    assert [warm.wait(pid, 60) for pid in pids] == [6, 6], text_of(log, 2)
+    named = f"rank 1 (process {pids[1]} on {socket.gethostname()}; step 3, phase forward) made no progress for 3 s"
+    for rank in (0, 1):
+        assert named in text_of(tmp_path / f"log.{rank}")
+    stacks = (run / "heartbeat" / "rank-1.stacks").read_text()
+    assert "in faulty" in stacks  # the function that sleeps
+    assert "exit code 6 (hung: a rank made no progress)" in str(RunDir(run).failure())
+    assert named in str(RunDir(run).failure())
+
+
+def test_a_frozen_process_is_named_by_the_others(
+    warm: Warm, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    pids = warm.ranks(2, free_port(), ["--config", config, "--run-dir", run], log, fault="sleep 1 2 1")
+    wait_until(lambda: said(tmp_path / "log.0", "step 2/6"), "step 2")
+    os.kill(pids[0], signal.SIGSTOP)
+    assert warm.wait(pids[1], 60) == 6, text_of(log, 2)
+    assert f"rank 0 (process {pids[0]} on" in text_of(tmp_path / "log.1")
+    os.kill(pids[0], signal.SIGKILL)
+    warm.wait(pids[0])
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_ends_the_others_which_name_it(warm: Warm, config: Path, tmp_path: Path, victim: int) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    pids = warm.ranks(3 - 1, free_port(), ["--config", config, "--run-dir", run], log, fault=f"kill {victim} 3")
+    assert warm.wait(pids[victim], 60) == -signal.SIGKILL
+    began = time.monotonic()
+    assert warm.wait(pids[1 - victim], 60) == 1
+    assert time.monotonic() - began < 60
+    told = text_of(tmp_path / f"log.{1 - victim}")
+    assert f"rank {1 - victim} ends because another died (killed? out of memory?): rank {victim} (process" in told
+    assert re.search(r"step \d, phase", told)
+    assert "Traceback" not in told
+
+
+def test_an_error_on_one_rank_is_what_all_ranks_tell(warm: Warm, config: Path, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    pids = warm.ranks(2, free_port(), ["--config", config, "--run-dir", run], log, fault="error 1 3")
+    assert [warm.wait(pid, 60) for pid in pids] == [1, 1]
+    assert "rank 0 ends because rank 1 on" in text_of(tmp_path / "log.0")
+    assert "KeyError: 'a bug'" in text_of(tmp_path / "log.0")
+    assert "rank 1: KeyError: 'a bug'" in str(RunDir(run).failure())
+
+
+def test_a_slow_rank_is_named_and_left_alone(warm: Warm, tiny_config: Path, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    options = ["--set", "train.watchdog.step=1.2", "--set", "train.steps=20"]
+    arguments = ["--config", tiny_config, "--run-dir", run, *options]
+    pids = warm.ranks(2, free_port(), arguments, log, fault="slow 1 0 0.4")
+    assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
+    assert f"slow: rank 1 on {socket.gethostname()} takes" in text_of(tmp_path / "log.0")
+    assert "rank 1 on" in RunDir(run).read_state()["slow"]
+
+
+def test_heartbeats_tell_how_ranks_ended(whole: Path) -> None:
+    beats = beats_of(whole)
+    assert sorted(beats) == [0, 1]
+    assert {(beat.ended, beat.code, beat.step) for beat in beats.values()} == {("ended", 0, 6)}
+
+
+# What isn't finite
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+@pytest.mark.parametrize("setting", ["zero=0", "zero=1", "zero=2", "precision=bf16"])
+def test_what_is_not_finite_stops_all_ranks_before_the_update(
+    warm: Warm, config: Path, tmp_path: Path, kind: str, setting: str
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    arguments = ["--config", config, "--run-dir", run, "--set", f"train.{setting}"]
+    pids = warm.ranks(2, free_port(), arguments, log, fault=f"{kind} 1 4")
+    assert [warm.wait(pid) for pid in pids] == [4, 4], text_of(log, 2)
+    text = text_of(tmp_path / "log.0")
+    assert f"step 4: the {kind} is not finite on 1 of 2 ranks; rank 1 has a loss of" in text
+    assert re.search(r"from samples \d+, \d+\. Nothing was updated", text), text
+    assert "The last checkpoint is of step 4" in text
+    pids = warm.ranks(2, free_port(), arguments, log)
+    assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
