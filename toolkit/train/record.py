@@ -126,6 +126,7 @@ class Recorder:
         """After a step without an update, because something was not finite."""
         self.state["skipped"] = count
         self._line(step, "skipped", {"skipped": count})
+        self.put_state("training", step)
         self.say(f"{fault}: this step is skipped, the {count}. of this run")
 
     def validation(self, step: int, scores: Mapping[str, float], is_best: bool) -> None:

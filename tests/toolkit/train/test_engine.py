@@ -24,10 +24,13 @@ from toolkit.train.engine import deepspeed_config, share_of
 from toolkit.train.sampling import draw
 
 
-def plain_losses(config: RunConfig, bf16: bool = False, late: bool = False) -> list[float]:
+def plain_losses(
+    config: RunConfig, bf16: bool = False, late: bool = False, leave_out: int | None = None
+) -> list[float]:
     """The same run in a dozen lines of plain PyTorch: one process, Adam, clip_grad_norm_.
 
     bf16: the forward and backward in bf16, the weights and Adam in fp32.
+    leave_out: the number of a step without an update.
     late: Adam takes an empty step first, the fault of DeepSpeed's unpartitioned bf16 optimizer.
     """
     cfg = config.train
@@ -52,7 +55,8 @@ def plain_losses(config: RunConfig, bf16: bool = False, late: bool = False) -> l
         assert cfg.clip is not None
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
         assert norm > cfg.clip
-        adam.step()
+        if step != leave_out:
+            adam.step()
         losses.append(float(loss.detach()))
     return losses
 

@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from tests.toolkit.train.conftest import ROOT, one_thread
+from tests.toolkit.train.test_engine import cut_back, plain_losses
 from tests.toolkit.train.warm import Warm
 from toolkit.config import load_config
 from toolkit.rundir import RunDir
@@ -276,7 +277,7 @@ def test_an_error_on_one_rank_is_what_all_ranks_tell(warm: Warm, config: Path, t
 
 def test_a_slow_rank_is_named_and_left_alone(warm: Warm, tiny_config: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    options = ["--set", "train.watchdog.step=1.2", "--set", "train.steps=20"]
+    options = ["--set", "train.watchdog.step=4", "--set", "train.steps=16"]
     arguments = ["--config", tiny_config, "--run-dir", run, *options]
     pids = warm.ranks(2, free_port(), arguments, log, fault="slow 1 0 0.4")
     assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
@@ -293,8 +294,16 @@ def test_heartbeats_tell_how_ranks_ended(whole: Path) -> None:
 # What isn't finite
 
 
-@pytest.mark.parametrize("kind", ["loss", "gradient"])
-@pytest.mark.parametrize("setting", ["zero=0", "zero=1", "zero=2", "precision=bf16"])
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        ("loss", "zero=0"),
+        ("gradient", "zero=0"),
+        ("gradient", "zero=1"),
+        ("gradient", "zero=2"),
+        ("loss", "precision=bf16"),
+    ],
+)
 def test_what_is_not_finite_stops_all_ranks_before_the_update(
     warm: Warm, config: Path, tmp_path: Path, kind: str, setting: str
 ) -> None:
@@ -302,9 +311,49 @@ def test_what_is_not_finite_stops_all_ranks_before_the_update(
     arguments = ["--config", config, "--run-dir", run, "--set", f"train.{setting}"]
     pids = warm.ranks(2, free_port(), arguments, log, fault=f"{kind} 1 4")
     assert [warm.wait(pid) for pid in pids] == [4, 4], text_of(log, 2)
-    text = text_of(tmp_path / "log.0")
-    assert f"step 4: the {kind} is not finite on 1 of 2 ranks; rank 1 has a loss of" in text
-    assert re.search(r"from samples \d+, \d+\. Nothing was updated", text), text
-    assert "The last checkpoint is of step 4" in text
-    pids = warm.ranks(2, free_port(), arguments, log)
+    for rank in (0, 1):
+        text = text_of(tmp_path / f"log.{rank}")
+        assert f"step 4: the {kind} is not finite on 1 of 2 ranks; rank 1 has a loss of" in text
+        assert re.search(r"from samples train-\S+, train-\S+\. Nothing was updated", text), text
+        assert "The last checkpoint is of step 4" in text
+        assert "Traceback" not in text
+    assert "exit code 4 (the loss or gradient is not finite)" in str(RunDir(run).failure())
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [("gradient", "zero=0"), ("loss", "zero=2"), ("gradient", "precision=bf16")],
+)
+def test_a_skipped_step_leaves_no_trace_but_is_counted(
+    warm: Warm, config: Path, tmp_path: Path, kind: str, setting: str
+) -> None:
+    """Against plain PyTorch without that step, also across a stop and a new start."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    options = ["--set", f"train.{setting}", "--set", "train.on_nonfinite=skip"]
+    arguments = ["--config", config, "--run-dir", run, *options]
+    pids = warm.ranks(2, free_port(), arguments, log, fault=f"{kind} 1 2")
     assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
+    assert "this step is skipped, the 1. of this run" in text_of(tmp_path / "log.0")
+    assert RunDir(run).read_state()["skipped"] == 1
+    shown = lines(run)
+    assert [line["step"] for line in shown if line["kind"] == "skipped"] == [3]
+    losses = [line["loss"] for line in shown if line["kind"] == "train"]
+    bf16 = setting == "precision=bf16"
+    expected = plain_losses(load_config(config), bf16=bf16, leave_out=2)
+    assert losses == pytest.approx([*expected[:2], *expected[3:]], rel=5e-3 if bf16 else 2e-6)
+    if setting == "zero=2":
+        before = weights(run, 6)
+        cut_back(run, 4)
+        pids = warm.ranks(2, free_port(), arguments, log)
+        assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
+        after = weights(run, 6)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert lines(run) == shown
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run(warm: Warm, config: Path, tmp_path: Path) -> None:
+    options = ["--set", "train.on_nonfinite=skip", "--set", "train.steps=12"]
+    arguments = ["--config", config, "--run-dir", tmp_path / "run", *options]
+    assert warm.run(arguments, tmp_path / "log", fault="gradient 0 0 20") == 4
+    assert "10 steps in a row were skipped before" in text_of(tmp_path / "log")
+    assert RunDir(tmp_path / "run").read_state()["skipped"] == 10
