@@ -1,4 +1,4 @@
-"""Write what a run's model remembers of sequences, for the diagnosis of mode collapse. See --help."""
+"""Diagnose mode collapse: what a run's model remembers of sequences, and how far its modes lie apart. See --help."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ EXAMPLES = """\
   python launch/analyse.py --run runs/demo/modernn-slots4-seed1-1a2b3c4d
   python launch/analyse.py --run RUN --which best --split test --limit 300
 
-writes RUN/analysis/features-<split>-<which>.npz: memory states, slot features and importance weights, fed with true
-frames and with the model's own predictions; toolkit/analysis/features.py lists the file's contents"""
+writes into RUN/analysis
+  features-<split>-<which>.npz    memory states, slot features and importance weights, fed with true frames and with the
+                                  model's own predictions (toolkit/analysis/features.py)
+  collapse-<split>-<which>.json   A-distances and the collapse score of every mode, and .npz with t-SNE's coordinates
+                                  (toolkit/analysis/diagnose.py), where the sequences are of two modes or more
+launch/report.py shows them. `eval.analyse: N` in a config does the same after each evaluation."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code."""
-    parser = make_parser("analyse.py", "Capture what a model remembers, into RUN/analysis. One process.", EXAMPLES)
+    parser = make_parser(
+        "analyse.py", "Capture what a model remembers and diagnose mode collapse. One process.", EXAMPLES
+    )
     parser.add_argument("--run", metavar="DIR", type=Path, required=True, help="a run directory")
     parser.add_argument("--which", default="best,last", help="checkpoints: best, last or best,last (default)")
     parser.add_argument("--split", help="split of the store (default: eval.split of the run's config)")
@@ -32,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = RunDir(arguments.run)
     run.config()
     from toolkit import distributed
-    from toolkit.analysis.features import write_features
+    from toolkit.analysis.job import analyse_run
     from toolkit.evaluate.job import check_which
 
     chosen = tuple(name for name in arguments.which.split(",") if name)
@@ -41,17 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not world.is_main:  # under torchrun the others have nothing to do
             return EXIT_OK
-        for which in chosen:
-            path = write_features(
-                run,
-                which,
-                split=arguments.split,
-                limit=arguments.limit,
-                batch=arguments.batch,
-                device=world.device,
-                say=lambda text: print(text, file=sys.stderr, flush=True),
-            )
-            print(path)
+        written = analyse_run(
+            run,
+            chosen,
+            split=arguments.split,
+            limit=arguments.limit,
+            batch=arguments.batch,
+            device=world.device,
+            say=lambda text: print(text, file=sys.stderr, flush=True),
+        )
+        print("\n".join(map(str, written)))
     finally:
         world.close()
     return EXIT_OK

@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = RunDir(arguments.run)
     run.config()
     from toolkit import distributed
+    from toolkit.analysis.job import analyse_after_evaluation
     from toolkit.evaluate.job import Request, check_which, evaluate_run
 
     which = tuple(name for name in arguments.which.split(",") if name)
@@ -52,12 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.select,
         arguments.force,
     )
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
     world = distributed.init()
     try:
-        written = evaluate_run(run, request, world, lambda text: print(text, file=sys.stderr, flush=True))
+        written = evaluate_run(run, request, world, say)
     finally:
         world.close()
     if world.is_main:
+        written += analyse_after_evaluation(run, world.device, say)
         print("\n".join(str(path) for path in written))
     return EXIT_OK
 

@@ -112,6 +112,9 @@ class EvalConfig(Options):
         "mean", description="what of them is scored: their mean, or per sequence the best by the protocol's rule"
     )
     lpips: bool = Field(False, description="LPIPS too; needs AlexNet's weights, see toolkit/evaluate/perceptual.py")
+    analyse: int = Field(
+        0, ge=0, description="sequences whose features are captured for the diagnosis of mode collapse; 0: none"
+    )
     show: int = Field(3, ge=0, description="sequences per mode kept for the report", json_schema_extra=COSMETIC)
 
 

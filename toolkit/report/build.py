@@ -7,13 +7,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
 from toolkit.errors import ConfigError
-from toolkit.report import paper_page
+from toolkit.report import collapse_section, frames_section, paper_page
 from toolkit.report.aggregate import make_boards
 from toolkit.report.collect import Sweep, collect
 from toolkit.report.page import render
@@ -85,11 +86,19 @@ def build_paper(folder: Path, out: Path | None, which: str, say: Callable[[str],
     for filled in tables:
         values = filled.cells.values()
         say(f"Table {filled.table.number}: {sum(cell.mean is not None for cell in values)} of {len(values)} numbers")
-    write_atomic(target / "index.html", paper_page.to_html(sweep.name, tables, which))
+    write_atomic(target / "index.html", paper_page.to_html(sweep.name, tables, which, _figures(sweep)))
     write_atomic(target / "tables.md", paper_page.to_markdown(sweep.name, tables, which))
     write_atomic(target / "tables.csv", paper_page.to_csv(tables))
     write_atomic(target / "tables.tex", paper_page.to_latex(tables))
     return target / "index.html"
+
+
+def _figures(sweep: Sweep) -> str:
+    """The counterparts of the paper's Figures 3 and 5 (mode collapse) and 4, 6 and 7 (frames) as HTML."""
+    parts = [collapse_section.render(sweep)]
+    for board in make_boards(sweep):
+        parts += [f"<h2>Frames: {escape(board.facts['store']['name'])}</h2>", frames_section.render(sweep, board)]
+    return "\n".join(parts)
 
 
 def inputs_digest(sweep: Sweep) -> str:
@@ -102,6 +111,8 @@ def inputs_digest(sweep: Sweep) -> str:
         for result in run.results:
             if result.samples is not None:
                 digest.update(result.samples.read_bytes())
+        for analysis in sorted((run.folder / "analysis").glob("collapse-*")):
+            digest.update(analysis.read_bytes())
     return digest.hexdigest()
 
 

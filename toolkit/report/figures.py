@@ -46,6 +46,7 @@ STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#555555",
     "axes.linewidth": 0.8,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#e2e2e2",
     "grid.linewidth": 0.6,
     "xtick.color": "#333333",
@@ -87,7 +88,7 @@ def loss_figure(sweep: Sweep) -> str | None:
         return None
     style = looks(sweep.groups)
     with matplotlib.rc_context(STYLE):
-        figure, axes = _grid(len(panels))
+        figure, axes = grid(len(panels))
         for place, (axis, (title, curves)) in enumerate(zip(axes, panels, strict=True)):
             for group, found in curves.items():
                 _draw_loss(axis, group, [curve for curve in found if curve], style[group])
@@ -96,8 +97,8 @@ def loss_figure(sweep: Sweep) -> str | None:
             axis.set_yscale("log")
             _plain_log_ticks(axis)
             if place == 0:
-                _legend(figure, axis)
-        return _svg(figure)
+                legend(figure, axis)
+        return svg(figure)
 
 
 def lead_figure(board: Board, groups: Sequence[str], which: str) -> str | None:
@@ -108,7 +109,7 @@ def lead_figure(board: Board, groups: Sequence[str], which: str) -> str | None:
         return None
     style = looks(groups)
     with matplotlib.rc_context(STYLE):
-        figure, axes = _grid(len(metrics))
+        figure, axes = grid(len(metrics))
         for place, (axis, metric) in enumerate(zip(axes, metrics, strict=True)):
             for row in rows:
                 _draw_leads(axis, row, metric, board.facts, style)
@@ -116,8 +117,8 @@ def lead_figure(board: Board, groups: Sequence[str], which: str) -> str | None:
             axis.set_xlabel(_lead_label(board.facts))
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if place == 0:
-                _legend(figure, axis)
-        return _svg(figure)
+                legend(figure, axis)
+        return svg(figure)
 
 
 def _runs(sweep: Sweep, group: str) -> list[Run]:
@@ -175,19 +176,19 @@ def _lead_label(facts: Mapping[str, Any]) -> str:
     return "lead time (minutes)" if facts.get("step_seconds") else "lead time (frames)"
 
 
-def _grid(count: int) -> tuple[Figure, list[Axes]]:
-    """`count` panels, two in a row."""
-    columns = min(2, count)
+def grid(count: int, row: int = 2, panel: tuple[float, float] = PANEL) -> tuple[Figure, list[Axes]]:
+    """`count` panels of so many inches, `row` in a row."""
+    columns = min(row, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows + 0.4), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    axes = list(grid.ravel())
+    figure = Figure(figsize=(panel[0] * columns, panel[1] * rows + 0.4), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for axis in axes[count:]:
         axis.remove()
     return figure, axes[:count]
 
 
-def _legend(figure: Figure, axis: Axes) -> None:
+def legend(figure: Figure, axis: Axes) -> None:
+    """One legend above all panels, from the lines of one."""
     handles, labels = axis.get_legend_handles_labels()
     if handles:
         longest = max(map(len, labels))
@@ -203,7 +204,8 @@ def _plain_log_ticks(axis: Axes) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """The figure as text, the same for the same figure."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()

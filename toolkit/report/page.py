@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from toolkit.report import figures, scores_section
+from toolkit.report import collapse_section, figures, scores_section
 from toolkit.report.aggregate import Board
 from toolkit.report.collect import Run, Sweep
 from toolkit.report.markup import chart, count, facts_list, notice, score_table
@@ -31,7 +31,7 @@ def render(sweep: Sweep, boards: Sequence[Board], made: str) -> str:
     if not boards:
         how = "<code>python launch/evaluate.py --run RUN</code>"
         sections.append(f'<h2 id="scores">Scores</h2><p>No finished run is scored yet. To score one: {how}</p>')
-    sections += [_losses(sweep), _runs(sweep), _footer()]
+    sections += [collapse_section.render(sweep), _losses(sweep), _runs(sweep), _footer()]
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(sweep.name)}: report</title><style>{CSS}</style>"

@@ -72,8 +72,8 @@ def missing(filled: FilledTable) -> list[str]:
     return list(texts)
 
 
-def to_html(name: str, tables: Sequence[FilledTable], which: str) -> str:
-    """A page that needs nothing else."""
+def to_html(name: str, tables: Sequence[FilledTable], which: str, figures: str) -> str:
+    """A page that needs nothing else; `figures` is HTML to stand after the tables."""
     parts = [f"<h1>{escape(name)}: the paper's tables</h1>", f"<p>{escape(HOW)} Checkpoint: {which}.</p>"]
     for filled in tables:
         parts.append(f'<h2 id="table{filled.table.number}">{escape(_title(filled))}</h2>')
@@ -89,7 +89,7 @@ def to_html(name: str, tables: Sequence[FilledTable], which: str) -> str:
     head = f'<meta charset="utf-8"><title>{escape(name)}: the paper\'s tables</title><style>{CSS}</style>'
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body><main>\n'
-        + "\n".join(parts)
+        + "\n".join([*parts, figures])
         + "\n</main></body></html>\n"
     )
 
