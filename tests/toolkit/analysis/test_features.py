@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from launch import evaluate
 from launch.analyse import main
 from shards import open_store
 from toolkit.config import make_config
@@ -96,3 +97,24 @@ def test_a_model_without_steps_is_refused(make_run: Callable[..., RunDir]) -> No
     run = make_run(name="simvp", frames=2, spatial_hidden=4, hidden=8, layers=2)
     with pytest.raises(ConfigError, match="SimVP has no memory from step to step"):
         main(["--run", str(run.path), "--which", "last"])
+
+
+def test_an_evaluation_analyses_when_the_config_says_so(
+    make_run: Callable[..., RunDir], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(name="convlstm", layers=1, hidden=4, kernel=3)
+    run.config_file.write_text(run.config_file.read_text().replace("analyse: 0", "analyse: 5"))
+    assert evaluate.main(["--run", str(run.path)]) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines()[-1] == str(run.analysis / "features-test-best.npz")
+    assert "no diagnosis of mode collapse" in told.err and "here are {'1-digit': 3, '2-digit': 2}" in told.err
+
+
+def test_models_without_a_memory_are_only_mentioned(
+    make_run: Callable[..., RunDir], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(name="simvp", frames=3, spatial_hidden=4, hidden=8, layers=2, mlp_ratio=2)
+    run.config_file.write_text(run.config_file.read_text().replace("analyse: 0", "analyse: 5"))
+    assert evaluate.main(["--run", str(run.path)]) == 0
+    assert "simvp has no memory from step to step" in capsys.readouterr().err
+    assert not run.analysis.exists()
