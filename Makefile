@@ -60,6 +60,7 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/unroll.py
 	$(BIN)/python benchmarks/shards.py
+	$(BIN)/python benchmarks/checkpoint.py
 
 gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu

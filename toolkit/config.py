@@ -88,7 +88,18 @@ class TrainConfig(Options):
     validate_every: int = Field(2_000, ge=1, description="optimizer steps between validations (and best-so-far)")
     validate_samples: int | None = Field(None, ge=1, description="first windows of the split to use; None: all")
     checkpoint_every: int = Field(2_000, ge=1, json_schema_extra=COSMETIC)
-    keep_last: int = Field(2, ge=2, description="newest checkpoints kept", json_schema_extra=COSMETIC)
+    async_checkpoint: bool = Field(
+        True, description="training goes on while a checkpoint is written", json_schema_extra=COSMETIC
+    )
+    on_save_error: Literal["raise", "continue"] = Field(
+        "raise",
+        description="a checkpoint that can't be written ends the run, or is said and tried again at the next one",
+        json_schema_extra=COSMETIC,
+    )
+    keep_last: int = Field(2, ge=2, description="newest checkpoints kept, beside the best", json_schema_extra=COSMETIC)
+    keep_every: int | None = Field(
+        None, ge=1, description="checkpoints of every so many steps are kept for ever", json_schema_extra=COSMETIC
+    )
     log_every: int = Field(50, ge=1, json_schema_extra=COSMETIC)
     watchdog: WatchdogConfig = Field(WatchdogConfig(), json_schema_extra=COSMETIC)
     on_nonfinite: Literal["raise", "skip"] = Field(

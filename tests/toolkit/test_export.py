@@ -23,7 +23,7 @@ from toolkit.export import CARD, CONFIG, WEIGHTS, load_exported
 from toolkit.models.base import SequenceModel, build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
-from toolkit.train import checkpoint
+from toolkit.train import checkpoint, commit
 from toolkit.train.engine import TrainState
 
 CONTEXT, HORIZON = 4, 4
@@ -46,7 +46,7 @@ def make_run(tiny_store: Path, tmp_path: Path) -> Callable[..., RunDir]:  # noqa
             torch.manual_seed(step)
             weights = build_model(config, open_store(tiny_store).manifest.frames).state_dict()
             progress = checkpoint.Progress(step, 8 * step)
-            checkpoint.save(run.checkpoints, TrainState(weights, {}, step), progress, config.hash8(execution=False))
+            commit.save(run.checkpoints, TrainState(weights, {}, step), progress, config.hash8(execution=False))
         return run
 
     return make

@@ -1,29 +1,37 @@
-"""Contract 4: a checkpoint.
+"""Contract 4: a checkpoint, and how it is read. It is written by toolkit/train/commit.py.
 
     checkpoints/step-00001000/
       weights.pt      fp32 weights by parameter name
       moments.pt      Adam's moments by parameter name
       trainer.json    step, samples consumed, best-so-far, config identity, who wrote it
       manifest.json   bytes and SHA-256 of the others, written last
+    checkpoints/step-00001000.old    the one that it replaces, while that is being done
     checkpoints/latest    the name of the newest complete one
     checkpoints/best      the name of the one with the best validation score
 
-It is written under a temporary name, every file fsynced, then the manifest, then renamed, and only then named by
-`latest`. It does not depend on the world size or ZeRO stage that wrote it. No random state is in it: every random
-number of training is a function of (seed, sample position), see toolkit/train/sampling.py.
+It does not depend on the world size or ZeRO stage that wrote it. No random state is in it: every random number of
+training is a function of (seed, sample position), see toolkit/train/sampling.py.
+
+A reader holds a shared lock (`flock`) on manifest.json and opens the files through the folder that it has open: while
+it reads, in whichever process, the checkpoint is neither deleted nor mixed with one that replaces it. On a file system
+without locks a checkpoint can be deleted under a reader, who is told so.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import pickle
 import re
-import shutil
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -31,10 +39,13 @@ from shards import open_store
 from toolkit.errors import CheckpointError
 from toolkit.models.base import SequenceModel, build_model
 from toolkit.models.registry import MODELS
-from toolkit.rundir import RunDir, write_atomic
+from toolkit.rundir import RunDir
 from toolkit.train.engine import TrainState
 
 NAME = re.compile(r"step-(\d{8})")
+FILES = ("weights.pt", "moments.pt", "trainer.json")
+MANIFEST = "manifest.json"
+PATIENCE_S = 5.0  # a checkpoint that is being replaced or deleted is out of reach for an instant
 
 
 @dataclass(frozen=True)
@@ -51,147 +62,183 @@ def name_of(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) -> Path:
-    """Write one complete checkpoint and point `latest` at it. One process calls it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / name_of(progress.step)
-    temporary = folder / f".{final.name}.tmp"
-    for old in (temporary, final):
-        if old.exists():
-            shutil.rmtree(old)
-    temporary.mkdir()
-    _write(temporary / "weights.pt", lambda path: torch.save(state.weights, path))
-    _write(temporary / "moments.pt", lambda path: torch.save(state.moments, path))
-    record = {
-        "step": progress.step,
-        "samples": progress.samples,
-        "skipped": state.skipped,
-        "best": progress.best,
-        "config": config_hash,
-        "written_by": progress.written_by,
-    }
-    _write(temporary / "trainer.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in sorted(temporary.iterdir())}
-    _write(temporary / "manifest.json", lambda path: path.write_text(json.dumps({"files": files}, indent=1) + "\n"))
-    os.rename(temporary, final)
-    _sync_folder(folder)
-    write_atomic(folder / "latest", final.name + "\n")
-    return final
+def old_name_of(step: int) -> str:
+    return f"{name_of(step)}.old"
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    write(path)
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
+def manifest_text(files: dict[str, dict[str, Any]]) -> str:
+    return _canonical({"files": files})
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _canonical(tree: Any) -> str:
+    return json.dumps(tree, indent=1) + "\n"
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+class Held:
+    """A checkpoint, opened: see `hold`."""
 
+    def __init__(self, path: Path, folder: int) -> None:
+        self.path, self._folder = path, folder
 
-def fault_of(path: Path) -> str | None:
-    """Why a checkpoint can't be used, or None when it is whole."""
-    try:
-        files = json.loads((path / "manifest.json").read_text())["files"]
-    except FileNotFoundError:
-        return "no manifest.json: it was not finished"
-    except (ValueError, KeyError, TypeError):
-        return "manifest.json is damaged"
-    for name, facts in files.items():
-        file = path / name
-        if not file.exists():
+    def open(self, name: str) -> BinaryIO:
+        return open(name, "rb", opener=lambda file, flags: os.open(file, flags, dir_fd=self._folder))
+
+    def fault(self) -> str | None:
+        """Why it can't be used, or None when it is whole."""
+        try:
+            with self.open(MANIFEST) as file:
+                text = file.read().decode()
+            tree = json.loads(text)
+            expected = {name: (int(tree["files"][name]["bytes"]), str(tree["files"][name]["sha256"])) for name in FILES}
+        except FileNotFoundError:
+            return f"no {MANIFEST}: it was not finished"
+        except OSError as error:
+            return f"{MANIFEST} can't be read: {error.strerror}"
+        except (ValueError, KeyError, TypeError):
+            return f"{MANIFEST} is damaged"
+        if text != _canonical(tree):
+            return f"{MANIFEST} is damaged"
+        faults = (self._fault_of(name, *facts) for name, facts in expected.items())
+        return next((fault for fault in faults if fault), None)
+
+    def _fault_of(self, name: str, size: int, sha256: str) -> str | None:
+        try:
+            with self.open(name) as file:
+                found = os.fstat(file.fileno()).st_size
+                if found != size:
+                    return f"{name} has {found} bytes, the manifest says {size}"
+                digest = hashlib.sha256()
+                for block in iter(lambda: file.read(1 << 20), b""):
+                    digest.update(block)
+        except FileNotFoundError:
             return f"{name} is missing"
-        if file.stat().st_size != facts["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes, the manifest says {facts['bytes']}"
-        if _digest(file) != facts["sha256"]:
-            return f"{name} differs from its SHA-256 in the manifest"
+        except OSError as error:
+            return f"{name} can't be read: {error.strerror}"
+        return None if digest.hexdigest() == sha256 else f"{name} differs from its SHA-256 in the manifest"
+
+    def tensors(self, name: str) -> Any:
+        """The tree of tensors in weights.pt or moments.pt, on the CPU.
+
+        Raises:
+            CheckpointError: it holds something else, which is not unpickled, or was deleted.
+        """
+        try:
+            with self.open(name) as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise CheckpointError(f"{self.path / name}: was deleted while it was read; try again") from None
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise CheckpointError(
+                f"{self.path / name}: is refused, it holds more than tensors or is no file of torch.save: {first} "
+                "Don't use this checkpoint unless you know who wrote it"
+            ) from None
+
+    def record(self) -> dict[str, Any]:
+        """trainer.json."""
+        with self.open("trainer.json") as file:
+            return dict(json.loads(file.read()))
+
+
+@contextlib.contextmanager
+def hold(folder: Path, step: int) -> Iterator[Held]:
+    """Open the checkpoint of a step, whole or not; it isn't deleted before it is let go.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while step in steps_in(folder) and time.monotonic() < deadline:
+        with contextlib.ExitStack() as stack:
+            held = _try_to_hold(folder, step, stack)
+            if held is not None:
+                yield held
+                return
+        time.sleep(0.02)
+    there = ", ".join(map(str, steps_in(folder))) or "none"
+    raise CheckpointError(f"{folder / name_of(step)}: no such checkpoint; there are: {there}")
+
+
+def _try_to_hold(folder: Path, step: int, stack: contextlib.ExitStack) -> Held | None:
+    """The open checkpoint, or None when there is none or it is on its way out."""
+    for name in (name_of(step), old_name_of(step)):
+        path = folder / name
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        stack.callback(os.close, descriptor)
+        held = Held(path, descriptor)
+        try:
+            manifest = stack.enter_context(held.open(MANIFEST))
+        except OSError:
+            return held  # unfinished, or unreadable: `fault` will say so
+        try:
+            fcntl.flock(manifest, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None  # it is being deleted
+        except OSError:
+            pass  # no locks here
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return held
+        return None
     return None
 
 
 def steps_in(folder: Path) -> list[int]:
     """Steps of the checkpoints in a folder, oldest first, whole or not."""
-    found = (NAME.fullmatch(path.name) for path in folder.glob("step-*"))
-    return sorted(int(match.group(1)) for match in found if match)
+    found = (NAME.fullmatch(path.name.removesuffix(".old")) for path in folder.glob("step-*"))
+    return sorted({int(match.group(1)) for match in found if match})
 
 
-def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint; what is passed over, and why, goes to `say`. None when there is none."""
+def fault_of(folder: Path, step: int) -> str | None:
+    """Why the checkpoint of a step can't be used, or None when it is whole."""
+    try:
+        with hold(folder, step) as held:
+            return held.fault()
+    except CheckpointError:
+        return "there is none"
+
+
+def newest(folder: Path, say: Callable[[str], None]) -> int | None:
+    """The step of the newest whole checkpoint; what is passed over, and why, goes to `say`. None when there is none."""
     for step in reversed(steps_in(folder)):
-        path = folder / name_of(step)
-        fault = fault_of(path)
+        fault = fault_of(folder, step)
         if fault is None:
-            return path
-        say(f"passing over {path}: {fault}")
+            return step
+        say(f"passing over {folder / name_of(step)}: {fault}")
     return None
 
 
-def exactly(folder: Path, step: int) -> Path:
-    """The checkpoint of one step.
+def load(folder: Path, step: int, config_hash: str) -> tuple[TrainState, Progress]:
+    """Read the checkpoint of a step.
 
     Raises:
-        CheckpointError: it isn't there, or isn't whole.
+        CheckpointError: it isn't there, isn't whole, or belongs to a run of another config.
     """
-    path = folder / name_of(step)
-    if not path.exists():
-        there = ", ".join(map(str, steps_in(folder))) or "none"
-        raise CheckpointError(f"{path}: no such checkpoint; there are: {there}. Use --resume auto for the newest")
-    fault = fault_of(path)
-    if fault is not None:
-        raise CheckpointError(f"{path}: {fault}. Use --resume auto to take the newest whole one")
-    return path
+    with hold(folder, step) as held:
+        fault = held.fault()
+        if fault is not None:
+            raise CheckpointError(f"{held.path}: {fault}. Use --resume auto to take the newest whole one")
+        record = held.record()
+        if record["config"] != config_hash:
+            raise CheckpointError(
+                f"{held.path}: is of the run {record['config']}, this one is {config_hash}: "
+                "give each run a folder of its own"
+            )
+        weights, moments = held.tensors("weights.pt"), held.tensors("moments.pt")
+    state = TrainState(weights, moments, record["step"], record.get("skipped", 0))
+    return state, Progress(record["step"], record["samples"], record["best"], record["written_by"])
 
 
-def load(path: Path, config_hash: str) -> tuple[TrainState, Progress]:
-    """Read a whole checkpoint (see `newest`, `exactly`).
-
-    Raises:
-        CheckpointError: it belongs to a run of another config.
-    """
-    record = json.loads((path / "trainer.json").read_text())
-    if record["config"] != config_hash:
-        raise CheckpointError(
-            f"{path}: is of the run {record['config']}, this one is {config_hash}: give each run a folder of its own"
-        )
-    weights = torch.load(path / "weights.pt", map_location="cpu", weights_only=True)
-    moments = torch.load(path / "moments.pt", map_location="cpu", weights_only=True)
-    progress = Progress(record["step"], record["samples"], record["best"], record["written_by"])
-    return TrainState(weights, moments, record["step"], record.get("skipped", 0)), progress
-
-
-def mark_best(folder: Path, step: int) -> None:
-    """Point `best` at a checkpoint."""
-    write_atomic(folder / "best", name_of(step) + "\n")
-
-
-def prune(folder: Path, keep_last: int) -> list[int]:
-    """Delete all but the newest `keep_last` checkpoints and the best; returns the steps deleted."""
-    kept = set(steps_in(folder)[-keep_last:])
-    best = pointed(folder, "best")
-    doomed = [step for step in steps_in(folder) if step not in kept and name_of(step) != best]
-    for step in doomed:
-        shutil.rmtree(folder / name_of(step))
-    return doomed
-
-
-def pointed(folder: Path, pointer: str) -> str | None:
-    """The name in `latest` or `best`, or None."""
+def pointed(folder: Path, pointer: str) -> int | None:
+    """The step that `latest` or `best` names; None when there is no such file or no name in it."""
     try:
-        name = (folder / pointer).read_text().strip()
-    except FileNotFoundError:
+        match = NAME.fullmatch((folder / pointer).read_text().strip())
+    except (FileNotFoundError, UnicodeDecodeError):
         return None
-    return name if NAME.fullmatch(name) else None
+    return int(match.group(1)) if match else None
 
 
 def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceModel, int]:
@@ -201,24 +248,49 @@ def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceM
         which: `last`, `best` (the best validation score; without validation the last) or a step number.
 
     Raises:
-        CheckpointError: no such checkpoint, or a damaged one.
+        CheckpointError: no such checkpoint, or a damaged one; the newest whole one is named.
     """
     config = run.config()
     if not MODELS[config.model.name].trained:
         if which not in ("best", "last", "0"):
             raise CheckpointError(f"{run.path}: {config.model.name} is not trained: there is no step {which}, only 0")
         return build_model(config, open_store(config.data.store).manifest.frames).to(device).eval(), 0
-    if which == "best":
-        name = pointed(run.checkpoints, "best") or pointed(run.checkpoints, "latest")
-    elif which == "last":
-        name = pointed(run.checkpoints, "latest")
-    else:
-        name = name_of(int(which))
-    if name is None:
-        raise CheckpointError(f"{run.checkpoints}: no checkpoint; train first: python launch/train.py --run {run.path}")
-    match = NAME.fullmatch(name)
-    assert match is not None
-    path = exactly(run.checkpoints, int(match.group(1)))
+    step = _step_of(run, which)
+    given = which not in ("best", "last")
+    fault = None if given and step not in steps_in(run.checkpoints) else fault_of(run.checkpoints, step)
+    if fault is not None:
+        whole = newest(run.checkpoints, lambda text: None)
+        rescue = "there is no whole one: train again"
+        if whole is not None:
+            rescue = f"the newest whole one is {name_of(whole)}: delete {run.path / 'DONE'} if it is there and train on"
+        raise CheckpointError(
+            f"{run.checkpoints / name_of(step)} (asked for: {which}): {fault}; {rescue}: "
+            f"python launch/train.py --run {run.path}"
+        )
+    with hold(run.checkpoints, step) as held:
+        weights = held.tensors("weights.pt")
     model = build_model(config, open_store(config.data.store).manifest.frames)
-    model.load_state_dict(torch.load(path / "weights.pt", map_location="cpu", weights_only=True))
-    return model.to(device).eval(), int(match.group(1))
+    model.load_state_dict(weights)
+    return model.to(device).eval(), step
+
+
+def _step_of(run: RunDir, which: str) -> int:
+    """The step meant by `last`, `best` or a number. A pointer that names nothing is told and not followed."""
+    folder = run.checkpoints
+    if which not in ("best", "last"):
+        return int(which)
+    best = pointed(folder, "best")
+    if which == "best" and (folder / "best").exists():
+        if best is None:
+            raise CheckpointError(
+                f"{folder / 'best'}: names no checkpoint; write into it the one whose validation score in "
+                f"{run.metrics_file} is best, of: {', '.join(map(name_of, steps_in(folder))) or 'none at all'}"
+            )
+        return best
+    latest, there = pointed(folder, "latest"), steps_in(folder)
+    if latest is None and not there:
+        raise CheckpointError(f"{folder}: no checkpoint; train first: python launch/train.py --run {run.path}")
+    last = max([*there, *([latest] if latest is not None else [])])
+    if latest != last:
+        print(f"{folder / 'latest'} doesn't name the newest checkpoint; taking {name_of(last)}", file=sys.stderr)
+    return last

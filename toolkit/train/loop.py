@@ -15,16 +15,25 @@ from toolkit.config import RunConfig
 from toolkit.data.batches import Batch, read_batches
 from toolkit.data.windows import WindowSet, observed, to_unit
 from toolkit.distributed import World
-from toolkit.errors import EXIT_OK, EXIT_REQUEUE, ConfigError, NonFiniteError, StoppedError, ToolkitError
+from toolkit.errors import (
+    EXIT_OK,
+    EXIT_REQUEUE,
+    CheckpointError,
+    ConfigError,
+    NonFiniteError,
+    StoppedError,
+    ToolkitError,
+)
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.evaluate.run import evaluate_model
 from toolkit.models.base import build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
-from toolkit.train import checkpoint
+from toolkit.train import checkpoint, commit
 from toolkit.train.engine import Engine, TrainState
 from toolkit.train.record import OwnTime, Recorder, has_validation
 from toolkit.train.sampling import draw, teacher_rate
+from toolkit.train.saver import Saver
 from toolkit.train.signals import StopRequest
 from toolkit.train.watchdog import Watchdog
 
@@ -96,6 +105,7 @@ def _train(run: RunDir, config: RunConfig, world: World, resume: str, stop: Stop
     best = progress.best
     watchdog.begin(step)
     recorder = Recorder(run, step, cfg.steps, cfg.batch) if world.is_main else None
+    saver = Saver(run.checkpoints, cfg, config.hash8(execution=False), recorder.say) if recorder else None
     if recorder:
         _introduce(recorder, config, data, engine, step)
     batches = read_batches(
@@ -123,16 +133,22 @@ def _train(run: RunDir, config: RunConfig, world: World, resume: str, stop: Stop
         watchdog.at(step, "backward and update")
         return loss
 
-    def save() -> None:
+    def save(last: bool) -> None:
         watchdog.at(step, "checkpoint")
+        if saver:
+            saver.wait()  # before another snapshot is made
         full = engine.gather()
-        if world.is_main:
+
+        def write() -> None:
+            assert recorder and saver
+            recorder.sync()
             by = {"world_size": world.world_size, "zero": cfg.zero, "precision": cfg.precision}
-            record = checkpoint.Progress(step, step * cfg.batch, best, by)
-            checkpoint.save(run.checkpoints, full, record, config.hash8(execution=False))
-            if best and best["step"] == step:
-                checkpoint.mark_best(run.checkpoints, step)
-            checkpoint.prune(run.checkpoints, cfg.keep_last)
+            try:
+                saver.save(full, checkpoint.Progress(step, step * cfg.batch, best, by), last)
+            finally:
+                recorder.state["save_errors"] = saver.errors or None
+
+        world.together(write)
 
     def validate() -> bool | None:
         """Whether the model is better than ever before; None: cut short, because a rank was asked to stop."""
@@ -162,7 +178,7 @@ def _train(run: RunDir, config: RunConfig, world: World, resume: str, stop: Stop
         if is_due() and not world.together(lambda: has_validation(run.metrics_file, step)):
             improved = validate()
             if improved:
-                save()
+                save(last=step == cfg.steps)
             if improved is None:
                 return leave()
         while step < cfg.steps:
@@ -173,10 +189,12 @@ def _train(run: RunDir, config: RunConfig, world: World, resume: str, stop: Stop
             waited = time.perf_counter() - began
             for text in (text for batch in mine for text in batch.skipped):
                 print(f"rank {world.rank}, step {step}: skipped a damaged sample: {text}", file=sys.stderr, flush=True)
-            result = engine.step(mine, loss_of, bool(stop))
+            result = engine.step(mine, loss_of, bool(stop) or (saver is not None and saver.failed))
             step += 1
             watchdog.at(step, "between steps")
             watchdog.own(waited + own.seconds())
+            log = step % cfg.log_every == 0 or step in (1, cfg.steps)
+            samples = _fingerprint(mine, world) if log else None
             if recorder:
                 recorder.meter.add(time.perf_counter() - began, waited)
                 recorder.state["slow"] = watchdog.slow
@@ -185,12 +203,12 @@ def _train(run: RunDir, config: RunConfig, world: World, resume: str, stop: Stop
                 if result.fault:
                     recorder.skipped(step, result.fault, engine.skipped)
                 else:
-                    recorder.train(step, values, log=step % cfg.log_every == 0 or step in (1, cfg.steps))
+                    recorder.train(step, values, samples)
             # A validation may take longer than the time that is left after a signal: the next start makes up for it.
             improved = (None if result.stop else validate()) if is_due() else False
             stopping = result.stop or improved is None
             if improved or stopping or step % cfg.checkpoint_every == 0 or step == cfg.steps:
-                save()
+                save(last=stopping or step == cfg.steps)
             if stopping and (step < cfg.steps or improved is None):
                 return leave()
         if recorder:
@@ -198,7 +216,8 @@ def _train(run: RunDir, config: RunConfig, world: World, resume: str, stop: Stop
             run.mark_done()
         return EXIT_OK
     finally:
-        if recorder:
+        if recorder and saver:
+            saver.close()
             recorder.close()
 
 
@@ -211,22 +230,41 @@ def _without_training(run: RunDir, world: World) -> int:
     return EXIT_OK
 
 
+def _fingerprint(own: list[Batch], world: World) -> str:
+    """Names the samples of a global batch, whatever the number of ranks (collective)."""
+    total = world.sum(torch.tensor([sum(batch.fingerprint for batch in own)], device=world.device))
+    return f"{int(total) % 2**48:012x}"
+
+
 def _resume(run: RunDir, resume: str, world: World) -> tuple[TrainState | None, checkpoint.Progress]:
     """The state to start from; rank 0 chooses the checkpoint, so that all ranks take the same one."""
-    path = world.together(lambda: _choose(run, resume))
-    if path is None:
+    folder = run.checkpoints
+    step = world.together(lambda: _choose(folder, resume))
+    if step is None:
         return None, checkpoint.Progress(0, 0)
-    return checkpoint.load(path, run.config().hash8(execution=False))
+    state, progress = checkpoint.load(folder, step, run.config().hash8(execution=False))
+    return state, world.together(lambda: commit.repair(folder, progress, _say))
 
 
-def _choose(run: RunDir, resume: str) -> Path | None:
-    if resume == "auto":
-        return checkpoint.newest(run.checkpoints, lambda text: print(text, flush=True))
-    if resume == "none":
-        if checkpoint.steps_in(run.checkpoints):
-            raise ConfigError(f"{run.checkpoints}: holds checkpoints: use --resume auto, or delete them to start over")
-        return None
-    return checkpoint.exactly(run.checkpoints, int(resume))
+def _choose(folder: Path, resume: str) -> int | None:
+    """The step to go on from; None: from scratch."""
+    there = checkpoint.steps_in(folder)
+    if resume == "none" and there:
+        raise ConfigError(f"{folder}: holds checkpoints: use --resume auto, or delete them to start over")
+    commit.tidy(folder, _say)
+    if resume not in ("auto", "none"):
+        return int(resume)
+    found = checkpoint.newest(folder, _say)
+    if found is None and there:
+        raise CheckpointError(
+            f"{folder}: none of the checkpoints of steps {there} is whole (see above). Restore one, or delete them to "
+            "start over"
+        )
+    return found
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _introduce(recorder: Recorder, config: RunConfig, data: Data, engine: Engine, step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -102,24 +103,28 @@ class Recorder:
         self.meter = Meter(batch)
         forget_after(run.metrics_file, step)
         self.lines = open(run.metrics_file, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  closed in close()
-        self.tensorboard = SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)
+        self.tensorboard = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
         self._state_at = 0.0
         restarts = int(run.read_state().get("restarts", -1)) + 1
         self.state: dict[str, Any] = {"restarts": restarts, "started": time.time(), "steps": steps}
         self.put_state("training", step)
 
-    def train(self, step: int, values: Mapping[str, float], log: bool) -> None:
-        """After an optimizer step: a line and scalars if `log`, and the state now and then."""
+    def train(self, step: int, values: Mapping[str, float], samples: str | None) -> None:
+        """After an optimizer step: a line and scalars if there is a fingerprint, and the state now and then.
+
+        Args:
+            samples: fingerprint of the global batch; equal ones mean the same samples in any number of ranks.
+        """
         self.state["loss"] = values["loss"]
-        if log:
+        if samples is not None:
             speed = {"seq_per_s": self.meter.sequences_per_s, "data_wait": self.meter.data_wait}
-            self._line(step, "train", {**values, **speed})
+            self._line(step, "train", {**values, **speed}, samples=samples)
             self.say(
                 f"step {step:>{len(str(self.steps))}}/{self.steps}  loss {values['loss']:.5f}  "
                 f"|grad| {values['grad_norm']:.3g}  {speed['seq_per_s']:.1f} seq/s  "
                 f"data wait {100 * speed['data_wait']:.0f}%  ETA {clock(self.meter.eta_s(self.steps - step))}"
             )
-        if log or time.time() - self._state_at > STATE_EVERY_S:
+        if samples is not None or time.time() - self._state_at > STATE_EVERY_S:
             self.put_state("training", step)
 
     def skipped(self, step: int, fault: str, count: int) -> None:
@@ -164,12 +169,18 @@ class Recorder:
         """A line for people."""
         print(text, file=sys.stderr, flush=True)
 
+    def sync(self) -> None:
+        """Bring all lines and scalars to the disk: a checkpoint must not outlive the records that lead to it."""
+        os.fsync(self.lines.fileno())
+        self.tensorboard.flush()
+
     def close(self) -> None:
         self.lines.close()
         self.tensorboard.close()
 
-    def _line(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        self.lines.write(json.dumps({"step": step, "kind": kind, **values, "time": round(time.time(), 3)}) + "\n")
+    def _line(self, step: int, kind: str, values: Mapping[str, float], **more: str) -> None:
+        line = {"step": step, "kind": kind, **values, **more, "time": round(time.time(), 3)}
+        self.lines.write(json.dumps(line) + "\n")
         for name, value in values.items():
             self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
 

@@ -21,7 +21,8 @@ from toolkit.errors import ConfigError
 from toolkit.models.base import build_model
 from toolkit.models.capture import capture
 from toolkit.rundir import RunDir
-from toolkit.train import checkpoint
+from toolkit.train import commit
+from toolkit.train.checkpoint import Progress, load_model
 from toolkit.train.engine import TrainState
 
 ROOT = Path(__file__).parents[3]
@@ -46,7 +47,7 @@ def make_run(store: Path, tmp_path: Path) -> Callable[..., RunDir]:
         run = RunDir.create(tmp_path / "run", config)
         weights = build_model(config, open_store(store).manifest.frames).state_dict()
         state = TrainState(weights, {}, 7)
-        checkpoint.save(run.checkpoints, state, checkpoint.Progress(7, 56), config.hash8(execution=False))
+        commit.save(run.checkpoints, state, Progress(7, 56), config.hash8(execution=False))
         return run
 
     return make
@@ -75,7 +76,7 @@ def test_features_are_what_the_model_remembers(
     truth, prediction = found["memory_0"]
     assert np.array_equal(truth[:, :3], prediction[:, :3])
     assert not np.array_equal(truth[:, 3], prediction[:, 3])
-    model, _ = checkpoint.load_model(run, "last", torch.device("cpu"))
+    model, _ = load_model(run, "last", torch.device("cpu"))
     frames = to_unit(torch.from_numpy(windows[1].frames[None, :3]), windows.scale)
     with capture(model.eval()) as seen:
         model.predict(frames, 2)

@@ -19,7 +19,8 @@ from toolkit.errors import CheckpointError, ConfigError
 from toolkit.evaluate.table import ScoreTable
 from toolkit.models.base import build_model
 from toolkit.rundir import RunDir
-from toolkit.train import checkpoint
+from toolkit.train import commit
+from toolkit.train.checkpoint import Progress
 from toolkit.train.engine import TrainState
 
 ROOT = Path(__file__).parents[3]
@@ -51,10 +52,10 @@ def make_run(store: Path, tmp_path: Path) -> Callable[..., RunDir]:
         for step in steps:
             torch.manual_seed(step)
             weights = build_model(config, open_store(store).manifest.frames).state_dict()
-            progress = checkpoint.Progress(step, 8 * step)
-            checkpoint.save(run.checkpoints, TrainState(weights, {}, step), progress, config.hash8())
+            progress = Progress(step, 8 * step)
+            commit.save(run.checkpoints, TrainState(weights, {}, step), progress, config.hash8())
         if best is not None:
-            checkpoint.mark_best(run.checkpoints, best)
+            commit.mark_best(run.checkpoints, best)
         return run
 
     return make

@@ -15,7 +15,7 @@ from tests.toolkit.models.test_models import SMALL
 from toolkit.config import RunConfig, make_config
 from toolkit.models.base import Noise, Sampling, SequenceModel, build_model
 from toolkit.models.registry import MODELS
-from toolkit.train import checkpoint
+from toolkit.train import checkpoint, commit
 from toolkit.train.engine import TrainState
 
 CONTEXT, HORIZON = 10, 30
@@ -75,10 +75,9 @@ def test_a_checkpoint_gives_back_the_model(case: str, tmp_path: Path) -> None:
     (model, config), (other, _) = (made(CASES[case], 24, 12, seed) for seed in (1, 2))
     expected = forecast(model.eval(), 24, 12)
     assert not torch.equal(forecast(other.eval(), 24, 12), expected)
-    path = checkpoint.save(
-        tmp_path, TrainState(model.state_dict(), {}, 1), checkpoint.Progress(1, 8), config.hash8(execution=False)
-    )
-    other.load_state_dict(checkpoint.load(path, config.hash8(execution=False))[0].weights)
+    run = config.hash8(execution=False)
+    commit.save(tmp_path, TrainState(model.state_dict(), {}, 1), checkpoint.Progress(1, 8), run)
+    other.load_state_dict(checkpoint.load(tmp_path, 1, run)[0].weights)
     assert torch.equal(forecast(other, 24, 12), expected)
 
 

@@ -66,7 +66,7 @@ def said(log: Path, words: str) -> bool:
 
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
-    state, _ = checkpoint.load(checkpoint.exactly(run / "checkpoints", step), config_hash(run))
+    state, _ = checkpoint.load(run / "checkpoints", step, config_hash(run))
     return {
         **state.weights,
         **{f"{name}.{key}": value for name, moments in state.moments.items() for key, value in moments.items()},
