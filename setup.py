@@ -33,6 +33,8 @@ ARCHIVES = {
     "grib": ["eccodes>=2.37"],  # MRMS; 46 MB
     "cf": ["xarray>=2024.9", "h5netcdf>=1.3", "h5py>=3.10"],
 }
+# What only one model needs.
+MODELS = {"pysteps": ["pysteps>=1.17", "opencv-python-headless>=4.8"]}  # built from source: needs a C compiler
 DEV = [
     "pytest>=8.0",
     "pytest-timeout>=2.3",
@@ -57,5 +59,10 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["toolkit*", "shards*", "launch*"]),
     install_requires=INSTALL,
-    extras_require={**ARCHIVES, "all": sorted({name for extra in ARCHIVES.values() for name in extra}), "dev": DEV},
+    extras_require={
+        **ARCHIVES,
+        **MODELS,
+        "all": sorted({name for extra in ARCHIVES.values() for name in extra}),
+        "dev": DEV,
+    },
 )

@@ -15,6 +15,7 @@ import toolkit
 from launch.evaluate import main as evaluate
 from launch.export import main
 from shards import open_store
+from tests.toolkit.models.test_contract import needing_extras
 from tests.toolkit.models.test_models import SMALL
 from tests.toolkit.train.conftest import tiny_store  # noqa: F401  (a fixture)
 from toolkit.config import make_config
@@ -57,7 +58,7 @@ def forecast(model: SequenceModel) -> torch.Tensor:
     return model.predict(frames, HORIZON + 1, samples=2, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", needing_extras(MODELS))
 def test_every_model_comes_back_bit_for_bit_without_run_and_store(
     name: str,
     make_run: Callable[..., RunDir],

@@ -250,6 +250,13 @@ class OpticalFlowOptions(Options):
     outside: Literal["zeros", "border"] = Field("border", description="what moves in from beyond the frame")
 
 
+class PystepsOptions(Options):
+    """Extrapolation nowcast by pysteps; needs `pip install '.[pysteps]'`. Nothing to train."""
+
+    name: Literal["pysteps"] = "pysteps"
+    frames: int = Field(3, ge=2, description="last frames that the motion is taken from, at most")
+
+
 ModelOptions = Annotated[
     ModeRNNOptions
     | ConvLSTMOptions
@@ -262,7 +269,8 @@ ModelOptions = Annotated[
     | SVGOptions
     | SimVPOptions
     | PersistenceOptions
-    | OpticalFlowOptions,
+    | OpticalFlowOptions
+    | PystepsOptions,
     Field(discriminator="name"),
 ]
 
@@ -304,6 +312,13 @@ MODELS: dict[str, ModelEntry] = {
         OpticalFlowOptions,
         "optical flow",
         "Lucas & Kanade, IJCAI 1981",
+        trained=False,
+    ),
+    "pysteps": ModelEntry(
+        "toolkit.models.pysteps_nowcast:Pysteps",
+        PystepsOptions,
+        "pysteps extrapolation",
+        "Pulkkinen et al., GMD 12, 2019",
         trained=False,
     ),
 }

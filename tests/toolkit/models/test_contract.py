@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +54,14 @@ def forecast(model: SequenceModel, height: int, width: int, seed: int = 5) -> to
     return model.predict(frames, HORIZON, samples=2, generator=torch.Generator().manual_seed(seed))
 
 
+def needing_extras(names: Iterable[str]) -> list[Any]:
+    """Parameters for pytest; those that need what isn't installed are skipped."""
+    absent = pytest.mark.skipif(find_spec("pysteps") is None, reason="pip install '.[pysteps]'")
+    return [pytest.param(name, marks=absent) if name == "pysteps" else name for name in names]
+
+
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", needing_extras(CASES))
 def test_thirty_frames_from_ten_at_any_size(case: str, size: tuple[int, int]) -> None:
     model = made(CASES[case], *size)[0].eval()
     state = torch.get_rng_state()
