@@ -61,6 +61,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/unroll.py
 	$(BIN)/python benchmarks/shards.py
 	$(BIN)/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/cell.py
 
 gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu

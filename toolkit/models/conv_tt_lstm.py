@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from shards.manifest import FrameSpec
 from toolkit.models.base import Noise, StepModel
 from toolkit.models.convlstm import ConvLSTMCell
+from toolkit.models.fused import lstm
 from toolkit.models.registry import ConvTTLSTMOptions
 
 LayerState = tuple[tuple[Tensor, ...], Tensor]  # the last H, newest first; C

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from shards.manifest import FrameSpec
 from toolkit.errors import ToolkitError
 from toolkit.models.base import Noise, StepModel
+from toolkit.models.fused import lstm
 from toolkit.models.registry import ConvLSTMOptions
 
 LayerState = tuple[Tensor, Tensor]  # H, C
@@ -45,12 +46,13 @@ class ConvLSTMCell(nn.Module):
     def forward(self, x: Tensor, state: LayerState) -> LayerState:
         """x [B, inputs, h, w] and (H, C) [B, hidden, h, w] each -> the next (H, C)."""
         hidden, memory = state
-        i, f, o, g = self.gates(torch.cat([x, hidden], 1)).chunk(4, 1)
-        if self.peepholes is not None:
-            i, f = i + self.peepholes[0] * memory, f + self.peepholes[1] * memory
+        gates = self.gates(torch.cat([x, hidden], 1))
+        if self.peepholes is None:
+            return lstm(memory, gates, forget_bias=self.forget_bias)
+        i, f, o, g = gates.chunk(4, 1)
+        i, f = i + self.peepholes[0] * memory, f + self.peepholes[1] * memory
         memory = torch.sigmoid(f + self.forget_bias) * memory + torch.sigmoid(i) * torch.tanh(g)
-        if self.peepholes is not None:
-            o = o + self.peepholes[2] * memory
+        o = o + self.peepholes[2] * memory
         return torch.sigmoid(o) * torch.tanh(memory), memory
 
 

@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
+aten = torch.ops.aten
+sigmoid_backward, tanh_backward, threshold_backward = (
+    aten.sigmoid_backward,
+    aten.tanh_backward,
+    aten.threshold_backward,
+)
 
 
 def lstm(memory: Tensor, *gates: Tensor, forget_bias: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -98,15 +103,14 @@ class _WeighedSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights, residual, active = ctx.saved_tensors
-        of_active = torch.empty_like(active)
+        of_features = torch.empty_like(active)
         first, *others = weights[..., None, None].unbind(1)
         of_weights = [(of_out * residual).sum((2, 3))]
         width = residual.shape[1]
-        parts = zip(others, active.split(width, 1), of_active.split(width, 1), strict=True)
+        parts = zip(others, active.split(width, 1), of_features.split(width, 1), strict=True)
         for weight, part, of_part in parts:
             of_weights.append((of_out * part).sum((2, 3)))
-            torch.mul(of_out, weight, out=of_part)
-        of_features = torch.ops.aten.threshold_backward(of_active, active, 0)
+            threshold_backward(of_out * weight, part, 0, grad_input=of_part)
         return torch.stack(of_weights, 1), of_out * first, of_features
 
 

@@ -1,0 +1,332 @@
+"""How fast the recurrent cells train, beside their plain forms, in one run.
+
+    python benchmarks/cell.py                      ModeRNN (both), PredRNN, ConvLSTM at 4x64, 64x64, batch 8: about an hour
+    python benchmarks/cell.py --models modernn_released --rounds 3 --no-learning          a quarter of it
+    python benchmarks/cell.py --layers 1 --hidden 16 --frames 4 --rounds 1 --no-learning  a minute, to see that it works
+    python benchmarks/cell.py --device cuda
+
+Every form (the plain one of benchmarks/plain.py in fp32; ours in fp32, bf16, and under `step` checkpointing) makes whole
+training steps: forward, backward, Adam on fp32 weights. The forms take turns, each in a child process of its own; rates
+are medians over the rounds, peaks those of the process (CPU: resident set, with and without what PyTorch itself takes;
+CUDA: allocated). GFLOP/s count the convolutions and products of toolkit/models/cost.py, twice a MAC, three times a
+forward; the roof is a large bf16 (and fp32) convolution in the same run. Prints a table and writes
+benchmarks/cell-DATE-DEVICE.md and .json. `--learning` steps compare the loss in bf16 with fp32's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+MODELS = ("modernn_released", "modernn", "convlstm", "predrnn")
+FORMS = ("plain fp32", "ours fp32", "ours bf16", "plain fp32 step", "ours fp32 step", "ours bf16 step")
+ROOF = (256, 256, 3, 32)  # channels in and out, kernel, side: large enough that only arithmetic counts
+
+
+def prepare(options: argparse.Namespace, form: str) -> tuple[Any, Any, Any]:
+    """The model on its device, a batch of sequences with something to learn, and one training step as a function."""
+    import torch
+
+    from benchmarks.plain import plain_model
+    from shards.manifest import FrameSpec
+    from toolkit.config import make_config
+    from toolkit.models.base import Noise, Sampling, StepSequence, build_model
+
+    kind, precision, *policy = form.split()
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    tree = {"name": options.model, "layers": options.layers, "hidden": options.hidden}
+    config = make_config({"model": tree, "train": {"checkpointing": policy[0] if policy else "none"}}, "benchmark")
+    master = build_model(config, FrameSpec(1, options.size, options.size))
+    assert isinstance(master, StepSequence)
+    if kind == "plain":
+        master = plain_model(master)
+    master.to(device)
+    adam = torch.optim.Adam(master.parameters(), lr=3e-4, fused=True)
+    model = master
+    if precision == "bf16":  # as DeepSpeed trains: the passes in bf16, the weights and Adam in fp32
+        model = build_model(config, FrameSpec(1, options.size, options.size)).to(device, torch.bfloat16)
+    elif options.compile != "none":
+        model.cell.compile(mode=options.compile)
+
+    def step(frames: Any) -> float:
+        if model is not master:
+            with torch.no_grad():
+                for own, exact in zip(model.parameters(), master.parameters(), strict=True):
+                    own.copy_(exact)
+        noise = Noise(range(options.batch), device)
+        loss = sum(model(frames, options.frames // 2, Sampling(noise=noise)).losses.values())
+        loss.backward()
+        if model is not master:
+            for own, exact in zip(model.parameters(), master.parameters(), strict=True):
+                exact.grad = own.grad.float()
+                own.grad = None
+        adam.step()
+        adam.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return float(loss.detach())
+
+    return config, device, step
+
+
+def drifting(options: argparse.Namespace, number: int, device: Any) -> Any:
+    """Frames [B, T, 1, S, S] of a few smooth blobs, each drifting steadily."""
+    import torch
+
+    generator = torch.Generator().manual_seed(number)
+    start, speed = (torch.rand(options.batch, 3, 2, generator=generator) for _ in range(2))
+    t = torch.arange(options.frames).view(1, -1, 1, 1)
+    place = (start[:, None] + 0.04 * t * (2 * speed[:, None] - 1)) % 1 * options.size  # [B, T, 3, 2]
+    axis = torch.arange(options.size).float()
+    near = torch.exp(-((axis - place[..., None]) ** 2) / (options.size / 12) ** 2)  # [B, T, 3, 2, S]
+    frames = torch.einsum("btky,btkx->btyx", near[:, :, :, 0], near[:, :, :, 1]).clamp(max=1)
+    return frames.unsqueeze(2).to(device)
+
+
+def measure(options: argparse.Namespace, form: str) -> dict[str, float]:
+    """A few training steps in this process."""
+    import torch
+
+    if options.device == "cpu":
+        torch.set_num_threads(options.threads)
+    _, device, step = prepare(options, form)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    frames = drifting(options, 0, device)
+    if options.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times, processor = [], []
+    for _ in range(options.steps + 1):
+        began, began_processor = time.perf_counter(), time.process_time()
+        step(frames)
+        times.append(time.perf_counter() - began)
+        processor.append(time.process_time() - began_processor)
+    if options.device == "cuda":
+        peak, before = torch.cuda.max_memory_allocated() / 2**30, 0.0
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "seconds": statistics.median(times[1:]),
+        "processor": statistics.median(processor[1:]),
+        "peak": peak,
+        "activations": peak - before,
+    }
+
+
+def learn(options: argparse.Namespace, form: str) -> dict[str, float]:
+    """Mean loss of the last tenth of `--learning` steps over fresh sequences."""
+    import torch
+
+    torch.set_num_threads(options.threads)
+    _, device, step = prepare(options, form)
+    losses = [step(drifting(options, 1 + number, device)) for number in range(options.learning)]
+    last = losses[-max(1, options.learning // 10) :]
+    return {"first": losses[0], "loss": sum(last) / len(last)}
+
+
+def roof(options: argparse.Namespace) -> dict[str, float]:
+    """GFLOP/s of the forward and backward of a large convolution, in each precision."""
+    import torch
+
+    if options.device == "cpu":
+        torch.set_num_threads(options.threads)
+    inputs, outputs, kernel, side = ROOF
+    rates = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        conv = torch.nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2).to(options.device, dtype)
+        x = torch.randn(8, inputs, side, side, device=options.device, dtype=dtype)
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        times = []
+        for _ in range(7):
+            began = time.perf_counter()
+            torch.autograd.grad(conv(x).sum(), [x, *conv.parameters()])
+            if options.device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+        flop = 3 * 2 * 8 * side**2 * kernel**2 * inputs * outputs
+        rates[name] = flop / statistics.median(times[1:]) / 1e9
+    return rates
+
+
+def gigaflop(options: argparse.Namespace) -> float:
+    """A training step of one sequence: twice the MACs of the forward, three times."""
+    from shards.manifest import FrameSpec
+    from toolkit.config import make_config
+    from toolkit.models.cost import count_macs
+
+    model = {"name": options.model, "layers": options.layers, "hidden": options.hidden}
+    context = options.frames // 2
+    data = {"context": context, "horizon": options.frames - context}
+    return 6 * count_macs(make_config({"model": model, "data": data}, "benchmark"), frame(options)) / 1e9
+
+
+def frame(options: argparse.Namespace) -> Any:
+    from shards.manifest import FrameSpec
+
+    return FrameSpec(1, options.size, options.size)
+
+
+def child(options: argparse.Namespace, task: str, model: str, form: str = "") -> Any:
+    """A task in a process of its own."""
+    settings = {**vars(options), "task": task, "model": model, "form": form, "out": None}
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", json.dumps(settings)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{task} {model} {form} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_child(text: str) -> None:
+    options = argparse.Namespace(**json.loads(text))
+    tasks = {
+        "measure": lambda: measure(options, options.form),
+        "learn": lambda: learn(options, options.form),
+        "roof": lambda: roof(options),
+        "gigaflop": lambda: gigaflop(options),
+    }
+    print(json.dumps(tasks[options.task]()))
+
+
+def rows_of(
+    model: str, found: dict[str, list[dict[str, float]]], flop: float, top: dict[str, float], batch: int
+) -> Any:
+    """One row for each form; ratios to the plain form without checkpointing."""
+    middle = {
+        form: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+        for form, rounds in found.items()
+    }
+    plain = middle[FORMS[0]]
+    for form, values in middle.items():
+        rate = batch / values["seconds"]
+        yield {
+            "model": model,
+            "form": form,
+            "sequences_per_second": rate,
+            "x_plain": plain["seconds"] / values["seconds"],
+            "x_plain_processor": plain["processor"] / values["processor"],
+            "gflops": rate * flop,
+            "share_of_bf16_roof": rate * flop / top["bf16"],
+            "peak_gib": values["peak"],
+            "activations_gib": values["activations"],
+            "memory_x_plain": values["peak"] / plain["peak"],
+            "activations_x_plain": values["activations"] / plain["activations"],
+        }
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| model | form | seq/s | x plain | x plain, processor time | GFLOP/s | of bf16 roof | peak GiB | x plain "
+        "| activations GiB | x plain |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['model']} | {row['form']} | {row['sequences_per_second']:.3g} | {row['x_plain']:.2f} "
+            f"| {row['x_plain_processor']:.2f} | {row['gflops']:.0f} | {row['share_of_bf16_roof']:.0%} "
+            f"| {row['peak_gib']:.2f} | {row['memory_x_plain']:.2f} | {row['activations_gib']:.2f} "
+            f"| {row['activations_x_plain']:.2f} |"
+        )
+    return lines
+
+
+def device_name(options: argparse.Namespace) -> str:
+    if options.device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or [platform.machine()]
+    return f"{names[0].strip()}, {options.threads} threads"
+
+
+def write(options: argparse.Namespace, results: dict[str, Any], lines: list[str]) -> Path:
+    """The table and the same as JSON, beside this file."""
+    today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    where = device_name(options)
+    slug = re.sub(r"[^a-z0-9]+", "-", where.lower()).strip("-")
+    path = Path(options.out or Path(__file__).parent) / f"cell-{today}-{slug}.md"
+    settings = {key: value for key, value in vars(options).items() if key not in ("child", "out")}
+    facts = {"date": today, "device": where, "python": platform.python_version(), "settings": settings}
+    path.with_suffix(".json").write_text(json.dumps({**facts, **results}, indent=1) + "\n")
+    head = [
+        f"# Cells: {today}, {where}",
+        "",
+        f"`python benchmarks/cell.py`: {options.layers}x{options.hidden}, {options.size}x{options.size} frames, patch 4, "
+        f"{options.frames} frames, batch {options.batch}, {options.rounds} rounds of {options.steps} steps, compile "
+        f"{options.compile}. Roof: {results['roof']['bf16']:.0f} GFLOP/s in bf16, {results['roof']['fp32']:.0f} in fp32.",
+        "",
+    ]
+    path.write_text("\n".join([*head, *lines]) + "\n")
+    return path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(MODELS), help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--forms", default=",".join(FORMS), help=f"of {', '.join(FORMS)}; the first is needed")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (all cores)")
+    parser.add_argument("--compile", choices=("none", "default", "reduce-overhead"), default="none", help="of our fp32")
+    for name, default in (("size", 64), ("layers", 4), ("hidden", 64), ("frames", 20), ("batch", 8)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--rounds", type=int, default=3, help="children per form, in turns")
+    parser.add_argument("--steps", type=int, default=2, help="training steps per child, after one that isn't counted")
+    parser.add_argument(
+        "--learning", type=int, default=200, help="steps over which bf16's loss is compared (default 200)"
+    )
+    parser.add_argument("--no-learning", dest="learning", action="store_const", const=0, help="leave that out")
+    parser.add_argument("--out", type=Path, help="where to write the report (default: beside this file)")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        run_child(options.child)
+        return 0
+    options.out = str(options.out) if options.out else None
+    forms = options.forms.split(",")
+    if forms[0] != FORMS[0]:
+        parser.error(f"--forms must begin with {FORMS[0]!r}, which the others are compared with")
+    top = child(options, "roof", "")
+    print(f"{device_name(options)}: roof {top['bf16']:.0f} GFLOP/s in bf16, {top['fp32']:.0f} in fp32\n")
+    rows: list[dict[str, Any]] = []
+    learning: dict[str, Any] = {}
+    for model in options.models.split(","):
+        found: dict[str, list[dict[str, float]]] = {form: [] for form in forms}
+        for _ in range(options.rounds):
+            for form in forms:
+                found[form].append(child(options, "measure", model, form))
+        made = list(rows_of(model, found, child(options, "gigaflop", model), top, options.batch))
+        rows += made
+        print("\n".join(table(made)), flush=True)
+        if options.learning:
+            fp32, bf16 = (child(options, "learn", model, f"ours {precision}") for precision in ("fp32", "bf16"))
+            off = bf16["loss"] / fp32["loss"] - 1
+            learning[model] = {"fp32": fp32, "bf16": bf16, "relative": off}
+            print(
+                f"\nloss after {options.learning} steps: {fp32['loss']:.5f} fp32, {bf16['loss']:.5f} bf16, {off:+.2%}\n"
+            )
+    lines = table(rows) + [""]
+    lines += [
+        f"{model}: loss after {options.learning} steps {one['fp32']['loss']:.5f} in fp32 (at first "
+        f"{one['fp32']['first']:.5f}), {one['bf16']['loss']:.5f} in bf16: {one['relative']:+.2%}"
+        for model, one in learning.items()
+    ]
+    print(f"\nwritten: {write(options, {'roof': top, 'rows': rows, 'learning': learning}, lines)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
