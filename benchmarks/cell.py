@@ -1,14 +1,14 @@
 """How fast the recurrent cells train, beside their plain forms, in one run.
 
-    python benchmarks/cell.py                      ModeRNN (both), PredRNN, ConvLSTM at 4x64, 64x64, batch 8: about an hour
+    python benchmarks/cell.py                      ModeRNN (both), PredRNN, ConvLSTM at 4x64, batch 8: about an hour
     python benchmarks/cell.py --models modernn_released --rounds 3 --no-learning          a quarter of it
     python benchmarks/cell.py --layers 1 --hidden 16 --frames 4 --rounds 1 --no-learning  a minute, to see that it works
     python benchmarks/cell.py --device cuda
 
-Every form (the plain one of benchmarks/plain.py in fp32; ours in fp32, bf16, and under `step` checkpointing) makes whole
-training steps: forward, backward, Adam on fp32 weights. The forms take turns, each in a child process of its own; rates
-are medians over the rounds, peaks those of the process (CPU: resident set, with and without what PyTorch itself takes;
-CUDA: allocated). GFLOP/s count the convolutions and products of toolkit/models/cost.py, twice a MAC, three times a
+Every form (the plain one of benchmarks/plain.py in fp32; ours in fp32 and bf16; all under `step` checkpointing) makes
+whole training steps: forward, backward, Adam on fp32 weights. The forms take turns, each in a child process of its own;
+rates are medians over the rounds, peaks those of the process (CPU: resident set, with and without what PyTorch takes by
+itself; CUDA: allocated). GFLOP/s count the convolutions and products of toolkit/models/cost.py, twice a MAC, three times a
 forward; the roof is a large bf16 (and fp32) convolution in the same run. Prints a table and writes
 benchmarks/cell-DATE-DEVICE.md and .json. `--learning` steps compare the loss in bf16 with fp32's.
 """
@@ -164,7 +164,6 @@ def roof(options: argparse.Namespace) -> dict[str, float]:
 
 def gigaflop(options: argparse.Namespace) -> float:
     """A training step of one sequence: twice the MACs of the forward, three times."""
-    from shards.manifest import FrameSpec
     from toolkit.config import make_config
     from toolkit.models.cost import count_macs
 
@@ -234,13 +233,13 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         "| activations GiB | x plain |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in rows:
-        lines.append(
-            f"| {row['model']} | {row['form']} | {row['sequences_per_second']:.3g} | {row['x_plain']:.2f} "
-            f"| {row['x_plain_processor']:.2f} | {row['gflops']:.0f} | {row['share_of_bf16_roof']:.0%} "
-            f"| {row['peak_gib']:.2f} | {row['memory_x_plain']:.2f} | {row['activations_gib']:.2f} "
-            f"| {row['activations_x_plain']:.2f} |"
-        )
+    lines += [
+        f"| {row['model']} | {row['form']} | {row['sequences_per_second']:.3g} | {row['x_plain']:.2f} "
+        f"| {row['x_plain_processor']:.2f} | {row['gflops']:.0f} | {row['share_of_bf16_roof']:.0%} "
+        f"| {row['peak_gib']:.2f} | {row['memory_x_plain']:.2f} | {row['activations_gib']:.2f} "
+        f"| {row['activations_x_plain']:.2f} |"
+        for row in rows
+    ]
     return lines
 
 
@@ -265,9 +264,10 @@ def write(options: argparse.Namespace, results: dict[str, Any], lines: list[str]
     head = [
         f"# Cells: {today}, {where}",
         "",
-        f"`python benchmarks/cell.py`: {options.layers}x{options.hidden}, {options.size}x{options.size} frames, patch 4, "
+        f"`python benchmarks/cell.py`: {options.layers}x{options.hidden}, {options.size}x{options.size}, patch 4, "
         f"{options.frames} frames, batch {options.batch}, {options.rounds} rounds of {options.steps} steps, compile "
-        f"{options.compile}. Roof: {results['roof']['bf16']:.0f} GFLOP/s in bf16, {results['roof']['fp32']:.0f} in fp32.",
+        f"{options.compile}. Roof: {results['roof']['bf16']:.0f} GFLOP/s in bf16, "
+        f"{results['roof']['fp32']:.0f} in fp32.",
         "",
     ]
     path.write_text("\n".join([*head, *lines]) + "\n")
@@ -318,7 +318,7 @@ def main() -> int:
             print(
                 f"\nloss after {options.learning} steps: {fp32['loss']:.5f} fp32, {bf16['loss']:.5f} bf16, {off:+.2%}\n"
             )
-    lines = table(rows) + [""]
+    lines = [*table(rows), ""]
     lines += [
         f"{model}: loss after {options.learning} steps {one['fp32']['loss']:.5f} in fp32 (at first "
         f"{one['fp32']['first']:.5f}), {one['bf16']['loss']:.5f} in bf16: {one['relative']:+.2%}"

@@ -135,9 +135,11 @@ class StepModel(nn.Module, ABC):
 
     Attributes:
         stochastic: the state before the first frame is drawn at evaluation too.
+        channels_last: computed faster in that memory layout on a CPU in fp32 too, not in bf16 alone.
     """
 
     stochastic: bool = False
+    channels_last: bool = False
 
     @abstractmethod
     def init_state(self, batch: int, height: int, width: int, like: Tensor, noise: Noise | None) -> State:
@@ -170,7 +172,7 @@ class StepSequence(SequenceModel):
     """A step model driven over time.
 
     Attributes:
-        layout: how maps [B, C, h, w] lie in memory; None: `memory_layout` decides. Speed alone depends on it.
+        layout: how maps [B, C, h, w] lie in memory; None: `memory_layout` decides. A matter of speed.
     """
 
     layout: torch.memory_format | None = None
@@ -207,7 +209,7 @@ class StepSequence(SequenceModel):
         dtype = next(self.parameters()).dtype
         patched = to_patches(frames.to(dtype), self.patch)
         batch, _, _, height, width = patched.shape
-        layout = self.layout or memory_layout(patched.device)
+        layout = self.layout or memory_layout(self.cell, patched)
         first = laid_out(self.cell.init_state(batch, height, width, patched, sampling.noise), layout)
         patched = laid_out(patched.flatten(0, 1), layout).view(patched.shape)
         predictions, last = unroll(
@@ -216,11 +218,13 @@ class StepSequence(SequenceModel):
         return from_patches(predictions, self.patch, frames.shape[-2], frames.shape[-1]), last
 
 
-def memory_layout(device: torch.device) -> torch.memory_format:
-    """Channels-last on a CPU: bfloat16 convolutions of slots are 2 to 3 times as fast as in the other layout there, and
-    attention reads its heads without a copy (benchmarks/cell.py). On other devices PyTorch's own, until measured.
+def memory_layout(cell: StepModel, like: Tensor) -> torch.memory_format:
+    """Channels-last on a CPU in bf16, where convolutions of slots are 2 to 3 times as fast as in the other layout, and
+    for models that say so: attention reads its heads without a copy. PredRNN loses a tenth by it in fp32
+    (benchmarks/cell.py). On other devices PyTorch's own, until somebody has measured.
     """
-    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
+    fits = like.device.type == "cpu" and (cell.channels_last or like.dtype == torch.bfloat16)
+    return torch.channels_last if fits else torch.contiguous_format
 
 
 def laid_out(tree: State, layout: torch.memory_format) -> State:

@@ -59,9 +59,7 @@ class ConvTTLSTMCell(nn.Module):
         for place in range(1, self.order):
             window = torch.cat(oldest_first[place : place + self.lags], 1)
             train = self.windows[place](window) + self.cores[place - 1](train)
-        i, f, o, g = self.gates(torch.cat([x, train], 1)).chunk(4, 1)
-        memory = torch.sigmoid(f + self.forget_bias) * memory + torch.sigmoid(i) * torch.tanh(g)
-        hidden = torch.sigmoid(o) * torch.tanh(memory)
+        hidden, memory = lstm(memory, self.gates(torch.cat([x, train], 1)), forget_bias=self.forget_bias)
         return (hidden, *ring[:-1]), memory
 
 

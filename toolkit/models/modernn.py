@@ -69,9 +69,10 @@ def to_heads(maps: Tensor, slots: int) -> Tensor:
     return last.view(maps.shape[0], -1, slots, maps.shape[1] // slots).transpose(1, 2)
 
 
-def from_heads(heads: Tensor, grid: torch.Size) -> Tensor:
-    """[B, N, h w', w] -> [B, N w, h, w'], laid out channels-last."""
-    return heads.transpose(1, 2).reshape(heads.shape[0], *grid, -1).permute(0, 3, 1, 2)
+def from_heads(heads: Tensor, like: Tensor) -> Tensor:
+    """[B, N, h w', w] -> [B, N w, h, w'], on the grid and in the memory layout of `like`."""
+    maps = heads.transpose(1, 2).reshape(heads.shape[0], *like.shape[2:], -1).permute(0, 3, 1, 2)
+    return maps.contiguous() if like.is_contiguous() else maps
 
 
 class SlotWeights(nn.Module):
@@ -137,7 +138,7 @@ class ModeCell(nn.Module):
         query, key, value = (
             to_heads(t, self.slots) for t in (self.query(bus), self.key(interaction), self.value(interaction))
         )
-        return from_heads(F.scaled_dot_product_attention(query, key, value), bus.shape[2:])
+        return from_heads(F.scaled_dot_product_attention(query, key, value), bus)
 
     def fuse(self, interaction: Tensor, slots: Tensor) -> Tensor:
         """Equations 3 and 4 for every gate: I_t [B, D, h, w'] and slots [B, N w, h, w'] -> F_t [B, G D, h, w']."""
@@ -167,6 +168,8 @@ class ModeCell(nn.Module):
 
 class ModeRNN(StepModel):
     """A stack of ModeCells between a 1x1 patch embedding and a 1x1 read-out."""
+
+    channels_last = True
 
     def __init__(self, options: ModeRNNOptions, shape: FrameSpec) -> None:
         super().__init__()

@@ -102,9 +102,11 @@ class Fusion(nn.Module):
 
 
 class GridNorm(nn.LayerNorm):
-    """LayerNorm over channels and positions of [B, D, h, w'], worked out and laid out channels-last."""
+    """LayerNorm over channels and positions of [B, D, h, w'] that leaves channels-last maps channels-last."""
 
     def forward(self, maps: Tensor) -> Tensor:
+        if maps.is_contiguous():
+            return super().forward(maps)
         channels, height, width = self.normalized_shape
         gain, bias = self.weight.permute(1, 2, 0), self.bias.permute(1, 2, 0)
         last = maps.permute(0, 2, 3, 1)
@@ -133,7 +135,7 @@ class ReleasedModeCell(nn.Module):
         query, key, value = (
             to_heads(t, self.slots) for t in (self.query(bus), self.key(interaction), self.value(interaction))
         )
-        return from_heads(F.scaled_dot_product_attention(query, key, value, scale=self.scale), bus.shape[2:])
+        return from_heads(F.scaled_dot_product_attention(query, key, value, scale=self.scale), bus)
 
     def forward(self, x: Tensor, state: LayerState) -> LayerState:
         """X_t [B, d, h, w'] and (H, B)_{t-1} -> (H, B)_t, all [B, d, h, w']."""
@@ -153,6 +155,8 @@ class ReleasedModeCell(nn.Module):
 
 class ReleasedModeRNN(StepModel):
     """A stack of cells between a 1x1 patch embedding and a 1x1 read-out."""
+
+    channels_last = True
 
     def __init__(self, options: ReleasedModeRNNOptions, shape: FrameSpec) -> None:
         super().__init__()
