@@ -7,10 +7,10 @@
 
 Every form (the plain one of benchmarks/plain.py in fp32; ours in fp32 and bf16; all under `step` checkpointing) makes
 whole training steps: forward, backward, Adam on fp32 weights. The forms take turns, each in a child process of its own;
-rates are medians over the rounds, peaks those of the process (CPU: resident set, with and without what PyTorch takes by
-itself; CUDA: allocated). GFLOP/s count the convolutions and products of toolkit/models/cost.py, twice a MAC, three times a
-forward; the roof is a large bf16 (and fp32) convolution in the same run. Prints a table and writes
-benchmarks/cell-DATE-DEVICE.md and .json. `--learning` steps compare the loss in bf16 with fp32's.
+rates are medians over the rounds, peaks those of the process (CPU: resident set, whole and less what it had before the
+first step; CUDA: allocated). GFLOP/s count the convolutions and products of toolkit/models/cost.py, twice a MAC and
+three times a forward; the roof is a large convolution in the same run, in bf16 and fp32. `--learning` steps compare the
+loss in bf16 with fp32's. Prints a table and writes benchmarks/cell-DATE-DEVICE.md and .json.
 """
 
 from __future__ import annotations
