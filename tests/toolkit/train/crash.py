@@ -2,8 +2,9 @@
 
     python tests/toolkit/train/crash.py JOBS.json RESULTS.json
 
-JOBS.json: [{"config": path, "set": [...], "run": path, "ranks": 1, "zero": 0, "kill_at_write": n, "kill_at_step": n},
-...], one after the other; kills are optional: rank 0 at its n-th write of a checkpoint, all ranks after step n.
+JOBS.json: [{"config": path, "set": [...], "run": path, "ranks": 1, "zero": 0, "kill_at_write": n, "kill_at_step": n,
+"full_until_step": n}, ...], one after the other; kills are optional: rank 0 at its n-th write of a checkpoint, all
+ranks after step n. Until `full_until_step` no file can grow beyond FULL_BYTES, as under a quota.
 RESULTS.json: [{"codes": one per rank, "writes": how many rank 0 made, or null if it was killed}, ...].
 """
 
@@ -13,6 +14,7 @@ import builtins
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import sys
@@ -22,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+FULL_BYTES = 100_000  # less than the weights of the tests' model, more than any other file of a run
 WRITES = ("open", "mkdir", "fsync", "rename", "replace", "unlink", "rmdir")
 
 
@@ -83,6 +86,10 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def limit_files(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
 def train_rank(job: dict[str, Any], rank: int, port: int, told: Path) -> int:
     from toolkit import distributed
     from toolkit.config import load_config
@@ -107,11 +114,15 @@ def train_rank(job: dict[str, Any], rank: int, port: int, told: Path) -> int:
     countdown = Countdown(path / "checkpoints", job.get("kill_at_write", 0))
     if rank == 0:
         countdown.arm()
+    if "full_until_step" in job:
+        limit_files(FULL_BYTES)
     step = Engine.step
 
     def killing_step(engine: Engine, *args: Any) -> Any:
         if engine.step_count == job.get("kill_at_step"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if engine.step_count == job.get("full_until_step"):
+            limit_files(resource.RLIM_INFINITY)
         return step(engine, *args)
 
     Engine.step = killing_step  # type: ignore[method-assign]

@@ -28,7 +28,7 @@ def crash(tmp_path_factory: pytest.TempPathFactory) -> Crash:
         (folder / "jobs.json").write_text(json.dumps(list(jobs)))
         command = [sys.executable, "-m", "tests.toolkit.train.crash", "jobs.json", "results.json"]
         command[-2:] = [str(folder / name) for name in command[-2:]]
-        done = subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=1500)
+        done = subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=3600)
         assert done.returncode == 0, done.stderr[-4000:]
         results = json.loads((folder / "results.json").read_text())
         for result in results:
@@ -115,11 +115,34 @@ def test_a_run_killed_while_it_saves_ends_as_if_nothing_had_been(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_run_killed_at_any_write_of_any_checkpoint_ends_as_if_nothing_had_been(
+@pytest.mark.timeout(3600)
+def test_a_run_killed_all_over_its_saves_ends_as_if_nothing_had_been(
     undisturbed: dict[bool, Any], tiny_config: Path, crash: Crash, tmp_path: Path
 ) -> None:
-    killed_and_restarted(undisturbed, tiny_config, crash, tmp_path, lambda writes: range(1, writes + 1))
+    """Every fifth write of every checkpoint; every single one of a save: tests/toolkit/train/test_checkpoint.py."""
+    killed_and_restarted(undisturbed, tiny_config, crash, tmp_path, lambda writes: range(1, writes + 1, 5))
+
+
+def test_a_full_disk_ends_the_run_or_is_outlived(
+    undisturbed: dict[bool, Any], tiny_config: Path, crash: Crash, tmp_path: Path
+) -> None:
+    """Two ranks under a quota that is lifted before step 5, or never."""
+    base = {"config": str(tiny_config), "ranks": 2}
+    outlived = {**base, "run": str(tmp_path / "outlived"), "set": ["train.on_save_error=continue"]}
+    never = {**outlived, "run": str(tmp_path / "never")}
+    ended = {**base, "run": str(tmp_path / "ended")}
+    jobs = [{**outlived, "full_until_step": 4}, {**never, "full_until_step": 9}, {**ended, "full_until_step": 9}, ended]
+    results = crash(jobs)
+    told = results[0]["told"]
+    assert [result["codes"] for result in results] == [[0, 0], [1, 1], [1, 1], [0, 0]], told[-4000:]
+    assert f"{tmp_path / 'outlived/checkpoints/step-00000002'}: not written: File too large (needs " in told
+    assert "WARNING: 1 saves have failed, training goes on without" in told
+    assert RunDir(tmp_path / "outlived").read_state()["save_errors"] >= 2
+    assert not RunDir(tmp_path / "never").done  # a run doesn't end without its last checkpoint
+    assert f"CheckpointError: {tmp_path / 'ended/checkpoints/step-00000002'}: not written" in told
+    assert lines_of(tmp_path / "ended") == lines_of(tmp_path / "outlived")
+    assert last_files(tmp_path / "ended") == last_files(tmp_path / "outlived")
+    assert samples_of(tmp_path / "ended") == samples_of(undisturbed[True][0])
 
 
 def elastic(
