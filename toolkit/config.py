@@ -75,7 +75,10 @@ class TrainConfig(Options):
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = Field(None, gt=0, description="greatest gradient norm; None: no clipping")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps fp32 master weights")
-    zero: Literal[0, 1, 2] = Field(0, description="DeepSpeed ZeRO stage", json_schema_extra=EXECUTION)
+    zero: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage", json_schema_extra=EXECUTION)
+    offload_optimizer: bool = Field(
+        False, description="Adam's state and step on the CPU; under ZeRO 1, 2 or 3", json_schema_extra=EXECUTION
+    )
     checkpointing: Literal["none", "step", "segment", "recursive"] = Field(
         "none",
         description="activation checkpointing over time, see toolkit/unroll.py",
@@ -145,6 +148,11 @@ class RunConfig(Options):
             raise ValueError(
                 f"train.micro_batch {self.train.micro_batch} doesn't divide train.batch {self.train.batch}: "
                 "choose a divisor or leave it out"
+            )
+        if self.train.offload_optimizer and self.train.zero == 0:
+            raise ValueError(
+                "train.offload_optimizer is a part of ZeRO and train.zero is 0: set train.zero=1 (one process too) or "
+                "leave train.offload_optimizer out"
             )
         return self
 

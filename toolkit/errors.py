@@ -61,3 +61,7 @@ class PeerError(ToolkitError):
     def __init__(self, text: str, exit_code: int = EXIT_FAILURE) -> None:
         super().__init__(text)
         self.exit_code = exit_code
+
+
+class MemoryShortageError(ToolkitError):
+    """A device or the host ran out of memory."""

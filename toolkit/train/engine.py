@@ -7,24 +7,30 @@ size and the ZeRO stage that wrote it.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from toolkit.config import RunConfig, TrainConfig
 from toolkit.data.batches import Batch, Share
 from toolkit.distributed import World
 from toolkit.errors import ConfigError, NonFiniteError
 from toolkit.models.base import SequenceModel
+from toolkit.train.memory import explain_shortage
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MOST_SKIPS = 10  # so many steps in a row without an update are no accident
+LARGEST_BUCKET = 500_000_000  # numbers in DeepSpeed's bucket for reducing gradients, unless told otherwise
+NOT_OFFERED = {"fp16", "amp", "optimizer", "scheduler"}  # in train.deepspeed
 
 
 @dataclass(frozen=True)
@@ -53,20 +59,37 @@ def share_of(config: TrainConfig, world: World) -> Share:
     Raises:
         ConfigError: the world size doesn't divide the batch, or the micro-batch doesn't divide a rank's share.
     """
-    if config.batch % world.world_size:
-        fits = [n for n in range(1, config.batch + 1) if config.batch % n == 0]
-        raise ConfigError(
-            f"train.batch {config.batch} can't be divided over {world.world_size} ranks: use "
-            f"{', '.join(map(str, fits))} ranks, or another train.batch"
-        )
-    share = config.batch // world.world_size
+    batch, ranks = config.batch, world.world_size
+    if batch % ranks:
+        fits = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
+        why = f"is smaller than {ranks} ranks" if batch < ranks else f"can't be divided over {ranks} ranks"
+        lower, upper = batch // ranks * ranks, -(-batch // ranks) * ranks
+        other = f"{lower} or {upper}" if lower else str(upper)
+        raise ConfigError(f"train.batch {batch} {why}: use {fits} ranks, or train.batch={other}")
+    share = batch // ranks
     micro = config.micro_batch or share
     if share % micro:
         raise ConfigError(
             f"train.micro_batch {micro} doesn't divide a rank's share of {share} sequences "
-            f"(train.batch {config.batch} over {world.world_size} ranks): choose a divisor of {share}"
+            f"(train.batch {batch} over {ranks} ranks): choose a divisor of {share}"
         )
-    return Share(config.batch, micro, world.rank, world.world_size)
+    return Share(batch, micro, world.rank, ranks)
+
+
+def check_precision(config: TrainConfig, device: torch.device) -> None:
+    """Can the device compute in `train.precision`?
+
+    Raises:
+        ConfigError: bf16 on a card without it, where torch would emulate it, slower than fp32.
+    """
+    if config.precision == "bf16" and device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return
+        major, minor = torch.cuda.get_device_capability(device)
+        raise ConfigError(
+            f"train.precision bf16: {torch.cuda.get_device_name(device)} (compute capability {major}.{minor}) has no "
+            "bf16, which came with 8.0 (A100, RTX 30): set train.precision=fp32, or use another card"
+        )
 
 
 def deepspeed_config(config: TrainConfig, share: Share) -> dict[str, Any]:
@@ -74,24 +97,31 @@ def deepspeed_config(config: TrainConfig, share: Share) -> dict[str, Any]:
 
     bf16 under ZeRO-0 is run as ZeRO-1, whose updates are the same bit for bit: DeepSpeed's unpartitioned bf16 optimizer
     takes an empty step when it is made, so Adam's bias correction is off by one step from then on.
+
+    Under ZeRO-3 DeepSpeed keeps parameters of less than 100,000 numbers whole on every rank, and in these models most
+    are smaller: `train.deepspeed: {zero_optimization: {stage3_param_persistence_threshold: 0}}` divides all of them,
+    for a little less memory and many more messages.
     """
     stage = 1 if config.precision == "bf16" and config.zero == 0 else config.zero
+    offload = {"offload_optimizer": {"device": "cpu"}} if config.offload_optimizer else {}
     owned: dict[str, Any] = {
         "train_batch_size": share.batch,
         "train_micro_batch_size_per_gpu": share.micro_batch,
         "gradient_accumulation_steps": share.accumulation,
         "gradient_clipping": config.clip or 0.0,
-        "zero_optimization": {"stage": stage},
+        "zero_optimization": {"stage": stage, **offload},
         "bf16": {"enabled": config.precision == "bf16"},
         "zero_allow_untested_optimizer": True,  # torch's Adam under ZeRO; proven equal to plain PyTorch in tests
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused Adam offloaded too: as fast, and nothing to compile
         "steps_per_print": 10**9,
     }
-    clash = sorted(set(config.deepspeed) & (set(owned) - {"zero_optimization"}))
+    clash = sorted(set(config.deepspeed) & ((set(owned) | NOT_OFFERED) - {"zero_optimization"}))
     stage_set = "stage" in config.deepspeed.get("zero_optimization", {})
     if clash or stage_set:
         names = ", ".join(clash + ["zero_optimization.stage"] * stage_set)
         raise ConfigError(
-            f"train.deepspeed may not set {names}: use the keys of `train` (batch, clip, zero, precision)"
+            f"train.deepspeed may not set {names}: use the keys of `train` (batch, clip, zero, precision, lr, betas); "
+            "fp16 is not offered, bf16 needs no loss scale"
         )
     extra = dict(config.deepspeed)
     owned["zero_optimization"].update(extra.pop("zero_optimization", {}))
@@ -116,18 +146,26 @@ class Engine:
     """A model under DeepSpeed."""
 
     def __init__(self, model: SequenceModel, config: TrainConfig, share: Share, world: World) -> None:
+        check_precision(config, world.device)
         deepspeed = _import_deepspeed(world)
         deepspeed.init_distributed(dist_init_required=False, auto_mpi_discovery=False, verbose=False)
         self.world, self.share, self.config = world, share, config
         self.step_count = 0
         self.skipped = 0
         self._skipped_in_a_row = 0
+        self.parameter_count = sum(p.numel() for p in model.parameters())
+        # Before DeepSpeed hooks into the model: what `whole` fills. It takes no memory.
+        self._blank = copy.deepcopy(model).to("meta") if config.zero == 3 else None
         model.to(world.device)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=config.betas, fused=True)
+        settings = deepspeed_config(config, share)
+        # DeepSpeed's own bucket holds 500 M numbers: up to 2 GB of a card for the gradients of a small model.
+        settings["zero_optimization"].setdefault("reduce_bucket_size", min(LARGEST_BUCKET, self.parameter_count))
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=deepspeed_config(config, share), dist_init_required=False
+            model=model, optimizer=optimizer, config=settings, dist_init_required=False
         )
-        self.partitioned = int(self.engine.zero_optimization_stage()) > 0
+        self.stage = int(self.engine.zero_optimization_stage())
+        self.partitioned = self.stage > 0
 
     @classmethod
     def build(cls, model: SequenceModel, config: RunConfig, world: World, state: TrainState | None) -> Engine:
@@ -145,6 +183,33 @@ class Engine:
         assert isinstance(module, SequenceModel)
         return module
 
+    @contextmanager
+    def whole(self) -> Iterator[SequenceModel]:
+        """The model to predict with, in evaluation mode.
+
+        All ranks enter together; inside, each calls it as often as it likes. Under ZeRO-3 a forward pass of the
+        trained module itself is collective (it gathers weights layer by layer), and ranks with unequal numbers of
+        batches would wait for each other for ever: there it is a copy with all weights, gone afterwards.
+        """
+        if self._blank is None:
+            model = self.model
+        else:
+            from deepspeed.runtime.zero import GatheredParameters
+
+            parameters = list(self.model.parameters())
+            model = copy.deepcopy(self._blank).to(parameters[0].dtype).to_empty(device=self.world.device)
+            with torch.no_grad(), GatheredParameters(parameters):
+                for target, source in zip(model.parameters(), parameters, strict=True):
+                    target.copy_(source)
+            for buffer, trained in zip(model.buffers(), self.model.buffers(), strict=True):
+                buffer.copy_(trained)
+        training = model.training
+        model.eval()
+        try:
+            yield model
+        finally:
+            model.train(training)
+
     def step(self, batches: Sequence[Batch], loss_of: Callable[[Batch], Tensor], stop: bool) -> StepResult:
         """One optimizer step.
 
@@ -156,7 +221,12 @@ class Engine:
         Raises:
             NonFiniteError: on every rank at the same step, before the update, if the loss or the gradient of any rank
                 is NaN or infinite; under `train.on_nonfinite: skip` only after MOST_SKIPS such steps in a row.
+            MemoryShortageError: on the rank whose device or host ran out of memory.
         """
+        with explain_shortage(self.config, self.share, self.step_count, self.world):
+            return self._step(batches, loss_of, stop)
+
+    def _step(self, batches: Sequence[Batch], loss_of: Callable[[Batch], Tensor], stop: bool) -> StepResult:
         self.engine.train()
         total = 0.0
         for batch in batches[:-1]:
@@ -168,7 +238,7 @@ class Engine:
         fault = None
         if bad or not math.isfinite(norm):
             fault = self._fault(batches, loss_of, own)
-            self._skip(fault, norm)
+            self._skip(fault)
         else:
             self.engine.step()
             self._skipped_in_a_row = 0
@@ -198,7 +268,7 @@ class Engine:
 
     def _sound_gradients(self, batches: Sequence[Batch], loss_of: Callable[[Batch], Tensor]) -> bool:
         """Whether this rank's own gradients are finite; computed again, as those at hand are sums over ranks."""
-        if int(self.engine.zero_optimization_stage()) == 3:
+        if self.stage == 3:
             return True  # a rank has no parameters of its own to differentiate by
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for batch in batches:
@@ -207,16 +277,13 @@ class Engine:
                 return False
         return True
 
-    def _skip(self, fault: str, norm: float) -> None:
+    def _skip(self, fault: str) -> None:
         """End the step without an update, or the run."""
         self._skipped_in_a_row += 1
         if self.config.on_nonfinite == "raise":
             raise NonFiniteError(f"{fault}. Lower train.lr, set train.clip, or look at those samples")
         if self._skipped_in_a_row > MOST_SKIPS:
             raise NonFiniteError(f"{fault}; {MOST_SKIPS} steps in a row were skipped before. Lower train.lr")
-        if self.partitioned and math.isfinite(norm):  # only the loss isn't: what DeepSpeed leaves out must look it
-            for part in self._held_gradients():
-                part.fill_(math.nan)
         self.discard_gradients()
         self.skipped += 1
 
@@ -243,48 +310,56 @@ class Engine:
         return math.sqrt(float(self.world.sum(values.to(self.world.device))))
 
     def discard_gradients(self) -> None:
-        """End a step without an update, when the gradient's norm isn't finite: weights and moments stay as they are.
-
-        Collective. Under ZeRO it is DeepSpeed's own step that throws such gradients away.
-        """
-        if self.partitioned:
+        """End a step without an update: weights and moments stay as they are, whatever the gradients. Collective."""
+        if not self.partitioned:
+            # Clipping, which comes first, wants gradients; Adam passes over parameters without one.
+            drop = self.optimizer.register_step_pre_hook(lambda adam, *_: adam.zero_grad(set_to_none=True))
             self.engine.step()
+            drop.remove()
             return
-        # Clipping, which comes first, wants gradients; Adam passes over parameters without one.
-        drop = self.optimizer.register_step_pre_hook(lambda adam, *_: adam.zero_grad(set_to_none=True))
+        # DeepSpeed leaves out an update with a norm that isn't finite on all ranks. One number is made so, and one that
+        # is surely a gradient's: parts are filled up at their ends, and what stands there is not written again.
+        if self.world.is_main:
+            if self.engine.zero_cpu_offload():
+                norms = self.optimizer.norm_for_param_grads
+                norms[next(iter(norms))] = torch.tensor(math.nan)
+            else:
+                self.held_gradients()[0].view(-1)[0] = math.nan
         self.engine.step()
-        drop.remove()
 
     def _squared_gradients(self) -> float:
         """This rank's part of the squared norm of the gradient."""
-        norms = [torch.linalg.vector_norm(part, dtype=torch.float32).double().cpu() for part in self._held_gradients()]
+        norms = [torch.linalg.vector_norm(part, dtype=torch.float32).double().cpu() for part in self.held_gradients()]
         return float(torch.stack(norms).square().sum()) / (1 if self.partitioned else self.world.world_size)
 
-    def _held_gradients(self) -> list[Tensor]:
+    def held_gradients(self) -> list[Tensor]:
         """The averaged gradients that this rank updates with: its partition, without ZeRO all of them."""
         if not self.partitioned:
             return [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         if self.engine.zero_cpu_offload():
             if self.world.device.type == "cuda":
                 torch.cuda.synchronize(self.world.device)  # DeepSpeed's copies to the CPU may still be under way
-            return [flat.grad for flat in self._masters() if flat.grad is not None]
+            return [flat.grad for flat in self.masters() if flat.grad is not None]
         return [part for group in self.optimizer.averaged_gradients.values() for part in group]
 
-    def _masters(self) -> list[Tensor]:
+    def masters(self) -> list[Tensor]:
         """The flat fp32 weights of this rank's partition, under ZeRO."""
-        stage3 = int(self.engine.zero_optimization_stage()) == 3
-        flat = self.optimizer.fp32_partitioned_groups_flat if stage3 else self.optimizer.single_partition_of_fp32_groups
-        return list(flat)
+        optimizer = self.optimizer
+        return list(
+            optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
+        )
 
     def gather(self) -> TrainState:
         """The full state, on every rank (collective: all ranks call it)."""
         weights = {name: value.detach().float().cpu().clone() for name, value in self.model.state_dict().items()}
+        if self.partitioned:  # what the module holds is rounded (bf16) or a part (ZeRO-3)
+            for name, parameter in self.model.named_parameters(remove_duplicate=False):
+                weights[name] = _full(parameter, None)
         moments: dict[str, dict[str, Tensor]] = {}
         if self.step_count == self.skipped:
             return TrainState(weights, moments, self.step_count, self.skipped)
         for name, parameter in self.model.named_parameters():
             if self.partitioned:
-                weights[name] = _full(parameter, None)
                 moments[name] = {key: _full(parameter, key) for key in MOMENTS}
             else:
                 state = self.optimizer.state[parameter]
@@ -298,25 +373,37 @@ class Engine:
         if not state.moments:
             return
         inner = self.optimizer.optimizer if self.partitioned else self.optimizer
-        for flat in self._masters() if self.partitioned else self.model.parameters():
+        for flat in self.masters() if self.partitioned else self.model.parameters():
             zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
             inner.state[flat] = {"step": torch.tensor(float(state.step - state.skipped), device=flat.device), **zeros}
-        if self.partitioned:
+        if self.stage in (1, 2):
             # DeepSpeed links a parameter to its part of the flat moments at the first step; here they exist already.
             self.optimizer._lazy_init_hp_params_optimizer_state()
         for name, parameter in self.model.named_parameters():
             self._restore_one(parameter, state.weights[name], state.moments[name])
 
     def _restore_one(self, parameter: nn.Parameter, weight: Tensor, moments: Mapping[str, Tensor]) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+        from deepspeed import utils
 
-        if self.partitioned:
-            safe_set_full_fp32_param(parameter, weight.to(parameter.device))
+        if self.stage == 3:
+            # Parts have equal sizes, the last ones filled up. DeepSpeed's setters of full values don't fill up, so that
+            # they fail on a parameter that the ranks don't divide.
+            utils.safe_set_local_fp32_param(parameter, self._part(parameter, weight))
             for key in MOMENTS:
-                safe_set_full_optimizer_state(parameter, moments[key].to(parameter.device), key)
+                utils.safe_set_local_optimizer_state(parameter, self._part(parameter, moments[key]), key)
+        elif self.partitioned:
+            utils.safe_set_full_fp32_param(parameter, weight.to(parameter.device))
+            for key in MOMENTS:
+                utils.safe_set_full_optimizer_state(parameter, moments[key].to(parameter.device), key)
         else:
             for key in MOMENTS:
                 self.optimizer.state[parameter][key].copy_(moments[key])
+
+    def _part(self, parameter: nn.Parameter, full: Tensor) -> Tensor:
+        """This rank's part of a parameter-sized tensor under ZeRO-3."""
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        filled = F.pad(full.flatten(), (0, size * self.world.world_size - full.numel()))
+        return filled[size * self.world.rank :][:size]
 
 
 def _full(parameter: nn.Parameter, moment: str | None) -> Tensor:

@@ -26,7 +26,7 @@ from toolkit.errors import (
 )
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.evaluate.run import evaluate_model
-from toolkit.models.base import build_model
+from toolkit.models.base import SequenceModel, build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 from toolkit.train import checkpoint, commit
@@ -269,9 +269,8 @@ def _say(text: str) -> None:
 
 def _introduce(recorder: Recorder, config: RunConfig, data: Data, engine: Engine, step: int) -> None:
     share, cfg = engine.share, config.train
-    count = sum(p.numel() for p in engine.model.parameters())
     recorder.say(
-        f"{config.model.name}: {count:,} parameters, {len(data.train):,} training windows, "
+        f"{config.model.name}: {engine.parameter_count:,} parameters, {len(data.train):,} training windows, "
         f"{len(data.val) if data.val else 0:,} validation windows"
     )
     recorder.say(
@@ -314,45 +313,44 @@ def _validate(
         if done == share:
             watchdog.at(step, "end of validation")
 
-    try:
-        table = evaluate_model(
-            engine.model,
-            windows,
-            context=config.data.context,
-            horizon=config.data.horizon,
-            protocol=load_protocol(config.eval.protocol),
-            thresholds=config.eval.thresholds,
-            batch=config.eval.batch,
-            device=world.device,
-            rank=world.rank,
-            world=world.world_size,
-            limit=config.train.validate_samples,
-            progress=progress,
-        )
-    except ToolkitError as error:
-        # Either ours, or what `evaluate_model` tells the ranks that were through when another one left.
-        if isinstance(error, StoppedError) or world.heard(word):
-            return None
-        raise
-    finally:
-        engine.model.train()
-    scores = {name: value for name, value in table.compute().overall.items() if value is not None}
-    if "mse" not in scores:
-        raise NonFiniteError(f"step {step}: predictions of validation windows are not finite. Lower train.lr")
-    score = scores["mse"]
-    if recorder:
-        recorder.validation(step, scores, is_best=best is None or score < best["score"])
-        for index, (truth, prediction) in enumerate(_examples(config, windows, engine, world)):
-            recorder.images(step, f"val/{index}", truth, prediction)
+    with engine.whole() as model:
+        try:
+            table = evaluate_model(
+                model,
+                windows,
+                context=config.data.context,
+                horizon=config.data.horizon,
+                protocol=load_protocol(config.eval.protocol),
+                thresholds=config.eval.thresholds,
+                batch=config.eval.batch,
+                device=world.device,
+                rank=world.rank,
+                world=world.world_size,
+                limit=config.train.validate_samples,
+                progress=progress,
+            )
+        except ToolkitError as error:
+            # Either ours, or what `evaluate_model` tells the ranks that were through when another one left.
+            if isinstance(error, StoppedError) or world.heard(word):
+                return None
+            raise
+        scores = {name: value for name, value in table.compute().overall.items() if value is not None}
+        if "mse" not in scores:
+            raise NonFiniteError(f"step {step}: predictions of validation windows are not finite. Lower train.lr")
+        score = scores["mse"]
+        if recorder:
+            recorder.validation(step, scores, is_best=best is None or score < best["score"])
+            for index, (truth, prediction) in enumerate(_examples(config, windows, model, world)):
+                recorder.images(step, f"val/{index}", truth, prediction)
     return score
 
 
 def _examples(
-    config: RunConfig, windows: WindowSet, engine: Engine, world: World
+    config: RunConfig, windows: WindowSet, model: SequenceModel, world: World
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(truth, prediction) of the first validation windows, [T, C, H, W] in 0..1, context first in both."""
     context, horizon = config.data.context, config.data.horizon
     for index in range(min(config.train.images, len(windows))):
         frames = to_unit(torch.from_numpy(windows[index].frames).to(world.device), windows.scale)
-        future = engine.model.predict(frames[None, :context], horizon)[0, 0]
+        future = model.predict(frames[None, :context], horizon)[0, 0]
         yield frames, torch.cat([frames[:context], future.float()])

@@ -23,7 +23,7 @@ from toolkit.distributed import World
 from toolkit.models.base import Sampling, build_model
 from toolkit.train.engine import Engine, TrainState
 
-STEPS, BROKEN = 4, 2  # at step BROKEN the last rank's gradients are infinite
+STEPS, BROKEN, UNWANTED = 5, 2, 3  # the last rank's gradients are infinite; they are finite and discarded
 
 
 def digest(state: TrainState) -> str:
@@ -34,16 +34,16 @@ def digest(state: TrainState) -> str:
 
 
 def probe(config: str, settings: list[str], world: World) -> dict[str, Any]:
-    """{told, used: the gradient's norm before the update and DeepSpeed's own; kept: a broken step changed nothing}."""
+    """{told, used: the gradient's norm before the update and DeepSpeed's own; kept: discarding changed nothing}."""
     made = load_config(config, settings)
     torch.manual_seed(made.seed)
     engine = Engine.build(build_model(made, FrameSpec(1, 16, 16)), made, world, None)
     generator = torch.Generator().manual_seed(1)
-    told, used, kept = [], [], None
+    told, used, kept = [], [], []
     for step in range(STEPS):
         frames = torch.rand(made.train.batch, 8, 1, 16, 16, generator=generator)
         own = frames.tensor_split(world.world_size)[world.rank].split(engine.share.micro_batch)
-        before = digest(engine.gather()) if step == BROKEN else None
+        before = digest(engine.gather()) if step in (BROKEN, UNWANTED) else None
         for number, micro in enumerate(own):
             loss = engine.engine(micro, 4, Sampling()).losses["mse"]
             broken = step == BROKEN and world.rank == world.world_size - 1
@@ -51,11 +51,11 @@ def probe(config: str, settings: list[str], world: World) -> dict[str, Any]:
             if number < len(own) - 1:
                 engine.engine.step()
         told.append(engine.grad_norm_before_update())
-        engine.engine.step() if math.isfinite(told[-1]) else engine.discard_gradients()
+        engine.discard_gradients() if before else engine.engine.step()
         engine.step_count += 1
         used.append(engine.engine.get_global_grad_norm())
         if before:
-            kept = digest(engine.gather()) == before
+            kept.append(digest(engine.gather()) == before)
     return {"told": told, "used": [value and float(value) for value in used], "kept": kept}
 
 
