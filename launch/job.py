@@ -2,12 +2,15 @@
 
 Its only argument that matters is the run directory, so requeueing is running the same command again. Returns the code
 of the training (see toolkit/errors.py): 3 means "run me again". Imports neither torch nor a scheduler.
+
+In a step of Slurm with several tasks it runs once per rank: the first task is the job, the others only train with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +20,7 @@ from launch.cli import make_parser, positive, run_script
 from launch.lock import HeldLock, hold
 from launch.ranks import SignalRelay, meaning, run_ranks
 from launch.view import missing_scores
+from toolkit import slurm
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE
 from toolkit.rundir import RunDir
 from toolkit.train.heartbeat import beats_of
@@ -30,7 +34,7 @@ EXAMPLES = """\
 def job_id() -> str:
     """The scheduler's id of this job, or one made of the process id."""
     local = os.environ.get("SUBMITIT_LOCAL_JOB_ID")
-    return f"local-{local}" if local else f"hand-{os.getpid()}"
+    return f"local-{local}" if local else slurm.job_name() or f"hand-{os.getpid()}"
 
 
 def run_job(run: RunDir, ranks: int = 1, scripts: Path = HERE, log_files: bool = False) -> int:
@@ -50,8 +54,11 @@ def run_job(run: RunDir, ranks: int = 1, scripts: Path = HERE, log_files: bool =
         RunBusyError: when another job has it.
     """
     split = run.config().eval.split
+    task = slurm.task()
+    if task is not None and task.rank > 0:
+        return _train_along(run, task, scripts, log_files)
     with SignalRelay() as relay, hold(run.path, job=job_id(), ranks=ranks) as lock:
-        job = _Job(run, relay, lock, log_files)
+        job = _Job(run, relay, lock, log_files, task)
         code = EXIT_OK
         if not run.done:
             code = job.phase("train", [str(scripts / "train.py"), "--run", str(run.path)], ranks)
@@ -64,6 +71,22 @@ def run_job(run: RunDir, ranks: int = 1, scripts: Path = HERE, log_files: bool =
                 code = _vouch(run, split)
         lock.note(ended=time.time(), exit=code)
         return code
+
+
+def _train_along(run: RunDir, task: slurm.Task, scripts: Path, log_files: bool) -> int:
+    """A rank other than the first of a job of several tasks. Slurm ends all tasks at the first code other than 0."""
+    if run.done:
+        return EXIT_OK
+    logs = [run.logs / f"{job_id()}_{task.rank}.log"] if log_files else []
+    with SignalRelay() as relay:
+        command = [sys.executable, str(scripts / "train.py"), "--run", str(run.path)]
+        code = run_ranks(command, 1, relay, logs, environment=task.environment)
+    if code in (EXIT_OK, EXIT_REQUEUE) or code - 128 in relay.received:
+        return EXIT_OK  # that it was stopped is the first task's to say, when it has written the checkpoint
+    if run.failure() is None:
+        where = f"; see {logs[0]}" if logs else ""
+        run.mark_failed(f"train: rank {task.rank} on {socket.gethostname()}: {meaning(code)}{where}")
+    return code
 
 
 def _vouch(run: RunDir, split: str) -> int:
@@ -81,11 +104,14 @@ def _vouch(run: RunDir, split: str) -> int:
 class _Job:
     """The phases of one job."""
 
-    def __init__(self, run: RunDir, relay: SignalRelay, lock: HeldLock, log_files: bool) -> None:
+    def __init__(
+        self, run: RunDir, relay: SignalRelay, lock: HeldLock, log_files: bool, task: slurm.Task | None
+    ) -> None:
         self.run = run
         self.relay = relay
         self.lock = lock
         self.log_files = log_files
+        self.task = task
 
     def phase(self, name: str, arguments: list[str], ranks: int) -> int:
         """Run one script; on failure leave a reason in the run directory, unless the script did."""
@@ -95,9 +121,8 @@ class _Job:
         logs = self._logs(name, ranks)
         self.lock.note(phase=name, log=str(logs[0]) if logs else None)
         command = [sys.executable, *arguments]
-        code = run_ranks(
-            command, ranks, self.relay, logs, self.lock.environment, [self.lock.fd], describe=self._describe_rank
-        )
+        environment = {**self.lock.environment, **self._place(name)}
+        code = run_ranks(command, ranks, self.relay, logs, environment, [self.lock.fd], describe=self._describe_rank)
         # A script that a signal ended before it could set its handlers was stopped too: it had nothing to save.
         stopped = {EXIT_REQUEUE, EXIT_OK, *(128 + number for number in self.relay.received)}
         if self.relay.received and code in stopped:
@@ -106,6 +131,12 @@ class _Job:
         if code not in (EXIT_OK, EXIT_REQUEUE) and self.run.failure() is None:
             self.run.mark_failed(f"{name}: {meaning(code)}" + (f"; see {logs[0]}" if logs else ""))
         return code
+
+    def _place(self, name: str) -> dict[str, str]:
+        """Several tasks train as one world; the first one evaluates alone."""
+        if self.task is None:
+            return {}
+        return self.task.environment if name == "train" else {"RANK": "0", "WORLD_SIZE": "1"}
 
     def _describe_rank(self, rank: int) -> str:
         beat = beats_of(self.run.path).get(rank)

@@ -55,6 +55,9 @@ class Submitter(Protocol):
     def cancel(self) -> None:
         """Drop what waits, and ask what runs to stop at its next checkpoint; `poll` tells when it has."""
 
+    def last_words(self, job: Job) -> str | None:
+        """What the layer knows about the end of a job that left no word in its run directory."""
+
 
 JobCommand = Callable[[Path, int, bool], list[str]]
 """(run directory, ranks, output to log files?) -> the command of its job."""
@@ -143,6 +146,9 @@ class _LocalLayer:
         for job, state in self._states.items():
             if state is JobState.QUEUED:
                 self._states[job] = JobState.ENDED
+
+    def last_words(self, job: Job) -> str | None:
+        return "out of memory? See also logs/submitit"
 
     def _start(self, job: Job, slot: int) -> _Started:
         raise NotImplementedError

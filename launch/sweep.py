@@ -1,4 +1,7 @@
-"""Plan a sweep, submit what isn't done, wait for it, and say what came of it. Does not import torch."""
+"""Plan a sweep, submit what isn't done, wait for it, and say what came of it. Does not import torch.
+
+On a cluster it returns when the jobs are in the queue, unless told to --wait.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,20 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch import lock
 from launch.board import Board
 from launch.cli import make_parser, positive, run_script
-from launch.jobs import DebugSubmitter, JobCommand, JobState, LocalSubmitter, Machine, Submitter, job_command
+from launch.jobs import DebugSubmitter, Job, JobCommand, JobState, LocalSubmitter, Machine, Submitter, job_command
 from launch.ranks import SignalRelay
 from launch.record import place, preparing, write_record
+from launch.slurm import SlurmSubmitter
+from launch.slurm_calls import QueuedJob
+from launch.slurm_profile import read_profile
+from launch.slurm_text import Shape
 from launch.spec import PlannedRun, SweepPlan, plan_sweep
 from launch.table import render
 from launch.view import RunView, look
@@ -31,7 +38,9 @@ EXAMPLES = """\
   python launch/sweep.py configs/sweeps/demo.yaml                       # here, one per GPU or core at a time
   python launch/sweep.py configs/sweeps/demo.yaml --cluster debug       # one after the other, with their output
   python launch/sweep.py configs/sweeps/demo.yaml --set train.steps=10  # another value in every run
-  python launch/sweep.py configs/sweeps/demo.yaml --retry failed        # once more for those that failed"""
+  python launch/sweep.py configs/sweeps/demo.yaml --retry failed        # once more for those that failed
+  python launch/sweep.py configs/sweeps/demo.yaml --cluster slurm --profile gpu --nodes 2 --gpus-per-node 4"""
+FINAL = ("done", "failed")
 WHAT = {
     "new": "train",
     "interrupted": "go on",
@@ -49,9 +58,12 @@ class Item:
     run: RunDir
     before: RunView
     submitted: bool
+    job: QueuedJob | None = None  # what it has in a cluster's queue
 
     @property
     def what(self) -> str:
+        if self.job is not None and not self.before.live:
+            return f"wait: job {self.job.name} is in the queue ({self.job.state})"
         if self.before.live:
             return f"wait: {lock.describe(lock.holder(self.run.path) or {})}"
         if self.before.state == "new" and not MODELS[self.planned.config.model.name].trained:
@@ -62,13 +74,16 @@ class Item:
         return look(self.run, self.planned.name, self.planned.config.eval.split)
 
 
-def survey(plan: SweepPlan, root: Path, retry_failed: bool) -> list[Item]:
-    """How every run of the plan stands, and whether it will be submitted."""
+def survey(
+    plan: SweepPlan, root: Path, retry_failed: bool, queued: Mapping[Path, QueuedJob] | None = None
+) -> list[Item]:
+    """How every run of the plan stands, and whether it will be submitted; one that has a job in the queue will not."""
     wanted = {"new", "interrupted", "trained"} | ({"failed"} if retry_failed else set())
     items = []
     for planned, run in zip(plan.runs, place(root, plan), strict=True):
         view = look(run, planned.name, planned.config.eval.split)
-        items.append(Item(planned, run, view, view.state in wanted))
+        job = (queued or {}).get(run.path.resolve()) if view.state != "done" else None
+        items.append(Item(planned, run, view, view.state in wanted and job is None, job))
     return items
 
 
@@ -101,16 +116,21 @@ def check_stores(items: Sequence[Item]) -> None:
         )
 
 
-def wait(items: Sequence[Item], submitter: Submitter, board: Board) -> tuple[list[RunView], bool]:
+def wait(
+    items: Sequence[Item], submitted: Sequence[Job], submitter: Submitter, board: Board
+) -> tuple[list[RunView], bool]:
     """Follow the jobs to their end; returns how the runs stand then, and whether a signal cut it short."""
-    watched = [item for item in items if item.submitted or item.before.live]
-    jobs = {job.run: job for job in submitter.submit([item.run.path for item in items if item.submitted])}
+    watched = [item for item in items if item.submitted or item.before.live or item.job]
+    jobs = {job.run: job for job in submitted}
     settled: dict[Path, RunView] = {}
     since = time.time()
     stopping = False
     with SignalRelay() as relay:
         while True:
             signals = relay.take()
+            if signals and isinstance(submitter, SlurmSubmitter):
+                board.say("left: the jobs go on without this command")
+                raise KeyboardInterrupt
             if signals and stopping:
                 board.say("left: the jobs end by themselves when their checkpoints are written")
                 raise KeyboardInterrupt
@@ -131,7 +151,9 @@ def wait(items: Sequence[Item], submitter: Submitter, board: Board) -> tuple[lis
                 elif state is JobState.RUNNING and lock.read_record(item.run.path).get("started", 0.0) < since:
                     view = dataclasses.replace(view, state="starting", reason=None)
                 elif state is JobState.ENDED and (not view.live or (stopping and job is None)):
-                    view = settled[item.run.path] = _verdict(item, view, expected=stopping or job is None)
+                    expected = stopping or job is None
+                    words = submitter.last_words(job) if job and not expected and view.state not in FINAL else None
+                    view = settled[item.run.path] = _verdict(item, view, expected, words)
                 views.append(view)
             finished = len(settled) == len(watched)
             board.show(views, last=finished)
@@ -140,12 +162,12 @@ def wait(items: Sequence[Item], submitter: Submitter, board: Board) -> tuple[lis
             time.sleep(POLL_S)
 
 
-def _verdict(item: Item, view: RunView, expected: bool) -> RunView:
+def _verdict(item: Item, view: RunView, expected: bool, words: str | None) -> RunView:
     """Name a job that ended without finishing its run, failing or being stopped: killed, or never begun."""
     stopped = lock.read_record(item.run.path).get("exit") == EXIT_REQUEUE
-    if expected or stopped or view.state in ("done", "failed"):
+    if expected or stopped or view.state in FINAL:
         return view
-    reason = f"{view.state}: its job ended without a word (out of memory?); see also logs/submitit"
+    reason = f"{view.state}: its job ended without a word" + (f" ({words})" if words else "")
     return dataclasses.replace(view, state="killed", reason=reason)
 
 
@@ -177,34 +199,54 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
     """Run the script; `command` gives what a job runs. Returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = _parse(arguments)
+    again = shlex.join(["python", "launch/sweep.py", *arguments])
     plan = plan_sweep(options.sweep, options.set)
     root: Path = options.runs / plan.name
     items = survey(plan, root, options.retry == "failed")
-    print("\n".join(describe(plan, items)), flush=True)
+    submitter = _submitter(options, root, command)
     if options.dry_run:
-        print("dry run: nothing was made or submitted")
+        print("\n".join([*describe(plan, items), "dry run: nothing was made or submitted"]))
         return EXIT_OK
-    submitted = [item for item in items if item.submitted]
-    check_stores(submitted)
+    check_stores([item for item in items if item.submitted])
+    if isinstance(submitter, SlurmSubmitter):
+        submitter.check()
+    jobs: list[Job] = []
+    # From the look at the queue to the submission nobody else submits: two at the same instant make one job per run.
     with preparing(root):
+        if isinstance(submitter, SlurmSubmitter):
+            queued = submitter.queued()
+            items = survey(plan, root, options.retry == "failed", queued)
+            jobs = submitter.adopt({item.run.path.resolve(): item.job for item in items if item.job})
+        print("\n".join(describe(plan, items)), flush=True)
+        submitted = [item for item in items if item.submitted]
         for item in submitted:
             RunDir.create(item.run.path, item.planned.config)
         write_record(root, plan, [item.run for item in items])
-    views, stopped = [item.before for item in items], False
-    if any(item.submitted or item.before.live for item in items):
-        submitter = _submitter(options, command)
+        jobs += submitter.submit([item.run.path for item in submitted])
+    if not any(item.submitted or item.before.live or item.job for item in items):
+        return conclude(plan, items, [item.before for item in items], root, again)
+    if isinstance(submitter, SlurmSubmitter) and not options.wait:
+        print(f"Watch: python launch/status.py {root}    wait: {again} --wait")
+        return EXIT_OK
+    if isinstance(submitter, LocalSubmitter | DebugSubmitter):
         print(f"{len(submitted)} runs to do, {submitter.jobs} at a time; logs in {root}/*/logs", flush=True)
-        board = Board(sys.stdout, redraw=False if options.cluster == "debug" else None)
-        views, stopped = wait(items, submitter, board)
-    again = shlex.join(["python", "launch/sweep.py", *arguments])
+    board = Board(sys.stdout, redraw=False if options.cluster == "debug" else None)
+    views, stopped = wait(items, jobs, submitter, board)
     code = conclude(plan, items, views, root, again)
     return EXIT_REQUEUE if stopped and code != EXIT_OK else code
 
 
-def _submitter(options: argparse.Namespace, command: JobCommand) -> LocalSubmitter | DebugSubmitter:
+def _submitter(
+    options: argparse.Namespace, root: Path, command: JobCommand
+) -> LocalSubmitter | DebugSubmitter | SlurmSubmitter:
+    if options.cluster == "slurm":
+        profile = read_profile(options.profile)
+        shape = Shape.of(profile, options.nodes, options.gpus_per_node, options.ranks)
+        return SlurmSubmitter(root, profile, shape, options.jobs, command)
+    ranks = options.ranks or 1
     if options.cluster == "debug":
-        return DebugSubmitter(options.ranks, command)
-    return LocalSubmitter(options.ranks, options.jobs or Machine.here().jobs(options.ranks), command)
+        return DebugSubmitter(ranks, command)
+    return LocalSubmitter(ranks, options.jobs or Machine.here().jobs(ranks), command)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -212,24 +254,39 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("sweep", nargs="?", type=Path, default=PAPER, help="a sweep file (default: the paper's sweep)")
     parser.add_argument(
         "--cluster",
-        choices=("local", "debug"),
+        choices=("local", "debug", "slurm"),
         default="local",
-        help="local: background jobs on this machine (default); debug: one after the other, in the foreground",
+        help="local: background jobs on this machine (default); debug: one after the other, in the foreground; "
+        "slurm: jobs of a Slurm cluster, submitted from its login node",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument(
-        "--jobs", type=positive, metavar="N", help="local runs at a time (default: GPUs or cores / ranks)"
+        "--jobs", type=positive, metavar="N", help="runs at a time (default: local GPUs or cores / ranks)"
     )
-    parser.add_argument("--ranks", type=positive, default=1, metavar="N", help="processes per run (default: 1)")
+    parser.add_argument(
+        "--ranks", type=positive, metavar="N", help="processes per run (default: 1; slurm: one for each GPU)"
+    )
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where sweeps live (default: runs)"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
     parser.add_argument("--retry", choices=("failed",), help="submit failed runs again")
+    cluster = parser.add_argument_group("with --cluster slurm")
+    cluster.add_argument("--profile", metavar="NAME", help="slurm/profiles/NAME.yaml, or a file (default: default)")
+    cluster.add_argument("--nodes", type=positive, metavar="N", help="nodes per run (default: the profile's)")
+    cluster.add_argument("--gpus-per-node", type=_count, metavar="G", help="GPUs per node (default: the profile's)")
+    cluster.add_argument("--wait", action="store_true", help="stay, and follow the jobs to their end")
     options = parser.parse_args(arguments)
     if options.cluster == "debug" and options.jobs:
         parser.error("--cluster debug runs one job at a time; leave --jobs out")
+    for name in ("profile", "nodes", "gpus_per_node", "wait"):
+        if options.cluster != "slurm" and getattr(options, name) not in (None, False):
+            parser.error(f"--{name.replace('_', '-')} goes with --cluster slurm")
     return options
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else positive(text)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,8 @@ def look(run: RunDir, name: str | None = None, split: str | None = None, now: fl
         standing = run.standing(now)
     except ValueError:  # a full disk or a hand edit; the run writes a new one with its next step
         state, standing = {}, "interrupted"
+    if job is None and standing == "running" and record.get("ended", 0.0) >= state.get("updated", 0.0):
+        standing = "interrupted"  # its job said goodbye: no silence is needed to know
     word = _word(run, standing, state, job is not None, split)
     training = word in ("running", "validating") and bool(state.get("seq_per_s"))  # 0 before the first step
     failure = run.failure() if word == "failed" else None

@@ -1,7 +1,7 @@
-"""Who am I: one process, or one rank of a torchrun job.
+"""Who am I: one process, or one rank of a torchrun job or of a step of Slurm.
 
-RANK and WORLD_SIZE both set: torchrun's environment. Neither: a single process. Only one of them is an error, because
-training would silently fall apart into lone processes.
+RANK and WORLD_SIZE both set: torchrun's environment. Only one of them is an error, because training would silently fall
+apart into lone processes. Neither: a task of a Slurm step of several (toolkit/slurm.py), or a single process.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
+from toolkit import slurm
 from toolkit.errors import EXIT_FAILURE, ConfigError, PeerError, ToolkitError
 from toolkit.rendezvous import meet
 
@@ -106,9 +107,11 @@ def init(
         timeout: how long a collective may wait for a rank.
 
     Raises:
-        ConfigError: half a torchrun environment.
+        ConfigError: half an environment of torchrun or Slurm.
         ToolkitError: the ranks can't find each other; see toolkit/rendezvous.py.
     """
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ and (task := slurm.task()) is not None:
+        os.environ.update(task.environment)
     given = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
     missing = [name for name, value in given.items() if value is None]
     if len(missing) == 1:

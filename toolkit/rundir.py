@@ -17,6 +17,7 @@ Small files are replaced whole (write, fsync, rename), so a reader never sees ha
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -175,23 +176,29 @@ class RunDir:
 
 def environment() -> dict[str, Any]:
     """What made this run: versions, host, command, working directory and the state of the git checkout."""
-    packages = {}
-    for name in ("torch", "deepspeed", "numpy", "webdataset", "zarr", "submitit", "modernn-toolkit"):
-        try:
-            packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            packages[name] = "not installed"
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": sys.argv,
         "cwd": os.getcwd(),
         "host": socket.gethostname(),
         "python": platform.python_version(),
-        "packages": packages,
+        "packages": _packages(),
         "git": git_state(Path(__file__).parent),
     }
 
 
+@functools.cache  # a sweep makes a thousand run directories
+def _packages() -> dict[str, str]:
+    packages = {}
+    for name in ("torch", "deepspeed", "numpy", "webdataset", "zarr", "submitit", "modernn-toolkit"):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = "not installed"
+    return packages
+
+
+@functools.cache
 def git_state(folder: Path) -> dict[str, Any]:
     """Commit and whether files differ from it; empty outside a checkout or without git."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 TRAIN = '''\
-"""Counts its starts, counts steps, stops on SIGTERM with a checkpoint; train.deepspeed.fake says how it misbehaves.
+"""Counts its starts, counts steps, stops on a signal with a checkpoint; train.deepspeed.fake says how it misbehaves.
 
 The standard library alone (toolkit takes a quarter of a second to import, and the tests start dozens of these).
 """
@@ -21,7 +21,8 @@ from pathlib import Path
 
 run = Path(sys.argv[sys.argv.index("--run") + 1])
 stop = []
-signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, lambda *_: stop.append(1))
 config = (run / "config.yaml").read_text()
 steps = int(re.search(r"^  steps: (\\d+)$", config, re.M)[1])
 fake = (re.search(r"fake: (\\S+)", config) or ["", ""])[1]

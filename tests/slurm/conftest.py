@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from launch import lock
+from tests.launch.conftest import Fakes, fakes
+
+__all__ = ["fakes"]  # the fixture, for these tests too
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "slurm" / "devcluster" / "cluster"
@@ -45,9 +51,13 @@ class DevCluster:
         assert not check or done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         return done
 
-    def run(self, *command: object) -> str:
+    def run(self, *command: object, check: bool = True) -> str:
         """The output of a command on the login node."""
-        return self.call("exec", *command).stdout
+        return self.call("exec", *command, check=check).stdout
+
+    def queue(self) -> list[str]:
+        """Names of the jobs that wait or run."""
+        return self.run("squeue", "--noheader", "--array", "--format=%i").split()
 
     def daemons(self) -> dict[str, str]:
         """Process ids, or `not running`, by name."""
@@ -79,8 +89,8 @@ def new_cluster() -> Iterator[Callable[..., DevCluster]]:
 
 @pytest.fixture(scope="session")
 def cluster(new_cluster: Callable[..., DevCluster]) -> DevCluster:
-    """Four nodes of 8 CPUs and 2 pretended GPUs."""
-    return new_cluster()
+    """Four nodes of 8 CPUs and 2 pretended GPUs; an array has at most 6 tasks."""
+    return new_cluster(CONF="MaxArraySize=6")
 
 
 def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
@@ -89,3 +99,66 @@ def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"still not so after {seconds:.0f} s"
         time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A cluster and a folder on it, with stand-ins for the training that take milliseconds a step."""
+
+    cluster: DevCluster
+    fakes: Fakes
+
+    @property
+    def folder(self) -> Path:
+        return self.fakes.folder
+
+    def command(self, *arguments: object) -> list[str]:
+        """launch/sweep.py on the login node."""
+        script = self.fakes.scripts / "fake_sweep.py"
+        options = ["demo.yaml", "--cluster", "slurm", "--profile", "devcluster", *map(str, arguments)]
+        return [str(SCRIPT), "exec", sys.executable, str(script), *options]
+
+    def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+        settings = {**os.environ, "DEVCLUSTER": str(self.cluster.folder), **environment}
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            self.command(*arguments), cwd=self.folder, env=settings, stdout=pipe, stderr=subprocess.STDOUT, text=True
+        )
+
+    def sweep(self, *arguments: object, **environment: str) -> tuple[int, str]:
+        """(exit code, output)."""
+        with self.start(*arguments, **environment) as process:
+            output, _ = process.communicate(timeout=90)
+        return process.returncode, output
+
+    def runs(self) -> list[Path]:
+        return self.fakes.runs()
+
+    def starts(self) -> list[int]:
+        """How often each run was started."""
+        return [len(starts(run)) for run in self.runs()]
+
+    def wait(self) -> None:
+        """Until the queue is empty."""
+        eventually(lambda: not self.cluster.queue(), 60)
+
+
+def starts(run: Path) -> list[str]:
+    """A line for each process that trained a run: its id and rank."""
+    file = run / "starts"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def live(run: Path) -> bool:
+    """Whether a job has the run and its training listens to signals."""
+    return lock.holder(run) is not None and (run / "state.json").exists()
+
+
+@pytest.fixture
+def site(cluster: DevCluster, fakes: Fakes) -> Iterator[Site]:
+    fakes.sweep_file("base: base.yaml\nseeds: 3\n")
+    script = fakes.scripts / "fake_sweep.py"
+    script.write_text("from launch import slurm\nslurm.POLL_S = 0.5\n" + script.read_text())
+    yield Site(cluster, fakes)
+    cluster.run("scancel", "--user=root" if os.getuid() == 0 else f"--user={os.getuid()}")
+    eventually(lambda: not cluster.queue(), 60)

@@ -1,0 +1,221 @@
+"""Sweeps on a Slurm cluster: a sweep is one array, a job is a run directory.
+
+    runs/<sweep>/slurm/<key>/      one submission; <key> is in its jobs' name, so that squeue alone tells what is queued
+      submit.sbatch  runs.txt      array task n runs line n + 1
+      job                          its id, for people
+      4711_0.log                   what happened before the run's own log began
+
+Nothing has to be remembered: whether a run has a job is asked of squeue, by the name of the submission, whose folder
+was written before; how a run stands is read from its directory.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch import slurm_calls, snapshot
+from launch.jobs import JOB_SCRIPT, Job, JobCommand, JobState, job_command
+from launch.slurm_calls import QueuedJob, SlurmError
+from launch.slurm_profile import Profile
+from launch.slurm_text import Executor, Shape, array_text, run_text
+from toolkit.rundir import write_atomic
+
+POLL_S = 5.0
+SUBMISSIONS = "slurm"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Jobs that one call of sbatch made."""
+
+    folder: Path
+    job: str
+    runs: tuple[Path, ...]
+
+    def jobs(self) -> list[tuple[Path, str]]:
+        """Its runs with the job of each, as squeue shows it."""
+        if len(self.runs) == 1:
+            return [(self.runs[0], self.job)]
+        return [(run, f"{self.job}_{index}") for index, run in enumerate(self.runs)]
+
+
+class SlurmSubmitter:
+    """Jobs on a cluster; they outlive the caller."""
+
+    def __init__(
+        self,
+        root: Path,
+        profile: Profile,
+        shape: Shape,
+        throttle: int | None = None,
+        command: JobCommand = job_command,
+    ) -> None:
+        """
+        Args:
+            root: the sweep's directory.
+            throttle: most jobs at a time; None: as many as the cluster likes.
+        """
+        self.root = root.resolve()
+        self.profile = profile
+        self.shape = shape
+        self.throttle = throttle
+        self.command = command
+        self._names: dict[Job, str] = {}
+        self._states: dict[Job, JobState] = {}
+        self._absent: dict[Job, int] = {}
+        self._asked_at = 0.0
+
+    def check(self) -> None:
+        """Find out whether this machine can submit, before anything is made.
+
+        Raises:
+            SlurmError: no Slurm here, or its controller doesn't answer.
+        """
+        slurm_calls.check_installed()
+        self.array_size = slurm_calls.max_array_size()
+        if kind := memory_file_system(self.root):
+            print(f"note: {self.root} is in this machine's memory ({kind}); the nodes will hardly see it (--runs DIR)")
+
+    def queued(self) -> dict[Path, QueuedJob]:
+        """The jobs that runs of this sweep have in the queue, whoever submitted them. Asks squeue once."""
+        found: dict[Path, QueuedJob] = {}
+        lists: dict[str, list[str]] = {}
+        for job in slurm_calls.queue():
+            key = job.job_name.rpartition("-")[2]
+            runs_file = self.root / SUBMISSIONS / key / "runs.txt"
+            if key and runs_file.exists():
+                runs = lists.setdefault(key, runs_file.read_text(encoding="utf-8").splitlines())
+                found[Path(runs[job.index])] = job
+            elif job.comment == str(self.root):  # a run's own text, by hand
+                found[self.root / job.job_name] = job
+        return found
+
+    def adopt(self, queued: Mapping[Path, QueuedJob]) -> list[Job]:
+        """Follow jobs that were there before."""
+        return [self._follow(run, job.name) for run, job in queued.items()]
+
+    def submit(self, runs: Sequence[Path]) -> list[Job]:
+        """Submit runs in as few arrays as the controller allows.
+
+        Raises:
+            SlurmError: refused; then none of them was submitted.
+        """
+        if not runs:
+            return []
+        runs = [run.resolve() for run in runs]
+        copy = snapshot.take(self.root)
+        if copy.untracked:
+            print(f"note: copied though git doesn't know them: {_some(copy.untracked)}")
+        changed = [run.name for run in runs if snapshot.point(run, copy.path)]
+        if changed:
+            print(f"note: these go on with changed code ({copy.path.name}): {_some(changed)}")
+        for run in runs:
+            self._write_text(run, copy.path)
+        submissions: list[Submission] = []
+        try:
+            for part in self._parts(runs):
+                submissions.append(self._submit_part(part, self._predecessor(submissions)))
+        except BaseException:
+            slurm_calls.cancel([submission.job for submission in submissions])
+            raise
+        jobs = [self._follow(run, name) for submission in submissions for run, name in submission.jobs()]
+        names = ", ".join(submission.job for submission in submissions)
+        kind = "array" if len(runs) > len(submissions) else "job"
+        print(f"submitted {len(runs)} runs as {kind}{'s' * (len(submissions) > 1)} {names}")
+        return jobs
+
+    def poll(self) -> dict[Job, JobState]:
+        if time.monotonic() - self._asked_at < POLL_S:
+            return dict(self._states)
+        self._asked_at = time.monotonic()
+        try:
+            states = {job.name: job.state for job in slurm_calls.queue()}
+        except SlurmError as error:
+            print(f"{error}\nasking again", file=sys.stderr, flush=True)
+            return dict(self._states)
+        for job, name in self._names.items():
+            word = states.get(name)
+            # Twice absent is ended: meanwhile a shared file system has shown what the job wrote last.
+            self._absent[job] = 0 if word else self._absent[job] + 1
+            if word:
+                waiting = word in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+                self._states[job] = JobState.QUEUED if waiting else JobState.RUNNING
+            elif self._absent[job] > 1:
+                self._states[job] = JobState.ENDED
+        return dict(self._states)
+
+    def cancel(self) -> None:
+        slurm_calls.cancel([name for job, name in self._names.items() if self._states[job] is not JobState.ENDED])
+
+    def last_words(self, job: Job) -> str | None:
+        """How Slurm says that it ended."""
+        return slurm_calls.last_words(self._names[job])
+
+    def _follow(self, run: Path, name: str) -> Job:
+        job = Job(run, len(self._names))
+        self._names[job], self._states[job], self._absent[job] = name, JobState.QUEUED, 0
+        return job
+
+    def _write_text(self, run: Path, code: Path) -> None:
+        (run / "logs").mkdir(exist_ok=True)
+        python = self.profile.python or sys.executable
+        replaced = {str(JOB_SCRIPT): str(code / "launch" / JOB_SCRIPT.name), sys.executable: python}
+        command = [replaced.get(word, word) for word in self.command(run, 1, True)]
+        text = run_text(self.profile, self.shape, self.root, run, code, command, Path.cwd())
+        write_atomic(run / "submit.sbatch", text)
+
+    def _parts(self, runs: Sequence[Path]) -> list[Sequence[Path]]:
+        size = max(1, self.array_size)
+        return [runs[first : first + size] for first in range(0, len(runs), size)]
+
+    def _predecessor(self, submissions: Sequence[Submission]) -> str | None:
+        """The job that the next one waits for. A throttle holds within an array; so arrays run one after the other."""
+        lanes = 1 if self.array_size > 1 else self.throttle
+        return submissions[-lanes].job if self.throttle and lanes and len(submissions) >= lanes else None
+
+    def _submit_part(self, runs: Sequence[Path], after: str | None) -> Submission:
+        key = secrets.token_hex(4)
+        folder = self.root / SUBMISSIONS / key
+        folder.mkdir(parents=True)
+        throttle = f"%{self.throttle}" if self.throttle else ""
+        array = f"0-{len(runs) - 1}{throttle}" if len(runs) > 1 else None
+        name = f"{self.root.name}-{key}"
+        text = array_text(self.profile, self.shape, self.root, folder, name, array, after, Path.cwd())
+        write_atomic(folder / "runs.txt", "".join(f"{run}\n" for run in runs))
+        write_atomic(folder / "submit.sbatch", text)
+        try:
+            answer = slurm_calls.sbatch(str(folder / "submit.sbatch"), slurm_calls.submission_environment(self.profile))
+            job = Executor(folder).job_id(answer)
+        except SlurmError:
+            # An answer may have been lost on its way: then the job is there all the same.
+            accepted = [job.name for job in slurm_calls.queue() if job.job_name == name]
+            if not accepted:
+                shutil.rmtree(folder)
+                raise
+            job = re.split("_", accepted[0])[0]
+        write_atomic(folder / "job", job + "\n")
+        return Submission(folder, job, tuple(runs))
+
+
+def memory_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
+    """The kind of file system of a path if it is one in memory, which no other machine sees; None where unknown."""
+    best, kind = "", None
+    try:
+        for line in mounts.read_text(encoding="utf-8").splitlines():
+            _, point, found, *_ = line.split()
+            if len(point) >= len(best) and path.is_relative_to(point):
+                best, kind = point, found
+    except OSError:
+        return None
+    return kind if kind in ("tmpfs", "ramfs", "devtmpfs") else None
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

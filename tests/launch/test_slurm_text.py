@@ -1,0 +1,133 @@
+"""The sbatch texts, whole, as tests/launch/golden holds them; and profiles.
+
+A change of a text that is meant: delete the files, run this twice, and read the difference.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch.slurm import memory_file_system
+from launch.slurm_calls import explain, submission_environment
+from launch.slurm_profile import FOLDER, Profile, read_profile
+from launch.slurm_text import Shape, array_text, run_text
+from toolkit.errors import ConfigError
+
+GOLDEN = Path(__file__).parent / "golden"
+SWEEP = Path("/scratch/me/runs/demo")
+RUN = SWEEP / "modernn-seed1-1a2b3c4d"
+CODE = SWEEP / "code" / "0123456789ab"
+HOME = Path("/home/me/modernn")
+COMMAND = ["/venv/bin/python", f"{CODE}/launch/job.py", str(RUN), "--ranks", "1", "--log-files"]
+
+
+def text_of(profile: Profile, nodes: int | None = None, gpus: int | None = None, ranks: int | None = None) -> str:
+    return run_text(profile, Shape.of(profile, nodes, gpus, ranks), SWEEP, RUN, CODE, COMMAND, HOME)
+
+
+def texts() -> dict[str, str]:
+    plain = Profile()
+    folder = SWEEP / "slurm" / "8c9d0e1f"
+    array = array_text(
+        plain, Shape.of(plain, None, None, None), SWEEP, folder, "demo-8c9d0e1f", "0-99%10", "4711", HOME
+    )
+    return {
+        "one-gpu": text_of(plain),
+        "two-nodes": text_of(plain, nodes=2, gpus=4),
+        "array": array,
+        "modules": text_of(read_profile("gpu")),
+        "container": text_of(read_profile("container")),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(texts()))
+def test_the_text_is_the_one_that_was_reviewed(name: str) -> None:
+    file, text = GOLDEN / f"{name}.sbatch", texts()[name]
+    if not file.exists():
+        file.write_text(text)
+        pytest.fail(f"{file} was missing: written anew. Read it, then run this again")
+    assert text == file.read_text()
+    subprocess.run(["bash", "-n", str(file)], check=True)
+
+
+def test_ranks_without_gpus() -> None:
+    profile = Profile(gpus_per_node=0)
+    assert Shape.of(profile, 2, None, 8).ranks_per_node == 4
+    assert "--gpus" not in text_of(profile, nodes=2, ranks=8)
+    with pytest.raises(ConfigError, match="--ranks 3 can't be spread evenly over 2 nodes: use a multiple of 2"):
+        Shape.of(profile, 2, None, 3)
+
+
+def test_names_with_blanks_and_quotes_stay_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "it's here"
+    (folder / "logs").mkdir(parents=True)
+    profile = Profile(env={"WORDS": "a 'b' $c"}, setup=["true"])
+    text = run_text(profile, Shape(1, 1, 1), tmp_path, folder, CODE, ["python", str(folder)], tmp_path)
+    end = text.index("[ -r")
+    shown = subprocess.run(["bash", "-c", text[:end] + 'echo "$run"'], capture_output=True, text=True, check=True)
+    assert shown.stdout == f"{folder}\n"
+    assert "export WORDS='a '\"'\"'b'\"'\"' $c'" in text
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_profile_can_be_used(file: Path) -> None:
+    assert text_of(read_profile(file.stem)).startswith("#!/bin/bash\n")
+
+
+def test_the_default_profile_names_every_key_with_its_default() -> None:
+    text = (FOLDER / "default.yaml").read_text()
+    assert read_profile(None) == Profile()
+    for key in Profile.model_fields:
+        assert f"\n{key}:" in text
+
+
+def profile_of(tmp_path: Path, text: str) -> Profile:
+    (tmp_path / "mine.yaml").write_text(text)
+    return read_profile(str(tmp_path / "mine.yaml"))
+
+
+def test_times_are_not_yamls_base_sixty(tmp_path: Path) -> None:
+    assert profile_of(tmp_path, "time: 12:30:00\n").time == "12:30:00"
+    assert profile_of(tmp_path, "time: 90\nnodes: 2\nsbatch: {exclusive: true}\n").nodes == 2
+
+
+def test_all_faults_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        profile_of(tmp_path, "nodes: 0\ncpus: 3\nsbatch: {output: x}\nenv: [a]\n")
+    message = str(caught.value)
+    assert "4 faults" in message
+    assert "cpus: unknown key" in message
+    assert "sbatch: output is set by the toolkit" in message
+    assert "nodes: input should be greater than or equal to 1, got '0'" in message
+    assert f"Known keys: {', '.join(Profile.model_fields)}" in message
+    with pytest.raises(ConfigError, match="partition is a key of the profile itself"):
+        profile_of(tmp_path, "sbatch: {partition: gpu}\n")
+    with pytest.raises(ConfigError, match="must hold keys and values"):
+        profile_of(tmp_path, "gpu\n")
+    with pytest.raises(ConfigError, match="profiles there: container, default, devcluster, gpu"):
+        read_profile("no-such")
+
+
+def test_an_outer_jobs_environment_stays_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_CONF", "SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_OUTPUT", "PMI_RANK"):
+        monkeypatch.setenv(name, "x")
+    kept = submission_environment(Profile(partition="gpu"))
+    shown = {name for name in kept if name.startswith(("SLURM", "SBATCH", "PMI"))}
+    assert shown == {"SLURM_CONF", "SBATCH_ACCOUNT"}  # the profile has a partition, and no account
+
+
+def test_a_folder_in_memory_is_noticed(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text("/dev/vda / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\nnas:/x /tmp/far nfs4 rw 0 0\n")
+    assert memory_file_system(Path("/tmp/runs"), mounts) == "tmpfs"
+    assert memory_file_system(Path("/tmp/far/runs"), mounts) is None
+    assert memory_file_system(Path("/home/runs"), mounts) is None
+    assert memory_file_system(Path("/home/runs"), tmp_path / "absent") is None
+
+
+def test_a_refusal_without_a_hint_stands_as_it_is() -> None:
+    message = "sbatch: error: Something new\nsbatch: error: Batch job submission failed: Something new"
+    assert explain("sbatch", message) == "sbatch: Something new; Batch job submission failed: Something new"
