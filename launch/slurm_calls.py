@@ -36,7 +36,10 @@ HINTS = (
     ),
     (r"time limit", "lower `time` in the profile; limits: `sinfo -o '%R %l'`"),
     (r"[Jj]ob violates|QOSMax|AssocMax|[Ss]ubmit limit|limit reached", "submit fewer runs, or wait until some ended"),
-    (r"array (index|is too)|MaxArraySize|[Ii]nvalid job array", "set MaxArraySize's limit aside with --jobs 1"),
+    (
+        r"array (index|is too)|MaxArraySize|[Ii]nvalid job array",
+        "no array of this size: `scontrol show config | grep Array`",
+    ),
 )
 
 

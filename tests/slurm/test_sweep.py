@@ -48,6 +48,18 @@ def test_wait_follows_to_the_end(site: Site) -> None:
     assert "3 of 3 done\nThe report: python launch/report.py runs/demo" in output
 
 
+def test_ctrl_c_leaves_the_jobs_to_the_cluster(site: Site) -> None:
+    site.fakes.sweep_file("base: base.yaml\nset: {train.steps: 200}\n")
+    with site.start("--wait") as process:
+        eventually(lambda: [run for run in site.runs() if live(run)])
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "left: the jobs go on without this command" in output
+    site.wait()
+    assert "1 of 1 done" in site.sweep()[1]
+
+
 def test_what_is_in_the_queue_is_not_submitted_again(site: Site) -> None:
     hold = site.folder / "held.yaml"
     hold.write_text("cpus_per_task: 1\nsbatch: {hold: true}\n")
