@@ -132,6 +132,30 @@ def test_every_combination_equals_plain_pytorch(
     assert on_two_ranks[" ".join(settings)] == pytest.approx(expected, rel=5e-3 if bf16 else 2e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "tolerance"), [("fp32", 2e-6), ("bf16", 5e-3)])
+def test_a_hundred_steps_stay_together(
+    tiny_config: Path, train_on: Train, tmp_path: Path, kind: str, tolerance: float
+) -> None:
+    """2 ranks at every stage, and in accumulated parts, against plain PyTorch with the whole batch in one process. In
+    bf16 rounding parts them, by much less than training moves the loss.
+    """
+    common = [*SHORT, "train.steps=100", "train.validate_every=100", "train.checkpoint_every=100", "train.lr=1e-3"]
+    common += [f"train.precision={kind}", "train.clip=1e-4"]  # far below the norms at the end, too
+    # All matrices divided, small vectors whole: a message for each of those takes most of the time here.
+    stage3 = ["train.zero=3", "train.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 100}}"]
+    stages = [["train.zero=0"], ["train.zero=1"], ["train.zero=2"], stage3, ["train.zero=2", ACCUMULATE]]
+    jobs = [
+        {"config": str(tiny_config), "set": [*common, *stage], "run": str(tmp_path / str(number))}
+        for number, stage in enumerate(stages)
+    ]
+    train_on(jobs, 2)
+    expected = plain_losses(load_config(tiny_config, common), bf16=kind == "bf16")
+    assert sum(expected[-10:]) < 0.8 * sum(expected[:10])
+    for job in jobs:
+        assert logged(Path(str(job["run"]))) == pytest.approx(expected, rel=tolerance), job["set"]
+
+
 PROBED = [[f"train.zero={stage}", "train.micro_batch=1"] for stage in (0, 1, 2)]
 PROBED += [["train.zero=2", "train.precision=bf16"], ["train.zero=1", OFFLOAD]]
 PROBED += [[*STAGE3, "model.layers=1"], [*STAGE3, "model.layers=1", OFFLOAD]]
