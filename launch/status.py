@@ -22,7 +22,11 @@ EXAMPLES = """\
   python launch/status.py runs/demo                    # every run of a sweep
   python launch/status.py runs/demo --watch            # again every 5 seconds; Ctrl-C ends it
   python launch/status.py runs/demo/modernn-seed1-*    # some runs
-  python launch/status.py runs/demo --json             # for scripts"""
+  python launch/status.py runs/demo --json             # for scripts
+
+states: new; starting, first step, running, validating, evaluating: somebody works on it
+        stopped: asked to, with a checkpoint     interrupted: killed, or its machine lost    (both: run it again)
+        failed, hung, not finite, bad data, killed: the note says why      trained: to be scored      done"""
 
 
 def runs_of(folder: Path) -> list[RecordedRun]:
@@ -49,7 +53,7 @@ def views_of(folders: Sequence[Path]) -> list[RunView]:
 
 def report(views: Sequence[RunView], width: int | None) -> list[str]:
     """The table and a line of counts."""
-    counts = Counter(view.state for view in views)
+    counts = Counter(view.label for view in views)
     total = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     return [*render(RUN_HEADER, [run_row(view) for view in views], width), "", f"{len(views)} runs: {total}"]
 

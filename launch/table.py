@@ -34,7 +34,7 @@ def run_row(view: RunView) -> list[str]:
     """One run as cells under RUN_HEADER."""
     return [
         view.name,
-        view.state,
+        view.label,
         _steps(view),
         "" if view.rate is None else f"{view.rate:.1f}",
         "" if view.eta_s is None else duration(view.eta_s),

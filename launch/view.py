@@ -2,13 +2,16 @@
 
 States: `new` (nothing began), `starting` (a job has it, no step yet), `running`, `validating`, `evaluating`,
 `interrupted` (began, nobody works on it), `failed`, `trained` (scores are missing), `done` (trained and scored).
+Some have kinds, which people are shown instead: `first step` of running (it may compile for long), `stopped` of
+interrupted (asked to, with a checkpoint; else it was killed), and by exit code `hung`, `not finite`, `bad data`,
+`killed` of failed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import socket
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from launch import lock
+from toolkit.errors import EXIT_DATA, EXIT_HANG, EXIT_NONFINITE
 from toolkit.rundir import RunDir
+from toolkit.train.heartbeat import alive
 
+KINDS = {EXIT_NONFINITE: "not finite", EXIT_DATA: "bad data", EXIT_HANG: "hung"}
 LIVE_STATES = ("starting", "running", "validating", "evaluating")
 CHECKPOINTS_SCORED = ("best", "last")
 
@@ -40,6 +46,12 @@ class RunView:
     restarts: int | None = None
     reason: str | None = None
     log: str | None = None
+    kind: str | None = None  # of the state
+
+    @property
+    def label(self) -> str:
+        """The state in a word for people."""
+        return self.kind or self.state
 
     @property
     def live(self) -> bool:
@@ -87,9 +99,24 @@ def look(run: RunDir, name: str | None = None, split: str | None = None, now: fl
         val=dict(state.get("val") or {}),
         host=(job or {}).get("host") or state.get("host"),
         restarts=state.get("restarts"),
-        reason=failure or _why(word),
+        reason=failure or _slow(state, training) or _why(word, state),
         log=record.get("log"),
+        kind=_kind(word, state, failure),
     )
+
+
+def _kind(word: str, state: Mapping[str, Any], failure: str | None) -> str | None:
+    if word == "running" and state.get("phase") == "training" and not state.get("seq_per_s"):
+        return "first step"
+    if word == "interrupted" and state.get("phase") == "stopped":
+        return "stopped"
+    if failure is not None and (found := re.search(r"exit code (\d+) \(", failure)):
+        return KINDS.get(int(found[1]))
+    return "killed" if failure is not None and "killed by SIG" in failure else None
+
+
+def _slow(state: Mapping[str, Any], training: bool) -> str | None:
+    return f"slow: {state['slow']}" if training and state.get("slow") else None
 
 
 def _word(run: RunDir, standing: str, state: Mapping[str, Any], has_job: bool, split: str | None) -> str:
@@ -109,24 +136,18 @@ def _word(run: RunDir, standing: str, state: Mapping[str, Any], has_job: bool, s
 
 
 def _alive(state: Mapping[str, Any]) -> bool:
-    if state.get("host") != socket.gethostname():
-        return True
     try:
-        pid = int(state["pid"])
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, KeyError, TypeError, ValueError):
-        return True
-    try:  # ended, but nobody has asked for its code yet: in containers that may last
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
+        return alive(str(state["host"]), int(state["pid"])) is not False
+    except (KeyError, TypeError, ValueError):
         return True
 
 
-def _why(word: str) -> str | None:
+def _why(word: str, state: Mapping[str, Any]) -> str | None:
+    if word == "interrupted" and state.get("phase") == "stopped":
+        saved = f"with a checkpoint at step {state['step']}" if state.get("step") else "before the first step"
+        return f"stopped {saved}; run it again to go on"
     return {
-        "interrupted": "stopped before the end; run the sweep again to go on",
+        "interrupted": "killed, or its machine lost: it stopped before the end; run the sweep again to go on",
         "trained": "not evaluated yet",
     }.get(word)
 

@@ -16,7 +16,7 @@ import pytest
 from launch import lock, status
 from launch.board import Board, line
 from launch.cli import run_script
-from launch.table import duration, metric, render
+from launch.table import duration, metric, render, run_row
 from launch.view import RunView, look
 from tests.launch.conftest import as_from_a_terminal
 from toolkit.config import RunConfig
@@ -93,6 +93,39 @@ def test_failed_with_its_reason(run: RunDir) -> None:
     assert look(run).reason == "rank 1: ValueError: no\nsecond line"
     with lock.hold(run.path):
         assert look(run).live  # being retried
+
+
+@pytest.mark.parametrize(
+    ("code", "label"), [(4, "not finite"), (5, "bad data"), (6, "hung"), (1, "failed"), (2, "failed")]
+)
+def test_kinds_of_failure_are_told_apart(run: RunDir, code: int, label: str) -> None:
+    write(run)
+    run.mark_failed("rank 1: something", code)
+    assert (look(run).state, look(run).label) == ("failed", label)
+    assert run_row(look(run))[1] == label
+
+
+def test_a_killed_training_a_stopped_one_and_one_without_a_word(run: RunDir) -> None:
+    write(run)
+    run.mark_failed("train: killed by SIGKILL (out of memory?)")
+    assert look(run).label == "killed"
+    run.clear_failed()
+    write(run, phase="stopped")
+    edit(run, pid=2**22 + 1)
+    assert (look(run).state, look(run).label) == ("interrupted", "stopped")
+    assert look(run).reason == "stopped with a checkpoint at step 120; run it again to go on"
+    edit(run, phase="training")
+    assert look(run).label == "interrupted"
+    assert "killed" in str(look(run).reason)
+
+
+def test_waiting_for_the_first_step_and_a_slow_rank(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    write(run, step=0, seq_per_s=0.0)
+    assert look(run).label == "first step"
+    write(run, slow="rank 3 on node7 takes 2.4 times as long")
+    assert look(run).label == "running"
+    assert status.main([str(run.path)]) == 0
+    assert "slow: rank 3 on node7 takes 2.4 times as long" in capsys.readouterr().out
 
 
 def test_done_needs_scores_of_the_right_split(run: RunDir) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 
 import numpy as np
 import torch
@@ -15,6 +17,8 @@ from shards import StoreError, TransportError
 from toolkit.data.augment import augment
 from toolkit.data.order import rank_positions, window_at
 from toolkit.data.windows import Window, WindowSet
+from toolkit.errors import ToolkitError
+from toolkit.train.signals import CAUGHT
 
 MOST_SKIPS = 100  # that many damaged samples in a row are no longer an accident
 
@@ -134,7 +138,8 @@ def read_batches(
 
     Args:
         workers: reader processes; 0 reads in this one. They are started afresh (forkserver): forked children of a
-            process that has used threads or zarr can hang.
+            process that has used threads or zarr can hang. Signals that ask a job to stop pass them by: Slurm and a
+            terminal send them to all processes of a job, and the training needs its readers until its checkpoint.
         pin: put frames into page-locked memory for the copy to a GPU.
         kinds: of augmentation, see toolkit/data/augment.py.
         on_error: `raise`, or `skip` a sample that the store says is damaged; it is told in `Batch.skipped`.
@@ -148,4 +153,27 @@ def read_batches(
         multiprocessing_context="forkserver" if workers else None,
         generator=torch.Generator().manual_seed(0),  # the loader draws worker seeds; keep it off the global generator
     )
-    return iter(loader)
+    if not workers:
+        return iter(loader)
+    resource_tracker.ensure_running()  # it would unblock signals again, were it started below
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT)  # inherited by what is started meanwhile
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+    return _from_readers(batches, workers)
+
+
+def _from_readers(batches: Iterator[Batch], workers: int) -> Iterator[Batch]:
+    """The same, with a clear end when a reader process dies (torch looks every five seconds)."""
+    while True:
+        try:
+            batch = next(batches)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ToolkitError(
+                f"one of the {workers} reader processes died ({error}): killed, most likely for want of memory. "
+                "Run it again; with fewer data.workers if that is it"
+            ) from None
+        yield batch

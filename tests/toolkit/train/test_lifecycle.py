@@ -37,6 +37,7 @@ def config(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny config with a quick watchdog."""
     tree = yaml.safe_load(tiny_config.read_text())
     tree["train"]["watchdog"] = {"first_step": 60.0, "step": 3.0}
+    tree["eval"] = {"batch": 1}
     path = tmp_path_factory.mktemp("configs") / "quick.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
@@ -206,6 +207,58 @@ def test_repeated_sigterm_never_kills_a_training(warm: Warm, config: Path, whole
     same(whole, run)
 
 
+@pytest.mark.parametrize("receiver", [0, 1])
+def test_a_stop_cuts_a_validation_short_and_the_next_start_makes_up_for_it(
+    warm: Warm, config: Path, whole: Path, tmp_path: Path, receiver: int
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    arguments = ["--config", config, "--run-dir", run]
+    pids = warm.ranks(2, free_port(), arguments, log, fault="validate 0 0 2.5")  # five seconds on each rank
+    wait_until(lambda: RunDir(run).read_state().get("phase") == "validating", "validation")
+    os.kill(pids[receiver], signal.SIGTERM)
+    assert [warm.wait(pid) for pid in pids] == [3, 3], text_of(log, 2)
+    assert [line["kind"] for line in lines(run)] == ["train"] * 3
+    assert checkpoint.steps_in(run / "checkpoints")[-1] == 3
+    pids = warm.ranks(2, free_port(), arguments, log)
+    assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
+    same(whole, run)
+    assert checkpoint.pointed(run / "checkpoints", "best") == checkpoint.pointed(whole / "checkpoints", "best")
+
+
+def test_a_signal_to_the_whole_group_leaves_the_readers_to_the_training(
+    warm: Warm, config: Path, tmp_path: Path
+) -> None:
+    """As a terminal and Slurm send it."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    arguments = ["--config", config, "--run-dir", run, "--set", "data.workers=2", "--set", "train.steps=2000"]
+    pid = warm.start(arguments, log)
+    wait_until(lambda: said(log, " 2/2000"), "step 2")
+    for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM):
+        os.killpg(pid, number)
+    assert warm.wait(pid) == 3, text_of(log)
+    assert "stopped at step" in text_of(log)
+
+
+def test_a_killed_reader_process_ends_the_run_with_a_clear_error(warm: Warm, config: Path, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    arguments = ["--config", config, "--run-dir", run, "--set", "data.workers=1", "--set", "train.steps=20000"]
+    pid = warm.start(arguments, log)
+    wait_until(lambda: said(log, " 2/20000"), "step 2")
+    # The process group's members, less the training: forkserver, its tracker, the reader. The youngest reads.
+    members = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and group_of(path) == pid]
+    os.kill(max(members), signal.SIGKILL)
+    assert warm.wait(pid, 60) == 1
+    assert "one of the 1 reader processes died (DataLoader worker (pid(s)" in text_of(log)
+    assert "Traceback" not in text_of(log)
+
+
+def group_of(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[2])
+    except OSError:
+        return -1
+
+
 def test_a_second_ctrl_c_ends_at_once_but_one_that_arrives_twice_does_not() -> None:
     code = (
         "import time\nfrom toolkit.train.signals import StopRequest\n"
@@ -289,6 +342,50 @@ def test_heartbeats_tell_how_ranks_ended(whole: Path) -> None:
     beats = beats_of(whole)
     assert sorted(beats) == [0, 1]
     assert {(beat.ended, beat.code, beat.step) for beat in beats.values()} == {("ended", 0, 6)}
+
+
+@pytest.mark.parametrize(
+    ("rank", "address", "message"),
+    [
+        (
+            1,
+            "127.0.0.1",
+            r"rank 1 of 2 on \S+: MASTER_ADDR 127.0.0.1, MASTER_PORT {port}: nobody answers there",
+        ),
+        (1, "nowhere.invalid", r"MASTER_ADDR nowhere.invalid, MASTER_PORT {port}: that name is not known here"),
+        (0, "127.0.0.1", r"only 1 ranks came to MASTER_ADDR 127.0.0.1, .* within 1 s; missing: rank 1\."),
+    ],
+)
+def test_ranks_that_can_not_meet_say_where_they_tried(
+    warm: Warm, config: Path, tmp_path: Path, rank: int, address: str, message: str
+) -> None:
+    port = free_port()
+    meeting = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": address, "MASTER_PORT": port, "MODERNN_RENDEZVOUS_S": 1}
+    assert warm.run(["--config", config, "--run-dir", tmp_path / "run"], tmp_path / "log", **meeting) == 1
+    text = text_of(tmp_path / "log")
+    assert re.search(message.format(port=port), text), text
+    assert "Traceback" not in text
+
+
+def test_a_taken_port_is_said(warm: Warm, config: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        meeting = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        code = warm.run(["--config", config], tmp_path / "log", **meeting, MODERNN_RENDEZVOUS_S=5)
+    assert code == 1
+    assert f"MASTER_PORT {port}: " in text_of(tmp_path / "log")
+    assert "Set another MASTER_PORT" in text_of(tmp_path / "log")
+
+
+def test_a_stop_while_waiting_for_ranks_is_no_failure(warm: Warm, config: Path, tmp_path: Path) -> None:
+    meeting = {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    pid = warm.start(["--config", config], tmp_path / "log", **meeting, MODERNN_RENDEZVOUS_S=3)
+    time.sleep(1)
+    os.kill(pid, signal.SIGTERM)
+    assert warm.wait(pid, 30) == 3
+    assert "nothing was trained or saved" in text_of(tmp_path / "log")
 
 
 # What isn't finite

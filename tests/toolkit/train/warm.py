@@ -106,13 +106,15 @@ class Warm:
 def _break(fault: str) -> None:
     """Make this training misbehave: `KIND RANK STEP [AMOUNT]`, in the forward of step STEP on rank RANK.
 
-    sleep (for AMOUNT seconds), slow (AMOUNT seconds in every step), kill, error; loss, gradient: not finite in AMOUNT
+    sleep (for AMOUNT seconds), slow (AMOUNT seconds in every step), kill, error; validate (AMOUNT seconds in each
+    forecast of a validation, from STEP on, on all ranks); loss, gradient: not finite in AMOUNT
     steps from STEP on.
     """
     if not fault:
         return
     import torch
 
+    from toolkit.evaluate import run
     from toolkit.train import loop
 
     kind, rank, step, *rest = fault.split()
@@ -148,7 +150,14 @@ def _break(fault: str) -> None:
         hit = mine and int(step) <= self.step_count < int(step) + (seconds or 1)
         return take(self, batches, (lambda batch: Poison.apply(loss_of(batch))) if hit else loss_of, stop)
 
-    loop.draw, loop.Engine.step = faulty, poisoned
+    predict = run.predict
+
+    def tardy(*more: Any, **named: Any) -> Any:
+        if kind == "validate":
+            time.sleep(seconds)
+        return predict(*more, **named)
+
+    loop.draw, loop.Engine.step, run.predict = faulty, poisoned, tardy
 
 
 def _child(request: Mapping[str, Any]) -> int:
