@@ -18,7 +18,7 @@ from torch import distributed
 
 from toolkit import slurm
 from toolkit.errors import EXIT_FAILURE, ConfigError, PeerError, ToolkitError
-from toolkit.rendezvous import meet
+from toolkit.rendezvous import limit_s, meet
 
 # The last resort against a rank that is silent; in training the watchdog speaks much earlier.
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
@@ -142,7 +142,10 @@ def _device(local_rank: int) -> torch.device:
 def _join(rank: int, size: int, device: torch.device, store: Any, timeout: timedelta) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        # A rank that dies just now is waited for no longer than one that never came.
+        joining = timedelta(seconds=limit_s())
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=joining)
+        distributed.distributed_c10d._set_pg_timeout(timeout)
     except RuntimeError as error:
         name = "NCCL_SOCKET_IFNAME" if backend == "nccl" else "GLOO_SOCKET_IFNAME"
         raise ToolkitError(

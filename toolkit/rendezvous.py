@@ -26,9 +26,9 @@ STOP_GRACE_S = 10.0  # a stop waits so long for ranks that are on their way: all
 class _Clock:
     """The time that is left; a stop shortens it."""
 
-    def __init__(self, limit_s: float, stop: Callable[[], bool]) -> None:
-        self.limit_s, self.stop = limit_s, stop
-        self.deadline = time.monotonic() + limit_s
+    def __init__(self, limit: float, stop: Callable[[], bool]) -> None:
+        self.limit, self.stop = limit, stop
+        self.deadline = time.monotonic() + limit
 
     def left(self) -> float:
         """Seconds.
@@ -57,7 +57,7 @@ def meet(rank: int, size: int, stop: Callable[[], bool]) -> Any:
     """
     host, port = _address()
     where = f"MASTER_ADDR {host}, MASTER_PORT {port}"
-    clock = _Clock(_limit(), stop)
+    clock = _Clock(limit_s(), stop)
     # Under torchrun its agent serves; else rank 0 does.
     serve = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     _reach(host, port, serve, clock, f"rank {rank} of {size} on {socket.gethostname()}: {where}")
@@ -87,7 +87,12 @@ def _address() -> tuple[str, int]:
     return host, int(port)
 
 
-def _limit() -> float:
+def limit_s() -> float:
+    """How long ranks may wait for each other, in seconds.
+
+    Raises:
+        ConfigError: the variable holds no such number.
+    """
     text = os.environ.get(LIMIT_VARIABLE, str(LIMIT_S))
     try:
         seconds = float(text)
@@ -114,7 +119,7 @@ def _reach(host: str, port: int, serve: bool, clock: _Clock, what: str) -> None:
             fault = f"nobody answers there ({error.strerror or error})"
         if left <= 0:
             raise ToolkitError(
-                f"{what}: {fault} for {clock.limit_s:g} s. Check that rank 0 runs, and that its name and port can be "
+                f"{what}: {fault} for {clock.limit:g} s. Check that rank 0 runs, and that its name and port can be "
                 f"reached from here; {LIMIT_VARIABLE} sets how long to wait"
             )
         time.sleep(min(0.2, max(left, 0.01)))
@@ -129,7 +134,7 @@ def _gather(store: Any, rank: int, size: int, clock: _Clock, where: str) -> None
         if clock.left() <= 0:
             missing = [str(other) for other in range(size) if not store.check([f"here/{other}"])]
             raise ToolkitError(
-                f"rank {rank} of {size}: only {size - len(missing)} ranks came to {where} within {clock.limit_s:g} s; "
+                f"rank {rank} of {size}: only {size - len(missing)} ranks came to {where} within {clock.limit:g} s; "
                 f"missing: rank {', '.join(missing)}. Look at their logs; {LIMIT_VARIABLE} sets how long to wait"
             )
         time.sleep(pause)

@@ -61,7 +61,7 @@ def free_port() -> int:
 def full_state(run: Path, step: int) -> dict[str, torch.Tensor]:
     """Weights and Adam's moments of a checkpoint, by name."""
     config = RunDir(run).config().hash8(execution=False)
-    state, _ = checkpoint.load(checkpoint.exactly(run / "checkpoints", step), config)
+    state, _ = checkpoint.load(run / "checkpoints", step, config)
     moments = {f"{name}.{key}": value for name, both in state.moments.items() for key, value in both.items()}
     return {**state.weights, **moments}
 
@@ -153,7 +153,15 @@ class Chaos:
                 for number in deed.signals:
                     if pids[rank] not in self.warm.codes:
                         os.kill(pids[rank], number)
-        return [self.warm.wait(pid, 120) for pid in pids], met
+        try:
+            return [self.warm.wait(pid, 120) for pid in pids], met
+        except AssertionError as error:
+            for pid in pids:
+                if pid not in self.warm.codes:
+                    os.kill(pid, signal.SIGQUIT)
+            time.sleep(1)
+            stacks = "\n".join(path.read_text() for path in sorted((run / "heartbeat").glob("*.stacks")))
+            raise AssertionError(f"{deed}; met {met}: {error}\n{self._tail()}\n{stacks}") from None
 
     def _first_step(self, log: Path, size: int, pids: list[int]) -> None:
         deadline = time.monotonic() + 120

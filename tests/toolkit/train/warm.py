@@ -79,6 +79,7 @@ class Warm:
                 LOCAL_WORLD_SIZE=count,
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=port,
+                MODERNN_RENDEZVOUS_S=20,  # nobody but this limit ends a rank whose peer is killed before it comes
             )
             for rank in range(count)
         ]
