@@ -169,11 +169,12 @@ def _from_readers(batches: Iterator[Batch], workers: int) -> Iterator[Batch]:
     while True:
         try:
             batch = next(batches)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            # A reader that dies while it hands over frames breaks the connection; its own errors say "Caught ... in".
+            if "Caught " in str(error) or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
                 raise
             raise ToolkitError(
-                f"one of the {workers} reader processes died ({error}): killed, most likely for want of memory. "
+                f"one of the {workers} reader processes died ({str(error) or type(error).__name__}): killed, most likely for want of memory. "
                 "Run it again; with fewer data.workers if that is it"
             ) from None
         yield batch

@@ -248,7 +248,7 @@ def test_a_killed_reader_process_ends_the_run_with_a_clear_error(warm: Warm, con
     members = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and group_of(path) == pid]
     os.kill(max(members), signal.SIGKILL)
     assert warm.wait(pid, 60) == 1
-    assert "one of the 1 reader processes died (DataLoader worker (pid(s)" in text_of(log)
+    assert "one of the 1 reader processes died (" in text_of(log)
     assert "Traceback" not in text_of(log)
 
 
