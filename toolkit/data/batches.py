@@ -173,8 +173,9 @@ def _from_readers(batches: Iterator[Batch], workers: int) -> Iterator[Batch]:
             # A reader that dies while it hands over frames breaks the connection; its own errors say "Caught ... in".
             if "Caught " in str(error) or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
                 raise
+            how = str(error) or type(error).__name__
             raise ToolkitError(
-                f"one of the {workers} reader processes died ({str(error) or type(error).__name__}): killed, most likely for want of memory. "
+                f"one of the {workers} reader processes died ({how}): killed, most likely for want of memory. "
                 "Run it again; with fewer data.workers if that is it"
             ) from None
         yield batch
