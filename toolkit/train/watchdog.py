@@ -50,6 +50,7 @@ class Watchdog:
         self._base = 0  # the step that this training began from
         self.slow: str | None = None  # on rank 0: which rank holds up the others
         self._beat_s = min(BEAT_S, config.first_step / 4, config.step / 4)
+        self._silent_s = min(SILENT_S, config.step)
         self._now = (0, 0, "starting", time.time())  # one tuple, replaced whole: no lock is needed
         self._pulses = 0
         self._own_s = 0.0
@@ -185,7 +186,7 @@ class Watchdog:
             if beat.verdict is not None:
                 return beat.verdict
             # Where we can't write ourselves, the file system is away, and the other's silence says nothing.
-            if wrote and not beat.ended and peer.silent_s > SILENT_S and self._idle_s > SILENT_S:
+            if wrote and not beat.ended and min(peer.silent_s, self._idle_s) > self._silent_s:
                 return f"{beat} is silent for {peer.silent_s:.0f} s: killed, frozen, or its node lost"
         if self.rank == 0:
             self._find_slow(beats)

@@ -25,6 +25,8 @@ from toolkit.rundir import RunDir
 from toolkit.train import checkpoint
 from toolkit.train.heartbeat import beats_of
 
+QUICK = ("--set", "train.watchdog.step=4")
+
 
 @pytest.fixture(scope="module")
 def warm() -> Iterator[Warm]:
@@ -34,9 +36,8 @@ def warm() -> Iterator[Warm]:
 
 @pytest.fixture(scope="module")
 def config(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny config with a quick watchdog."""
+    """The tiny config, validated in several batches."""
     tree = yaml.safe_load(tiny_config.read_text())
-    tree["train"]["watchdog"] = {"first_step": 60.0, "step": 3.0}
     tree["eval"] = {"batch": 1}
     path = tmp_path_factory.mktemp("configs") / "quick.yaml"
     path.write_text(yaml.safe_dump(tree))
@@ -281,9 +282,10 @@ def test_a_second_ctrl_c_ends_at_once_but_one_that_arrives_twice_does_not() -> N
 
 def test_a_stuck_rank_is_named_with_its_stack_and_ends_all(warm: Warm, config: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    pids = warm.ranks(2, free_port(), ["--config", config, "--run-dir", run], log, fault="sleep 1 3 600")
+    arguments = ["--config", config, "--run-dir", run, *QUICK]
+    pids = warm.ranks(2, free_port(), arguments, log, fault="sleep 1 3 600")
     assert [warm.wait(pid, 60) for pid in pids] == [6, 6], text_of(log, 2)
-    named = f"rank 1 (process {pids[1]} on {socket.gethostname()}; step 3, phase forward) made no progress for 3 s"
+    named = f"rank 1 (process {pids[1]} on {socket.gethostname()}; step 3, phase forward) made no progress for 4 s"
     for rank in (0, 1):
         assert named in text_of(tmp_path / f"log.{rank}")
     stacks = (run / "heartbeat" / "rank-1.stacks").read_text()
@@ -292,11 +294,10 @@ def test_a_stuck_rank_is_named_with_its_stack_and_ends_all(warm: Warm, config: P
     assert named in str(RunDir(run).failure())
 
 
-def test_a_frozen_process_is_named_by_the_others(
-    warm: Warm, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_frozen_process_is_named_by_the_others(warm: Warm, config: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    pids = warm.ranks(2, free_port(), ["--config", config, "--run-dir", run], log, fault="sleep 1 2 1")
+    arguments = ["--config", config, "--run-dir", run, *QUICK]
+    pids = warm.ranks(2, free_port(), arguments, log, fault="sleep 1 2 1")
     wait_until(lambda: said(tmp_path / "log.0", "step 2/6"), "step 2")
     os.kill(pids[0], signal.SIGSTOP)
     assert warm.wait(pids[1], 60) == 6, text_of(log, 2)
@@ -308,7 +309,7 @@ def test_a_frozen_process_is_named_by_the_others(
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_ends_the_others_which_name_it(warm: Warm, config: Path, tmp_path: Path, victim: int) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    pids = warm.ranks(3 - 1, free_port(), ["--config", config, "--run-dir", run], log, fault=f"kill {victim} 3")
+    pids = warm.ranks(2, free_port(), ["--config", config, "--run-dir", run], log, fault=f"kill {victim} 3")
     assert warm.wait(pids[victim], 60) == -signal.SIGKILL
     began = time.monotonic()
     assert warm.wait(pids[1 - victim], 60) == 1
@@ -330,7 +331,7 @@ def test_an_error_on_one_rank_is_what_all_ranks_tell(warm: Warm, config: Path, t
 
 def test_a_slow_rank_is_named_and_left_alone(warm: Warm, tiny_config: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    options = ["--set", "train.watchdog.step=4", "--set", "train.steps=16"]
+    options = ["--set", "train.watchdog.step=60", "--set", "train.steps=24"]
     arguments = ["--config", tiny_config, "--run-dir", run, *options]
     pids = warm.ranks(2, free_port(), arguments, log, fault="slow 1 0 0.4")
     assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
@@ -398,6 +399,7 @@ def test_a_stop_while_waiting_for_ranks_is_no_failure(warm: Warm, config: Path, 
         ("gradient", "zero=0"),
         ("gradient", "zero=1"),
         ("gradient", "zero=2"),
+        ("loss", "zero=3"),
         ("loss", "precision=bf16"),
     ],
 )
