@@ -84,6 +84,12 @@ class TrainConfig(Options):
         description="activation checkpointing over time, see toolkit/unroll.py",
         json_schema_extra=EXECUTION,
     )
+    compile: Literal["none", "default", "reduce-overhead"] = Field(
+        "none",
+        description="torch.compile of the model's step; `reduce-overhead` (CUDA only) records CUDA graphs of it. See "
+        "toolkit/train/compiled.py",
+        json_schema_extra=EXECUTION,
+    )
     loss_frames: Literal["all", "future"] = Field(
         "all", description="`all`: every next-frame prediction, context included; `future`: the horizon only"
     )

@@ -3,7 +3,8 @@
 Plain autograd keeps every product and activation between convolutions for the backward pass, and runs a kernel for
 each. These keep the least from which gradients follow exactly, recompute the cheap rest, and work slot by slot, so that
 no product over all slots is ever stored. The equations stand in the docstrings; tests compare values and gradients with
-the same in plain autograd, in float64. Second derivatives aren't defined.
+the same in plain autograd, in float64. Second derivatives aren't defined. Under torch.compile the equations are left as
+they are: the compiler fuses them, and decides itself what to keep.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ def lstm(memory: Tensor, *gates: Tensor, forget_bias: float = 0.0) -> tuple[Tens
     Returns:
         H', C' [B, d, h, w].
     """
+    if torch.compiler.is_compiling():
+        i, f, o, g = torch.cat(gates, 1).chunk(4, 1)
+        after = torch.sigmoid(f + forget_bias) * memory + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(after), after
     hidden, after = _LSTM.apply(memory, forget_bias, *gates)
     return hidden, after
 
@@ -82,6 +87,9 @@ def weighed_sum(weights: Tensor, residual: Tensor, features: Tensor) -> Tensor:
     Returns:
         [B, D, h, w].
     """
+    if torch.compiler.is_compiling():
+        first, others = weights[:, 0, :, None, None], weights[:, 1:, :, None, None]
+        return first * residual + (others * torch.relu(features).unflatten(1, others.shape[1:3])).sum(1)
     out: Tensor = _WeighedSum.apply(weights, residual, features)
     return out
 
@@ -126,6 +134,11 @@ def gated_sum(omega: Tensor, grid: Tensor, residual: Tensor, features: Tensor) -
     Returns:
         F [B, G D, h, w].
     """
+    if torch.compiler.is_compiling():
+        each = grid[:, None, None]
+        passed = torch.sigmoid(omega[..., None, None] * each)  # [B, N, G, D, h, w]
+        slots = (passed * features.unflatten(1, omega.shape[1:])).sum(1)
+        return (torch.sigmoid(each[:, 0]) * residual.unflatten(1, omega.shape[2:]) + slots).flatten(1, 2)
     out: Tensor = _GatedSum.apply(omega, grid, residual, features)
     return out
 

@@ -25,6 +25,7 @@ from toolkit.data.batches import Batch, Share
 from toolkit.distributed import World
 from toolkit.errors import ConfigError, NonFiniteError
 from toolkit.models.base import SequenceModel
+from toolkit.train.compiled import compile_step
 from toolkit.train.memory import explain_shortage
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -157,6 +158,7 @@ class Engine:
         # Before DeepSpeed hooks into the model: what `whole` fills. It takes no memory.
         self._blank = copy.deepcopy(model).to("meta") if config.zero == 3 else None
         model.to(world.device)
+        compile_step(model, config, world.device)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=config.betas, fused=True)
         settings = deepspeed_config(config, share)
         # DeepSpeed's own bucket holds 500 M numbers: up to 2 GB of a card for the gradients of a small model.

@@ -1,0 +1,42 @@
+"""torch.compile of the step, by `train.compile`.
+
+What is compiled is one time step of a model, in place and before DeepSpeed wraps it: parameters keep their names, and
+checkpoints don't know about it. The whole unroll isn't: its graph, and the minutes to compile it, grow with the time
+steps. Off by default: on two CPU cores a step's first compilation takes from half a minute to minutes, for training and
+again for validation, and the convolutions, where the time goes, stay what they are.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from toolkit.config import TrainConfig
+from toolkit.errors import ConfigError
+from toolkit.models.base import SequenceModel, StepSequence
+
+
+def compile_step(model: SequenceModel, config: TrainConfig, device: torch.device) -> None:
+    """Compile the model's step as the config says; `none` does nothing. The work is done at the first call.
+
+    Raises:
+        ConfigError: CUDA graphs without CUDA, a model without a step, or weights that ZeRO-3 takes away between steps.
+    """
+    if config.compile == "none":
+        return
+    if not isinstance(model, StepSequence):
+        raise ConfigError(
+            f"train.compile {config.compile}: {type(model).__name__} has no step from frame to frame to compile: "
+            "use train.compile=none"
+        )
+    if config.compile == "reduce-overhead" and device.type != "cuda":
+        raise ConfigError(
+            f"train.compile reduce-overhead records CUDA graphs and this device is {device.type}: use "
+            "train.compile=default or none"
+        )
+    if config.zero == 3:
+        raise ConfigError(
+            f"train.compile {config.compile} with train.zero {config.zero}: ZeRO-3 gathers weights by hooks that break "
+            "the graph at every layer, which is slower than no compilation: use train.zero 2 or less, or "
+            "train.compile=none"
+        )
+    model.cell.compile(mode=config.compile)
