@@ -1,11 +1,16 @@
-"""Time and peak memory of a training step for every unroll policy, each in a fresh process.
+"""Peak memory and time of a training step under every unroll policy, against the number of frames T.
 
-    python benchmarks/unroll.py                                the paper's model at 64x64, batch 2
-    python benchmarks/unroll.py --size 384 --patch 16 --batch 1
-    python benchmarks/unroll.py --device cuda --batch 8
+    python benchmarks/unroll.py                       = --curve: 32x32, T = 5 to 200: a quarter of an hour on 2 cores
+    python benchmarks/unroll.py --large               384x384 at patch 4: T = 20, and `recursive` at T = 200: hours
+    python benchmarks/unroll.py --device cuda --size 128 --batch 8
+    python benchmarks/unroll.py --frames 20 --policies none step+layers --steps 5
 
-Prints a table: seconds a step (median), the peak of the process (CPU: resident set; CUDA: allocated), and both as
-ratios to `none`. Gradients of all policies are compared bit for bit on the way.
+Each point is a fresh process: forward, backward and Adam of the paper's model (4 x 64, N = 4). The peak is that of the
+whole process (CPU: resident set; CUDA: allocated). Policies have the names of `train.checkpointing`; `+layers` and
+`+offload` stand for `train.checkpoint_layers` and `train.offload_states`. Gradients are compared bit for bit with those
+of the first policy at the same T. On a CPU seconds are those of the processors, summed over threads: other work on the
+machine disturbs them less than the clock's. Says at the start how many it will take; writes unroll-..., .json and .png
+(unroll-large-... for --large) after every point.
 """
 
 from __future__ import annotations
@@ -18,85 +23,226 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-POLICIES = ("none", "step", "segment", "recursive")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # instead of this folder, whose shards.py would hide the package
+
+from benchmarks.report import device, write_report  # noqa: E402
+
+POLICIES = ("none", "step", "step+layers", "segment", "segment+layers", "recursive", "recursive+layers")
+CURVE = (5, 10, 20, 50, 100, 200)
+LARGE = (("step", 20), ("recursive", 20), ("step+layers", 20), ("recursive+layers", 20), ("recursive+layers", 200))
+HEAD = ("T", "policy", "peak GiB", "x first", "s/step", "x first", "s/frame", "gradients")
+Point = tuple[str, int]  # policy, T
 
 
-def measure(options: argparse.Namespace, policy: str) -> dict[str, object]:
-    """Run a few training steps in this process; what they took and their gradients' digest."""
+def measure(options: argparse.Namespace, policy: str, frames: int) -> dict[str, Any]:
+    """Run training steps in this process; what they took and their gradients' digest."""
     import torch
 
     from shards.manifest import FrameSpec
     from toolkit.config import make_config
     from toolkit.models.base import Noise, Sampling, build_model
+    from toolkit.unroll import give_memory_back
 
     device = torch.device(options.device)
+    if device.type == "cpu":
+        give_memory_back()
     torch.manual_seed(0)
-    tree = {
-        "model": {"name": options.model, "layers": options.layers, "hidden": options.hidden, "patch": options.patch},
-        "train": {"checkpointing": policy},
-    }
-    model = build_model(make_config(tree, "benchmark"), FrameSpec(1, options.size, options.size))
+    name, *extras = policy.split("+")
+    train = {"checkpointing": name, "checkpoint_layers": "layers" in extras, "offload_states": "offload" in extras}
+    sizes = {key: getattr(options, key) for key in ("layers", "hidden", "patch")}
+    config = make_config({"model": {"name": options.model, **sizes}, "train": train}, "benchmark")
+    model = build_model(config, FrameSpec(1, options.size, options.size))
     model.to(device, torch.bfloat16 if options.precision == "bf16" else torch.float32)
-    frames = torch.rand(options.batch, options.frames, 1, options.size, options.size, device=device)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    adam = torch.optim.Adam(model.parameters(), fused=True)
+    batch = torch.rand(options.batch, frames, 1, options.size, options.size, device=device)
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     times = []
-    for _ in range(options.steps):
-        began = time.perf_counter()
-        model.zero_grad()
+    for _ in range(options.steps + 1):
+        began = clock()
+        adam.zero_grad()
         noise = Noise(range(options.batch), device)
-        sum(model(frames, options.frames // 2, Sampling(noise=noise)).losses.values()).backward()
+        losses = model(batch, frames // 2, Sampling(noise=noise)).losses
+        torch.stack(list(losses.values())).sum().backward()
+        if not times:
+            digest = hashlib.sha256()
+            for parameter in model.parameters():
+                digest.update(parameter.grad.float().cpu().numpy().tobytes())
+        adam.step()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    digest = hashlib.sha256()
-    for parameter in model.parameters():
-        digest.update(parameter.grad.float().cpu().numpy().tobytes())
+        times.append(clock() - began)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if device.type == "cuda":
-        peak, before = torch.cuda.max_memory_allocated() / 2**30, 0.0
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    seconds = statistics.median(times[1:] or times)
-    return {"seconds": seconds, "peak": peak, "before": before, "gradients": digest.hexdigest()}
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    return {"seconds": statistics.median(times[1:] or times), "peak": peak, "gradients": digest.hexdigest()}
 
 
-def main() -> int:
-    """Measure every policy in a child of its own and print the table."""
+def child(options: argparse.Namespace, policy: str, frames: int) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--point", policy, str(frames)]
+    for key in ("model", "device", "precision", "size", "patch", "layers", "hidden", "batch", "steps"):
+        command += [f"--{key}", str(getattr(options, key))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{policy} at T = {frames} ended with {done.returncode}:\n{done.stderr}")
+    return {"policy": policy, "frames": frames, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def forwards(policy: str, frames: int) -> int:
+    """A training step's time in forward steps; a backward step is worth two."""
+    from toolkit.unroll import schedule_of
+
+    def inside(part: Any, depth: int) -> int:
+        if isinstance(part, int):
+            return part * (depth + (layers and part > 1))
+        return sum(inside(p, depth + 1) for p in part)
+
+    name, layers = policy.split("+")[0], "+layers" in policy
+    return 3 * (frames - 1) + inside(schedule_of(name, frames - 1), 0)
+
+
+def estimate(options: argparse.Namespace, points: Sequence[Point]) -> float:
+    """Seconds that the points will take, from a step of three frames."""
+    trial = argparse.Namespace(**{**vars(options), "steps": 0})
+    unit = child(trial, "none" if not options.large else "step", 3)["seconds"] / forwards("step", 3)
+    return sum(6 + (options.steps + 1) * unit * forwards(*point) for point in points)
+
+
+def compared(rows: list[dict[str, Any]]) -> None:
+    """Add to each row its ratios to the first policy at the same T, and whether the gradients are equal."""
+    for row in rows:
+        first = next(r for r in rows if r["frames"] == row["frames"])
+        row["against"] = first["policy"]
+        row["peak_ratio"], row["time_ratio"] = row["peak"] / first["peak"], row["seconds"] / first["seconds"]
+        row["equal"] = row["gradients"] == first["gradients"]
+
+
+def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The table's lines."""
+    return [
+        [
+            str(r["frames"]),
+            r["policy"],
+            f"{r['peak']:.3f}",
+            f"{r['peak_ratio']:.2f}",
+            f"{r['seconds']:.2f}",
+            f"{r['time_ratio']:.2f}",
+            f"{r['seconds'] / r['frames']:.3f}",
+            "equal" if r["equal"] else "**DIFFER**",
+        ]
+        for r in rows
+    ]
+
+
+def growth(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """How peak and time per frame grow from T = 20 to 200, for every policy that has both."""
+    at = {(r["policy"], r["frames"]): r for r in rows}
+    lines = []
+    for policy in dict.fromkeys(r["policy"] for r in rows if (r["policy"], 200) in at):
+        long = at[policy, 200]
+        for short in (at.get((name, 20)) for name in dict.fromkeys((policy, "step", "step+layers"))):
+            if short:
+                peak, pace = long["peak"] / short["peak"], long["seconds"] / short["seconds"] / 10
+                lines.append(
+                    f"- `{policy}` at T = 200 over `{short['policy']}` at T = 20: {peak:.2f} x the peak, "
+                    f"{pace:.2f} x the time per frame"
+                )
+    return lines
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Peak against T, one line per policy."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    colours = {name: f"C{index}" for index, name in enumerate(dict.fromkeys(r["policy"].split("+")[0] for r in rows))}
+    for policy in dict.fromkeys(r["policy"] for r in rows):
+        own = sorted((r["frames"], r["peak"]) for r in rows if r["policy"] == policy)
+        name, _, extras = policy.partition("+")
+        axes.plot(*zip(*own, strict=True), colours[name], ls="--" if extras else "-", marker="o", ms=4, label=policy)
+    axes.set(xscale="log", yscale="log", xlabel="frames T", ylabel="peak of the process, GiB")
+    ticks = sorted({r["frames"] for r in rows})
+    axes.set_xticks(ticks, labels=[str(t) for t in ticks])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")
+    axes.minorticks_off() if max(r["peak"] for r in rows) / min(r["peak"] for r in rows) > 100 else None
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=140)
+    pyplot.close(figure)
+
+
+def write(rows: list[dict[str, Any]], options: argparse.Namespace) -> Path:
+    """Table, JSON and plot; called after every point, so that a long run that is stopped has said what it knows."""
+    import torch
+
+    compared(rows)
+    title = f"Unrolling {options.model} {options.layers} x {options.hidden} at {options.size}x{options.size}, patch "
+    title += f"{options.patch}, batch {options.batch}, {options.precision}"
+    command = f"python benchmarks/unroll.py{' --large' * options.large} --precision {options.precision}"
+    settings = {key: value for key, value in vars(options).items() if key not in ("out", "point", "curve")}
+    facts = {"torch": torch.__version__, "threads": torch.get_num_threads(), "settings": settings, "rows": rows}
+    name = "unroll" + "-large" * options.large + f"-{options.precision}"
+    path = write_report(name, title, command, HEAD, cells(rows), facts, options.out, device(options.device != "cpu"))
+    with path.open("a") as file:
+        file.write("\n" + "\n".join(growth(rows)) + "\n" if growth(rows) else "")
+    plot(rows, path.with_suffix(".png"))
+    return path
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--curve", action="store_true", help="every policy at every T (the default)")
+    which.add_argument("--large", action="store_true", help="384x384")
+    parser.add_argument("--frames", type=int, nargs="+", help=f"T (default: {' '.join(map(str, CURVE))})")
+    parser.add_argument("--policies", nargs="+", help=f"default: {' '.join(POLICIES)}")
     parser.add_argument("--model", default="modernn")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    for name, default in (("size", 64), ("patch", 4), ("layers", 4), ("hidden", 64), ("frames", 20), ("batch", 2)):
+    parser.add_argument("--size", type=int, help="default: 32; 384 with --large")
+    for name, default in (("patch", 4), ("layers", 4), ("hidden", 64), ("batch", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--steps", type=int, default=3, help="steps per policy, the first not counted")
-    parser.add_argument("--policy", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--steps", type=int, help="steps that are timed after one that isn't (default 2; 0 with --large)"
+    )
+    parser.add_argument("--out", type=Path, help="where the report goes (default: beside this file)")
+    parser.add_argument("--point", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.policy:
-        print(json.dumps(measure(options, options.policy)))
+    options.size = options.size or (384 if options.large else 32)
+    options.steps = options.steps if options.steps is not None else (0 if options.large else 2)
+    return options
+
+
+def main() -> int:
+    options = arguments()
+    if options.point:
+        print(json.dumps(measure(options, options.point[0], int(options.point[1]))))
         return 0
-    results = {}
-    for policy in POLICIES:
-        child = subprocess.run(
-            [sys.executable, *sys.argv, "--policy", policy], capture_output=True, text=True, check=False
-        )
-        if child.returncode:
-            print(child.stderr, file=sys.stderr)
-            return child.returncode
-        results[policy] = json.loads(child.stdout.splitlines()[-1])
-    first = results[POLICIES[0]]
-    print(f"{options.model} {options.layers}x{options.hidden}, {options.size}x{options.size} patch {options.patch}, ")
-    print(f"{options.frames} frames, batch {options.batch}, {options.precision}, {options.device}\n")
-    print("| policy | s/step | x none | peak GiB | of it activations GiB | x none | gradients |")
-    print("|---|---|---|---|---|---|---|")
-    for policy, r in results.items():
-        own, own_first = r["peak"] - r["before"], first["peak"] - first["before"]
-        same = "equal" if r["gradients"] == first["gradients"] else "DIFFER"
-        print(
-            f"| {policy} | {r['seconds']:.2f} | {r['seconds'] / first['seconds']:.2f} | {r['peak']:.2f} "
-            f"| {own:.2f} | {own / own_first:.2f} | {same} |"
-        )
-    return 0 if all(r["gradients"] == first["gradients"] for r in results.values()) else 1
+    points: list[Point] = list(LARGE)
+    if not options.large or options.frames or options.policies:
+        points = [(policy, frames) for frames in options.frames or CURVE for policy in options.policies or POLICIES]
+    seconds = estimate(options, points)
+    print(
+        f"{device(options.device != 'cpu')}: {len(points)} points, about {seconds / 60:.0f} minutes of work", flush=True
+    )
+    rows: list[dict[str, Any]] = []
+    for policy, frames in points:
+        rows.append(child(options, policy, frames))
+        path = write(rows, options)
+        print("  ".join(cells(rows[-1:])[0]), flush=True)
+    print("\n".join(["", *growth(rows), f"written: {path}"]))
+    return 0 if all(row["equal"] for row in rows) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

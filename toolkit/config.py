@@ -90,6 +90,21 @@ class TrainConfig(Options):
         "toolkit/train/compiled.py",
         json_schema_extra=EXECUTION,
     )
+    checkpoint_layers: bool = Field(
+        False,
+        description="recompute one layer at a time instead of a whole time step: less memory at no further cost",
+        json_schema_extra=EXECUTION,
+    )
+    offload_states: bool = Field(
+        False,
+        description="what checkpointing keeps between forward and backward lies in host memory",
+        json_schema_extra=EXECUTION,
+    )
+    checkpointing_backend: Literal["torch", "deepspeed"] = Field(
+        "torch",
+        description="whose activation checkpointing; `deepspeed` only with `step` in fp32 under ZeRO 0 and 1",
+        json_schema_extra=EXECUTION,
+    )
     loss_frames: Literal["all", "future"] = Field(
         "all", description="`all`: every next-frame prediction, context included; `future`: the horizon only"
     )

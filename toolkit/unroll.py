@@ -1,33 +1,93 @@
 """Drives a step function over time; owns scheduled sampling's mixing and activation checkpointing.
 
-Policies (`train.checkpointing`), for T steps: what is kept between the forward and the backward pass, what it costs.
+Policies (`train.checkpointing`): what is kept between the forward and the backward pass of T steps. A is what autograd
+keeps of one step, S the state between two steps; at 384x384 ModeRNN's A is 70 times S.
 
-    none       every activation of every step: memory grows with T times a step's activations
-    step       the state and input of each step; every step is run once more
-    segment    the state after every k-th step (k = sqrt(T) rounded up), and at a time all activations of one segment;
-               every step is run once more. Less than `step` only where states, not activations, fill the memory
-    recursive  spans of 4^n steps, in them spans of 4^(n-1), ... single steps: up to 4 states for each power of 4 in T,
-               so memory grows with log T; every step is run once more for each level (T = 19: 3 levels, T = 200: 4)
+    policy      memory                steps run forward       T = 20 frames      T = 200 frames
+    none        T A                   T                       19 A               199 A
+    step        T S + A               2 T                     19 S + A           199 S + A
+    segment     k S + T / k A         2 T                     5 S + 5 A          15 S + 15 A     k = sqrt(T) rounded up
+    recursive   s S + A, s ~ log T    (1 + r) T, r ~ log T    6 S + A, r = 2     7 S + A, r = 4
+
+A step's backward costs about two forwards: T, 2 T and 5 T above are 3, 4 and 7 forwards a step with it. `recursive` is
+the binomial schedule of Griewank and Walther (ACM TOMS 26, 2000) for s states and r recomputations of every step, as
+spans within spans: each span is recomputed as one, and a span gets the fewer states the more of its elder siblings
+hold one. Spans of equal length, 4^n, need 16 states for the same four recomputations at T = 200.
+
+    checkpoint_layers   A becomes what one layer keeps: layers, not steps, are the least that is recomputed, which costs
+                        no further forward under `step` and `recursive` (one more under `segment`). Models without a
+                        step, see there
+    offload_states      what the outermost recomputed parts keep goes to host memory, pinned where there is a GPU, and
+                        comes back when it is needed. On a CPU it is copied for nothing
 
 All give the same gradients, bit for bit. Checkpointing is torch's non-reentrant form: DeepSpeed's ZeRO-2 and 3 reduce a
-gradient when its hook fires, and the reentrant form fires it once per time step. Steps draw no random numbers, so no
-generator state is saved or restored.
+gradient when its hook fires, and the reentrant form fires it once per time step. DeepSpeed's own form is reentrant and
+can be chosen where that does no harm (`train.checkpointing_backend`; toolkit/config.py says where). Steps draw no
+random numbers, so no generator state is saved or restored.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import save_on_cpu
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
+Schedule: TypeAlias = (
+    "int | tuple[Schedule, ...]"  # so many steps as they are, or parts of which each is recomputed as one
+)
 Result = TypeVar("Result")
 
-BRANCHES = 4  # spans in the next larger span under `recursive`
+MORE_STATES = 4  # `recursive` keeps up to so many states more than it recomputes a step
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """What is recomputed and where the rest is kept; the fields are the keys of `train` (see the module)."""
+
+    policy: str = "none"
+    layers: bool = False
+    offload: bool = False
+    backend: str = "torch"
+
+    def run(self, function: Callable[..., Result], *args: Any, outermost: bool = True) -> Result:
+        """function(*args), recomputed backward under any policy but `none`.
+
+        Args:
+            function: draws no random numbers.
+            args: trees of tensors: what is kept.
+            outermost: not itself part of what is recomputed; `offload` moves its arguments.
+        """
+        if self.policy == "none" or not torch.is_grad_enabled():
+            return function(*args)
+        # Autograd sees only tensors that are arguments themselves; those inside a tree it can neither move nor free.
+        leaves, tree = tree_flatten(args)
+
+        def flat(*leaves: Any) -> Result:
+            return function(*tree_unflatten(leaves, tree))
+
+        if self.backend == "deepspeed":
+            return _deepspeed_checkpoint(flat, leaves)
+        # Around the call the hooks get its arguments; inside it checkpoint's own hooks are in force.
+        with save_on_cpu(pin_memory=True) if self.offload and outermost else nullcontext():
+            out: Result = checkpoint(flat, *leaves, use_reentrant=False, preserve_rng_state=False)
+            return out
+
+    def run_layer(self, function: Callable[..., Result], *args: Any) -> Result:
+        """function(*args), recomputed on its own where `layers` says so."""
+        return self.run(function, *args, outermost=self.policy == "step") if self.layers else function(*args)
+
+
+NO_CHECKPOINTING = Checkpointing()
 
 
 def unroll(
@@ -38,7 +98,7 @@ def unroll(
     context: int,
     *,
     teacher: Tensor | None = None,
-    policy: str = "none",
+    checkpointing: Checkpointing = NO_CHECKPOINTING,
 ) -> tuple[Tensor, Any]:
     """Predict `steps` next frames.
 
@@ -49,7 +109,7 @@ def unroll(
         steps: how many predictions.
         context: inputs 0 .. context - 1 are always known frames.
         teacher: bool [B, steps - context]; True where a later input is the known frame. None: always the prediction.
-        policy: see above.
+        checkpointing: see above.
 
     Returns:
         Predictions [B, steps, ...], index t that of frame t + 1; and the state after the last step.
@@ -64,42 +124,92 @@ def unroll(
         known = teacher[:, t - context].view(-1, *[1] * (frames.dim() - 2))
         return torch.where(known, frames[:, t], previous)
 
-    def span(first: int, last: int, previous: Tensor | None, state: Any, cuts: tuple[int, ...]) -> tuple[Tensor, Any]:
-        """Steps first .. last - 1; `cuts` are the lengths of the spans to recompute, outermost first."""
-        parts = []
-        if cuts:
-            for start in range(first, last, cuts[0]):
-                stop = min(start + cuts[0], last)
-                part, state = under_policy(policy, span, start, stop, previous, state, cuts[1:])
-                previous = part[:, -1]
-                parts.append(part)
-            return torch.cat(parts, dim=1), state
-        for t in range(first, last):
-            previous, state = step(input_at(t, previous), state)
-            parts.append(previous)
-        return torch.stack(parts, dim=1), state
+    def span(part: Schedule, t: int, previous: Tensor | None, state: Any, outermost: bool) -> tuple[list[Tensor], Any]:
+        """The predictions of one part of the schedule, whose first step is t, and the state after it."""
+        out: list[Tensor] = []
+        if isinstance(part, int):
+            for at in range(t, t + part):
+                previous, state = step(input_at(at, previous), state)
+                out.append(previous)
+            return out, state
+        for inner in part:
+            if inner == 1 and checkpointing.layers:  # each layer keeps its own part of the state
+                some, state = span(inner, t + len(out), previous, state, False)
+            else:
+                args = (inner, t + len(out), previous, state, False)
+                some, state = checkpointing.run(span, *args, outermost=outermost)
+            out += some
+            previous = out[-1]
+        return out, state
 
-    return span(0, steps, None, state, cuts_of(policy, steps) if torch.is_grad_enabled() else ())
+    schedule = schedule_of(checkpointing.policy, steps) if torch.is_grad_enabled() else steps
+    out, state = span(schedule, 0, None, state, True)
+    return torch.stack(out, dim=1), state
 
 
-def cuts_of(policy: str, steps: int) -> tuple[int, ...]:
-    """Lengths of the spans that are recomputed as one, outermost first."""
+def schedule_of(policy: str, steps: int) -> Schedule:
+    """What is recomputed as one under a policy."""
     if policy == "none":
-        return ()
+        return steps
     if policy == "step":
-        return (1,)
+        return (1,) * steps
     if policy == "segment":
-        return (math.isqrt(steps - 1) + 1,)
+        length = math.isqrt(steps - 1) + 1
+        return tuple(min(length, steps - first) for first in range(0, steps, length))
     assert policy == "recursive", policy
-    sizes = [1]
-    while sizes[-1] * BRANCHES < steps:
-        sizes.append(sizes[-1] * BRANCHES)
-    return tuple(reversed(sizes))
+    repeats = 1
+    while covered(repeats + MORE_STATES, repeats) < steps:
+        repeats += 1
+    states = next(s for s in range(1, steps + 1) if covered(s, repeats) >= steps)
+    spans = binomial(steps, states)
+    return (spans,) if spans == 1 else spans
 
 
-def under_policy(policy: str, function: Callable[..., Result], *args: Any) -> Result:
-    """function(*args), which must draw no random numbers; under any policy but `none` it is recomputed backward."""
-    if policy != "none" and torch.is_grad_enabled():
-        out: Result = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-        return out
-    return function(*args)
+def covered(states: int, repeats: int) -> int:
+    """How many steps can be run backward from that many states, each step recomputed so often."""
+    return math.comb(states + repeats - 1, repeats)
+
+
+def binomial(steps: int, states: int) -> Schedule:
+    """Spans within spans, so that at most `states` are ever kept at once; 1 <= steps, 1 <= states."""
+    if steps == 1:
+        return 1
+    repeats = next(r for r in range(1, steps + 1) if covered(states, r) >= steps)
+    parts: list[Schedule] = []
+    while steps:
+        length = min(steps, covered(states, repeats - 1))
+        parts.append(binomial(length, states))
+        steps, states = steps - length, states - 1  # while a later part is recomputed this one's state is kept
+    return tuple(parts)
+
+
+def _deepspeed_checkpoint(function: Callable[..., Result], leaves: list[Any]) -> Result:
+    """function(*leaves) under DeepSpeed's checkpointing, whose outputs are plain tensors."""
+    from deepspeed.runtime.activation_checkpointing import checkpointing
+
+    tree: Any = None
+
+    def flat(_: Tensor, *leaves: Any) -> tuple[Any, ...]:
+        nonlocal tree
+        out, tree = tree_flatten(function(*leaves))
+        # An input that is handed on would pass its gradient around the checkpoint, summed in another order.
+        return tuple(t.clone() if any(t is leaf for leaf in leaves) else t for t in out)
+
+    # Without an argument that wants a gradient a reentrant checkpoint gives none to the parameters either.
+    wanting = torch.zeros((), requires_grad=True)
+    out = checkpointing.checkpoint(flat, wanting, *leaves)
+    result: Result = tree_unflatten(list(out) if isinstance(out, tuple) else [out], tree)
+    return result
+
+
+def give_memory_back() -> None:
+    """Let this process return freed memory to the system at once, where the C library is glibc.
+
+    It keeps freed blocks of up to 32 MiB for later, in pieces that the next tensors don't fit: a third of the peak of a
+    training step at 384x384 is such pieces. From here on a block above 128 KiB is mapped and unmapped by itself, at all
+    times as in glibc's first moments.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h; setting it also ends its growth
+        libc.mallopt(mmap_threshold, 128 * 1024)

@@ -121,7 +121,7 @@ class ConvTTLSTM(StepModel):
             assert isinstance(block, nn.ModuleList)
             after.append([])
             for cell, layer in zip(block, layers, strict=True):
-                layer = cell(x, layer)
+                layer = self.layer(cell, x, layer)
                 x = layer[0][0]
                 after[-1].append(layer)
             outputs.append(x)

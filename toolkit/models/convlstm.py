@@ -88,7 +88,7 @@ class ConvLSTM(StepModel):
         after = []
         x = frame
         for cell, layer in zip(self.cells, state, strict=True):
-            layer = cell(x, layer)
+            layer = self.layer(cell, x, layer)
             x = layer[0]
             after.append(layer)
         return self.read_out(x), after

@@ -145,11 +145,11 @@ class MIM(StepModel):
 
     def step(self, frame: Tensor, state: MIMState) -> tuple[Tensor, MIMState]:
         before, cell = state.first
-        first: STLSTMOutput = self.first(frame, before, cell, state.memory)
+        first: STLSTMOutput = self.layer(self.first, frame, before, cell, state.memory)
         x, memory, change = first.hidden, first.memory, first.hidden - before
         after = []
         for block, its_state in zip(self.blocks, state.blocks, strict=True):
-            its_state, memory = block(x, change, its_state, memory, state.seen)
+            its_state, memory = self.layer(block, x, change, its_state, memory, state.seen)
             x, change = its_state.hidden, its_state.difference
             after.append(its_state)
         seen = torch.ones_like(state.seen)

@@ -117,13 +117,22 @@ class PredRNN(StepModel):
         after, similarities = [], []
         x, memory = frame, state.memory
         for cell, (h, c) in zip(self.cells, state.layers, strict=True):
-            out: STLSTMOutput = cell(x, h, c, memory)
-            x, memory = out.hidden, out.memory
-            after.append((out.hidden, out.cell))
-            if self.adapter is not None:
-                similarities.append(self._similarity(self.adapter(out.into_cell), self.adapter(out.into_memory)))
+            x, c, memory, similarity = self.layer(self._one, cell, x, h, c, memory)
+            after.append((x, c))
+            if similarity is not None:
+                similarities.append(similarity)
         similarity = state.similarity + torch.stack(similarities).mean() if similarities else state.similarity
         return self.read_out(x), PredRNNState(after, memory, similarity)
+
+    def _one(
+        self, cell: STLSTMCell, x: Tensor, hidden: Tensor, c: Tensor, memory: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """H, C and M after one layer, and its term of the decoupling loss where there is one."""
+        out: STLSTMOutput = cell(x, hidden, c, memory)
+        similarity = None
+        if self.adapter is not None:
+            similarity = self._similarity(self.adapter(out.into_cell), self.adapter(out.into_memory))
+        return out.hidden, out.cell, out.memory, similarity
 
     def losses(self, state: PredRNNState, steps: int) -> dict[str, Tensor]:
         if self.adapter is None:

@@ -36,7 +36,6 @@ from shards.manifest import FrameSpec
 from toolkit.errors import ConfigError
 from toolkit.models.base import Rollout, Sampling, SequenceModel, check_context, mean_square, pad_to
 from toolkit.models.registry import SimVPOptions
-from toolkit.unroll import under_policy
 
 FIRST_SCALE = 0.01
 FIRST_STD = 0.02
@@ -181,9 +180,9 @@ class SimVP(SequenceModel):
     def _pass(self, frames: Tensor) -> Tensor:
         """[B, T, C, H, W] -> the T frames after them."""
         batch, length = frames.shape[:2]
-        features, first = under_policy(self.checkpointing, self.encoder, frames.flatten(0, 1))
+        features, first = self.checkpointing.run(self.encoder, frames.flatten(0, 1))
         x = features.unflatten(0, (batch, length)).flatten(1, 2)
         for block in self.translator:
-            x = under_policy(self.checkpointing, block, x)
+            x = self.checkpointing.run(block, x)
         x = x.unflatten(1, (length, -1)).flatten(0, 1)
-        return under_policy(self.checkpointing, self.decoder, x, first).unflatten(0, (batch, length))
+        return self.checkpointing.run(self.decoder, x, first).unflatten(0, (batch, length))

@@ -44,7 +44,6 @@ from shards.manifest import FrameSpec
 from toolkit.errors import ConfigError
 from toolkit.models.base import Noise, Rollout, Sampling, SequenceModel, check_context, mean_square, pad_to
 from toolkit.models.registry import SVGOptions
-from toolkit.unroll import under_policy
 
 SLOPE = 0.2
 GROUP = 16
@@ -218,7 +217,7 @@ class SVG(SequenceModel):
             divergences.append(kl_divergence(mean, log_var, prior_mean, prior_log_var))
             code, predictor = self._next(codes[t], mean + torch.exp(0.5 * log_var) * noise[:, t], predictor)
             skip = skips[min(t, context - 1)]
-            predictions.append(under_policy(self.checkpointing, self.decoder, code, skip))
+            predictions.append(self.checkpointing.run(self.decoder, code, skip))
         first = 0 if self.loss_frames == "all" else context - 1
         rollout = torch.stack(predictions, 1)[..., : frames.shape[-2], : frames.shape[-1]]
         kl = torch.stack(divergences[first:]).mean()
@@ -279,7 +278,7 @@ class SVG(SequenceModel):
         """The code of every frame [B, g], and the features of the first `known`."""
         codes, skips = [], []
         for t, frame in enumerate(frames.unbind(1)):
-            code, features = under_policy(self.checkpointing, self.encoder, frame)
+            code, features = self.checkpointing.run(self.encoder, frame)
             codes.append(code)
             if t < known:
                 skips.append(features)

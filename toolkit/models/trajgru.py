@@ -41,7 +41,6 @@ from torch.nn import functional as F
 from shards.manifest import FrameSpec
 from toolkit.models.base import Rollout, Sampling, SequenceModel, check_context, mean_square, pad_to
 from toolkit.models.registry import TrajGRUOptions
-from toolkit.unroll import under_policy
 
 SLOPE = 0.2
 
@@ -152,10 +151,10 @@ class TrajGRU(SequenceModel):
         frames = pad_to(context.to(next(self.parameters()).dtype), *padded)
         states = self._start(frames)
         for frame in frames.unbind(1):
-            states = under_policy(self.checkpointing, self.encode, frame, states)
+            states = self.checkpointing.run(self.encode, frame, states)
         predictions = []
         for _ in range(horizon):
-            prediction, states = under_policy(self.checkpointing, self.forecast, states)
+            prediction, states = self.checkpointing.run(self.forecast, states)
             predictions.append(prediction)
         return torch.stack(predictions, 1)[..., :height, :width]
 
