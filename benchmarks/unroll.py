@@ -49,10 +49,10 @@ def measure(options: argparse.Namespace, policy: str, frames: int) -> dict[str, 
     from toolkit.unroll import give_memory_back
 
     device = torch.device(options.device)
-    if device.type == "cpu":
-        give_memory_back()
     torch.manual_seed(0)
     name, *extras = policy.split("+")
+    if device.type == "cpu" and "layers" in extras:  # as in training
+        give_memory_back()
     train = {"checkpointing": name, "checkpoint_layers": "layers" in extras, "offload_states": "offload" in extras}
     sizes = {key: getattr(options, key) for key in ("layers", "hidden", "patch")}
     config = make_config({"model": {"name": options.model, **sizes}, "train": train}, "benchmark")

@@ -102,7 +102,7 @@ class TrainConfig(Options):
     )
     checkpointing_backend: Literal["torch", "deepspeed"] = Field(
         "torch",
-        description="whose activation checkpointing; `deepspeed` only with `step` in fp32 under ZeRO 0 and 1",
+        description="whose activation checkpointing; `deepspeed` only for `step` under ZeRO 0 and 1, one micro-batch",
         json_schema_extra=EXECUTION,
     )
     loss_frames: Literal["all", "future"] = Field(
@@ -175,7 +175,39 @@ class RunConfig(Options):
                 "train.offload_optimizer is a part of ZeRO and train.zero is 0: set train.zero=1 (one process too) or "
                 "leave train.offload_optimizer out"
             )
+        self._checkpointing_fits()
         return self
+
+    def _checkpointing_fits(self) -> None:
+        train = self.train
+        extras = [key for key in ("checkpoint_layers", "offload_states") if getattr(train, key)]
+        if train.checkpointing_backend == "deepspeed":
+            extras.append("checkpointing_backend")
+        if extras and train.checkpointing == "none":
+            names = ", ".join(f"train.{key}" for key in extras)
+            raise ValueError(
+                f"{names} changes how activations are recomputed, but train.checkpointing is none: set it to step, "
+                "segment or recursive, or leave the other out"
+            )
+        if train.checkpointing_backend == "torch":
+            return
+        if train.zero > 1:
+            raise ValueError(
+                f"train.checkpointing_backend deepspeed can't be used under train.zero {train.zero}: DeepSpeed's "
+                "checkpointing gives a weight's gradient once per time step, and ZeRO 2 and 3 send it off the first "
+                "time: set train.zero to 0 or 1, or leave the backend at torch"
+            )
+        if train.checkpointing != "step" or train.checkpoint_layers:
+            raise ValueError(
+                f"train.checkpointing_backend deepspeed is for train.checkpointing step without checkpoint_layers, "
+                f"this is {train.checkpointing}{' with layers' * train.checkpoint_layers}: spans of steps add "
+                "gradients in another order there, and they are not the same bit for bit. Leave the backend at torch"
+            )
+        if train.offload_states:
+            raise ValueError(
+                "train.offload_states has no hold on what train.checkpointing_backend deepspeed keeps: leave the "
+                "backend at torch"
+            )
 
     def identity(self, execution: bool = True) -> dict[str, Any]:
         """The values that make this run another run than the default one.

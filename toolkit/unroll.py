@@ -37,7 +37,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import save_on_cpu
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
@@ -50,6 +50,27 @@ Result = TypeVar("Result")
 MORE_STATES = 4  # `recursive` keeps up to so many states more than it recomputes a step
 
 
+class OnHost(saved_tensors_hooks):
+    """Tensors that autograd saves lie in host memory until they are wanted; pinned, and copied meanwhile, with a GPU.
+
+    As torch's `save_on_cpu`, but strides stay too: a state laid out channels-last comes back so, else convolutions take
+    another way and the last bits differ.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(self.pack, self.unpack)
+
+    @staticmethod
+    def pack(tensor: Tensor) -> tuple[torch.device, Tensor]:
+        kept = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+        return tensor.device, kept.copy_(tensor, non_blocking=True)
+
+    @staticmethod
+    def unpack(packed: tuple[torch.device, Tensor]) -> Tensor:
+        device, kept = packed
+        return kept.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Checkpointing:
     """What is recomputed and where the rest is kept; the fields are the keys of `train` (see the module)."""
@@ -58,6 +79,10 @@ class Checkpointing:
     layers: bool = False
     offload: bool = False
     backend: str = "torch"
+
+    def __str__(self) -> str:
+        said = [self.policy] + ["by layers"] * self.layers + ["states on the host"] * self.offload
+        return " ".join(said + ["by DeepSpeed"] * (self.backend == "deepspeed"))
 
     def run(self, function: Callable[..., Result], *args: Any, outermost: bool = True) -> Result:
         """function(*args), recomputed backward under any policy but `none`.
@@ -78,7 +103,7 @@ class Checkpointing:
         if self.backend == "deepspeed":
             return _deepspeed_checkpoint(flat, leaves)
         # Around the call the hooks get its arguments; inside it checkpoint's own hooks are in force.
-        with save_on_cpu(pin_memory=True) if self.offload and outermost else nullcontext():
+        with OnHost() if self.offload and outermost else nullcontext():
             out: Result = checkpoint(flat, *leaves, use_reentrant=False, preserve_rng_state=False)
             return out
 
@@ -206,8 +231,8 @@ def give_memory_back() -> None:
     """Let this process return freed memory to the system at once, where the C library is glibc.
 
     It keeps freed blocks of up to 32 MiB for later, in pieces that the next tensors don't fit: a third of the peak of a
-    training step at 384x384 is such pieces. From here on a block above 128 KiB is mapped and unmapped by itself, at all
-    times as in glibc's first moments.
+    step at 384x384 is such pieces. From here on a block above 128 KiB is mapped and unmapped by itself. The pages cost
+    time, 40 % at 128x128; so this is for `checkpoint_layers`, which asks for the least memory.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):

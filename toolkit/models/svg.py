@@ -29,6 +29,7 @@ What stands otherwise here than in the published code:
 
 Random numbers are drawn before anything that is checkpointed. Under `train.checkpointing: step` the encoder and the
 decoder are recomputed frame by frame; what is kept are codes, LSTM states, and the skips of known frames.
+`train.checkpoint_layers` makes no difference.
 """
 
 from __future__ import annotations

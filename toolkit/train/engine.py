@@ -31,7 +31,7 @@ from toolkit.train.memory import explain_shortage
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MOST_SKIPS = 10  # so many steps in a row without an update are no accident
 LARGEST_BUCKET = 500_000_000  # numbers in DeepSpeed's bucket for reducing gradients, unless told otherwise
-NOT_OFFERED = {"fp16", "amp", "optimizer", "scheduler"}  # in train.deepspeed
+NOT_OFFERED = {"fp16", "amp", "optimizer", "scheduler", "activation_checkpointing"}  # in train.deepspeed
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,18 @@ def deepspeed_config(config: TrainConfig, share: Share) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,  # torch's fused Adam offloaded too: as fast, and nothing to compile
         "steps_per_print": 10**9,
     }
+    if config.checkpointing_backend == "deepspeed" and share.accumulation > 1:
+        raise ConfigError(
+            f"train.checkpointing_backend deepspeed adds up gradients step by step in time, so that with "
+            f"{share.accumulation} micro-batches of {share.micro_batch} they are not the same bit for bit: set "
+            f"train.micro_batch to {share.micro_batch * share.accumulation}, or leave the backend at torch"
+        )
     clash = sorted(set(config.deepspeed) & ((set(owned) | NOT_OFFERED) - {"zero_optimization"}))
     stage_set = "stage" in config.deepspeed.get("zero_optimization", {})
     if clash or stage_set:
         names = ", ".join(clash + ["zero_optimization.stage"] * stage_set)
         raise ConfigError(
-            f"train.deepspeed may not set {names}: use the keys of `train` (batch, clip, zero, precision, lr, betas); "
+            f"train.deepspeed may not set {names}: use the keys of `train` (batch, clip, zero, precision, lr, betas, checkpointing); "
             "fp16 is not offered, bf16 needs no loss scale"
         )
     extra = dict(config.deepspeed)

@@ -36,6 +36,7 @@ from toolkit.train.sampling import draw, teacher_rate
 from toolkit.train.saver import Saver
 from toolkit.train.signals import StopRequest
 from toolkit.train.watchdog import Watchdog
+from toolkit.unroll import give_memory_back
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ def _train(run: RunDir, config: RunConfig, world: World, resume: str, stop: Stop
     data = open_data(config)
     if not MODELS[config.model.name].trained:
         return _without_training(run, world)
+    if cfg.checkpoint_layers and world.device.type == "cpu":
+        give_memory_back()
     torch.manual_seed(config.seed)
     model = build_model(config, data.store.manifest.frames)
     state, progress = _resume(run, resume, world)
@@ -275,7 +278,7 @@ def _introduce(recorder: Recorder, config: RunConfig, data: Data, engine: Engine
     )
     recorder.say(
         f"batch {share.batch} = {share.world_size} ranks x {share.accumulation} x {share.micro_batch}, "
-        f"{cfg.precision}, ZeRO {cfg.zero}, checkpointing {cfg.checkpointing}, {engine.world.device}"
+        f"{cfg.precision}, ZeRO {cfg.zero}, checkpointing {engine.model.checkpointing}, {engine.world.device}"
         + (f"; going on from step {step}" if step else "")
     )
     if data.val is None:

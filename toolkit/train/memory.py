@@ -48,11 +48,15 @@ def remedies(config: TrainConfig, share: Share) -> list[str]:
     found = []
     if config.checkpointing == "none":
         found.append("train.checkpointing=step: the same numbers; activations of one time step, a third more time")
+    if not config.checkpoint_layers and config.checkpointing_backend == "torch":
+        found.append("train.checkpoint_layers=true: of one layer instead of one step, in the same time")
     if share.micro_batch > 1:
         smaller = max(n for n in range(1, share.micro_batch) if share.micro_batch % n == 0)
         found.append(f"train.micro_batch={smaller}: the same batch of {share.batch} in more, smaller parts")
     if config.checkpointing != "recursive":
         found.append("train.checkpointing=recursive: for long sequences; steps are run several times over")
+    if not config.offload_states and config.checkpointing_backend == "torch":
+        found.append("train.offload_states=true: the states that checkpointing keeps move to the CPU (on a GPU)")
     if not config.offload_optimizer:
         stage = "" if config.zero else " train.zero=1"
         found.append(f"train.offload_optimizer=true{stage}: 8 to 12 bytes a parameter move to the CPU (on a GPU)")

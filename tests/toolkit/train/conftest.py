@@ -67,8 +67,8 @@ def train_on(tmp_path_factory: pytest.TempPathFactory) -> Train:
     return run
 
 
-def torchrun(ranks: int, script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def torchrun(ranks: int, script: str, *arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run a script of this folder on so many ranks."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     command = [*start, str(Path(__file__).parent / script), *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=timeout)

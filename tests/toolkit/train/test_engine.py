@@ -337,7 +337,8 @@ def test_out_of_memory_says_what_to_change(tmp_path: Path) -> None:
 
 
 def test_remedies_leave_out_what_is_done(tiny_config: Path) -> None:
-    settings = ["train.checkpointing=recursive", "train.micro_batch=1", "train.zero=1", OFFLOAD]
+    settings = ["train.checkpointing=recursive", "train.checkpoint_layers=true", "train.offload_states=true"]
+    settings += ["train.micro_batch=1", "train.zero=1", OFFLOAD]
     config = load_config(tiny_config, settings).train
     assert [text.split(":")[0] for text in remedies(config, share_of(config, world_of(1)))] == [
         "train.precision=bf16",
