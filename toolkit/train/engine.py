@@ -127,8 +127,8 @@ def deepspeed_config(config: TrainConfig, share: Share) -> dict[str, Any]:
     if clash or stage_set:
         names = ", ".join(clash + ["zero_optimization.stage"] * stage_set)
         raise ConfigError(
-            f"train.deepspeed may not set {names}: use the keys of `train` (batch, clip, zero, precision, lr, betas, checkpointing); "
-            "fp16 is not offered, bf16 needs no loss scale"
+            f"train.deepspeed may not set {names}: use the keys of `train` (batch, clip, zero, precision, "
+            "lr, betas, checkpointing); fp16 is not offered, bf16 needs no loss scale"
         )
     extra = dict(config.deepspeed)
     owned["zero_optimization"].update(extra.pop("zero_optimization", {}))
