@@ -237,8 +237,8 @@ def test_gradients_of_every_model_are_equal(name: str, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("frames", [2, 3, 12])
 def test_gradients_of_every_model_are_equal_in_every_way(name: str, dtype: torch.dtype, frames: int) -> None:
-    if name == "simvp" and frames == 2:
-        pytest.skip("needs a context of model.frames; the next test")
+    if name == "simvp" and frames < 4:
+        pytest.skip("needs a context of model.frames, 3; the next test")
     expected = train_once(name, dtype, frames)
     for way in [*WAYS[3:], {"checkpointing": "step", **DEEPSPEED}]:
         assert same(train_once(name, dtype, frames, **way), expected), way
