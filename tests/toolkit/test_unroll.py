@@ -394,6 +394,7 @@ def test_engines_train_alike_under_every_policy(on_two_ranks: Engines) -> None:
         ("modernn", {"zero": 0}, [{"checkpointing": "step", **DEEPSPEED}]),
         ("convlstm", {"zero": 1, "precision": "bf16"}, [{"checkpointing": "step", **DEEPSPEED}, WAYS[0]]),
         ("modernn", {"zero": 2, **accumulated}, [WAYS[0], WAYS[2]]),
+        ("modernn", {"zero": 3}, [WAYS[0]]),
     ]
     assert_equal_groups([[tree_of(n, train, w) for w in ({}, *ways)] for n, train, ways in groups], on_two_ranks)
 
