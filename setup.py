@@ -58,6 +58,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["toolkit*", "shards*", "launch*"]),
+    package_data={"toolkit.plan": ["costs.json"]},
     install_requires=INSTALL,
     extras_require={
         **ARCHIVES,

@@ -18,6 +18,7 @@ from launch import lock
 from launch.board import Board
 from launch.cli import make_parser, positive, run_script
 from launch.jobs import DebugSubmitter, Job, JobCommand, JobState, LocalSubmitter, Machine, Submitter, job_command
+from launch.plan import SUMMARY, summary
 from launch.ranks import SignalRelay
 from launch.record import place, preparing, write_record
 from launch.slurm import SlurmSubmitter
@@ -87,13 +88,19 @@ def survey(
     return items
 
 
-def describe(plan: SweepPlan, items: Sequence[Item]) -> list[str]:
-    """The plan as a table."""
+def describe(plan: SweepPlan, items: Sequence[Item], costs: bool = False) -> list[str]:
+    """The plan as a table; `costs` adds what each run needs."""
     left_out = [f"{plan.duplicates} duplicates left out"] if plan.duplicates else []
     left_out += [f"{plan.excluded} excluded"] if plan.excluded else []
-    rows = [[item.planned.name, item.planned.hash8, item.before.state, item.what] for item in items]
     head = ", ".join([f"{plan.name}: {len(items)} runs", *left_out])
-    return [head, *render(("run", "hash", "state", "what will be done"), rows)]
+    # A run is as fast as one that differs in the seed alone.
+    rates = {item.planned.group: item.before.rate for item in items if item.before.rate}
+    header = ("run", "hash", "state", *(SUMMARY if costs else ()), "what will be done")
+    rows = []
+    for item in items:
+        need = summary(item.planned.config, rates.get(item.planned.group)) if costs else []
+        rows.append([item.planned.name, item.planned.hash8, item.before.state, *need, item.what])
+    return [head, *render(header, rows)]
 
 
 def check_stores(items: Sequence[Item]) -> None:
@@ -205,7 +212,7 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
     items = survey(plan, root, options.retry == "failed")
     submitter = _submitter(options, root, command)
     if options.dry_run:
-        print("\n".join([*describe(plan, items), "dry run: nothing was made or submitted"]))
+        print("\n".join([*describe(plan, items, costs=True), "dry run: nothing was made or submitted"]))
         return EXIT_OK
     check_stores([item for item in items if item.submitted])
     if isinstance(submitter, SlurmSubmitter):

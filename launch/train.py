@@ -9,7 +9,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from launch.cli import make_parser, run_script
+from launch.cli import make_parser, positive, run_script
 from launch.lock import claim
 from toolkit.config import RunConfig, load_config
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, ConfigError, PeerError, StoppedError
@@ -40,6 +40,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a config value")
     parser.add_argument("--run-dir", metavar="DIR", help="where to keep the run (default: runs/single/NAME-HASH)")
     parser.add_argument("--resume", metavar="auto|none|STEP", default="auto", help="what to start from (default: auto)")
+    parser.add_argument(
+        "--profile", type=positive, default=0, metavar="N", help="time and trace N steps, go on training"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check the config, print the size of the model, stop")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config, stop")
     parser.add_argument("--list-models", action="store_true", help="print every model, its size and its cost, stop")
@@ -127,7 +130,7 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
                 print(f"{path}: already trained; nothing to do", file=sys.stderr)
             return EXIT_OK
         try:
-            code = train(run, world, arguments.resume, stop)
+            code = train(run, world, arguments.resume, stop, arguments.profile)
         except Exception as error:
             _note_failure(run, world.rank, error)
             raise

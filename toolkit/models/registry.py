@@ -6,6 +6,7 @@ from its code so that a login node can check a config without torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -17,6 +18,11 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
 
+    @property
+    def tile(self) -> int:
+        """Of a model: frames' sides are padded to a multiple of it. Costs grow with the number of tiles."""
+        return 1
+
 
 class StepOptions(Options):
     """What all recurrent next-frame models share."""
@@ -24,6 +30,10 @@ class StepOptions(Options):
     layers: int = Field(4, ge=1, description="stacked recurrent cells (paper: 4)")
     hidden: int = Field(64, ge=1, description="channels of each cell's hidden state (paper: 64)")
     patch: int = Field(4, ge=1, description="space-to-depth factor; sizes it doesn't divide are padded and cropped")
+
+    @property
+    def tile(self) -> int:
+        return self.patch
 
 
 def _odd(kernel: int) -> int:
@@ -187,6 +197,10 @@ class TrajGRUOptions(Options):
             raise ValueError(f"has {len(values)} entries, hidden has {layers}: give one for each layer")
         return values
 
+    @property
+    def tile(self) -> int:
+        return math.prod(self.strides)
+
 
 class SVGOptions(Options):
     """SVG-LP, stochastic video generation with a learned prior (Denton & Fergus 2018)."""
@@ -217,6 +231,10 @@ class SVGOptions(Options):
             raise ValueError(f"must be a power of two, every level halves it: use {below} or {2 * below}")
         return size
 
+    @property
+    def tile(self) -> int:
+        return self.size
+
 
 class SimVPOptions(Options):
     """SimVP with gated spatiotemporal attention (Tan et al. 2022); not recurrent."""
@@ -230,6 +248,10 @@ class SimVPOptions(Options):
     hidden: int = Field(512, ge=1, description="channels of the translator (hid_T)")
     layers: int = Field(8, ge=2, description="blocks of the translator (N_T)")
     mlp_ratio: int = Field(8, ge=1, description="width of a block's feed-forward part over that of the block")
+
+    @property
+    def tile(self) -> int:
+        return 1 << self.spatial_layers // 2
 
 
 class PersistenceOptions(Options):

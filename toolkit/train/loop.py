@@ -31,6 +31,7 @@ from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 from toolkit.train import checkpoint, commit
 from toolkit.train.engine import Engine, TrainState
+from toolkit.train.profile import Profiler
 from toolkit.train.record import OwnTime, Recorder, has_validation
 from toolkit.train.sampling import draw, teacher_rate
 from toolkit.train.saver import Saver
@@ -63,12 +64,13 @@ def open_data(config: RunConfig) -> Data:
     return Data(store, train, val)
 
 
-def train(run: RunDir, world: World, resume: str, stop: StopRequest) -> int:
+def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: int = 0) -> int:
     """Train a run to its last step, under a watchdog.
 
     Args:
         resume: `auto` (the newest whole checkpoint, or from scratch), `none` (from scratch; refused when there are
             checkpoints) or a step number.
+        profile: so many steps, after a warm-up, are timed and traced (toolkit/train/profile.py).
 
     Returns:
         EXIT_OK when the run is complete, EXIT_REQUEUE when it was asked to stop and can go on.
@@ -80,7 +82,7 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest) -> int:
     config = run.config()
     with Watchdog(run, world.rank, world.world_size, config.train.watchdog) as watchdog:
         try:
-            return _train(run, config, world, resume, stop, watchdog)
+            return _train(run, config, world, resume, stop, watchdog, profile)
         except NonFiniteError as error:
             last = checkpoint.steps_in(run.checkpoints)
             kept = f"The last checkpoint is of step {last[-1]}" if last else "There is no checkpoint yet"
@@ -92,7 +94,9 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest) -> int:
             raise peer from error
 
 
-def _train(run: RunDir, config: RunConfig, world: World, resume: str, stop: StopRequest, watchdog: Watchdog) -> int:
+def _train(
+    run: RunDir, config: RunConfig, world: World, resume: str, stop: StopRequest, watchdog: Watchdog, profile: int
+) -> int:
     cfg = config.train
     data = open_data(config)
     if not MODELS[config.model.name].trained:
@@ -121,6 +125,10 @@ def _train(run: RunDir, config: RunConfig, world: World, resume: str, stop: Stop
         kinds=config.data.augment,
         on_error=config.data.on_error,
     )
+    profiler = None
+    if profile:
+        profiler = Profiler(run, config, data.store.manifest.frames, engine.engine, world, profile)
+        batches = profiler.watch(batches)
 
     own = OwnTime(world.device)
 
@@ -194,6 +202,8 @@ def _train(run: RunDir, config: RunConfig, world: World, resume: str, stop: Stop
                 print(f"rank {world.rank}, step {step}: skipped a damaged sample: {text}", file=sys.stderr, flush=True)
             result = engine.step(mine, loss_of, bool(stop) or (saver is not None and saver.failed))
             step += 1
+            if profiler:
+                profiler.step(step)
             watchdog.at(step, "between steps")
             watchdog.own(waited + own.seconds())
             log = step % cfg.log_every == 0 or step in (1, cfg.steps)
@@ -219,6 +229,8 @@ def _train(run: RunDir, config: RunConfig, world: World, resume: str, stop: Stop
             run.mark_done()
         return EXIT_OK
     finally:
+        if profiler:
+            profiler.close()
         if recorder and saver:
             saver.close()
             recorder.close()

@@ -1,0 +1,212 @@
+"""The planner against reality: predicted and measured peak memory of real training steps, each in a fresh process.
+
+    python benchmarks/plan.py                  all cases on this machine, into benchmarks/plan-DATE-MACHINE.{md,json}
+    python benchmarks/plan.py --quick          few small cases, printed only
+    python benchmarks/plan.py --device cuda    on a GPU
+
+Every case is two optimizer steps through DeepSpeed, as training does them. On a CPU measured is the peak of resident
+memory, without the pages of libraries, less a baseline: that of the same process after its imports and one tiny step.
+glibc is told to give freed memory back at once (MALLOC_MMAP_THRESHOLD_): without that, resident memory holds what was
+freed too, and depends on how the heap broke into pieces. On a GPU it is torch.cuda.max_memory_allocated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import datetime
+import gc
+import itertools
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # not this folder, whose shards.py is not the package
+MODELS = ("modernn", "convlstm", "trajgru")
+SIZES = (64, 128)
+MICRO = (1, 4)
+PRECISIONS = ("fp32", "bf16")
+TARGET = 0.15
+
+
+def cases(quick: bool) -> list[dict[str, Any]]:
+    """What is measured."""
+    from toolkit.plan.cost import POLICIES
+
+    if quick:
+        return [
+            {"model": "modernn", "size": 64, "policy": policy, "micro": 1, "precision": precision}
+            for policy, precision in (("none", "fp32"), ("step", "fp32"), ("step", "bf16"))
+        ]
+    keys = ("model", "size", "policy", "micro", "precision")
+    product = itertools.product(MODELS, SIZES, POLICIES, MICRO, PRECISIONS)
+    # Models without a step know only whether to recompute.
+    return [
+        dict(zip(keys, values, strict=True))
+        for values in product
+        if values[0] != "trajgru" or values[2] in ("none", "step")
+    ]
+
+
+def config_of(case: dict[str, Any]) -> Any:
+    from toolkit.config import load_config
+    from toolkit.plan.cost import under
+
+    settings = [f"train.precision={case['precision']}", f"train.batch={case['micro']}"]
+    return under(load_config(ROOT / "configs" / "models" / f"{case['model']}.yaml", settings), case["policy"])
+
+
+def predict_case(case: dict[str, Any], gpu: bool) -> dict[str, int]:
+    """Bytes of one rank, by part, and `total`."""
+    from dataclasses import asdict
+
+    from toolkit.plan import cost as costs
+    from toolkit.plan.predict import Machine, memory_of
+
+    config = config_of(case)
+    area = costs.area_of(config, case["size"], case["size"])
+    memory = memory_of(config, costs.get(config, 1), case["policy"], case["micro"], area, Machine(1, 0, gpu))
+    return {**asdict(memory), "total": memory.total}
+
+
+def resident(what: str) -> int:
+    """A line of /proc/self/status, in bytes: VmHWM the peak, RssAnon what is no file's, RssFile pages of libraries."""
+    found = re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+def measure_case(case: dict[str, Any]) -> dict[str, int]:
+    """Train two steps in this process."""
+    import torch
+
+    from shards.manifest import FrameSpec
+    from toolkit import distributed
+    from toolkit.models.base import Noise, Sampling, build_model
+    from toolkit.train.engine import Engine
+
+    class Keys:
+        keys: tuple[str, ...] = ()
+
+    world = distributed.init(group=True)
+
+    def train(config: Any, size: int, frames: int, steps: int) -> None:
+        torch.manual_seed(0)
+        model = build_model(config, FrameSpec(1, size, size))
+        engine = Engine.build(model, config, world, None)
+        batch, context = config.train.batch, frames // 2
+
+        def loss(_: Any) -> Any:
+            codes = torch.zeros(batch, frames, 1, size, size, dtype=torch.uint8, device=world.device)
+            teacher = torch.zeros(batch, frames - context - 1, dtype=torch.bool, device=world.device)
+            sampling = Sampling(teacher=teacher, noise=Noise(range(batch), world.device))
+            rollout = engine.engine(codes.float() / 255, context, sampling)
+            return torch.stack(list(rollout.losses.values())).sum()
+
+        for _ in range(steps):
+            engine.step([Keys()], loss, False)  # type: ignore[list-item]
+
+    tiny = config_of({**case, "micro": 1})
+    options = tiny.model.model_dump()
+    if "layers" in options:
+        small = type(tiny.model).model_validate({**options, "layers": 1, "hidden": 8})
+        tiny = tiny.model_copy(update={"model": small})
+    train(tiny, 4 * tiny.model.tile, 4, 1)
+    gc.collect()
+    if world.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        baseline = torch.cuda.memory_allocated()
+    else:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        baseline = resident("RssAnon")
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    config = config_of(case)
+    train(config, case["size"], config.data.context + config.data.horizon, 2)
+    if world.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resident("VmHWM") - resident("RssFile")  # libraries' pages only grow, so these are the most there were
+    world.close()
+    return {"baseline": baseline, "measured": peak - baseline}
+
+
+def in_child(case: dict[str, Any], device: str) -> dict[str, int]:
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(ROOT)}
+    if device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    command = [sys.executable, __file__, "--case", json.dumps(case)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{case}:\n{done.stderr[-4000:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    mib = 2**20
+    lines = [
+        "| model | size | precision | policy | micro-batch | predicted MiB | measured MiB | predicted / measured |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ratio = row["predicted"]["total"] / row["measured"]
+        mark = "" if abs(ratio - 1) <= TARGET else " (off)"
+        lines.append(
+            f"| {row['model']} | {row['size']} | {row['precision']} | {row['policy']} | {row['micro']} "
+            f"| {row['predicted']['total'] / mib:.0f} | {row['measured'] / mib:.0f} | {ratio:.3f}{mark} |"
+        )
+    return lines
+
+
+def main() -> int:
+    """Measure and print; exit code 1 if a case is off by more than the target."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", metavar="REGEX", default="", help="cases whose JSON matches, printed only")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(measure_case(json.loads(options.case))))
+        return 0
+    rows = []
+    for case in cases(options.quick):
+        if not re.search(options.only, json.dumps(case)):
+            continue
+        row = {**case, "predicted": predict_case(case, options.device == "cuda"), **in_child(case, options.device)}
+        rows.append(row)
+        print(table([row])[-1], flush=True)
+    ratios = [row["predicted"]["total"] / row["measured"] for row in rows]
+    within = sum(abs(ratio - 1) <= TARGET for ratio in ratios)
+    verdict = f"{within} of {len(rows)} within {TARGET:.0%}; ratios {min(ratios):.3f} to {max(ratios):.3f}"
+    print(verdict)
+    if not (options.quick or options.only):
+        _write(rows, verdict, options.device)
+    return 0 if within == len(rows) else 1
+
+
+def _write(rows: list[dict[str, Any]], verdict: str, device: str) -> None:
+    import torch
+
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{_processor()}, {os.cpu_count()} cores"
+    date = datetime.date.today().isoformat()
+    base = Path(__file__).parent / f"plan-{date}-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}"
+    command = f"python benchmarks/plan.py --device {device}"
+    head = [f"# Predicted and measured peak memory, {name}, {date}", "", f"`{command}`, torch {torch.__version__}.", ""]
+    base.with_suffix(".md").write_text("\n".join([*head, *table(rows), "", verdict, ""]))
+    base.with_suffix(".json").write_text(json.dumps({"machine": name, "date": date, "rows": rows}, indent=1) + "\n")
+    print(base.with_suffix(".md"))
+
+
+def _processor() -> str:
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
