@@ -96,6 +96,8 @@ class Watchdog:
 
     def own(self, seconds: float) -> None:
         """What one step cost this rank alone, measured before it waits for others."""
+        if self._now[0] <= self._base + 1:
+            return  # the first step compiles, allocates and warms up
         self._own_s = seconds if self._own_s == 0.0 else 0.8 * self._own_s + 0.2 * seconds
 
     def peer_error(self, error: BaseException) -> PeerError | None:

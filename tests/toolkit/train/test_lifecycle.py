@@ -331,7 +331,7 @@ def test_an_error_on_one_rank_is_what_all_ranks_tell(warm: Warm, config: Path, t
 
 def test_a_slow_rank_is_named_and_left_alone(warm: Warm, tiny_config: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    options = ["--set", "train.watchdog.step=60", "--set", "train.steps=24"]
+    options = ["--set", "train.watchdog.step=6", "--set", "train.steps=26"]
     arguments = ["--config", tiny_config, "--run-dir", run, *options]
     pids = warm.ranks(2, free_port(), arguments, log, fault="slow 1 0 0.4")
     assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
