@@ -137,7 +137,7 @@ def test_reader_processes_change_nothing() -> None:
     here = [b.keys for b in islice(read_batches(windows, 0, Share(2, 2, 0, 1), 3), 4)]
     loader = read_batches(windows, 0, Share(2, 2, 0, 1), 3, workers=2)
     assert [b.keys for b in islice(loader, 4)] == here
-    loader._shutdown_workers()
+    loader.close()
 
 
 @pytest.fixture(scope="module")
