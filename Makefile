@@ -62,6 +62,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/shards.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/cell.py
+	$(BIN)/python benchmarks/plan.py
 
 gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu

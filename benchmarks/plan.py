@@ -29,28 +29,23 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # not this folder, whose shards.py is not the package
 MODELS = ("modernn", "convlstm", "trajgru")
-SIZES = (64, 128)
-MICRO = (1, 4)
+SIZES = ((64, 1), (64, 4), (128, 1))  # of frames, and micro-batch
+POLICIES = ("none", "step", "step+layers", "recursive+layers")
 PRECISIONS = ("fp32", "bf16")
 TARGET = 0.15
 
 
 def cases(quick: bool) -> list[dict[str, Any]]:
     """What is measured."""
-    from toolkit.plan.cost import POLICIES
-
     if quick:
         return [
-            {"model": "modernn", "size": 64, "policy": policy, "micro": 1, "precision": precision}
-            for policy, precision in (("none", "fp32"), ("step", "fp32"), ("step", "bf16"))
+            {"model": "modernn", "size": 64, "micro": 1, "policy": policy, "precision": precision}
+            for policy, precision in (("none", "fp32"), ("step+layers", "fp32"), ("step", "bf16"))
         ]
-    keys = ("model", "size", "policy", "micro", "precision")
-    product = itertools.product(MODELS, SIZES, POLICIES, MICRO, PRECISIONS)
-    # Models without a step know only whether to recompute.
     return [
-        dict(zip(keys, values, strict=True))
-        for values in product
-        if values[0] != "trajgru" or values[2] in ("none", "step")
+        {"model": model, "size": size, "micro": micro, "policy": policy, "precision": precision}
+        for model, (size, micro), policy, precision in itertools.product(MODELS, SIZES, POLICIES, PRECISIONS)
+        if model != "trajgru" or policy in ("none", "step")  # a model without a step knows only whether to recompute
     ]
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -92,6 +93,7 @@ class Profiler:
         if self.seen == WARM_UP:
             self.active = True
             if self.world.is_main:
+                os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints marks of its own
                 cuda = [ProfilerActivity.CUDA] if self.world.device.type == "cuda" else []
                 self.tracer = profile(activities=[ProfilerActivity.CPU, *cuda])
                 self.tracer.start()
@@ -215,7 +217,7 @@ def tell(summary: Mapping[str, Any]) -> list[str]:
     ]
     lines += [f"  {name:<14} {value:9.1f} ms  {value / whole:6.1%}" for name, value in summary["phases_ms"].items()]
     lines.append(
-        f"  model {summary['model_tflops']:.3f} TFLOP/s a rank (3 x forward, recomputation not counted) of "
-        f"{summary['matmul_tflops']:.3f} in a matrix product: {summary['achieved_over_peak']:.1%} of the peak"
+        f"  model {summary['model_tflops']:.3g} TFLOP/s a rank (3 x forward, recomputation not counted) of "
+        f"{summary['matmul_tflops']:.3g} in a matrix product: {summary['achieved_over_peak']:.1%} of the peak"
     )
     return lines
