@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -35,7 +36,18 @@ from benchmarks.report import device, write_report  # noqa: E402
 POLICIES = ("none", "step", "step+layers", "segment", "segment+layers", "recursive", "recursive+layers")
 CURVE = (5, 10, 20, 50, 100, 200)
 LARGE = (("step", 20), ("recursive", 20), ("step+layers", 20), ("recursive+layers", 20), ("recursive+layers", 200))
-HEAD = ("T", "policy", "peak GiB", "x first", "s/step", "x first", "s/frame", "gradients")
+HEAD = (
+    "T",
+    "policy",
+    "peak GiB",
+    "x first",
+    "of it the step's",
+    "x first",
+    "s/step",
+    "x first",
+    "s/frame",
+    "gradients",
+)
 Point = tuple[str, int]  # policy, T
 
 
@@ -61,25 +73,39 @@ def measure(options: argparse.Namespace, policy: str, frames: int) -> dict[str, 
     adam = torch.optim.Adam(model.parameters(), fused=True)
     batch = torch.rand(options.batch, frames, 1, options.size, options.size, device=device)
     clock = time.perf_counter if device.type == "cuda" else time.process_time
-    times = []
-    for _ in range(options.steps + 1):
-        began = clock()
+
+    def step(frames: torch.Tensor) -> str:
         adam.zero_grad()
-        noise = Noise(range(options.batch), device)
-        losses = model(batch, frames // 2, Sampling(noise=noise)).losses
+        losses = model(frames, max(1, frames.shape[1] // 2), Sampling(noise=Noise(range(options.batch), device))).losses
         torch.stack(list(losses.values())).sum().backward()
-        if not times:
-            digest = hashlib.sha256()
-            for parameter in model.parameters():
-                digest.update(parameter.grad.float().cpu().numpy().tobytes())
+        digest = hashlib.sha256()
+        for parameter in model.parameters():
+            digest.update(parameter.grad.float().cpu().numpy().tobytes())
         adam.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        return digest.hexdigest()
+
+    step(batch[:, :2])  # libraries, Adam's moments
+    adam.zero_grad()
+    before, times, digests = held(device), [], []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(options.steps):
+        began = clock()
+        digests.append(step(batch))
         times.append(clock() - began)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**30
-    return {"seconds": statistics.median(times[1:] or times), "peak": peak, "gradients": digest.hexdigest()}
+    return {"seconds": statistics.median(times), "peak": peak, "before": before, "gradients": digests[0]}
+
+
+def held(device: Any) -> float:
+    """GiB that the process (or torch, on the GPU) holds now."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.memory_allocated() / 2**30
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
 def child(options: argparse.Namespace, policy: str, frames: int) -> dict[str, Any]:
@@ -108,9 +134,9 @@ def forwards(policy: str, frames: int) -> int:
 
 def estimate(options: argparse.Namespace, points: Sequence[Point]) -> float:
     """Seconds that the points will take, from a step of three frames."""
-    trial = argparse.Namespace(**{**vars(options), "steps": 0})
-    unit = child(trial, "none" if not options.large else "step", 3)["seconds"] / forwards("step", 3)
-    return sum(6 + (options.steps + 1) * unit * forwards(*point) for point in points)
+    trial = argparse.Namespace(**{**vars(options), "steps": 1})
+    unit = child(trial, "step", 3)["seconds"] / forwards("step", 3)
+    return sum(8 + unit * (options.steps * forwards(*point) + 4) for point in points)
 
 
 def compared(rows: list[dict[str, Any]]) -> None:
@@ -118,7 +144,9 @@ def compared(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         first = next(r for r in rows if r["frames"] == row["frames"])
         row["against"] = first["policy"]
-        row["peak_ratio"], row["time_ratio"] = row["peak"] / first["peak"], row["seconds"] / first["seconds"]
+        row["own"] = row["peak"] - row["before"]
+        for key in ("peak", "own", "seconds"):
+            row[f"{key}_ratio"] = row[key] / first[key]
         row["equal"] = row["gradients"] == first["gradients"]
 
 
@@ -130,8 +158,10 @@ def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
             r["policy"],
             f"{r['peak']:.3f}",
             f"{r['peak_ratio']:.2f}",
+            f"{r['own']:.3f}",
+            f"{r['own_ratio']:.2f}",
             f"{r['seconds']:.2f}",
-            f"{r['time_ratio']:.2f}",
+            f"{r['seconds_ratio']:.2f}",
             f"{r['seconds'] / r['frames']:.3f}",
             "equal" if r["equal"] else "**DIFFER**",
         ]
@@ -156,24 +186,25 @@ def growth(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Peak against T, one line per policy."""
+    """Peak against T, one line per policy, less what the process held before: libraries, weights, Adam, the batch."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import NullLocator
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     colours = {name: f"C{index}" for index, name in enumerate(dict.fromkeys(r["policy"].split("+")[0] for r in rows))}
     for policy in dict.fromkeys(r["policy"] for r in rows):
-        own = sorted((r["frames"], r["peak"]) for r in rows if r["policy"] == policy)
+        own = sorted((r["frames"], r["own"]) for r in rows if r["policy"] == policy)
         name, _, extras = policy.partition("+")
         axes.plot(*zip(*own, strict=True), colours[name], ls="--" if extras else "-", marker="o", ms=4, label=policy)
-    axes.set(xscale="log", yscale="log", xlabel="frames T", ylabel="peak of the process, GiB")
+    axes.set(xscale="log", yscale="log", xlabel="frames T", ylabel="peak less what was held before the step, GiB")
     ticks = sorted({r["frames"] for r in rows})
     axes.set_xticks(ticks, labels=[str(t) for t in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")
-    axes.minorticks_off() if max(r["peak"] for r in rows) / min(r["peak"] for r in rows) > 100 else None
+    axes.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.tight_layout()
@@ -189,7 +220,7 @@ def write(rows: list[dict[str, Any]], options: argparse.Namespace) -> Path:
     title = f"Unrolling {options.model} {options.layers} x {options.hidden} at {options.size}x{options.size}, patch "
     title += f"{options.patch}, batch {options.batch}, {options.precision}"
     command = f"python benchmarks/unroll.py{' --large' * options.large} --precision {options.precision}"
-    settings = {key: value for key, value in vars(options).items() if key not in ("out", "point", "curve")}
+    settings = {key: value for key, value in vars(options).items() if key not in ("out", "point", "curve", "keep")}
     facts = {"torch": torch.__version__, "threads": torch.get_num_threads(), "settings": settings, "rows": rows}
     name = "unroll" + "-large" * options.large + f"-{options.precision}"
     path = write_report(name, title, command, HEAD, cells(rows), facts, options.out, device(options.device != "cpu"))
@@ -212,14 +243,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, help="default: 32; 384 with --large")
     for name, default in (("patch", 4), ("layers", 4), ("hidden", 64), ("batch", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument(
-        "--steps", type=int, help="steps that are timed after one that isn't (default 2; 0 with --large)"
-    )
+    parser.add_argument("--steps", type=int, default=1, help="at each point, after one of two frames (default 1)")
+    parser.add_argument("--keep", type=Path, help="a .json of this benchmark whose points aren't measured again")
     parser.add_argument("--out", type=Path, help="where the report goes (default: beside this file)")
     parser.add_argument("--point", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.size = options.size or (384 if options.large else 32)
-    options.steps = options.steps if options.steps is not None else (0 if options.large else 2)
     return options
 
 
@@ -231,11 +260,12 @@ def main() -> int:
     points: list[Point] = list(LARGE)
     if not options.large or options.frames or options.policies:
         points = [(policy, frames) for frames in options.frames or CURVE for policy in options.policies or POLICIES]
+    rows: list[dict[str, Any]] = json.loads(options.keep.read_text())["rows"] if options.keep else []
+    points = [point for point in points if point not in [(row["policy"], row["frames"]) for row in rows]]
     seconds = estimate(options, points)
     print(
         f"{device(options.device != 'cpu')}: {len(points)} points, about {seconds / 60:.0f} minutes of work", flush=True
     )
-    rows: list[dict[str, Any]] = []
     for policy, frames in points:
         rows.append(child(options, policy, frames))
         path = write(rows, options)
