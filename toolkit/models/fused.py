@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 aten = torch.ops.aten
 sigmoid_backward, tanh_backward, threshold_backward = (
@@ -21,6 +22,41 @@ sigmoid_backward, tanh_backward, threshold_backward = (
     aten.tanh_backward,
     aten.threshold_backward,
 )
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """softmax(Q K^T scale) V, each [B, heads, tokens, width], without the map in memory.
+
+    PyTorch's scaled_dot_product_attention. On a CPU in bfloat16 its backward kernel is slower than float32's, by half:
+    there the backward pass is made in float32, and is more exact too.
+    """
+    slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    if slow and not torch.compiler.is_compiling():
+        out: Tensor = _Attention.apply(query, key, value, scale)
+        return out
+    return F.scaled_dot_product_attention(query, key, value, scale=scale)
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps its arguments and result, and a number per token."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        out, log_sum = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=scale)
+        ctx.save_for_backward(query, key, value, out, log_sum)
+        ctx.scale = scale
+        result: Tensor = out
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor | None, ...]:
+        *maps, log_sum = ctx.saved_tensors
+        exact = [t.float() for t in (of_out, *maps)]
+        gradients = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *exact, log_sum, 0.0, False, scale=ctx.scale
+        )
+        return *(t.to(of_out.dtype) for t in gradients), None
 
 
 def lstm(memory: Tensor, *gates: Tensor, forget_bias: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ from torch.nn import functional as F
 
 from shards.manifest import FrameSpec
 from toolkit.models.base import Noise, Probe, StepModel
-from toolkit.models.fused import gated_sum, lstm
+from toolkit.models.fused import attention, gated_sum, lstm
 from toolkit.models.registry import ModeRNNOptions
 
 GATES = 4  # in the order i, f, o, g
@@ -138,7 +138,7 @@ class ModeCell(nn.Module):
         query, key, value = (
             to_heads(t, self.slots) for t in (self.query(bus), self.key(interaction), self.value(interaction))
         )
-        return from_heads(F.scaled_dot_product_attention(query, key, value), bus)
+        return from_heads(attention(query, key, value, query.shape[3] ** -0.5), bus)
 
     def fuse(self, interaction: Tensor, slots: Tensor) -> Tensor:
         """Equations 3 and 4 for every gate: I_t [B, D, h, w'] and slots [B, N w, h, w'] -> F_t [B, G D, h, w']."""

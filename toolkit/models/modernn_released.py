@@ -41,7 +41,7 @@ from torch.nn import functional as F
 from shards.manifest import FrameSpec
 from toolkit.errors import ToolkitError
 from toolkit.models.base import Noise, Probe, StepModel
-from toolkit.models.fused import lstm, weighed_sum
+from toolkit.models.fused import attention, lstm, weighed_sum
 from toolkit.models.modernn import from_heads, to_heads
 from toolkit.models.registry import ReleasedModeRNNOptions
 
@@ -135,7 +135,7 @@ class ReleasedModeCell(nn.Module):
         query, key, value = (
             to_heads(t, self.slots) for t in (self.query(bus), self.key(interaction), self.value(interaction))
         )
-        return from_heads(F.scaled_dot_product_attention(query, key, value, scale=self.scale), bus)
+        return from_heads(attention(query, key, value, self.scale), bus)
 
     def forward(self, x: Tensor, state: LayerState) -> LayerState:
         """X_t [B, d, h, w'] and (H, B)_{t-1} -> (H, B)_t, all [B, d, h, w']."""

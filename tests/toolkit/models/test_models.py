@@ -138,11 +138,11 @@ def test_attention_never_stores_the_softmax_map(monkeypatch: pytest.MonkeyPatch)
     seen = []
     attention = torch.nn.functional.scaled_dot_product_attention
 
-    def spy(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def spy(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
         seen.append(SDPBackend(torch._fused_sdp_choice(q, k, v)))
-        return attention(q, k, v)
+        return attention(q, k, v, scale=scale)
 
-    monkeypatch.setattr("toolkit.models.modernn.F.scaled_dot_product_attention", spy)
+    monkeypatch.setattr("toolkit.models.fused.F.scaled_dot_product_attention", spy)
     x = torch.randn(1, 8, 6, 6)
     cell(x, (x, x))
     assert seen == [SDPBackend.FLASH_ATTENTION]

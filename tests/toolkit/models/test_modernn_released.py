@@ -81,7 +81,7 @@ def test_attention_never_stores_the_softmax_map(monkeypatch: pytest.MonkeyPatch)
         seen.append(SDPBackend(torch._fused_sdp_choice(q, k, v)))
         return attention(q, k, v, scale=scale)
 
-    monkeypatch.setattr("toolkit.models.modernn_released.F.scaled_dot_product_attention", spy)
+    monkeypatch.setattr("toolkit.models.fused.F.scaled_dot_product_attention", spy)
     x = torch.randn(1, 8, 6, 6)
     cell(x, (x, x))
     assert seen == [SDPBackend.FLASH_ATTENTION]
