@@ -18,22 +18,34 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import re
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.report import device, table, write_report  # noqa: E402
+
 MODELS = ("modernn_released", "modernn", "convlstm", "predrnn")
 FORMS = ("plain fp32", "ours fp32", "ours bf16", "plain fp32 step", "ours fp32 step", "ours bf16 step")
+HEAD = (
+    "model",
+    "form",
+    "seq/s",
+    "x plain",
+    "x plain, processor time",
+    "GFLOP/s",
+    "of bf16 roof",
+    "peak GiB",
+    "x plain",
+    "activations GiB",
+    "x plain",
+)
 ROOF = (256, 256, 3, 32)  # channels in and out, kernel, side: large enough that only arithmetic counts
 
 
@@ -227,51 +239,45 @@ def rows_of(
         }
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| model | form | seq/s | x plain | x plain, processor time | GFLOP/s | of bf16 roof | peak GiB | x plain "
-        "| activations GiB | x plain |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+def cells(row: dict[str, Any]) -> list[str]:
+    """A line of the table."""
+    return [
+        row["model"],
+        row["form"],
+        f"{row['sequences_per_second']:.3g}",
+        f"{row['x_plain']:.2f}",
+        f"{row['x_plain_processor']:.2f}",
+        f"{row['gflops']:.0f}",
+        f"{row['share_of_bf16_roof']:.0%}",
+        f"{row['peak_gib']:.2f}",
+        f"{row['memory_x_plain']:.2f}",
+        f"{row['activations_gib']:.2f}",
+        f"{row['activations_x_plain']:.2f}",
     ]
-    lines += [
-        f"| {row['model']} | {row['form']} | {row['sequences_per_second']:.3g} | {row['x_plain']:.2f} "
-        f"| {row['x_plain_processor']:.2f} | {row['gflops']:.0f} | {row['share_of_bf16_roof']:.0%} "
-        f"| {row['peak_gib']:.2f} | {row['memory_x_plain']:.2f} | {row['activations_gib']:.2f} "
-        f"| {row['activations_x_plain']:.2f} |"
-        for row in rows
-    ]
-    return lines
 
 
 def device_name(options: argparse.Namespace) -> str:
     if options.device == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name()
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or [platform.machine()]
-    return f"{names[0].strip()}, {options.threads} threads"
+        return device(accelerator=True)
+    return f"{device().rpartition(',')[0]}, {options.threads} threads"
 
 
-def write(options: argparse.Namespace, results: dict[str, Any], lines: list[str]) -> Path:
+def write(options: argparse.Namespace, results: dict[str, Any], notes: list[str]) -> Path:
     """The table and the same as JSON, beside this file."""
-    today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
-    where = device_name(options)
-    slug = re.sub(r"[^a-z0-9]+", "-", where.lower()).strip("-")
-    path = Path(options.out or Path(__file__).parent) / f"cell-{today}-{slug}.md"
     settings = {key: value for key, value in vars(options).items() if key not in ("child", "out")}
-    facts = {"date": today, "device": where, "python": platform.python_version(), "settings": settings}
-    path.with_suffix(".json").write_text(json.dumps({**facts, **results}, indent=1) + "\n")
-    head = [
-        f"# Cells: {today}, {where}",
-        "",
-        f"`python benchmarks/cell.py`: {options.layers}x{options.hidden}, {options.size}x{options.size}, patch 4, "
-        f"{options.frames} frames, batch {options.batch}, {options.rounds} rounds of {options.steps} steps, compile "
-        f"{options.compile}. Roof: {results['roof']['bf16']:.0f} GFLOP/s in bf16, "
-        f"{results['roof']['fp32']:.0f} in fp32.",
-        "",
-    ]
-    path.write_text("\n".join([*head, *lines]) + "\n")
-    return path
+    title = (
+        f"Cells, {options.layers}x{options.hidden}, {options.size}x{options.size}, patch 4, {options.frames} frames, "
+    )
+    title += f"batch {options.batch}"
+    roof = (
+        f"{options.rounds} rounds of {options.steps} steps, compile {options.compile}. Roof: "
+        f"{results['roof']['bf16']:.0f} GFLOP/s in bf16, {results['roof']['fp32']:.0f} in fp32."
+    )
+    facts = {"settings": settings, **results}
+    lines = [cells(row) for row in results["rows"]]
+    out = Path(options.out) if options.out else None
+    command = f"python benchmarks/cell.py --device {options.device}"
+    return write_report("cell", title, command, HEAD, lines, facts, out, device_name(options), [roof, *notes])
 
 
 def main() -> int:
@@ -312,7 +318,7 @@ def main() -> int:
                 found[form].append(child(options, "measure", model, form))
         made = list(rows_of(model, found, child(options, "gigaflop", model), top, options.batch))
         rows += made
-        print("\n".join(table(made)), flush=True)
+        print(table(HEAD, [cells(row) for row in made]), flush=True)
         if options.learning:
             fp32, bf16 = (child(options, "learn", model, f"ours {precision}") for precision in ("fp32", "bf16"))
             off = bf16["loss"] / fp32["loss"] - 1
@@ -320,13 +326,12 @@ def main() -> int:
             print(
                 f"\nloss after {options.learning} steps: {fp32['loss']:.5f} fp32, {bf16['loss']:.5f} bf16, {off:+.2%}\n"
             )
-    lines = [*table(rows), ""]
-    lines += [
-        f"{model}: loss after {options.learning} steps {one['fp32']['loss']:.5f} in fp32 (at first "
+    notes = [
+        f"- {model}: loss after {options.learning} steps {one['fp32']['loss']:.5f} in fp32 (at first "
         f"{one['fp32']['first']:.5f}), {one['bf16']['loss']:.5f} in bf16: {one['relative']:+.2%}"
         for model, one in learning.items()
     ]
-    print(f"\nwritten: {write(options, {'roof': top, 'rows': rows, 'learning': learning}, lines)}")
+    print(f"\nwritten: {write(options, {'roof': top, 'rows': rows, 'learning': learning}, notes)}")
     return 0
 
 

@@ -13,17 +13,12 @@ and writes benchmarks/checkpoint-DATE-DEVICE.md and .json.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import platform
-import re
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +27,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.report import device, table, write_report  # noqa: E402
 from shards.manifest import FrameSpec  # noqa: E402
 from toolkit import distributed  # noqa: E402
 from toolkit.config import RunConfig, make_config  # noqa: E402
@@ -145,38 +141,20 @@ def cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def device() -> str:
-    """What computes, and how many cores may be used."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, {len(os.sched_getaffinity(0))} cores"
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or [platform.machine()]
-    return f"{names[0].strip()}, {len(os.sched_getaffinity(0))} cores"
-
-
-def write_report(rows: list[dict[str, Any]], options: argparse.Namespace) -> Path:
+def write(rows: list[dict[str, Any]], options: argparse.Namespace) -> Path:
     """The table, and the same as JSON."""
-    today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
-    slug = re.sub(r"[^a-z0-9]+", "-", device().lower()).strip("-")
-    path = Path(options.out or Path(__file__).parent) / f"checkpoint-{today}-{slug}.md"
     settings = {key: value for key, value in vars(options).items() if key not in ("folder", "out")}
-    facts = {"date": today, "device": device(), "torch": torch.__version__, "settings": settings}
-    path.with_suffix(".json").write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
     every = f"share at every {options.every}"
     names = ["model", "parameters", "checkpoint", "step", "snapshot", "a save costs, sync", "async", "async / sync"]
     names += [f"{every}, sync", "async", f"below {100 * TARGET:.0f} % from every, sync", "async", "met"]
-    lines = [
-        f"# Checkpoints: {today}, {device()}",
-        "",
-        f"`python benchmarks/checkpoint.py`, torch {torch.__version__}; steps of {options.batch} sequences of "
-        f"{options.frames} frames of 64x64, {options.rounds} rounds.",
-        "",
-        f"| {' | '.join(names)} |",
-        f"|---{'|---:' * (len(names) - 1)}|",
-        *(f"| {' | '.join(cells(row))} |" for row in rows),
-    ]
-    path.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines[4:]))
-    return path
+    lines = [cells(row) for row in rows]
+    print(table(names, lines))
+    title = (
+        f"Checkpoints, steps of {options.batch} sequences of {options.frames} frames of 64x64, {options.rounds} rounds"
+    )
+    facts = {"torch": torch.__version__, "settings": settings, "rows": rows}
+    where = device(torch.cuda.is_available())
+    return write_report("checkpoint", title, "python benchmarks/checkpoint.py", names, lines, facts, options.out, where)
 
 
 def main() -> int:
@@ -191,11 +169,11 @@ def main() -> int:
     options = parser.parse_args()
     world = distributed.init(group=True)
     rows = []
-    print(f"{device()}\n", flush=True)
+    print(f"{device(torch.cuda.is_available())}\n", flush=True)
     for hidden in map(int, options.hidden.split(",")):
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="checkpoint-bench-") as folder:
             rows.append(measure(hidden, options, Path(folder), world))
-    print(f"\nwritten: {write_report(rows, options)}")
+    print(f"\nwritten: {write(rows, options)}")
     world.close()
     return 0
 

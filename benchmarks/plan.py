@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import datetime
 import gc
 import itertools
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -28,6 +26,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # not this folder, whose shards.py is not the package
+
+from benchmarks.report import device, write_report  # noqa: E402
+
+HEAD = ("model", "size", "precision", "policy", "micro-batch", "predicted MiB", "measured MiB", "predicted / measured")
 MODELS = ("modernn", "convlstm", "trajgru")
 SIZES = ((64, 1), (64, 4), (128, 1))  # of frames, and micro-batch
 POLICIES = ("none", "step", "step+layers", "recursive+layers")
@@ -142,20 +144,13 @@ def in_child(case: dict[str, Any], device: str) -> dict[str, int]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
+def cells(row: dict[str, Any]) -> list[str]:
+    """A line of the table."""
     mib = 2**20
-    lines = [
-        "| model | size | precision | policy | micro-batch | predicted MiB | measured MiB | predicted / measured |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        ratio = row["predicted"]["total"] / row["measured"]
-        mark = "" if abs(ratio - 1) <= TARGET else " (off)"
-        lines.append(
-            f"| {row['model']} | {row['size']} | {row['precision']} | {row['policy']} | {row['micro']} "
-            f"| {row['predicted']['total'] / mib:.0f} | {row['measured'] / mib:.0f} | {ratio:.3f}{mark} |"
-        )
-    return lines
+    ratio = row["predicted"]["total"] / row["measured"]
+    case = [row["model"], str(row["size"]), row["precision"], row["policy"], str(row["micro"])]
+    sizes = [f"{row['predicted']['total'] / mib:.0f}", f"{row['measured'] / mib:.0f}"]
+    return [*case, *sizes, f"{ratio:.3f}" + ("" if abs(ratio - 1) <= TARGET else " (off)")]
 
 
 def main() -> int:
@@ -175,32 +170,20 @@ def main() -> int:
             continue
         row = {**case, "predicted": predict_case(case, options.device == "cuda"), **in_child(case, options.device)}
         rows.append(row)
-        print(table([row])[-1], flush=True)
+        print("  ".join(cells(row)), flush=True)
     ratios = [row["predicted"]["total"] / row["measured"] for row in rows]
     within = sum(abs(ratio - 1) <= TARGET for ratio in ratios)
     verdict = f"{within} of {len(rows)} within {TARGET:.0%}; ratios {min(ratios):.3f} to {max(ratios):.3f}"
     print(verdict)
     if not (options.quick or options.only):
-        _write(rows, verdict, options.device)
+        import torch
+
+        title = f"Predicted and measured peak memory, {len(rows)} cases"
+        command = f"python benchmarks/plan.py --device {options.device}"
+        facts = {"torch": torch.__version__, "rows": rows}
+        where = device(options.device == "cuda")
+        print(write_report("plan", title, command, HEAD, [cells(row) for row in rows], facts, None, where, [verdict]))
     return 0 if within == len(rows) else 1
-
-
-def _write(rows: list[dict[str, Any]], verdict: str, device: str) -> None:
-    import torch
-
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{_processor()}, {os.cpu_count()} cores"
-    date = datetime.date.today().isoformat()
-    base = Path(__file__).parent / f"plan-{date}-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}"
-    command = f"python benchmarks/plan.py --device {device}"
-    head = [f"# Predicted and measured peak memory, {name}, {date}", "", f"`{command}`, torch {torch.__version__}.", ""]
-    base.with_suffix(".md").write_text("\n".join([*head, *table(rows), "", verdict, ""]))
-    base.with_suffix(".json").write_text(json.dumps({"machine": name, "date": date, "rows": rows}, indent=1) + "\n")
-    print(base.with_suffix(".md"))
-
-
-def _processor() -> str:
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return found[1] if found else platform.machine()
 
 
 if __name__ == "__main__":

@@ -37,12 +37,14 @@ def write_report(
     facts: Mapping[str, Any],
     out: Path | None = None,
     where: str | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write NAME-DATE-DEVICE.md with one table, and .json with `facts`.
 
     Args:
         out: the folder; None: this one.
         where: the device's name; None: the processor's.
+        notes: lines under the table.
 
     Returns:
         The Markdown file.
@@ -54,5 +56,5 @@ def write_report(
     record = {"date": today, "device": where, "python": platform.python_version(), "command": command, **facts}
     path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     text = f"# {title}: {today}, {where}\n\n`{command}`, Python {platform.python_version()}.\n\n{table(head, rows)}\n"
-    path.write_text(text)
+    path.write_text(text + ("\n" + "\n".join(notes) + "\n" if notes else ""))
     return path

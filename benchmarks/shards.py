@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
-import re
 import shutil
 import statistics
 import subprocess
@@ -25,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +32,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.report import device, write_report  # noqa: E402
 from shards import open_store  # noqa: E402
 from shards.bench import READERS, Task, make_task, measure  # noqa: E402
 from shards.convert import convert  # noqa: E402
@@ -315,35 +312,18 @@ def loading(report: Report, many: Path, stores: dict[str, Path], options: argpar
     report.add("... and of all of it", large, "MiB", "< 64 more", large < small + 64, told)
 
 
-def device() -> str:
-    """The processor's name and the number of cores that may be used."""
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or [platform.machine()]
-    return f"{names[0].strip()}, {len(os.sched_getaffinity(0))} cores"
-
-
 def write(report: Report, options: argparse.Namespace) -> Path:
     """The table and the same as JSON, beside this file."""
-    today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
-    slug = re.sub(r"[^a-z0-9]+", "-", device().lower()).strip("-")
-    path = Path(options.out or Path(__file__).parent) / f"shards-{today}-{slug}.md"
     settings = {key: value for key, value in vars(options).items() if key not in ("folder", "out")}
-    facts = {"date": today, "device": device(), "python": platform.python_version(), "settings": settings}
-    path.with_suffix(".json").write_text(json.dumps({**facts, "rows": report.rows}, indent=1) + "\n")
+    met = {True: "yes", False: "**no**", None: ""}
     lines = [
-        f"# Stores: {today}, {device()}",
-        "",
-        f"`python benchmarks/shards.py`, Python {platform.python_version()}, {options.gb:g} GB of 20x384x384 events.",
-        "",
-        "| what | value | unit | target | met | note |",
-        "|---|---:|---|---|---|---|",
+        [row["what"], shown(row["value"]), row["unit"], row["target"], met[row["met"]], row["note"]]
+        for row in report.rows
     ]
-    for row in report.rows:
-        met = {True: "yes", False: "**no**", None: ""}[row["met"]]
-        lines.append(
-            f"| {row['what']} | {shown(row['value'])} | {row['unit']} | {row['target']} | {met} | {row['note']} |"
-        )
-    path.write_text("\n".join(lines) + "\n")
-    return path
+    title = f"Stores, {options.gb:g} GB of 20x384x384 events"
+    head = ("what", "value", "unit", "target", "met", "note")
+    facts = {"settings": settings, "rows": report.rows}
+    return write_report("shards", title, "python benchmarks/shards.py", head, lines, facts, options.out)
 
 
 def main() -> int:
