@@ -49,6 +49,9 @@ DEV = [
     *ARCHIVES["cf"],
 ]
 
+# Folders of the checkout that an installed toolkit keeps among its own files; toolkit/shipped.py finds them.
+SHIPPED = {"toolkit.configs": "configs", "toolkit.profiles": "slurm/profiles"}
+
 setup(
     name="modernn-toolkit",
     version="0.1.0",
@@ -57,8 +60,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["toolkit*", "shards*", "launch*"]),
-    package_data={"toolkit.plan": ["costs.json"]},
+    packages=[*find_packages(include=["toolkit*", "shards*", "launch*"]), *SHIPPED],
+    package_dir=SHIPPED,
+    package_data={"toolkit.plan": ["costs.json"], **{name: ["*.yaml", "**/*.yaml"] for name in SHIPPED}},
+    entry_points={"console_scripts": ["toolkit = launch.commands:console"]},
     install_requires=INSTALL,
     extras_require={
         **ARCHIVES,

@@ -10,19 +10,42 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
-from toolkit import __version__
+from toolkit import __version__, shipped
+
+# `toolkit NAME` is `python launch/NAME.py`, but for shards.
+COMMANDS = {
+    "train": "train one run",
+    "sweep": "run many: seeds x variants, here or on a Slurm cluster",
+    "status": "how runs stand",
+    "evaluate": "score a run's checkpoints",
+    "analyse": "diagnose mode collapse",
+    "report": "tables, curves and frames on one page",
+    "export": "a run's model as safetensors and a model card",
+    "plan": "memory and hours before a run",
+    "shards": "make, check and describe sequence stores (python -m shards)",
+}
+SCRIPT = re.compile(rf"(?:(torchrun .*?)(-- )?)?(?:python )?launch/({'|'.join(COMMANDS)})\.py")
 
 
-def make_parser(script: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """A parser for `python launch/<script>` whose help ends with examples to copy."""
+def as_typed(text: str) -> str:
+    """A text in which `python launch/train.py` reads as the user has it: in an installed toolkit, `toolkit train`."""
+    if shipped.CHECKOUT is not None and Path(sys.argv[0]).stem != "toolkit":
+        return text
+    return SCRIPT.sub(lambda m: f"{m[1]}-m {m[2] or ''}launch.{m[3]}" if m[1] else f"toolkit {m[3]}", text)
+
+
+def make_parser(script: str | None, description: str, examples: str) -> argparse.ArgumentParser:
+    """A parser for `python launch/<script>` (None: for `toolkit`) whose help ends with examples to copy."""
     parser = argparse.ArgumentParser(
-        prog=f"python launch/{script}",
-        description=description,
-        epilog=f"examples:\n{examples}",
+        prog=as_typed(f"python launch/{script}") if script else "toolkit",
+        description=as_typed(description),
+        epilog=as_typed(f"examples:\n{examples}"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -50,7 +73,7 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         # The errors of toolkit and of shards carry an exit code; one without is a bug, and its traceback is wanted.
         if not hasattr(error, "exit_code"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(as_typed(f"error: {error}"), file=sys.stderr)
         code = int(error.exit_code)
     except KeyboardInterrupt:
         code = 130

@@ -12,8 +12,8 @@ from toolkit.errors import EXIT_OK
 from toolkit.rundir import RunDir
 
 EXAMPLES = """\
-  python launch/export.py runs/demo/modernn-slots4-seed1-1a2b3c4d models/modernn
-  python launch/export.py RUN FOLDER --which 4000      # the checkpoint of a step
+  python launch/export.py --run runs/demo/modernn-slots4-seed1-1a2b3c4d --out models/modernn
+  python launch/export.py --run RUN --out FOLDER --which 4000      # the checkpoint of a step
 
   then, anywhere:  model = toolkit.load("models/modernn")"""
 
@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Write a run's model as safetensors, config.json and a model card, into a folder that needs nothing else.",
         EXAMPLES,
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run directory")
-    parser.add_argument("folder", metavar="OUT", type=Path, help="the folder to make")
+    parser.add_argument("--run", metavar="DIR", type=Path, required=True, help="a run directory")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder to make")
     parser.add_argument(
         "--which", type=checkpoint_name, default="best", metavar="best|last|STEP", help="checkpoint (default: best)"
     )
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.config()
     from toolkit.export import export_run
 
-    print(export_run(run, arguments.which, arguments.folder))
+    print(export_run(run, arguments.which, arguments.out))
     return EXIT_OK
 
 

@@ -23,8 +23,8 @@ from toolkit.plan import cost as costs
 from toolkit.plan import predict
 from toolkit.plan.predict import GIB, Choice, Machine
 from toolkit.rundir import RunDir
+from toolkit.shipped import CONFIGS
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SLOTS = (1, 2, 3, 4, 5)  # the paper's Table 3
 SUMMARY = ("parameters", "GMACs/seq", "peak GiB", "hours")  # header of `summary`
 EXAMPLES = """\
@@ -293,13 +293,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--run", metavar="DIR", help="a run directory: its rate, and its config unless --config is given"
     )
     parser.add_argument("--frames", metavar="CxHxW", help="size of frames (default: that of the store)")
-    parser.add_argument("--nodes", type=positive, default=1, metavar="N")
-    parser.add_argument("--gpus-per-node", type=positive, default=1, metavar="N", help="ranks on each node")
+    parser.add_argument("--nodes", type=positive, default=1, metavar="N", help="(default: 1)")
+    parser.add_argument(
+        "--gpus-per-node", type=positive, default=1, metavar="G", help="ranks on each node (default: 1)"
+    )
     parser.add_argument("--gpu-memory", type=float, default=80.0, metavar="GIB", help="of one rank (default: 80)")
     parser.add_argument("--cpu", action="store_true", help="ranks are processes on CPUs: no buffers on a GPU")
     parser.add_argument("--bandwidth", type=float, default=25.0, metavar="GB/S", help="of one rank (default: 25)")
     parser.add_argument("--rate", type=float, metavar="SEQ/S", help="measured sequences per second of all ranks")
-    parser.add_argument("--tflops", type=float, metavar="N", help="TFLOP/s that one rank reaches (--profile tells)")
+    parser.add_argument(
+        "--tflops", type=float, metavar="N", help="TFLOP/s that one rank reaches (--profile-steps tells)"
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument("--measure", action="store_true", help="make the table of shipped configs anew (needs torch)")
     return parser.parse_args(arguments)

@@ -111,6 +111,8 @@ class SlurmSubmitter:
             return []
         runs = [run.resolve() for run in runs]
         copy = snapshot.take(self.root)
+        if copy.commit is None:
+            print(f"note: the code in {snapshot.ROOT} is not under version control: copied as it is, without a commit")
         if copy.untracked:
             print(f"note: copied though git doesn't know them: {_some(copy.untracked)}")
         changed = [run.name for run in runs if snapshot.point(run, copy.path)]

@@ -15,8 +15,8 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from toolkit.errors import ConfigError
 from toolkit.models.registry import Options
+from toolkit.shipped import PROFILES
 
-FOLDER = Path(__file__).resolve().parents[1] / "slurm" / "profiles"
 DEFAULT = "default"
 # What launch/slurm_text.py sets itself: a second value would break jobs or the finding of them.
 OWNED = (
@@ -83,14 +83,14 @@ def read_profile(name: str | None) -> Profile:
     Raises:
         ConfigError: no such profile, or faults in it, all at once; an unknown key comes with the valid ones.
     """
-    file = FOLDER / f"{name or DEFAULT}.yaml"
+    file = PROFILES / f"{name or DEFAULT}.yaml"
     if name is not None and ("/" in name or name.endswith((".yaml", ".yml"))):
         file = Path(name)
     try:
         # Every value is read as text, and pydantic makes numbers of it: YAML would make 12:30:00 the number 45000.
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # noqa: S506  (text only)
     except FileNotFoundError:
-        known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+        known = ", ".join(sorted(path.stem for path in PROFILES.glob("*.yaml")))
         raise ConfigError(f"--profile {name}: no file {file}; profiles there: {known}. Copy one and edit it") from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: can't be read: {error}") from None

@@ -21,7 +21,7 @@ from toolkit.errors import ConfigError
 from toolkit.rundir import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("launch", "toolkit", "shards", "configs")  # what a job runs; outside git all that is copied
+FOLDERS = ("launch", "toolkit", "shards", "configs")  # what a job runs; outside git, and installed, all that is copied
 MARK = "COMPLETE"
 DIFF = "uncommitted.diff"
 
@@ -32,6 +32,7 @@ class Snapshot:
 
     path: Path
     untracked: tuple[str, ...]  # files that were copied though git doesn't know them
+    commit: str | None  # None: the code is not under version control (installed, or no git)
 
 
 def take(sweep: Path, root: Path = ROOT) -> Snapshot:
@@ -62,14 +63,14 @@ def take(sweep: Path, root: Path = ROOT) -> Snapshot:
         shutil.rmtree(temporary)
         if not (final / MARK).exists():
             raise ConfigError(f"{final}: a copy of the code without its mark {MARK}: delete it, then submit again")
-        return Snapshot(final, untracked)
+        return Snapshot(final, untracked, commit)
     if commit is not None and (diff := _git(root, "diff", "--binary", "HEAD")):
         (temporary / DIFF).write_bytes(diff)
     made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     record = {"made": made, "from": str(root), "commit": commit, "files": len(names), "untracked": untracked}
     write_atomic(temporary / MARK, json.dumps(record, indent=1) + "\n")
     temporary.rename(final)
-    return Snapshot(final, untracked)
+    return Snapshot(final, untracked, commit)
 
 
 def point(run: Path, code: Path) -> str | None:
@@ -92,6 +93,8 @@ def _listing(root: Path) -> tuple[list[str], tuple[str, ...], str | None]:
         tracked = _names(_git(root, "ls-files", "-z", "--cached"))
         others = _names(_git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *FOLDERS))
     except (OSError, subprocess.SubprocessError):
+        return sorted(_walk(root)), (), None
+    if not any(name.startswith("toolkit/") for name in tracked):  # installed below somebody's checkout of other things
         return sorted(_walk(root)), (), None
     # A file that was deleted but not committed is still listed; a submodule is listed as a folder.
     names = [name for name in sorted({*tracked, *others}) if (root / name).is_file()]

@@ -33,6 +33,7 @@ import yaml
 from launch.naming import flatten, label_runs
 from toolkit.config import RunConfig, make_config, merge, nested, read_tree, with_overrides
 from toolkit.errors import ConfigError
+from toolkit.shipped import find_config
 
 KEYS = ("name", "include", "base", "seeds", "set", "list", "grid", "zip", "exclude")
 SHOWN_FAULTS = 10  # a fault in `set` shows up in every run; the first few say it all
@@ -101,7 +102,7 @@ def plan_sweep(path: str | Path, overrides: Iterable[str] = ()) -> SweepPlan:
     Raises:
         ConfigError: with every fault of the file, or every fault of the configs that it describes.
     """
-    spec = read_spec(Path(path))
+    spec = read_spec(find_config(Path(path)))
     found = _Found(flatten(with_overrides({}, overrides)))
     for part in _parts(spec):
         found.add(part)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from launch import lock
 from launch.board import Board
-from launch.cli import make_parser, positive, run_script
+from launch.cli import as_typed, make_parser, positive, run_script
 from launch.jobs import DebugSubmitter, Job, JobCommand, JobState, LocalSubmitter, Machine, Submitter, job_command
 from launch.plan import SUMMARY, summary
 from launch.ranks import SignalRelay
@@ -31,8 +31,9 @@ from launch.view import RunView, look
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE, ConfigError
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
+from toolkit.shipped import CONFIGS
 
-PAPER = Path(__file__).resolve().parents[1] / "configs" / "sweeps" / "paper.yaml"
+PAPER = CONFIGS / "sweeps" / "paper.yaml"
 POLL_S = 0.2
 EXAMPLES = """\
   python launch/sweep.py configs/sweeps/demo.yaml --dry-run             # what would be run
@@ -192,7 +193,7 @@ def conclude(plan: SweepPlan, items: Sequence[Item], views: Sequence[RunView], r
     nothing = not any(item.submitted or item.before.live for item in items)
     print(f"{done} of {len(views)} done" + (", nothing to do" if nothing and done == len(views) else ""))
     if done == len(views):
-        print(f"The report: python launch/report.py {root}")
+        print(as_typed(f"The report: python launch/report.py {root}"))
         return EXIT_OK
     if any(view.state != "failed" for view in (*unfinished, *failed)):
         print(f"Go on with: {again}")
@@ -206,7 +207,7 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
     """Run the script; `command` gives what a job runs. Returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = _parse(arguments)
-    again = shlex.join(["python", "launch/sweep.py", *arguments])
+    again = as_typed(shlex.join(["python", "launch/sweep.py", *arguments]))
     plan = plan_sweep(options.sweep, options.set)
     root: Path = options.runs / plan.name
     items = survey(plan, root, options.retry == "failed")
@@ -233,7 +234,7 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
     if not any(item.submitted or item.before.live or item.job for item in items):
         return conclude(plan, items, [item.before for item in items], root, again)
     if isinstance(submitter, SlurmSubmitter) and not options.wait:
-        print(f"Watch: python launch/status.py {root}    wait: {again} --wait")
+        print(as_typed(f"Watch: python launch/status.py {root}    wait: {again} --wait"))
         return EXIT_OK
     if isinstance(submitter, LocalSubmitter | DebugSubmitter):
         print(f"{len(submitted)} runs to do, {submitter.jobs} at a time; logs in {root}/*/logs", flush=True)

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import sys
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -33,7 +34,7 @@ signals:    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C stop it with a checkpoint and 3
             SIGQUIT shows what every thread does, and ends it"""
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("train.py", "Train one run, by hand or as a job.", EXAMPLES)
     parser.add_argument("--config", metavar="FILE", help="a config file; the run directory is made from it")
     parser.add_argument("--run", metavar="DIR", help="an existing run directory, instead of --config")
@@ -41,12 +42,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--run-dir", metavar="DIR", help="where to keep the run (default: runs/single/NAME-HASH)")
     parser.add_argument("--resume", metavar="auto|none|STEP", default="auto", help="what to start from (default: auto)")
     parser.add_argument(
-        "--profile", type=positive, default=0, metavar="N", help="time and trace N steps, go on training"
+        "--profile-steps", type=positive, default=0, metavar="N", help="time and trace N steps, go on training"
     )
     parser.add_argument("--dry-run", action="store_true", help="check the config, print the size of the model, stop")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config, stop")
     parser.add_argument("--list-models", action="store_true", help="print every model, its size and its cost, stop")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def _list_models() -> int:
@@ -95,9 +96,9 @@ def _dry_run(config: RunConfig) -> int:
     return EXIT_OK
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code."""
-    arguments = _arguments()
+    arguments = _arguments(argv)
     if arguments.list_models:
         return _list_models()
     if arguments.resume not in ("auto", "none") and not arguments.resume.isdigit():
@@ -130,7 +131,7 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
                 print(f"{path}: already trained; nothing to do", file=sys.stderr)
             return EXIT_OK
         try:
-            code = train(run, world, arguments.resume, stop, arguments.profile)
+            code = train(run, world, arguments.resume, stop, arguments.profile_steps)
         except Exception as error:
             _note_failure(run, world.rank, error)
             raise

@@ -54,12 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """As launch/cli.py makes them: line breaks of help stay, options are not abbreviated. Its commands are alike."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+
 def _parser(entries: Mapping[str, SourceEntry]) -> argparse.ArgumentParser:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="python -m shards", description="Make, check and describe sequence stores.", formatter_class=form
-    )
-    parser.add_argument("--version", action="version", version=f"modernn-toolkit shards {__version__}")
+    parser = _Parser(prog="python -m shards", description="Make, check and describe sequence stores.")
+    parser.add_argument("--version", action="version", version=f"modernn-toolkit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_convert(commands, entries)
     add_commands(commands)
@@ -67,14 +71,12 @@ def _parser(entries: Mapping[str, SourceEntry]) -> argparse.ArgumentParser:
 
 
 def _add_convert(commands: Any, entries: Mapping[str, SourceEntry]) -> None:
-    form = argparse.RawDescriptionHelpFormatter
     examples = "\n".join(f"  {entry.example}" for entry in entries.values())
     parser = commands.add_parser(
         "convert",
         help="turn an archive into a store",
         description="Turn an archive into a store. Each source has options of its own: see convert SOURCE --help.",
         epilog=f"examples:\n{examples}",
-        formatter_class=form,
     )
     sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
     _add_auto(sources)
@@ -84,7 +86,6 @@ def _add_convert(commands: Any, entries: Mapping[str, SourceEntry]) -> None:
             help=entry.summary,
             description=entry.summary,
             epilog=f"example: {entry.example}",
-            formatter_class=form,
         )
         if entry.input_help is not None:
             source.add_argument("input", metavar="INPUT", help=entry.input_help)
@@ -103,7 +104,6 @@ def _add_auto(sources: Any) -> None:
         description="Find out by the names of its files which source an archive is for, say so, and convert with that.",
         epilog=f"example: python -m shards convert {AUTO} ~/archive stores/mine\n"
         "A file my_source.py in place of a name is a source of your own: docs/new-dataset.md",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     auto.add_argument("input", metavar="INPUT", help="folder or file of the archive")
     auto.add_argument("output", metavar="OUTPUT", help="folder to make, then the options of the source that it is")

@@ -53,7 +53,7 @@ def add_store_options(parser: argparse.ArgumentParser, defaults: bool) -> None:
     store.add_argument(
         "--cluster", choices=CLUSTERS, help="write in jobs of --workers processes each, through submitit"
     )
-    store.add_argument("--jobs", type=int, metavar="N", help="how many jobs, with --cluster (default 1)")
+    store.add_argument("--jobs", type=int, metavar="N", help="how many jobs, with --cluster (default: 1)")
     store.add_argument("--overwrite", action="store_true", help="replace the store that OUTPUT holds")
 
 
@@ -67,7 +67,7 @@ def chosen_cluster(args: argparse.Namespace) -> Cluster | None:
 
 
 def _default(value: str, given: bool) -> str:
-    return f"(default {value})" if given else "(default: as it is)"
+    return f"(default: {value})" if given else "(default: as it is)"
 
 
 def _add(commands: Any, name: str, help: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -76,7 +76,6 @@ def _add(commands: Any, name: str, help: str, description: str, example: str) ->
         help=help,
         description=description,
         epilog=f"example: python -m shards {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return parser
 
@@ -124,7 +123,7 @@ def _add_info(commands: Any) -> None:
     parser.add_argument(
         "--sheet", type=Path, metavar="FILE", help="also draw events of every split and mode into FILE (.png .pdf .svg)"
     )
-    parser.add_argument("--events", type=int, default=8, metavar="N", help="rows of the sheet (default %(default)s)")
+    parser.add_argument("--events", type=int, default=8, metavar="N", help="rows of the sheet (default: %(default)s)")
     parser.set_defaults(run=_info)
 
 
@@ -148,11 +147,11 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument("path", metavar="PATH", help=PLACE)
     parser.add_argument("--split", help="(default: the one with the most frames)")
     parser.add_argument("--length", type=int, metavar="T", help="frames of a window (default: an event, at most 20)")
-    parser.add_argument("--workers", type=_counts, default=(1,), metavar="1,2,...", help="processes (default 1)")
+    parser.add_argument("--workers", type=_counts, default=(1,), metavar="1,2,...", help="processes (default: 1)")
     parser.add_argument(
-        "--events", type=int, default=256, metavar="N", help="events to read, at most (default %(default)s)"
+        "--events", type=int, default=256, metavar="N", help="events to read, at most (default: %(default)s)"
     )
-    parser.add_argument("--seconds", type=float, default=0.4, help="per method and round (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.4, help="per method and round (default: %(default)s)")
     parser.set_defaults(run=_bench)
 
 

@@ -1,8 +1,9 @@
 """RunConfig: everything that makes a run what it is, typed, in YAML, with a stable identity. Does not import torch.
 
 A config file is a mapping of the sections below. `base:` names one file or several (relative to the file that names
-them); they are merged left to right, the file itself last, and `--set a.b=c` after that. Mappings merge key by key,
-everything else is replaced. A section `model` that names another model than its base replaces the base's section.
+them, or `configs/...` of those that come with the toolkit); they are merged left to right, the file itself last, and
+`--set a.b=c` after that. Mappings merge key by key, everything else is replaced. A section `model` that names another
+model than its base replaces the base's section.
 
 The identity of a run is a hash of the values that differ from the defaults, less the keys marked `identity=False`
 (names, logging, workers: what can't change a result). A change of a default's meaning bumps `CONFIG_VERSION`.
@@ -22,6 +23,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from toolkit.errors import ConfigError
 from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options
+from toolkit.shipped import find_config
 
 CONFIG_VERSION = 1
 COSMETIC: dict[str, Any] = {"identity": False}
@@ -271,7 +273,7 @@ def make_config(tree: Mapping[str, Any], origin: str) -> RunConfig:
 
 def read_tree(path: str | Path) -> dict[str, Any]:
     """The merged mapping of a YAML file and its bases, unchecked."""
-    return _read(Path(path), trail=())
+    return _read(find_config(Path(path)), trail=())
 
 
 def _read(path: Path, trail: tuple[Path, ...]) -> dict[str, Any]:
@@ -295,7 +297,7 @@ def _read(path: Path, trail: tuple[Path, ...]) -> dict[str, Any]:
     bases = tree.pop("base", [])
     merged: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
-        merged = merge(merged, _read(path.parent / str(base), (*trail, path)))
+        merged = merge(merged, _read(find_config(Path(str(base)), path.parent), (*trail, path)))
     return merge(merged, tree)
 
 

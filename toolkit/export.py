@@ -155,7 +155,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         version = int(record["version"])
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
-            f"{folder}: no exported model (no {CONFIG}); make one with python launch/export.py RUN FOLDER"
+            f"{folder}: no exported model (no {CONFIG}); make one with python launch/export.py --run RUN --out FOLDER"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

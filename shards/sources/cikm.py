@@ -130,12 +130,12 @@ def find_lines(folder: Path, name: str) -> Iterator[Line]:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--heights", default="0.5", metavar="KM,KM", help="of 0.5,1.5,2.5,3.5; each a channel (default %(default)s)"
+        "--heights", default="0.5", metavar="KM,KM", help="of 0.5,1.5,2.5,3.5; each a channel (default: %(default)s)"
     )
     parser.add_argument(
-        "--val-fraction", type=float, default=0.2, metavar="SHARE", help="of train.txt, drawn (default %(default)s)"
+        "--val-fraction", type=float, default=0.2, metavar="SHARE", help="of train.txt, drawn (default: %(default)s)"
     )
-    parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="(default %(default)s)")
+    parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
     add_geometry_arguments(parser, "none", None)
 
 

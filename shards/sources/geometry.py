@@ -136,8 +136,10 @@ def add_geometry_arguments(parser: argparse.ArgumentParser, crop: str | None, si
     parser.add_argument(
         "--crop",
         default=crop,
-        help=f"SIDE of a centred square, TOP,LEFT,HEIGHT,WIDTH, or none (default {note or crop})",
+        help=f"SIDE of a centred square, TOP,LEFT,HEIGHT,WIDTH, or none (default: {note or crop})",
     )
     parser.add_argument(
-        "--size", default=size, help="then resize to SIDE or HEIGHTxWIDTH, bilinear; none to keep (default %(default)s)"
+        "--size",
+        default=size,
+        help="then resize to SIDE or HEIGHTxWIDTH, bilinear; none to keep (default: %(default)s)",
     )

@@ -200,12 +200,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--val-persons", metavar="15,16", help="taken out of training for validation (default: none, as in the paper)"
     )
-    parser.add_argument("--test-persons", metavar="17-25", help="(default 17-25, as in the paper)")
+    parser.add_argument("--test-persons", metavar="17-25", help="(default: 17-25, as in the paper)")
     parser.add_argument(
         "--mode-by",
         choices=("paper", "action", "none"),
         default="paper",
-        help="the paper's torso and hands, or the six actions (default %(default)s)",
+        help="the paper's torso and hands, or the six actions (default: %(default)s)",
     )
     add_geometry_arguments(parser, "none", "128")
 

@@ -190,16 +190,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--train", type=int, default=10_000, metavar="N", help="sequences per mode (paper: %(default)s)"
     )
-    parser.add_argument("--val", type=int, default=1_000, metavar="N", help="sequences per mode (default %(default)s)")
+    parser.add_argument("--val", type=int, default=1_000, metavar="N", help="sequences per mode (default: %(default)s)")
     parser.add_argument("--test", type=int, default=3_000, metavar="N", help="sequences per mode (paper: %(default)s)")
     parser.add_argument(
-        "--size", type=int, default=CANVAS, metavar="PIXELS", help="side of a frame (default %(default)s)"
+        "--size", type=int, default=CANVAS, metavar="PIXELS", help="side of a frame (default: %(default)s)"
     )
-    parser.add_argument("--digit-size", type=int, metavar="PIXELS", help="side of a digit (default 28/64 of --size)")
+    parser.add_argument("--digit-size", type=int, metavar="PIXELS", help="side of a digit (default: 28/64 of --size)")
     parser.add_argument(
-        "--length", type=int, default=20, metavar="FRAMES", help="frames per sequence (default %(default)s)"
+        "--length", type=int, default=20, metavar="FRAMES", help="frames per sequence (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
 
 
 def _build(args: argparse.Namespace) -> Source:

@@ -251,12 +251,12 @@ def _inspect(folder: Path, names: list[str]) -> Iterator[SequenceFile]:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_share_arguments(parser, "a file's sequences, drawn; a name with train, valid or test decides otherwise")
-    parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="(default %(default)s)")
+    parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
     parser.add_argument(
         "--mode-by",
         choices=("folder", "none"),
         default="none",
-        help="label events by their file's folder, for analysis (default %(default)s)",
+        help="label events by their file's folder, for analysis (default: %(default)s)",
     )
 
 

@@ -142,7 +142,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dbz",
         metavar="OFFSET,GAIN",
-        help="for --reader images: dBZ = OFFSET + GAIN * grey (default 15,0.5, as the ModeRNN authors' evaluation)",
+        help="for --reader images: dBZ = OFFSET + GAIN * grey (default: 15,0.5, as the ModeRNN authors' evaluation)",
     )
     crops = ", ".join(f"{name} {reader.crop}" for name, reader in READERS.items())
     add_radar_arguments(parser, None, f"by reader: {crops}")

@@ -123,13 +123,13 @@ def add_sequence_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=100,
         metavar="N",
-        help="longest event; a longer sequence becomes several (default %(default)s)",
+        help="longest event; a longer sequence becomes several (default: %(default)s)",
     )
     parser.add_argument(
         "--mode-by",
         choices=("folder", "none"),
         default="none",
-        help="label events by their first folder, for analysis (default %(default)s)",
+        help="label events by their first folder, for analysis (default: %(default)s)",
     )
     for name, default in (("licence", "not stated"), ("citation", "not stated"), ("url", "")):
         parser.add_argument(f"--{name}", default=default, help=f"for the manifest (default: {default or 'none'})")

@@ -171,13 +171,13 @@ def _geometry(path: Path, crop: str, size: str | None) -> tuple[Geometry, int, i
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--max-missing", type=float, default=0.0, metavar="SHARE", help="pixels without data (default %(default)s)"
+        "--max-missing", type=float, default=0.0, metavar="SHARE", help="pixels without data (default: %(default)s)"
     )
     parser.add_argument(
         "--mode-by",
         choices=("event-type", *timeline.MODES),
         default="none",
-        help="label events for analysis: by the catalog's type of storm, or by time (default %(default)s)",
+        help="label events for analysis: by the catalog's type of storm, or by time (default: %(default)s)",
     )
     timeline.add_split_argument(parser, ", ".join(PUBLISHED))
     add_geometry_arguments(parser, "none", None)

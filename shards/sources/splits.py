@@ -58,7 +58,7 @@ def add_share_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     """--val-fraction and --test-fraction; `what` says what is divided, and how."""
     for split, default in (("val", DEFAULT_VAL), ("test", DEFAULT_TEST)):
         parser.add_argument(
-            f"--{split}-fraction", type=float, metavar="SHARE", help=f"of {what} (default {default:g}, unless named)"
+            f"--{split}-fraction", type=float, metavar="SHARE", help=f"of {what} (default: {default:g}, unless named)"
         )
 
 
@@ -70,7 +70,7 @@ def add_grouping_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="REGEX",
         help="sequences whose names match in the same text share a split, such as person\\d+",
     )
-    parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="(default %(default)s)")
+    parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
 
 
 def shares_of(args: argparse.Namespace) -> Shares | None:

@@ -223,14 +223,14 @@ def add_time_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=40,
         metavar="N",
-        help="longest event; a longer run becomes several (default %(default)s)",
+        help="longest event; a longer run becomes several (default: %(default)s)",
     )
     parser.add_argument(
         "--mode-by",
         choices=MODES,
         default="none",
         help="label events for analysis: by season (the paper's modes are mar-may and jun-aug), month or day "
-        "(default %(default)s)",
+        "(default: %(default)s)",
     )
 
 

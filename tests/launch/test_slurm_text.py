@@ -12,9 +12,10 @@ import pytest
 
 from launch.slurm import memory_file_system
 from launch.slurm_calls import explain, submission_environment
-from launch.slurm_profile import FOLDER, Profile, read_profile
+from launch.slurm_profile import Profile, read_profile
 from launch.slurm_text import Shape, array_text, run_text
 from toolkit.errors import ConfigError
+from toolkit.shipped import PROFILES
 
 GOLDEN = Path(__file__).parent / "golden"
 SWEEP = Path("/scratch/me/runs/demo")
@@ -72,13 +73,13 @@ def test_names_with_blanks_and_quotes_stay_whole(tmp_path: Path) -> None:
     assert "export WORDS='a '\"'\"'b'\"'\"' $c'" in text
 
 
-@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(PROFILES.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_profile_can_be_used(file: Path) -> None:
     assert text_of(read_profile(file.stem)).startswith("#!/bin/bash\n")
 
 
 def test_the_default_profile_names_every_key_with_its_default() -> None:
-    text = (FOLDER / "default.yaml").read_text()
+    text = (PROFILES / "default.yaml").read_text()
     assert read_profile(None) == Profile()
     for key in Profile.model_fields:
         assert f"\n{key}:" in text

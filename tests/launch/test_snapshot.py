@@ -11,6 +11,7 @@ import pytest
 
 from launch.snapshot import DIFF, MARK, point, take
 from toolkit.errors import ConfigError
+from toolkit.rundir import git_state
 
 
 def git(root: Path, *arguments: str) -> None:
@@ -66,6 +67,19 @@ def test_outside_git_the_package_folders_are_copied(checkout: Path, tmp_path: Pa
     (checkout / "toolkit" / "__pycache__" / "a.pyc").write_text("")
     copy = take(tmp_path / "sweep", checkout)
     assert names(copy.path) == {"launch/job.py", "toolkit/a.py", "shards/b.py", "configs/d.yaml", MARK}
+
+
+def test_installed_below_a_checkout_of_other_things(checkout: Path, tmp_path: Path) -> None:
+    """As `.venv/lib/python3.12/site-packages` below a project under git, which ignores it."""
+    (checkout / ".gitignore").write_text("/.venv/\n")
+    site = checkout / ".venv" / "site-packages"
+    (site / "other").mkdir(parents=True)
+    for name in ("launch", "toolkit", "shards"):
+        (checkout / name).rename(site / name)
+    copy = take(tmp_path / "sweep", site)
+    assert copy.commit is None
+    assert names(copy.path) == {"launch/job.py", "toolkit/a.py", "shards/b.py", MARK}
+    assert git_state(site / "toolkit") == {}
 
 
 def test_a_copy_without_its_mark_is_not_used(checkout: Path, tmp_path: Path) -> None:

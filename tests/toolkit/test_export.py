@@ -69,7 +69,7 @@ def test_every_model_comes_back_bit_for_bit_without_run_and_store(
     run = make_run(name)
     expected = forecast(checkpoint.load_model(run, "last", torch.device("cpu"))[0])
     assert torch.equal(forecast(toolkit.load(run.path)), expected)
-    assert main([str(run.path), str(tmp_path / "out" / name)]) == 0
+    assert main(["--run", str(run.path), "--out", str(tmp_path / "out" / name)]) == 0
     shutil.rmtree(run.path)
     folder = tmp_path / "elsewhere"
     (tmp_path / "out" / name).rename(folder)
@@ -85,7 +85,7 @@ def test_every_model_comes_back_bit_for_bit_without_run_and_store(
 def test_the_lines_of_the_card_run(
     make_run: Callable[..., RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main([str(make_run().path), str(tmp_path / "model")])
+    main(["--run", str(make_run().path), "--out", str(tmp_path / "model")])
     (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "model" / CARD).read_text(), re.S)
     assert len(code.splitlines()) == 5
     monkeypatch.chdir(tmp_path / "model")
@@ -98,7 +98,7 @@ def test_the_card_says_what_it_is_and_where_scores_are_from(
     make_run: Callable[..., RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, folder = make_run(steps=(3, 6)), tmp_path / "model"
-    main([str(run.path), str(folder), "--which", "3"])
+    main(["--run", str(run.path), "--out", str(folder), "--which", "3"])
     card = (folder / CARD).read_text()
     config = run.config()
     assert "These weights are not scored" in card
@@ -109,9 +109,9 @@ def test_the_card_says_what_it_is_and_where_scores_are_from(
     parameters = sum(p.numel() for p in load_exported(folder).parameters())
     assert f"- parameters: {parameters:,}" in card
     evaluate(["--run", str(run.path), "--which", "last"])
-    main([str(run.path), str(folder), "--which", "3"])
+    main(["--run", str(run.path), "--out", str(folder), "--which", "3"])
     assert (folder / CARD).read_text() == card  # the scores are those of step 6
-    main([str(run.path), str(tmp_path / "six"), "--which", "last"])
+    main(["--run", str(run.path), "--out", str(tmp_path / "six"), "--which", "last"])
     card = (tmp_path / "six" / CARD).read_text()
     result = json.loads((run.eval / "test-last.json").read_text())
     for scores in (result["overall"], result["persistence"]["overall"], *result["modes"].values()):
@@ -120,7 +120,7 @@ def test_the_card_says_what_it_is_and_where_scores_are_from(
         assert text in card
     capsys.readouterr()
     evaluate(["--run", str(run.path), "--which", "last", "--limit", "1"])
-    main([str(run.path), str(tmp_path / "six"), "--which", "last"])
+    main(["--run", str(run.path), "--out", str(tmp_path / "six"), "--which", "last"])
     assert "its README.md is brought up to date" in capsys.readouterr().out
     assert "(only the first 1)" in (tmp_path / "six" / CARD).read_text()
 
@@ -129,29 +129,29 @@ def test_nothing_is_overwritten(
     make_run: Callable[..., RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, folder = make_run(steps=(3, 6)), tmp_path / "model"
-    main([str(run.path), str(folder)])
+    main(["--run", str(run.path), "--out", str(folder)])
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
-    main([str(run.path), str(folder)])  # best is last here: the same weights
+    main(["--run", str(run.path), "--out", str(folder)])  # best is last here: the same weights
     assert "already exported; nothing to do" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"holds another export \(run \w+ at step 6, this one is \w+ at step 3"):
-        main([str(run.path), str(folder), "--which", "3"])
+        main(["--run", str(run.path), "--out", str(folder), "--which", "3"])
     assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
     (tmp_path / "thesis").mkdir()
     with pytest.raises(ConfigError, match="exists and is not an exported model: choose another folder"):
-        main([str(run.path), str(tmp_path / "thesis")])
+        main(["--run", str(run.path), "--out", str(tmp_path / "thesis")])
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="can't be written"):
-        main([str(run.path), str(tmp_path / "file" / "model")])
+        main(["--run", str(run.path), "--out", str(tmp_path / "file" / "model")])
     with pytest.raises(CheckpointError, match="no such checkpoint; there are: 3, 6"):
-        main([str(run.path), str(tmp_path / "new"), "--which", "5"])
+        main(["--run", str(run.path), "--out", str(tmp_path / "new"), "--which", "5"])
     with pytest.raises(SystemExit):
-        main([str(run.path), str(tmp_path / "new"), "--which", "worst"])
+        main(["--run", str(run.path), "--out", str(tmp_path / "new"), "--which", "worst"])
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp") or path.name == "new"]
 
 
 def test_damage_is_named(make_run: Callable[..., RunDir], tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    main([str(make_run().path), str(folder)])
+    main(["--run", str(make_run().path), "--out", str(folder)])
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def damaged(name: str, data: bytes | None) -> None:

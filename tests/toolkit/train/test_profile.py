@@ -1,4 +1,4 @@
-"""--profile: it changes no number, writes what it says, and its shares add up."""
+"""--profile-steps: it changes no number, writes what it says, and its shares add up."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def test_two_ranks_profiled(tiny_config: Path, tmp_path: Path) -> None:
     plain, profiled, short = (tmp_path / name for name in ("plain", "profiled", "short"))
     with Warm() as warm:
         started = []
-        for run, flags in ((plain, []), (profiled, ["--profile", "2"])):
+        for run, flags in ((plain, []), (profiled, ["--profile-steps", "2"])):
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
             arguments = ["--config", tiny_config, "--run-dir", run, *flags]
             started += warm.ranks(2, port, arguments, tmp_path / f"{run.name}.log")
         started.append(
-            warm.start(["--config", tiny_config, "--run-dir", short, "--profile", "20"], tmp_path / "short.log")
+            warm.start(["--config", tiny_config, "--run-dir", short, "--profile-steps", "20"], tmp_path / "short.log")
         )
         assert [warm.wait(pid) for pid in started] == [0] * 5
     assert losses(profiled) == losses(plain)

@@ -1,0 +1,111 @@
+"""`pip install .` of a source distribution and of a wheel: the console script, and configs and profiles inside."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import shards
+import toolkit
+from launch.cli import COMMANDS, as_typed
+from tests.conftest import ROOT
+
+BUILD = "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
+NOT_CODE = shutil.ignore_patterns(".*", "runs", "stores", "build", "dist", "*.egg-info", "__pycache__")
+
+
+def call(*command: str | Path, cwd: Path) -> str:
+    """What a command prints; without PYTHONPATH, which would show it the checkout."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both, made from a copy of the checkout."""
+    source = tmp_path_factory.mktemp("source") / "modernn"
+    shutil.copytree(ROOT, source, ignore=NOT_CODE)
+    call(sys.executable, "-c", BUILD, cwd=source)
+    return source / "dist"
+
+
+@pytest.fixture(scope="module")
+def home(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment in which pip has installed the source distribution."""
+    home = tmp_path_factory.mktemp("installed") / "env"
+    call(sys.executable, "-m", "venv", "--without-pip", home, cwd=distributions)
+    # It sees the packages of this one, but not its .pth files: the checkout stays out of sight.
+    (site_of(home) / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", home / "bin" / "python"]
+    (file,) = distributions.glob("*.tar.gz")
+    call(*pip, "install", "-q", "--no-index", "--no-build-isolation", "--no-deps", "-I", file, cwd=distributions)
+    return home
+
+
+def site_of(home: Path) -> Path:
+    (site,) = home.glob("lib/python*/site-packages")
+    return site
+
+
+def test_an_installed_toolkit_works_in_any_folder(home: Path, tmp_path: Path) -> None:
+    command = home / "bin" / "toolkit"
+    assert call(command, "--version", cwd=tmp_path) == f"modernn-toolkit {toolkit.__version__}\n"
+    assert "usage: toolkit status" in call(command, "status", "--help", cwd=tmp_path)
+    plan = call(command, "sweep", "configs/sweeps/demo.yaml", "--dry-run", cwd=tmp_path)
+    assert "demo: 6 runs" in plan and "203,904" in plan  # the planner's table is inside too
+    assert "modernn_released" in call(command, "train", "--list-models", cwd=tmp_path)
+    (tmp_path / "mine.yaml").write_text("base: configs/demo.yaml\ntrain: {steps: 7}\n")
+    assert "steps: 7" in call(command, "train", "--config", "mine.yaml", "--print-config", cwd=tmp_path)
+    profile = "from launch.slurm_profile import read_profile as r; print(r('gpu').gpus_per_node, r(None).gpus_per_node)"
+    assert call(home / "bin" / "python", "-c", profile, cwd=tmp_path) == "4 1\n"
+    configs = site_of(home) / "toolkit" / "configs"
+    inside = {path.relative_to(configs) for path in configs.rglob("*.yaml")}
+    assert inside == {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
+
+
+def test_the_wheel_holds_the_same_files_and_the_sdist_all_that_is_versioned(distributions: Path, home: Path) -> None:
+    (sdist,), (wheel,) = distributions.glob("*.tar.gz"), distributions.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        files = [name for name in archive.namelist() if ".dist-info/" not in name]
+        assert {name.split("/")[0] for name in files} == {"launch", "shards", "toolkit"}
+        for name in files:
+            assert archive.read(name) == (site_of(home) / name).read_bytes(), name
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode == 0:  # else this is no checkout but a source distribution
+        assert not {name for name in tracked.stdout.split() if not name.startswith(".")} - names
+
+
+def test_one_version() -> None:
+    assert toolkit.__version__ == shards.__version__
+    for file in ("setup.py", "CITATION.cff"):
+        assert re.search(rf"version(=\"|: ){re.escape(toolkit.__version__)}", (ROOT / file).read_text()), file
+
+
+def test_every_script_is_a_command() -> None:
+    scripts = {file.stem for file in (ROOT / "launch").glob("*.py") if "run_script(main)" in file.read_text()}
+    # job.py is what jobs run, commands.py the console script itself, cli.py the place where run_script is.
+    assert scripts - {"job", "commands", "cli"} == set(COMMANDS) - {"shards"}
+
+
+def test_commands_are_named_as_they_were_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "run launch/evaluate.py --force; python launch/train.py --run R; torchrun -n 2 -- launch/train.py --run R"
+    assert as_typed(text) == text
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/toolkit", "status"])
+    assert (
+        as_typed(text)
+        == "run toolkit evaluate --force; toolkit train --run R; torchrun -n 2 -m -- launch.train --run R"
+    )
+    assert as_typed("launch/spec.py says more") == "launch/spec.py says more"

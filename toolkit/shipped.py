@@ -1,0 +1,32 @@
+"""The configs and cluster profiles that come with the toolkit. Does not import torch.
+
+In a checkout they are `configs/` and `slurm/profiles/` beside the packages; `pip install .` puts them into this one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "setup.py").is_file() else None  # None: installed
+CONFIGS = PACKAGE / "configs" if CHECKOUT is None else CHECKOUT / "configs"
+PROFILES = PACKAGE / "profiles" if CHECKOUT is None else CHECKOUT / "slurm" / "profiles"
+
+
+def find_config(path: Path, folder: Path | None = None) -> Path:
+    """The file that somebody means by `path`.
+
+    Args:
+        path: as it was typed, or written under `base:`.
+        folder: what it is relative to; None: the working directory.
+
+    Returns:
+        The path in `folder`; where there is nothing and it begins with `configs/`, the file of that name which comes
+        with the toolkit, if there is one.
+    """
+    here = path if folder is None else folder / path
+    if not here.exists() and path.parts[:1] == ("configs",):
+        ours = CONFIGS.joinpath(*path.parts[1:])
+        if ours.exists():
+            return ours
+    return here
