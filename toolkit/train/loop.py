@@ -1,36 +1,24 @@
-"""The training loop: one function to read from top to bottom, and the few things around it."""
+"""The training loop: `Training.to_the_end` reads from top to bottom, and what it calls follows in that order."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 
-from shards import Store, open_store
 from toolkit.config import RunConfig
 from toolkit.data.batches import Batch, read_batches
-from toolkit.data.windows import WindowSet, observed, to_unit
+from toolkit.data.windows import observed, to_unit
 from toolkit.distributed import World
-from toolkit.errors import (
-    EXIT_OK,
-    EXIT_REQUEUE,
-    CheckpointError,
-    ConfigError,
-    NonFiniteError,
-    StoppedError,
-    ToolkitError,
-)
-from toolkit.evaluate.protocols import load_protocol
-from toolkit.evaluate.run import evaluate_model
-from toolkit.models.base import SequenceModel, build_model
+from toolkit.errors import EXIT_OK, EXIT_REQUEUE, NonFiniteError
+from toolkit.models.base import build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
-from toolkit.train import checkpoint, commit
-from toolkit.train.engine import Engine, TrainState
+from toolkit.train import checkpoint, validation
+from toolkit.train.engine import Engine, StepResult
+from toolkit.train.prepare import Data, introduce, open_data, restore
 from toolkit.train.profile import Profiler
 from toolkit.train.record import OwnTime, Recorder, has_validation
 from toolkit.train.sampling import draw, teacher_rate
@@ -38,30 +26,6 @@ from toolkit.train.saver import Saver
 from toolkit.train.signals import StopRequest
 from toolkit.train.watchdog import Watchdog
 from toolkit.unroll import give_memory_back
-
-
-@dataclass(frozen=True)
-class Data:
-    """The windows that a run trains and validates on; without a validation split `val` is None."""
-
-    store: Store
-    train: WindowSet
-    val: WindowSet | None
-
-
-def open_data(config: RunConfig) -> Data:
-    """Open the store of a config and cut its windows."""
-    data = config.data
-    if not data.store:
-        raise ConfigError("data.store is not set: name a folder made by `python -m shards convert`")
-    # Under `skip` a shard that is cut or absent costs its own samples, not the whole split.
-    store = open_store(data.store, faults="reading" if data.on_error == "skip" else "opening")
-    length = data.context + data.horizon
-    train = WindowSet(store, data.train_split, length, data.train_stride, data.modes)
-    val = None
-    if data.val_split in store.splits:
-        val = WindowSet(store, data.val_split, length, data.eval_stride, data.modes)
-    return Data(store, train, val)
 
 
 def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: int = 0) -> int:
@@ -82,7 +46,11 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
     config = run.config()
     with Watchdog(run, world.rank, world.world_size, config.train.watchdog) as watchdog:
         try:
-            return _train(run, config, world, resume, stop, watchdog, profile)
+            data = open_data(config)
+            if not MODELS[config.model.name].trained:
+                return _without_training(run, world)
+            with Training(run, config, data, world, resume, stop, watchdog, profile) as training:
+                return training.to_the_end()
         except NonFiniteError as error:
             last = checkpoint.steps_in(run.checkpoints)
             kept = f"The last checkpoint is of step {last[-1]}" if last else "There is no checkpoint yet"
@@ -94,148 +62,6 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
             raise peer from error
 
 
-def _train(
-    run: RunDir, config: RunConfig, world: World, resume: str, stop: StopRequest, watchdog: Watchdog, profile: int
-) -> int:
-    cfg = config.train
-    data = open_data(config)
-    if not MODELS[config.model.name].trained:
-        return _without_training(run, world)
-    if cfg.checkpoint_layers and world.device.type == "cpu":
-        give_memory_back()
-    torch.manual_seed(config.seed)
-    model = build_model(config, data.store.manifest.frames)
-    state, progress = _resume(run, resume, world)
-    engine = Engine.build(model, config, world, state)
-    del state
-    step = progress.step
-    best = progress.best
-    watchdog.begin(step)
-    recorder = Recorder(run, step, cfg.steps, cfg.batch) if world.is_main else None
-    saver = Saver(run.checkpoints, cfg, config.hash8(execution=False), recorder.say) if recorder else None
-    if recorder:
-        _introduce(recorder, config, data, engine, step)
-    batches = read_batches(
-        data.train,
-        config.seed,
-        engine.share,
-        step,
-        workers=config.data.workers,
-        pin=world.device.type == "cuda",
-        kinds=config.data.augment,
-        on_error=config.data.on_error,
-    )
-    profiler = None
-    if profile:
-        profiler = Profiler(run, config, data.store.manifest.frames, engine.engine, world, profile)
-        batches = profiler.watch(batches)
-
-    own = OwnTime(world.device)
-
-    def loss_of(batch: Batch) -> torch.Tensor:
-        watchdog.at(step, "forward")
-        own.begin()
-        codes = batch.frames.to(world.device, non_blocking=True)
-        sampling = draw(config.seed, batch.positions, step, config.data.horizon, cfg.sampling, world.device)
-        sampling = replace(sampling, observed=observed(codes, data.train.scale))
-        rollout = engine.engine(to_unit(codes, data.train.scale), config.data.context, sampling)
-        loss = torch.stack(list(rollout.losses.values())).sum()
-        own.end()
-        watchdog.at(step, "backward and update")
-        return loss
-
-    def save(last: bool) -> None:
-        watchdog.at(step, "checkpoint")
-        if saver:
-            saver.wait()  # before another snapshot is made
-        full = engine.gather()
-
-        def write() -> None:
-            assert recorder and saver
-            recorder.sync()
-            by = {"world_size": world.world_size, "zero": cfg.zero, "precision": cfg.precision}
-            try:
-                saver.save(full, checkpoint.Progress(step, step * cfg.batch, best, by), last)
-            finally:
-                recorder.state["save_errors"] = saver.errors or None
-
-        world.together(write)
-
-    def validate() -> bool | None:
-        """Whether the model is better than ever before; None: cut short, because a rank was asked to stop."""
-        nonlocal best
-        score = _validate(config, data.val, engine, world, recorder, step, best, stop, watchdog)
-        if score is None:
-            return None
-        improved = best is None or score < best["score"]
-        best = {"step": step, "score": score} if improved else best
-        return improved
-
-    def leave() -> int:
-        if recorder:
-            recorder.put_state("stopped", step)
-            saved = f"at step {step} with a checkpoint" if step else "before the first step"
-            recorder.say(f"stopped {saved}; the same command goes on from there")
-        return EXIT_REQUEUE
-
-    def is_due() -> bool:
-        return data.val is not None and step > 0 and (step % cfg.validate_every == 0 or step == cfg.steps)
-
-    try:
-        # Asked to stop while starting: what there is to save is saved, and a first step may take long.
-        if world.any(bool(stop)):
-            return leave()
-        # A stop cut a validation short after its step's checkpoint was due: it is made up for first.
-        if is_due() and not world.together(lambda: has_validation(run.metrics_file, step)):
-            improved = validate()
-            if improved:
-                save(last=step == cfg.steps)
-            if improved is None:
-                return leave()
-        while step < cfg.steps:
-            watchdog.at(step, "waiting for data")
-            began = time.perf_counter()
-            own.reset()
-            mine = [next(batches) for _ in range(engine.share.accumulation)]
-            waited = time.perf_counter() - began
-            for text in (text for batch in mine for text in batch.skipped):
-                print(f"rank {world.rank}, step {step}: skipped a damaged sample: {text}", file=sys.stderr, flush=True)
-            result = engine.step(mine, loss_of, bool(stop) or (saver is not None and saver.failed))
-            step += 1
-            if profiler:
-                profiler.step(step)
-            watchdog.at(step, "between steps")
-            watchdog.own(waited + own.seconds())
-            log = step % cfg.log_every == 0 or step in (1, cfg.steps)
-            samples = _fingerprint(mine, world) if log else None
-            if recorder:
-                recorder.meter.add(time.perf_counter() - began, waited)
-                recorder.state["slow"] = watchdog.slow
-                rate = teacher_rate(step - 1, cfg.sampling)
-                values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": cfg.lr, "teacher_rate": rate}
-                if result.fault:
-                    recorder.skipped(step, result.fault, engine.skipped)
-                else:
-                    recorder.train(step, values, samples)
-            # A validation may take longer than the time that is left after a signal: the next start makes up for it.
-            improved = (None if result.stop else validate()) if is_due() else False
-            stopping = result.stop or improved is None
-            if improved or stopping or step % cfg.checkpoint_every == 0 or step == cfg.steps:
-                save(last=stopping or step == cfg.steps)
-            if stopping and (step < cfg.steps or improved is None):
-                return leave()
-        if recorder:
-            recorder.put_state("trained", step)
-            run.mark_done()
-        return EXIT_OK
-    finally:
-        if profiler:
-            profiler.close()
-        if recorder and saver:
-            saver.close()
-            recorder.close()
-
-
 def _without_training(run: RunDir, world: World) -> int:
     """A model without parameters is trained as it is made: no step, no checkpoint."""
     if world.is_main:
@@ -245,127 +71,201 @@ def _without_training(run: RunDir, world: World) -> int:
     return EXIT_OK
 
 
+class Training:
+    """A run on this rank: the engine, its batches, and how far it is."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        config: RunConfig,
+        data: Data,
+        world: World,
+        resume: str,
+        stop: StopRequest,
+        watchdog: Watchdog,
+        profile: int,
+    ) -> None:
+        self.run, self.config, self.data, self.world = run, config, data, world
+        self.stop, self.watchdog = stop, watchdog
+        cfg = config.train
+        self.engine, progress = self._start(resume)
+        self.step = progress.step
+        self.best = progress.best
+        watchdog.begin(self.step)
+        self.own = OwnTime(world.device)
+        self.recorder = Recorder(run, self.step, cfg.steps, cfg.batch) if world.is_main else None
+        self.saver = None
+        if self.recorder:
+            self.saver = Saver(run.checkpoints, cfg, config.hash8(execution=False), self.recorder.say)
+            introduce(self.recorder, config, data, self.engine, self.step)
+        self.batches = read_batches(
+            data.train,
+            config.seed,
+            self.engine.share,
+            self.step,
+            workers=config.data.workers,
+            pin=world.device.type == "cuda",
+            kinds=config.data.augment,
+            on_error=config.data.on_error,
+        )
+        self.profiler = None
+        if profile:
+            self.profiler = Profiler(run, config, data.store.manifest.frames, self.engine.engine, world, profile)
+            self.batches = self.profiler.watch(self.batches)
+
+    def _start(self, resume: str) -> tuple[Engine, checkpoint.Progress]:
+        """The engine at the first step, or where a checkpoint stands; that one's copy in memory is gone afterwards."""
+        if self.config.train.checkpoint_layers and self.world.device.type == "cpu":
+            give_memory_back()
+        torch.manual_seed(self.config.seed)
+        model = build_model(self.config, self.data.store.manifest.frames)
+        state, progress = restore(self.run, resume, self.world)
+        return Engine.build(model, self.config, self.world, state), progress
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.profiler:
+            self.profiler.close()
+        if self.recorder and self.saver:
+            self.saver.close()
+            self.recorder.close()
+
+    def to_the_end(self) -> int:
+        """Train until the last step, or until any rank is asked to stop; returns the exit code."""
+        cfg = self.config.train
+        # Asked to stop while starting: what there is to save is saved, and a first step may take long.
+        if self.world.any(bool(self.stop)):
+            return self._leave()
+        # A stop cut a validation short after its step's checkpoint was due: it is made up for first.
+        if self._is_validated() and not self.world.together(lambda: has_validation(self.run.metrics_file, self.step)):
+            improved = self._validate()
+            if improved:
+                self._save(last=self.step == cfg.steps)
+            if improved is None:
+                return self._leave()
+        while self.step < cfg.steps:
+            result = self._step()
+            # A validation may take longer than the time that is left after a signal: the next start makes up for it.
+            improved = (None if result.stop else self._validate()) if self._is_validated() else False
+            stopping = result.stop or improved is None
+            if improved or stopping or self.step % cfg.checkpoint_every == 0 or self.step == cfg.steps:
+                self._save(last=stopping or self.step == cfg.steps)
+            if stopping and (self.step < cfg.steps or improved is None):
+                return self._leave()
+        if self.recorder:
+            self.recorder.put_state("trained", self.step)
+            self.run.mark_done()
+        return EXIT_OK
+
+    def _step(self) -> StepResult:
+        """One optimizer step and its record."""
+        self.watchdog.at(self.step, "waiting for data")
+        began = time.perf_counter()
+        self.own.reset()
+        mine = [next(self.batches) for _ in range(self.engine.share.accumulation)]
+        waited = time.perf_counter() - began
+        for text in (text for batch in mine for text in batch.skipped):
+            where = f"rank {self.world.rank}, step {self.step}"
+            print(f"{where}: skipped a damaged sample: {text}", file=sys.stderr, flush=True)
+        failed = self.saver is not None and self.saver.failed
+        result = self.engine.step(mine, self._loss_of, bool(self.stop) or failed)
+        self.step += 1
+        if self.profiler:
+            self.profiler.step(self.step)
+        self.watchdog.at(self.step, "between steps")
+        self.watchdog.own(waited + self.own.seconds())
+        self._record(result, mine, time.perf_counter() - began, waited)
+        return result
+
+    def _loss_of(self, batch: Batch) -> torch.Tensor:
+        """The forward pass of a micro-batch."""
+        config, device = self.config, self.world.device
+        self.watchdog.at(self.step, "forward")
+        self.own.begin()
+        codes = batch.frames.to(device, non_blocking=True)
+        scale = self.data.train.scale
+        sampling = draw(config.seed, batch.positions, self.step, config.data.horizon, config.train.sampling, device)
+        sampling = replace(sampling, observed=observed(codes, scale))
+        rollout = self.engine.engine(to_unit(codes, scale), config.data.context, sampling)
+        loss = torch.stack(list(rollout.losses.values())).sum()
+        self.own.end()
+        self.watchdog.at(self.step, "backward and update")
+        return loss
+
+    def _record(self, result: StepResult, mine: list[Batch], seconds: float, waited: float) -> None:
+        """What a step leaves in the log, metrics.jsonl and state.json (collective)."""
+        cfg, step = self.config.train, self.step
+        log = step % cfg.log_every == 0 or step in (1, cfg.steps)
+        samples = _fingerprint(mine, self.world) if log else None
+        if self.recorder is None:
+            return
+        self.recorder.meter.add(seconds, waited)
+        self.recorder.state["slow"] = self.watchdog.slow
+        if result.fault:
+            self.recorder.skipped(step, result.fault, self.engine.skipped)
+            return
+        rate = teacher_rate(step - 1, cfg.sampling)
+        values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": cfg.lr, "teacher_rate": rate}
+        self.recorder.train(step, values, samples)
+
+    def _is_validated(self) -> bool:
+        """Whether this step is one whose model is validated."""
+        cfg = self.config.train
+        due = self.step % cfg.validate_every == 0 or self.step == cfg.steps
+        return self.data.val is not None and self.step > 0 and due
+
+    def _validate(self) -> bool | None:
+        """Whether the model is better than ever before; None: cut short, because a rank was asked to stop."""
+        assert self.data.val is not None
+        if self.recorder:
+            self.recorder.put_state("validating", self.step)
+        self.watchdog.at(self.step, "validation")
+        with self.engine.whole() as model:
+            windows, config, world = self.data.val, self.config, self.world
+            scores = validation.score(model, windows, config, world, self.step, self.stop, self.watchdog)
+            if scores is None:
+                return None
+            improved = self.best is None or scores["mse"] < self.best["score"]
+            if self.recorder:
+                self.recorder.validation(self.step, scores, is_best=improved)
+                for index, (truth, prediction) in enumerate(validation.examples(config, windows, model, world)):
+                    self.recorder.images(self.step, f"val/{index}", truth, prediction)
+        if improved:
+            self.best = {"step": self.step, "score": scores["mse"]}
+        return improved
+
+    def _save(self, last: bool) -> None:
+        """A checkpoint of this step; `last`: none follows in this process."""
+        self.watchdog.at(self.step, "checkpoint")
+        if self.saver:
+            self.saver.wait()  # before another snapshot is made
+        full = self.engine.gather()
+        cfg = self.config.train
+        by = {"world_size": self.world.world_size, "zero": cfg.zero, "precision": cfg.precision}
+        progress = checkpoint.Progress(self.step, self.step * cfg.batch, self.best, by)
+
+        def write() -> None:
+            assert self.recorder and self.saver
+            self.recorder.sync()
+            try:
+                self.saver.save(full, progress, last)
+            finally:
+                self.recorder.state["save_errors"] = self.saver.errors or None
+
+        self.world.together(write)
+
+    def _leave(self) -> int:
+        """Asked to stop: say where the run stands."""
+        if self.recorder:
+            self.recorder.put_state("stopped", self.step)
+            saved = f"at step {self.step} with a checkpoint" if self.step else "before the first step"
+            self.recorder.say(f"stopped {saved}; the same command goes on from there")
+        return EXIT_REQUEUE
+
+
 def _fingerprint(own: list[Batch], world: World) -> str:
     """Names the samples of a global batch, whatever the number of ranks (collective)."""
     total = world.sum(torch.tensor([sum(batch.fingerprint for batch in own)], device=world.device))
     return f"{int(total) % 2**48:012x}"
-
-
-def _resume(run: RunDir, resume: str, world: World) -> tuple[TrainState | None, checkpoint.Progress]:
-    """The state to start from; rank 0 chooses the checkpoint, so that all ranks take the same one."""
-    folder = run.checkpoints
-    step = world.together(lambda: _choose(folder, resume))
-    if step is None:
-        return None, checkpoint.Progress(0, 0)
-    state, progress = checkpoint.load(folder, step, run.config().hash8(execution=False))
-    return state, world.together(lambda: commit.repair(folder, progress, _say))
-
-
-def _choose(folder: Path, resume: str) -> int | None:
-    """The step to go on from; None: from scratch."""
-    there = checkpoint.steps_in(folder)
-    if resume == "none" and there:
-        raise ConfigError(f"{folder}: holds checkpoints: use --resume auto, or delete them to start over")
-    commit.tidy(folder, _say)
-    if resume not in ("auto", "none"):
-        return int(resume)
-    found = checkpoint.newest(folder, _say)
-    if found is None and there:
-        raise CheckpointError(
-            f"{folder}: none of the checkpoints of steps {there} is whole (see above). Restore one, or delete them to "
-            "start over"
-        )
-    return found
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-def _introduce(recorder: Recorder, config: RunConfig, data: Data, engine: Engine, step: int) -> None:
-    share, cfg = engine.share, config.train
-    recorder.say(
-        f"{config.model.name}: {engine.parameter_count:,} parameters, {len(data.train):,} training windows, "
-        f"{len(data.val) if data.val else 0:,} validation windows"
-    )
-    recorder.say(
-        f"batch {share.batch} = {share.world_size} ranks x {share.accumulation} x {share.micro_batch}, "
-        f"{cfg.precision}, ZeRO {cfg.zero}, checkpointing {engine.model.checkpointing}, {engine.world.device}"
-        + (f"; going on from step {step}" if step else "")
-    )
-    if data.val is None:
-        recorder.say(f"no split {config.data.val_split!r} in {config.data.store}: `best` will be the last checkpoint")
-
-
-def _validate(
-    config: RunConfig,
-    windows: WindowSet | None,
-    engine: Engine,
-    world: World,
-    recorder: Recorder | None,
-    step: int,
-    best: dict[str, float] | None,
-    stop: StopRequest,
-    watchdog: Watchdog,
-) -> float | None:
-    """Score the model on validation windows; the protocol's MSE decides what is best.
-
-    Returns None on every rank when any was asked to stop before all windows were scored: that is looked at after each
-    batch, because a whole validation may take longer than a scheduler waits.
-    """
-    assert windows is not None
-    if recorder:
-        recorder.put_state("validating", step)
-    watchdog.at(step, "validation")
-    word = f"stop at {step}"
-
-    def progress(done: int, share: int) -> None:
-        watchdog.pulse()
-        if stop:
-            world.call_out(word)
-        if stop or world.heard(word):
-            raise StoppedError("validation was cut short")
-        if done == share:
-            watchdog.at(step, "end of validation")
-
-    with engine.whole() as model:
-        try:
-            table = evaluate_model(
-                model,
-                windows,
-                context=config.data.context,
-                horizon=config.data.horizon,
-                protocol=load_protocol(config.eval.protocol),
-                thresholds=config.eval.thresholds,
-                batch=config.eval.batch,
-                device=world.device,
-                rank=world.rank,
-                world=world.world_size,
-                limit=config.train.validate_samples,
-                progress=progress,
-            )
-        except ToolkitError as error:
-            # Either ours, or what `evaluate_model` tells the ranks that were through when another one left.
-            if isinstance(error, StoppedError) or world.heard(word):
-                return None
-            raise
-        scores = {name: value for name, value in table.compute().overall.items() if value is not None}
-        if "mse" not in scores:
-            raise NonFiniteError(f"step {step}: predictions of validation windows are not finite. Lower train.lr")
-        score = scores["mse"]
-        if recorder:
-            recorder.validation(step, scores, is_best=best is None or score < best["score"])
-            for index, (truth, prediction) in enumerate(_examples(config, windows, model, world)):
-                recorder.images(step, f"val/{index}", truth, prediction)
-    return score
-
-
-def _examples(
-    config: RunConfig, windows: WindowSet, model: SequenceModel, world: World
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(truth, prediction) of the first validation windows, [T, C, H, W] in 0..1, context first in both."""
-    context, horizon = config.data.context, config.data.horizon
-    for index in range(min(config.train.images, len(windows))):
-        frames = to_unit(torch.from_numpy(windows[index].frames).to(world.device), windows.scale)
-        future = model.predict(frames[None, :context], horizon)[0, 0]
-        yield frames, torch.cat([frames[:context], future.float()])

@@ -22,7 +22,7 @@ from toolkit.distributed import World
 from toolkit.errors import ConfigError
 from toolkit.models.base import build_model
 from toolkit.rundir import RunDir
-from toolkit.train.engine import check_precision, deepspeed_config, share_of
+from toolkit.train.deepspeed_settings import check_precision, deepspeed_config, share_of
 from toolkit.train.memory import is_shortage, remedies
 from toolkit.train.sampling import draw
 
@@ -276,12 +276,12 @@ def test_batches_that_cannot_be_divided_name_both_numbers(tiny_config: Path) -> 
 def test_deepspeed_keys_are_accepted_but_not_ours(tiny_config: Path) -> None:
     def made(*settings: str) -> dict:
         config = load_config(tiny_config, settings).train
-        return deepspeed_config(config, share_of(config, world_of(1)))
+        return deepspeed_config(config, share_of(config, world_of(1)), 1000)
 
     ours = made("train.deepspeed={zero_optimization: {overlap_comm: true}, dump_state: true}", "train.zero=2")
-    assert ours["zero_optimization"] == {"stage": 2, "overlap_comm": True}
+    assert ours["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000, "overlap_comm": True}
     assert ours["dump_state"] is True
-    assert made("train.precision=bf16")["zero_optimization"] == {"stage": 1}
+    assert made("train.precision=bf16")["zero_optimization"] == {"stage": 1, "reduce_bucket_size": 1000}
     for text in ("{train_batch_size: 4}", "{zero_optimization: {stage: 3}}", "{fp16: {enabled: true}}"):
         with pytest.raises(ConfigError, match=r"train\.deepspeed may not set"):
             made(f"train.deepspeed={text}")

@@ -1,0 +1,115 @@
+"""From our config to DeepSpeed's: how the batch is divided, what its JSON says, and what is refused with the reason."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import torch
+
+from toolkit.config import TrainConfig
+from toolkit.data.batches import Share
+from toolkit.distributed import World
+from toolkit.errors import ConfigError
+
+LARGEST_BUCKET = 500_000_000  # numbers in DeepSpeed's bucket for reducing gradients, unless told otherwise
+NOT_OFFERED = {"fp16", "amp", "optimizer", "scheduler", "activation_checkpointing"}  # in train.deepspeed
+
+
+def share_of(config: TrainConfig, world: World) -> Share:
+    """How the global batch is divided.
+
+    Raises:
+        ConfigError: the world size doesn't divide the batch, or the micro-batch doesn't divide a rank's share.
+    """
+    batch, ranks = config.batch, world.world_size
+    if batch % ranks:
+        fits = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
+        why = f"is smaller than {ranks} ranks" if batch < ranks else f"can't be divided over {ranks} ranks"
+        lower, upper = batch // ranks * ranks, -(-batch // ranks) * ranks
+        other = f"{lower} or {upper}" if lower else str(upper)
+        raise ConfigError(f"train.batch {batch} {why}: use {fits} ranks, or train.batch={other}")
+    share = batch // ranks
+    micro = config.micro_batch or share
+    if share % micro:
+        raise ConfigError(
+            f"train.micro_batch {micro} doesn't divide a rank's share of {share} sequences "
+            f"(train.batch {batch} over {ranks} ranks): choose a divisor of {share}"
+        )
+    return Share(batch, micro, world.rank, ranks)
+
+
+def check_precision(config: TrainConfig, device: torch.device) -> None:
+    """Can the device compute in `train.precision`?
+
+    Raises:
+        ConfigError: bf16 on a card without it, where torch would emulate it, slower than fp32.
+    """
+    if config.precision == "bf16" and device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return
+        major, minor = torch.cuda.get_device_capability(device)
+        raise ConfigError(
+            f"train.precision bf16: {torch.cuda.get_device_name(device)} (compute capability {major}.{minor}) has no "
+            "bf16, which came with 8.0 (A100, RTX 30): set train.precision=fp32, or use another card"
+        )
+
+
+def deepspeed_config(config: TrainConfig, share: Share, parameters: int) -> dict[str, Any]:
+    """DeepSpeed's JSON for a model of so many parameters. `train.deepspeed` is laid over it, but may not set what the
+    toolkit owns.
+
+    bf16 under ZeRO-0 is run as ZeRO-1, whose updates are the same bit for bit: DeepSpeed's unpartitioned bf16 optimizer
+    takes an empty step when it is made, so Adam's bias correction is off by one step from then on.
+
+    Under ZeRO-3 DeepSpeed keeps parameters of less than 100,000 numbers whole on every rank, and in these models most
+    are smaller: `train.deepspeed: {zero_optimization: {stage3_param_persistence_threshold: 0}}` divides all of them,
+    for a little less memory and many more messages.
+    """
+    stage = 1 if config.precision == "bf16" and config.zero == 0 else config.zero
+    offload = {"offload_optimizer": {"device": "cpu"}} if config.offload_optimizer else {}
+    owned: dict[str, Any] = {
+        "train_batch_size": share.batch,
+        "train_micro_batch_size_per_gpu": share.micro_batch,
+        "gradient_accumulation_steps": share.accumulation,
+        "gradient_clipping": config.clip or 0.0,
+        # DeepSpeed's own bucket holds 500 M numbers: up to 2 GB of a card for the gradients of a small model.
+        "zero_optimization": {"stage": stage, "reduce_bucket_size": min(LARGEST_BUCKET, parameters), **offload},
+        "bf16": {"enabled": config.precision == "bf16"},
+        "zero_allow_untested_optimizer": True,  # torch's Adam under ZeRO; proven equal to plain PyTorch in tests
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused Adam offloaded too: as fast, and nothing to compile
+        "steps_per_print": 10**9,
+    }
+    if config.checkpointing_backend == "deepspeed" and share.accumulation > 1:
+        raise ConfigError(
+            f"train.checkpointing_backend deepspeed adds up gradients step by step in time, so that with "
+            f"{share.accumulation} micro-batches of {share.micro_batch} they are not the same bit for bit: set "
+            f"train.micro_batch to {share.micro_batch * share.accumulation}, or leave the backend at torch"
+        )
+    clash = sorted(set(config.deepspeed) & ((set(owned) | NOT_OFFERED) - {"zero_optimization"}))
+    stage_set = "stage" in config.deepspeed.get("zero_optimization", {})
+    if clash or stage_set:
+        names = ", ".join(clash + ["zero_optimization.stage"] * stage_set)
+        raise ConfigError(
+            f"train.deepspeed may not set {names}: use the keys of `train` (batch, clip, zero, precision, "
+            "lr, betas, checkpointing); fp16 is not offered, bf16 needs no loss scale"
+        )
+    extra = dict(config.deepspeed)
+    owned["zero_optimization"].update(extra.pop("zero_optimization", {}))
+    return {**owned, **extra}
+
+
+def import_deepspeed(world: World) -> Any:
+    """The package, made ready for this rank's device before anything of it runs."""
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed asks for it even of a lone process
+    if world.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed import ops
+    from deepspeed.utils import logger
+
+    # An inference helper that DeepSpeed would compile for half a minute at the first start on a CPU.
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logger.setLevel(logging.ERROR)
+    return deepspeed

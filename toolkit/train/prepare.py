@@ -1,0 +1,87 @@
+"""What a training starts from: the windows of its store, the newest whole checkpoint, and the lines that say so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards import Store, open_store
+from toolkit.config import RunConfig
+from toolkit.data.windows import WindowSet
+from toolkit.distributed import World
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.rundir import RunDir
+from toolkit.train import checkpoint, commit
+from toolkit.train.engine import Engine, TrainState
+from toolkit.train.record import Recorder
+
+
+@dataclass(frozen=True)
+class Data:
+    """The windows that a run trains and validates on; without a validation split `val` is None."""
+
+    store: Store
+    train: WindowSet
+    val: WindowSet | None
+
+
+def open_data(config: RunConfig) -> Data:
+    """Open the store of a config and cut its windows."""
+    data = config.data
+    if not data.store:
+        raise ConfigError("data.store is not set: name a folder made by `python -m shards convert`")
+    # Under `skip` a shard that is cut or absent costs its own samples, not the whole split.
+    store = open_store(data.store, faults="reading" if data.on_error == "skip" else "opening")
+    length = data.context + data.horizon
+    train = WindowSet(store, data.train_split, length, data.train_stride, data.modes)
+    val = None
+    if data.val_split in store.splits:
+        val = WindowSet(store, data.val_split, length, data.eval_stride, data.modes)
+    return Data(store, train, val)
+
+
+def restore(run: RunDir, resume: str, world: World) -> tuple[TrainState | None, checkpoint.Progress]:
+    """The state to start from; rank 0 chooses the checkpoint, so that all ranks take the same one."""
+    folder = run.checkpoints
+    step = world.together(lambda: _choose(folder, resume))
+    if step is None:
+        return None, checkpoint.Progress(0, 0)
+    state, progress = checkpoint.load(folder, step, run.config().hash8(execution=False))
+    return state, world.together(lambda: commit.repair(folder, progress, _say))
+
+
+def _choose(folder: Path, resume: str) -> int | None:
+    """The step to go on from; None: from scratch."""
+    there = checkpoint.steps_in(folder)
+    if resume == "none" and there:
+        raise ConfigError(f"{folder}: holds checkpoints: use --resume auto, or delete them to start over")
+    commit.tidy(folder, _say)
+    if resume not in ("auto", "none"):
+        return int(resume)
+    found = checkpoint.newest(folder, _say)
+    if found is None and there:
+        raise CheckpointError(
+            f"{folder}: none of the checkpoints of steps {there} is whole (see above). Restore one, or delete them to "
+            "start over"
+        )
+    return found
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def introduce(recorder: Recorder, config: RunConfig, data: Data, engine: Engine, step: int) -> None:
+    """The first lines of a log: the model, the data, and how the batch is divided."""
+    share, cfg = engine.share, config.train
+    recorder.say(
+        f"{config.model.name}: {engine.parameter_count:,} parameters, {len(data.train):,} training windows, "
+        f"{len(data.val) if data.val else 0:,} validation windows"
+    )
+    recorder.say(
+        f"batch {share.batch} = {share.world_size} ranks x {share.accumulation} x {share.micro_batch}, "
+        f"{cfg.precision}, ZeRO {cfg.zero}, checkpointing {engine.model.checkpointing}, {engine.world.device}"
+        + (f"; going on from step {step}" if step else "")
+    )
+    if data.val is None:
+        recorder.say(f"no split {config.data.val_split!r} in {config.data.store}: `best` will be the last checkpoint")

@@ -1,0 +1,89 @@
+"""Validation while a run trains: scores of held-out windows, cut short when a rank is asked to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from toolkit.config import RunConfig
+from toolkit.data.windows import WindowSet, to_unit
+from toolkit.distributed import World
+from toolkit.errors import NonFiniteError, StoppedError, ToolkitError
+from toolkit.evaluate.protocols import load_protocol
+from toolkit.evaluate.run import evaluate_model
+from toolkit.models.base import SequenceModel
+from toolkit.train.signals import StopRequest
+from toolkit.train.watchdog import Watchdog
+
+
+def score(
+    model: SequenceModel,
+    windows: WindowSet,
+    config: RunConfig,
+    world: World,
+    step: int,
+    stop: StopRequest,
+    watchdog: Watchdog,
+) -> dict[str, float] | None:
+    """Scores of the run's protocol over the validation windows, on every rank (collective).
+
+    Returns None on every rank when any was asked to stop before all windows were scored: that is looked at after each
+    batch, because a whole validation may take longer than a scheduler waits.
+
+    Raises:
+        NonFiniteError: predictions are NaN or infinite.
+    """
+    word = f"stop at {step}"
+    try:
+        table = evaluate_model(
+            model,
+            windows,
+            context=config.data.context,
+            horizon=config.data.horizon,
+            protocol=load_protocol(config.eval.protocol),
+            thresholds=config.eval.thresholds,
+            batch=config.eval.batch,
+            device=world.device,
+            rank=world.rank,
+            world=world.world_size,
+            limit=config.train.validate_samples,
+            progress=_until_stopped(word, world, step, stop, watchdog),
+        )
+    except ToolkitError as error:
+        # Either ours, or what `evaluate_model` tells the ranks that were through when another one left.
+        if isinstance(error, StoppedError) or world.heard(word):
+            return None
+        raise
+    scores = {name: value for name, value in table.compute().overall.items() if value is not None}
+    if "mse" not in scores:
+        raise NonFiniteError(f"step {step}: predictions of validation windows are not finite. Lower train.lr")
+    return scores
+
+
+def _until_stopped(
+    word: str, world: World, step: int, stop: StopRequest, watchdog: Watchdog
+) -> Callable[[int, int], None]:
+    """What is done after each batch: tell the watchdog, and raise StoppedError once any rank was asked to stop."""
+
+    def progress(done: int, share: int) -> None:
+        watchdog.pulse()
+        if stop:
+            world.call_out(word)
+        if stop or world.heard(word):
+            raise StoppedError("validation was cut short")
+        if done == share:
+            watchdog.at(step, "end of validation")
+
+    return progress
+
+
+def examples(
+    config: RunConfig, windows: WindowSet, model: SequenceModel, world: World
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(truth, prediction) of the first validation windows, [T, C, H, W] in 0..1, context first in both."""
+    context, horizon = config.data.context, config.data.horizon
+    for index in range(min(config.train.images, len(windows))):
+        frames = to_unit(torch.from_numpy(windows[index].frames).to(world.device), windows.scale)
+        future = model.predict(frames[None, :context], horizon)[0, 0]
+        yield frames, torch.cat([frames[:context], future.float()])
