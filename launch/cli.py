@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train one run",
     "sweep": "run many: seeds x variants, here or on a Slurm cluster",
     "status": "how runs stand",
+    "logs": "what a run printed",
     "evaluate": "score a run's checkpoints",
     "analyse": "diagnose mode collapse",
     "report": "tables, curves and frames on one page",

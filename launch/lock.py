@@ -172,6 +172,21 @@ def holder(run: Path) -> dict[str, Any] | None:
     return None
 
 
+def is_held_by(run: Path, pid: int) -> bool:
+    """Whether a process of this machine has the run's lock open: the number of one that ended may be another's now."""
+    try:
+        wanted = os.stat(run / LOCK_NAME)
+        names = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for name in names:
+        with contextlib.suppress(OSError):
+            found = os.stat(f"/proc/{pid}/fd/{name}")
+            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                return True
+    return False
+
+
 def describe(record: dict[str, Any]) -> str:
     """Who holds the lock, for people."""
     job, pid, host = record.get("job", "another job"), record.get("pid", "?"), record.get("host", "?")

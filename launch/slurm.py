@@ -11,7 +11,6 @@ was written before; how a run stands is read from its directory.
 
 from __future__ import annotations
 
-import re
 import secrets
 import shutil
 import sys
@@ -22,13 +21,14 @@ from pathlib import Path
 
 from launch import slurm_calls, snapshot
 from launch.jobs import JOB_SCRIPT, Job, JobCommand, JobState, job_command
+from launch.record import side_by_side
+from launch.scheduler import REPORT, SUBMISSIONS, runs_of
 from launch.slurm_calls import QueuedJob, SlurmError
 from launch.slurm_profile import Profile
-from launch.slurm_text import Executor, Shape, array_text, run_text
+from launch.slurm_text import Executor, Shape, array_text, command_text, run_text
 from toolkit.rundir import write_atomic
 
 POLL_S = 5.0
-SUBMISSIONS = "slurm"
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ class SlurmSubmitter:
         self._states: dict[Job, JobState] = {}
         self._absent: dict[Job, int] = {}
         self._asked_at = 0.0
+        self._queue: list[QueuedJob] = []
+        self._copy: snapshot.Snapshot | None = None
 
     def check(self) -> None:
         """Find out whether this machine can submit, before anything is made.
@@ -85,17 +87,8 @@ class SlurmSubmitter:
 
     def queued(self) -> dict[Path, QueuedJob]:
         """The jobs that runs of this sweep have in the queue, whoever submitted them. Asks squeue once."""
-        found: dict[Path, QueuedJob] = {}
-        lists: dict[str, list[str]] = {}
-        for job in slurm_calls.queue():
-            key = job.job_name.rpartition("-")[2]
-            runs_file = self.root / SUBMISSIONS / key / "runs.txt"
-            if key and runs_file.exists():
-                runs = lists.setdefault(key, runs_file.read_text(encoding="utf-8").splitlines())
-                found[Path(runs[job.index])] = job
-            elif job.comment == str(self.root):  # a run's own text, by hand
-                found[self.root / job.job_name] = job
-        return found
+        self._queue = slurm_calls.queue()
+        return runs_of(self.root, self._queue)
 
     def adopt(self, queued: Mapping[Path, QueuedJob]) -> list[Job]:
         """Follow jobs that were there before."""
@@ -110,7 +103,7 @@ class SlurmSubmitter:
         if not runs:
             return []
         runs = [run.resolve() for run in runs]
-        copy = snapshot.take(self.root)
+        copy = self._copy = snapshot.take(self.root)
         if copy.commit is None:
             print(f"note: the code in {snapshot.ROOT} is not under version control: copied as it is, without a commit")
         if copy.untracked:
@@ -118,8 +111,7 @@ class SlurmSubmitter:
         changed = [run.name for run in runs if snapshot.point(run, copy.path)]
         if changed:
             print(f"note: these go on with changed code ({copy.path.name}): {_some(changed)}")
-        for run in runs:
-            self._write_text(run, copy.path)
+        side_by_side(lambda run: self._write_text(run, copy.path), runs)
         submissions: list[Submission] = []
         try:
             for part in self._parts(runs):
@@ -132,6 +124,32 @@ class SlurmSubmitter:
         kind = "array" if len(runs) > len(submissions) else "job"
         print(f"submitted {len(runs)} runs as {kind}{'s' * (len(submissions) > 1)} {names}")
         return jobs
+
+    def submit_report(self) -> None:
+        """Submit the job that makes the report when all jobs of the sweep have ended, however; a refusal is only said.
+
+        One that waits for fewer of them is taken back.
+        """
+        name = f"{self.root.name}-{REPORT}"
+        copy = self._copy or snapshot.take(self.root)
+        folder = self.root / SUBMISSIONS / REPORT
+        folder.mkdir(parents=True, exist_ok=True)
+        python = self.profile.python or sys.executable
+        command = [python, str(copy.path / "launch" / "report.py"), str(self.root)]
+        after = sorted({job.partition("_")[0] for job in self._names.values()}, key=int)
+        cpus, comment = self.profile.cpus_per_task, str(self.root)
+        text = command_text(self.profile, cpus, folder, name, command, copy.path, Path.cwd(), comment, after=after)
+        write_atomic(folder / "submit.sbatch", text)
+        old = [job.name for job in self._queue if (job.job_name, job.comment) == (name, comment) and job.waiting]
+        try:
+            slurm_calls.cancel(old)
+            answer = slurm_calls.sbatch(str(folder / "submit.sbatch"), slurm_calls.submission_environment(self.profile))
+        except SlurmError as error:
+            print(f"note: no job for the report ({str(error).splitlines()[0]}): python launch/report.py {self.root}")
+            return
+        print(
+            f"job {Executor(folder).job_id(answer)} makes the report when all have ended: {self.root}/report/index.html"
+        )
 
     def poll(self) -> dict[Job, JobState]:
         if time.monotonic() - self._asked_at < POLL_S:
@@ -147,8 +165,7 @@ class SlurmSubmitter:
             # Twice absent is ended: meanwhile a shared file system has shown what the job wrote last.
             self._absent[job] = 0 if word else self._absent[job] + 1
             if word:
-                waiting = word in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
-                self._states[job] = JobState.QUEUED if waiting else JobState.RUNNING
+                self._states[job] = JobState.QUEUED if word in slurm_calls.WAITING else JobState.RUNNING
             elif self._absent[job] > 1:
                 self._states[job] = JobState.ENDED
         return dict(self._states)
@@ -195,13 +212,14 @@ class SlurmSubmitter:
         try:
             answer = slurm_calls.sbatch(str(folder / "submit.sbatch"), slurm_calls.submission_environment(self.profile))
             job = Executor(folder).job_id(answer)
-        except SlurmError:
-            # An answer may have been lost on its way: then the job is there all the same.
-            accepted = [job.name for job in slurm_calls.queue() if job.job_name == name]
-            if not accepted:
+        except BaseException as error:
+            # An answer may have been lost on its way, or a Ctrl-C was quicker: the job may be there all the same.
+            accepted = [job.base for job in slurm_calls.queue() if job.job_name == name]
+            if not accepted or not isinstance(error, SlurmError):
+                slurm_calls.cancel(accepted[:1])
                 shutil.rmtree(folder)
                 raise
-            job = re.split("_", accepted[0])[0]
+            job = accepted[0]
         write_atomic(folder / "job", job + "\n")
         return Submission(folder, job, tuple(runs))
 

@@ -14,6 +14,7 @@ from launch.slurm_profile import Profile
 from toolkit.errors import EXIT_USAGE, ToolkitError
 
 TIMEOUT_S = 90
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 NEEDED = ("sbatch", "squeue", "scontrol")
 # What a shell may say to sbatch by SBATCH_ variables; other such variables would contradict our texts.
 SITE_VARIABLES = ("ACCOUNT", "PARTITION", "QOS", "CONSTRAINT", "RESERVATION")
@@ -57,25 +58,41 @@ class QueuedJob:
     state: str
     job_name: str
     comment: str
+    reason: str = ""  # why it waits
+    nodes: str = ""
 
     @property
     def index(self) -> int:
         """Its number in its array; 0 for a plain job."""
         return int(self.name.partition("_")[2] or 0)
 
+    @property
+    def base(self) -> str:
+        """The id that stands for its whole array."""
+        return self.name.partition("_")[0]
 
-def call(*command: str, text: str | None = None, environ: Mapping[str, str] | None = None) -> str:
+    @property
+    def waiting(self) -> bool:
+        """Whether no node has it."""
+        return self.state in WAITING
+
+
+def call(
+    *command: str, text: str | None = None, environ: Mapping[str, str] | None = None, timeout_s: float = TIMEOUT_S
+) -> str:
     """What a command prints.
 
     Raises:
-        SlurmError: it failed or took longer than 90 s.
+        SlurmError: it isn't here, failed, or took longer than it may.
     """
     try:
         done = subprocess.run(
-            command, input=text, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            command, input=text, env=environ, capture_output=True, text=True, timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]}: no answer within {TIMEOUT_S} s: the controller is busy or away") from None
+        raise SlurmError(f"{command[0]}: no answer within {timeout_s:g} s: the controller is busy or away") from None
+    except OSError as error:
+        raise SlurmError(f"{command[0]}: {error.strerror}: not on this machine's PATH") from None
     if done.returncode:
         raise SlurmError(explain(command[0], done.stderr.strip() or f"exit code {done.returncode}"))
     return done.stdout
@@ -118,14 +135,30 @@ def max_array_size() -> int:
     return int(match[1]) if match else 0
 
 
-def queue() -> list[QueuedJob]:
-    """All jobs of this user that wait, run or are ending."""
-    user = getpass.getuser()
+def queue(user: str | None = None, timeout_s: float = TIMEOUT_S) -> list[QueuedJob]:
+    """All jobs of a user (default: this one) that wait, run or are ending; array tasks one by one."""
+    user = user or getpass.getuser()
+    form = "--format=%i|%T|%r|%N|%j|%k"
     jobs = []
-    for line in call("squeue", "--noheader", "--array", f"--user={user}", "--format=%i|%T|%j|%k").splitlines():
-        name, state, job_name, comment = line.strip().split("|", 3)
-        jobs.append(QueuedJob(name, state, job_name, comment))
+    for line in call("squeue", "--noheader", "--array", f"--user={user}", form, timeout_s=timeout_s).splitlines():
+        parts = line.strip().split("|", 5)
+        if len(parts) == 6:  # else a warning that went to the wrong stream
+            name, state, reason, nodes, job_name, comment = parts
+            jobs += [QueuedJob(one, state, job_name, comment, reason, nodes) for one in tasks_of(name)]
     return jobs
+
+
+def tasks_of(name: str) -> list[str]:
+    """Array tasks that wait are shown together by some versions: `12_[2,4-6%3]` is 12_2, 12_4, 12_5, 12_6."""
+    match = re.fullmatch(r"(\d+)_\[([\d,:-]+)(?:%\d+)?\]", name)
+    if match is None:
+        return [name]
+    tasks = []
+    for part in match[2].split(","):
+        ends, _, step = part.partition(":")
+        first, _, last = ends.partition("-")
+        tasks += [f"{match[1]}_{index}" for index in range(int(first), int(last or first) + 1, int(step or 1))]
+    return tasks
 
 
 def last_words(name: str) -> str | None:

@@ -94,6 +94,22 @@ if [ ! -r "$run/submit.sbatch" ]; then
 fi
 exec bash "$run/submit.sbatch" """
 
+COMMAND = """\
+home={cwd}
+index=${{SLURM_ARRAY_TASK_ID:-0}}
+fail() {{ echo "error: $*" >&2; echo 2 >{folder}/"$index.code"; exit 2; }}
+cd "$home" || fail "node $(hostname) can't see $home"
+[ -r {folder} ] || fail "node $(hostname) can't see {folder}"
+
+unset {rank_variables}
+export PYTHONPATH={path}"${{PYTHONPATH:+:$PYTHONPATH}}"
+{setup}
+
+{srun} {command}
+result=$?
+echo "$result" >{folder}/"$index.code" # how it ended, where nobody keeps accounts
+exit "$result\""""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -181,6 +197,45 @@ def array_text(
     output = folder / ("%A_%a.log" if array else "%j.log")
     more = {"array": array, "dependency": f"afterany:{after}" if after else None}
     return _executor(profile, shape, sweep, name, cwd, output, **more).text(body.rstrip())
+
+
+def command_text(
+    profile: Profile,
+    cpus: int,
+    folder: Path,
+    name: str,
+    command: Sequence[str],
+    path: Path,
+    cwd: Path,
+    comment: str,
+    array: str | None = None,
+    after: Sequence[str] = (),
+    numbered: bool = False,
+) -> str:
+    """A text for something else than a run: one task on `cpus` processors, no GPU, in the profile's surroundings.
+
+    Args:
+        folder: where its log goes, and `<index>.code`, its exit code.
+        command: what each task runs.
+        path: folder that Python's packages are taken from.
+        after: jobs that have to end first.
+        numbered: the task's number in the array is added to the command.
+    """
+    srun = ["srun", "--ntasks=1", f"--cpus-per-task={cpus}", *profile.srun]
+    plain = profile.model_copy(update={"cpus_per_task": cpus})
+    body = COMMAND.format(
+        cwd=shlex.quote(str(cwd)),
+        folder=shlex.quote(str(folder)),
+        path=shlex.quote(str(path)),
+        rank_variables=" ".join(RANK_VARIABLES),
+        setup="\n".join(_setup(plain)),
+        srun=shlex.join(srun),
+        command=shlex.join([*shlex.split(profile.container or ""), *command]) + (' "$index"' if numbered else ""),
+    )
+    output = folder / ("%A_%a.log" if array else "%j.log")
+    more = {"array": array, "dependency": f"afterany:{':'.join(after)}" if after else None}
+    more |= {"comment": comment, "signal": "B:CONT@60"}  # nothing listens, and submitit's own would end the task
+    return _executor(plain, Shape(1, 0, 1), folder, name, cwd, output, **more).text(body)
 
 
 def _executor(

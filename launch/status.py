@@ -1,4 +1,4 @@
-"""How runs stand, from their directories alone: no scheduler is asked. Does not import torch."""
+"""How runs stand: by their directories, and by Slurm where they were submitted to it. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from launch.cli import make_parser, positive, run_script
+from launch.efficiency import efficiency
 from launch.record import RECORD_NAME, RecordedRun, read_runs
+from launch.scheduler import Scheduler
 from launch.table import RUN_HEADER, render, run_row
 from launch.view import RunView, look
 from toolkit.errors import EXIT_OK, ConfigError
@@ -22,11 +24,14 @@ EXAMPLES = """\
   python launch/status.py runs/demo                    # every run of a sweep
   python launch/status.py runs/demo --watch            # again every 5 seconds; Ctrl-C ends it
   python launch/status.py runs/demo/modernn-seed1-*    # some runs
+  python launch/status.py runs/demo --efficiency       # hours, waiting for data, what restarts cost
   python launch/status.py runs/demo --json             # for scripts
 
-states: new; starting, first step, running, validating, evaluating: somebody works on it
+states: new; queued: the note says why; starting, first step, running, validating, evaluating: somebody works on it
         stopped: asked to, with a checkpoint     interrupted: killed, or its machine lost    (both: run it again)
-        failed, hung, not finite, bad data, killed: the note says why      trained: to be scored      done"""
+        cancelled, timeout, node failed, preempted, out of memory: how Slurm ended its job   (run it again)
+        silent: its job runs and writes nothing      suspended
+        failed, hung, not finite, bad data, killed, out of memory: the note says why    trained: to be scored    done"""
 
 
 def runs_of(folder: Path) -> list[RecordedRun]:
@@ -51,11 +56,17 @@ def views_of(folders: Sequence[Path]) -> list[RunView]:
     return [look(item.run, item.name) for folder in folders for item in runs_of(folder)]
 
 
-def report(views: Sequence[RunView], width: int | None) -> list[str]:
-    """The table and a line of counts."""
+def again(view: RunView) -> RunView:
+    """The same run as it stands by now."""
+    return look(RunDir(Path(view.path)), view.name)
+
+
+def report(views: Sequence[RunView], width: int | None, note: str | None = None) -> list[str]:
+    """The table and a line of counts; `note` is what the scheduler could not be asked."""
     counts = Counter(view.label for view in views)
     total = ", ".join(f"{count} {state}" for state, count in counts.most_common())
-    return [*render(RUN_HEADER, [run_row(view) for view in views], width), "", f"{len(views)} runs: {total}"]
+    lines = [*render(RUN_HEADER, [run_row(view) for view in views], width), "", f"{len(views)} runs: {total}"]
+    return [*lines, note] if note else lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,16 +78,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--watch", nargs="?", type=positive, const=5, metavar="S", help="show it again every S seconds (default: 5)"
     )
     parser.add_argument("--json", action="store_true", help="a JSON list, one object per run")
+    parser.add_argument("--no-queue", action="store_true", help="run directories alone: ask no scheduler")
+    parser.add_argument("--efficiency", action="store_true", help="what the hours were spent on")
     options = parser.parse_args(argv)
-    if options.json and options.watch:
-        parser.error("--json shows one moment; leave --watch out")
+    if options.watch and (options.json or options.efficiency):
+        parser.error("--json and --efficiency show one moment; leave --watch out")
+    scheduler = None if options.no_queue else Scheduler()
     while True:
         views = views_of(options.folders)
+        if scheduler:
+            views = scheduler.lay(views, again)
+        note = scheduler.note if scheduler else None
         if options.json:
             print(json.dumps([asdict(view) for view in views], indent=1))
+            if note:
+                print(note, file=sys.stderr)
             return EXIT_OK
         terminal = sys.stdout.isatty()
-        lines = report(views, shutil.get_terminal_size().columns if terminal else None)
+        width = shutil.get_terminal_size().columns if terminal else None
+        lines = efficiency(views, width) if options.efficiency else report(views, width, note)
         clear = "\x1b[H\x1b[2J" if options.watch and terminal else ""
         print(clear + "\n".join(lines), flush=True)
         if not options.watch:

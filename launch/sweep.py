@@ -6,21 +6,24 @@ On a cluster it returns when the jobs are in the queue, unless told to --wait.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch import lock
 from launch.board import Board
+from launch.cancel import cancel, watching
 from launch.cli import as_typed, make_parser, positive, run_script
 from launch.jobs import DebugSubmitter, Job, JobCommand, JobState, LocalSubmitter, Machine, Submitter, job_command
 from launch.plan import SUMMARY, summary
 from launch.ranks import SignalRelay
-from launch.record import place, preparing, write_record
+from launch.record import place, preparing, side_by_side, write_record
 from launch.slurm import SlurmSubmitter
 from launch.slurm_calls import QueuedJob
 from launch.slurm_profile import read_profile
@@ -41,8 +44,15 @@ EXAMPLES = """\
   python launch/sweep.py configs/sweeps/demo.yaml --cluster debug       # one after the other, with their output
   python launch/sweep.py configs/sweeps/demo.yaml --set train.steps=10  # another value in every run
   python launch/sweep.py configs/sweeps/demo.yaml --retry failed        # once more for those that failed
+  python launch/sweep.py configs/sweeps/demo.yaml --retry oom,timeout   # only for those that failed in these ways
+  python launch/sweep.py configs/sweeps/demo.yaml --cancel              # end its jobs, here or in Slurm's queue
   python launch/sweep.py configs/sweeps/demo.yaml --cluster slurm --profile gpu --nodes 2 --gpus-per-node 4"""
 FINAL = ("done", "failed")
+RETRY = {
+    "failed": "whatever went wrong",
+    "oom": "only what ran out of memory, or was killed as if",
+    "timeout": "only what hung, or was stopped at its time limit too often",
+}
 WHAT = {
     "new": "train",
     "interrupted": "go on",
@@ -77,16 +87,27 @@ class Item:
 
 
 def survey(
-    plan: SweepPlan, root: Path, retry_failed: bool, queued: Mapping[Path, QueuedJob] | None = None
+    plan: SweepPlan, root: Path, retry: Collection[str], queued: Mapping[Path, QueuedJob] | None = None
 ) -> list[Item]:
     """How every run of the plan stands, and whether it will be submitted; one that has a job in the queue will not."""
-    wanted = {"new", "interrupted", "trained"} | ({"failed"} if retry_failed else set())
+    wanted = {"new", "interrupted", "trained"}
     items = []
     for planned, run in zip(plan.runs, place(root, plan), strict=True):
         view = look(run, planned.name, planned.config.eval.split)
         job = (queued or {}).get(run.path.resolve()) if view.state != "done" else None
-        items.append(Item(planned, run, view, view.state in wanted and job is None, job))
+        todo = view.state in wanted or (view.state == "failed" and is_retried(view, retry))
+        items.append(Item(planned, run, view, todo and job is None, job))
     return items
+
+
+def is_retried(view: RunView, retry: Collection[str]) -> bool:
+    """Whether a failed run is one of those that are to be tried once more (RETRY)."""
+    killed = re.search(r"SIGKILL|returned 137", view.reason or "")
+    return (
+        "failed" in retry
+        or ("oom" in retry and (view.kind == "out of memory" or killed is not None))
+        or ("timeout" in retry and (view.kind == "hung" or "max_restarts" in (view.reason or "")))
+    )
 
 
 def describe(plan: SweepPlan, items: Sequence[Item], costs: bool = False) -> list[str]:
@@ -210,7 +231,10 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
     again = as_typed(shlex.join(["python", "launch/sweep.py", *arguments]))
     plan = plan_sweep(options.sweep, options.set)
     root: Path = options.runs / plan.name
-    items = survey(plan, root, options.retry == "failed")
+    if options.cancel:
+        print("\n".join(cancel(root)))
+        return EXIT_OK
+    items = survey(plan, root, options.retry)
     submitter = _submitter(options, root, command)
     if options.dry_run:
         print("\n".join([*describe(plan, items, costs=True), "dry run: nothing was made or submitted"]))
@@ -223,14 +247,15 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
     with preparing(root):
         if isinstance(submitter, SlurmSubmitter):
             queued = submitter.queued()
-            items = survey(plan, root, options.retry == "failed", queued)
+            items = survey(plan, root, options.retry, queued)
             jobs = submitter.adopt({item.run.path.resolve(): item.job for item in items if item.job})
         print("\n".join(describe(plan, items)), flush=True)
         submitted = [item for item in items if item.submitted]
-        for item in submitted:
-            RunDir.create(item.run.path, item.planned.config)
+        side_by_side(lambda item: RunDir.create(item.run.path, item.planned.config), submitted)
         write_record(root, plan, [item.run for item in items])
         jobs += submitter.submit([item.run.path for item in submitted])
+        if isinstance(submitter, SlurmSubmitter) and submitted and options.report:
+            submitter.submit_report()
     if not any(item.submitted or item.before.live or item.job for item in items):
         return conclude(plan, items, [item.before for item in items], root, again)
     if isinstance(submitter, SlurmSubmitter) and not options.wait:
@@ -239,7 +264,8 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
     if isinstance(submitter, LocalSubmitter | DebugSubmitter):
         print(f"{len(submitted)} runs to do, {submitter.jobs} at a time; logs in {root}/*/logs", flush=True)
     board = Board(sys.stdout, redraw=False if options.cluster == "debug" else None)
-    views, stopped = wait(items, jobs, submitter, board)
+    with contextlib.nullcontext() if isinstance(submitter, SlurmSubmitter) else watching(root):
+        views, stopped = wait(items, jobs, submitter, board)
     code = conclude(plan, items, views, root, again)
     return EXIT_REQUEUE if stopped and code != EXIT_OK else code
 
@@ -278,11 +304,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where sweeps live (default: runs)"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
-    parser.add_argument("--retry", choices=("failed",), help="submit failed runs again")
+    kinds = "; ".join(f"{kind}: {text}" for kind, text in RETRY.items())
+    parser.add_argument(
+        "--retry", type=_kinds, default=(), metavar="KIND,...", help=f"submit failed runs again ({kinds})"
+    )
+    parser.add_argument("--cancel", action="store_true", help="end all jobs of this sweep, here or in Slurm's queue")
     cluster = parser.add_argument_group("with --cluster slurm")
     cluster.add_argument("--profile", metavar="NAME", help="slurm/profiles/NAME.yaml, or a file (default: default)")
     cluster.add_argument("--nodes", type=positive, metavar="N", help="nodes per run (default: the profile's)")
     cluster.add_argument("--gpus-per-node", type=_count, metavar="G", help="GPUs per node (default: the profile's)")
+    cluster.add_argument(
+        "--no-report", dest="report", action="store_false", help="no job that makes the report when all others ended"
+    )
     cluster.add_argument("--wait", action="store_true", help="stay, and follow the jobs to their end")
     options = parser.parse_args(arguments)
     if options.cluster == "debug" and options.jobs:
@@ -291,6 +324,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         if options.cluster != "slurm" and getattr(options, name) not in (None, False):
             parser.error(f"--{name.replace('_', '-')} goes with --cluster slurm")
     return options
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    kinds = tuple(text.split(","))
+    for kind in kinds:
+        if kind not in RETRY:
+            raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(RETRY)}")
+    return kinds
 
 
 def _count(text: str) -> int:

@@ -4,7 +4,8 @@ States: `new` (nothing began), `starting` (a job has it, no step yet), `running`
 `interrupted` (began, nobody works on it), `failed`, `trained` (scores are missing), `done` (trained and scored).
 Some have kinds, which people are shown instead: `first step` of running (it may compile for long), `stopped` of
 interrupted (asked to, with a checkpoint; else it was killed), and by exit code `hung`, `not finite`, `bad data`,
-`killed` of failed.
+`killed`, `out of memory` of failed. Where a scheduler was asked (launch/scheduler.py) there is also `queued`, and
+there are kinds that only it knows.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from toolkit.train.heartbeat import alive
 
 KINDS = {EXIT_NONFINITE: "not finite", EXIT_DATA: "bad data", EXIT_HANG: "hung"}
 LIVE_STATES = ("starting", "running", "validating", "evaluating")
+NO_MEMORY = r"MemoryShortageError|OUT_OF_MEMORY|oom.kill"
 CHECKPOINTS_SCORED = ("best", "last")
 
 
@@ -47,6 +49,9 @@ class RunView:
     reason: str | None = None
     log: str | None = None
     kind: str | None = None  # of the state
+    job: str | None = None  # that has or had it last: 4711_3_0 (Slurm, with the number of restarts), local-4711, ...
+    held: bool = False  # somebody works on it, as its lock shows
+    updated: float | None = None  # when it last wrote its state, UNIX time
 
     @property
     def label(self) -> str:
@@ -102,6 +107,9 @@ def look(run: RunDir, name: str | None = None, split: str | None = None, now: fl
         reason=failure or _slow(state, training) or _why(word, state),
         log=record.get("log"),
         kind=_kind(word, state, failure),
+        job=record.get("job"),
+        held=job is not None,
+        updated=state.get("updated"),
     )
 
 
@@ -110,9 +118,13 @@ def _kind(word: str, state: Mapping[str, Any], failure: str | None) -> str | Non
         return "first step"
     if word == "interrupted" and state.get("phase") == "stopped":
         return "stopped"
-    if failure is not None and (found := re.search(r"exit code (\d+) \(", failure)):
+    if failure is None:
+        return None
+    if re.search(NO_MEMORY, failure):
+        return "out of memory"
+    if found := re.search(r"exit code (\d+) \(", failure):
         return KINDS.get(int(found[1]))
-    return "killed" if failure is not None and "killed by SIG" in failure else None
+    return "killed" if "killed by SIG" in failure else None
 
 
 def _slow(state: Mapping[str, Any], training: bool) -> str | None:

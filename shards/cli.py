@@ -33,6 +33,7 @@ UNRECORDED = (
     "encoding",
     "cluster",
     "jobs",
+    "profile",
 )
 
 

@@ -1,24 +1,33 @@
-"""Writing the shards of a store in jobs of a cluster, through submitit.
+"""Writing the shards of a store in jobs of a cluster.
 
 A job is a part of the store's shards: what it writes depends on the plan alone, it may be run twice or at the same time
 as another for the same shards, and what it has finished is known by the records in the partial folder. So a job that is
-killed needs no care: the next identical call submits what is still missing. `local` runs the jobs on this machine.
+killed needs no care: the next identical call submits what is still missing. `local` runs the jobs on this machine,
+through submitit; `slurm` as one array of a Slurm cluster, by the job layer of sweeps (`python -m launch.tasks`, a
+process of its own: this package knows nothing of schedulers). Here the store is put together when all are done.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import pickle
+import subprocess
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from shards.errors import ShardError
+from shards.part import WORK
 from shards.progress import Progress
 from shards.sources.base import Source
 from shards.workers import run_jobs
-from shards.writer import ShardJob, ShardResult, StoreWriter, recorded
+from shards.writer import ShardJob, ShardResult, StoreWriter, recall, recorded
 
-CLUSTERS = ("local",)
+CLUSTERS = ("local", "slurm")
 TIMEOUT_MINUTES = 7 * 24 * 60  # submitit's own limit for a local job is five minutes
 POLL_SECONDS = 0.5
 
@@ -29,31 +38,111 @@ class Cluster:
 
     name: str
     jobs: int
+    profile: str | None = None  # of a Slurm cluster: what its jobs ask for
 
 
 def run_on_cluster(
     writer: StoreWriter, source: Source, jobs: Sequence[ShardJob], workers: int, cluster: Cluster, progress: Progress
 ) -> list[ShardResult]:
     """As `workers.run_jobs`, in `cluster.jobs` jobs of `workers` processes each. Raises ShardErrors."""
+    before = {job for job in jobs if recorded(writer.plan, job)}
+    progress.keep(_amount(writer, before)[0], 0)
+    count = min(cluster.jobs, len(jobs))
+    parts = [jobs[len(jobs) * i // count : len(jobs) * (i + 1) // count] for i in range(count)]
+    watched = set(jobs) - before
+    if cluster.name == "slurm":
+        return _on_slurm(writer, source, parts, workers, cluster, lambda: _show(writer, watched, progress))
+    return _by_submitit(writer, source, parts, workers, cluster, lambda: _show(writer, watched, progress))
+
+
+def _on_slurm(
+    writer: StoreWriter,
+    source: Source,
+    parts: Sequence[Sequence[ShardJob]],
+    workers: int,
+    cluster: Cluster,
+    show: Callable[[], None],
+) -> list[ShardResult]:
+    folder = writer.plan.folder.resolve() / "jobs"
+    folder.mkdir(exist_ok=True)
+    (folder / WORK).write_bytes(pickle.dumps((writer, source, parts, workers)))
+    for old in folder.glob("*.error"):
+        old.unlink()
+    name = f"shards{writer.plan.folder.name.replace('.partial', '').replace('.', '-')}"
+    options = ["--name", name, "--folder", str(folder), "--count", str(len(parts)), "--cpus", str(workers)]
+    profile = ["--profile", cluster.profile] if cluster.profile else []
+    task = [sys.executable, "-m", "shards.part", str(folder)]
+    command = [sys.executable, "-m", "launch.tasks", *options, *profile, "--", *task]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    # A session of its own: a Ctrl-C comes to us alone, and we end it and thereby its jobs.
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, start_new_session=True)
+    try:
+        while process.poll() is None:
+            time.sleep(POLL_SECONDS)
+            show()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait()
+    show()
+    missing = [number for number, part in enumerate(parts) if not all(recorded(writer.plan, job) for job in part)]
+    if missing:
+        raise _failure(folder, parts, missing, process.returncode)
+    # They were written by these jobs, or compared with their digests there.
+    results = [recall(writer.plan, job, compare=False) for part in parts for job in part]
+    return [result for result in results if result is not None]
+
+
+def _failure(folder: Path, parts: Sequence[Sequence[ShardJob]], missing: Sequence[int], code: int) -> ShardError:
+    """Why parts are missing: what the first job that left a word says."""
+    said = [(number, folder / f"{number}.error") for number in missing if (folder / f"{number}.error").exists()]
+    if not said and code == 2:  # the cluster refused, and has said why
+        error = ShardError("nothing was written: the cluster took no job (see above)")
+        error.exit_code = 2
+        return error
+    lost = f"{len(missing)} of {len(parts)} jobs did not finish their shards"
+    again = "Finished shards are kept: the same command goes on with those that are missing"
+    if not said:
+        logs = [
+            _last_line(log) for number in missing for log in (*folder.glob(f"*_{number}.log"), *folder.glob("*.log"))
+        ]
+        words = f", the log of one ends: {logs[0]}" if logs else ""
+        return ShardError(f"{lost}{words}. {again}; raise `time` or `mem` in the profile if that is why")
+    number, file = said[0]
+    told = json.loads(file.read_text(encoding="utf-8"))
+    error = ShardError(f"{told['message']}\n{lost}, the first is job {number}. {again}")
+    error.exit_code = int(told["code"])
+    return error
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "(nothing)")
+
+
+def _by_submitit(
+    writer: StoreWriter,
+    source: Source,
+    parts: Sequence[Sequence[ShardJob]],
+    workers: int,
+    cluster: Cluster,
+    show: Callable[[], None],
+) -> list[ShardResult]:
     import submitit
 
     executor = submitit.AutoExecutor(folder=writer.plan.folder / "jobs", cluster=cluster.name)
     executor.update_parameters(timeout_min=TIMEOUT_MINUTES, name="shards")
-    count = min(cluster.jobs, len(jobs))
-    parts = [jobs[len(jobs) * i // count : len(jobs) * (i + 1) // count] for i in range(count)]
-    before = {job for job in jobs if recorded(writer.plan, job)}
-    progress.keep(_amount(writer, before)[0], 0)
     submitted = [executor.submit(run_part, writer, source, part, workers) for part in parts]
     try:
         while not all(job.done() for job in submitted):
             time.sleep(POLL_SECONDS)
-            _show(writer, set(jobs) - before, progress)
+            show()
         results = [result for job in submitted for result in _result(job)]
     finally:
         for job in submitted:
             if not job.done():
                 job.cancel()
-    _show(writer, set(jobs) - before, progress)
+    show()
     return results
 
 

@@ -51,19 +51,26 @@ def add_store_options(parser: argparse.ArgumentParser, defaults: bool) -> None:
     )
     store.add_argument("--workers", type=int, default=1, metavar="N", help="processes; the bytes don't depend on it")
     store.add_argument(
-        "--cluster", choices=CLUSTERS, help="write in jobs of --workers processes each, through submitit"
+        "--cluster",
+        choices=CLUSTERS,
+        help="write in jobs of --workers processes each: on this machine, or as an array of a Slurm cluster",
     )
     store.add_argument("--jobs", type=int, metavar="N", help="how many jobs, with --cluster (default: 1)")
+    store.add_argument("--profile", metavar="NAME", help="slurm/profiles/NAME.yaml, or a file, with --cluster slurm")
     store.add_argument("--overwrite", action="store_true", help="replace the store that OUTPUT holds")
 
 
 def chosen_cluster(args: argparse.Namespace) -> Cluster | None:
-    """Where --cluster and --jobs want shards to be written. Raises UsageError for --jobs alone."""
+    """Where --cluster, --jobs and --profile want shards to be written. Raises UsageError where one goes without its
+    other.
+    """
+    if args.profile is not None and args.cluster != "slurm":
+        raise UsageError(f"--profile {args.profile} goes with --cluster slurm")
     if args.cluster is None:
         if args.jobs is not None:
             raise UsageError(f"--jobs {args.jobs} needs --cluster ({', '.join(CLUSTERS)}); --workers is for processes")
         return None
-    return Cluster(args.cluster, 1 if args.jobs is None else args.jobs)
+    return Cluster(args.cluster, 1 if args.jobs is None else args.jobs, args.profile)
 
 
 def _default(value: str, given: bool) -> str:

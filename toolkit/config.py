@@ -28,6 +28,8 @@ from toolkit.shipped import find_config
 CONFIG_VERSION = 1
 COSMETIC: dict[str, Any] = {"identity": False}
 EXECUTION: dict[str, Any] = {"execution": True}  # how it is computed: a run may go on under another value
+# The same YAML, written by libyaml where PyYAML was built with it: a sweep writes a thousand of them.
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class DataConfig(Options):
@@ -234,7 +236,7 @@ class RunConfig(Options):
 
     def to_yaml(self) -> str:
         """Every value, defaults included, as YAML that `load_config` reads back to an equal config."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
 
 
 def _identity(options: Options, plain: dict[str, Any], execution: bool) -> dict[str, Any]:

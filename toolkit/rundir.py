@@ -6,6 +6,7 @@
       checkpoints/step-00001000/  latest  best
       logs/                            one file per job and rank
       metrics.jsonl   tb/              one line per logged step; TensorBoard
+      starts.jsonl                     one line per start of the training: what the hours went to
       state.json  DONE | FAILED        how the run stands: no scheduler is needed to know
       heartbeat/rank-N.json            what each rank last did; rank-N.stacks: where a hung one was
       job.lock                         who works on it, or did last

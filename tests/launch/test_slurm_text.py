@@ -13,7 +13,7 @@ import pytest
 from launch.slurm import memory_file_system
 from launch.slurm_calls import explain, submission_environment
 from launch.slurm_profile import Profile, read_profile
-from launch.slurm_text import Shape, array_text, run_text
+from launch.slurm_text import Shape, array_text, command_text, run_text
 from toolkit.errors import ConfigError
 from toolkit.shipped import PROFILES
 
@@ -35,7 +35,22 @@ def texts() -> dict[str, str]:
     array = array_text(
         plain, Shape.of(plain, None, None, None), SWEEP, folder, "demo-8c9d0e1f", "0-99%10", "4711", HOME
     )
+    command = ["/venv/bin/python", "-m", "shards.part", "/data/.x.partial-1/jobs"]
+    tasks = command_text(
+        Profile(partition="cpu", container="apptainer exec /images/x.sif"),
+        4,
+        Path("/data/.x.partial-1/jobs"),
+        "shards-x-1",
+        command,
+        Path("/home/me/modernn"),
+        HOME,
+        "/data/.x.partial-1/jobs",
+        array="0-7",
+        after=["4711", "4712"],
+        numbered=True,
+    )
     return {
+        "tasks": tasks,
         "one-gpu": text_of(plain),
         "two-nodes": text_of(plain, nodes=2, gpus=4),
         "array": array,

@@ -107,6 +107,7 @@ class Site:
 
     cluster: DevCluster
     fakes: Fakes
+    report: bool = False  # whether a job makes it; a matter of seconds each
 
     @property
     def folder(self) -> Path:
@@ -116,6 +117,8 @@ class Site:
         """launch/sweep.py on the login node."""
         script = self.fakes.scripts / "fake_sweep.py"
         options = ["demo.yaml", "--cluster", "slurm", "--profile", "devcluster", *map(str, arguments)]
+        if not {"--cancel", "--dry-run"} & {*options} and not self.report:
+            options.append("--no-report")
         return [str(SCRIPT), "exec", sys.executable, str(script), *options]
 
     def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:

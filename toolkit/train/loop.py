@@ -24,6 +24,7 @@ from toolkit.train.record import OwnTime, Recorder, has_validation
 from toolkit.train.sampling import draw, teacher_rate
 from toolkit.train.saver import Saver
 from toolkit.train.signals import StopRequest
+from toolkit.train.starts import note_start
 from toolkit.train.watchdog import Watchdog
 from toolkit.unroll import give_memory_back
 
@@ -93,6 +94,8 @@ class Training:
         self.best = progress.best
         watchdog.begin(self.step)
         self.own = OwnTime(world.device)
+        if world.is_main:
+            note_start(run, self.step, cfg.batch, world.world_size, world.world_size * (world.device.type == "cuda"))
         self.recorder = Recorder(run, self.step, cfg.steps, cfg.batch) if world.is_main else None
         self.saver = None
         if self.recorder:

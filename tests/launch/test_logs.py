@@ -1,0 +1,119 @@
+"""launch/logs.py on the logs that jobs leave."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch import logs
+from toolkit.config import RunConfig
+from toolkit.errors import ConfigError
+from toolkit.rundir import RunDir
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """Two starts of a job of two ranks; the first was requeued."""
+    run = RunDir.create(tmp_path / "demo" / "modernn-seed1-00000000", RunConfig())
+    run.logs.mkdir()
+    for name, age, text in (
+        ("4711_3_0_batch", 50, "start 1\nrequeued\n"),
+        ("4711_3_0_0", 51, "step 1\nstep 2\n"),
+        ("4711_3_0_1", 52, "rank one\n"),
+        ("4711_3_1_batch", 9, "start 2\n"),
+        ("4711_3_1_0", 8, "step 3\nstep 4\n"),
+        ("4711_3_1_1", 8, "rank one again\n"),
+        ("4711_3_1_evaluate", 5, "mse 3\n"),
+    ):
+        write(run, name, text, age)
+    return run
+
+
+def write(run: RunDir, name: str, text: str, age: float = 0.0) -> None:
+    file = run.logs / f"{name}.log"
+    with open(file, "a") as log:
+        log.write(text)
+    moment = file.stat().st_mtime - age
+    os.utime(file, (moment, moment))
+
+
+def wait_for(file: Path, text: str) -> None:
+    deadline = time.monotonic() + 20
+    while text not in file.read_text():
+        assert time.monotonic() < deadline, file.read_text()
+        time.sleep(0.02)
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:
+    assert logs.main([str(argument) for argument in arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return [line for line in lines if not line.startswith("==> ")]
+
+
+def test_the_last_starts_logs(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys, run.path) == ["start 2", "step 3", "step 4", "mse 3"]
+    assert shown(capsys, run.path, "--lines", 1) == ["start 2", "step 4", "mse 3"]
+    assert shown(capsys, run.path.parent / "modernn", "--start", 1) == ["start 1", "requeued", "step 1", "step 2"]
+    assert shown(capsys, run.path, "--rank", 1) == ["rank one again"]
+
+
+def test_which_there_are(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = shown(capsys, run.path, "--list")
+    assert [line.split()[:3] for line in lines[1:]] == [
+        *[["1", "4711_3_0", part] for part in ("batch", "0", "1")],
+        *[["2", "4711_3_1", part] for part in ("batch", "0", "1", "evaluate")],
+    ]
+
+
+def test_what_happened_before_a_log_began(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in run.logs.iterdir():
+        path.unlink()
+    folder = run.path.parent / "slurm" / "0a1b2c3d"
+    folder.mkdir(parents=True)
+    (folder / "runs.txt").write_text(f"/elsewhere\n{run.path}\n")
+    (folder / "job").write_text("4711\n")
+    (folder / "4711_1.log").write_text("error: node node1 can't see it\n")
+    assert shown(capsys, run.path) == ["error: node node1 can't see it"]
+
+
+def test_wrong_names(run: RunDir) -> None:
+    sweep = run.path.parent
+    with pytest.raises(ConfigError, match="holds several runs; name one of them: modernn-seed1-00000000"):
+        logs.main([str(sweep)])
+    with pytest.raises(ConfigError, match=r"no such run; launch/status.py lists them"):
+        logs.main([str(sweep / "convlstm")])
+    with pytest.raises(ConfigError, match="no log of rank 7; the ranks with logs: 0, 1; see --list"):
+        logs.main([str(run.path), "--rank", "7"])
+    with pytest.raises(ConfigError, match=r"--start 3: .* has logs of 2 starts"):
+        logs.main([str(run.path), "--start", "3"])
+    other = RunDir.create(sweep / "modernn-seed2-00000000", RunConfig(seed=2))
+    with pytest.raises(ConfigError, match="fits several runs: modernn-seed1-00000000, modernn-seed2-00000000"):
+        logs.main([str(sweep / "modernn")])
+    with pytest.raises(ConfigError, match=r"no logs yet \(state: new\): its job has not begun"):
+        logs.main([str(other.path)])
+
+
+def test_following_goes_on_with_the_next_start_and_ends_with_the_run(run: RunDir, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "launch" / "logs.py"), str(run.path), "-f", "--lines", "1"]
+    output = tmp_path / "output"
+    with open(output, "w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as process:
+        wait_for(output, "mse 3")
+        write(run, "4711_3_1_0", "step 5 without an end")
+        wait_for(output, "step 5")
+        write(run, "4711_3_2_batch", "start 3\n")
+        write(run, "4711_3_2_0", "step 6\n")
+        write(run, "4711_3_2_1", "of the other rank\n")
+        wait_for(output, "step 6")
+        run.mark_failed("rank 0: no")
+        assert process.wait(timeout=20) == 0
+    lines = output.read_text().splitlines()
+    assert [line for line in lines if not line.startswith("==> ")] == [
+        *["start 2", "step 4", "mse 3", "step 5 without an end", "start 3", "step 6", "failed: rank 0: no"]
+    ]

@@ -1,0 +1,92 @@
+"""Every start of a run's training, a line each in `<run>/starts.jsonl`: what its hours went to is computed from that.
+
+Nothing is written at an end, which a killed job could not do: each start notes how far the one before had come. Does
+not import torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from toolkit import slurm
+from toolkit.rundir import RunDir
+
+NAME = "starts.jsonl"
+LOCK_NAME = "job.lock"  # launch/lock.py writes it: who has the run
+
+
+@dataclass(frozen=True)
+class Start:
+    """One line. Times are UNIX times."""
+
+    job: str | None
+    host: str
+    ranks: int
+    gpus: int
+    batch: int  # sequences per step
+    began: float  # the job, or the training by hand
+    ready: float  # all is loaded, the first step can begin
+    step: int  # it goes on from
+    submitted: float | None  # when it entered the queue; None: not known, or it was requeued
+    last_step: int | None  # how far the start before had come
+    last_time: float | None  # and when it was last heard of
+
+
+def note_start(run: RunDir, step: int, batch: int, ranks: int, gpus: int) -> None:
+    """Append this start, before it writes its first state. Rank 0 only."""
+    now = time.time()
+    try:
+        record: dict[str, Any] = json.loads((run.path / LOCK_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = {}
+    try:
+        before = run.read_state()
+    except ValueError:
+        before = {}
+    job = record.get("job")
+    start = Start(
+        job=job,
+        host=socket.gethostname(),
+        ranks=ranks,
+        gpus=gpus,
+        batch=batch,
+        began=float(record.get("started", now)),
+        ready=now,
+        step=step,
+        submitted=_submitted(run, job),
+        last_step=before.get("step"),
+        last_time=before.get("updated"),
+    )
+    with open(run.path / NAME, "a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(start)) + "\n")
+
+
+def _submitted(run: RunDir, job: str | None) -> float | None:
+    """When this job's text was written, which is when it was submitted."""
+    if job is None or job != slurm.job_name() or os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+        return None
+    try:
+        return (run.path / "submit.sbatch").stat().st_mtime
+    except OSError:
+        return None
+
+
+def read_starts(run: RunDir) -> list[Start]:
+    """All starts in order; a line that a kill cut short is left out."""
+    found = []
+    try:
+        lines = (run.path / NAME).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            values = json.loads(line)
+            found.append(Start(**{field.name: values[field.name] for field in fields(Start)}))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
