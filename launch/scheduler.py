@@ -194,13 +194,11 @@ def with_job(view: RunView, job: QueuedJob | None) -> RunView:
         if not (view.live and _of_slurm(view)) or view.held:
             return view
         reason = f"job {job_name(view)} is gone from the queue without a last word; run the sweep again to go on"
-        gone = {"state": "interrupted", "kind": None, "rate": None, "eta_s": None, "data_wait": None}
-        return dataclasses.replace(view, **gone, reason=reason)
+        return dataclasses.replace(_at_rest(view), state="interrupted", kind=None, reason=reason)
     if job.waiting:
         if view.held:  # somebody has it already, by hand
             return view
-        still = {"kind": None, "rate": None, "eta_s": None, "data_wait": None, "host": None}
-        return dataclasses.replace(view, **still, state="queued", reason=why_waiting(job))
+        return dataclasses.replace(_at_rest(view), state="queued", kind=None, host=None, reason=why_waiting(job))
     if view.live:
         return dataclasses.replace(view, host=view.host or job.nodes or None)
     if job.state in ("SUSPENDED", "STOPPED"):
@@ -213,6 +211,11 @@ def with_job(view: RunView, job: QueuedJob | None) -> RunView:
         )
         return dataclasses.replace(view, state="running", kind="silent", reason=quiet)
     return dataclasses.replace(view, state="starting", kind=None, host=job.nodes or None, reason=f"job {job.name}")
+
+
+def _at_rest(view: RunView) -> RunView:
+    """Without what only a run that works has."""
+    return dataclasses.replace(view, rate=None, eta_s=None, data_wait=None)
 
 
 def with_end(view: RunView, name: str, end: Ended) -> RunView:

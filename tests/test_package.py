@@ -96,8 +96,8 @@ def test_one_version() -> None:
 
 def test_every_script_is_a_command() -> None:
     scripts = {file.stem for file in (ROOT / "launch").glob("*.py") if "run_script(main)" in file.read_text()}
-    # job.py is what jobs run, tasks.py what `shards convert --cluster slurm` calls, commands.py the console script itself,
-    # cli.py the place where run_script is.
+    # job.py is what jobs run, tasks.py what `shards convert --cluster slurm` calls, commands.py the console script
+    # itself, cli.py the place where run_script is.
     assert scripts - {"job", "tasks", "commands", "cli"} == set(COMMANDS) - {"shards"}
 
 
