@@ -157,14 +157,16 @@ def follow(run: RunDir, rank: int | None, reader: Reader, first: Sequence[Log]) 
     """Show what is written from now on, in this start and in those to come, until the run is done or has failed."""
     # Files that were there and are not shown belong to earlier starts.
     old = {log.path for start in starts_of(run) for log in chosen(start, rank)} - {log.path for log in first}
+    ended = False
     while True:
         state = look(run).state  # before the logs: what was written until then is shown below
         for start in starts_of(run):
             for log in chosen(start, rank):
                 if log.path not in old:
                     reader.show(log)
-        if state in ("done", "failed") and lock.holder(run.path) is None:
+        if ended:
             return
+        ended = state in ("done", "failed") and lock.holder(run.path) is None  # once more: the batch script speaks last
         time.sleep(POLL_S)
 
 

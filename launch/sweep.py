@@ -51,7 +51,7 @@ FINAL = ("done", "failed")
 RETRY = {
     "failed": "whatever went wrong",
     "oom": "only what ran out of memory, or was killed as if",
-    "timeout": "only what hung, or was stopped at its time limit too often",
+    "timeout": "only what hung; what reached its time limit goes on by itself",
 }
 WHAT = {
     "new": "train",
@@ -106,7 +106,7 @@ def is_retried(view: RunView, retry: Collection[str]) -> bool:
     return (
         "failed" in retry
         or ("oom" in retry and (view.kind == "out of memory" or killed is not None))
-        or ("timeout" in retry and (view.kind == "hung" or "max_restarts" in (view.reason or "")))
+        or ("timeout" in retry and view.kind == "hung")
     )
 
 

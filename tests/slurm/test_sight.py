@@ -65,7 +65,7 @@ def test_logs_are_followed_across_a_requeue(site: Site) -> None:
         site.cluster.run("scancel", "--signal=USR2", site.cluster.queue()[0])
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert re.search(r"start 1, on node\d.*\nrequeued\n.*start 2, on node\d.*step 200\n.*\ndone\n$", output, re.DOTALL)
+    assert re.search(r"start 1, on node\d.*\nrequeued\n.*start 2, on node\d.*step 200\n.*done\n$", output, re.DOTALL)
     steps = [int(step) for step in re.findall(r"^step (\d+)$", output, re.MULTILINE)]
     assert steps == list(range(1, 201))  # each line once
     assert len(starts(run)) == 2
@@ -94,7 +94,7 @@ def test_the_report_waits_for_all_and_there_is_one(site: Site) -> None:
 
 
 def convert(site: Site, store: str, *options: object) -> list[str]:
-    source = ["moving-mnist", str(site.folder / store), "--train", "48", "--val", "8", "--test", "8", "--size", "32"]
+    source = ["moving-mnist", str(site.folder / store), "--train", "12", "--val", "2", "--test", "2", "--size", "32"]
     return [sys.executable, "-m", "shards", "convert", *source, "--shard-mb", "0.2", *map(str, options)]
 
 
@@ -123,10 +123,11 @@ BROKEN = """\
 import os
 from pathlib import Path
 import numpy as np
-from shards.sources import Description, PlannedEvent
-from shards.manifest import FrameSpec
+from shards.sources import Description, FrameSpec, PlannedEvent, Scale, SourceInfo
 
-DESCRIPTION = Description(name="mine", frames=FrameSpec(1, 8, 8))
+DESCRIPTION = Description(
+    "mine", FrameSpec(1, 8, 8), None, Scale("x", "1", 0.0, 1.0, 255, None), (), SourceInfo("mine", "-", "-", "-")
+)
 
 def events(archive):
     for number in range(6):
@@ -148,7 +149,7 @@ def test_a_range_that_fails_is_said_and_the_same_command_goes_on(site: Site) -> 
     archive = site.folder / "archive"
     archive.mkdir()
     (site.folder / "mine.py").write_text(BROKEN)
-    source = [str(site.folder / "mine.py"), str(archive), str(site.folder / "store"), "--shard-mb", "0.0001"]
+    source = [str(site.folder / "mine.py"), str(archive), str(site.folder / "made"), "--shard-mb", "0.0001"]
     options = ["--cluster", "slurm", "--jobs", "2", "--profile", "devcluster"]
     command = [sys.executable, "-m", "shards", "convert", *source, *options]
     (archive / "state").write_text("die")
@@ -171,7 +172,7 @@ def test_a_range_that_fails_is_said_and_the_same_command_goes_on(site: Site) -> 
     done = call(site.cluster, *command)
     assert done.returncode == 0, done.stderr
     assert re.search(r"going on: \d of \d shards were finished by an earlier call", done.stderr)
-    assert len(list((site.folder / "store" / "train").glob("*.tar"))) > 1
+    assert len(list((site.folder / "made" / "train").glob("*.tar"))) > 1
 
 
 @pytest.mark.parametrize(
