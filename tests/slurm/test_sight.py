@@ -113,9 +113,9 @@ def test_shards_are_written_by_an_array_of_jobs(site: Site) -> None:
     subprocess.run(convert(site, "alone"), check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert files(site.folder / "wide") == files(site.folder / "alone")
     assert not list(site.folder.glob(".wide.partial-*"))
-    refused = call(site.cluster, *convert(site, "other", "--cluster", "slurm", "--jobs", 9, "--profile", "devcluster"))
+    refused = call(site.cluster, *convert(site, "other", "--cluster", "slurm", "--jobs", 7, "--profile", "devcluster"))
     assert refused.returncode == 2
-    assert "9 jobs: this cluster takes arrays of at most 6; ask for fewer" in refused.stderr
+    assert "7 jobs: this cluster takes arrays of at most 6; ask for fewer" in refused.stderr
     assert "nothing was written: the cluster took no job (see above)" in refused.stderr
 
 

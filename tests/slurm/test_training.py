@@ -65,6 +65,7 @@ def trained(cluster: DevCluster, tmp_path_factory: pytest.TempPathFactory) -> It
     (folder / "held.yaml").write_text("cpus_per_task: 1\nenv: {OMP_NUM_THREADS: 1}\nsbatch: {hold: true}\n")
     for name in ("launch", "toolkit", "shards", "configs", "slurm"):
         shutil.copytree(ROOT / name, folder / "checkout" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "setup.py", folder / "checkout")  # by this it is a checkout: profiles are looked for in slurm/
     made = Trained(cluster, folder)
     made.sweep("demo.yaml", "--profile", folder / "held.yaml", "--jobs", 2)
     edited = folder / "checkout" / "toolkit" / "unroll.py"
