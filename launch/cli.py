@@ -28,6 +28,7 @@ COMMANDS = {
     "analyse": "diagnose mode collapse",
     "report": "tables, curves and frames on one page",
     "export": "a run's model as safetensors and a model card",
+    "predict": "forecast what comes after the latest frames of an archive",
     "plan": "memory and hours before a run",
     "shards": "make, check and describe sequence stores (python -m shards)",
 }

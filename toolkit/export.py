@@ -25,6 +25,7 @@ from torch import Tensor
 
 from shards import open_store
 from shards.manifest import FrameSpec, Manifest
+from shards.recent import FRAME_OPTIONS
 from toolkit import __version__
 from toolkit.card import model_card
 from toolkit.config import RunConfig, make_config
@@ -65,7 +66,12 @@ def export_run(run: RunDir, which: str, folder: Path) -> str:
 
 
 def load_exported(path: str | Path) -> SequenceModel:
-    """The model of an exported folder, on the CPU, in fp32 and evaluation mode.
+    """The model of an exported folder; see `read_export`."""
+    return read_export(path)[0]
+
+
+def read_export(path: str | Path) -> tuple[SequenceModel, RunConfig, dict[str, Any]]:
+    """The model of an exported folder, on the CPU, in fp32 and evaluation mode; its run's config; its config.json.
 
     Raises:
         CheckpointError: it is no such folder, was written by a later version, or is damaged.
@@ -89,7 +95,7 @@ def load_exported(path: str | Path) -> SequenceModel:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{folder}: the weights don't fit the config ({error}); export the run again") from None
-    return model.eval()
+    return model.eval(), config, record
 
 
 def load(path: str | Path) -> SequenceModel:
@@ -122,6 +128,8 @@ def _record(config: RunConfig, manifest: Manifest, step: int, weights: dict[str,
         "config": tree,
         "frames": dataclasses.asdict(manifest.frames),
         "scale": dataclasses.asdict(manifest.scale),
+        "step_seconds": manifest.step_seconds,
+        "archive": frame_options(manifest),
         "store": {
             "name": manifest.name,
             "digest": json.loads(manifest.to_json())["digest"],
@@ -129,6 +137,12 @@ def _record(config: RunConfig, manifest: Manifest, step: int, weights: dict[str,
         },
         "weights": {"file": WEIGHTS, "sha256": weights_digest(weights)},
     }
+
+
+def frame_options(manifest: Manifest) -> dict[str, Any]:
+    """How an archive becomes frames such as the model knows: the source's name and options, without any path."""
+    options = {key: value for key, value in manifest.conversion.items() if key in FRAME_OPTIONS}
+    return {"source": Path(str(manifest.conversion.get("source", ""))).name, **options}
 
 
 def _check_same(folder: Path, record: dict[str, Any]) -> None:

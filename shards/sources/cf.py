@@ -25,6 +25,7 @@ from shards.manifest import FrameSpec, Scale, SourceInfo
 from shards.sources import timeline
 from shards.sources.base import Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
 from shards.sources.geometry import Geometry, add_geometry_arguments, parse_crop, parse_size
+from shards.sources.grid import Grid
 from shards.sources.inputs import Listing, by, need, plural, walk
 from shards.sources.radar_readers import DBZ, rain_to_dbz
 
@@ -100,6 +101,21 @@ class CfArchive:
         clipped = float(((values < low - half) | (values > high + half)).mean())
         return RawEvent(codes, {"clipped": round(clipped, 6)} if clipped else {})
 
+    def grid(self) -> Grid | None:
+        """The variable's own coordinates and grid mapping, after crop and size."""
+        name = self.frames[0].file.rpartition("#")[0]
+        data = _opened(self.path / name if name else self.path, self.group)
+        array = data[self.layout.variable]
+        rows, columns = array.dims[-2:]
+        if rows not in data.coords or columns not in data.coords:
+            return None
+        x, y = (np.asarray(data[axis].values, dtype=np.float64) for axis in (columns, rows))
+        units = str(data[columns].attrs.get("units", "1"))
+        mapping = array.attrs.get("grid_mapping", array.encoding.get("grid_mapping"))
+        projection = dict(data[mapping].attrs) if mapping in data.variables else {}
+        whole = Grid(x, y[::-1] if self.layout.rows_turned else y, units, projection)
+        return whole.cut(self.geometry)
+
     def _values(self, name: str, places: list[int]) -> npt.NDArray[np.float64]:
         """Frames at `places` of one file, float64 [L, C, H, W], NaN where missing, north up."""
         layout = self.layout
@@ -143,6 +159,11 @@ def _opened(path: Path, group: str | None) -> Any:
             f"{path}: xarray can't open it ({str(error).splitlines()[0]}); for netCDF: pip install "
             "'modernn-toolkit[cf]'; else fetch the file again"
         ) from None
+
+
+def forget_opened() -> None:
+    """An archive that grows is to be looked at anew."""
+    _opened.cache_clear()
 
 
 def _is_zarr(path: Path) -> bool:

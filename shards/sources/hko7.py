@@ -21,6 +21,7 @@ from shards.errors import SourceError
 from shards.manifest import Codes, Scale, SourceInfo
 from shards.sources import radar
 from shards.sources.base import Source, SourceEntry
+from shards.sources.grid import Grid
 from shards.sources.inputs import Listing, by, read_image
 from shards.sources.radar_readers import FrameReader, timestamp
 
@@ -58,6 +59,10 @@ class Hko7Png:
         if mask is not None:
             codes[~read_mask(mask, (grey.shape[0], grey.shape[1]))] = 255
         return codes
+
+    def grid(self, path: Path) -> Grid | None:
+        """The archive doesn't say."""
+        return None
 
 
 def mask_path(frame: Path) -> Path | None:

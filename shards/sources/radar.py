@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from shards.errors import SourceError, UsageError
-from shards.manifest import FrameSpec, Scale
+from shards.manifest import Codes, FrameSpec, Scale
 from shards.sources import timeline
 from shards.sources.base import Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
 from shards.sources.geometry import Geometry, add_geometry_arguments, parse_crop, parse_size
+from shards.sources.grid import Grid
 from shards.sources.inputs import Listing, by, walk
 from shards.sources.radar_grib import Mrms
 from shards.sources.radar_hdf import Bom, Knmi
@@ -41,10 +42,11 @@ class Radar:
     frames: tuple[timeline.Stamped, ...]
     options: timeline.TimeOptions
     notes: tuple[str, ...] = ()
+    tile: int | None = None  # frames are divided into squares of this side, each an archive of its own
 
     def describe(self) -> Description:
         """One channel of reflectivity."""
-        height, width = self.geometry.shape
+        height, width = (self.tile, self.tile) if self.tile else self.geometry.shape
         return Description(
             name=f"radar-{self.reader.name}",
             frames=FrameSpec(channels=1, height=height, width=width),
@@ -57,12 +59,43 @@ class Radar:
     def plan(self) -> Plan:
         """Split, then cut at gaps, then into events."""
         plan = self.options.plan(self.frames, self.step_seconds)
+        if self.tile is not None:
+            plan = Plan({split: self._tiled(events, self.tile) for split, events in plan.splits.items()}, plan.notes)
         return dataclasses.replace(plan, notes=(*self.notes, *plan.notes))
 
+    def _tiled(self, events: Sequence[PlannedEvent], side: int) -> list[PlannedEvent]:
+        """Every event once for each square; what is left over at the lower and right edge is left out."""
+        height, width = self.geometry.shape
+        places = [(y, x) for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)]
+        tiled = [
+            dataclasses.replace(
+                event,
+                key=f"{event.key}-{top:04d}-{left:04d}",
+                run=f"{event.run}-{top:04d}-{left:04d}",
+                recipe=(event.recipe, top, left),
+            )
+            for event in events
+            for top, left in places
+        ]
+        return sorted(tiled, key=lambda event: event.key)
+
+    def grid(self) -> Grid | None:
+        """Of whole frames, after crop and size, as the earliest one has it."""
+        whole = self.reader.grid(self.folder / self.frames[0].file)
+        fits = whole is not None and (len(whole.y), len(whole.x)) == self.geometry.source
+        return whole.cut(self.geometry) if whole is not None and fits else None
+
     def read(self, event: PlannedEvent) -> RawEvent:
-        """Decode, crop and resize the event's files, uint8 [L, 1, height, width]."""
-        frames = np.empty((event.length, 1, *self.geometry.shape), dtype=np.uint8)
-        for i, name in enumerate(event.recipe):
+        """Decode, crop and resize the event's files, uint8 [L, 1, height, width]; then cut its tile."""
+        if self.tile is None:
+            return RawEvent(self._whole(event.recipe))
+        files, top, left = event.recipe
+        frames = self._whole(files)[..., top : top + self.tile, left : left + self.tile]
+        return RawEvent(np.ascontiguousarray(frames))
+
+    def _whole(self, files: Sequence[str]) -> Codes:
+        frames = np.empty((len(files), 1, *self.geometry.shape), dtype=np.uint8)
+        for i, name in enumerate(files):
             codes = self.reader.read(self.folder / name)
             if codes.shape != self.geometry.source:
                 raise SourceError(
@@ -70,7 +103,7 @@ class Radar:
                     f"{name} is {by(codes.shape)}; convert them as two archives"
                 )
             frames[i, 0] = self.geometry.apply(codes)
-        return RawEvent(frames)
+        return frames
 
 
 def scan(
@@ -125,7 +158,10 @@ def build(
     args.step = step
     geometry = Geometry((size[0], size[1]), parse_crop(args.crop, (size[0], size[1])), parse_size(args.size))
     geometry = dataclasses.replace(geometry, missing_code=reader.scale.missing_code)
-    return Radar(folder, reader, geometry, step, tuple(frames), options, tuple(notes))
+    tile = getattr(args, "tiles", None)
+    if tile is not None and not 1 <= tile <= min(geometry.shape):
+        raise UsageError(f"--tiles {tile}: frames are {by(geometry.shape)} pixels after --crop and --size; give a side")
+    return Radar(folder, reader, geometry, step, tuple(frames), options, tuple(notes), tile)
 
 
 def add_radar_arguments(parser: argparse.ArgumentParser, crop: str | None, note: str) -> None:
@@ -133,6 +169,14 @@ def add_radar_arguments(parser: argparse.ArgumentParser, crop: str | None, note:
     add_geometry_arguments(parser, crop, None, note)
     parser.add_argument(
         "--step", type=float, metavar="SECONDS", help="from frame to frame (default: the archive's commonest)"
+    )
+    parser.add_argument(
+        "--tiles",
+        type=int,
+        default=argparse.SUPPRESS,  # so that the manifests of stores without tiles stay as they were
+        metavar="SIDE",
+        help="divide every frame into squares of SIDE pixels, each a sequence of its own: training at a small size; "
+        "launch/predict.py --tile puts forecasts of large frames together",
     )
     timeline.add_time_arguments(parser)
 

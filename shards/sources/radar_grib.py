@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.manifest import Codes, SourceInfo
+from shards.sources.grid import Grid
 from shards.sources.inputs import need, unreadable
 from shards.sources.radar_readers import DBZ, rain_to_dbz, timestamp
 
@@ -45,11 +46,7 @@ class Mrms:
         """The first message of the file."""
         eccodes = need("eccodes", "grib", "reading GRIB2")
         try:
-            data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        except (OSError, EOFError, zlib.error) as error:
-            raise unreadable(path, error) from None
-        try:
-            rate = first_message(eccodes, data)
+            rate = first_message(eccodes, _bytes(path))
         except (ValueError, eccodes.CodesInternalError) as error:
             raise unreadable(path, error) from None
         codes = np.empty(rate.shape, dtype=np.uint8)
@@ -57,6 +54,32 @@ class Mrms:
             # In parts: 24 million pixels with all their intermediate numbers would be a gigabyte.
             target[:] = DBZ.to_code(rain_to_dbz(np.where(rows < 0, np.nan, rows)))
         return codes
+
+    def grid(self, path: Path) -> Grid | None:
+        """Latitudes and longitudes of the first message."""
+        eccodes = need("eccodes", "grib", "reading GRIB2")
+        try:
+            handle = eccodes.codes_new_from_message(_bytes(path))
+        except eccodes.CodesInternalError as error:
+            raise unreadable(path, error) from None
+        try:
+            north, south, west, east = (
+                float(eccodes.codes_get(handle, f"{name}GridPointInDegrees"))
+                for name in ("latitudeOfFirst", "latitudeOfLast", "longitudeOfFirst", "longitudeOfLast")
+            )
+            rows, columns = (int(eccodes.codes_get(handle, name)) for name in ("Nj", "Ni"))
+        finally:
+            eccodes.codes_release(handle)
+        north, south = max(north, south), min(north, south)  # frames begin in the north, whatever the file does
+        x, y = np.linspace(west, east, columns), np.linspace(north, south, rows)
+        return Grid(np.where(x > 180, x - 360, x), y, "degrees", {"grid_mapping_name": "latitude_longitude"})
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise unreadable(path, error) from None
 
 
 def first_message(eccodes: Any, data: bytes) -> npt.NDArray[np.float64]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from shards.errors import SourceError
 from shards.manifest import Codes, SourceInfo
 from shards.sources import hdf
+from shards.sources.grid import Grid, from_proj
 from shards.sources.radar_readers import DBZ, rain_to_dbz, timestamp
 
 
@@ -62,6 +63,21 @@ class Knmi:
         missing = tuple(sorted(int(value) for value in absent if value is not None))
         return _codes_of(raw, gain, offset, self.step_seconds, missing)
 
+    def grid(self, path: Path) -> Grid | None:
+        """By the file's `geographic` group: offsets in pixels, sizes in kilometres."""
+        with hdf.opened(path, "reading KNMI radar files") as file:
+            if "geographic/map_projection" not in file:
+                return None
+            about = file["geographic"].attrs
+            proj = hdf.scalar(file["geographic/map_projection"].attrs, "projection_proj4_params")
+            names = ("geo_number_columns", "geo_number_rows", "geo_column_offset", "geo_row_offset")
+            columns, rows, left, top = (hdf.scalar(about, name) for name in names)
+            wide, high = (hdf.scalar(about, f"geo_pixel_size_{axis}") for axis in "xy")
+        if None in (columns, rows, left, top, wide, high, proj):
+            return None
+        x, y = (left + np.arange(columns) + 0.5) * wide, (top + np.arange(rows) + 0.5) * high
+        return Grid(x, y, "km", from_proj(str(proj)))
+
 
 class Bom:
     """Rainfields of the Australian Bureau of Meteorology: 512 x 512 pixels of 500 m, millimetres of rain as int16 with
@@ -99,6 +115,20 @@ class Bom:
             fill = hdf.scalar(data.attrs, "_FillValue")
             gain, offset = hdf.scalar(data.attrs, "scale_factor", 1.0), hdf.scalar(data.attrs, "add_offset", 0.0)
         return _codes_of(raw, gain, offset, seconds, () if fill is None else (int(fill),))
+
+    def grid(self, path: Path) -> Grid | None:
+        """The file's coordinates and grid mapping."""
+        with hdf.opened(path, "reading the Bureau's netCDF files") as file:
+            if any(name not in file for name in ("x", "y", "proj")):
+                return None
+            x, y = (np.asarray(file[name][...], dtype=np.float64) for name in "xy")
+            units = str(hdf.scalar(file["x"].attrs, "units", "km"))
+            mapping = file["proj"].attrs
+            projection = {
+                str(name): [float(v) for v in value] if getattr(value, "size", 1) > 1 else hdf.scalar(mapping, name)
+                for name, value in mapping.items()
+            }
+        return Grid(x, y, units, projection)
 
 
 def _codes_of(raw: npt.NDArray[Any], gain: float, offset: float, seconds: float, missing: tuple[int, ...]) -> Codes:

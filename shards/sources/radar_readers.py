@@ -20,9 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.manifest import Codes, Scale, SourceInfo
+from shards.sources.grid import Grid, from_proj
 from shards.sources.inputs import read_image, unreadable
 
 DBZ = Scale(quantity="radar reflectivity", unit="dBZ", offset=0.0, gain=0.25, max_code=254, missing_code=255)
+CH1903 = (
+    "+proj=somerc +lat_0=46.9524055555556 +lon_0=7.43958333333333 +k_0=1 +x_0=600000 +y_0=200000 +ellps=bessel "
+    "+towgs84=674.374,15.056,405.346,0,0,0,0 +units=m"
+)
 AUTHORS_DBZ = Scale(quantity="radar reflectivity", unit="dBZ", offset=15.0, gain=0.5)  # (p + 30) / 2
 
 
@@ -58,6 +63,9 @@ class FrameReader(Protocol):
 
     def read(self, path: Path) -> Codes:
         """The whole composite as codes, uint8 [height, width]. Raises SourceError that names the file."""
+
+    def grid(self, path: Path) -> Grid | None:
+        """Where the composite's pixels lie, or None where the archive doesn't say."""
 
 
 def rain_to_dbz(rate: npt.ArrayLike, a: float = 200, b: float = 1.6) -> npt.NDArray[np.float64]:
@@ -120,6 +128,11 @@ class MeteoSwissGif:
         """Palette indexes through the table; L is a palette that is the identity."""
         return np.asarray(self._codes[read_image(path, ["GIF"], ("P", "L"))])
 
+    def grid(self, path: Path) -> Grid | None:
+        """The file doesn't say it: Swiss coordinates (CH1903, EPSG:21781), 255 to 965 km east, -160 to 480 km north."""
+        x, y = 255e3 + 1e3 * (np.arange(710) + 0.5), 480e3 - 1e3 * (np.arange(640) + 0.5)
+        return Grid(x, y, "m", from_proj(CH1903))
+
 
 class FmiPgm:
     """FMI's Finnish composites: gzipped PGM (P5) of dBZ in half steps from -32, 255 outside the radars' reach.
@@ -156,6 +169,10 @@ class FmiPgm:
         except (OSError, EOFError, zlib.error) as error:
             raise unreadable(path, error) from None
         return np.asarray(self._codes[read_pgm(path, data)])
+
+    def grid(self, path: Path) -> Grid | None:
+        """Not read."""
+        return None
 
 
 def read_pgm(path: Path, data: bytes) -> Codes:
@@ -203,3 +220,7 @@ class GreyImages:
     def read(self, path: Path) -> Codes:
         """The grey values."""
         return read_image(path, modes=("L",))
+
+    def grid(self, path: Path) -> Grid | None:
+        """An image doesn't say."""
+        return None

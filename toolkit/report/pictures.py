@@ -91,7 +91,7 @@ def chosen_leads(count: int, columns: int) -> list[int]:
 
 def png_uri(codes: Codes, scale: Mapping[str, Any]) -> str:
     """One frame [C, H, W] of codes as the data URI of a PNG, enlarged without smoothing where it is small."""
-    image = _image(_resized(codes), scale)
+    image = coloured(_resized(codes), scale)
     out = io.BytesIO()
     image.save(out, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
@@ -106,7 +106,8 @@ def _resized(codes: Codes) -> Codes:
     return codes.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
-def _image(codes: Codes, scale: Mapping[str, Any]) -> Image.Image:
+def coloured(codes: Codes, scale: Mapping[str, Any]) -> Image.Image:
+    """A frame [C, H, W] of codes in the colours of its unit, pixel by pixel; `scale` has the fields of a `Scale`."""
     missing = scale["missing_code"]
     if scale["unit"] == "dBZ":
         table = np.array([_rgb(BELOW_COLOUR)] + [_rgb(colour) for _, colour in DBZ_COLOURS], dtype=np.uint8)

@@ -1,0 +1,224 @@
+"""Forecast what comes after the latest frames of an archive. See --help."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.cli import make_parser, positive, run_script
+from launch.export import checkpoint_name
+from toolkit.errors import EXIT_OK, ConfigError
+from toolkit.rundir import RunDir
+from toolkit.train.signals import StopRequest
+
+if TYPE_CHECKING:
+    from shards.recent import Archive, Frame
+    from toolkit.forecast.make import Request
+    from toolkit.forecast.trained import Trained
+
+EXAMPLES = """\
+  python launch/predict.py --checkpoint RUN --input ~/mch --lead 10                       forecast-TIME.nc
+  python launch/predict.py --checkpoint models/modernn --input ~/mch --output f.zarr --picture f.png --picture f.gif
+  python launch/predict.py --checkpoint RUN --input ~/mch --at 2016-07-11T22:00 --verify  beside what came
+  python launch/predict.py --checkpoint RUN --input ~/mch --tile 128 -- --crop none       all of a composite, in pieces
+  python launch/predict.py --checkpoint RUN --input stores/radar --samples 20             an ensemble (SVG)
+  python launch/predict.py --checkpoint RUN --input /data/incoming --output out/rain.nc --watch
+
+after a lone --: options of the archive's source, as of `python -m shards convert SOURCE --help`; what the run's own
+archive was converted with (crop, size, ...) holds without them
+
+exit codes: 0 done (--watch: asked to end by SIGTERM or Ctrl-C), 1 failed, 2 usage, a frame that is missing or frames
+            that the model wasn't trained for, 5 damaged data"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one forecast needs beside the archive: the model, what is asked, and the files to write."""
+
+    trained: Trained
+    request: Request
+    outputs: tuple[Path, ...]  # the data first, then pictures
+    stamped: bool  # their names get the time of the last observation
+    overwrite: bool
+    verify: bool
+
+    def paths(self, frame: Frame) -> tuple[Path, ...]:
+        """The files of the forecast that begins with a frame."""
+        if not self.stamped:
+            return self.outputs
+        stamp = "".join(c for c in str(frame) if c.isalnum())
+        return tuple(path.with_name(f"{path.stem}-{stamp}{path.suffix}") for path in self.outputs)
+
+
+def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    words = list(sys.argv[1:] if argv is None else argv)
+    cut = words.index("--") if "--" in words else len(words)
+    parser = make_parser("predict.py", "Forecast what comes after the latest frames of an archive.", EXAMPLES)
+    parser.add_argument(
+        "--checkpoint", metavar="RUN", type=Path, required=True, help="a run directory, or a folder of launch/export.py"
+    )
+    parser.add_argument(
+        "--which",
+        "--step",
+        dest="step",
+        type=checkpoint_name,
+        default="best",
+        metavar="best|last|STEP",
+        help="of a run (default: best)",
+    )
+    parser.add_argument(
+        "--input",
+        metavar="PATH",
+        required=True,
+        help="folder or file of an archive, raw as its radar writes it; or a store",
+    )
+    parser.add_argument("--source", metavar="NAME", help="what reads the archive (default: by the names of its files)")
+    parser.add_argument(
+        "--at",
+        metavar="TIME",
+        help="last observation, UTC, or an event's key where there is no clock (default: the newest)",
+    )
+    parser.add_argument("--lead", type=positive, metavar="N", help="frames to predict (default: the run's horizon)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help=".nc (CF netCDF) or .zarr (default: forecast-TIME.nc, here)"
+    )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="also draw it: .png or .gif; repeatable",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="score it against the frames that came after --at, and show them in pictures",
+    )
+    parser.add_argument("--samples", type=positive, default=1, metavar="N", help="members, of a model with chance")
+    parser.add_argument("--seed", type=int, default=0, help="of the members (default 0)")
+    parser.add_argument("--tile", type=positive, metavar="SIDE", help="forecast in pieces of SIDE pixels, blended")
+    parser.add_argument(
+        "--overlap", type=int, default=32, metavar="PIXELS", help="that neighbouring tiles share (default 32)"
+    )
+    parser.add_argument("--watch", action="store_true", help="stay, and forecast each new frame once; ends on SIGTERM")
+    parser.add_argument(
+        "--every", type=float, default=5.0, metavar="S", help="--watch: seconds between looks (default 5)"
+    )
+    parser.add_argument(
+        "--patience", type=float, default=60.0, metavar="S", help="--watch: wait for a file to be readable (default 60)"
+    )
+    return parser.parse_args(words[:cut]), words[cut + 1 :]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; returns the exit code."""
+    arguments, options = _arguments(argv)
+    stop = StopRequest()
+    if arguments.watch:
+        stop.install()
+        if arguments.at or arguments.verify:
+            raise ConfigError("--watch forecasts the newest frames: leave --at and --verify out")
+        if not min(arguments.every, arguments.patience) > 0:
+            raise ConfigError(f"--every {arguments.every:g} --patience {arguments.patience:g}: seconds, above 0")
+
+    # torch is imported late: --help and a mistyped path answer at once.
+    _check_checkpoint(arguments.checkpoint)
+    from shards.recent import open_archive
+    from toolkit.forecast.files import check_output
+    from toolkit.forecast.picture import check_picture
+
+    output = arguments.output or Path("forecast.nc")
+    stamped = arguments.watch or arguments.output is None
+    check_output(output, arguments.overwrite or stamped)
+    for picture in arguments.picture:
+        check_picture(picture)
+    task = _task(arguments, (output, *arguments.picture), stamped)
+    trained = task.trained
+    print(f"{arguments.checkpoint}: {trained.title}", file=sys.stderr)
+    look = partial(open_archive, arguments.input, trained.archive, options, arguments.source)
+    if arguments.watch:
+        return _watch(task, look, stop, arguments)
+    archive = look()
+    _make(task, archive, archive.series(arguments.at)[-1])
+    return EXIT_OK
+
+
+def _check_checkpoint(path: Path) -> None:
+    run = RunDir(path)
+    if run.config_file.exists():
+        run.config()
+    elif not (path / "config.json").exists():
+        raise ConfigError(
+            f"--checkpoint {path}: neither a run directory (config.yaml) nor an exported model (config.json)"
+        )
+
+
+def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: bool) -> Task:
+    import torch
+
+    from toolkit.forecast.make import Request
+    from toolkit.forecast.trained import load_trained
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trained = load_trained(arguments.checkpoint, arguments.step, device)
+    lead = arguments.lead or trained.config.data.horizon
+    request = Request(lead, arguments.samples, arguments.seed, arguments.tile, arguments.overlap)
+    return Task(trained, request, outputs, stamped, arguments.overwrite, arguments.verify)
+
+
+def _make(task: Task, archive: Archive, frame: Frame) -> None:
+    """Make the forecast that begins with a frame, and write it; the data last, so that where they are all is."""
+    from shards.sources.inputs import by
+    from toolkit.forecast.files import check_output, write_forecast
+    from toolkit.forecast.make import check_fits, make_forecast
+    from toolkit.forecast.picture import draw
+    from toolkit.forecast.verify import as_text
+
+    data, *pictures = task.paths(frame)
+    check_output(data, task.overwrite)
+    trained, request = task.trained, task.request
+    check_fits(trained, archive, request)
+    step = (trained.step_seconds or archive.description.step_seconds) if frame.time is not None else None
+    frames = archive.up_to(frame, trained.config.data.context, step)
+    size = by((archive.description.frames.height, archive.description.frames.width))
+    print(f"{archive.where}: {len(frames)} frames of {size}, {frames[0]} to {frames[-1]}", file=sys.stderr)
+    forecast = make_forecast(trained, archive, frames, request)
+    truth = None
+    if task.verify:
+        following = archive.following(frame, request.lead, step)
+        if not following:
+            raise ConfigError(f"--verify: nothing follows {frame} in {archive.where}: name an earlier moment with --at")
+        truth = forecast.recoded(archive, following)
+        print(as_text(forecast, truth))
+    for picture in pictures:
+        draw(forecast, picture, truth)
+    write_forecast(forecast, data)
+    print("\n".join(str(path) for path in (data, *pictures)), flush=True)
+
+
+def _watch(task: Task, look: partial[Archive], stop: StopRequest, arguments: argparse.Namespace) -> int:
+    from toolkit.forecast.watch import Watch
+
+    watch = Watch(
+        look=look,
+        make=lambda archive, frame: _make(task, archive, frame),
+        written=lambda frame: task.paths(frame)[0].exists(),
+        stop=lambda: bool(stop),
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+        every=arguments.every,
+        patience=arguments.patience,
+    )
+    made = watch.run()
+    print(f"{stop.name}: ended after {made} forecasts", file=sys.stderr)
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    run_script(main)

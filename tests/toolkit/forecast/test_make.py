@@ -1,0 +1,145 @@
+"""A forecast is what the model says of frames encoded as in training; what it wasn't trained for is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from launch.export import main as export
+from shards import open_store
+from shards.manifest import Scale
+from shards.recent import Archive, open_archive
+from tests.toolkit.forecast.conftest import START, SVG, MakeRun
+from toolkit.data.windows import to_unit
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.forecast.make import Request, make_forecast, recoded
+from toolkit.forecast.trained import Trained, load_trained
+from toolkit.forecast.verify import as_text, scores
+
+CPU = torch.device("cpu")
+
+
+def last(archive: Archive, count: int = 4):
+    return archive.up_to(archive.series()[-1], count, 300.0)
+
+
+def changed(archive: Archive, **what) -> Archive:
+    return dataclasses.replace(archive, description=dataclasses.replace(archive.description, **what))
+
+
+def test_the_forecast_is_the_models_in_physical_units(make_run: MakeRun, radar: Path) -> None:
+    run = make_run("convlstm", layers=1, hidden=4, kernel=3, patch=2)
+    trained = load_trained(run, "best", CPU)
+    archive = open_archive(radar, trained.archive)
+    made = make_forecast(trained, archive, last(archive), Request(lead=5))
+
+    store = open_store(trained.config.data.store)
+    split = list(store.splits)[-1]
+    events = [(name, event) for name in store.splits for event in store.events(name)]
+    codes = np.concatenate([store.read(name, e.index, 0, e.length) for name, e in events])[-4:]
+    assert split and np.array_equal(made.context, codes)  # as `convert` made them for training
+    expected = trained.model.predict(to_unit(torch.from_numpy(codes), trained.scale)[None], 5)[0, 0].clamp(0, 1)
+    assert made.values.shape == (1, 5, 1, 24, 32)
+    np.testing.assert_allclose(made.values[0], expected.numpy() * 63.5, rtol=1e-6)
+    assert made.valid() == [START + timedelta(minutes=5 * (15 + lead)) for lead in range(1, 6)]
+
+
+def test_what_was_never_observed_has_no_forecast(persistence: Trained, archive: Archive) -> None:
+    made = make_forecast(persistence, archive, last(archive), Request(lead=2))
+    never = (made.context == 255).all(0)
+    assert not never.any()  # a pixel that one frame saw counts
+    alone = make_forecast(persistence, archive, last(archive, 1), Request(lead=2))
+    never = (alone.context == 255).all(0)
+    assert never.sum() == 3 and np.array_equal(np.isnan(alone.values[0, 0]), never)
+    assert np.array_equal(alone.mean_codes()[0], alone.context[0])  # persistence repeats it, gaps too
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ({"step_seconds": 600.0}, ["every 600 s", "every 300 s"]),
+        ({"scale": Scale("rain", "mm/h", 0.0, 0.5)}, ["rain in mm/h", "radar reflectivity in dBZ"]),
+        ({"channels": 3}, ["3 channels", "from 1"]),
+    ],
+)
+def test_what_the_model_was_not_trained_for_is_refused(
+    persistence: Trained, archive: Archive, what: dict, words: list[str]
+) -> None:
+    if "channels" in what:
+        what = {"frames": dataclasses.replace(archive.description.frames, **what)}
+    with pytest.raises(ConfigError) as caught:
+        make_forecast(persistence, changed(archive, **what), last(archive), Request(lead=2))
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_the_same_unit_in_other_codes_is_coded_anew() -> None:
+    dbz = Scale("radar reflectivity", "dBZ", 0.0, 0.25, max_code=254, missing_code=255)
+    grey = Scale("radar reflectivity", "dBZ", 15.0, 0.5)
+    codes, seen = recoded(np.array([0, 40, 255], np.uint8), grey, dbz)
+    assert codes.tolist() == [60, 140, 254] and seen.all()  # 15 dBZ, 35 dBZ, 142.5 dBZ clipped to 63.5
+    codes, seen = recoded(np.array([0, 60, 255], np.uint8), dbz, grey)
+    assert codes.tolist() == [0, 0, 0] and seen.tolist() == [True, True, False]
+    codes, seen = recoded(np.array([7, 255], np.uint8), dbz, dbz)
+    assert codes.tolist() == [7, 255] and seen.tolist() == [True, False]
+
+
+def test_a_model_of_one_size_says_how_to_forecast_another(make_run: MakeRun, radar: Path) -> None:
+    trained = load_trained(make_run("svg_lp", **{**SVG, "size": 32}), "best", CPU)
+    archive = open_archive(radar, trained.archive, ["--size", "48x64"])
+    with pytest.raises(ConfigError) as caught:
+        make_forecast(trained, archive, last(archive), Request(lead=2))
+    assert all(word in str(caught.value) for word in ("48x64", "24x32", "--tile 24"))
+    made = make_forecast(trained, archive, last(archive), Request(lead=2, tile=24, overlap=8))
+    assert made.values.shape == (1, 2, 1, 48, 64) and np.isfinite(made.units).all()
+
+
+def test_an_ensemble_is_reproducible_and_needs_chance(
+    make_run: MakeRun, radar: Path, persistence: Trained, archive: Archive
+) -> None:
+    trained = load_trained(make_run("svg_lp", **SVG), "best", CPU)
+    three, again, two, other = (
+        make_forecast(trained, archive, last(archive), Request(2, samples, seed)).units
+        for samples, seed in ((3, 0), (3, 0), (2, 0), (3, 1))
+    )
+    assert np.array_equal(three, again) and np.array_equal(three[:2], two)  # members don't depend on their number
+    assert not np.array_equal(three, other)
+    assert np.ptp(three, axis=0).max() > 0
+    with pytest.raises(ConfigError, match="--samples 3: persistence makes no random choice"):
+        make_forecast(persistence, archive, last(archive), Request(2, 3))
+
+
+def test_scores_are_those_of_the_evaluation(persistence: Trained, archive: Archive) -> None:
+    frame = archive.series("2016-07-11T21:30")[-1]
+    made = make_forecast(persistence, archive, archive.up_to(frame, 4, 300.0), Request(lead=3))
+    truth = made.recoded(archive, archive.following(frame, 3, 300.0))
+    model, floor = scores(made, truth)
+    assert model == floor  # persistence beside persistence
+    seen = truth[0] != 255
+    before = np.where(made.context[-1] == 255, 0, made.context[-1]).astype(float) / 254
+    square = (before - truth[0] / 254.0)[seen] ** 2
+    assert model["mse"][0] == pytest.approx(square.mean() * truth[0].size, rel=1e-5)
+    text = as_text(made, truth).splitlines()
+    assert len(text) == 4 and "RMSE dBZ" in text[0] and "csi@30" in text[0]
+    assert float(text[1].split()[1]) == pytest.approx(63.5 * square.mean() ** 0.5, abs=1e-3)
+
+
+def test_an_export_forecasts_without_run_and_store(make_run: MakeRun, radar: Path, tmp_path: Path) -> None:
+    run = make_run("convlstm", layers=1, hidden=4, kernel=3, patch=2)
+    assert export(["--run", str(run), "--out", str(tmp_path / "model")]) == 0
+    made = []
+    for path, which in ((run, "last"), (tmp_path / "model", "best"), (tmp_path / "model", "5")):
+        trained = load_trained(path, which, CPU)
+        archive = open_archive(radar, trained.archive)
+        made.append(make_forecast(trained, archive, last(archive), Request(lead=2)).values)
+    assert np.array_equal(made[0], made[1]) and np.array_equal(made[0], made[2])
+    with pytest.raises(ConfigError, match="one checkpoint, step 5, asked for 7"):
+        load_trained(tmp_path / "model", "7", CPU)
+    text = (tmp_path / "model" / "config.json").read_text()
+    (tmp_path / "model" / "config.json").write_text(text.replace('"archive"', '"archives"'))
+    with pytest.raises(CheckpointError, match="export the run again"):
+        load_trained(tmp_path / "model", "best", CPU)

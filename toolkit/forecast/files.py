@@ -1,0 +1,165 @@
+"""A forecast as CF netCDF or Zarr, written whole or not at all.
+
+Dimensions: realization (of an ensemble), time (valid times; `lead` where the archive has no clock), channel (where
+there are several), y, x. Coordinates: forecast_reference_time, lead_time, and the archive's own y and x with their grid
+mapping, where it has them. A pixel that was never observed is NaN. Attributes say which model, run, step and version
+made it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shards.sources.inputs import need
+from toolkit import __version__
+from toolkit.errors import ConfigError
+from toolkit.forecast.make import Forecast
+
+if TYPE_CHECKING:
+    import xarray
+
+SUFFIXES = (".nc", ".zarr")
+STANDARD_NAMES = {"radar reflectivity": "equivalent_reflectivity_factor"}
+
+
+def check_output(path: Path, overwrite: bool = False) -> None:
+    """Before anything is computed: the suffix, what writes it, and that nothing is lost.
+
+    Raises:
+        ConfigError: another suffix, or something is there already.
+        ShardError: xarray or h5netcdf isn't installed.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"--output {path}: ends in {path.suffix or 'nothing'}, takes {' or '.join(SUFFIXES)}")
+    need("xarray", "cf", "writing forecasts")
+    if path.suffix == ".nc":
+        need("h5netcdf", "cf", "writing netCDF")
+    if os.path.lexists(path) and not overwrite:
+        raise ConfigError(f"--output {path}: exists; choose another name, or --overwrite it")
+
+
+def write_forecast(forecast: Forecast, path: Path) -> None:
+    """Write `path` under another name, and rename it when it is whole and on the disk. What was there is replaced."""
+    data = as_dataset(forecast)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    name = str(next(iter(data.data_vars)))
+    try:
+        if path.suffix == ".nc":
+            packed = {"zlib": True, "complevel": 4, "shuffle": True, "_FillValue": np.float32(np.nan)}
+            data.to_netcdf(temporary, engine="h5netcdf", encoding={name: packed})
+        else:
+            data.to_zarr(
+                temporary, zarr_format=3, consolidated=False, encoding={name: {"_FillValue": np.float32(np.nan)}}
+            )
+        for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+            _sync(file)
+        if path.is_dir():  # a folder can't be renamed onto another
+            path.rename(old)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be written ({error}): choose another --output") from None
+    finally:
+        for rest in (temporary, old):
+            shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
+
+
+def as_dataset(forecast: Forecast) -> xarray.Dataset:
+    """The forecast as an xarray Dataset of one variable; see the module's docstring.
+
+    Raises:
+        ShardError: xarray isn't installed.
+    """
+    xarray: Any = need("xarray", "cf", "writing forecasts")
+    values, dims = _trimmed(forecast)
+    scale, trained = forecast.scale, forecast.trained
+    attributes = {"long_name": f"forecast of {scale.quantity}", "units": scale.physical_unit}
+    if scale.quantity in STANDARD_NAMES:
+        attributes["standard_name"] = STANDARD_NAMES[scale.quantity]
+    variables: dict[str, Any] = {}
+    if forecast.grid is not None and forecast.grid.projection:
+        attributes["grid_mapping"] = "projection"
+        variables["projection"] = ((), np.int32(0), dict(forecast.grid.projection))
+    name = re.sub(r"\W+", "_", scale.quantity).strip("_").lower() or "forecast"
+    return xarray.Dataset(
+        {name: (dims, values, attributes), **variables},
+        coords={**_times(forecast), **_axes(forecast), **_members(forecast)},
+        attrs={
+            "Conventions": "CF-1.10",
+            "title": f"Forecast of {scale.quantity}",
+            "source": f"ModeRNN toolkit {__version__}: {trained.title}",
+            "model": trained.config.model.name,
+            "run": trained.config.name,
+            "run_hash": trained.config.hash8(),
+            "training_step": trained.step,
+            "toolkit_version": __version__,
+            "observations": forecast.source,
+            "observations_licence": forecast.licence,
+            "observations_used": len(forecast.context),
+            "history": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} written by launch/predict.py",
+        },
+    )
+
+
+def _trimmed(forecast: Forecast) -> tuple[np.ndarray[Any, Any], tuple[str, ...]]:
+    """The values without axes of length one that say nothing, and the names of the others."""
+    values = forecast.values
+    dims = ["realization", "time" if forecast.reference is not None else "lead", "channel", "y", "x"]
+    for axis, name in ((2, "channel"), (0, "realization")):
+        if values.shape[axis] == 1:
+            values = values.squeeze(axis)
+            dims.remove(name)
+    return values, tuple(dims)
+
+
+def _times(forecast: Forecast) -> dict[str, Any]:
+    """Valid times, the reference time and lead times; lead times in steps where there is no clock."""
+    count = forecast.values.shape[1]
+    steps = np.arange(1, count + 1, dtype=np.int32)
+    if forecast.reference is None or forecast.step_seconds is None:
+        return {"lead": ("lead", steps, {"long_name": "frames after the last observation", "units": "1"})}
+    valid = np.array(forecast.valid(), dtype="datetime64[ns]")
+    reference = np.datetime64(forecast.reference, "ns")
+    lead = steps * forecast.step_seconds
+    return {
+        "time": ("time", valid, {"standard_name": "time", "long_name": "valid time"}),
+        "forecast_reference_time": ((), reference, {"standard_name": "forecast_reference_time"}),
+        "lead_time": ("time", lead, {"standard_name": "forecast_period", "units": "s"}),
+    }
+
+
+def _axes(forecast: Forecast) -> dict[str, Any]:
+    grid = forecast.grid
+    if grid is None:
+        return {}
+    degrees = grid.units.startswith("degree")
+    names = ("longitude", "latitude") if degrees else ("projection_x_coordinate", "projection_y_coordinate")
+    units = ("degrees_east", "degrees_north") if degrees else (grid.units, grid.units)
+    return {
+        axis: (axis, values, {"standard_name": name, "units": unit})
+        for axis, values, name, unit in zip(("x", "y"), (grid.x, grid.y), names, units, strict=True)
+    }
+
+
+def _members(forecast: Forecast) -> dict[str, Any]:
+    count = forecast.values.shape[0]
+    if count == 1:
+        return {}
+    return {"realization": ("realization", np.arange(count, dtype=np.int32), {"standard_name": "realization"})}
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

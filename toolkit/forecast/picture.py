@@ -1,0 +1,205 @@
+"""A forecast for people: a PNG of observations and forecast side by side, or a GIF that runs through both.
+
+Colours are those of the report (toolkit/report/pictures.py): steps of 5 dBZ for reflectivity, grey otherwise.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageColor
+
+from shards.manifest import Codes, Scale
+from toolkit.errors import ConfigError
+from toolkit.forecast.make import Forecast
+from toolkit.report.pictures import BELOW_COLOUR, DBZ_COLOURS, MISSING_COLOUR, chosen_leads, coloured
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SUFFIXES = (".png", ".gif")
+COLUMNS = 5
+DPI = 100  # of an animation
+FRAME_MS, LAST_MS = 350, 1500
+INK, SOFT = "#1c1e21", "#5b6068"
+
+
+def check_picture(path: Path) -> None:
+    """Raises ConfigError for another suffix."""
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"--picture {path}: ends in {path.suffix or 'nothing'}, takes {' or '.join(SUFFIXES)}")
+
+
+def draw(forecast: Forecast, path: Path, truth: Codes | None = None) -> None:
+    """Draw a forecast into `path`, whole or not at all.
+
+    Args:
+        truth: codes of the frames that followed, uint8 [T', C, H, W], T' at most the lead: drawn beside the forecast.
+    """
+    check_picture(path)
+    data = _gif(forecast, truth) if path.suffix == ".gif" else _png(forecast, truth)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def _png(forecast: Forecast, truth: Codes | None) -> bytes:
+    """Rows: the last observations, the forecast, and what followed."""
+    predicted, times = forecast.mean_codes(), forecast.valid()
+    shown = chosen_leads(len(predicted), COLUMNS)
+    past = list(range(max(0, len(forecast.context) - COLUMNS), len(forecast.context)))
+    rows: list[tuple[str, list[tuple[Codes, str]]]] = [
+        (
+            "observed",
+            [(forecast.context[i], _stamp(forecast, forecast.times[i], i - len(forecast.context) + 1)) for i in past],
+        ),
+        (_name(forecast), [(predicted[i], _stamp(forecast, times[i], i + 1)) for i in shown]),
+    ]
+    if truth is not None and len(truth):
+        came = [(truth[i], _stamp(forecast, times[i], i + 1)) for i in shown if i < len(truth)]
+        rows.append(("what came", came))
+    height, width = forecast.context.shape[-2:]
+    columns = max(len(row) for _, row in rows)
+    side = 1.9
+    figure = _figure(side * columns + 0.5, (side * height / width + 0.28) * len(rows) + 0.95)
+    axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.14})
+    for line, (name, frames) in zip(axes, rows, strict=True):
+        for ax in line[len(frames) :]:
+            ax.set_axis_off()
+        for ax, (codes, label) in zip(line, frames, strict=False):
+            _show(ax, codes, forecast.scale)
+            ax.set_title(label, fontsize=8, color=INK, pad=3)
+        line[0].set_ylabel(name, fontsize=9, color=INK)
+    tall = figure.get_figheight()
+    figure.subplots_adjust(left=0.36 / figure.get_figwidth(), right=0.99, top=1 - 0.5 / tall, bottom=0.5 / tall)
+    figure.text(0.36 / figure.get_figwidth(), 1 - 0.17 / tall, _title(forecast), fontsize=10, color=INK, va="center")
+    _legend(figure, forecast, 0.36)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=130)
+    packed = io.BytesIO()
+    _limited(Image.open(out).convert("RGB"), forecast.scale).save(packed, format="PNG", optimize=True)
+    return packed.getvalue()
+
+
+def _gif(forecast: Forecast, truth: Codes | None) -> bytes:
+    """Observations, then the forecast; with what followed beside it, where that is known."""
+    predicted, times, context = forecast.mean_codes(), forecast.valid(), forecast.context
+    both = truth is not None and len(truth) > 0
+    pages: list[list[tuple[str, Codes]]] = []
+    for i, codes in enumerate(context):
+        label = f"observed  {_stamp(forecast, forecast.times[i], i - len(context) + 1)}"
+        pages.append([(label, codes)] * (2 if both else 1))
+    for i, codes in enumerate(predicted):
+        pages.append([(f"{_name(forecast)}  {_stamp(forecast, times[i], i + 1)}", codes)])
+        if truth is not None and i < len(truth):
+            pages[-1].append(("what came", truth[i]))
+    images = [_limited(_page(forecast, page, 2 if both else 1), forecast.scale) for page in pages]
+    durations = [FRAME_MS] * len(images)
+    durations[len(context) - 1] = durations[-1] = LAST_MS
+    out = io.BytesIO()
+    images[0].save(
+        out, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=False
+    )
+    return out.getvalue()
+
+
+def _page(forecast: Forecast, frames: Sequence[tuple[str, Codes]], count: int) -> Image.Image:
+    """One moment: `count` frames side by side, of which the last may be absent."""
+    height, width = forecast.context.shape[-2:]
+    side = width / DPI if 200 <= width <= 500 else 3.6  # of the usual sizes a pixel is a pixel
+    gap, below, above = 0.14, 0.6, 0.32
+    wide, tall = count * side + (count + 1) * gap, side * height / width + below + above
+    figure = _figure(wide, tall)
+    for i, (name, codes) in enumerate(frames):
+        place = ((i * side + (i + 1) * gap) / wide, below / tall, side / wide, (tall - below - above) / tall)
+        ax = figure.add_axes(place)
+        _show(ax, codes, forecast.scale)
+        ax.set_title(name, fontsize=9, color=INK, pad=4, loc="left")
+    _legend(figure, forecast, gap)
+    figure.canvas.draw()
+    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())  # type: ignore[attr-defined]
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _show(ax: Axes, codes: Codes, scale: Scale) -> None:
+    ax.imshow(np.asarray(coloured(codes, asdict(scale)).convert("RGB")), interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_color("#a1a7b0")
+        spine.set_linewidth(0.6)
+
+
+def _legend(figure: Figure, forecast: Forecast, left: float) -> None:
+    """The dBZ steps, or the range of grey, at the lower edge; lengths in inches."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
+    from matplotlib.patches import Rectangle
+
+    scale, (wide, tall) = forecast.scale, figure.get_size_inches()
+    missing = scale.missing_code is not None and bool((forecast.context == scale.missing_code).any())
+    length = min(4.6, wide - left - (1.4 if missing else 0.6))
+    ax = figure.add_axes((left / wide, 0.26 / tall, length / wide, 0.12 / tall))
+    if scale.unit == "dBZ":
+        edges: Sequence[float] = [0, *(start for start, _ in DBZ_COLOURS), 65]
+        colours = ListedColormap([BELOW_COLOUR, *(colour for _, colour in DBZ_COLOURS)])
+        mappable = ScalarMappable(BoundaryNorm(edges, colours.N), colours)
+        ticks: Sequence[float] = edges[1:-1]
+    else:
+        low, high = scale.offset, scale.offset + scale.gain * scale.max_code
+        mappable, ticks = ScalarMappable(Normalize(low, high), "gray"), [low, high]
+    bar = figure.colorbar(mappable, cax=ax, orientation="horizontal", ticks=ticks)
+    bar.ax.tick_params(labelsize=7, length=2, pad=2, colors=SOFT)
+    bar.outline.set_linewidth(0.5)
+    unit = "" if scale.unit == "1" else scale.unit
+    figure.text((left + length + 0.1) / wide, 0.32 / tall, unit, fontsize=8, color=SOFT, va="center")
+    if missing:
+        place = (left + length + 0.5) / wide
+        figure.add_artist(Rectangle((place, 0.26 / tall), 0.2 / wide, 0.12 / tall, color=MISSING_COLOUR))
+        figure.text(place + 0.26 / wide, 0.32 / tall, "no data", fontsize=8, color=SOFT, va="center")
+
+
+def _limited(image: Image.Image, scale: Scale) -> Image.Image:
+    """With a palette: the colours of dBZ as they are and greys for text, or those that the image has most."""
+    if scale.unit != "dBZ":
+        return image.quantize(255, dither=Image.Dither.NONE)
+    named = [BELOW_COLOUR, MISSING_COLOUR, *(colour for _, colour in DBZ_COLOURS)]
+    colours = [ImageColor.getrgb(colour) for colour in named] + [(grey, grey, grey) for grey in range(0, 256, 8)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([part for colour in colours for part in colour])
+    return image.quantize(palette=palette, dither=Image.Dither.NONE)
+
+
+def _title(forecast: Forecast) -> str:
+    at = "" if forecast.reference is None else f" from {forecast.reference:%Y-%m-%d %H:%M} UTC"
+    members = f", mean of {len(forecast.values)} members" if len(forecast.values) > 1 else ""
+    return f"{forecast.trained.config.model.name}: {forecast.scale.quantity}{at}{members}"
+
+
+def _name(forecast: Forecast) -> str:
+    return "forecast" if len(forecast.values) == 1 else "mean forecast"
+
+
+def _stamp(forecast: Forecast, time: datetime | None, steps: int) -> str:
+    """ "21:35, +10 min"; without a clock "+2"."""
+    if time is None or forecast.step_seconds is None:
+        return f"{steps:+d}" if steps else "last"
+    minutes = steps * forecast.step_seconds / 60
+    return f"{time:%H:%M}" + (f"  {minutes:+g} min" if steps else "")

@@ -1,0 +1,82 @@
+"""A trained model with what it must be told about frames: size, unit, time step, and how an archive becomes such
+frames. From a run directory or an exported folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shards import open_store
+from shards.manifest import FrameSpec, Scale
+from toolkit.config import RunConfig
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.export import CONFIG, frame_options, read_export
+from toolkit.models.base import SequenceModel
+from toolkit.rundir import RunDir
+from toolkit.train.checkpoint import load_model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in evaluation mode, and the record of what it learnt from.
+
+    Attributes:
+        frames, scale, step_seconds: of its store.
+        archive: source and options that its store was converted with; see `shards.recent.open_archive`.
+    """
+
+    model: SequenceModel
+    config: RunConfig
+    frames: FrameSpec
+    scale: Scale
+    step_seconds: float | None
+    archive: Mapping[str, Any]
+    step: int
+
+    @property
+    def title(self) -> str:
+        """For people: model, run and step."""
+        return f"{self.config.model.name}, run {self.config.name} ({self.config.hash8()}), step {self.step:,}"
+
+
+def load_trained(path: str | Path, which: str, device: torch.device) -> Trained:
+    """
+    Args:
+        path: a run directory, whose store must still be there, or an exported folder.
+        which: `best`, `last` or a step; an export has one checkpoint and takes `best` or its own step.
+
+    Raises:
+        CheckpointError, ConfigError, ManifestError: it is neither, has no such checkpoint, or can't be used.
+    """
+    run = RunDir(Path(path))
+    if not run.config_file.exists():
+        return _of_export(Path(path), which, device)
+    config = run.config()
+    manifest = open_store(config.data.store).manifest
+    model, step = load_model(run, which, device)
+    archive = frame_options(manifest)
+    archive["source"] = manifest.conversion.get("source", "")  # a file of the user's with its path
+    return Trained(model, config, manifest.frames, manifest.scale, manifest.step_seconds, archive, step)
+
+
+def _of_export(folder: Path, which: str, device: torch.device) -> Trained:
+    model, config, record = read_export(folder)
+    step = int(record["run"]["step"])
+    if which not in ("best", str(step)):
+        raise ConfigError(
+            f"{folder}: an export holds one checkpoint, step {step}, asked for {which}: leave --which out"
+        )
+    try:
+        scale, archive, step_seconds = Scale(**record["scale"]), dict(record["archive"]), record["step_seconds"]
+    except (KeyError, TypeError):
+        raise CheckpointError(
+            f"{folder / CONFIG}: doesn't say how an archive becomes frames (toolkit {record['toolkit']} wrote it): "
+            "export the run again, into another folder"
+        ) from None
+    shape = FrameSpec(**record["frames"])
+    return Trained(model.to(device), config, shape, scale, step_seconds, archive, step)
