@@ -2,7 +2,7 @@
 #
 #   make demo                    shards, a small sweep, evaluation and a report page, in minutes on two cores
 #   make demo DIGITS=FOLDER      the same with MNIST's original idx files instead of scikit-learn's digits
-#   make test                    the tests;  make test-all  the slow ones too
+#   make test                    the tests;  make test-all  the slow ones too;  make coverage  what they reach
 #   make slurm-test              those on a real Slurm of this machine; slurm/devcluster/cluster install gets it
 #   make check                   formatting, lint, types
 #   make bench                   measurements, into benchmarks/
@@ -25,7 +25,7 @@ DEMO_STORE := stores/demo-mnist
 DEMO_RUNS := runs/mnist
 endif
 
-.PHONY: demo test test-all slurm-test check format bench gpu clean
+.PHONY: demo test test-all slurm-test coverage check format bench gpu clean
 
 $(READY): setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
@@ -43,10 +43,17 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu" -o faulthandler_timeout=3900
 
 slurm-test: $(READY)
 	$(BIN)/python -m pytest -m slurm
+
+# Processes that tests kill leave no record: their last lines count as not reached.
+coverage: $(READY)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not slow and not gpu"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=90
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -36,8 +36,9 @@ ARCHIVES = {
 # What only one model needs.
 MODELS = {"pysteps": ["pysteps>=1.17", "opencv-python-headless>=4.8"]}  # built from source: needs a C compiler
 DEV = [
-    "pytest>=8.0",
+    "pytest>=9.0",
     "pytest-timeout>=2.3",
+    "coverage>=7.10",
     "hypothesis>=6.100",
     "ruff>=0.6",
     "mypy>=1.11",

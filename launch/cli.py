@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from toolkit import __version__, shipped
+from toolkit.errors import EXIT_USAGE
 
 # `toolkit NAME` is `python launch/NAME.py`, but for shards.
 COMMANDS = {
@@ -77,6 +78,16 @@ def run_script(main: Callable[[], int]) -> NoReturn:
             raise
         print(as_typed(f"error: {error}"), file=sys.stderr)
         code = int(error.exit_code)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package in ("launch", "shards", "toolkit"):
+            raise
+        print(
+            f"error: the package {package} is missing in {sys.executable}: activate the environment that the toolkit "
+            f"was installed in (. .venv/bin/activate), or install it there: pip install {package}",
+            file=sys.stderr,
+        )
+        code = EXIT_USAGE
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # `status.py | head`: what is left to print has no reader

@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{config.model.name} has no parameters: it is evaluated, not trained; there is nothing to plan")
         return EXIT_OK
     machine = Machine(options.nodes * options.gpus_per_node, round(options.gpu_memory * GIB), not options.cpu)
+    predict.share_of(config.train, machine.ranks)  # refused before anything is measured
     cost = costs.get(config, shape[0])
     plan = make_plan(config, cost, shape, machine, options)
     print(json.dumps(plan, indent=1) if options.json else "\n".join(describe(config, plan, where, cost)))

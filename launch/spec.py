@@ -33,7 +33,7 @@ import yaml
 from launch.naming import flatten, label_runs
 from toolkit.config import RunConfig, make_config, merge, nested, read_tree, with_overrides
 from toolkit.errors import ConfigError
-from toolkit.shipped import find_config
+from toolkit.shipped import find_config, instead_of
 
 KEYS = ("name", "include", "base", "seeds", "set", "list", "grid", "zip", "exclude")
 SHOWN_FAULTS = 10  # a fault in `set` shows up in every run; the first few say it all
@@ -127,6 +127,11 @@ def read_spec(path: Path) -> SweepSpec:
         ConfigError: listing all faults at once; unknown keys come with the nearest known one.
     """
     tree = _load(path)
+    if "model" in tree or "train" in tree:
+        raise ConfigError(
+            f"{path}: is the config of one run: python launch/train.py --config {path}, or name it under `base:` of a "
+            "sweep file"
+        )
     reader = _Reader()
     for key in tree:
         if key not in KEYS:
@@ -168,8 +173,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        near = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))[:12]) or "no YAML file"
-        raise ConfigError(f"{path}: no such sweep file. That folder holds: {near}") from None
+        raise ConfigError(f"{path}: no such sweep file. {instead_of(path)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {error}") from None
     except OSError as error:

@@ -247,8 +247,9 @@ class Manifest:
         try:
             text = path.read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):
+            what = f"it has no {MANIFEST_NAME}" if store.is_dir() else "there is no such folder"
             raise ManifestError(
-                f"{store} is not a store: it has no {MANIFEST_NAME}; make one with: python -m shards convert --help"
+                f"{store} is not a store: {what}; make one with: python -m shards convert --help"
             ) from None
         except UnicodeDecodeError as error:
             raise ManifestError(f"{path}: not UTF-8 text ({error}); convert the archive again") from None

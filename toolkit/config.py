@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from toolkit.errors import ConfigError
 from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options
-from toolkit.shipped import find_config
+from toolkit.shipped import find_config, instead_of
 
 CONFIG_VERSION = 1
 COSMETIC: dict[str, Any] = {"identity": False}
@@ -270,7 +270,10 @@ def make_config(tree: Mapping[str, Any], origin: str) -> RunConfig:
         faults = [_explain(fault, tree) for fault in error.errors()]
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         lines = "\n".join(f"  {line}" for line in faults)
-        raise ConfigError(f"{origin}: {count}\n{lines}\nSee toolkit/config.py for every key.") from None
+        sweep = "\nThis is a sweep file: give it to launch/sweep.py." * bool(
+            set(tree) & {"seeds", "list", "grid", "zip", "include"}
+        )
+        raise ConfigError(f"{origin}: {count}\n{lines}\nSee toolkit/config.py for every key.{sweep}") from None
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
@@ -286,8 +289,7 @@ def _read(path: Path, trail: tuple[Path, ...]) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         named_by = f" (named by {trail[-1]})" if trail else ""
-        near = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))[:12]) or "no YAML file"
-        raise ConfigError(f"{path}: no such file{named_by}. That folder holds: {near}") from None
+        raise ConfigError(f"{path}: no such file{named_by}. {instead_of(path)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {error}") from None
     except OSError as error:

@@ -88,8 +88,12 @@ class RunDir:
         Raises:
             ConfigError: when the folder holds none, or one that can't be used.
         """
+        if not self.path.is_dir():
+            raise ConfigError(f"{self.path}: no such folder; launch/status.py shows the runs of a sweep's folder")
         if not self.config_file.exists():
-            raise ConfigError(f"{self.path}: not a run directory (no config.yaml); make one with launch/sweep.py")
+            below = sorted(file.parent.name for file in self.path.glob("*/config.yaml"))
+            hint = f"runs in there: {', '.join(below[:3])}, ..." if below else "make one with launch/sweep.py"
+            raise ConfigError(f"{self.path}: not a run directory (no config.yaml); {hint}")
         return load_config(self.config_file)
 
     @staticmethod

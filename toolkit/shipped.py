@@ -5,6 +5,7 @@ In a checkout they are `configs/` and `slurm/profiles/` beside the packages; `pi
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -30,3 +31,12 @@ def find_config(path: Path, folder: Path | None = None) -> Path:
         if ours.exists():
             return ours
     return here
+
+
+def instead_of(path: Path) -> str:
+    """What a message says of a YAML file that isn't there: what its folder holds, and what may have been meant."""
+    beside = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))[:12]) or "no YAML file"
+    text = f"That folder holds: {beside}" if path.parent.is_dir() else f"There is no folder {path.parent} either"
+    ours = ["configs/" + file.relative_to(CONFIGS).as_posix() for file in sorted(CONFIGS.rglob("*.yaml"))]
+    near = difflib.get_close_matches("/".join(path.parts[-3:]), ours, n=1)
+    return text + (f"; did you mean {near[0]}, which comes with the toolkit?" if near else "")

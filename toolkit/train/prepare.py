@@ -83,5 +83,8 @@ def introduce(recorder: Recorder, config: RunConfig, data: Data, engine: Engine,
         f"{cfg.precision}, ZeRO {cfg.zero}, checkpointing {engine.model.checkpointing}, {engine.world.device}"
         + (f"; going on from step {step}" if step else "")
     )
+    if engine.world.device.type == "cpu":
+        why = "sees none" if torch.version.cuda or torch.version.hip else "is built without support of them"
+        recorder.say(f"no GPU: torch {torch.__version__} {why}; training on the CPU")
     if data.val is None:
         recorder.say(f"no split {config.data.val_split!r} in {config.data.store}: `best` will be the last checkpoint")
