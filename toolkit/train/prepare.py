@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from shards import Store, open_store
 from toolkit.config import RunConfig
 from toolkit.data.windows import WindowSet
