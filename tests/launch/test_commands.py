@@ -15,8 +15,8 @@ from launch.commands import main
 from tests.conftest import ROOT
 
 SCRIPTS = sorted(set(COMMANDS) - {"shards"})
-# One checkpoint or several, and which there can be, is each command's own.
-VARIES = {"--which"}
+# One checkpoint or several, and which there can be, is each command's own; what there is to watch too.
+VARIES = {"--which", "--watch"}
 
 
 class _Found(BaseException):
