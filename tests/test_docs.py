@@ -148,12 +148,10 @@ def test_a_new_model_by_the_page(tmp_path: Path) -> None:
 
 
 def test_the_messages_of_troubleshooting_are_the_codes() -> None:
-    said = [
-        text
-        for folder in ("launch", "shards", "toolkit")
-        for file in (ROOT / folder).rglob("*.py")
-        for text in texts(file)
-    ]
+    files = [file for folder in ("launch", "shards", "toolkit") for file in (ROOT / folder).rglob("*.py")]
+    said = [text for file in files for text in texts(file)]
+    for script in (ROOT / "launch").glob("*.sh"):
+        said += script.read_text().splitlines()
     rows = re.findall(r"^\| `(.*?)` \| ", (DOCS / "troubleshooting.md").read_text(), flags=re.MULTILINE)
     assert len(rows) > 40
     for message in rows:
