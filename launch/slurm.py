@@ -125,12 +125,16 @@ class SlurmSubmitter:
         print(f"submitted {len(runs)} runs as {kind}{'s' * (len(submissions) > 1)} {names}")
         return jobs
 
-    def submit_report(self) -> None:
+    def submit_report(self, fresh: bool) -> None:
         """Submit the job that makes the report when all jobs of the sweep have ended, however; a refusal is only said.
 
-        One that waits for fewer of them is taken back.
+        Args:
+            fresh: jobs have come since the last call, so that one that waits for fewer of them is taken back.
         """
         name = f"{self.root.name}-{REPORT}"
+        old = [job.name for job in self._queue if (job.job_name, job.comment) == (name, str(self.root)) and job.waiting]
+        if old and not fresh:
+            return
         copy = self._copy or snapshot.take(self.root)
         folder = self.root / SUBMISSIONS / REPORT
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +144,6 @@ class SlurmSubmitter:
         cpus, comment = self.profile.cpus_per_task, str(self.root)
         text = command_text(self.profile, cpus, folder, name, command, copy.path, Path.cwd(), comment, after=after)
         write_atomic(folder / "submit.sbatch", text)
-        old = [job.name for job in self._queue if (job.job_name, job.comment) == (name, comment) and job.waiting]
         try:
             slurm_calls.cancel(old)
             answer = slurm_calls.sbatch(str(folder / "submit.sbatch"), slurm_calls.submission_environment(self.profile))

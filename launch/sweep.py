@@ -254,8 +254,8 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
         side_by_side(lambda item: RunDir.create(item.run.path, item.planned.config), submitted)
         write_record(root, plan, [item.run for item in items])
         jobs += submitter.submit([item.run.path for item in submitted])
-        if isinstance(submitter, SlurmSubmitter) and submitted and options.report:
-            submitter.submit_report()
+        if isinstance(submitter, SlurmSubmitter) and jobs and options.report:
+            submitter.submit_report(fresh=bool(submitted))
     if not any(item.submitted or item.before.live or item.job for item in items):
         return conclude(plan, items, [item.before for item in items], root, again)
     if isinstance(submitter, SlurmSubmitter) and not options.wait:

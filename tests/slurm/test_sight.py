@@ -80,6 +80,7 @@ def test_the_report_waits_for_all_and_there_is_one(site: Site) -> None:
     told.sweep()
     (second,) = site.cluster.run("squeue", "--noheader", "--name=demo-report", "--format=%i|%E").split()
     assert first.split("|")[0] != second.split("|")[0]
+    assert "makes the report" not in told.sweep()[1]  # nothing new: the one that waits will do
     assert second.count("afterany:") == 2
     eventually(lambda: live(site.runs()[1]))
     site.cluster.run("scontrol", "requeue", str(lock.read_record(site.runs()[1])["job"]).removesuffix("_0"))
@@ -91,6 +92,19 @@ def test_the_report_waits_for_all_and_there_is_one(site: Site) -> None:
     # It ran after both: what it says of stand-ins without scores doesn't matter here.
     assert log.stat().st_mtime >= max((run / "DONE").stat().st_mtime for run in site.runs())
     assert "demo" in log.read_text()
+
+
+def test_interrupted_while_submitting_nothing_is_left(site: Site) -> None:
+    real = site.cluster.run("which", "sbatch").strip()
+    fake = site.folder / "bin" / "sbatch"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/bash\n{real} --hold "$@" >/dev/null\nkill -INT $PPID\nsleep 5\n')
+    fake.chmod(0o755)
+    code, _ = site.sweep(PATH=f"{fake.parent}:{os.environ['PATH']}")
+    assert code == 130
+    assert site.cluster.queue() == []
+    assert not list(site.folder.glob("runs/demo/slurm/*/submit.sbatch"))
+    assert "submitted 3 runs" in site.sweep("--profile", hold(site))[1]
 
 
 def convert(site: Site, store: str, *options: object) -> list[str]:
