@@ -4,9 +4,10 @@
     python benchmarks/slurm.py --quick       100 runs and one start, printed only
 
 Needs Slurm on this machine (slurm/devcluster/cluster install). Figures are medians over the repetitions that the table
-names; the smallest and greatest stand beside them. A start is taken apart by the moments that it leaves on disk; of the
-time from the first line of the job's script to the first optimizer step, ours is what is neither imports (measured by
-themselves, on a node, in the same surroundings) nor the step.
+names; the smallest and greatest stand beside them, and the processor time of our own process, which depends less on
+what else the machine does. A start is taken apart by the moments that it leaves on disk; of the time from the first
+line of the job's script to the first optimizer step, ours is what is neither imports (measured by themselves, on a
+node, in the same surroundings) nor the step.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import contextlib
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -23,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # not this folder, whose slurm.py and shards.py are not the packages
@@ -50,6 +52,13 @@ env: {OMP_NUM_THREADS: 1}
 """
 
 
+class Took(NamedTuple):
+    """Seconds."""
+
+    wall: float
+    cpu: float
+
+
 class Bench:
     """A folder with a store and a cluster to measure on."""
 
@@ -66,9 +75,9 @@ class Bench:
     def cluster(self, *arguments: object) -> str:
         return self.call(str(CLUSTER), *arguments)[1]
 
-    def call(self, *command: object) -> tuple[float, str]:
-        """(seconds, output) of a command that succeeds."""
-        began = time.perf_counter()
+    def call(self, *command: object) -> tuple[Took, str]:
+        """(time, output) of a command that succeeds."""
+        began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             [str(word) for word in command],
             cwd=self.folder,
@@ -77,20 +86,24 @@ class Bench:
             text=True,
             check=False,
         )
-        took = time.perf_counter() - began
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        took = Took(time.perf_counter() - began, cpu)
         if done.returncode:
             sys.exit(f"{command} returned {done.returncode}\n{done.stdout}{done.stderr}")
         return took, done.stdout
 
-    def login(self, *command: object) -> tuple[float, str]:
+    def login(self, *command: object) -> tuple[Took, str]:
         """The same on the cluster's login node; what entering it takes is not counted."""
         inner = (
-            "import subprocess, sys, time; began = time.perf_counter(); code = subprocess.call(sys.argv[1:]); "
-            "print('took', time.perf_counter() - began); sys.exit(code)"
+            "import resource, subprocess, sys, time; began = time.perf_counter(); "
+            "code = subprocess.call(sys.argv[1:]); wall = time.perf_counter() - began; used = resource.getrusage(resource.RUSAGE_CHILDREN); "
+            "print('took', wall, used.ru_utime + used.ru_stime); sys.exit(code)"
         )
         _, output = self.call(CLUSTER, "exec", sys.executable, "-c", inner, *command)
         text, _, took = output.rpartition("took ")
-        return float(took), text
+        wall, cpu = map(float, took.split())
+        return Took(wall, cpu), text
 
     def prepare(self, frames: int) -> None:
         """A store, and what the paper's sweep would find."""
@@ -155,7 +168,7 @@ def submissions(bench: Bench, runs: int, times: int) -> dict[str, Any]:
     return found
 
 
-def tables(bench: Bench, runs: int, times: int) -> list[float]:
+def tables(bench: Bench, runs: int, times: int) -> list[Took]:
     """Status of runs that have been worked on: done, running, failed, new."""
     folder = bench.folder / "runs" / "many0"
     state = {"phase": "training", "step": 120, "steps": 300, "seq_per_s": 38.2, "eta_s": 75.0, "loss": 0.01}
@@ -213,11 +226,14 @@ def starts(bench: Bench, times: int) -> dict[str, list[float]]:
     return {**found, "imports of train.py": imports, "imports of job.py": light}
 
 
-def row(what: str, seconds: Sequence[float], target: float | None = None, note: str = "") -> list[str]:
+def row(what: str, times: Sequence[float | Took], target: float | None = None, note: str = "") -> list[str]:
+    seconds = [time.wall if isinstance(time, Took) else time for time in times]
     middle = statistics.median(seconds)
+    cpu = [time.cpu for time in times if isinstance(time, Took)]
     spread = f"{min(seconds):.2f} to {max(seconds):.2f} ({len(seconds)})"
     met = "" if target is None else "yes" if middle < target else "no"
-    return [what, f"{middle:.2f}", spread, "" if target is None else f"< {target:g}", met, note]
+    used = f"{statistics.median(cpu):.2f}" if cpu else ""
+    return [what, f"{middle:.2f}", spread, used, "" if target is None else f"< {target:g}", met, note]
 
 
 def main() -> int:
@@ -245,7 +261,7 @@ def main() -> int:
         row("one run: ours, from the script to the first step", start.pop("ours"), 2, "without imports and the step"),
         *(row(f"one run: {name}", seconds) for name, seconds in start.items()),
     ]
-    head = ["what", "s", "least to most (times)", "target", "met", "note"]
+    head = ["what", "s", "least to most (times)", "CPU s", "target", "met", "note"]
     for line in [head, *rows]:
         print(" | ".join(line))
     if not options.quick:
