@@ -97,7 +97,8 @@ class Bench:
         """The same on the cluster's login node; what entering it takes is not counted."""
         inner = (
             "import resource, subprocess, sys, time; began = time.perf_counter(); "
-            "code = subprocess.call(sys.argv[1:]); wall = time.perf_counter() - began; used = resource.getrusage(resource.RUSAGE_CHILDREN); "
+            "code = subprocess.call(sys.argv[1:]); wall = time.perf_counter() - began; "
+            "used = resource.getrusage(resource.RUSAGE_CHILDREN); "
             "print('took', wall, used.ru_utime + used.ru_stime); sys.exit(code)"
         )
         _, output = self.call(CLUSTER, "exec", sys.executable, "-c", inner, *command)
