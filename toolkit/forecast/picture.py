@@ -19,6 +19,7 @@ from PIL import Image, ImageColor
 from shards.manifest import Codes, Scale
 from toolkit.errors import ConfigError
 from toolkit.forecast.make import Forecast
+from toolkit.models.registry import MODELS
 from toolkit.report.pictures import BELOW_COLOUR, DBZ_COLOURS, MISSING_COLOUR, chosen_leads, coloured
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ SUFFIXES = (".png", ".gif")
 COLUMNS = 5
 DPI = 100  # of an animation
 FRAME_MS, LAST_MS = 350, 1500
+MINUS = "\N{MINUS SIGN}"
 INK, SOFT = "#1c1e21", "#5b6068"
 
 
@@ -190,7 +192,7 @@ def _limited(image: Image.Image, scale: Scale) -> Image.Image:
 def _title(forecast: Forecast) -> str:
     at = "" if forecast.reference is None else f" from {forecast.reference:%Y-%m-%d %H:%M} UTC"
     members = f", mean of {len(forecast.values)} members" if len(forecast.values) > 1 else ""
-    return f"{forecast.trained.config.model.name}: {forecast.scale.quantity}{at}{members}"
+    return f"{MODELS[forecast.trained.config.model.name].title}: {forecast.scale.quantity}{at}{members}"
 
 
 def _name(forecast: Forecast) -> str:
@@ -200,6 +202,6 @@ def _name(forecast: Forecast) -> str:
 def _stamp(forecast: Forecast, time: datetime | None, steps: int) -> str:
     """ "21:35, +10 min"; without a clock "+2"."""
     if time is None or forecast.step_seconds is None:
-        return f"{steps:+d}" if steps else "last"
+        return f"{steps:+d}".replace("-", MINUS) if steps else "last"
     minutes = steps * forecast.step_seconds / 60
-    return f"{time:%H:%M}" + (f"  {minutes:+g} min" if steps else "")
+    return f"{time:%H:%M}" + (f"  {minutes:+g} min".replace("-", MINUS) if steps else "")
