@@ -10,8 +10,9 @@
 "Best of N" chooses by the truth. It grows with N and measures how well an ensemble covers what happened, not how well
 it forecasts; every result and report states N and the rule beside it.
 
-Members are made and taken in one at a time. So 100 of them need the memory of two, and their numbers don't depend on
-how many go through the model at once: a network's last bits change with the size of its batch.
+Members are made and taken in one at a time. So on the device 100 of them need the memory of two, and their numbers
+don't depend on how many go through the model at once: a network's last bits change with the size of its batch. What
+all of them are worth as a distribution is scored beside, see probabilistic.py.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from torch import Tensor
 
 LOWER_IS_BETTER = ("mse", "mae")
 HIGHER_IS_BETTER = ("psnr", "ssim")
+DISTRIBUTION = (
+    "CRPS, fair CRPS, spread, RMSE of the mean and ranks are of all members (of a single forecast the CRPS is its MAE)."
+)
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,12 @@ class Ensemble:
             return None
         if self.select == "mean":
             label = f"mean of {self.samples}"
-            text = f"The mean of {self.samples} forecasts of each sequence is scored."
+            text = f"The mean of {self.samples} forecasts of each sequence is scored. {DISTRIBUTION}"
             return {"samples": self.samples, "select": "mean", "by": None, "label": label, "text": text}
         name = self.by.upper()
         text = (
             f"Best of {self.samples} forecasts: each sequence is scored by the one whose {name}, averaged over lead "
-            "times, is best; all its scores are of that one. The choice uses the truth."
+            f"times, is best; all its scores are of that one. The choice uses the truth. {DISTRIBUTION}"
         )
         label = f"best of {self.samples} by {name}"
         return {"samples": self.samples, "select": "best", "by": self.by, "label": label, "text": text}

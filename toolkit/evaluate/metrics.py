@@ -35,13 +35,13 @@ def mse(prediction: Tensor, truth: Tensor, reduction: Reduction, mask: Tensor | 
             the sum is scaled up to the whole frame, so that frames with more missing pixels don't look better.
     """
     _check_shapes(prediction, truth, mask)
-    return _reduce((prediction.double() - truth.double()).square(), reduction, mask)
+    return reduced((prediction.double() - truth.double()).square(), reduction, mask)
 
 
 def mae(prediction: Tensor, truth: Tensor, reduction: Reduction, mask: Tensor | None = None) -> Tensor:
     """Absolute error per frame, float64 [B, T]; see `mse` for `reduction`."""
     _check_shapes(prediction, truth, mask)
-    return _reduce((prediction.double() - truth.double()).abs(), reduction, mask)
+    return reduced((prediction.double() - truth.double()).abs(), reduction, mask)
 
 
 def psnr(
@@ -205,7 +205,8 @@ def _count(events: Tensor) -> Tensor:
     return events.flatten(2).sum(2, dtype=torch.int64)
 
 
-def _reduce(errors: Tensor, reduction: Reduction, mask: Tensor | None) -> Tensor:
+def reduced(errors: Tensor, reduction: Reduction, mask: Tensor | None) -> Tensor:
+    """Errors of pixels [B, T, C, H, W] -> of frames [B, T]; see `mse` for `reduction`."""
     errors = errors.flatten(2)
     pixels = errors.shape[2]
     if mask is None:

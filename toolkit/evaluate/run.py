@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -25,6 +25,7 @@ from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate import protocols
 from toolkit.evaluate.ensemble import BestMember, Ensemble, MeanMember
 from toolkit.evaluate.perceptual import LPIPS
+from toolkit.evaluate.probabilistic import Members
 from toolkit.evaluate.scoring import member_cost, new_table, score_batch, threshold_codes
 from toolkit.evaluate.table import ScoreTable
 
@@ -50,12 +51,15 @@ class Windows(Protocol):
 
 @dataclass(frozen=True)
 class Forecast:
-    """One batch: its windows by their places, the truth as codes and what is scored, both [B, horizon, C, H, W]."""
+    """One batch: its windows by their places, the truth as codes and what is scored, both [B, horizon, C, H, W]; of an
+    ensemble its members, where they were kept.
+    """
 
     indices: range
     windows: list[Window]
     truth: Tensor
     prediction: Tensor
+    members: Members | None = None
 
 
 @dataclass(frozen=True)
@@ -77,18 +81,27 @@ class Batches:
     device: torch.device
     ensemble: Ensemble
 
-    def forecast(self, number: int) -> Forecast:
+    def forecast(self, number: int, keep_members: bool = False) -> Forecast:
         """Make the forecasts of a batch."""
         indices = range(number * self.batch, min(self.total, (number + 1) * self.batch))
         cut = [_window(self.windows, index, self.context + self.horizon) for index in indices]
         codes = torch.from_numpy(np.stack([window.frames for window in cut])).to(self.device)
         truth = codes[:, self.context : self.context + self.horizon]
-        return Forecast(indices, cut, truth, self._predict(number, codes[:, : self.context], truth))
+        several = keep_members and self.ensemble.samples > 1
+        kept = Members(self.ensemble.samples, truth, self.windows.scale, self.protocol, number) if several else None
+        return Forecast(indices, cut, truth, self._predict(number, codes[:, : self.context], truth, kept), kept)
 
-    def _predict(self, number: int, context: Tensor, truth: Tensor) -> Tensor:
+    def _members(self, number: int, context: Tensor, kept: Members | None) -> Iterator[Tensor]:
         generator = torch.Generator(self.device).manual_seed(number)
+        for _ in range(self.ensemble.samples):
+            member = predict(self.model, context, self.horizon, self.windows.scale, generator)
+            if kept is not None:
+                kept.add(member)
+            yield member
+
+    def _predict(self, number: int, context: Tensor, truth: Tensor, kept: Members | None) -> Tensor:
         scale, ensemble = self.windows.scale, self.ensemble
-        members = (predict(self.model, context, self.horizon, scale, generator) for _ in range(ensemble.samples))
+        members = self._members(number, context, kept)
         if ensemble.samples == 1:
             return next(members)
         if ensemble.select == "mean":
@@ -139,15 +152,17 @@ def evaluate_model(
         raise ConfigError(f"nothing to evaluate: {len(windows)} windows, --limit {limit}")
     thresholds = protocol.thresholds_for(thresholds)
     threshold_codes(thresholds, windows.scale)  # a bad threshold should fail before the first forward pass
-    table = new_table(protocol, horizon, thresholds, lpips is not None)
+    members = ensemble.samples if ensemble.samples > 1 else 0
+    table = new_table(protocol, horizon, thresholds, lpips is not None, members)
     batches = Batches(model, windows, total, context, horizon, protocol, batch, torch.device(device), ensemble)
     mine = range(rank, -(-total // batch), world)
     share = sum(min(batch, total - number * batch) for number in mine)
     failure: Exception | None = None
     try:
         for number in mine:
-            made = batches.forecast(number)
+            made = batches.forecast(number, keep_members=True)
             columns = score_batch(made.prediction, made.truth, windows.scale, protocol, thresholds, lpips)
+            columns |= made.members.scores() if made.members else {}
             cut = made.windows
             table.update(made.indices, [window.key for window in cut], [window.mode for window in cut], columns)
             if progress is not None:

@@ -23,10 +23,12 @@ from toolkit.evaluate.table import EVENTS, EXACT, MISSING, NONFINITE, ScoreTable
 AVERAGED = ("mse", "mae", "psnr", "ssim")
 
 
-def new_table(protocol: Protocol, horizon: int, thresholds: Sequence[float], lpips: bool) -> ScoreTable:
-    """An empty table for what `score_batch` gives."""
+def new_table(
+    protocol: Protocol, horizon: int, thresholds: Sequence[float], lpips: bool, members: int = 0
+) -> ScoreTable:
+    """An empty table for what `score_batch` gives, and for `members` above 0 what `Members.scores` does."""
     averaged = (*AVERAGED, "lpips") if lpips else AVERAGED
-    return ScoreTable(protocol.name, horizon, averaged, thresholds, protocol.event_pools, protocol.fss_windows)
+    return ScoreTable(protocol.name, horizon, averaged, thresholds, protocol.event_pools, protocol.fss_windows, members)
 
 
 def threshold_codes(thresholds: Sequence[float], scale: Scale) -> list[int]:

@@ -10,9 +10,14 @@ are int64 and are added up; `hits@K`, `misses@K`, `false_alarms@K` and `correct_
 FAR, bias and HSS at threshold K from the pooled counts. `@K/S`: of squares of S pixels. Of several thresholds there is
 also the mean CSI. The averaged `fss_error@K/W` and `fss_reference@K/W` together give FSS.
 
+Of an ensemble of N members there are also the averaged `crps` and `crps_fair`, `ensemble_variance` and
+`ensemble_error` (which together give spread and skill, see probabilistic.py), and the histogram `ranks`, int64 of
+[n, T, N + 1].
+
 Nothing undefined passes in silence: a ratio without events is None with the events' number beside it; a frame that
 has no value (nothing observed) is left out of the mean and counted in `frames_without_value`; one frame with a NaN or
-infinite prediction makes every score of its group None and is counted in `nonfinite_frames`.
+infinite prediction makes every score of its group None and is counted in `nonfinite_frames`; one of a member alone
+does so to the scores of the ensemble, and is counted in `nonfinite_members`.
 """
 
 from __future__ import annotations
@@ -35,6 +40,9 @@ Curves = dict[str, list[float | int | None]]  # {score: one value per lead time}
 
 EXACT, NONFINITE, MISSING = "exact_frames", "nonfinite_frames", "missing_pixels"
 STATUS = (EXACT, NONFINITE, MISSING)  # counted columns of every table
+NONFINITE_MEMBERS, RANKS = "nonfinite_members", "ranks"
+CRPS = ("crps", "crps_fair")
+SPREAD = ("ensemble_variance", "ensemble_error")
 EVENTS = ("hits", "misses", "false_alarms", "correct_negatives")
 
 
@@ -53,6 +61,8 @@ class Scores:
         overall, leads: over all sequences; over all lead times or for each.
         modes, mode_leads, mode_counts: the same per mode label, where sequences are labelled.
         announced: counts of what deserves a word: exact, non-finite and valueless frames, missing pixels.
+        ranks: of an ensemble the rank histograms, pixels of each rank 0 .. N, by the names of the fields above; one
+            that is None has a member that isn't finite.
     """
 
     n: int
@@ -63,6 +73,7 @@ class Scores:
     mode_leads: dict[str, Curves]
     mode_counts: dict[str, int]
     announced: dict[str, Any]
+    ranks: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,6 +90,7 @@ class ScoreTable:
         thresholds: Sequence[float] = (),
         pools: Sequence[int] = (1,),
         fss_windows: Sequence[int] = (),
+        members: int = 0,
     ) -> None:
         """
         Args:
@@ -87,19 +99,24 @@ class ScoreTable:
             averaged: names of the averaged columns.
             thresholds: event thresholds in the store's unit; each makes four counted columns for each of `pools`, and
                 two averaged ones for each of `fss_windows`.
+            members: N of an ensemble; 0: there is one forecast of each sample.
         """
         self.label = label
         self.horizon = horizon
-        self.plain = tuple(averaged)
+        self.members = members
+        self.given = tuple(averaged)
+        self.plain = (*averaged, *(CRPS if members else ()))  # whose mean over frames is a score
         self.thresholds = tuple(float(threshold) for threshold in thresholds)
         self.pools, self.fss_windows = tuple(pools), tuple(fss_windows)
         shares = [(k, window) for k in self.thresholds for window in self.fss_windows]
         self.averaged = (
             *self.plain,
             *(at(name, *share) for share in shares for name in ("fss_error", "fss_reference")),
+            *(SPREAD if members else ()),
         )
+        self.status = (*STATUS, *((NONFINITE_MEMBERS,) if members else ()))
         self.counted = (
-            *STATUS,
+            *self.status,
             *(at(name, k, side) for k in self.thresholds for side in self.pools for name in EVENTS),
         )
         self._rows: dict[int, tuple[str, str | None, dict[str, Values]]] = {}
@@ -109,7 +126,17 @@ class ScoreTable:
 
     @property
     def _schema(self) -> tuple[Any, ...]:
-        return (self.label, self.horizon, self.plain, self.thresholds, self.pools, self.fss_windows)
+        return (
+            self.label, self.horizon, self.given, self.thresholds, self.pools, self.fss_windows, self.members,
+        )  # fmt: skip
+
+    @property
+    def _kinds(self) -> dict[str, tuple[type, tuple[int, ...]]]:
+        """Of every column its numbers' type and their shape for one sample."""
+        kinds: dict[str, tuple[type, tuple[int, ...]]] = {}
+        kinds |= dict.fromkeys(self.averaged, (np.float64, (self.horizon,)))
+        kinds |= dict.fromkeys(self.counted, (np.int64, (self.horizon,)))
+        return kinds | ({RANKS: (np.int64, (self.horizon, self.members + 1))} if self.members else {})
 
     def update(
         self,
@@ -124,18 +151,18 @@ class ScoreTable:
             indices: their places in the split.
             keys: their names in the store.
             modes: their mode labels, None without one.
-            values: every column as [len(indices), horizon].
+            values: every column as [len(indices), horizon], `ranks` as [len(indices), horizon, members + 1].
 
         Raises:
             ToolkitError: a sample is already here, or a column is missing, unknown or of another shape.
         """
-        names = {*self.averaged, *self.counted}
-        if set(values) != names:
+        kinds = self._kinds
+        if set(values) != set(kinds):
             raise ToolkitError(
-                f"scores: expected the columns {', '.join(sorted(names))}, got {', '.join(sorted(values))}"
+                f"scores: expected the columns {', '.join(sorted(kinds))}, got {', '.join(sorted(values))}"
             )
-        shape = (len(indices), self.horizon)
         for name, column in values.items():
+            shape = (len(indices), *kinds[name][1])
             if column.shape != shape:
                 raise ToolkitError(f"scores: column {name} has shape {column.shape}, expected {shape}")
         for row, (index, key, mode) in enumerate(zip(indices, keys, modes, strict=True)):
@@ -143,8 +170,7 @@ class ScoreTable:
                 raise ToolkitError(
                     f"scores: sample {index} ({key}) is counted twice; give every rank its own samples and start again"
                 )
-            cells = {name: np.array(values[name][row], dtype=np.float64) for name in self.averaged}
-            cells |= {name: np.array(values[name][row], dtype=np.int64) for name in self.counted}
+            cells = {name: np.array(values[name][row], dtype=kind) for name, (kind, _) in kinds.items()}
             self._rows[int(index)] = (str(key), mode, cells)
 
     def merge(self, other: ScoreTable) -> None:
@@ -170,7 +196,7 @@ class ScoreTable:
         return part
 
     def arrays(self) -> dict[str, Values]:
-        """All columns in order of the samples' places: index, key, mode ("" for none) as [n], scores as [n, T]."""
+        """All columns in order of the samples' places: index, key, mode ("" for none) as [n], scores [n, T, ...]."""
         order = sorted(self._rows)
         rows = [self._rows[index] for index in order]
         found: dict[str, Values] = {
@@ -178,10 +204,8 @@ class ScoreTable:
             "key": np.array([key for key, _, _ in rows], dtype=np.str_),
             "mode": np.array([mode or "" for _, mode, _ in rows], dtype=np.str_),
         }
-        for names, kind in ((self.averaged, np.float64), (self.counted, np.int64)):
-            for name in names:
-                stacked = [cells[name] for _, _, cells in rows]
-                found[name] = np.array(stacked, dtype=kind).reshape(len(rows), self.horizon)
+        for name, (kind, shape) in self._kinds.items():
+            found[name] = np.array([cells[name] for _, _, cells in rows], dtype=kind).reshape(len(rows), *shape)
         return found
 
     def first_of_modes(self, count: int) -> list[int]:
@@ -200,7 +224,7 @@ class ScoreTable:
         labels = sorted({str(mode) for mode in modes} - {""})
         members = {label: modes == label for label in labels}
         everyone = np.ones(len(self), dtype=bool)
-        announced: dict[str, Any] = {name: int(columns[name].sum()) for name in STATUS}
+        announced: dict[str, Any] = {name: int(columns[name].sum()) for name in self.status}
         announced["frames_without_value"] = {name: int(np.isnan(columns[name]).sum()) for name in self.plain}
         return Scores(
             n=len(self),
@@ -211,7 +235,27 @@ class ScoreTable:
             mode_leads={label: self._curves(columns, member) for label, member in members.items()},
             mode_counts={label: int(member.sum()) for label, member in members.items()},
             announced=announced,
+            ranks=self._ranks(columns, everyone, members) if self.members else None,
         )
+
+    def _ranks(self, columns: Mapping[str, Values], everyone: Values, members: Mapping[str, Values]) -> dict[str, Any]:
+        """The histograms of `Scores.ranks`."""
+
+        def histogram(rows: Values, leads: slice) -> list[int] | None:
+            if columns[NONFINITE_MEMBERS][rows, leads].any():
+                return None
+            counts: list[int] = columns[RANKS][rows, leads].sum((0, 1)).tolist()
+            return counts
+
+        def by_lead(rows: Values) -> list[list[int] | None]:
+            return [histogram(rows, slice(lead, lead + 1)) for lead in range(self.horizon)]
+
+        return {
+            "overall": histogram(everyone, slice(None)),
+            "leads": by_lead(everyone),
+            "modes": {label: histogram(member, slice(None)) for label, member in members.items()},
+            "mode_leads": {label: by_lead(member) for label, member in members.items()},
+        }
 
     def _curves(self, columns: Mapping[str, Values], rows: Values) -> Curves:
         leads = [self._cells(columns, rows, slice(lead, lead + 1)) for lead in range(self.horizon)]
@@ -219,11 +263,17 @@ class ScoreTable:
 
     def _cells(self, columns: Mapping[str, Values], rows: Values, leads: slice) -> Cells:
         broken = bool(columns[NONFINITE][rows, leads].any())
-        cells: Cells = {}
-        for name in self.plain:
+        incomplete = bool(self.members) and bool(columns[NONFINITE_MEMBERS][rows, leads].any())
+
+        def mean(name: str) -> float | None:
             values = columns[name][rows, leads].ravel()
             values = values[~np.isnan(values)]
-            cells[name] = None if broken or not values.size else math.fsum(values) / values.size
+            undefined = incomplete if name in (*CRPS, *SPREAD) else broken
+            return None if undefined or not values.size else math.fsum(values) / values.size
+
+        cells: Cells = {name: mean(name) for name in self.plain}
+        if self.members:
+            cells |= spread_and_skill(mean(SPREAD[0]), mean(SPREAD[1]), self.members)
         for side in self.pools:
             for threshold in self.thresholds:
                 counts = [int(columns[at(name, threshold, side)][rows, leads].sum()) for name in EVENTS]
@@ -233,8 +283,8 @@ class ScoreTable:
             if len(self.thresholds) > 1:
                 of_each = [cells[at("csi", threshold, side)] for threshold in self.thresholds]
                 known = [value for value in of_each if value is not None]
-                mean = math.fsum(known) / len(known) if len(known) == len(of_each) else None
-                cells["mean_csi" + (f"/{side}" if side > 1 else "")] = mean
+                average = math.fsum(known) / len(known) if len(known) == len(of_each) else None
+                cells["mean_csi" + (f"/{side}" if side > 1 else "")] = average
         for threshold in self.thresholds:
             for window in self.fss_windows:
                 error, reference = (
@@ -247,11 +297,12 @@ class ScoreTable:
     def save(self, path: Path) -> None:
         """Write an .npz without pickles, replacing the file whole."""
         schema = {
-            "schema": np.array([self.label, *self.plain], dtype=np.str_),
+            "schema": np.array([self.label, *self.given], dtype=np.str_),
             "thresholds": np.array(self.thresholds, dtype=np.float64),
             "pools": np.array(self.pools, dtype=np.int64),
             "fss_windows": np.array(self.fss_windows, dtype=np.int64),
             "horizon": np.array(self.horizon),
+            "members": np.array(self.members),
         }
         save_npz(path, {**schema, **self.arrays()})
 
@@ -267,12 +318,13 @@ class ScoreTable:
                 columns = {name: stored[name] for name in stored.files}
             label, *averaged = (str(word) for word in columns["schema"])
             sides = [columns[name].tolist() for name in ("thresholds", "pools", "fss_windows")]
-            table = ScoreTable(label, int(columns["horizon"]), averaged, *sides)
+            members = int(columns["members"]) if "members" in columns else 0
+            table = ScoreTable(label, int(columns["horizon"]), averaged, *sides, members)
             table.update(
                 columns["index"].tolist(),
                 columns["key"].tolist(),
                 [mode or None for mode in columns["mode"].tolist()],
-                {name: columns[name] for name in (*table.averaged, *table.counted)},
+                {name: columns[name] for name in table._kinds},
             )
         except (OSError, KeyError, ValueError) as error:
             raise ToolkitError(f"{path}: not a table of scores ({error}); run launch/evaluate.py --force") from None
@@ -303,6 +355,17 @@ def event_scores(hits: int, misses: int, false_alarms: int, correct_negatives: i
         "events": events,
         "forecasts": forecasts,
     }
+
+
+def spread_and_skill(variance: float | None, error: float | None, members: int) -> Cells:
+    """The scores of an ensemble's mean variance and the mean squared error of its mean, see probabilistic.py; the ratio
+    is None where the mean is exact.
+    """
+    if variance is None or error is None:
+        return dict.fromkeys(("spread", "rmse_of_mean", "spread_skill"))
+    spread, skill = math.sqrt(variance), math.sqrt(error)
+    ratio = math.sqrt((members + 1) / members) * spread / skill if skill else None
+    return {"spread": spread, "rmse_of_mean": skill, "spread_skill": ratio}
 
 
 def save_npz(path: Path, arrays: Mapping[str, Values]) -> None:

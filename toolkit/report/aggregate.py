@@ -118,6 +118,11 @@ def describe_metric(key: str, facts: Mapping[str, Any]) -> Metric | None:
         "bias": (f"Bias{event}", "one", False),
         "hss": (f"HSS{event}", "higher", False),
         "fss": (f"FSS{event}", "higher", False),
+        "crps": ("CRPS", "lower", True),
+        "crps_fair": ("fair CRPS", "lower", False),
+        "spread": ("spread", "none", False),
+        "rmse_of_mean": ("RMSE of the mean", "lower", False),
+        "spread_skill": ("spread / skill", "one", False),
     }
     if name in ("events", "forecasts"):
         return None
@@ -129,7 +134,8 @@ def describe_metric(key: str, facts: Mapping[str, Any]) -> Metric | None:
 
 def _board(sweep: Sweep, members: list[tuple[Run, Result]]) -> Board:
     facts = members[0][1].data
-    keys = [key for key in facts["overall"] if key in facts["leads"]]
+    # Ensembles have more scores than single forecasts.
+    keys = dict.fromkeys(key for _, result in members for key in result.data["overall"] if key in result.data["leads"])
     metrics = tuple(metric for key in keys if (metric := describe_metric(key, facts)) is not None)
     modes = tuple(sorted(facts["modes"]))
     rows = []
@@ -171,7 +177,7 @@ def _row(
         cells=cells,
         leads={
             metric.key: tuple(
-                _cell({seed: found["leads"][metric.key][lead] for seed, found in data.items()})
+                _cell({seed: _of_lead(found, metric.key, lead) for seed, found in data.items()})
                 for lead in range(horizon)
             )
             for metric in metrics
@@ -194,7 +200,12 @@ def _baseline(which: str, facts: Mapping[str, Any], metrics: tuple[Metric, ...],
             for metric in metrics
             for mode in (OVERALL, *modes)
         },
-        leads={metric.key: tuple(_cell({0: value}) for value in data[0]["leads"][metric.key]) for metric in metrics},
+        leads={
+            metric.key: tuple(
+                _cell({0: _of_lead(data[0], metric.key, lead)}) for lead in range(int(data[0]["horizon"]))
+            )
+            for metric in metrics
+        },
     )
 
 
@@ -202,7 +213,18 @@ def _values(data: Mapping[int, Mapping[str, Any]], key: str, mode: str) -> dict[
     def scores(found: Mapping[str, Any]) -> Mapping[str, float | None]:
         return found["overall"] if mode == OVERALL else found["modes"].get(mode, {})
 
-    return {seed: scores(found).get(key) for seed, found in data.items()}
+    known = {seed: (scores(found), _stored(found, key)) for seed, found in data.items()}
+    return {seed: found[name] for seed, (found, name) in known.items() if name in found}
+
+
+def _stored(found: Mapping[str, Any], key: str) -> str:
+    """The name under which a result has a score: the CRPS of a single forecast is its absolute error."""
+    return "mae" if key == "crps" and key not in found["overall"] else key
+
+
+def _of_lead(found: Mapping[str, Any], key: str, lead: int) -> float | None:
+    values = found["leads"].get(_stored(found, key))
+    return None if values is None else values[lead]
 
 
 def _cell(values: Mapping[int, float | None]) -> Cell:

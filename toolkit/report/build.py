@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 
 from toolkit.errors import ConfigError
-from toolkit.report import collapse_section, frames_section, paper_page
+from toolkit.report import collapse_section, ensemble_section, frames_section, paper_page
 from toolkit.report.aggregate import make_boards
 from toolkit.report.collect import Sweep, collect
 from toolkit.report.page import render
@@ -97,6 +97,8 @@ def _figures(sweep: Sweep) -> str:
     """The counterparts of the paper's Figures 3 and 5 (mode collapse) and 4, 6 and 7 (frames) as HTML."""
     parts = [collapse_section.render(sweep)]
     for board in make_boards(sweep):
+        if ensembles := ensemble_section.render(board, sweep.groups):
+            parts += [f"<h2>Ensembles: {escape(board.facts['store']['name'])}</h2>", ensembles]
         parts += [f"<h2>Frames: {escape(board.facts['store']['name'])}</h2>", frames_section.render(sweep, board)]
     return "\n".join(parts)
 

@@ -16,8 +16,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
 
-from toolkit.report.aggregate import Board, Metric, Row
+from toolkit.report.aggregate import Board, Cell, Metric, Row
 from toolkit.report.collect import Curve, Run, Sweep
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -114,7 +115,7 @@ def lead_figure(board: Board, groups: Sequence[str], which: str) -> str | None:
             for row in rows:
                 _draw_leads(axis, row, metric, board.facts, style)
             axis.set_title(metric.label)
-            axis.set_xlabel(_lead_label(board.facts))
+            axis.set_xlabel(lead_label(board.facts))
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if place == 0:
                 legend(figure, axis)
@@ -151,29 +152,47 @@ def _thinned(curve: Curve) -> Curve:
 
 
 def _draw_leads(axis: Axes, row: Row, metric: Metric, facts: Mapping[str, Any], style: Mapping[str, Look]) -> None:
-    cells = row.leads[metric.key]
-    leads = np.arange(1, len(cells) + 1) * _lead_unit(facts)
-    means = np.array([np.nan if cell.mean is None else cell.mean for cell in cells])
+    cells, leads = row.leads[metric.key], lead_times(facts)
     if row.baseline:
-        axis.plot(leads, means, color=BASELINE_COLOUR, linestyle=":", linewidth=1.7, label=row.group)
+        draw_band(axis, leads, cells, BASELINE_COLOUR, ":", "", row.group)
         return
     look = style[row.group]
-    axis.plot(
-        leads, means, color=look.colour, linestyle=look.dashes, linewidth=1.7, marker=look.marker, markersize=3.6,
-        label=row.group,
-    )  # fmt: skip
+    draw_band(axis, leads, cells, look.colour, look.dashes, look.marker, row.group)
+
+
+def draw_band(
+    axis: Axes,
+    leads: NDArray[np.float64],
+    cells: Sequence[Cell],
+    colour: str,
+    dashes: Any,
+    marker: str,
+    label: str | None,
+) -> None:
+    """A score over lead time: the mean over seeds, and a band of one standard deviation."""
+    means = np.array([np.nan if cell.mean is None else cell.mean for cell in cells])
+    axis.plot(leads, means, color=colour, linestyle=dashes, linewidth=1.7, marker=marker, markersize=3.6, label=label)
     spread = np.array([np.nan if cell.std is None else cell.std for cell in cells])
     if not np.isnan(spread).all():
-        axis.fill_between(leads, means - spread, means + spread, color=look.colour, alpha=0.18, linewidth=0)
+        axis.fill_between(leads, means - spread, means + spread, color=colour, alpha=0.18, linewidth=0)
 
 
-def _lead_unit(facts: Mapping[str, Any]) -> float:
-    seconds = facts.get("step_seconds")
-    return float(seconds) / 60 if seconds else 1.0
+def lead_times(facts: Mapping[str, Any]) -> NDArray[np.float64]:
+    """Lead times of a board as figures show them, in `time_unit`."""
+    return np.arange(1, int(facts["horizon"]) + 1) * time_unit(facts)[0]
 
 
-def _lead_label(facts: Mapping[str, Any]) -> str:
-    return "lead time (minutes)" if facts.get("step_seconds") else "lead time (frames)"
+def lead_label(facts: Mapping[str, Any]) -> str:
+    """The axis of `lead_times`."""
+    return f"lead time ({time_unit(facts)[1]})"
+
+
+def time_unit(facts: Mapping[str, Any]) -> tuple[float, str]:
+    """How long a frame is, and in what: minutes, or seconds, or frames where they are quicker or have no clock."""
+    seconds = float(facts.get("step_seconds") or 0.0)
+    if seconds >= 60:
+        return seconds / 60, "minutes"
+    return (seconds, "seconds") if seconds >= 1 else (1.0, "frames")
 
 
 def grid(count: int, row: int = 2, panel: tuple[float, float] = PANEL) -> tuple[Figure, list[Axes]]:

@@ -8,8 +8,10 @@ from typing import Any
 
 from toolkit.report.aggregate import Board
 from toolkit.report.collect import CHECKPOINTS, Sweep
+from toolkit.report.figures import time_unit
 from toolkit.report.pictures import Codes, Samples, chosen_leads, columns_for, legend_svg, load_samples, png_uri
 
+SHORT = {"minutes": " min", "seconds": " s", "frames": ""}
 Shown = tuple[str, int, str, Samples]  # group, seed, checkpoint and what of an ensemble, its frames
 
 
@@ -99,7 +101,7 @@ def _row(
 
 def _time(frames: int, facts: Mapping[str, Any]) -> str:
     """`+3`, `−2`, `0`; with a clock `+15 min`."""
-    seconds = facts.get("step_seconds")
-    value = frames * float(seconds) / 60 if seconds else frames
+    length, unit = time_unit(facts)
+    value = frames * length
     sign = "+" if value > 0 else "−" if value < 0 else ""
-    return f"{sign}{abs(value):g}" + (" min" if seconds else "")
+    return f"{sign}{abs(value):g}" + SHORT[unit]

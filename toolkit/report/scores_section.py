@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from toolkit.report import figures, frames_section
+from toolkit.report import ensemble_section, figures, frames_section
 from toolkit.report.aggregate import OVERALL, Board, Metric, Row
 from toolkit.report.collect import CHECKPOINTS, Sweep
 from toolkit.report.markup import chart, facts_list, score_table
@@ -14,6 +14,7 @@ STATUS_TEXT = {
     "exact_frames": "frames predicted exactly (PSNR capped)",
     "nonfinite_frames": "frames with a NaN or infinite prediction: the scores that they touch are n/a",
     "missing_pixels": "missing pixels left out",
+    "nonfinite_members": "frames of members with a NaN or infinite value: the scores of the ensemble are n/a",
 }
 
 
@@ -40,6 +41,9 @@ def render(sweep: Sweep, board: Board, number: int, several: bool) -> str:
         parts.append(f'<h2 id="modes{suffix}">Scores by mode</h2>')
         parts += [_mode_table(board, metric) for metric in board.metrics]
     parts.append(_leads(sweep, board, suffix))
+    ensembles = ensemble_section.render(board, sweep.groups)
+    if ensembles:
+        parts.append(f'<h2 id="ensembles{suffix}">Ensembles</h2>{ensembles}')
     parts.append(f'<h2 id="frames{suffix}">Frames</h2>{frames_section.render(sweep, board)}')
     return "\n".join(parts)
 

@@ -21,6 +21,7 @@ FIXED_DECIMALS = {
     "bias": 3,
     "hss": 3,
     "fss": 3,
+    "spread_skill": 2,
 }
 CSV_COLUMNS = (
     "protocol", "store", "split", "checkpoint", "group", "mode", "metric", "mean", "std", "n", "planned", "best",

@@ -1,0 +1,158 @@
+"""Ensembles: rank histograms by mode and lead time, spread beside error over lead time. Definitions:
+toolkit/evaluate/probabilistic.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from toolkit.report.aggregate import OVERALL, Board, Row
+from toolkit.report.collect import CHECKPOINTS
+from toolkit.report.figures import (
+    COLOURS,
+    DASHES,
+    STYLE,
+    draw_band,
+    grid,
+    lead_label,
+    lead_times,
+    legend,
+    looks,
+    svg,
+)
+from toolkit.report.markup import chart, score_table
+from toolkit.report.tables import CHECKPOINT_TITLES, heading, text_of
+
+SHOWN = ("crps", "crps_fair", "spread", "rmse_of_mean", "spread_skill")
+MOST_BARS = 21  # a histogram of more ranks is drawn in bars of several
+HOW = (
+    "CRPS: of the distribution that the members make, lower is better; a single forecast's is its MAE. Fair CRPS: as "
+    "of endlessly many members, so that ensembles of different sizes compare. Spread / skill: √((N + 1)/N) times the "
+    "members' standard deviation over the RMSE of their mean; 1 for a reliable ensemble, below it is too sure. Ranks: "
+    "how many members lie below the truth, in whole codes, ties at random; flat for a reliable ensemble, ∪ when it is "
+    "too sure, sloped when it is biased. All are of every member, whichever one the other scores are of."
+)
+
+
+def render(board: Board, groups: Sequence[str]) -> str:
+    """The section's HTML below its heading; empty without ensembles."""
+    rows = _rows(board)
+    if not rows:
+        return ""
+    which = rows[0].which
+    metrics = [metric for metric in board.metrics if metric.key in SHOWN]
+    head = "".join(f"<th>{escape(heading(metric))}</th>" for metric in metrics)
+    body = [
+        f"<tr><th>{escape(row.label)}</th>"
+        + "".join(f"<td>{text_of(row.cells[metric.key, OVERALL], 4)}</td>" for metric in metrics)
+        + "</tr>"
+        for row in rows
+    ]
+    parts = [
+        f"<p>{escape(HOW)} {CHECKPOINT_TITLES[which]}.</p>",
+        score_table(f"<tr><th>Model</th>{head}</tr>", body),
+        _spread(board, rows, groups),
+    ]
+    return "\n".join([*parts, *(_ranks(board, row) for row in rows)])
+
+
+def _rows(board: Board) -> list[Row]:
+    """Rows of ensembles, at the first checkpoint that has some."""
+    for which in CHECKPOINTS:
+        rows = [row for row in board.rows_at(which) if row.ensemble and row.seeds and _histograms(board, row)]
+        if rows:
+            return rows
+    return []
+
+
+def _histograms(board: Board, row: Row) -> list[Mapping[str, Any]]:
+    """`ranks` of each seed's result."""
+    found = (board.results[row.group, row.which, seed].data.get("ranks") for seed in row.seeds)
+    return [ranks for ranks in found if ranks]
+
+
+def _spread(board: Board, rows: Sequence[Row], groups: Sequence[str]) -> str:
+    style = looks(groups)
+    leads = lead_times(board.facts)
+    with matplotlib.rc_context(STYLE):
+        figure, (both, ratio) = grid(2)
+        for row in rows:
+            look = style[row.group]
+            for key, dashes, what in (("rmse_of_mean", "-", "RMSE of the mean"), ("spread", DASHES[1], "spread")):
+                draw_band(both, leads, row.leads[key], look.colour, dashes, look.marker, f"{row.group}: {what}")
+            draw_band(ratio, leads, row.leads["spread_skill"], look.colour, "-", look.marker, None)
+        both.set_title("Spread and RMSE of the mean")
+        both.set_ylim(bottom=0)
+        ratio.set_title("Spread / skill")
+        ratio.axhline(1, color="#555555", linewidth=0.9, linestyle=":")
+        low, high = ratio.get_ylim()
+        ratio.set_ylim(min(0, low), max(1.1, high))
+        for axis in (both, ratio):
+            axis.set_xlabel(lead_label(board.facts))
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend(figure, both)
+        drawn = svg(figure)
+    caption = "Means over seeds, band ± one sample standard deviation. Reliable: both lines as one, and the ratio 1."
+    return chart(drawn, "Spread and skill of ensembles over lead time", caption)
+
+
+def _ranks(board: Board, row: Row) -> str:
+    found = _histograms(board, row)
+    panels: list[tuple[str, list[Any], list[Any]]] = [
+        ("All modes" if board.modes else "All", [one["overall"] for one in found], [one["leads"] for one in found])
+    ]
+    panels += [
+        (mode, [one["modes"].get(mode) for one in found], [one["mode_leads"].get(mode) for one in found])
+        for mode in board.modes
+    ]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = grid(len(panels), row=4, panel=(2.9, 2.5))
+        for axis, (title, whole, leads) in zip(axes, panels, strict=True):
+            _histogram(axis, title, whole, leads)
+        legend(figure, axes[0])
+        drawn = svg(figure)
+    members = row.ensemble["samples"] if row.ensemble else 0
+    caption = (
+        f"{row.group}: rank of the truth among {members} members, sum over seeds; 1 is what a reliable ensemble gives "
+        "every rank."
+    )
+    return chart(drawn, f"Rank histograms of {row.group}", caption)
+
+
+def _histogram(axis: Axes, title: str, whole: Sequence[Any], leads: Sequence[Any]) -> None:
+    """Bars over all lead times, lines at the first and the last."""
+    axis.set_title(title)
+    axis.axhline(1, color="#333333", linewidth=0.9, linestyle=":")
+    bars = _frequencies(whole)
+    if bars is None:
+        axis.text(0.5, 0.5, "n/a", transform=axis.transAxes, ha="center")
+        return
+    edges = np.linspace(-0.5, len(whole[0]) - 0.5, len(bars) + 1)
+    axis.stairs(bars, edges, fill=True, color=COLOURS[5], alpha=0.55, label="all lead times")
+    for place, label, colour, dashes in ((0, "first", COLOURS[0], "-"), (-1, "last", COLOURS[1], DASHES[3])):
+        line = _frequencies([one[place] if one else None for one in leads])
+        if line is not None:
+            axis.stairs(line, edges, color=colour, linestyle=dashes, linewidth=1.5, label=label)
+    axis.set_xlabel("members below the truth")
+    axis.set_ylim(bottom=0)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _frequencies(counts: Sequence[list[int] | None]) -> NDArray[np.float64] | None:
+    """Relative to a flat histogram; None where there is none, or a seed has an undefined one."""
+    known = [found for found in counts if found is not None]
+    if not known or len(known) < len(counts) or not np.sum(known):
+        return None
+    total = np.sum(known, 0).astype(np.float64)
+    bars = min(MOST_BARS, len(total))
+    bounds = np.arange(bars) * len(total) // bars
+    size = np.diff(np.append(bounds, len(total)))
+    return np.asarray(np.add.reduceat(total, bounds) / size * len(total) / total.sum())
