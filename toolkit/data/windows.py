@@ -9,22 +9,26 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shards import Scale, Store
+from shards import Event, Scale, Store
 from toolkit.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Window:
-    """One sample: frames uint8 [T, C, H, W], a key unique in its store, the label of its mode."""
+    """One sample: frames uint8 [T, C, H, W], a key unique in its store, the label of its mode, and where the store has
+    a clock the first frame's time, ISO-8601 UTC.
+    """
 
     frames: NDArray[np.uint8]
     key: str
     mode: str | None
+    time: str | None = None
 
 
 class WindowSet:
@@ -108,7 +112,15 @@ class WindowSet:
             if missing:
                 at, start = self._after[at.run, at.run_offset + at.length], 0
         frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return Window(frames, f"{event.key}@{first:04d}", event.mode)
+        return Window(frames, f"{event.key}@{first:04d}", event.mode, self._time(event, first))
+
+    def _time(self, event: Event, frame: int) -> str | None:
+        """When a frame of an event was taken, by the event's beginning and the store's time step."""
+        step = self.store.manifest.step_seconds
+        if event.start_time is None or not step:
+            return None
+        begin = datetime.fromisoformat(event.start_time.removesuffix("Z"))
+        return (begin + timedelta(seconds=step * frame)).isoformat(timespec="seconds") + "Z"
 
 
 def observed(codes: torch.Tensor, scale: Scale) -> torch.Tensor | None:

@@ -227,7 +227,8 @@ def sample_frames(
 
     Returns:
         context [S, Tc, C, H, W], truth and prediction [S, horizon, C, H, W] as codes (uint8; predictions rounded to
-        0..max_code); index, key, mode [S]; mse [S], the sequence's mean over its frames; scale, a JSON text.
+        0..max_code); index, key, mode, time [S] (the first frame's, "" without a clock); mse [S], the sequence's mean
+        over its frames; scale, a JSON text.
     """
     indices = table.first_of_modes(show)
     batches = Batches(model, windows, len(table), context, horizon, protocol, batch, torch.device(device), ensemble)
@@ -258,6 +259,7 @@ def sample_frames(
         "index": np.array(indices, dtype=np.int64),
         "key": columns["key"][rows],
         "mode": columns["mode"][rows],
+        "time": np.array([cut[index].time or "" for index in indices], dtype=np.str_),
         "mse": columns["mse"][rows].mean(1),
         "scale": np.array(json.dumps(described)),
     }

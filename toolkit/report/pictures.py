@@ -1,4 +1,4 @@
-"""Frames as PNG: grey, RGB, or a dBZ scale with its legend."""
+"""Frames as PNG: grey, RGB, or a dBZ scale with its legend; differences of two frames in a scale of their own."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ DBZ_COLOURS = (
 )  # fmt: skip
 BELOW_COLOUR = "#ffffff"
 MISSING_COLOUR = "#c4c4c4"
+# Differences, forecast less truth: blue to white to orange (Crameri's and Brewer's advice for the colour-blind), each
+# end darker the further it is from 0. Values beyond the ends have the ends' colours.
+TOO_LOW, TOO_HIGH = ("#cfe3f3", "#8bbfe0", "#3f8fc5", "#15599a", "#08305f"), (
+    "#fde3c8", "#fbb877", "#ee8232", "#bb4d0d", "#6e2703",
+)  # fmt: skip
+EQUAL_COLOUR = "#ffffff"
+DBZ_DIFFERENCE = 25.0  # dBZ at the ends of the scale; other quantities: half their range
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Samples:
     prediction: Mapping[str, Codes]
     mse: Mapping[str, float]
     mode: Mapping[str, str]
+    time: Mapping[str, str]  # of the first context frame, ISO-8601 UTC; "" without a clock
     scale: Mapping[str, Any]
 
     @property
@@ -71,6 +79,7 @@ def load_samples(path: Path) -> Samples:
             prediction=by_key("prediction"),
             mse={key: float(value) for key, value in by_key("mse").items()},
             mode={key: str(mode) for key, mode in by_key("mode").items()},
+            time={key: str(time) for key, time in by_key("time").items()},
             scale=json.loads(str(found["scale"])),
         )
     except (OSError, KeyError, ValueError) as error:
@@ -91,13 +100,40 @@ def chosen_leads(count: int, columns: int) -> list[int]:
 
 def png_uri(codes: Codes, scale: Mapping[str, Any]) -> str:
     """One frame [C, H, W] of codes as the data URI of a PNG, enlarged without smoothing where it is small."""
-    image = coloured(_resized(codes), scale)
+    return _uri(coloured(resized(codes), scale))
+
+
+def difference_uri(prediction: Codes, truth: Codes, scale: Mapping[str, Any]) -> str:
+    """Prediction less truth, frames [C, H, W], the first channel; where the truth is missing, grey."""
+    difference = resized(prediction)[0].astype(np.int16) - resized(truth)[0]
+    step = _half_range(scale) / (len(TOO_HIGH) + 0.5) / abs(scale["gain"])  # codes of a colour's width
+    bins = np.clip(np.round(difference / step), -len(TOO_LOW), len(TOO_HIGH)).astype(np.int16) + len(TOO_LOW)
+    if scale["missing_code"] is not None:
+        bins[resized(truth)[0] == scale["missing_code"]] = len(_difference_colours())
+    image = Image.fromarray(bins.astype(np.uint8))
+    colours = [*_difference_colours(), MISSING_COLOUR]
+    image.putpalette(np.array([_rgb(colour) for colour in colours], dtype=np.uint8).tobytes())
+    return _uri(image)
+
+
+def _difference_colours() -> tuple[str, ...]:
+    """From far too low to far too high."""
+    return (*reversed(TOO_LOW), EQUAL_COLOUR, *TOO_HIGH)
+
+
+def _half_range(scale: Mapping[str, Any]) -> float:
+    """The difference at the ends of the colours, in the store's unit."""
+    return DBZ_DIFFERENCE if scale["unit"] == "dBZ" else abs(float(scale["gain"])) * int(scale["max_code"]) / 2
+
+
+def _uri(image: Image.Image) -> str:
     out = io.BytesIO()
     image.save(out, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _resized(codes: Codes) -> Codes:
+def resized(codes: Codes) -> Codes:
+    """A frame [C, H, W] as large as it is shown."""
     side = max(codes.shape[-2:])
     if side > LARGEST_SIDE:
         step = -(-side // LARGEST_SIDE)
@@ -159,4 +195,23 @@ def _steps_svg(scale: Mapping[str, Any]) -> str:
         boxes.append(f'<text x="{end + 80}" y="13">no data</text>')
     return (
         f'<svg class="legend" width="{end + 140}" height="34" role="img" aria-label="dBZ scale">{"".join(boxes)}</svg>'
+    )
+
+
+def difference_svg(scale: Mapping[str, Any]) -> str:
+    """The key to the colours of differences."""
+    colours, wide, end = _difference_colours(), 26, _half_range(scale)
+    unit = "" if scale["unit"] == "1" else " " + html.escape(str(scale["unit"]))
+    boxes = "".join(
+        f'<rect x="{12 + place * wide}" y="1" width="{wide}" height="13" fill="{colour}" stroke="#777"/>'
+        for place, colour in enumerate(colours)
+    )
+    ends = ((0, f"−{end:g}"), (len(colours) / 2, "0"), (len(colours), f"+{end:g}"))
+    texts = "".join(
+        f'<text x="{12 + place * wide:g}" y="29" text-anchor="middle">{text}</text>' for place, text in ends
+    )
+    right = 12 + len(colours) * wide + 18
+    return (
+        f'<svg class="legend" width="{right + 170}" height="34" role="img" aria-label="scale of differences">{boxes}'
+        f'{texts}<text x="{right}" y="13">forecast less truth{unit}</text></svg>'
     )

@@ -70,13 +70,16 @@ table.frames { border-collapse: collapse; table-layout: fixed; width: 100%; min-
 .frames td img { display: block; width: 100%; height: auto; image-rendering: pixelated;
                  outline: 1px solid var(--rule); }
 .frames tr.later th { padding-top: .7rem; }
+.moving { font-size: .82rem; margin: .5rem 0 0; }
+.moving summary { cursor: pointer; color: var(--mark); }
+.moving img { display: block; max-width: 100%; margin: .4rem 0 0; }
 .legend text { font-size: 11px; fill: var(--ink); }
 .legend { max-width: 100%; }
 footer { margin-top: 4rem; border-top: 1px solid var(--rule); padding-top: .8rem; }
 @media print {
   :root { color-scheme: light; --ink: #000; --soft: #444; --rule: #bbb; --paper: #fff; --panel: #fff; --mark: #000; }
   main { max-width: none; padding: 0; }
-  nav { display: none; }
+  nav, .moving { display: none; }
   body { font-size: 10.5pt; }
   h2, h3, p { break-after: avoid; }
   .wide, .chart { break-inside: avoid; }

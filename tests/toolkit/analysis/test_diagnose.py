@@ -7,11 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from shards.manifest import FrameSpec
+from tests.toolkit.evaluate.stand_ins import ListedWindows
 from tests.toolkit.report.synthetic import noise_scene, write_run, write_sweep
 from toolkit.analysis.diagnose import TooFewModesError, diagnose
+from toolkit.analysis.features import batch_features
+from toolkit.config import make_config
 from toolkit.errors import ToolkitError
 from toolkit.evaluate.table import save_npz
+from toolkit.models.base import Sampling, build_model
 from toolkit.report.collapse_section import read_diagnoses, render
 from toolkit.report.collect import collect
 
@@ -56,6 +62,42 @@ def test_a_collapsed_model_scores_above_a_healthy_one_for_every_seed(tmp_path: P
         assert scores[False]["score"] < 0.25 < 0.75 < scores[True]["score"]
         for mode in MODES:
             assert scores[False]["modes"][mode]["score"] < 0.3 < 0.7 < scores[True]["modes"][mode]["score"]
+
+
+def still_windows(seed: int) -> ListedWindows:
+    """24 sequences of each of three modes: a patch in a corner of the mode's own, and noise."""
+    random = np.random.default_rng(seed)
+    frames = random.integers(0, 60, (72, 8, 1, 8, 8)).astype(np.uint8)
+    for mode, (y, x) in enumerate(((0, 0), (0, 4), (4, 0))):
+        frames[mode::3, :, :, y : y + 4, x : x + 4] += 180
+    return ListedWindows(frames, modes=MODES)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_model_that_is_made_to_collapse_scores_above_the_healthy_one(seed: int, tmp_path: Path) -> None:
+    """A ConvLSTM that has learnt its three modes, and the same one with a read-out that says one frame to all."""
+    torch.manual_seed(seed)
+    windows, scores = still_windows(seed), {}
+    tree = {"model": {"name": "convlstm", "layers": 1, "hidden": 8, "kernel": 3}}
+    model = build_model(make_config(tree, "test"), FrameSpec(1, 8, 8))
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
+    frames = torch.from_numpy(windows.frames).float() / 255
+    for _ in range(80):
+        optimizer.zero_grad()
+        model(frames, 4, Sampling()).losses["mse"].backward()
+        optimizer.step()
+    for name in ("healthy", "collapsed"):
+        if name == "collapsed":
+            with torch.no_grad():
+                for parameter in model.cell.read_out.parameters():
+                    parameter.zero_()
+        arrays = batch_features(model, windows, range(72), 4, 4, torch.device("cpu"))
+        path = tmp_path / name / "features-test-best.npz"
+        save_npz(path, {**arrays, "weights_steps": np.array([3, 6]), "about": np.array("{}")})
+        scores[name] = json.loads(diagnose(path).read_text())
+    assert scores["healthy"]["score"] + 0.3 < scores["collapsed"]["score"]
+    for mode in MODES:
+        assert scores["healthy"]["modes"][mode]["score"] < scores["collapsed"]["modes"][mode]["score"]
 
 
 def test_points_of_the_figures(tmp_path: Path) -> None:

@@ -57,6 +57,12 @@ def test_values_are_the_packages(package) -> None:
             grey, theirs(first[:, :1].expand(-1, 3, -1, -1), second[:, :1].expand(-1, 3, -1, -1)).flatten(), rtol=1e-6
         )
     assert torch.equal(ours(first, first), torch.zeros(3))
+    black, dot = torch.full((1, 3, 64, 64), -1.0), torch.full((1, 3, 64, 64), -1.0)
+    dot[..., 20, 30] = 1.0
+    for pair in ((black, -black), (black, 0.3 * black), (black, dot), (dot, -black)):
+        assert torch.allclose(ours(*pair), theirs(*pair).flatten(), rtol=1e-5, atol=0)
+        assert ours(*pair).isfinite().all()
+    assert float(ours(black, black)) == float(theirs(black, black)) == 0.0
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the example pairs and trunk weights are not here")

@@ -143,10 +143,11 @@ distributed.destroy_process_group()
 """
 
 
-def test_two_real_ranks_and_an_odd_count_equal_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("world", [2, 3])
+def test_real_ranks_and_an_odd_count_equal_one_process(world: int, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": os.getcwd()}
     (tmp_path / "rank.py").write_text(RANK_PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
     finished = subprocess.run(
         [*command, str(tmp_path / "rank.py"), str(tmp_path)],
         env=environment,
@@ -157,7 +158,7 @@ def test_two_real_ranks_and_an_odd_count_equal_one_process(tmp_path: Path) -> No
     assert finished.returncode == 0, finished.stderr
     torch.set_num_threads(1)
     alone = evaluate(Blur(), noise_windows(7), batch=2, thresholds=(0.5,)).compute().as_dict()
-    for rank in (0, 1):
+    for rank in range(world):
         assert json.loads((tmp_path / f"rank{rank}.json").read_text()) == json.loads(json.dumps(alone))
         for select in ("mean", "best"):
             ensemble = evaluate(Dice(), noise_windows(7), batch=2, ensemble=Ensemble(3, select)).compute().as_dict()

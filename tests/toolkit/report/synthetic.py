@@ -120,6 +120,7 @@ def write_scores(
             "index": np.array(shown),
             "key": np.array([f"s{i:03d}" for i in shown]),
             "mode": np.array([scene.modes[i] for i in shown]),
+            "time": np.array(["2015-05-15T23:45:00Z" if scene.step_seconds else ""] * len(shown)),
             "mse": errors[shown].mean(1),
             "scale": np.array(json.dumps(dict(scene.scale))),
         },

@@ -13,14 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from launch.report import main
-from tests.toolkit.report.synthetic import DBZ, noise_scene, write_run, write_scores, write_sweep
+from shards.manifest import Scale
+from tests.toolkit.report.synthetic import DBZ, noise_scene, write_result, write_run, write_scores, write_sweep
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate.ensemble import Ensemble
+from toolkit.evaluate.probabilistic import Members
+from toolkit.evaluate.protocols import load_protocol
+from toolkit.evaluate.table import ScoreTable
 from toolkit.report.aggregate import make_boards, mean_and_std
 from toolkit.report.build import build_report
 from toolkit.report.collect import collect
+from toolkit.report.ensemble_section import _frequencies
+from toolkit.rundir import RunDir
 
 ROOT = Path(__file__).parents[3]
 FAILURE = "NonFiniteError: the loss is <NaN> & more"
@@ -184,7 +191,9 @@ def test_the_page_shows_protocol_frames_and_curves(sweep: Path) -> None:
     assert "CSI ≥ 30 ↑" in page
     assert page.count("data:image/svg+xml") == 2
     shown = len(re.findall(r"data:image/png", page))
-    assert shown == 2 * 2 * (3 + 3 * 3)  # 2 sequences of 2 modes: context, truth and two models, 3 frames each
+    # 2 sequences of 2 modes: context, truth and two models, 3 frames each; of one of each mode the differences
+    assert shown == 2 * 2 * (3 + 3 * 3) + 2 * 2 * 3
+    assert page.count("data:image/gif") == page.count("<summary>Animation</summary>") == 2
     assert "seed 1, best · MSE" in page
 
 
@@ -248,7 +257,9 @@ def test_radar_has_its_scale_and_its_clock(tmp_path: Path) -> None:
     page = build_report(tmp_path / "r", None, quiet).read_text()
     assert 'aria-label="dBZ scale"' in page
     assert "no data" in page
-    assert "+15 min" in page
+    assert "+15 min<br>00:10" in page  # the sixth frame of 5 minutes from 23:45
+    assert "begins 2015-05-15 23:45:00 UTC" in page
+    assert "forecast less truth dBZ" in page
     assert "CSI ≥ 30 dBZ" in page
 
 
@@ -313,3 +324,49 @@ def test_the_report_runs_without_torch(sweep: Path) -> None:
         "sys.exit(code or (f'imported {heavy}' if heavy else 0))\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=60)
+
+
+def write_ensemble(sweep: Path, group: str, seed: int, members: int) -> None:
+    """Scores of an ensemble over what `write_run` left: draws of the truth's own distribution, a little too sure."""
+    scene, run = noise_scene(thresholds=(30.0,)), RunDir(sweep / f"{group}-seed{seed}")
+    codes = torch.from_numpy(scene.frames[:, scene.context :])
+    protocol = load_protocol("paper")
+    ensemble = Members(members, codes, Scale("x", "1", 0.0, 1 / 255), protocol, seed)
+    for number in range(members):
+        generator = torch.Generator().manual_seed(100 * seed + number)
+        ensemble.add((torch.rand(codes.shape, generator=generator) - 0.5) * 0.7 + 0.5)
+    table = ScoreTable("paper", codes.shape[1], ("mse", "mae", "psnr", "ssim"), scene.thresholds, members=members)
+    old = ScoreTable.load(run.eval / "test-best.table.npz").arrays()
+    values = {name: old[name] for name in old if name not in ("index", "key", "mode")} | ensemble.scores()
+    table.update(range(len(codes)), old["key"].tolist(), old["mode"].tolist(), values)
+    write_result(run, "best", scene, table)
+    file = run.eval / "test-best.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "ensemble": Ensemble(members, "mean").described()}))
+
+
+def test_ensembles_have_their_scores_and_figures_and_single_forecasts_a_crps(sweep: Path) -> None:
+    for seed in (1, 2):
+        write_ensemble(sweep, "slots4", seed, 40)
+    page = build_report(sweep, None, quiet).read_text()
+    assert '<h2 id="ensembles">Ensembles</h2>' in page
+    assert "rank of the truth among 40 members, sum over seeds" in page
+    assert page.count("data:image/svg+xml") == 4  # losses, lead times, spread, ranks
+    rows = {
+        (row["group"], row["metric"]): row
+        for row in read_csv(sweep)
+        if (row["mode"], row["checkpoint"]) == ("all", "best")
+    }
+    assert float(rows["slots4", "spread_skill"]["mean"]) < 1
+    assert rows["slots1", "spread_skill"]["mean"] == rows["slots1", "crps_fair"]["mean"] == ""
+    assert rows["slots1", "crps"]["mean"] == rows["slots1", "mae"]["mean"] != ""
+    assert rows["repeat the last frame", "crps"]["mean"] == rows["repeat the last frame", "mae"]["mean"]
+    (board,) = make_boards(collect(sweep))
+    (shown,) = (row for row in board.rows_at("best") if row.group == "slots4")
+    assert [cell.mean is not None for cell in shown.leads["spread"]] == [True] * 3
+    counts = [result.data["ranks"]["overall"] for result in board.results.values() if result.data.get("ranks")]
+    bars = _frequencies(counts)
+    assert bars is not None and len(bars) == 21
+    assert bars[0] > 1.5 and bars[-1] > 1.5  # too sure: the truth lies outside
+    assert _frequencies([[3] * 41]) == pytest.approx(np.ones(21))
+    assert _frequencies([[3] * 41, None]) is None

@@ -1,0 +1,74 @@
+"""A sequence as an animated GIF: truth and every model side by side, context first. To keep, and for slides."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from toolkit.report.pictures import Codes, coloured, resized
+
+PANELS_IN_A_ROW = 4
+LARGEST_PANEL = 256  # pixels of a side
+MARGIN, CAPTION = 6, 18
+FRAME_MS, LAST_MS = 300, 1500
+PAPER, INK = "#ffffff", "#1c1e21"
+
+
+def gif_uri(context: Codes, panels: Mapping[str, Codes], labels: Sequence[str], scale: Mapping[str, Any]) -> str:
+    """The data URI of a GIF.
+
+    Args:
+        context: frames [Tc, C, H, W] that all panels begin with.
+        panels: by title the frames [T, C, H, W] that follow.
+        labels: Tc + T texts, one for each frame.
+    """
+    frames = []
+    for place, label in enumerate(labels):
+        shown = {
+            title: context[place] if place < len(context) else following[place - len(context)]
+            for title, following in panels.items()
+        }
+        frames.append(_page(shown, label + (", context" if place < len(context) else ""), scale))
+    out = io.BytesIO()
+    durations = [FRAME_MS] * (len(frames) - 1) + [LAST_MS]
+    frames[0].save(out, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return "data:image/gif;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _page(panels: Mapping[str, Codes], label: str, scale: Mapping[str, Any]) -> Image.Image:
+    """One frame: the label, and below it the panels in rows, each under its title."""
+    images = {title: coloured(_panel(codes), scale).convert("RGB") for title, codes in panels.items()}
+    width, height = next(iter(images.values())).size
+    columns = min(PANELS_IN_A_ROW, len(images))
+    rows = -(-len(images) // columns)
+    page = Image.new(
+        "RGB",
+        (MARGIN + columns * (width + MARGIN), CAPTION + MARGIN + rows * (height + CAPTION + MARGIN)),
+        PAPER,
+    )
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
+    draw.text((MARGIN, 3), label, INK, font)
+    for place, (title, image) in enumerate(images.items()):
+        x = MARGIN + place % columns * (width + MARGIN)
+        y = CAPTION + place // columns * (height + CAPTION + MARGIN)
+        draw.text((x, y + 3), _fitting(title, width, font), INK, font)
+        page.paste(image, (x, y + CAPTION))
+    return page
+
+
+def _panel(codes: Codes) -> Codes:
+    shown = resized(codes)
+    step = -(-max(shown.shape[-2:]) // LARGEST_PANEL)
+    return np.ascontiguousarray(shown[:, ::step, ::step])
+
+
+def _fitting(text: str, width: int, font: Any) -> str:
+    """As much of a title as is no wider than its panel."""
+    while len(text) > 1 and font.getlength(text) > width:
+        text = text.removesuffix("…")[:-1] + "…"
+    return text
