@@ -116,8 +116,7 @@ class WindowSet:
 
     def _time(self, event: Event, frame: int) -> str | None:
         """When a frame of an event was taken, by the event's beginning and the store's time step."""
-        step = self.store.manifest.step_seconds
-        if event.start_time is None or not step:
+        if event.start_time is None or not (step := self.store.manifest.step_seconds):
             return None
         begin = datetime.fromisoformat(event.start_time.removesuffix("Z"))
         return (begin + timedelta(seconds=step * frame)).isoformat(timespec="seconds") + "Z"

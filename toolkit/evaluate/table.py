@@ -170,7 +170,9 @@ class ScoreTable:
                 raise ToolkitError(
                     f"scores: sample {index} ({key}) is counted twice; give every rank its own samples and start again"
                 )
-            cells = {name: np.array(values[name][row], dtype=kind) for name, (kind, _) in kinds.items()}
+            cells: dict[str, Values] = {
+                name: np.array(values[name][row], dtype=kind) for name, (kind, _) in kinds.items()
+            }
             self._rows[int(index)] = (str(key), mode, cells)
 
     def merge(self, other: ScoreTable) -> None:
@@ -319,7 +321,7 @@ class ScoreTable:
             label, *averaged = (str(word) for word in columns["schema"])
             sides = [columns[name].tolist() for name in ("thresholds", "pools", "fss_windows")]
             members = int(columns["members"]) if "members" in columns else 0
-            table = ScoreTable(label, int(columns["horizon"]), averaged, *sides, members)
+            table = ScoreTable(label, int(columns["horizon"]), averaged, *sides, members=members)
             table.update(
                 columns["index"].tolist(),
                 columns["key"].tolist(),

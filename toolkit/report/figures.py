@@ -179,7 +179,7 @@ def draw_band(
 
 def lead_times(facts: Mapping[str, Any]) -> NDArray[np.float64]:
     """Lead times of a board as figures show them, in `time_unit`."""
-    return np.arange(1, int(facts["horizon"]) + 1) * time_unit(facts)[0]
+    return np.arange(1, int(facts["horizon"]) + 1, dtype=np.float64) * np.float64(time_unit(facts)[0])
 
 
 def lead_label(facts: Mapping[str, Any]) -> str:

@@ -62,7 +62,7 @@ def test_values_are_the_packages(package) -> None:
     for pair in ((black, -black), (black, 0.3 * black), (black, dot), (dot, -black)):
         assert torch.allclose(ours(*pair), theirs(*pair).flatten(), rtol=1e-5, atol=0)
         assert ours(*pair).isfinite().all()
-    assert float(ours(black, black)) == float(theirs(black, black)) == 0.0
+    assert ours(black, black).item() == theirs(black, black).item() == 0.0
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the example pairs and trunk weights are not here")

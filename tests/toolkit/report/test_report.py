@@ -339,8 +339,8 @@ def write_ensemble(sweep: Path, group: str, seed: int, members: int) -> None:
     old = ScoreTable.load(run.eval / "test-best.table.npz").arrays()
     values = {name: old[name] for name in old if name not in ("index", "key", "mode")} | ensemble.scores()
     table.update(range(len(codes)), old["key"].tolist(), old["mode"].tolist(), values)
-    write_result(run, "best", scene, table)
     file = run.eval / "test-best.json"
+    write_result(run, "best", scene, table, json.loads(file.read_text())["persistence"])
     record = json.loads(file.read_text())
     file.write_text(json.dumps({**record, "ensemble": Ensemble(members, "mean").described()}))
 
