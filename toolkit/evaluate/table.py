@@ -319,9 +319,9 @@ class ScoreTable:
             with np.load(path, allow_pickle=False) as stored:
                 columns = {name: stored[name] for name in stored.files}
             label, *averaged = (str(word) for word in columns["schema"])
-            sides = [columns[name].tolist() for name in ("thresholds", "pools", "fss_windows")]
+            thresholds, pools, windows = (columns[name].tolist() for name in ("thresholds", "pools", "fss_windows"))
             members = int(columns["members"]) if "members" in columns else 0
-            table = ScoreTable(label, int(columns["horizon"]), averaged, *sides, members=members)
+            table = ScoreTable(label, int(columns["horizon"]), averaged, thresholds, pools, windows, members)
             table.update(
                 columns["index"].tolist(),
                 columns["key"].tolist(),

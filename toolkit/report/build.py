@@ -84,8 +84,8 @@ def build_paper(folder: Path, out: Path | None, which: str, say: Callable[[str],
             "those of configs/sweeps/paper, for example mmnist-modernn-seed1"
         )
     for filled in tables:
-        values = filled.cells.values()
-        say(f"Table {filled.table.number}: {sum(cell.mean is not None for cell in values)} of {len(values)} numbers")
+        made = sum(cell.mean is not None for cell in filled.ours)
+        say(f"Table {filled.table.number}: {made} of {len(filled.ours)} numbers")
     write_atomic(target / "index.html", paper_page.to_html(sweep.name, tables, which, _figures(sweep)))
     write_atomic(target / "tables.md", paper_page.to_markdown(sweep.name, tables, which))
     write_atomic(target / "tables.csv", paper_page.to_csv(tables))

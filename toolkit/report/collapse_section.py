@@ -29,6 +29,7 @@ HOW = (
     "against prediction-fed states of the same sequences (less is better). Collapse score: (2 − between + drift) / 4; "
     "above ½ a mode is harder to tell from the others than its predictions are from the truth."
 )
+TSNE = "t-SNE: nearness means likeness, axes mean nothing."
 
 
 @dataclass(frozen=True)
@@ -89,20 +90,23 @@ def _one_store(sweep: Sweep, diagnoses: Sequence[Diagnosis]) -> list[str]:
     )
     parts = [f"<h3>{escape(where)}</h3><p>{escape(counts + left_out)}. Mean ± sample std over seeds.</p>"]
     parts += [_table(by_group), _bars(by_group)]
-    for group, found in by_group.items():
-        parts.append(_features(group, found[0]))
+    plain = {group: found[0] for group, found in by_group.items() if "slots" not in found[0].points}
+    if plain:
+        parts.append(_memories(plain))
+    parts += [_features(group, found[0]) for group, found in by_group.items() if group not in plain]
     return parts
 
 
 def _table(by_group: Mapping[str, Sequence[Diagnosis]]) -> str:
     modes = list(next(iter(by_group.values()))[0].facts["modes"])
-    head = "".join(f"<th>{escape(mode)}: {what}</th>" for mode in modes for what in ("between ↑", "drift ↓", "score ↓"))
+    columns = ("between ↑", "drift ↓", "score ↓")
+    head = "".join(f"<th>{escape(mode)}<br>{what}</th>" for mode in modes for what in columns)
     rows = []
     for group, found in by_group.items():
         cells = [_cell([one.facts["score"] for one in found])]
         cells += [_cell([_values(one, mode)[what] for one in found]) for mode in modes for what in range(3)]
         rows.append(f"<tr><th>{escape(group)}</th>{''.join(cells)}</tr>")
-    return score_table(f"<tr><th>Model</th><th>score, all ↓</th>{head}</tr>", rows)
+    return score_table(f"<tr><th>Model</th><th>all<br>score ↓</th>{head}</tr>", rows)
 
 
 def _values(found: Diagnosis, mode: str) -> tuple[float, float, float]:
@@ -114,7 +118,7 @@ def _values(found: Diagnosis, mode: str) -> tuple[float, float, float]:
 
 def _cell(values: list[float]) -> str:
     mean, std = mean_and_std(values)
-    return f"<td>{mean:.2f}{'' if std is None else f' ± {std:.2f}'}</td>"
+    return f"<td>{mean:.2f}{'' if std is None else f'<br><span class=soft>± {std:.2f}</span>'}</td>"
 
 
 def _bars(by_group: Mapping[str, Sequence[Diagnosis]]) -> str:
@@ -149,19 +153,30 @@ def _bars(by_group: Mapping[str, Sequence[Diagnosis]]) -> str:
     return chart(drawn, "A-distance of every model", "A-distances, means over modes and seeds; lines: ± sample std.")
 
 
+def _memories(found: Mapping[str, Diagnosis]) -> str:
+    """Figure 3(a): the memories of all models without slots."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = grid(len(found), row=4, panel=(2.6, 2.6))
+        for axis, (group, one) in zip(axes, found.items(), strict=True):
+            _scatter(axis, one.points["memory"], one.points["memory_mode"], group)
+        drawn = svg(figure)
+    about = "; ".join(f"{group}: seed {one.run.seed}, layer {one.facts['layer'] + 1}" for group, one in found.items())
+    text = f"Memories after the last step, prediction-fed. {about}. {TSNE}"
+    return chart(drawn, "Memories by mode", text)
+
+
 def _features(group: str, found: Diagnosis) -> str:
-    """Figures 3(a) and 5 of one model."""
+    """Figures 3(a) and 5 of one model with slots."""
     points = found.points
     with matplotlib.rc_context(STYLE):
-        figure, axes = grid(1 + ("slots" in points) + ("weights" in points), row=3, panel=(3.4, 3.4))
+        figure, axes = grid(2 + ("weights" in points), row=3, panel=(3.4, 3.4))
         _scatter(axes[0], points["memory"], points["memory_mode"], "Memory, by mode")
-        if "slots" in points:
-            _scatter(axes[1], points["slots"], np.array([f"slot {n + 1}" for n in points["slots_slot"]]), "Slots")
+        _scatter(axes[1], points["slots"], np.array([f"slot {n + 1}" for n in points["slots_slot"]]), "Slots")
         if "weights" in points:
             _weights(axes[-1], points["weights"], points["weights_mode"])
         drawn = svg(figure)
     text = f"{group}, seed {found.run.seed}, layer {found.facts['layer'] + 1}, after the last step, prediction-fed."
-    return chart(drawn, f"Features of {group}", f"{text} t-SNE: nearness means likeness, axes mean nothing.")
+    return chart(drawn, f"Features of {group}", f"{text} {TSNE} Weights: mean, lines ± std over sequences.")
 
 
 def _scatter(axis: Axes, places: NDArray[Any], labels: NDArray[Any], title: str) -> None:
@@ -180,11 +195,13 @@ def _scatter(axis: Axes, places: NDArray[Any], labels: NDArray[Any], title: str)
 def _weights(axis: Axes, weights: NDArray[Any], modes: NDArray[Any]) -> None:
     slots = np.arange(weights.shape[1])
     labels = [label for label in sorted(set(modes.tolist())) if label]
-    width = 0.8 / len(labels)
     for number, label in enumerate(labels):
         own = weights[modes == label]
-        place = slots + (number - (len(labels) - 1) / 2) * width
-        axis.bar(place, own.mean(0), width * 0.92, yerr=own.std(0), color=COLOURS[number % len(COLOURS)], label=label)
+        place = slots + (number - (len(labels) - 1) / 2) * 0.6 / len(labels)
+        axis.errorbar(
+            place, own.mean(0), own.std(0), fmt=MARKERS[number % len(MARKERS)], color=COLOURS[number % len(COLOURS)],
+            markersize=5, elinewidth=1.2, label=label,
+        )  # fmt: skip
     axis.set_title("Importance weights")
     axis.set_xticks(slots, [f"slot {n + 1}" for n in slots])
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.08), ncols=3)

@@ -40,8 +40,8 @@ def render(sweep: Sweep, board: Board) -> str:
     some = "" if horizon <= columns else f" {columns} of {horizon} lead times are shown."
     parts = [
         "<p>The first sequences of each mode, the same for all models; of each model its first seed, best-validation "
-        "checkpoint where there is one. MSE is the sequence's mean over lead times. Of each mode's first sequence there "
-        f"are the differences too, and an animation.{some}</p>",
+        "checkpoint where there is one. MSE is the sequence's mean over lead times. Of each mode's first sequence "
+        f"there are the differences too, and an animation.{some}</p>",
         legend_svg(first.scale),
         difference_svg(first.scale),
     ]

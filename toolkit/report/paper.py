@@ -22,7 +22,7 @@ from scipy import stats
 
 from toolkit.errors import ToolkitError
 from toolkit.evaluate.table import ScoreTable
-from toolkit.report.aggregate import describe_metric, mean_and_std
+from toolkit.report.aggregate import PERSISTENCE, describe_metric, mean_and_std
 from toolkit.report.collect import Result, Run, Sweep
 from toolkit.report.paper_numbers import COSTS, MODES, OURS, OVERALL, TABLES, Column, PaperRow, PaperTable, Variant
 
@@ -51,15 +51,26 @@ class PaperCell:
 
 @dataclass(frozen=True)
 class FilledTable:
-    """A table of the paper with our numbers; `protocols` says by whose rules the scores were made."""
+    """A table of the paper with our numbers, and as the last row the baseline's.
+
+    Attributes:
+        protocols: by whose rules the scores were made.
+        ensembles: of rows of several forecasts, what of them was scored.
+    """
 
     table: PaperTable
     cells: Mapping[tuple[PaperRow, Column, Variant], PaperCell]
     protocols: tuple[str, ...]
+    ensembles: Mapping[str, str]
+
+    @property
+    def ours(self) -> list[PaperCell]:
+        """The numbers of models; the baseline's aren't among them."""
+        return [cell for (row, _, _), cell in self.cells.items() if row.model]
 
     @property
     def empty(self) -> bool:
-        return all(cell.mean is None for cell in self.cells.values())
+        return all(cell.mean is None for cell in self.ours)
 
     def change(self, row: PaperRow, column: Column) -> str | None:
         """Does training on all modes help? `better` or `worse` than on the one alone, None where it can't be told."""
@@ -104,8 +115,19 @@ def _fill(table: PaperTable, runs: _Runs) -> FilledTable:
         if ours is not None and row is not ours and column.metric not in COSTS:
             p = paired_p(cell.values, cells[ours, column, variant].values)
             cells[row, column, variant] = replace(cell, p=p)
-    data = {column.data for column in table.columns}
-    return FilledTable(table, cells, tuple(sorted(name for d in data for name in runs.protocols.get(d, ()))))
+    baseline = PaperRow(PERSISTENCE, "", (None,) * len(table.paper(table.rows[0])))
+    for column in table.columns:
+        for variant in column.variants:
+            cells[baseline, column, variant] = PaperCell(runs.baseline(column), None, {}, None, {})
+    data = sorted({column.data for column in table.columns})
+    protocols = tuple(sorted({name for each in data for name in runs.protocols.get(each, ())}))
+    labels = {
+        row.label: runs.ensembles[name]
+        for row in table.rows
+        for each in data
+        if (name := f"{each}-{row.model}") in runs.ensembles
+    }
+    return FilledTable(replace(table, rows=(*table.rows, baseline)), cells, protocols, labels)
 
 
 def paired_p(first: Mapping[int, float], second: Mapping[int, float]) -> float | None:
@@ -130,7 +152,9 @@ class _Runs:
         self.protocols: dict[str, set[str]] = {}
         for run in sweep.runs:
             self.groups.setdefault(run.group, {})[run.seed] = run
+        self.ensembles: dict[str, str] = {}  # group -> what of its forecasts is scored
         self._comparable: dict[str, tuple[str, str]] = {}  # data -> what its results share, and who said so
+        self._baseline: dict[str, Mapping[str, Any]] = {}
 
     def values(self, model: str, column: Column, variant: Variant) -> tuple[dict[int, float], dict[int, str]]:
         """By seed: the value, or why there is none."""
@@ -172,7 +196,18 @@ class _Runs:
                 f"{run.folder} --force"
             )
         self.protocols.setdefault(data, set()).add(str(result.data["protocol"]["name"]))
+        self._baseline.setdefault(data, result.data["persistence"])
+        if ensemble := result.data.get("ensemble"):
+            self.ensembles[group] = str(ensemble["label"])
         return result
+
+    def baseline(self, column: Column) -> float | None:
+        """What repeating the last frame scores; its results come with every other's."""
+        found = self._baseline.get(column.data)
+        if found is None:
+            return None
+        value = (found["overall"] if column.mode == OVERALL else found["modes"].get(column.mode, {})).get(column.metric)
+        return None if value is None else float(value)
 
     def _value(self, groups: list[str], seed: int, results: list[Result], column: Column) -> float | None:
         if column.metric in COSTS:

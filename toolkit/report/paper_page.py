@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 
@@ -23,15 +24,18 @@ HOW = (
     "Ours: mean ± sample standard deviation over seeds (number of seeds); in brackets the paper's number. The two are "
     "of one kind only where data, model size and number of steps are the paper's. `alone`: trained on that mode only, "
     "`all`: on all modes; ▲ and ▼: the latter is better or worse. *: differs from ModeRNN's number in this column, "
-    f"paired t-test over seeds, p < {SIGNIFICANT:g} (from three seeds on, not corrected for many comparisons)."
+    f"paired t-test over seeds, p < {SIGNIFICANT:g} (from three seeds on, not corrected for many comparisons). "
+    "Last row: what repeating the last frame of the context scores."
 )
 
 
 def number(cell: PaperCell, column: Column) -> str:
-    """`44.7 ± 0.3 (3)`, or a dash."""
+    """`44.7 ± 0.3 (3)`, or a dash; the baseline has no seeds and so one number."""
     digits = DECIMALS[column.metric]
     if cell.mean is None:
         return "–"
+    if not cell.values:
+        return f"{cell.mean:.{digits}f}"
     if len(cell.values) == 1:
         return f"{cell.mean:.{digits}f} (1)"
     return f"{cell.mean:.{digits}f} ± {cell.std:.{digits}f} ({len(cell.values)})"
@@ -72,17 +76,27 @@ def missing(filled: FilledTable) -> list[str]:
     return list(texts)
 
 
+def ensembles(filled: FilledTable) -> str:
+    """What our numbers of several forecasts are, which may differ from what the row's name says of the paper's."""
+    return "Several forecasts of a sequence, ours: " + "; ".join(
+        f"{name}: {label}" for name, label in filled.ensembles.items()
+    )
+
+
 def to_html(name: str, tables: Sequence[FilledTable], which: str, figures: str) -> str:
     """A page that needs nothing else; `figures` is HTML to stand after the tables."""
-    parts = [f"<h1>{escape(name)}: the paper's tables</h1>", f"<p>{escape(HOW)} Checkpoint: {which}.</p>"]
+    how = re.sub("`(.*?)`", r"<code>\1</code>", escape(HOW))
+    parts = [f"<h1>{escape(name)}: the paper's tables</h1>", f"<p>{how} Checkpoint: {which}.</p>"]
     for filled in tables:
         parts.append(f'<h2 id="table{filled.table.number}">{escape(_title(filled))}</h2>')
-        head = "".join(f"<th>{escape(heading(*place))}</th>" for place in _places(filled))
+        head = "".join(f"<th>{escape(heading(*place)).replace(', ', '<br>')}</th>" for place in _places(filled))
         rows = []
         for row in filled.table.rows:
             cells = "".join(f"<td>{_html_cell(filled, row, *place)}</td>" for place in _places(filled))
             rows.append(f"<tr><th>{escape(row.label)}</th>{cells}</tr>")
         parts.append(score_table(f"<tr><th>Model</th>{head}</tr>", rows))
+        if filled.ensembles:
+            parts.append(f"<p class='small'>{escape(ensembles(filled))}</p>")
         faults = missing(filled)
         if faults:
             parts.append(notice("Not in these means", [escape(text) for text in faults]))
@@ -96,8 +110,9 @@ def to_html(name: str, tables: Sequence[FilledTable], which: str, figures: str) 
 
 def _html_cell(filled: FilledTable, row: PaperRow, column: Column, variant: Variant) -> str:
     cell = filled.cells[row, column, variant]
-    mark = marks(filled, row, column, variant)
-    return f'{number(cell, column)}{mark}<br><span class="soft">({published(cell, column)})</span>'
+    mean, _, rest = number(cell, column).partition(" ")
+    ours = mean + marks(filled, row, column, variant) + (f'<br><span class="soft">{rest}</span>' if rest else "")
+    return f'{ours}<br><span class="soft">[{published(cell, column)}]</span>'
 
 
 def to_markdown(name: str, tables: Sequence[FilledTable], which: str) -> str:
@@ -110,6 +125,7 @@ def to_markdown(name: str, tables: Sequence[FilledTable], which: str) -> str:
             texts = [_text(filled, row, *place) for place in places]
             lines.append(f"| {row.label} | " + " | ".join(texts) + " |")
         parts.append("\n".join(lines) + "\n")
+        parts += [f"- {ensembles(filled)}\n"] if filled.ensembles else []
         parts += [f"- not in these means: {text}\n" for text in missing(filled)]
     return "\n".join(parts)
 

@@ -69,6 +69,7 @@ def load_samples(path: Path) -> Samples:
         with np.load(path, allow_pickle=False) as stored:
             found = {name: stored[name] for name in stored.files}
         keys = [str(key) for key in found["key"]]
+        found.setdefault("time", np.full(len(keys), ""))  # evaluations of before 2026-11-23 kept none
 
         def by_key(name: str) -> dict[str, Any]:
             return dict(zip(keys, found[name], strict=True))

@@ -57,7 +57,7 @@ table.scores { border-collapse: collapse; font-size: .86rem; font-variant-numeri
 .scores thead th[colspan] { text-align: center; }
 figure { margin: 1rem 0 2.2rem; }
 .chart { background: #fff; border: 1px solid var(--rule); border-radius: 3px; padding: .8rem; }
-.chart img { display: block; width: 100%; max-width: 60rem; height: auto; margin: 0 auto; }
+.chart img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 figcaption { font-size: .82rem; color: var(--soft); margin: .5rem 0 0; max-width: 56rem; }
 .sequence { break-inside: avoid; }
 .sequence figcaption { color: var(--ink); margin: 0 0 .3rem; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from launch.report import main
 from launch.spec import plan_sweep
 from tests.toolkit.report.synthetic import GREY, Scene, write_result, write_run, write_sweep
 from toolkit.errors import ConfigError, ToolkitError
+from toolkit.evaluate.ensemble import Ensemble
 from toolkit.evaluate.table import STATUS, ScoreTable
 from toolkit.report.collect import collect
 from toolkit.report.paper import FilledTable, fill_tables, paired_p
@@ -88,6 +90,7 @@ def cells(table: FilledTable) -> list[tuple[str, str, float | None, float | None
     return [
         (f"{row.label}, {column.title}, {variant}", column.metric, cell.mean, cell.paper)
         for (row, column, variant), cell in table.cells.items()
+        if row.model  # the baseline has no number in the paper
     ]
 
 
@@ -122,7 +125,7 @@ def test_seeds_are_aggregated_missing_ones_named_and_differences_tested(tmp_path
     (failed / "FAILED").write_text("killed by SIGKILL\n")
     table = filled(tmp_path)["1"]
     mse = next(column for column in table.table.columns if column.metric == "mse" and column.mode == "1-digit")
-    convlstm, rim, _ = table.table.rows
+    convlstm, rim, *_ = table.table.rows
     cell = table.cells[convlstm, mse, "entire"]
     assert (cell.mean, cell.std) == (pytest.approx(33.4 + 1.0), pytest.approx(0.5))
     half = table.cells[rim, mse, "entire"]
@@ -153,17 +156,28 @@ def test_results_of_two_protocols_never_share_a_column(tmp_path: Path) -> None:
 
 def test_the_command_writes_all_four_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_paper_runs(tmp_path, seeds=(1, 2))
+    for file in tmp_path.glob("*/eval/*.json"):
+        record = json.loads(file.read_text())
+        record["persistence"]["overall"]["mse"] = 99.5
+        if "mmnist-rim-seed" in str(file):
+            record["ensemble"] = Ensemble(10, "best").described()
+        file.write_text(json.dumps(record))
     assert main(["--paper", str(tmp_path)]) == 0
     out = tmp_path / "report" / "paper"
     assert capsys.readouterr().out.strip() == str(out / "index.html")
     page = (out / "index.html").read_text()
-    assert "44.7 ± 0.0 (2)" in page and "mmnist-predrnn" not in page
+    assert '44.7<br><span class="soft">± 0.0 (2)</span><br><span class="soft">[44.7]</span>' in page
+    assert "mmnist-predrnn" not in page
     markdown = (out / "tables.md").read_text()
     assert "| ModeRNN | 0.946 ± 0.000 (2) [0.946] | 0.951 ± 0.000 (2)▲ [0.951] |" in markdown
+    assert markdown.count("- Several forecasts of a sequence, ours: RIM: best of 10 by PSNR") == 2  # Tables 1 and 2
+    assert markdown.count("| repeat the last frame |") == 7
+    assert "| repeat the last frame | 99.5 [–] |" in markdown
     assert "| SVG (best of 100) | – [27.73] | – [0.196] | – [–] | – [–] |" in markdown
     assert r"44.7 $\pm$ 0.0 (2) [44.7]" in (out / "tables.tex").read_text()
     lines = list(csv.DictReader(io.StringIO((out / "tables.csv").read_text())))
-    assert len(lines) == sum(len(row.numbers) for table in TABLES for row in table.rows)
+    expected = sum(len(row.numbers) for table in TABLES for row in (*table.rows, table.rows[0]))  # and the baseline
+    assert len(lines) == expected
     found = next(line for line in lines if (line["table"], line["row"], line["metric"]) == ("2", "ModeRNN", "mse"))
     assert (float(found["mean"]), found["n"], found["paper"]) == (pytest.approx(44.667, abs=1e-3), "2", "44.7")
 
