@@ -156,9 +156,11 @@ def _bars(by_group: Mapping[str, Sequence[Diagnosis]]) -> str:
 def _memories(found: Mapping[str, Diagnosis]) -> str:
     """Figure 3(a): the memories of all models without slots."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = grid(len(found), row=4, panel=(2.6, 2.6))
+        figure, axes = grid(len(found), row=4, panel=(2.5, 2.4))
         for axis, (group, one) in zip(axes, found.items(), strict=True):
-            _scatter(axis, one.points["memory"], one.points["memory_mode"], group)
+            _scatter(axis, one.points["memory"], one.points["memory_mode"], group, legend_below=False)
+            axis.title.set_fontsize(8)
+        legend(figure, axes[0])
         drawn = svg(figure)
     about = "; ".join(f"{group}: seed {one.run.seed}, layer {one.facts['layer'] + 1}" for group, one in found.items())
     text = f"Memories after the last step, prediction-fed. {about}. {TSNE}"
@@ -179,7 +181,7 @@ def _features(group: str, found: Diagnosis) -> str:
     return chart(drawn, f"Features of {group}", f"{text} {TSNE} Weights: mean, lines ± std over sequences.")
 
 
-def _scatter(axis: Axes, places: NDArray[Any], labels: NDArray[Any], title: str) -> None:
+def _scatter(axis: Axes, places: NDArray[Any], labels: NDArray[Any], title: str, legend_below: bool = True) -> None:
     for number, label in enumerate(sorted(set(labels.tolist()))):
         chosen = labels == label
         axis.scatter(
@@ -189,7 +191,8 @@ def _scatter(axis: Axes, places: NDArray[Any], labels: NDArray[Any], title: str)
     axis.set_title(title)
     axis.set_xticks([])
     axis.set_yticks([])
-    axis.legend(markerscale=1.6, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.02), ncols=3)
+    if legend_below:
+        axis.legend(markerscale=1.6, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.02), ncols=3)
 
 
 def _weights(axis: Axes, weights: NDArray[Any], modes: NDArray[Any]) -> None:

@@ -112,6 +112,8 @@ def _html_cell(filled: FilledTable, row: PaperRow, column: Column, variant: Vari
     cell = filled.cells[row, column, variant]
     mean, _, rest = number(cell, column).partition(" ")
     ours = mean + marks(filled, row, column, variant) + (f'<br><span class="soft">{rest}</span>' if rest else "")
+    if cell.paper is None:
+        return ours
     return f'{ours}<br><span class="soft">[{published(cell, column)}]</span>'
 
 
