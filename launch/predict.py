@@ -64,8 +64,6 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     )
     parser.add_argument(
         "--which",
-        "--step",
-        dest="step",
         type=checkpoint_name,
         default="best",
         metavar="best|last|STEP",
@@ -102,17 +100,21 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         help="score it against the frames that came after --at, and show them in pictures",
     )
     parser.add_argument("--samples", type=positive, default=1, metavar="N", help="members, of a model with chance")
-    parser.add_argument("--seed", type=int, default=0, help="of the members (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the members (default: 0)")
     parser.add_argument("--tile", type=positive, metavar="SIDE", help="forecast in pieces of SIDE pixels, blended")
     parser.add_argument(
-        "--overlap", type=int, default=32, metavar="PIXELS", help="that neighbouring tiles share (default 32)"
+        "--overlap", type=int, default=32, metavar="PIXELS", help="that neighbouring tiles share (default: 32)"
     )
     parser.add_argument("--watch", action="store_true", help="stay, and forecast each new frame once; ends on SIGTERM")
     parser.add_argument(
-        "--every", type=float, default=5.0, metavar="S", help="--watch: seconds between looks (default 5)"
+        "--every", type=float, default=5.0, metavar="S", help="--watch: seconds between looks (default: 5)"
     )
     parser.add_argument(
-        "--patience", type=float, default=60.0, metavar="S", help="--watch: wait for a file to be readable (default 60)"
+        "--patience",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="--watch: wait for a file to be readable (default: 60)",
     )
     return parser.parse_args(words[:cut]), words[cut + 1 :]
 
@@ -167,7 +169,7 @@ def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: boo
     from toolkit.forecast.trained import load_trained
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = load_trained(arguments.checkpoint, arguments.step, device)
+    trained = load_trained(arguments.checkpoint, arguments.which, device)
     lead = arguments.lead or trained.config.data.horizon
     request = Request(lead, arguments.samples, arguments.seed, arguments.tile, arguments.overlap)
     return Task(trained, request, outputs, stamped, arguments.overwrite, arguments.verify)

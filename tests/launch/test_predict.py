@@ -67,7 +67,7 @@ def test_without_an_output_the_name_tells_the_time(
         (["--checkpoint", "nowhere"], "neither a run directory"),
         (["--watch", "--at", "2016-07-11"], "leave --at and --verify out"),
         (["--watch", "--every", "0"], "--every 0"),
-        (["--step", "7"], "step-00000007|not trained"),
+        (["--which", "7"], "step-00000007|not trained"),
     ],
 )
 def test_mistakes_are_named(make_run: MakeRun, radar: Path, words: list[str], message: str) -> None:  # noqa: F811
