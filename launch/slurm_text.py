@@ -17,74 +17,29 @@ import submitit
 from launch.ranks import RANK_VARIABLES
 from launch.slurm_profile import Profile
 from launch.snapshot import MARK
-from toolkit.errors import EXIT_BUSY, EXIT_REQUEUE, ConfigError
-
-# 3 is what launch/job.py returns after a checkpoint. 138, 140 and 143 are tasks that a signal to stop (USR1, USR2,
-# TERM) ended before they could listen to it: Python was still starting, and there was nothing to save.
-STOPPED_CODES = (EXIT_REQUEUE, 138, 140, 143)
+from toolkit.errors import ConfigError
 
 RUN = """\
 run={run}
 code={code}
 home={cwd}
-job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_}}${{SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}}
-restart=${{SLURM_RESTART_COUNT:-0}}
-log=$run/logs/${{job}}_${{restart}}_batch.log
+max_restarts={max_restarts} signal_s={signal_s} exclude={exclude}
 
-fail() {{
-  echo "error: $*" >&2
-  [ ! -w "$run" ] || echo "job $job: $*" >"$run/FAILED"
-  exit 2
-}}
-[ -r "$run/config.yaml" ] || fail "node $(hostname) can't see $run: put runs where all nodes can (--runs DIR)"
-mkdir -p "$run/logs"
-exec >>"$log" 2>&1
-echo "$(date '+%F %T') job $job, start $((restart + 1)), on $SLURM_JOB_NODELIST"
-[ -r "$code/{mark}" ] || fail "node $(hostname) can't see the code in $code; submit the run again"
-cd "$home" || fail "node $(hostname) can't see $home, where the run was submitted"
-rm -f "$run/FAILED"
-
+prepare() {{
 unset {rank_variables}
 export PYTHONPATH="$code${{PYTHONPATH:+:$PYTHONPATH}}"
 {setup}
+}}
+run_step() {{
+exec {srun} \\
+  {command}
+}}
 
-step=
-asked=
-# Before the time limit Slurm sends USR2 to this shell alone. srun hands USR2 on to all tasks, but ends them on a TERM.
-trap 'asked=1; [ -z "$step" ] || kill -USR2 "$step" 2>/dev/null' USR2 TERM
-{srun} \\
-  {command} &
-step=$!
-[ -z "$asked" ] || kill -USR2 "$step"
-while kill -0 "$step" 2>/dev/null; do wait "$step"; done # a signal ends a wait
-wait "$step"
-result=$?
-echo "$(date '+%F %T') srun returned $result"
-
-case $result in
-  0 | {busy}) exit "$result" ;; # done; or another job has the run
-  {stopped}) [ -e "$run/FAILED" ] || stopped=1 ;;
-esac
-if [ -z "${{stopped:-}}" ]; then
-  [ -e "$run/FAILED" ] || echo "job $job: srun returned $result; see $log" >"$run/FAILED"
-  exit "$result"
+if [ ! -r "$code/{mark}" ]; then
+  echo "error: node $(hostname) can't see the code in $code; submit the run again" | tee "$run/FAILED" >&2
+  exit 2
 fi
-if [ "$restart" -ge {max_restarts} ]; then
-  echo "stopped with a checkpoint; not requeued after start $((restart + 1)): max_restarts is {max_restarts}"
-  exit {requeue}
-fi
-for attempt in 1 2 3 4 5 6 7 8 9 10; do
-  # Only a job that Slurm still calls running: one that was cancelled must not come back, and one that was preempted is
-  # in the queue already. By its number in the array: the plain id may be that of the whole array.
-  state=$(squeue --noheader --jobs="$job" --format=%T)
-  case $state in
-    RUNNING) scontrol requeue "$job" && echo "requeued" && exit {requeue} ;;
-    ?*) echo "not requeued: Slurm has the job as $state" && exit {requeue} ;;
-  esac
-  sleep 3
-done
-echo "not requeued: Slurm doesn't answer; submit the run again"
-exit {requeue}"""
+source "$code/launch/job.sh" """
 
 ARRAY = """\
 run=$(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {runs})
@@ -148,10 +103,6 @@ class Executor(submitit.SlurmExecutor):
     def text(self, command: str) -> str:
         return self._make_submission_file_text(command, uid="") + "\n"
 
-    def job_id(self, answer: str) -> str:
-        """The number in what sbatch printed."""
-        return self._get_job_id_from_submission_command(answer)
-
 
 def run_text(
     profile: Profile, shape: Shape, sweep: Path, run: Path, code: Path, command: Sequence[str], cwd: Path
@@ -168,13 +119,12 @@ def run_text(
         setup="\n".join(_setup(profile)),
         srun=shlex.join(srun),
         command=shlex.join(inner),
-        busy=EXIT_BUSY,
-        requeue=EXIT_REQUEUE,
-        stopped=" | ".join(map(str, STOPPED_CODES)),
         max_restarts=profile.max_restarts,
+        signal_s=profile.signal_s,
+        exclude=shlex.quote(profile.exclude or ""),
     )
     executor = _executor(profile, shape, sweep, run.name, cwd, run / "logs" / "sbatch-%j.log")
-    return executor.text(body)
+    return executor.text(body.rstrip())
 
 
 def array_text(

@@ -14,12 +14,13 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from launch import lock
+from launch.restarts import Restart, restarts_of
 from toolkit.errors import EXIT_DATA, EXIT_HANG, EXIT_NONFINITE
 from toolkit.rundir import RunDir
 from toolkit.train.heartbeat import alive
@@ -91,6 +92,7 @@ def look(run: RunDir, name: str | None = None, split: str | None = None, now: fl
     word = _word(run, standing, state, job is not None, split)
     training = word in ("running", "validating") and bool(state.get("seq_per_s"))  # 0 before the first step
     failure = run.failure() if word == "failed" else None
+    restarts = restarts_of(run.path)
     return RunView(
         name=name or run.path.name,
         path=str(run.path),
@@ -103,8 +105,8 @@ def look(run: RunDir, name: str | None = None, split: str | None = None, now: fl
         loss=state.get("loss"),
         val=dict(state.get("val") or {}),
         host=(job or {}).get("host") or state.get("host"),
-        restarts=state.get("restarts"),
-        reason=failure or _slow(state, training) or _why(word, state),
+        restarts=max(state.get("restarts", 0), len(restarts)) if "restarts" in state or restarts else None,
+        reason=failure or _slow(state, training) or _why(word, state, restarts),
         log=record.get("log"),
         kind=_kind(word, state, failure),
         job=record.get("job"),
@@ -154,7 +156,15 @@ def _alive(state: Mapping[str, Any]) -> bool:
         return True
 
 
-def _why(word: str, state: Mapping[str, Any]) -> str | None:
+def _why(word: str, state: Mapping[str, Any], restarts: Sequence[Restart]) -> str | None:
+    last = f"restart {restarts[-1].start - 1}: {restarts[-1].cause}" if restarts else None
+    if word in LIVE_STATES:
+        return last
+    why = _why_not_live(word, state)
+    return f"{why} ({last})" if word == "interrupted" and last else why
+
+
+def _why_not_live(word: str, state: Mapping[str, Any]) -> str | None:
     if word == "interrupted" and state.get("phase") == "stopped":
         saved = f"with a checkpoint at step {state['step']}" if state.get("step") else "before the first step"
         return f"stopped {saved}; run it again to go on"

@@ -10,6 +10,7 @@
       state.json  DONE | FAILED        how the run stands: no scheduler is needed to know
       heartbeat/rank-N.json            what each rank last did; rank-N.stacks: where a hung one was
       job.lock                         who works on it, or did last
+      restarts.tsv                     (Slurm) when and why its jobs began again
       eval/                            <split>-<best|last>.json and the frames shown in the report
       analysis/                        features-<split>-<best|last>.npz: what the model remembers, see toolkit/analysis
 

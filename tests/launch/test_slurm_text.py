@@ -82,7 +82,7 @@ def test_names_with_blanks_and_quotes_stay_whole(tmp_path: Path) -> None:
     (folder / "logs").mkdir(parents=True)
     profile = Profile(env={"WORDS": "a 'b' $c"}, setup=["true"])
     text = run_text(profile, Shape(1, 1, 1), tmp_path, folder, CODE, ["python", str(folder)], tmp_path)
-    end = text.index("[ -r")
+    end = text.index("if [ ! -r")
     shown = subprocess.run(["bash", "-c", text[:end] + 'echo "$run"'], capture_output=True, text=True, check=True)
     assert shown.stdout == f"{folder}\n"
     assert "export WORDS='a '\"'\"'b'\"'\"' $c'" in text
