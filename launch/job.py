@@ -9,6 +9,7 @@ In a step of Slurm with several tasks it runs once per rank: the first task is t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli import make_parser, positive, run_script
-from launch.lock import HeldLock, hold
+from launch.lock import HeldLock, RunBusyError, hold, read_record
 from launch.ranks import SignalRelay, meaning, run_ranks
 from launch.view import missing_scores
 from toolkit import slurm
@@ -26,6 +27,7 @@ from toolkit.rundir import RunDir
 from toolkit.train.heartbeat import beats_of
 
 HERE = Path(__file__).resolve().parent
+WAIT_S = 0.2  # between two looks at the run's lock
 EXAMPLES = """\
   python launch/job.py runs/demo/modernn-seed1-1a2b3c4d             # go on with a run, here, in the foreground
   python launch/job.py runs/demo/modernn-seed1-1a2b3c4d --ranks 2   # on two processes"""
@@ -57,7 +59,10 @@ def run_job(run: RunDir, ranks: int = 1, scripts: Path = HERE, log_files: bool =
     task = slurm.task()
     if task is not None and task.rank > 0:
         return _train_along(run, task, scripts, log_files)
-    with SignalRelay() as relay, hold(run.path, job=job_id(), ranks=ranks) as lock:
+    with SignalRelay() as relay, contextlib.ExitStack() as stack:
+        lock = _take_over(run, ranks, relay, stack)
+        if lock is None:
+            return EXIT_REQUEUE
         job = _Job(run, relay, lock, log_files, task)
         code = EXIT_OK
         if not run.done:
@@ -73,12 +78,36 @@ def run_job(run: RunDir, ranks: int = 1, scripts: Path = HERE, log_files: bool =
         return code
 
 
+def _take_over(run: RunDir, ranks: int, relay: SignalRelay, stack: contextlib.ExitStack) -> HeldLock | None:
+    """The run's lock until the end of `stack`; None when it was waited for in vain, because this job is to stop.
+
+    Slurm may begin a job again that is still alive (slurmd or the network died, not the node), or the file system may
+    keep a lost node's lock for a while: an earlier start of this very job is waited for, any other job is not.
+    """
+    told = False
+    while not relay.received:
+        try:
+            return stack.enter_context(hold(run.path, job=job_id(), ranks=ranks))
+        except RunBusyError as error:
+            if not slurm.is_earlier_start(read_record(run.path).get("job")):
+                raise
+            if not told:
+                print(f"{error}: an earlier start of this job. Waiting until it has ended", file=sys.stderr, flush=True)
+            told = True
+            time.sleep(WAIT_S)
+    return None
+
+
 def _train_along(run: RunDir, task: slurm.Task, scripts: Path, log_files: bool) -> int:
     """A rank other than the first of a job of several tasks. Slurm ends all tasks at the first code other than 0."""
-    if run.done:
-        return EXIT_OK
     logs = [run.logs / f"{job_id()}_{task.rank}.log"] if log_files else []
     with SignalRelay() as relay:
+        while read_record(run.path).get("job") != job_id():  # until the first task has the run
+            if relay.received:
+                return EXIT_OK
+            time.sleep(WAIT_S)
+        if run.done:
+            return EXIT_OK
         command = [sys.executable, str(scripts / "train.py"), "--run", str(run.path)]
         code = run_ranks(command, 1, relay, logs, environment=task.environment)
     if code in (EXIT_OK, EXIT_REQUEUE) or code - 128 in relay.received:
@@ -123,6 +152,8 @@ class _Job:
         command = [sys.executable, *arguments]
         environment = {**self.lock.environment, **self._place(name)}
         code = run_ranks(command, ranks, self.relay, logs, environment, [self.lock.fd], describe=self._describe_rank)
+        if code == EXIT_REQUEUE:
+            self.run.clear_failed()  # what a rank says that an earlier start left over on a node that was given up
         # A script that a signal ended before it could set its handlers was stopped too: it had nothing to save.
         stopped = {EXIT_REQUEUE, EXIT_OK, *(128 + number for number in self.relay.received)}
         if self.relay.received and code in stopped:

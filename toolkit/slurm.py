@@ -78,6 +78,12 @@ def job_name(environ: Mapping[str, str] = os.environ) -> str | None:
     return f"{name}_{environ.get('SLURM_RESTART_COUNT', '0')}"
 
 
+def is_earlier_start(name: object, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a name as `job_name` gives it is of this very job, but of another start."""
+    mine = job_name(environ)
+    return mine is not None and name != mine and str(name).rpartition("_")[0] == mine.rpartition("_")[0]
+
+
 def hosts(nodelist: str) -> list[str]:
     """The names in Slurm's short form, in its order: `n[08-10,12],gpu1-ib` is n08, n09, n10, n12, gpu1-ib."""
     if not re.fullmatch(rf"{_NODES}(,{_NODES})*", nodelist):

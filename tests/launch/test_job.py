@@ -173,6 +173,57 @@ def test_a_killed_job_keeps_the_run_until_its_training_has_ended(fakes: Fakes) -
     assert (run.path / "checkpoint").exists()
 
 
+@pytest.mark.parametrize("holder", ["4711_3_0", "4711_4_0", "local-7"])
+def test_an_earlier_start_of_the_same_job_is_waited_for(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], holder: str
+) -> None:
+    """Slurm thinks that start dead and has begun the job again."""
+    run = make_run(fakes)
+    environment = {"JOB_ID": "4714", "ARRAY_JOB_ID": "4711", "ARRAY_TASK_ID": "3", "RESTART_COUNT": "1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with lock.hold(run.path, job=holder):
+        if holder != "4711_3_0":
+            with pytest.raises(RunBusyError, match=holder):
+                run_job(run, scripts=fakes.scripts)
+            return
+        asked = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGUSR2))
+        asked.start()
+        assert run_job(run, scripts=fakes.scripts) == 3  # its time is up before it had the run
+        asked.join()
+    assert "an earlier start of this job. Waiting until it has ended" in capsys.readouterr().err
+    held = lock.hold(run.path, job=holder)
+    held.__enter__()
+    threading.Timer(1.5, held.__exit__, (None, None, None)).start()
+    assert run_job(run, scripts=fakes.scripts) == 0
+    assert lock.read_record(run.path)["job"] == "4711_3_1"
+    assert starts(run) == 1
+
+
+def test_other_ranks_wait_until_the_first_has_the_run(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(fakes)
+    with lock.hold(run.path, job="4711_0"):
+        pass
+    step = {"JOB_ID": "4711", "RESTART_COUNT": "1", "STEP_ID": "0", "NTASKS": "2", "PROCID": "1", "LOCALID": "0"}
+    nodes = {"NODEID": "1", "STEP_NODELIST": "localhost,here", "STEP_TASKS_PER_NODE": "1(x2)"}
+    for name, value in {**step, **nodes}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    codes: list[int] = []
+
+    def begin() -> None:
+        time.sleep(0.5)
+        codes.append(starts(run))
+        with lock.hold(run.path, job="4711_1"):
+            time.sleep(0.5)
+
+    first = threading.Thread(target=begin)
+    first.start()
+    assert run_job(run, scripts=fakes.scripts) == 0
+    first.join()
+    assert codes == [0]
+    assert (run.path / "starts").read_text().split()[1] == "1"
+
+
 def test_not_a_run_directory(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"not a run directory \(no config.yaml\)"):
         run_job(RunDir(tmp_path))

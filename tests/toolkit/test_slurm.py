@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.errors import ConfigError
-from toolkit.slurm import hosts, job_name, task, tasks_per_node
+from toolkit.slurm import hosts, is_earlier_start, job_name, task, tasks_per_node
 
 # As Slurm 22.05 set them for `srun` in `sbatch --nodes=2 --ntasks-per-node=2`, in task 3.
 STEP = {
@@ -95,3 +95,6 @@ def test_names_of_jobs() -> None:
     assert job_name({"SLURM_JOB_ID": "7"}) == "7_0"
     array = {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "2"}
     assert job_name(array) == "7_3_2"
+    names = ("7_3_1", "7_3_2", "7_2_1", "8_1", "local-7", None)
+    assert [is_earlier_start(name, array) for name in names] == [True, False, False, False, False, False]
+    assert not is_earlier_start("7_0", {})

@@ -37,6 +37,7 @@ class Beat:
     code: int | None = None  # with which exit code
     verdict: str | None = None  # why all ranks have to end
     slow: str | None = None  # rank 0: which rank holds up the others
+    training: str = ""  # names the training: a rank of an earlier one may be left over on a node that was given up
 
     @property
     def place(self) -> tuple[int, int]:
@@ -82,10 +83,11 @@ def read_beat(path: Path) -> Beat | None:
         return None
 
 
-def beats_of(run: Path) -> dict[int, Beat]:
-    """The last record of every rank of a run's present or last training."""
-    beats = (read_beat(path) for path in (run / FOLDER).glob("rank-*.json"))
-    return {beat.rank: beat for beat in sorted(filter(None, beats), key=lambda beat: beat.rank)}
+def beats_of(run: Path, training: str | None = None) -> dict[int, Beat]:
+    """The last record of every rank of a run's present or last training, or of one that is named."""
+    found = filter(None, (read_beat(path) for path in (run / FOLDER).glob("rank-*.json")))
+    beats = (beat for beat in found if training in (None, beat.training))
+    return {beat.rank: beat for beat in sorted(beats, key=lambda beat: beat.rank)}
 
 
 def clear_beats(run: Path) -> None:

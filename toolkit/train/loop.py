@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 import time
 from dataclasses import replace
@@ -45,7 +46,8 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
         PeerError: another rank failed or died.
     """
     config = run.config()
-    with Watchdog(run, world.rank, world.world_size, config.train.watchdog) as watchdog:
+    training = world.broadcast(secrets.token_hex(4))
+    with Watchdog(run, world.rank, world.world_size, config.train.watchdog, training) as watchdog:
         try:
             data = open_data(config)
             if not MODELS[config.model.name].trained:

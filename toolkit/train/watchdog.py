@@ -45,8 +45,12 @@ SLOW_LOOKS = 3  # in a row
 class Watchdog:
     """Use as a context around the training; leaving it says in the heartbeat how the rank ended."""
 
-    def __init__(self, run: RunDir, rank: int, size: int, config: WatchdogConfig) -> None:
-        self.run, self.rank, self.size, self.config = run, rank, size, config
+    def __init__(self, run: RunDir, rank: int, size: int, config: WatchdogConfig, training: str = "") -> None:
+        """
+        Args:
+            training: names this training; heartbeats of another one are left alone.
+        """
+        self.run, self.rank, self.size, self.config, self.training = run, rank, size, config, training
         self._base = 0  # the step that this training began from
         self.slow: str | None = None  # on rank 0: which rank holds up the others
         self._beat_s = min(BEAT_S, config.first_step / 4, config.step / 4)
@@ -104,15 +108,15 @@ class Watchdog:
         """What to raise instead of an `error` that only means that another rank is gone; None if it is our own."""
         if self.size == 1 or hasattr(error, "exit_code") or not isinstance(error, RuntimeError):
             return None
-        before = beats_of(self.run.path)
+        before = beats_of(self.run.path, self.training)
         deadline = time.monotonic() + 4 * self._beat_s
         while time.monotonic() < deadline:  # the others' heartbeats need a moment to tell
-            for beat in beats_of(self.run.path).values():
+            for beat in beats_of(self.run.path, self.training).values():
                 blamed = None if beat.rank == self.rank else self._blame(beat)
                 if blamed is not None:
                     return blamed
             time.sleep(self._beat_s / 10)
-        for rank, beat in beats_of(self.run.path).items():
+        for rank, beat in beats_of(self.run.path, self.training).items():
             if rank != self.rank and not beat.ended and rank in before and beat.time == before[rank].time:
                 return PeerError(f"rank {self.rank} ends because another is silent (killed? its node lost?): {beat}")
         return None
@@ -166,6 +170,7 @@ class Watchdog:
             code=code,
             verdict=verdict,
             slow=self.slow,
+            training=self.training,
         )
         try:
             write_beat(self.run.path, beat)
@@ -180,7 +185,7 @@ class Watchdog:
         for rank in watched:
             if rank == self.rank:
                 continue
-            peer = self._peers.setdefault(rank, _Peer(path_of(self.run.path, rank)))
+            peer = self._peers.setdefault(rank, _Peer(path_of(self.run.path, rank), self.training))
             beat = peer.look(elapsed)
             if beat is None:
                 continue
@@ -197,7 +202,7 @@ class Watchdog:
         if self._idle_s <= allowed:
             return None
         key = "step" if started else "first_step"
-        who, others = stuck(beats_of(self.run.path))
+        who, others = stuck(beats_of(self.run.path, self.training))
         return f"{who} made no progress for {allowed:g} s (train.watchdog.{key}){others}"
 
     def _find_slow(self, beats: Mapping[int, Beat]) -> None:
@@ -239,14 +244,14 @@ class Watchdog:
 class _Peer:
     """Another rank's heartbeat, and for how long it has not changed."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, training: str) -> None:
+        self.path, self.training = path, training
         self.beat: Beat | None = None
         self.silent_s = 0.0
 
     def look(self, elapsed: float) -> Beat | None:
         beat = read_beat(self.path)
-        if beat is not None and beat != self.beat:
+        if beat is not None and beat != self.beat and beat.training == self.training:
             self.beat, self.silent_s = beat, 0.0
         else:
             self.silent_s += elapsed

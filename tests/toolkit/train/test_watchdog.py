@@ -97,6 +97,22 @@ def test_a_verdict_and_a_silent_rank_end_rank_0(watch: Watchdog) -> None:
     assert watch._look(0.0, wrote=True) == "rank 2 says so"
 
 
+def test_ranks_that_an_earlier_training_left_over_have_no_say(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run", RunConfig())
+    clear_beats(run.path)
+    watch = Watchdog(run, 0, 2, WatchdogConfig(first_step=40, step=8), training="new")
+    write_beat(run.path, beat(1, verdict="rank 0 is silent", training="old"))
+    watch._idle_s = 7.0
+    assert watch._look(1.0, wrote=True) is None
+    write_beat(run.path, beat(1, training="new"))
+    assert watch._look(1.0, wrote=True) is None
+    write_beat(run.path, beat(1, verdict="rank 0 is silent", training="old"))  # they take turns at the same file
+    assert watch._look(1.0, wrote=True) is None
+    assert beats_of(run.path, "new") == {}
+    write_beat(run.path, beat(1, verdict="so it is", training="new"))
+    assert watch._look(1.0, wrote=True) == "so it is"
+
+
 def test_allowances_of_the_first_step_and_of_later_ones(watch: Watchdog) -> None:
     watch.begin(40)
     watch._beat()
