@@ -25,7 +25,7 @@ from launch.record import side_by_side
 from launch.scheduler import REPORT, SUBMISSIONS, runs_of
 from launch.slurm_calls import QueuedJob, SlurmError
 from launch.slurm_profile import Profile
-from launch.slurm_text import Executor, Shape, array_text, command_text, run_text
+from launch.slurm_text import Shape, array_text, command_text, run_text
 from toolkit.rundir import write_atomic
 
 POLL_S = 5.0
@@ -146,13 +146,11 @@ class SlurmSubmitter:
         write_atomic(folder / "submit.sbatch", text)
         try:
             slurm_calls.cancel(old)
-            answer = slurm_calls.sbatch(str(folder / "submit.sbatch"), slurm_calls.submission_environment(self.profile))
+            job = slurm_calls.sbatch(str(folder / "submit.sbatch"), slurm_calls.submission_environment(self.profile))
         except SlurmError as error:
             print(f"note: no job for the report ({str(error).splitlines()[0]}): python launch/report.py {self.root}")
             return
-        print(
-            f"job {Executor(folder).job_id(answer)} makes the report when all have ended: {self.root}/report/index.html"
-        )
+        print(f"job {job} makes the report when all have ended: {self.root}/report/index.html")
 
     def poll(self) -> dict[Job, JobState]:
         if time.monotonic() - self._asked_at < POLL_S:
@@ -213,8 +211,7 @@ class SlurmSubmitter:
         write_atomic(folder / "runs.txt", "".join(f"{run}\n" for run in runs))
         write_atomic(folder / "submit.sbatch", text)
         try:
-            answer = slurm_calls.sbatch(str(folder / "submit.sbatch"), slurm_calls.submission_environment(self.profile))
-            job = Executor(folder).job_id(answer)
+            job = slurm_calls.sbatch(str(folder / "submit.sbatch"), slurm_calls.submission_environment(self.profile))
         except BaseException as error:
             # An answer may have been lost on its way, or a Ctrl-C was quicker: the job may be there all the same.
             accepted = [job.base for job in slurm_calls.queue() if job.job_name == name]

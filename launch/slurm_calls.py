@@ -185,8 +185,16 @@ def submission_environment(profile: Profile) -> dict[str, str]:
 
 
 def sbatch(file: str, environ: Mapping[str, str]) -> str:
-    """Submit a text; returns what sbatch says."""
-    return call("sbatch", file, environ=environ)
+    """Submit a text; returns the job's number, whatever else a site lets sbatch say.
+
+    Raises:
+        SlurmError: refused, no answer, or no number in it. After the latter two the job may be there all the same.
+    """
+    answer = call("sbatch", file, environ=environ)
+    numbers = re.findall(r"^(?:Submitted batch job )?(\d+)(?:;\S*| on cluster \S+)?$", answer, re.MULTILINE)
+    if not numbers:
+        raise SlurmError(f"sbatch: names no job in its answer: {answer.strip()!r}")
+    return str(numbers[-1])
 
 
 def cancel(names: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from launch import slurm_calls
 from launch.cli import make_parser, positive, run_script
 from launch.slurm_calls import SlurmError
 from launch.slurm_profile import read_profile
-from launch.slurm_text import Executor, command_text
+from launch.slurm_text import command_text
 from toolkit.errors import EXIT_FAILURE, EXIT_OK
 from toolkit.rundir import write_atomic
 
@@ -54,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_atomic(folder / "submit.sbatch", text)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        answer = slurm_calls.sbatch(str(folder / "submit.sbatch"), slurm_calls.submission_environment(profile))
-        job = Executor(folder).job_id(answer)
+        job = slurm_calls.sbatch(str(folder / "submit.sbatch"), slurm_calls.submission_environment(profile))
         kind = f"array of {options.count}" if array else "job"
         print(f"submitted {kind} {job}; its logs: {folder}", file=sys.stderr, flush=True)
         _wait(options.name)
