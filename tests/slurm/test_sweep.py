@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from launch import lock, status
+from launch.restarts import restarts_of
+from launch.view import look
 from tests.slurm.conftest import Site, eventually, live, starts
 from toolkit.rundir import RunDir
 
@@ -148,6 +150,23 @@ def test_restarts_are_bounded(site: Site) -> None:
     site.wait()
     assert "not requeued after start 1: max_restarts is 0" in log_of(run, "*_batch.log")
     assert "interrupted" in site.sweep("--dry-run")[1]
+
+
+def test_restarts_by_slurm_are_bounded_too(site: Site) -> None:
+    profile = site.folder / "once.yaml"
+    profile.write_text("cpus_per_task: 1\nmax_restarts: 0\n")
+    site.fakes.sweep_file(SLOW)
+    site.sweep("--profile", profile)
+    (run,) = site.runs()
+    eventually(lambda: live(run))
+    (job,) = site.cluster.queue()
+    site.cluster.run("scontrol", "requeue", job)
+    site.wait()
+    (restart,) = restarts_of(run)
+    assert restart.cause == "preempted or requeued; not begun again, as max_restarts is 0"
+    assert (restart.job, restart.start) == (job, 2)
+    assert len(starts(run)) == 1
+    assert restart.cause in str(look(RunDir(run)).reason)
 
 
 def test_a_cancelled_job_writes_its_checkpoint_and_does_not_come_back(site: Site) -> None:

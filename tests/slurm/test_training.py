@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.slurm.conftest import ROOT, DevCluster, eventually
+from tests.toolkit.train.chaos import difference
 from toolkit.rundir import RunDir
 from toolkit.train.starts import read_starts
 
@@ -25,6 +26,7 @@ seeds: 2
 list:
 {MODERNN}  - {{model: {{name: convlstm, layers: 2, hidden: 8, patch: 4}}}}
 """
+SLURM = ("slurm", "--profile", "devcluster")
 BASE = """\
 data: {store: store, context: 4, horizon: 4}
 train: {steps: 60, batch: 4, lr: 3.0e-3, validate_every: 30, checkpoint_every: 60, log_every: 1, images: 1}
@@ -38,13 +40,12 @@ class Trained:
     cluster: DevCluster
     folder: Path
 
-    def sweep(self, file: str, *options: object) -> str:
+    def sweep(self, file: str, *options: object, cluster: tuple[str, ...] = SLURM) -> str:
         """Submit and return what it says."""
         script = [sys.executable, self.folder / "checkout" / "launch" / "sweep.py", self.folder / file]
-        report = [] if file == "demo.yaml" else ["--no-report"]
-        command = [*script, "--cluster", "slurm", "--profile", "devcluster", *report, *options]
+        report = [] if file == "demo.yaml" or cluster != SLURM else ["--no-report"]
         path = f"PYTHONPATH={self.folder / 'checkout'}"
-        return self.cluster.run("env", "-C", self.folder, path, *command)
+        return self.cluster.run("env", "-C", self.folder, path, *script, "--cluster", *cluster, *report, *options)
 
     def runs(self, sweep: str) -> list[RunDir]:
         return [RunDir(file.parent) for file in sorted(self.folder.glob(f"runs/{sweep}/*/config.yaml"))]
@@ -58,6 +59,8 @@ def trained(cluster: DevCluster, tmp_path_factory: pytest.TempPathFactory) -> It
     """Two models x two seeds. While they wait in the queue, the code that they were submitted with breaks."""
     folder = tmp_path_factory.mktemp("trained")
     convert = [sys.executable, "-m", "shards", "convert", "moving-mnist", str(folder / "store")]
+    digits = Path(os.environ.get("MODERNN_TEST_DATA", ROOT.parent / "shared" / "data")) / "mnist"
+    convert += ["--digits", str(digits)] if digits.is_dir() else []  # else scikit-learn's, real ones too
     options = ["--train", "7", "--val", "2", "--test", "3", "--modes", "1,2", "--size", "16", "--length", "8"]
     subprocess.run([*convert, *options], check=True, cwd=ROOT, capture_output=True)
     (folder / "base.yaml").write_text(BASE)
@@ -93,12 +96,15 @@ def test_a_sweep_ends_done_with_the_code_it_was_submitted_with(trained: Trained)
     assert "4 of 4 done, nothing to do" in trained.sweep("demo.yaml")
 
 
-def test_two_nodes_of_two_ranks_train_as_one_process(trained: Trained) -> None:
+def test_two_nodes_of_two_ranks_train_as_four_ranks_of_one_machine_and_as_one_process(trained: Trained) -> None:
     (trained.folder / "wide.yaml").write_text(f"base: base.yaml\nseeds: [1]\nlist:\n{MODERNN}")
     trained.sweep("wide.yaml", "--nodes", 2, "--gpus-per-node", 2)
     trained.wait()
     (run,) = trained.runs("wide")
     assert run.done, run.failure()
+    trained.sweep("wide.yaml", "--ranks", 4, "--runs", "here", cluster=("local",))
+    (here,) = (RunDir(file.parent) for file in trained.folder.glob("here/wide/*/config.yaml"))
+    assert difference(here.path, run.path, 60) is None  # to the last bit
     (alone,) = [other for other in trained.runs("demo") if other.config().hash8() == run.config().hash8()]
     assert losses(run)[:6] == pytest.approx(losses(alone)[:6], rel=1e-5)
     assert losses(run) == pytest.approx(losses(alone), rel=1e-2)  # sums in another order drift apart with time

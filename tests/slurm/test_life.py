@@ -1,0 +1,173 @@
+"""What can happen to a job on a cluster, to real trainings on a real Slurm: each ends as the undisturbed one, to the
+last bit, its restarts counted and their cause written down.
+
+All of them are under way at once, each on nodes of its own, so that the time is that of the longest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from launch import lock
+from launch.restarts import restarts_of
+from launch.view import look
+from tests.slurm.conftest import DevCluster, eventually
+from tests.slurm.life import Life, Trial
+from tests.toolkit.train.chaos import STEPS, difference
+
+WIDE = ("--nodes", 2, "--ranks", 2)
+
+
+def requeue(trial: Trial) -> None:
+    trial.scontrol("requeue", trial.job)
+
+
+def preempt(trial: Trial) -> None:
+    """A job of partition high takes the node for a second."""
+    (node,) = trial.nodes(0)
+    options = ["--partition=high", f"--nodelist={node}", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+    trial.life.cluster.run("sbatch", *options)
+
+
+def take_node_down(trial: Trial) -> None:
+    node = trial.nodes(0)[1]
+    trial.scontrol("update", f"nodename={node}", "state=down", "reason=test")
+    trial.at_work(start=1, steps=0)
+    trial.life.cluster.run(
+        "scontrol", "update", f"nodename={node}", "state=resume", check=False
+    )  # it may be back already
+    assert node not in trial.nodes(1)
+
+
+def crash_node(trial: Trial) -> None:
+    """The node is back soon, and then left out for a while: the next start doesn't take it either."""
+    node = trial.nodes(0)[0]
+    trial.life.cluster.call("crash", node)
+    trial.at_work(start=1, steps=4)
+    trial.life.cluster.call("start", node)
+    assert node not in trial.nodes(1)
+    trial.wait(lambda: trial.life.cluster.run("sinfo", "-h", "-p", "main", "-n", node, "-o", "%T").strip() == "idle")
+    trial.life.cluster.run("scancel", "--signal=USR2", "--batch", trial.job)
+    trial.at_work(start=2, steps=5)
+    assert node not in trial.nodes(2)
+
+
+def kill_slurmd(trial: Trial) -> None:
+    node = trial.nodes(0)[1]
+    trial.life.cluster.call("stopd", node)
+    trial.at_work(start=1, steps=3)
+    trial.life.cluster.call("start", node)
+    assert node not in trial.nodes(1)
+
+
+def orphan(trial: Trial) -> None:
+    """Slurm thinks the node dead and runs the job a second time, but the first start is alive and goes on."""
+    (node,) = trial.nodes(0)
+    before = lock.read_record(trial.run.path)
+    trial.life.cluster.call("stopd", node)
+    trial.wait(lambda: list(trial.run.logs.glob("*_1_batch.log")), 60)
+    assert lock.read_record(trial.run.path)["pid"] == before["pid"]
+    trial.life.cluster.call("start", node)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A run and what happens to it. `nodes` are its own; so many starts; why the second one."""
+
+    nodes: str
+    deed: Callable[[Trial], None] | None
+    cause: str = ""
+    options: tuple[object, ...] = ()
+    profile: dict[str, Any] = field(default_factory=dict)
+    starts: int = 2
+    pace: float = 0.3  # seconds a step
+    partition: str = "PriorityTier=10 PreemptMode=OFF"
+
+
+MEEK = "PriorityTier=1 PreemptMode=REQUEUE"
+SCENARIOS = {
+    "undisturbed": Scenario("1-2", None, starts=1),
+    "undisturbed-wide": Scenario("1-2", None, options=WIDE, starts=1),
+    "requeue": Scenario("1-2", requeue, "requeued", WIDE),
+    "time-limit": Scenario("1-2", None, "time limit", profile={"time": 2, "signal_s": 60}, pace=4.0),
+    "preempted": Scenario("3", preempt, "preempted", partition=f"{MEEK} GraceTime=0"),
+    "preempted-with-grace": Scenario("4", preempt, "preempted", partition=f"{MEEK} GraceTime=20"),
+    "node-down": Scenario("5-7", take_node_down, "lost node[5-7]", WIDE),
+    "node-crash": Scenario("8-10", crash_node, "lost node(8|9|10)", WIDE, starts=3),
+    "slurmd": Scenario("11-13", kill_slurmd, "lost node1[1-3]", WIDE),
+    "orphan": Scenario("14-15", orphan, "lost node1[45]", pace=1.2),
+}
+
+
+class Fleet:
+    """All runs at once; the controller is restarted while all are at work."""
+
+    def __init__(self, life: Life) -> None:
+        self.life = life
+        self._all_at_work = threading.Barrier(len(SCENARIOS), self._restart_controller)
+
+    def start(self, pool: ThreadPoolExecutor) -> dict[str, Future[Trial]]:
+        return {name: pool.submit(self._live, name, scenario) for name, scenario in SCENARIOS.items()}
+
+    def _restart_controller(self) -> None:
+        cluster = self.life.cluster
+        cluster.call("stopctld")
+        cluster.call("startctld")
+        eventually(lambda: cluster.run("squeue", check=False))
+
+    def _live(self, name: str, scenario: Scenario) -> Trial:
+        try:
+            profile = {"partition": name, **scenario.profile}
+            (trial,) = self.life.submit(name, *scenario.options, pace=1.5 if scenario.cause else 0.0, **profile)
+            trial.at_work()
+            self._all_at_work.wait(120)
+            self.life.pace(name, scenario.pace)
+            if scenario.deed:
+                scenario.deed(trial)
+            elif scenario.cause:
+                trial.at_work(start=1, steps=4)
+        except BaseException:
+            self._all_at_work.abort()
+            raise
+        trial.finish()
+        return trial
+
+
+@pytest.fixture(scope="module")
+def fleet(new_cluster: Callable[..., DevCluster], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    lines = [
+        f"PartitionName={name} Nodes=node[{scenario.nodes}] DefaultTime=60 {scenario.partition}"
+        for name, scenario in SCENARIOS.items()
+    ]
+    cluster = new_cluster(NODES="15", CONF="\n".join(lines))
+    life = Life.prepare(cluster, tmp_path_factory.mktemp("life"))
+    with ThreadPoolExecutor(len(SCENARIOS)) as pool:
+        yield Fleet(life).start(pool)
+
+
+def scores(trial: Trial) -> list[object]:
+    """What the evaluation of a run found."""
+    return [json.loads(file.read_text())["overall"] for file in trial.run.scores().values()]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_run_ends_as_the_undisturbed_one(fleet: dict[str, Any], name: str) -> None:
+    scenario = SCENARIOS[name]
+    trial = fleet[name].result()
+    whole = fleet["undisturbed-wide" if scenario.options == WIDE else "undisturbed"].result()
+    assert difference(whole.run.path, trial.run.path, STEPS) is None
+    said = restarts_of(trial.run.path)
+    assert len(said) == look(trial.run).restarts, trial.tell()
+    assert len(said) == scenario.starts - 1 or (name == "time-limit" and len(said) > 1), trial.tell()
+    assert scores(trial) == scores(whole)
+    assert trial.run.failure() is None
+    if said:
+        assert re.fullmatch(scenario.cause, said[0].cause), said
