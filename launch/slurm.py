@@ -29,6 +29,7 @@ from launch.slurm_text import Shape, array_text, command_text, run_text
 from toolkit.rundir import write_atomic
 
 POLL_S = 5.0
+OWN_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs")
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class SlurmSubmitter:
         """
         slurm_calls.check_installed()
         self.array_size = slurm_calls.max_array_size()
-        if kind := memory_file_system(self.root):
-            print(f"note: {self.root} is in this machine's memory ({kind}); the nodes will hardly see it (--runs DIR)")
+        if kind := own_file_system(self.root):
+            print(f"note: {self.root} is in this machine's own storage ({kind}): can the nodes see it? (--runs DIR)")
 
     def queued(self) -> dict[Path, QueuedJob]:
         """The jobs that runs of this sweep have in the queue, whoever submitted them. Asks squeue once."""
@@ -224,8 +225,9 @@ class SlurmSubmitter:
         return Submission(folder, job, tuple(runs))
 
 
-def memory_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
-    """The kind of file system of a path if it is one in memory, which no other machine sees; None where unknown."""
+def own_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
+    """The kind of file system of a path if it is in memory or on a disk here: no other machine sees it, unless this one
+    serves it to them. None where it is another, or unknown."""
     best, kind = "", None
     try:
         for line in mounts.read_text(encoding="utf-8").splitlines():
@@ -234,7 +236,7 @@ def memory_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> 
                 best, kind = point, found
     except OSError:
         return None
-    return kind if kind in ("tmpfs", "ramfs", "devtmpfs") else None
+    return kind if kind in OWN_FILE_SYSTEMS else None
 
 
 def _some(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm import memory_file_system
+from launch.slurm import own_file_system
 from launch.slurm_calls import explain, submission_environment
 from launch.slurm_profile import Profile, read_profile
 from launch.slurm_text import Shape, array_text, command_text, run_text
@@ -135,13 +135,16 @@ def test_an_outer_jobs_environment_stays_outside(monkeypatch: pytest.MonkeyPatch
     assert shown == {"SLURM_CONF", "SBATCH_ACCOUNT"}  # the profile has a partition, and no account
 
 
-def test_a_folder_in_memory_is_noticed(tmp_path: Path) -> None:
+def test_a_folder_of_this_machine_alone_is_noticed(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
-    mounts.write_text("/dev/vda / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\nnas:/x /tmp/far nfs4 rw 0 0\n")
-    assert memory_file_system(Path("/tmp/runs"), mounts) == "tmpfs"
-    assert memory_file_system(Path("/tmp/far/runs"), mounts) is None
-    assert memory_file_system(Path("/home/runs"), mounts) is None
-    assert memory_file_system(Path("/home/runs"), tmp_path / "absent") is None
+    mounts.write_text(
+        "nas:/ / nfs rw 0 0\n/dev/vda /var xfs rw 0 0\ntmpfs /tmp tmpfs rw 0 0\nnas:/x /tmp/far nfs4 rw 0 0\n"
+    )
+    assert own_file_system(Path("/tmp/runs"), mounts) == "tmpfs"
+    assert own_file_system(Path("/var/runs"), mounts) == "xfs"
+    assert own_file_system(Path("/tmp/far/runs"), mounts) is None
+    assert own_file_system(Path("/home/runs"), mounts) is None
+    assert own_file_system(Path("/home/runs"), tmp_path / "absent") is None
 
 
 def test_a_refusal_without_a_hint_stands_as_it_is() -> None:

@@ -81,7 +81,7 @@ class Life:
         environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PACE": str(self.folder / f"{name}.pace")}
         tree = {"cpus_per_task": 1, "time": 120, "gpus_per_node": 0, "env": environment, **profile}
         self._write(f"{name}.profile.yaml", tree)
-        self.sweep(name, *options)
+        self.sweep(name, *options, "--no-report")
         folders = sorted(file.parent for file in self.folder.glob(f"runs/{name}/*/config.yaml"))
         return [Trial(self, name, RunDir(folder)) for folder in folders]
 

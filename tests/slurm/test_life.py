@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from launch import lock
 from launch.restarts import restarts_of
 from launch.view import look
+from tests.slurm import chaos
 from tests.slurm.conftest import DevCluster, eventually
 from tests.slurm.life import Life, Trial
 from tests.toolkit.train.chaos import STEPS, difference
@@ -171,3 +173,12 @@ def test_a_run_ends_as_the_undisturbed_one(fleet: dict[str, Any], name: str) -> 
     assert trial.run.failure() is None
     if said:
         assert re.fullmatch(scenario.cause, said[0].cause), said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_sweep_disturbed_twenty_times(new_cluster: Callable[..., DevCluster], tmp_path: Path) -> None:
+    said: list[str] = []
+    disturbed = chaos.Chaos(Life.prepare(new_cluster(NODES=str(chaos.NODES)), tmp_path), seed=2, say=said.append)
+    disturbed.run(20)
+    assert sum(disturbed.counts[deed] for deed in chaos.DEEDS) == 20, said
