@@ -63,7 +63,11 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["toolkit*", "shards*", "launch*"]), *SHIPPED],
     package_dir=SHIPPED,
-    package_data={"toolkit.plan": ["costs.json"], **{name: ["*.yaml", "**/*.yaml"] for name in SHIPPED}},
+    package_data={
+        "toolkit.plan": ["costs.json"],
+        "launch": ["job.sh"],
+        **{name: ["*.yaml", "**/*.yaml"] for name in SHIPPED},
+    },
     entry_points={"console_scripts": ["toolkit = launch.commands:console"]},
     install_requires=INSTALL,
     extras_require={

@@ -72,7 +72,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
         (tools / name).write_text(text.format(folder=tmp_path))
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
-    monkeypatch.setattr(slurm.snapshot, "take", lambda sweep: Snapshot(tmp_path / "code", ()))
+    monkeypatch.setattr(slurm.snapshot, "take", lambda sweep: Snapshot(tmp_path / "code", (), None))
     monkeypatch.setattr(slurm, "POLL_S", 0.0)
     runs = [tmp_path / "runs" / "demo" / f"modernn-seed{seed}-1a2b3c4d" for seed in (1, 2, 3)]
     for run in runs:
@@ -94,11 +94,11 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
         "echo 'it is in the queue'",  # then the queue is asked
         "",
         "exit 1",  # the answer was lost on its way, not the job
-        "sleep 3",
+        "exec sleep 3",
     ],
 )
 def test_what_sbatch_answers(site: Site, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
-    if answer.startswith("sleep"):
+    if answer.startswith("exec sleep"):
         monkeypatch.setattr(slurm_calls, "TIMEOUT_S", 0.5)
     site.set("sbatch", f"accept 4711\n{answer}")
     submitter = site.submitter()
@@ -130,7 +130,7 @@ def test_not_knowing_whether_it_was_accepted_keeps_what_finds_it_later(site: Sit
 
 def test_a_squeue_that_fails_ends_no_job(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     submitter = site.submitter()
-    jobs = submitter.submit(site.runs)
+    submitter.submit(site.runs)
     queue = (site.folder / "queue").read_text()
     site.set("squeue", "echo 'slurm_load_jobs error: rate limit' >&2; exit 1")
     for _ in range(3):
@@ -140,10 +140,10 @@ def test_a_squeue_that_fails_ends_no_job(site: Site, capsys: pytest.CaptureFixtu
     rows = zip(("RUNNING", "PREEMPTED", "REQUEUE_HOLD"), queue.splitlines(), strict=True)
     (site.folder / "queue").write_text("".join(re.sub("PENDING", state, row) + "\n" for state, row in rows))
     states = [JobState.RUNNING, JobState.RUNNING, JobState.QUEUED]
-    assert [submitter.poll()[job] for job in jobs] == states
+    assert list(submitter.poll().values()) == states
     (site.folder / "queue").write_text("")
-    assert [submitter.poll()[job] for job in jobs] == states  # gone once: what it wrote last may not be seen yet
-    assert [submitter.poll()[job] for job in jobs] == [JobState.ENDED] * 3
+    assert list(submitter.poll().values()) == states  # gone once: what it wrote last may not be seen yet
+    assert list(submitter.poll().values()) == [JobState.ENDED] * 3
 
 
 def test_arrays_that_are_shown_as_one(site: Site) -> None:
