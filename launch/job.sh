@@ -65,7 +65,7 @@ cause() { # prints why Slurm has sent signal $1; TASKS: it was sent to the tasks
   gone=${gone:-$(lost "$SLURM_JOB_NODELIST" 9999999999)}
   end=$(date -d "$(sed -nE 's/.* EndTime=([^ ]+).*/\1/p' <<<"$about")" +%s 2>/dev/null || echo 9999999999)
   case $1,$about in
-    *JobState=CANCELLED*) echo "cancelled" ;;
+    *JobState=CANCELLED* | TERM,*JobState=COMPLETING*" Restarts=$restart "*) echo "cancelled" ;; # else it would be one more
     *' PreemptTime=2'*) echo "preempted" ;;
     TERM,*) [ -n "$gone" ] && echo "lost $gone" || ended_by "$log" ;;
     # Slurm sends it up to a minute early, and may be late itself.

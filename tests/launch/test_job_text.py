@@ -128,6 +128,7 @@ CAUSES = [
     (signal.SIGTERM, {"state": "COMPLETING", "restarts": 1, "due": "JOB REQUEUE"}, "requeued"),
     (signal.SIGTERM, {"state": "COMPLETING", "restarts": 1, "due": "PREEMPTION"}, "preempted"),
     (signal.SIGTERM, {"state": "CANCELLED"}, "cancelled"),
+    (signal.SIGTERM, {"state": "COMPLETING"}, "cancelled"),
     (None, {"more": f"PreemptTime={moment(0)}"}, "preempted"),
     (None, {"more": "PreemptTime=None"}, "asked by a signal"),
 ]

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launch import lock
 from launch.restarts import restarts_of
 from tests.slurm.conftest import DevCluster
 from tests.slurm.life import CONVLSTM, MODERNN, Life, Trial
@@ -92,7 +93,7 @@ class Chaos:
                 os.kill(int(cluster.daemons()["slurmctld"]), signal.SIGKILL)
             self._break("controller", seconds, lambda: cluster.call("startctld"))
         else:
-            if not trial.started(0) or not trial.live():
+            if lock.holder(trial.run.path) is None or not trial.started(0):
                 return False
             job, start = trial.job, trial.start
             nodes = [node for node in self._nodes(trial, start) if node not in self._broken]
@@ -110,7 +111,7 @@ class Chaos:
     def _nodes(self, trial: Trial, start: int) -> list[str]:
         try:
             return trial.nodes(start)
-        except ValueError:  # its log begins only now
+        except (ValueError, IndexError):  # its log begins only now
             return []
 
     def _deeds(self, deed: str, job: str, node: str, seconds: float) -> None:

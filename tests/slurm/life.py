@@ -21,6 +21,7 @@ from tests.toolkit.train.chaos import STEPS, TREE
 from toolkit.rundir import RunDir, write_atomic
 
 MODERNN = {"name": "modernn", "layers": 1, "hidden": 8, "slots": 2, "patch": 8}
+PARKED_S = 40.0  # a step of a run that is to stay where it is; less than the watchdog allows
 CONVLSTM = {"name": "convlstm", "layers": 1, "hidden": 8, "patch": 8}
 PACED = '''
 
@@ -32,8 +33,13 @@ def draw(*given):  # type: ignore[no-untyped-def]
     import os
     import time
 
-    with open(os.environ["PACE"]) as file:
-        time.sleep(float(file.read()))
+    def pace():  # type: ignore[no-untyped-def]
+        with open(os.environ["PACE"]) as file:
+            return float(file.read())
+
+    began = time.monotonic()
+    while time.monotonic() - began < pace():
+        time.sleep(0.02)
     return _draw(*given)
 '''
 
@@ -146,6 +152,10 @@ class Trial:
         record = lock.read_record(self.run.path)
         begun = "job" in record and self.start >= start
         return begun and self.run.read_state().get("updated", 0.0) > float(record["started"])
+
+    def go(self) -> None:
+        """On, but not so fast that it is through before a test has looked."""
+        self.life.pace(self.name, 0.3)
 
     def finish(self) -> None:
         """At full speed to the end, and until the job has left the queue."""

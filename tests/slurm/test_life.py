@@ -22,7 +22,7 @@ from launch.restarts import restarts_of
 from launch.view import look
 from tests.slurm import chaos
 from tests.slurm.conftest import DevCluster, eventually
-from tests.slurm.life import Life, Trial
+from tests.slurm.life import PARKED_S, Life, Trial
 from tests.toolkit.train.chaos import STEPS, difference
 
 WIDE = ("--nodes", 2, "--ranks", 2)
@@ -32,20 +32,25 @@ def requeue(trial: Trial) -> None:
     trial.scontrol("requeue", trial.job)
 
 
+def run_out_of_time(trial: Trial) -> None:
+    (log,) = trial.run.logs.glob("*_0_batch.log")
+    trial.wait(lambda: "told to stop: time limit" in log.read_text())
+    trial.go()
+
+
 def preempt(trial: Trial) -> None:
     """A job of partition high takes the node for a second."""
     (node,) = trial.nodes(0)
     options = ["--partition=high", f"--nodelist={node}", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
     trial.life.cluster.run("sbatch", *options)
+    trial.go()
 
 
 def take_node_down(trial: Trial) -> None:
+    """For a moment: the cluster takes it back as soon as its slurmd answers."""
     node = trial.nodes(0)[1]
     trial.scontrol("update", f"nodename={node}", "state=down", "reason=test")
     trial.at_work(start=1, steps=0)
-    trial.life.cluster.run(
-        "scontrol", "update", f"nodename={node}", "state=resume", check=False
-    )  # it may be back already
     assert node not in trial.nodes(1)
 
 
@@ -53,21 +58,22 @@ def crash_node(trial: Trial) -> None:
     """The node is back soon, and then left out for a while: the next start doesn't take it either."""
     node = trial.nodes(0)[0]
     trial.life.cluster.call("crash", node)
-    trial.at_work(start=1, steps=4)
-    trial.life.cluster.call("start", node)
+    trial.at_work(start=1, steps=0)
     assert node not in trial.nodes(1)
+    trial.life.cluster.call("start", node)
     trial.wait(lambda: trial.life.cluster.run("sinfo", "-h", "-p", "main", "-n", node, "-o", "%T").strip() == "idle")
     trial.life.cluster.run("scancel", "--signal=USR2", "--batch", trial.job)
-    trial.at_work(start=2, steps=5)
+    trial.go()
+    trial.at_work(start=2, steps=0)
     assert node not in trial.nodes(2)
 
 
 def kill_slurmd(trial: Trial) -> None:
     node = trial.nodes(0)[1]
     trial.life.cluster.call("stopd", node)
-    trial.at_work(start=1, steps=3)
-    trial.life.cluster.call("start", node)
+    trial.at_work(start=1, steps=0)
     assert node not in trial.nodes(1)
+    trial.life.cluster.call("start", node)
 
 
 def orphan(trial: Trial) -> None:
@@ -75,8 +81,9 @@ def orphan(trial: Trial) -> None:
     (node,) = trial.nodes(0)
     before = lock.read_record(trial.run.path)
     trial.life.cluster.call("stopd", node)
-    trial.wait(lambda: list(trial.run.logs.glob("*_1_batch.log")), 60)
+    trial.wait(lambda: list(trial.run.logs.glob("*_1_batch.log")))
     assert lock.read_record(trial.run.path)["pid"] == before["pid"]
+    trial.finish()
     trial.life.cluster.call("start", node)
 
 
@@ -90,7 +97,6 @@ class Scenario:
     options: tuple[object, ...] = ()
     profile: dict[str, Any] = field(default_factory=dict)
     starts: int = 2
-    pace: float = 0.3  # seconds a step
     partition: str = "PriorityTier=10 PreemptMode=OFF"
 
 
@@ -99,13 +105,13 @@ SCENARIOS = {
     "undisturbed": Scenario("1-2", None, starts=1),
     "undisturbed-wide": Scenario("1-2", None, options=WIDE, starts=1),
     "requeue": Scenario("1-2", requeue, "requeued", WIDE),
-    "time-limit": Scenario("1-2", None, "time limit", profile={"time": 2, "signal_s": 60}, pace=4.0),
+    "time-limit": Scenario("1-2", run_out_of_time, "time limit", profile={"time": 2, "signal_s": 60}),
     "preempted": Scenario("3", preempt, "preempted", partition=f"{MEEK} GraceTime=0"),
     "preempted-with-grace": Scenario("4", preempt, "preempted", partition=f"{MEEK} GraceTime=20"),
     "node-down": Scenario("5-7", take_node_down, "lost node[5-7]", WIDE),
     "node-crash": Scenario("8-10", crash_node, "lost node(8|9|10)", WIDE, starts=3),
     "slurmd": Scenario("11-13", kill_slurmd, "lost node1[1-3]", WIDE),
-    "orphan": Scenario("14-15", orphan, "lost node1[45]", pace=1.2),
+    "orphan": Scenario("14-15", orphan, "lost node1[45]"),
 }
 
 
@@ -128,14 +134,13 @@ class Fleet:
     def _live(self, name: str, scenario: Scenario) -> Trial:
         try:
             profile = {"partition": name, **scenario.profile}
-            (trial,) = self.life.submit(name, *scenario.options, pace=1.5 if scenario.cause else 0.0, **profile)
+            (trial,) = self.life.submit(name, *scenario.options, pace=0.3 if scenario.deed else 0.0, **profile)
             trial.at_work()
+            self.life.pace(name, PARKED_S if scenario.deed else 0.0)
             self._all_at_work.wait(120)
-            self.life.pace(name, scenario.pace)
             if scenario.deed:
                 scenario.deed(trial)
-            elif scenario.cause:
-                trial.at_work(start=1, steps=4)
+                trial.wait(lambda: trial.run.done or trial.started(scenario.starts - 1))
         except BaseException:
             self._all_at_work.abort()
             raise

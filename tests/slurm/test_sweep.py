@@ -163,7 +163,7 @@ def test_restarts_by_slurm_are_bounded_too(site: Site) -> None:
     site.cluster.run("scontrol", "requeue", job)
     site.wait()
     (restart,) = restarts_of(run)
-    assert restart.cause == "preempted or requeued; not begun again, as max_restarts is 0"
+    assert restart.cause == "requeued; not begun again, as max_restarts is 0"
     assert (restart.job, restart.start) == (job, 2)
     assert len(starts(run)) == 1
     assert restart.cause in str(look(RunDir(run)).reason)
