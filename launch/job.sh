@@ -63,7 +63,8 @@ cause() { # prints why Slurm has sent signal $1; TASKS: it was sent to the tasks
   about=$(scontrol --oneliner show job "$job" 2>/dev/null)
   gone=$(lost_by "$log")
   gone=${gone:-$(lost "$SLURM_JOB_NODELIST" 9999999999)}
-  end=$(date -d "$(sed -nE 's/.* EndTime=([^ ]+).*/\1/p' <<<"$about")" +%s 2>/dev/null || echo 9999999999)
+  end=$(sed -nE 's/.* EndTime=([^ ]+).*/\1/p' <<<"$about")
+  end=$(date -d "${end:-unknown}" +%s 2>/dev/null || echo 9999999999) # no answer: date would take nothing for midnight
   case $1,$about in
     *JobState=CANCELLED* | TERM,*JobState=COMPLETING*" Restarts=$restart "*) echo "cancelled" ;; # else it would be one more
     *' PreemptTime=2'*) echo "preempted" ;;

@@ -131,14 +131,19 @@ CAUSES = [
     (signal.SIGTERM, {"state": "COMPLETING"}, "cancelled"),
     (None, {"more": f"PreemptTime={moment(0)}"}, "preempted"),
     (None, {"more": "PreemptTime=None"}, "asked by a signal"),
+    (None, {"silent": True}, "asked by a signal"),
 ]
 
 
 @pytest.mark.parametrize(("number", "said", "cause"), CAUSES)
 def test_the_next_start_knows_why(job: Job, number: signal.Signals | None, said: dict[str, object], cause: str) -> None:
     due = ABORTED.format(said.pop("due")) if "due" in said else ""
+    silent = said.pop("silent", False)
     job.say(**said)  # type: ignore[arg-type]
-    job.step(due + LISTENS if number else "exit 3")
+    due += (
+        f"mv {job.folder}/job {job.folder}/kept; (sleep 1; mv {job.folder}/kept {job.folder}/job) & " if silent else ""
+    )
+    job.step(due + (LISTENS if number else "exit 3"))
     assert job.go(0, number) == 3
     requeued = "state" not in said
     assert job.calls() == (["requeue 7"] if requeued else [])
