@@ -11,8 +11,9 @@
 #   must not come back, and one that was preempted or has lost a node is in the queue already.
 # - A start that Slurm has given up may be alive, where only slurmd died or the network did. Once the next start has
 #   begun, it does nothing more in the run directory.
-# - A node that was lost may be back before the job is. For an hour this run keeps away from it: nodes that a job leaves
-#   out can be changed only while it is pending, so that is done right after its requeue, by the shell that still runs.
+# - A node that was lost may be back before the job is. For an hour this run keeps away from what it lost last: nodes that
+#   a job leaves out can be changed only while it is pending, so that is done right after its requeue, by the shell that
+#   still runs. Nobody changes it again while the job waits: so only one loss counts, and only while enough nodes are up.
 # - Every restart leaves a line in restarts.tsv: launch/restarts.py says which.
 AVOID_S=3600
 
@@ -88,15 +89,23 @@ cause_before() { # sets nodes, gone and why: those of the start before, those lo
   why=${why:-cut off without a word}
 }
 
-avoided() { # prints the nodes that this run has lost lately, and $1; nothing if its partition has too few others
+avoided() { # prints nodes $1 or, without, those that this run has lost last, if lately; none if too few others are up
   local since names others
   since=$(($(date +%s) - AVOID_S))
-  names=$(awk -F'\t' -v since="$since" '$1 >= since {print $5}' "$run/restarts.tsv" 2>/dev/null)
-  names=$(tr , '\n' <<<"$names,$1" | sort -u | sed '/^$/d')
+  names=${1:-$(awk -F'\t' -v since="$since" '$1 >= since && $5 {last = $5} END {print last}' "$run/restarts.tsv" 2>/dev/null)}
   [ -n "$names" ] || return
-  others=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format=%N | sort -u | grep -cvxF "$names")
-  ((others < SLURM_JOB_NUM_NODES)) || paste -sd, <<<"$names"
+  others=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --states=idle,mixed,allocated,completing --format=%N |
+    sort -u | grep -cvxF "$(tr , '\n' <<<"$names")")
+  ((others < SLURM_JOB_NUM_NODES)) || echo "$names"
 }
+
+unreachable() { # prints the nodes of this job on which no task can be started, though Slurm may not know it for minutes
+  local node
+  ((SLURM_JOB_NUM_NODES > 1)) && reaches "$SLURMD_NODENAME" || return # alone, or it can't be found out in this way
+  for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do reaches "$node" || echo "$node"; done | paste -sd, -
+}
+
+reaches() { timeout 30 srun --overlap --nodes=1 --ntasks=1 --nodelist="$1" true >/dev/null 2>&1; }
 
 keep_away() { # from nodes $1
   [ -n "$1" ] || return
@@ -108,7 +117,7 @@ again() { # requeue the job; Slurm then sends TERM to all that runs here
   trap '' TERM
   scontrol requeue "$job" || return
   tell "requeued"
-  keep_away "$(avoided '')"
+  keep_away "$(avoided "$gone")"
   exit $REQUEUE
 }
 
@@ -143,12 +152,14 @@ rm -f "$run/FAILED"
 names=$(avoided '' | tr , '\n')
 if [ -n "$names" ] && scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -qxF "$names"; then
   tell "told to stop: on a node that this run has lost lately"
+  gone=
   again
 fi
 
 # --- the step
 
 prepare
+gone=
 step=
 said=
 asked=
@@ -169,8 +180,16 @@ if ((result == 0 || result == BUSY)); then
   exit $result # done; or another job has the run
 fi
 if ! is_stop $result || [ -e "$run/FAILED" ]; then
-  [ -e "$run/FAILED" ] || echo "job $job: srun returned $result; see $log" >"$run/FAILED"
-  exit $result
+  # Ranks see the loss of a node long before Slurm does, and fail of it. That is no failure of the run.
+  gone=$(lost_by "$log")
+  gone=${gone:-$(unreachable)}
+  about=$(scontrol --oneliner show job "$job" 2>/dev/null)
+  if [ -z "$gone" ] && [[ -z $about || $about == *" Restarts=$restart "* ]]; then
+    [ -e "$run/FAILED" ] || echo "job $job: srun returned $result; see $log" >"$run/FAILED"
+    exit $result
+  fi
+  rm -f "$run/FAILED"
+  [ -n "$said" ] || { [ -z "$gone" ] || said="lost $gone"; tell "told to stop: ${said:=$(ended_by "$log")}"; }
 fi
 [ -n "$said" ] || tell "told to stop: $(cause TASKS)"
 if ((restart >= max_restarts)); then

@@ -114,9 +114,10 @@ def _start(
 
 
 def _die_with_parent() -> None:
-    # Even a SIGKILL of this process can't orphan a rank: the kernel then sends it SIGTERM, and it checkpoints.
+    # Even a SIGKILL of this process can't orphan a rank: the kernel then sends it SIGTERM, and it checkpoints. In a
+    # step of Slurm its time is up: Slurm drains a node on which a rank lingers.
     if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL if "SLURM_STEP_ID" in os.environ else signal.SIGTERM))
 
 
 def _rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:

@@ -53,7 +53,8 @@ class Job:
         tools = self.folder / "bin"
         tools.mkdir()
         sinfo = "#!/bin/bash\nprintf '%s\\n' a b c d\n"
-        srun = f"#!/bin/bash\necho $$ >{self.folder}/srun.pid\nsource {self.folder}/step\n"
+        probe = f"case $* in *--overlap*) ! grep -qxF -e ${{4#--nodelist=}} {self.folder}/dead; exit ;; esac"
+        srun = f"#!/bin/bash\n{probe}\necho $$ >{self.folder}/srun.pid\nsource {self.folder}/step\n"
         for name, text in {"scontrol": SCONTROL.format(folder=self.folder), "sinfo": sinfo, "srun": srun}.items():
             (tools / name).write_text(text)
             (tools / name).chmod(0o755)
@@ -66,6 +67,11 @@ class Job:
         self.say()
         self.says_of_nodes()
         self.step("exit 3")
+        self.dead()
+
+    def dead(self, *nodes: str) -> None:
+        """On these no task can be started."""
+        (self.folder / "dead").write_text("".join(f"{node}\n" for node in nodes))
 
     def say(self, state: str = "RUNNING", restarts: int = 0, end_s: float = 3000, more: str = "") -> None:
         """What Slurm says of the job."""
@@ -87,6 +93,7 @@ class Job:
         environment = {**os.environ, "PATH": f"{self.folder}/bin:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
         environment |= {"SLURM_JOB_NODELIST": self.nodes, "SLURM_JOB_NUM_NODES": str(len(self.nodes.split(",")))}
         environment |= {"SLURM_RESTART_COUNT": str(restart), "SLURM_JOB_PARTITION": "main"}
+        environment["SLURMD_NODENAME"] = self.nodes.split(",")[0]
         (self.folder / "srun.pid").unlink(missing_ok=True)
         return subprocess.Popen(["bash", str(self.folder / "text")], env=environment)
 
@@ -203,7 +210,7 @@ def test_what_the_profile_excludes_stays_so_and_enough_nodes_are_left(tmp_path: 
     assert job.go() == 3
     assert job.calls() == ["requeue 7", "update jobid=7 excnodelist=d,b"]
     with open(job.run / "restarts.tsv", "a") as file:
-        file.write(f"{time.time():.0f}\t6\t3\ta,c\ta,c\tlost a,c\n")
+        file.write(f"{time.time():.0f}\t6\t3\ta,b,c\ta,b,c\tlost a,b,c\n")
     assert job.go() == 3
     assert job.calls() == ["requeue 7"]
 
@@ -243,4 +250,32 @@ def test_a_failure_is_no_stop(job: Job) -> None:
     job.step(f"echo why >{job.run}/FAILED; exit 3")
     assert job.go() == 3
     assert (job.run / "FAILED").read_text() == "why\n"
+    assert job.calls() == []
+
+
+def test_a_node_that_only_the_ranks_have_found_dead(job: Job) -> None:
+    """Slurm believes in it for minutes; without it the job is over and its failure nobody's."""
+    job.dead("b")
+    job.step(f"echo 'hung: rank 1 is silent' >{job.run}/FAILED; exit 6")
+    assert job.go() == 3
+    assert not (job.run / "FAILED").exists()
+    assert job.calls() == ["requeue 7", "update jobid=7 excnodelist=b"]
+    job.nodes = "a,c"
+    job.step("exit 0")
+    assert job.go(1) == 0
+    assert (job.restart().lost, job.restart().cause) == ("b", "lost b")
+    job.say(restarts=2)
+    job.step(f"echo why >{job.run}/FAILED; exit 6")
+    job.dead("a", "c")  # not even its own: here that can't be found out
+    assert job.go(2) == 6
+    assert (job.run / "FAILED").read_text() == "why\n"
+    assert job.calls() == []
+
+
+def test_a_failure_after_slurm_has_requeued_the_job_is_none(job: Job) -> None:
+    job.say("PENDING", restarts=1)
+    job.step(f"echo why >{job.run}/FAILED; echo 'STEP 7.0 ON a CANCELLED AT 2026 DUE TO PREEMPTION'; exit 137")
+    assert job.go() == 3
+    assert not (job.run / "FAILED").exists()
+    assert "told to stop: preempted\n" in job.log()
     assert job.calls() == []

@@ -34,7 +34,7 @@ NODES = 6
 OUT_AT_ONCE = 2  # nodes that are gone at a time: the others can run everything
 STEPS = 60
 PACE_S = 0.7  # a step, while there is something to disturb
-PATIENCE_S = 420.0  # for the whole sweep to end after the last disturbance
+PATIENCE_S = 300.0  # for the whole sweep to end after the last disturbance
 NODE_DEEDS = ("down", "crash", "stopd", "cut")
 DEEDS = ("stop", "stop batch", "requeue", "preempt", "controller", "controller killed", *NODE_DEEDS)
 

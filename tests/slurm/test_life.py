@@ -181,6 +181,25 @@ def test_a_run_ends_as_the_undisturbed_one(fleet: dict[str, Any], name: str) -> 
 
 
 @pytest.mark.slow
+def test_a_dead_node_that_slurm_believes_in_for_minutes(new_cluster: Callable[..., DevCluster], tmp_path: Path) -> None:
+    """As on most clusters; the devcluster's own 5 s are short on purpose."""
+    life = Life.prepare(new_cluster(NODES="3", CONF="SlurmdTimeout=300"), tmp_path)
+    (whole,) = life.submit("whole", *WIDE)
+    whole.finish()
+    (trial,) = life.submit("dead", *WIDE, pace=0.3)
+    trial.at_work()
+    life.pace("dead", PARKED_S)
+    node = trial.nodes(0)[1]
+    life.cluster.call("crash", node)
+    trial.wait(lambda: trial.started(1))
+    assert node not in trial.nodes(1)
+    trial.finish()
+    assert difference(whole.run.path, trial.run.path, STEPS) is None
+    assert [restart.cause for restart in restarts_of(trial.run.path)] == [f"lost {node}"]
+    assert trial.run.failure() is None
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_sweep_disturbed_twenty_times(new_cluster: Callable[..., DevCluster], tmp_path: Path) -> None:
     said: list[str] = []
