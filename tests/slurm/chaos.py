@@ -34,6 +34,8 @@ NODES = 6
 OUT_AT_ONCE = 2  # nodes that are gone at a time: the others can run everything
 STEPS = 60
 PACE_S = 0.7  # a step, while there is something to disturb
+CRAWL_S = 8.0  # a step near the end of the run: it is to be there for the last disturbance
+CRAWL_FROM = STEPS - 15
 PATIENCE_S = 300.0  # for the whole sweep to end after the last disturbance
 NODE_DEEDS = ("down", "crash", "stopd", "cut")
 DEEDS = ("stop", "stop batch", "requeue", "preempt", "controller", "controller killed", *NODE_DEEDS)
@@ -62,6 +64,7 @@ class Chaos:
             time.sleep(dice.uniform(0.5, 7.0))
             self._repair(time.monotonic())
             live = [trial for trial in trials if not trial.run.done]
+            self.life.pace("sweep", CRAWL_S if any(trial.step >= CRAWL_FROM for trial in live) else PACE_S)
             assert live, f"all runs ended after {done} disturbances: let steps take longer"
             done += self._disturb(dice, dice.choice(live), dice.choice(DEEDS), done + 1)
         self.say("left alone from now on")
