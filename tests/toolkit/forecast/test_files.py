@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +103,24 @@ def test_a_write_that_fails_leaves_what_was_there(
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
     with opened(path) as data:
         assert data.time.size == 3
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_file(forecast: Forecast, tmp_path: Path) -> None:
+    path = tmp_path / "forecast.nc"
+    write_forecast(forecast, path)
+    halves = 0
+    for number in range(12):
+        child = os.fork()
+        if child == 0:
+            while True:
+                write_forecast(forecast, path)
+        time.sleep(0.03 + 0.007 * number)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with opened(path) as data:
+            assert np.array_equal(data["radar_reflectivity"].values, forecast.values[0, :, 0], equal_nan=True)
+        halves = len(list(tmp_path.glob(".*.tmp")))
+    assert halves  # some were killed while they wrote
 
 
 def test_what_can_not_be_written_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
