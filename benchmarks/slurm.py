@@ -197,8 +197,8 @@ def tables(bench: Bench, runs: int, times: int) -> list[Took]:
 def starts(bench: Bench, times: int) -> dict[str, list[float]]:
     """One run at a time, from the call of sweep.py to its first step, by the moments that it leaves."""
     found: dict[str, list[float]] = {}
-    imports = [float(bench.login("srun", sys.executable, "-c", IMPORTS)[1]) for _ in range(times + 1)][1:]
-    light = [float(bench.login("srun", sys.executable, "-c", LIGHT)[1]) for _ in range(times)]
+    imports = [float(bench.login("srun", sys.executable, "-c", IMPORTS)[1].split()[-1]) for _ in range(times + 1)][1:]
+    light = [float(bench.login("srun", sys.executable, "-c", LIGHT)[1].split()[-1]) for _ in range(times)]
     for number in range(times):
         (bench.folder / f"one{number}.yaml").write_text(f"base: base.yaml\nset: {{seed: {number + 1}}}\n")
         sweep = [sys.executable, ROOT / "launch" / "sweep.py", f"one{number}.yaml", "--cluster", "slurm"]
@@ -209,6 +209,8 @@ def starts(bench: Bench, times: int) -> dict[str, list[float]]:
         while not (run / "DONE").exists():
             assert time.monotonic() < deadline, f"{run} did not end"
             time.sleep(0.2)
+        while bench.cluster("exec", "squeue", "--noheader"):  # it is scored yet
+            time.sleep(0.5)
         (noted,) = bench.folder.glob(f"runs/one{number}/slurm/*/job")
         accepted, script = noted.stat().st_mtime, float((run / "script").read_text())
         start = json.loads((run / "starts.jsonl").read_text())
