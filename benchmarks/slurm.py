@@ -245,7 +245,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     runs, times = (100, 1) if options.quick else (1000, 3)
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"load_average": os.getloadavg()[1]}
     with bench() as made:
         made.prepare(frames=8)
         facts["dry_run"] = dry_runs(made, 2 * times - 1)
@@ -269,7 +269,8 @@ def main() -> int:
         print(" | ".join(line))
     if not options.quick:
         command = "python benchmarks/slurm.py"
-        print(write_report("slurm", "Launching on Slurm", command, head, rows, facts))
+        notes = [f"Load average of the machine in the five minutes before: {facts['load_average']:.1f}."]
+        print(write_report("slurm", "Launching on Slurm", command, head, rows, facts, notes=notes))
     return 0
 
 
