@@ -65,7 +65,7 @@ def test_logs_are_followed_across_a_requeue(site: Site) -> None:
         site.cluster.run("scancel", "--signal=USR2", site.cluster.queue()[0])
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert re.search(r"start 1, on node\d.*\nrequeued\n.*start 2, on node\d.*step 200\n.*done\n$", output, re.DOTALL)
+    assert re.search(r"start 1, on node\d.* requeued\n.*start 2, on node\d.*step 200\n.*done\n$", output, re.DOTALL)
     steps = [int(step) for step in re.findall(r"^step (\d+)$", output, re.MULTILINE)]
     assert steps == list(range(1, 201))  # each line once
     assert len(starts(run)) == 2
