@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -105,6 +106,8 @@ def import_deepspeed(world: World) -> Any:
     os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed asks for it even of a lone process
     if world.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # DeepSpeed calls collectives by names that torch 2.13 has begun to rename: nothing that a user could mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     import deepspeed
     from deepspeed import ops
     from deepspeed.utils import logger
