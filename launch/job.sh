@@ -16,6 +16,7 @@
 #   still runs. Nobody changes it again while the job waits: so only one loss counts, and only while enough nodes are up.
 # - Every restart leaves a line in restarts.tsv: launch/restarts.py says which.
 AVOID_S=3600
+PATIENCE=5 # seconds until srun is tried again
 
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
 restart=${SLURM_RESTART_COUNT:-0}
@@ -130,6 +131,10 @@ stop() { # on signal $1
   case $said in lost*) (trap '' TERM && keep_away "$(avoided "${said#lost }")") ;; esac
 }
 
+no_step() { # whether srun has started nothing: a controller that is away, or still ends an earlier start of this job
+  ((result != 0)) && tail -n "+$((mark + 1))" "$log" | grep -qE '^srun: error: Unable to (create step|confirm allocation)'
+}
+
 leave_to_the_next() {
   [ ! -e "$next" ] || { tell "Slurm has begun this job again: left to that start" && exit $REQUEUE; }
 }
@@ -165,13 +170,18 @@ said=
 asked=
 trap 'stop USR2' USR2
 trap 'stop TERM' TERM
-run_step &
-step=$!
-[ -z "$asked" ] || kill -USR2 "$step"
-while kill -0 "$step" 2>/dev/null; do wait "$step"; done # a signal ends a wait
-wait "$step"
-result=$?
-tell "srun returned $result"
+for attempt in 1 2 3 4 5 6; do
+  mark=$(wc -l <"$log")
+  run_step &
+  step=$!
+  [ -z "$asked" ] || kill -USR2 "$step"
+  while kill -0 "$step" 2>/dev/null; do wait "$step"; done # a signal ends a wait
+  wait "$step"
+  result=$?
+  tell "srun returned $result"
+  [ -z "$asked" ] && no_step || break
+  sleep $PATIENCE
+done
 
 # --- it ends
 
@@ -184,12 +194,14 @@ if ! is_stop $result || [ -e "$run/FAILED" ]; then
   gone=$(lost_by "$log")
   gone=${gone:-$(unreachable)}
   about=$(scontrol --oneliner show job "$job" 2>/dev/null)
-  if [ -z "$gone" ] && [[ -z $about || $about == *" Restarts=$restart "* ]]; then
+  if [ -z "$gone" ] && ! no_step && [[ -z $about || $about == *" Restarts=$restart "* ]]; then
     [ -e "$run/FAILED" ] || echo "job $job: srun returned $result; see $log" >"$run/FAILED"
     exit $result
   fi
   rm -f "$run/FAILED"
-  [ -n "$said" ] || { [ -z "$gone" ] || said="lost $gone"; tell "told to stop: ${said:=$(ended_by "$log")}"; }
+  no_step && said="no step could be started"
+  [ -z "$gone" ] || said="lost $gone"
+  tell "told to stop: ${said:=$(ended_by "$log")}"
 fi
 [ -n "$said" ] || tell "told to stop: $(cause TASKS)"
 if ((restart >= max_restarts)); then

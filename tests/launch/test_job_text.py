@@ -279,3 +279,23 @@ def test_a_failure_after_slurm_has_requeued_the_job_is_none(job: Job) -> None:
     assert not (job.run / "FAILED").exists()
     assert "told to stop: preempted\n" in job.log()
     assert job.calls() == []
+
+
+@pytest.mark.parametrize("tries", [2, 9])
+def test_a_step_that_slurm_does_not_start_yet_is_tried_again(job: Job, tries: int) -> None:
+    """As it is just after an earlier start of the job was ended, or while the controller is away."""
+    code = job.folder / "code"
+    code.unlink()
+    (code / "launch").mkdir(parents=True)
+    (code / "setup.py").touch()
+    text = (ROOT / "launch" / "job.sh").read_text()
+    (code / "launch" / "job.sh").write_text(text.replace("PATIENCE=5", "PATIENCE=0.1"))
+    refusal = "srun: error: Unable to create step for job 7: Job/step already completing or completed"
+    job.step(
+        f"echo >>{job.folder}/tries; [ $(wc -l <{job.folder}/tries) -ge {tries} ] || {{ echo '{refusal}'; exit 1; }}"
+    )
+    assert job.go() == (0 if tries == 2 else 3)
+    assert not (job.run / "FAILED").exists()
+    assert job.calls() == ([] if tries == 2 else ["requeue 7"])
+    if tries == 9:
+        assert "told to stop: no step could be started\n" in job.log()
