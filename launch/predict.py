@@ -43,16 +43,17 @@ class Task:
     trained: Trained
     request: Request
     outputs: tuple[Path, ...]  # the data first, then pictures
-    stamped: bool  # their names get the time of the last observation
+    stamped: tuple[bool, ...]  # whose names get the time of the last observation
     overwrite: bool
     verify: bool
 
     def paths(self, frame: Frame) -> tuple[Path, ...]:
         """The files of the forecast that begins with a frame."""
-        if not self.stamped:
-            return self.outputs
-        stamp = "".join(c for c in str(frame) if c.isalnum())
-        return tuple(path.with_name(f"{path.stem}-{stamp}{path.suffix}") for path in self.outputs)
+        stamp = str(frame).replace("@", "-") if frame.time is None else f"{frame.time:%Y%m%dT%H%M%SZ}"
+        return tuple(
+            path.with_name(f"{path.stem}-{stamp}{path.suffix}") if stamped else path
+            for path, stamped in zip(self.outputs, self.stamped, strict=True)
+        )
 
 
 def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -137,10 +138,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from toolkit.forecast.picture import check_picture
 
     output = arguments.output or Path("forecast.nc")
-    stamped = arguments.watch or arguments.output is None
-    check_output(output, arguments.overwrite or stamped)
+    stamped = (arguments.watch or arguments.output is None, *[arguments.watch] * len(arguments.picture))
+    arguments.overwrite |= arguments.watch  # pictures that a killed watch left without their data
+    check_output(output, arguments.overwrite or stamped[0])
     for picture in arguments.picture:
-        check_picture(picture)
+        check_picture(picture, arguments.overwrite)
     task = _task(arguments, (output, *arguments.picture), stamped)
     trained = task.trained
     print(f"{arguments.checkpoint}: {trained.title}", file=sys.stderr)
@@ -162,7 +164,7 @@ def _check_checkpoint(path: Path) -> None:
         )
 
 
-def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: bool) -> Task:
+def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: tuple[bool, ...]) -> Task:
     import torch
 
     from toolkit.forecast.make import Request

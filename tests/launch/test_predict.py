@@ -56,7 +56,9 @@ def test_without_an_output_the_name_tells_the_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert predict(make_run(), radar, "--", "--crop", "0,0,20,30") == 0
+    assert predict(make_run(), radar, "--picture", "mine.gif", "--", "--crop", "0,0,20,30") == 0
+    with pytest.raises(ConfigError, match=r"mine\.gif: exists"):
+        predict(make_run(), radar, "--picture", "mine.gif", "--output", "other.nc")
     with xarray.open_dataset("forecast-20160711T220000Z.nc") as data:
         assert data["radar_reflectivity"].shape == (3, 20, 30)  # the run's horizon, the crop asked for
 

@@ -34,10 +34,12 @@ MINUS = "\N{MINUS SIGN}"
 INK, SOFT = "#1c1e21", "#5b6068"
 
 
-def check_picture(path: Path) -> None:
-    """Raises ConfigError for another suffix."""
+def check_picture(path: Path, overwrite: bool = False) -> None:
+    """Raises ConfigError for another suffix, or if something is there already."""
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"--picture {path}: ends in {path.suffix or 'nothing'}, takes {' or '.join(SUFFIXES)}")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"--picture {path}: exists; choose another name, or --overwrite it")
 
 
 def draw(forecast: Forecast, path: Path, truth: Codes | None = None) -> None:
@@ -46,7 +48,7 @@ def draw(forecast: Forecast, path: Path, truth: Codes | None = None) -> None:
     Args:
         truth: codes of the frames that followed, uint8 [T', C, H, W], T' at most the lead: drawn beside the forecast.
     """
-    check_picture(path)
+    check_picture(path, overwrite=True)
     data = _gif(forecast, truth) if path.suffix == ".gif" else _png(forecast, truth)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
