@@ -70,6 +70,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/cell.py
 	$(BIN)/python benchmarks/plan.py
+	$(BIN)/python benchmarks/slurm.py
 
 gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu

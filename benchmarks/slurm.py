@@ -6,8 +6,8 @@
 Needs Slurm on this machine (slurm/devcluster/cluster install). Figures are medians over the repetitions that the table
 names; the smallest and greatest stand beside them, and the processor time of our own process, which depends less on
 what else the machine does. A start is taken apart by the moments that it leaves on disk; of the time from the first
-line of the job's script to the first optimizer step, ours is what is neither imports (measured by themselves, on a
-node, in the same surroundings) nor the step.
+line of the job's script to the first optimizer step, ours is what is neither imports (Python tells what they took, in
+these very processes) nor the step.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import resource
 import shutil
 import statistics
@@ -33,11 +34,6 @@ sys.path[0] = str(ROOT)  # not this folder, whose slurm.py and shards.py are not
 from benchmarks.report import write_report  # noqa: E402
 
 CLUSTER = ROOT / "slurm" / "devcluster" / "cluster"
-IMPORTS = (
-    "import time; began = time.time(); import launch.job, launch.train, toolkit.distributed, toolkit.train.loop, "
-    "torch, deepspeed; print(time.time() - began)"
-)
-LIGHT = "import time; began = time.time(); import launch.job; print(time.time() - began)"
 BASE = """\
 model: {name: convlstm, layers: 1, hidden: 8, patch: 8}
 data: {store: store, context: 4, horizon: 4}
@@ -48,7 +44,7 @@ TIMED = """\
 gpus_per_node: 1
 cpus_per_task: 1
 setup: ['date +%s.%N >"$run/script"']
-env: {OMP_NUM_THREADS: 1}
+env: {OMP_NUM_THREADS: 1, PYTHONPROFILEIMPORTTIME: 1}
 """
 
 
@@ -197,8 +193,6 @@ def tables(bench: Bench, runs: int, times: int) -> list[Took]:
 def starts(bench: Bench, times: int) -> dict[str, list[float]]:
     """One run at a time, from the call of sweep.py to its first step, by the moments that it leaves."""
     found: dict[str, list[float]] = {}
-    imports = [float(bench.login("srun", sys.executable, "-c", IMPORTS)[1].split()[-1]) for _ in range(times + 1)][1:]
-    light = [float(bench.login("srun", sys.executable, "-c", LIGHT)[1].split()[-1]) for _ in range(times)]
     for number in range(times):
         (bench.folder / f"one{number}.yaml").write_text(f"base: base.yaml\nset: {{seed: {number + 1}}}\n")
         sweep = [sys.executable, ROOT / "launch" / "sweep.py", f"one{number}.yaml", "--cluster", "slurm"]
@@ -223,10 +217,19 @@ def starts(bench: Bench, times: int) -> dict[str, list[float]]:
             "train.py: to the first step": start["ready"] - start["began"],
             "the first step": first["time"] - start["ready"],
         }
-        ours = first["time"] - script - step - statistics.median(imports) - statistics.median(light)
-        for name, seconds in {**moments, "ours": ours}.items():
+        (batch,) = run.glob("logs/*_batch.log")
+        (log,) = run.glob("logs/*_0_0.log")
+        imports = {"imports of job.py": imported(batch), "imports of train.py": imported(log)}
+        ours = first["time"] - script - step - sum(imports.values())
+        for name, seconds in {**moments, **imports, "ours": ours}.items():
             found.setdefault(name, []).append(seconds)
-    return {**found, "imports of train.py": imports, "imports of job.py": light}
+    return found
+
+
+def imported(log: Path) -> float:
+    """Seconds that a process spent importing before its first step, as Python itself has written into its log."""
+    before = log.read_text().partition("step 1/")[0]
+    return sum(int(own) for own in re.findall(r"^import time: +(\d+) \|", before, re.MULTILINE)) / 1e6
 
 
 def row(what: str, times: Sequence[float | Took], target: float | None = None, note: str = "") -> list[str]:
