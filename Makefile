@@ -46,7 +46,7 @@ test-all: $(READY)
 	$(BIN)/python -m pytest -m "not gpu" -o faulthandler_timeout=3900
 
 slurm-test: $(READY)
-	$(BIN)/python -m pytest -m slurm
+	$(BIN)/python -m pytest -m slurm -o faulthandler_timeout=3900
 
 # Processes that tests kill leave no record: their last lines count as not reached.
 coverage: $(READY)
