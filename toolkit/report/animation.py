@@ -16,7 +16,7 @@ PANELS_IN_A_ROW = 4
 LARGEST_PANEL = 256  # pixels of a side
 MARGIN, CAPTION = 6, 18
 FRAME_MS, LAST_MS = 300, 1500
-PAPER, INK = "#ffffff", "#1c1e21"
+PAPER, INK, RULE = "#ffffff", "#1c1e21", "#9a9ea6"
 
 
 def gif_uri(context: Codes, panels: Mapping[str, Codes], labels: Sequence[str], scale: Mapping[str, Any]) -> str:
@@ -58,6 +58,7 @@ def _page(panels: Mapping[str, Codes], label: str, scale: Mapping[str, Any]) -> 
         y = CAPTION + place // columns * (height + CAPTION + MARGIN)
         draw.text((x, y + 3), _fitting(title, width, font), INK, font)
         page.paste(image, (x, y + CAPTION))
+        draw.rectangle((x - 1, y + CAPTION - 1, x + width, y + CAPTION + height), outline=RULE)
     return page
 
 
@@ -68,7 +69,7 @@ def _panel(codes: Codes) -> Codes:
 
 
 def _fitting(text: str, width: int, font: Any) -> str:
-    """As much of a title as is no wider than its panel."""
+    """As much of a title's end, where models of one sweep differ, as is no wider than its panel."""
     while len(text) > 1 and font.getlength(text) > width:
-        text = text.removesuffix("…")[:-1] + "…"
+        text = "…" + text.removeprefix("…")[1:]
     return text

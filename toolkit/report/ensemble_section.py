@@ -29,7 +29,7 @@ from toolkit.report.figures import (
     svg,
 )
 from toolkit.report.markup import chart, score_table
-from toolkit.report.tables import CHECKPOINT_TITLES, heading, text_of
+from toolkit.report.tables import CHECKPOINT_TITLES, column_decimals, heading, text_of
 
 SHOWN = ("crps", "crps_fair", "spread", "rmse_of_mean", "spread_skill")
 MOST_BARS = 21  # a histogram of more ranks is drawn in bars of several
@@ -52,7 +52,9 @@ def render(board: Board, groups: Sequence[str]) -> str:
     head = "".join(f"<th>{escape(heading(metric))}</th>" for metric in metrics)
     body = [
         f"<tr><th>{escape(row.label)}</th>"
-        + "".join(f"<td>{text_of(row.cells[metric.key, OVERALL], 4)}</td>" for metric in metrics)
+        + "".join(
+            f"<td>{text_of(row.cells[metric.key, OVERALL], column_decimals(board, metric))}</td>" for metric in metrics
+        )
         + "</tr>"
         for row in rows
     ]
