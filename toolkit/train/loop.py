@@ -19,7 +19,7 @@ from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 from toolkit.train import checkpoint, validation
 from toolkit.train.engine import Engine, StepResult
-from toolkit.train.prepare import Data, introduce, open_data, restore
+from toolkit.train.prepare import Data, check_scoring, introduce, open_data, restore
 from toolkit.train.profile import Profiler
 from toolkit.train.record import OwnTime, Recorder, has_validation
 from toolkit.train.sampling import draw, teacher_rate
@@ -52,6 +52,7 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
             data = open_data(config)
             if not MODELS[config.model.name].trained:
                 return _without_training(run, world)
+            world.together(lambda: check_scoring(config))
             with Training(run, config, data, world, resume, stop, watchdog, profile) as training:
                 return training.to_the_end()
         except NonFiniteError as error:

@@ -12,6 +12,7 @@ from toolkit.config import RunConfig
 from toolkit.data.windows import WindowSet
 from toolkit.distributed import World
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.evaluate.perceptual import load_lpips
 from toolkit.rundir import RunDir
 from toolkit.train import checkpoint, commit
 from toolkit.train.engine import Engine, TrainState
@@ -40,6 +41,16 @@ def open_data(config: RunConfig) -> Data:
     if data.val_split in store.splits:
         val = WindowSet(store, data.val_split, length, data.eval_stride, data.modes)
     return Data(store, train, val)
+
+
+def check_scoring(config: RunConfig) -> None:
+    """A run is scored when it is trained: what that will need is looked for before.
+
+    Raises:
+        ConfigError: `eval.lpips`, and its weights can't be had here.
+    """
+    if config.eval.lpips:
+        load_lpips()
 
 
 def restore(run: RunDir, resume: str, world: World) -> tuple[TrainState | None, checkpoint.Progress]:

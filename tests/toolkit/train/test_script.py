@@ -180,6 +180,16 @@ def test_a_folder_that_holds_something_else_is_refused(tiny_config: Path, tmp_pa
     assert "holds another run" in other.stderr
 
 
+def test_what_scoring_will_lack_is_said_before_training(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODERNN_ALEXNET", str(tmp_path / "absent.pth"))
+    done = call("--config", tiny_config, "--run-dir", tmp_path / "run", "--set", "eval.lpips=true")
+    assert done.returncode == 2
+    assert f"MODERNN_ALEXNET={tmp_path / 'absent.pth'}: no such file" in done.stderr
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
+
+
 def test_world_size_that_does_not_divide_the_batch(tiny_config: Path, tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
     command = [*torchrun, SCRIPT[1], "--config", str(tiny_config), "--run-dir", str(tmp_path / "run")]
