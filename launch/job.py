@@ -152,8 +152,9 @@ class _Job:
         command = [sys.executable, *arguments]
         environment = {**self.lock.environment, **self._place(name)}
         code = run_ranks(command, ranks, self.relay, logs, environment, [self.lock.fd], describe=self._describe_rank)
-        if code == EXIT_REQUEUE:
-            self.run.clear_failed()  # what a rank says that an earlier start left over on a node that was given up
+        if code == EXIT_REQUEUE and job_id() not in (self.run.failure() or ""):
+            # Not this start's (`_train_along`): a rank says it that an earlier one left on a node that was given up.
+            self.run.clear_failed()
         # A script that a signal ended before it could set its handlers was stopped too: it had nothing to save.
         stopped = {EXIT_REQUEUE, EXIT_OK, *(128 + number for number in self.relay.received)}
         if self.relay.received and code in stopped:

@@ -23,7 +23,7 @@ from launch import plan
 from launch.cli import COMMANDS
 from shards.cli import main as shards
 from tests.conftest import ROOT
-from tests.markdown import NO_SHELL, anchors, blocks, check, commands, links, pages
+from tests.markdown import NO_SHELL, Block, anchors, blocks, check, commands, links, pages
 from toolkit.errors import EXIT_MEANING
 from toolkit.evaluate.protocols import known_protocols, load_protocol
 from toolkit.evaluate.protocols.base import Protocol
@@ -103,17 +103,20 @@ def names_in(file: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", PAGES)
+def python_of(name: str) -> list[Block]:
+    """A page's blocks of Python that stand for themselves."""
+    found = blocks(PAGES[name].read_text())
+    return [block for block in found if block.language == "python" and not block.mark.startswith(FOLLOWED)]
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if python_of(name)])
 def test_blocks_of_python_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [b for b in blocks(PAGES[name].read_text()) if b.language == "python" and not b.mark.startswith(FOLLOWED)]
-    if not found:
-        pytest.skip("no such blocks")
     monkeypatch.chdir(tmp_path)
     made = ["convert", "moving-mnist", "stores/mine", "--size", "32", "--train", "4", "--val", "2", "--test", "2"]
     assert shards(made) == 0
     space: dict[str, Any] = {}
     exec("import shards, webdataset", space)
-    for block in found:
+    for block in python_of(name):
         exec(compile(block.code, f"{name}: a block", "exec"), space)
 
 
