@@ -203,23 +203,35 @@ def stored_shape(store: str) -> tuple[int, int, int] | None:
         return None
 
 
-def summary(config: RunConfig, rate: float | None) -> list[str]:
+def hours_of(config: RunConfig, rate: float | None, tflops: float | None, ranks: int) -> float | None:
+    """A run's hours: at a rate in sequences per second, else at what each rank computes; None: not known."""
+    if not MODELS[config.model.name].trained:
+        return 0.0
+    shape = stored_shape(config.data.store)
+    cost = costs.find(config, shape[0]) if shape and tflops and not rate else None
+    if shape and tflops and cost:
+        work = cost.peaks[costs.policy_of(config)].work.at(1, costs.area_of(config, *shape[1:]))
+        rate = predict.rate_at(tflops, work, ranks, 0.0, config.train.batch)
+    return predict.hours(config, rate) if rate else None
+
+
+def summary(config: RunConfig, hours: float | None) -> list[str]:
     """A run of a sweep in short, under SUMMARY; empty where it isn't known. Nothing is measured for it.
 
-    Memory is that of one rank of one, with the run's own policy; `rate` is in sequences per second.
+    Memory is that of one rank of one, with the run's own policy.
     """
-    hours = f"{predict.hours(config, rate):,.1f}" if rate else ""
+    told = f"{hours:,.1f}" if hours else ""
     shape = stored_shape(config.data.store)
     cost = costs.find(config, shape[0] if shape else 1) if MODELS[config.model.name].trained else None
     if cost is None:
-        return ["", "", "", hours]
+        return ["", "", "", told]
     if shape is None:  # most models have the same parameters at every size
-        return ["" if cost.parameters.area else f"{cost.parameters.one:,}", "", "", hours]
+        return ["" if cost.parameters.area else f"{cost.parameters.one:,}", "", "", told]
     area = costs.area_of(config, *shape[1:])
     micro = config.train.micro_batch or config.train.batch
     peak = predict.memory_of(config, cost, costs.policy_of(config), micro, area, Machine(1, 0))
     parameters, forward = cost.parameters.at(1, area), cost.macs.at(1, area)
-    return [f"{parameters:,}", f"{forward / 1e9:,.1f}", f"{peak.total / GIB:.2f}", hours]
+    return [f"{parameters:,}", f"{forward / 1e9:,.1f}", f"{peak.total / GIB:.2f}", told]
 
 
 def _rate_of(run: str | None) -> float | None:

@@ -192,6 +192,20 @@ class SlurmSubmitter:
         text = run_text(self.profile, self.shape, self.root, run, code, command, Path.cwd())
         write_atomic(run / "submit.sbatch", text)
 
+    def announce(self, count: int) -> str:
+        """So many runs as jobs, in words; where no Slurm answers, nothing is said of arrays."""
+        try:
+            slurm_calls.check_installed()
+            size = max(1, slurm_calls.max_array_size())
+            arrays = -(-count // size)
+            jobs = f"in {arrays} array{'s' * (arrays != 1)} (of at most {size})"
+        except SlurmError:
+            jobs = "(no Slurm answers here that says how long an array may be)"
+        throttle = f", {self.throttle} runs at a time" if self.throttle else ""
+        nodes, gpus = self.shape.nodes, self.shape.gpus_per_node
+        each = f"{nodes} node{'s' * (nodes != 1)} with {gpus or 'no'} GPU{'s' * (gpus != 1)}"
+        return f"{count} runs {jobs}, a run on {each}{throttle}"
+
     def _parts(self, runs: Sequence[Path]) -> list[Sequence[Path]]:
         size = max(1, self.array_size)
         return [runs[first : first + size] for first in range(0, len(runs), size)]

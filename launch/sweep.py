@@ -21,7 +21,7 @@ from launch.board import Board
 from launch.cancel import cancel, watching
 from launch.cli import as_typed, make_parser, positive, run_script
 from launch.jobs import DebugSubmitter, Job, JobCommand, JobState, LocalSubmitter, Machine, Submitter, job_command
-from launch.plan import SUMMARY, summary
+from launch.plan import SUMMARY, hours_of, summary
 from launch.ranks import SignalRelay
 from launch.record import place, preparing, side_by_side, write_record
 from launch.slurm import SlurmSubmitter
@@ -110,19 +110,34 @@ def is_retried(view: RunView, retry: Collection[str]) -> bool:
     )
 
 
-def describe(plan: SweepPlan, items: Sequence[Item], costs: bool = False) -> list[str]:
-    """The plan as a table; `costs` adds what each run needs."""
+def describe(plan: SweepPlan, items: Sequence[Item], hours: Sequence[float | None] | None = None) -> list[str]:
+    """The plan as a table; with each run's hours, what it needs is added."""
     left_out = [f"{plan.duplicates} duplicates left out"] if plan.duplicates else []
     left_out += [f"{plan.excluded} excluded"] if plan.excluded else []
     head = ", ".join([f"{plan.name}: {len(items)} runs", *left_out])
-    # A run is as fast as one that differs in the seed alone.
-    rates = {item.planned.group: item.before.rate for item in items if item.before.rate}
-    header = ("run", "hash", "state", *(SUMMARY if costs else ()), "what will be done")
+    header = ("run", "hash", "state", *(SUMMARY if hours else ()), "what will be done")
     rows = []
-    for item in items:
-        need = summary(item.planned.config, rates.get(item.planned.group)) if costs else []
+    for index, item in enumerate(items):
+        need = summary(item.planned.config, hours[index]) if hours else []
         rows.append([item.planned.name, item.planned.hash8, item.before.state, *need, item.what])
     return [head, *render(header, rows)]
+
+
+def foresee(items: Sequence[Item], tflops: float | None, ranks: int) -> tuple[list[float | None], str]:
+    """Each run's hours, where they can be known, and a line on those that are to be done."""
+    # A run is as fast as one that differs in the seed alone.
+    rates = {item.planned.group: item.before.rate for item in items if item.before.rate}
+    hours = [hours_of(item.planned.config, rates.get(item.planned.group), tflops, ranks) for item in items]
+    planned = [value for item, value in zip(items, hours, strict=True) if item.submitted]
+    known = [value for value in planned if value is not None]
+    each = f"{ranks} rank{'s' * (ranks != 1)} each"
+    text = f"{len(planned)} runs to do: {sum(known) * ranks:,.0f} rank-hours of training on {each}"
+    if len(known) < len(planned):
+        text += (
+            f", and {len(planned) - len(known)} runs unknown: nothing like them has run; make their stores and say "
+            "--tflops, what a rank reaches"
+        )
+    return hours, text
 
 
 def check_stores(items: Sequence[Item]) -> None:
@@ -237,7 +252,11 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
     items = survey(plan, root, options.retry)
     submitter = _submitter(options, root, command)
     if options.dry_run:
-        print("\n".join([*describe(plan, items, costs=True), "dry run: nothing was made or submitted"]))
+        ranks, arrays = options.ranks or 1, []
+        if isinstance(submitter, SlurmSubmitter):
+            ranks, arrays = submitter.shape.ranks, [submitter.announce(sum(item.submitted for item in items))]
+        hours, effort = foresee(items, options.tflops, ranks)
+        print("\n".join([*describe(plan, items, hours), *arrays, effort, "dry run: nothing was made or submitted"]))
         return EXIT_OK
     check_stores([item for item in items if item.submitted])
     if isinstance(submitter, SlurmSubmitter):
@@ -294,6 +313,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "slurm: jobs of a Slurm cluster, submitted from its login node",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument(
+        "--tflops", type=float, metavar="N", help="with --dry-run: TFLOP/s that one rank reaches, for the hours"
+    )
     parser.add_argument(
         "--jobs", type=positive, metavar="N", help="runs at a time (default: local GPUs or cores / ranks)"
     )

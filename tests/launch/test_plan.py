@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,21 @@ def test_a_sweep_shows_what_its_runs_need(tmp_path: Path, capsys: pytest.Capture
     assert header.split()[3:7] == ["parameters", "GMACs/seq", "peak", "GiB"]
     parameters, macs, memory = first.split()[3:6]
     assert int(parameters.replace(",", "")) > 100_000 and float(macs) > 0.1 and float(memory) > 0.01
+
+
+def test_a_sweep_foresees_its_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = ROOT / "configs" / "sweeps" / "demo.yaml"
+    asked = [str(file), "--dry-run", "--runs", str(tmp_path)]
+    assert sweep.main([*asked, "--set", f"data.store={tmp_path / 'none'}"]) == 0
+    assert "6 runs to do: 0 rank-hours of training on 1 rank each, and 6 runs unknown" in capsys.readouterr().out
+    (tmp_path / "manifest.json").write_text(json.dumps({"frames": {"channels": 1, "height": 64, "width": 64}}))
+    # 200 steps of 8 sequences, three forward passes of two operations a MAC at 1 GFLOP/s on each of two ranks.
+    assert sweep.main([*asked, "--set", f"data.store={tmp_path}", "--tflops", "0.001", "--ranks", "2"]) == 0
+    *rows, effort, _ = capsys.readouterr().out.splitlines()[2:]
+    expected = [200 * 8 * 6 * float(row.split()[4]) / 2 / 3600 for row in rows]
+    assert [float(row.split()[6].replace(",", "")) for row in rows] == pytest.approx(expected, rel=0.15)
+    told = re.fullmatch(r"6 runs to do: ([\d,]+) rank-hours of training on 2 ranks each", effort)
+    assert told and float(told[1].replace(",", "")) == pytest.approx(2 * sum(expected), rel=0.15)
 
 
 def test_neither_torch_nor_numpy_is_imported(tmp_path: Path) -> None:

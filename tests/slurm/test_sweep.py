@@ -201,6 +201,14 @@ def test_a_failed_rank_is_named_and_ends_the_others(site: Site) -> None:
     assert site.cluster.queue() == []
 
 
+def test_a_dry_run_tells_the_arrays(site: Site) -> None:
+    site.fakes.sweep_file("base: base.yaml\nseeds: [1, 2, 3]\n")
+    code, output = site.sweep("--dry-run", "--nodes", "2")
+    assert code == 0, output
+    assert re.search(r"\n3 runs in 1 array \(of at most \d+\), a run on 2 nodes with .*\n3 runs to do: ", output)
+    assert not list((site.folder / "runs").glob("*/*/config.yaml"))
+
+
 def test_submitted_from_inside_a_job(site: Site) -> None:
     """The environment of the outer job, torchrun's variables among it, makes no difference."""
     site.fakes.sweep_file("base: base.yaml\n")
