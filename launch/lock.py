@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import EXIT_BUSY, ToolkitError
+from toolkit.rundir import LOCK_NAME
+from toolkit.rundir import read_record as read_record
 from toolkit.train.heartbeat import BEAT_S, beats_of
 
-LOCK_NAME = "job.lock"
 TOKEN_VARIABLE = "MODERNN_JOB_TOKEN"  # noqa: S105  names the job, is no secret
 PATIENCE_S = 1.0  # someone who merely looks (`holder`) has the lock for an instant
 FAR_PATIENCE_S = 5 * BEAT_S
@@ -145,14 +146,6 @@ def _refuse_far_owner(run: Path) -> None:
                 f"{run}: {describe(record)}, as its heartbeats show, though {LOCK_NAME} could be locked here: this "
                 "file system grants locks per host (Lustre: mount with `flock`, not `localflock`)"
             )
-
-
-def read_record(run: Path) -> dict[str, Any]:
-    """What the present or last job wrote about itself; empty when there was none."""
-    try:
-        return dict(json.loads((run / LOCK_NAME).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
 
 
 def holder(run: Path) -> dict[str, Any] | None:

@@ -154,6 +154,7 @@ class SlurmSubmitter:
         print(f"job {job} makes the report when all have ended: {self.root}/report/index.html")
 
     def poll(self) -> dict[Job, JobState]:
+        """How every job stands; the queue is asked once in POLL_S at most."""
         if time.monotonic() - self._asked_at < POLL_S:
             return dict(self._states)
         self._asked_at = time.monotonic()

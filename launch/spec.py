@@ -205,6 +205,7 @@ class _Reader:
         return tuple(names)
 
     def seeds(self, value: Any) -> tuple[int, ...]:
+        """`seeds:`, a list or n for 1 to n."""
         if value is None:
             return ()
         if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
@@ -223,6 +224,7 @@ class _Reader:
         return flatten(value)
 
     def entries(self, value: Any) -> tuple[Entry, ...]:
+        """`list:`, single runs; without it the base is the only one."""
         if value is None:
             return (Entry(where="the base"),)
         entries = []
@@ -240,6 +242,7 @@ class _Reader:
         return tuple(entries)
 
     def axes(self, where: str, value: Any, in_step: bool = False) -> Mapping[str, Sequence[Any]]:
+        """`grid:` or, `in_step`, `zip:`, keys with their values."""
         if value is None:
             return {}
         if not isinstance(value, dict) or not value:
@@ -329,6 +332,7 @@ class _BaseFiles:
         self.cache: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def merged(self, files: tuple[str, ...]) -> dict[str, Any]:
+        """The configs of several files, each laid over those before."""
         if files not in self.cache:
             tree: dict[str, Any] = {}
             for name in files:

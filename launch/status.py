@@ -70,6 +70,7 @@ def report(views: Sequence[RunView], width: int | None, note: str | None = None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; returns the exit code."""
     parser = make_parser(
         "status.py", "A table of runs: state, step, speed, ETA, last scores, what went wrong.", EXAMPLES
     )

@@ -272,6 +272,7 @@ class _Fields:
         self.where = where
 
     def take(self, key: str, kind: type[_T]) -> _T:
+        """The value of a key, which is then gone from what is left; raises ManifestError if it is of another kind."""
         if key not in self.data:
             raise ManifestError(f"{self.where}: the key {key!r} is missing; convert the archive again")
         value = self.data.pop(key)

@@ -35,7 +35,16 @@ from typing import Any
 from toolkit.config import RunConfig, load_config
 from toolkit.errors import EXIT_MEANING, ConfigError
 
+LOCK_NAME = "job.lock"
 STALE_AFTER_S = 120.0  # a live run rewrites state.json at least every few seconds
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """What a run's present or last job wrote of itself into its lock (launch/lock.py); empty when there was none."""
+    try:
+        return dict(json.loads((run / LOCK_NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
 
 
 def write_atomic(path: Path, text: str) -> None:

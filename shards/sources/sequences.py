@@ -13,7 +13,7 @@ from typing import Any
 
 from shards.errors import UsageError
 from shards.manifest import FrameSpec, Scale, SourceInfo
-from shards.sources.base import Description, Plan, PlannedEvent, RawEvent
+from shards.sources.base import Description, Plan, PlannedEvent
 from shards.sources.geometry import Geometry, add_geometry_arguments
 from shards.sources.splits import SPLIT_WORDS, Grouping, add_grouping_arguments, divide, grouping_of, named_split
 
@@ -90,10 +90,6 @@ class Sequences:
     def recipe(self, sequence: Sequence, offset: int, length: int) -> Any:
         """What `read` needs for frames [offset, offset + length)."""
         return sequence.payload[offset : offset + length]
-
-    def read(self, event: PlannedEvent) -> RawEvent:
-        """The sub-class's."""
-        raise NotImplementedError
 
     def _mode(self, name: str) -> str | None:
         """The first folder of the name, below that of the split."""

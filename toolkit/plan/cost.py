@@ -88,6 +88,7 @@ class Cost:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any], old: bool = False) -> Cost:
+        """An entry of costs.json; see the attributes for `old`."""
         peaks = {
             policy: Peak(
                 tuple(Polynomial(*line) for line in found["fresh"]),

@@ -118,6 +118,7 @@ def _html_cell(filled: FilledTable, row: PaperRow, column: Column, variant: Vari
 
 
 def to_markdown(name: str, tables: Sequence[FilledTable], which: str) -> str:
+    """The tables as Markdown, of checkpoint `which`."""
     parts = [f"# {name}: the paper's tables\n", f"{HOW} Checkpoint: {which}.\n"]
     for filled in tables:
         places = _places(filled)

@@ -46,8 +46,8 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
         PeerError: another rank failed or died.
     """
     config = run.config()
-    training = world.broadcast(secrets.token_hex(4))
-    with Watchdog(run, world.rank, world.world_size, config.train.watchdog, training) as watchdog:
+    name = world.broadcast(secrets.token_hex(4))  # tells this training's heartbeats from those of one that was given up
+    with Watchdog(run, world.rank, world.world_size, config.train.watchdog, name) as watchdog:
         try:
             data = open_data(config)
             if not MODELS[config.model.name].trained:

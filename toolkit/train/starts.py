@@ -11,13 +11,11 @@ import os
 import socket
 import time
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 from toolkit import slurm
-from toolkit.rundir import RunDir
+from toolkit.rundir import RunDir, read_record
 
 NAME = "starts.jsonl"
-LOCK_NAME = "job.lock"  # launch/lock.py writes it: who has the run
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,7 @@ class Start:
 def note_start(run: RunDir, step: int, batch: int, ranks: int, gpus: int) -> None:
     """Append this start, before it writes its first state. Rank 0 only."""
     now = time.time()
-    try:
-        record: dict[str, Any] = json.loads((run.path / LOCK_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = {}
+    record = read_record(run.path)
     try:
         before = run.read_state()
     except ValueError:
