@@ -52,7 +52,7 @@ import torch
 import toolkit
 model = toolkit.load(".")  # this folder
 frames = torch.rand(1, {config.data.context}, {channels}, {height}, {width})  # [B, T, C, H, W]
-forecast = model.predict(frames, horizon={config.data.horizon})[0]
+forecast = model.predict(frames)[0]
 ```"""
     missing = "" if scale.missing_code is None else ", 0 where a pixel is missing"
     return (

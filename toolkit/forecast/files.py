@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from shards.sources.inputs import need
 from toolkit import __version__
 from toolkit.errors import ConfigError
 from toolkit.forecast.make import Forecast
+from toolkit.train.heartbeat import alive
 
 if TYPE_CHECKING:
     import xarray
@@ -49,8 +51,9 @@ def write_forecast(forecast: Forecast, path: Path) -> None:
     """Write `path` under another name, and rename it when it is whole and on the disk. What was there is replaced."""
     data = as_dataset(forecast)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    clear_leftovers(path.parent)
+    writer = f"{socket.gethostname()}-{os.getpid()}"
+    temporary, old = (path.with_name(f".{path.name}.{writer}.{kind}") for kind in ("tmp", "old"))
     name = str(next(iter(data.data_vars)))
     try:
         if path.suffix == ".nc":
@@ -70,7 +73,19 @@ def write_forecast(forecast: Forecast, path: Path) -> None:
         raise ConfigError(f"{path}: can't be written ({error}): choose another --output") from None
     finally:
         for rest in (temporary, old):
-            shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
+            _remove(rest)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what forecasts were writing there when they were killed; those of other machines may still be alive."""
+    for rest in folder.glob(".*.*"):
+        made = re.fullmatch(r"\.(?P<name>.+\.(?:nc|zarr))\.(?P<host>.+)-(?P<pid>\d+)\.(?P<kind>tmp|old)", rest.name)
+        if made is None or alive(made["host"], int(made["pid"])) is not False:
+            continue
+        if made["kind"] == "old" and not (folder / made["name"]).exists():  # killed between the two renames
+            rest.rename(folder / made["name"])
+        else:
+            _remove(rest)
 
 
 def as_dataset(forecast: Forecast) -> xarray.Dataset:
@@ -155,6 +170,10 @@ def _members(forecast: Forecast) -> dict[str, Any]:
     if count == 1:
         return {}
     return {"realization": ("realization", np.arange(count, dtype=np.int32), {"standard_name": "realization"})}
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -91,11 +91,13 @@ class SequenceModel(nn.Module, ABC):
             `none`, and for `checkpoint_layers`.
         stochastic: forecasts under a generator differ from one another; False: an ensemble has equal members.
         loss_frames: `train.loss_frames`; models that predict the horizon only have no other frames in their loss.
+        horizon: frames that `predict` gives unless told: those of the training.
     """
 
     checkpointing: Checkpointing = NO_CHECKPOINTING
     loss_frames: str = "all"
     stochastic: bool = False
+    horizon: int | None = None
 
     @abstractmethod
     def forward(self, frames: Tensor, context: int, sampling: Sampling) -> Rollout:
@@ -107,21 +109,41 @@ class SequenceModel(nn.Module, ABC):
             sampling: which later inputs are true frames, and the random numbers.
         """
 
-    @abstractmethod
+    @torch.no_grad()
     def predict(
-        self, context: Tensor, horizon: int, samples: int = 1, generator: torch.Generator | None = None
+        self,
+        context: Tensor,
+        horizon: int | None = None,
+        samples: int = 1,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Forecast.
 
         Args:
-            context: [B, Tc, C, H, W] in 0..1.
-            horizon: frames to predict, any number.
+            context: [B, Tc, C, H, W] in 0..1, as a store's `scale.normalise` makes of its codes.
+            horizon: frames to predict, any number; None: as many as in training.
             samples: members of the ensemble; a deterministic model returns equal members.
             generator: where random numbers come from; None: the mean where the model has one.
 
         Returns:
             [samples, B, horizon, C, H, W], not clamped.
+
+        Raises:
+            ConfigError: the context has another shape or holds integers; no horizon is known; what a model can't do.
         """
+        if context.dim() != 5 or not context.is_floating_point():
+            raise ConfigError(
+                f"predict takes floating-point frames [B, Tc, C, H, W] in 0..1, not {context.dtype} "
+                f"{list(context.shape)}: normalise codes (store.manifest.scale.normalise) and add what dimensions lack"
+            )
+        horizon = self.horizon if horizon is None else horizon
+        if horizon is None or min(horizon, samples) < 1:
+            raise ConfigError(f"predict with horizon {horizon} and {samples} samples: name at least one of each")
+        return self._predict(context, horizon, samples, generator)
+
+    @abstractmethod
+    def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
+        """What `predict` returns, of arguments that it has looked at; without gradients."""
 
 
 class Probe(nn.Identity):
@@ -199,10 +221,7 @@ class StepSequence(SequenceModel):
         mse = mean_square(predictions[:, first:steps], frames, sampling.observed)
         return Rollout(predictions, {"mse": mse, **self.cell.losses(state, steps)})
 
-    @torch.no_grad()
-    def predict(
-        self, context: Tensor, horizon: int, samples: int = 1, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
         batch, known = context.shape[:2]
         members = []
         for _ in range(samples):
@@ -307,7 +326,7 @@ def build_model(config: RunConfig, shape: FrameSpec) -> SequenceModel:
         made.checkpointing = checkpointing
         made = StepSequence(made, config.model.patch)
     assert isinstance(made, SequenceModel), entry.code
-    made.checkpointing, made.loss_frames = checkpointing, train.loss_frames
+    made.checkpointing, made.loss_frames, made.horizon = checkpointing, train.loss_frames, config.data.horizon
     return made
 
 

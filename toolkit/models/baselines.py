@@ -49,10 +49,7 @@ class Persistence(Baseline):
     def __init__(self, options: PersistenceOptions | None = None, shape: FrameSpec | None = None) -> None:
         super().__init__()
 
-    @torch.no_grad()
-    def predict(
-        self, context: Tensor, horizon: int, samples: int = 1, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
         """context [B, Tc, C, H, W] -> [samples, B, horizon, C, H, W], the last context frame everywhere."""
         return context[:, -1:].unsqueeze(0).expand(samples, -1, horizon, -1, -1, -1)
 
@@ -64,10 +61,7 @@ class OpticalFlow(Baseline):
         super().__init__()
         self.options = options or OpticalFlowOptions()
 
-    @torch.no_grad()
-    def predict(
-        self, context: Tensor, horizon: int, samples: int = 1, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
         """context [B, Tc, C, H, W] -> [samples, B, horizon, C, H, W] in float32."""
         frames = context.float()
         flow = self.motion(frames)

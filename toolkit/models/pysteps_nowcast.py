@@ -34,10 +34,7 @@ class Pysteps(Baseline):
         super().__init__()
         self.options = options or PystepsOptions()
 
-    @torch.no_grad()
-    def predict(
-        self, context: Tensor, horizon: int, samples: int = 1, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
         """context [B, Tc, C, H, W] -> [samples, B, horizon, C, H, W] in float32.
 
         Raises:

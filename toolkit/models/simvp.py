@@ -156,10 +156,7 @@ class SimVP(SequenceModel):
         predictions = self._run(frames[:, :context], frames.shape[1] - context)
         return Rollout(predictions, {"mse": mean_square(predictions, frames, sampling.observed)})
 
-    @torch.no_grad()
-    def predict(
-        self, context: Tensor, horizon: int, samples: int = 1, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
         return self._run(context, horizon).expand(samples, -1, -1, -1, -1, -1)
 
     def _run(self, context: Tensor, horizon: int) -> Tensor:

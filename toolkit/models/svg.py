@@ -225,10 +225,7 @@ class SVG(SequenceModel):
         mse = mean_square(rollout[:, first:], frames, sampling.observed)
         return Rollout(rollout, {"mse": mse, "kl": self.beta * kl})
 
-    @torch.no_grad()
-    def predict(
-        self, context: Tensor, horizon: int, samples: int = 1, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
         """As in `SequenceModel`. The first members of an ensemble don't depend on its size."""
         batch, known = context.shape[:2]
         sources = [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from shards.sources.grid import Grid, from_proj
 from tests.shards.archives import numbered, save
 from tests.toolkit.forecast.conftest import SVG, MakeRun
 from toolkit.errors import ConfigError
-from toolkit.forecast.files import as_dataset, check_output, write_forecast
+from toolkit.forecast.files import as_dataset, check_output, clear_leftovers, write_forecast
 from toolkit.forecast.make import Forecast, Request, make_forecast
 from toolkit.forecast.picture import check_picture, draw
 from toolkit.forecast.trained import Trained, load_trained
@@ -105,8 +107,10 @@ def test_a_write_that_fails_leaves_what_was_there(
         assert data.time.size == 3
 
 
-def test_a_kill_at_any_moment_leaves_a_whole_file(forecast: Forecast, tmp_path: Path) -> None:
-    path = tmp_path / "forecast.nc"
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_a_kill_at_any_moment_leaves_a_whole_file(forecast: Forecast, tmp_path: Path, suffix: str) -> None:
+    """A folder can't be renamed onto another: a kill may leave it aside, from where the next writer brings it back."""
+    path = tmp_path / f"forecast{suffix}"
     write_forecast(forecast, path)
     halves = 0
     for number in range(12):
@@ -117,10 +121,30 @@ def test_a_kill_at_any_moment_leaves_a_whole_file(forecast: Forecast, tmp_path: 
         time.sleep(0.03 + 0.007 * number)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        halves += len(list(tmp_path.glob(".*.tmp")))
+        if suffix == ".zarr":
+            clear_leftovers(tmp_path)
         with opened(path) as data:
             assert np.array_equal(data["radar_reflectivity"].values, forecast.values[0, :, 0], equal_nan=True)
-        halves = len(list(tmp_path.glob(".*.tmp")))
     assert halves  # some were killed while they wrote
+    write_forecast(forecast, path)
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_an_interrupted_forecast_left_is_cleared_away(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    gone = f"{socket.gethostname()}-{process.pid}"
+    kept = (
+        f".a.nc.{socket.gethostname()}-{os.getpid()}.tmp",
+        f".a.nc.elsewhere-{process.pid}.tmp",
+        ".hidden.nc",
+        "b.nc",
+    )
+    for name in (*kept, f".a.nc.{gone}.tmp", f".c.zarr.{gone}.old", f".b.nc.{gone}.old"):
+        (tmp_path / name).write_text(name)
+    clear_leftovers(tmp_path)
+    assert sorted(item.name for item in tmp_path.iterdir()) == sorted([*kept, "c.zarr"])
 
 
 def test_what_can_not_be_written_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

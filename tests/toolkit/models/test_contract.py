@@ -15,6 +15,7 @@ from shards.manifest import FrameSpec
 from shards.sources.moving_mnist import SKLEARN, MovingMnist
 from tests.toolkit.models.test_models import SMALL
 from toolkit.config import RunConfig, make_config
+from toolkit.errors import ConfigError
 from toolkit.models.base import Noise, Sampling, SequenceModel, build_model
 from toolkit.models.registry import MODELS
 from toolkit.train import checkpoint, commit
@@ -76,6 +77,26 @@ def test_thirty_frames_from_ten_at_any_size(case: str, size: tuple[int, int]) ->
         assert not torch.allclose(members, forecast(model, *size, seed=6))
     else:
         assert torch.equal(members[0], members[1])  # though each has its own numbers
+
+
+def test_as_many_frames_as_in_training_unless_told() -> None:
+    model, config = made(CASES["convlstm"], 8, 8)
+    frames = torch.rand(1, 3, 1, 8, 8)
+    assert model.predict(frames).shape[2] == config.data.horizon
+    assert torch.equal(model.predict(frames, 2), model.predict(frames)[:, :, :2])
+
+
+@pytest.mark.parametrize(
+    ("frames", "horizon", "message"),
+    [
+        (torch.rand(3, 1, 8, 8), 2, r"not torch.float32 \[3, 1, 8, 8\]: .* add what dimensions lack"),
+        (torch.zeros(1, 3, 1, 8, 8, dtype=torch.uint8), 2, r"not torch.uint8 .*: normalise codes"),
+        (torch.rand(1, 3, 1, 8, 8), 0, "predict with horizon 0 and 1 samples"),
+    ],
+)
+def test_what_can_not_be_predicted_is_said(frames: torch.Tensor, horizon: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        made(CASES["convlstm"], 8, 8)[0].predict(frames, horizon)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if MODELS[CASES[case]["name"]].trained])
