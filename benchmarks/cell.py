@@ -10,7 +10,8 @@ whole training steps: forward, backward, Adam on fp32 weights. The forms take tu
 rates are medians over the rounds, peaks those of the process (CPU: resident set, whole and less what it had before the
 first step; CUDA: allocated). GFLOP/s count the convolutions and products of toolkit/models/cost.py, twice a MAC and
 three times a forward; the roof is a large convolution in the same run, in bf16 and fp32. `--learning` steps compare the
-loss in bf16 with fp32's. Prints a table and writes benchmarks/cell-DATE-DEVICE.md and .json.
+loss in bf16 with fp32's. With `--predrnn-pytorch` that repository's own PredRNN is timed beside ours, which must have
+the same losses. Prints a table and writes benchmarks/cell-DATE-DEVICE.md and .json.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from benchmarks.report import device, table, write_report  # noqa: E402
 
 MODELS = ("modernn_released", "modernn", "convlstm", "predrnn")
 FORMS = ("plain fp32", "ours fp32", "ours bf16", "plain fp32 step", "ours fp32 step", "ours bf16 step")
+PEER = "predrnn-pytorch fp32"
 HEAD = (
     "model",
     "form",
@@ -68,6 +70,14 @@ def prepare(options: argparse.Namespace, form: str) -> tuple[Any, Any, Any]:
     if kind == "plain":
         master = plain_model(master)
     master.to(device)
+    if form == PEER:
+        from benchmarks.peer import training_step
+
+        return (
+            config,
+            device,
+            training_step(Path(options.predrnn_pytorch), config, master, options.size, options.frames),
+        )
     adam = torch.optim.Adam(master.parameters(), lr=3e-4, fused=True)
     model = master
     if precision == "bf16":  # as DeepSpeed trains: the passes in bf16, the weights and Adam in fp32
@@ -121,10 +131,10 @@ def measure(options: argparse.Namespace, form: str) -> dict[str, float]:
     frames = drifting(options, 0, device)
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    times, processor = [], []
+    times, processor, losses = [], [], []
     for _ in range(options.steps + 1):
         began, began_processor = time.perf_counter(), time.process_time()
-        step(frames)
+        losses.append(step(frames))
         times.append(time.perf_counter() - began)
         processor.append(time.process_time() - began_processor)
     if options.device == "cuda":
@@ -136,6 +146,7 @@ def measure(options: argparse.Namespace, form: str) -> dict[str, float]:
         "processor": statistics.median(processor[1:]),
         "peak": peak,
         "activations": peak - before,
+        "loss": losses[-1],
     }
 
 
@@ -236,6 +247,7 @@ def rows_of(
             "activations_gib": values["activations"],
             "memory_x_plain": values["peak"] / plain["peak"],
             "activations_x_plain": values["activations"] / plain["activations"],
+            "loss": values["loss"],
         }
 
 
@@ -297,6 +309,12 @@ def main() -> int:
         "--learning", type=int, default=200, help="steps over which bf16's loss is compared (default 200)"
     )
     parser.add_argument("--no-learning", dest="learning", action="store_const", const=0, help="leave that out")
+    parser.add_argument(
+        "--predrnn-pytorch",
+        type=Path,
+        metavar="FOLDER",
+        help="a clone of github.com/thuml/predrnn-pytorch: its own PredRNN beside ours, from the same weights",
+    )
     parser.add_argument("--out", type=Path, help="where to write the report (default: beside this file)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -304,6 +322,7 @@ def main() -> int:
         run_child(options.child)
         return 0
     options.out = str(options.out) if options.out else None
+    peer = options.predrnn_pytorch = str(options.predrnn_pytorch.resolve()) if options.predrnn_pytorch else None
     forms = options.forms.split(",")
     if forms[0] != FORMS[0]:
         parser.error(f"--forms must begin with {FORMS[0]!r}, which the others are compared with")
@@ -312,10 +331,13 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     learning: dict[str, Any] = {}
     for model in options.models.split(","):
-        found: dict[str, list[dict[str, float]]] = {form: [] for form in forms}
+        beside = [PEER] if peer and model == "predrnn" else []
+        found: dict[str, list[dict[str, float]]] = {form: [] for form in (*forms, *beside)}
         for _ in range(options.rounds):
-            for form in forms:
+            for form in found:
                 found[form].append(child(options, "measure", model, form))
+        if beside and abs(found[PEER][0]["loss"] / found[forms[0]][0]["loss"] - 1) > 1e-4:
+            raise SystemExit(f"loss {found[PEER][0]['loss']} of {PEER}, {found[forms[0]][0]['loss']} of {forms[0]}")
         made = list(rows_of(model, found, child(options, "gigaflop", model), top, options.batch))
         rows += made
         print(table(HEAD, [cells(row) for row in made]), flush=True)
