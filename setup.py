@@ -16,8 +16,8 @@ INSTALL = [
     "lpips>=0.1.4",
     "safetensors>=0.4",  # exported weights
     "tensorboard>=2.14",
-    "zarr>=3.1",
-    "numcodecs>=0.15",  # zarr's own codecs, which compressed tars use too
+    'zarr>=3.1; python_version >= "3.11"',  # there is none for 3.10: stores are tars there
+    "numcodecs>=0.13",  # zarr's own codecs, which compressed tars use too
     "google-crc32c>=1.5",  # zarr's own, for the index of a shard
     "pydantic>=2.7",
     "pyyaml>=6.0",

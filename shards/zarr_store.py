@@ -27,17 +27,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.buffer.cpu import Buffer
-from zarr.codecs import BloscCodec, ZstdCodec
-from zarr.storage import MemoryStore
 
 from shards.encoding import BLOSC_LEVEL, ZSTD_LEVEL, decode_chunk
-from shards.errors import ContentError, StoreError, verify_hint
+from shards.errors import ContentError, StoreError, UsageError, verify_hint
 from shards.manifest import Codes, FileInfo, Scale, ShardInfo
 from shards.store import Event, Store
 from shards.writer import HashedFile, ShardJob, ShardResult, StorePlan, Tick, WrittenEvent, file_digest, read_event
 from shards.zarr_shard import ABSENT, Index, ShardWriter, index_bytes, parse_shard_index
+
+try:
+    import zarr
+    from zarr.buffer.cpu import Buffer
+    from zarr.codecs import BloscCodec, ZstdCodec
+    from zarr.storage import MemoryStore
+except ImportError as error:  # the one dependency that there isn't for Python 3.10
+    raise UsageError(
+        f"a zarr store needs the package zarr of version 3 ({error}): pip install 'zarr>=3.1', which wants Python 3.11 "
+        "or later; with an older Python keep events in tars (--format webdataset)"
+    ) from None
 
 if TYPE_CHECKING:
     from shards.sources.base import PlannedEvent, Source
