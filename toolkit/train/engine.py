@@ -200,22 +200,17 @@ class Engine:
         return float(loss.detach())
 
     def _agree(self, loss: float, stop: bool) -> tuple[float, int, bool, float]:
-        """One sum over ranks: (mean loss, ranks whose loss isn't finite, whether any rank stops, gradient norm)."""
+        """One sum over ranks: (mean loss, ranks whose loss isn't finite, whether any rank stops, gradient norm).
+
+        The norm is that of the gradient that the update applies, before clipping: NaN or infinite exactly when a
+        gradient on any rank is (or when one tensor's norm exceeds float32). It sums up what each rank holds at every
+        ZeRO stage, because DeepSpeed tells its norm only after the update, and under ZeRO leaves out an update with a
+        norm that isn't finite without a word.
+        """
         finite = math.isfinite(loss)
         values = [loss if finite else 0.0, float(not finite), float(stop), self._squared_gradients()]
         summed = self.world.sum(torch.tensor(values, dtype=torch.float64).to(self.world.device)).tolist()
         return summed[0] / self.world.world_size, int(summed[1]), bool(summed[2]), math.sqrt(summed[3])
-
-    def grad_norm_before_update(self) -> float:
-        """The norm of the gradient that the next `self.engine.step()` applies, before clipping, over all ranks.
-
-        Between the last backward of a step and its update; collective; the same number on every rank. NaN or infinite
-        exactly when a gradient on any rank is (or when one tensor's norm exceeds float32). It sums up what each rank
-        holds at every ZeRO stage, because DeepSpeed tells its norm only after the update, and under ZeRO leaves out
-        an update with a norm that isn't finite without a word.
-        """
-        values = torch.tensor([self._squared_gradients()], dtype=torch.float64)
-        return math.sqrt(float(self.world.sum(values.to(self.world.device))))
 
     def discard_gradients(self) -> None:
         """End a step without an update: weights and moments stay as they are, whatever the gradients. Collective."""
@@ -257,22 +252,23 @@ class Engine:
             optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
         )
 
-    def gather(self) -> TrainState:
-        """The full state, on every rank (collective: all ranks call it)."""
-        weights = {name: value.detach().float().cpu().clone() for name, value in self.model.state_dict().items()}
-        if self.partitioned:  # what the module holds is rounded (bf16) or a part (ZeRO-3)
-            for name, parameter in self.model.named_parameters(remove_duplicate=False):
-                weights[name] = _full(parameter, None)
+    def gather(self) -> TrainState | None:
+        """The full state on rank 0, None on the others, which hold no copy of it. Collective: all ranks call it."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False)) if self.partitioned else {}
+        weights: dict[str, Tensor] = {}
+        for name, value in self.model.state_dict().items():
+            # What the module holds is rounded (bf16) or a part (ZeRO-3); all ranks together put the whole together.
+            full = _full(parameters[name], None) if name in parameters else value
+            if self.world.is_main:
+                weights[name] = _copy(full)
         moments: dict[str, dict[str, Tensor]] = {}
-        if self.step_count == self.skipped:
-            return TrainState(weights, moments, self.step_count, self.skipped)
-        for name, parameter in self.model.named_parameters():
-            if self.partitioned:
-                moments[name] = {key: _full(parameter, key) for key in MOMENTS}
-            else:
-                state = self.optimizer.state[parameter]
-                moments[name] = {key: state[key].detach().cpu().clone() for key in MOMENTS}
-        return TrainState(weights, moments, self.step_count, self.skipped)
+        for name, parameter in self.model.named_parameters() if self.step_count > self.skipped else ():
+            moments[name] = {}
+            for key in MOMENTS:
+                full = _full(parameter, key) if self.partitioned else self.optimizer.state[parameter][key]
+                if self.world.is_main:
+                    moments[name][key] = _copy(full)
+        return TrainState(weights, moments, self.step_count, self.skipped) if self.world.is_main else None
 
     def _restore(self, state: TrainState) -> None:
         """Put Adam's moments and the fp32 master weights back; the model's own weights are loaded already."""
@@ -315,8 +311,13 @@ class Engine:
 
 
 def _full(parameter: nn.Parameter, moment: str | None) -> Tensor:
+    """A master weight or a moment under ZeRO, whole on every rank's device (collective)."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     full = safe_get_full_fp32_param(parameter) if moment is None else safe_get_full_optimizer_state(parameter, moment)
     assert full is not None
-    return full.detach().cpu().clone()
+    return full
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32, copy=True)

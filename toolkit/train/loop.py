@@ -253,7 +253,7 @@ class Training:
         progress = checkpoint.Progress(self.step, self.step * cfg.batch, self.best, by)
 
         def write() -> None:
-            assert self.recorder and self.saver
+            assert self.recorder and self.saver and full
             self.recorder.sync()
             try:
                 self.saver.save(full, progress, last)

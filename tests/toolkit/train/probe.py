@@ -26,8 +26,11 @@ from toolkit.train.engine import Engine, TrainState
 STEPS, BROKEN, UNWANTED = 5, 2, 3  # the last rank's gradients are infinite; they are finite and discarded
 
 
-def digest(state: TrainState) -> str:
-    """Of weights and moments."""
+def digest(state: TrainState | None, world: World) -> str | None:
+    """Of weights and moments, which rank 0 alone has."""
+    assert (state is not None) == world.is_main
+    if state is None:
+        return None
     parts = [state.weights, *(state.moments[name] for name in sorted(state.moments))]
     tensors = [part[name].numpy().tobytes() for part in parts for name in sorted(part)]
     return hashlib.sha256(b"".join(tensors)).hexdigest()
@@ -43,19 +46,20 @@ def probe(config: str, settings: list[str], world: World) -> dict[str, Any]:
     for step in range(STEPS):
         frames = torch.rand(made.train.batch, 8, 1, 16, 16, generator=generator)
         own = frames.tensor_split(world.world_size)[world.rank].split(engine.share.micro_batch)
-        before = digest(engine.gather()) if step in (BROKEN, UNWANTED) else None
+        unwanted = step in (BROKEN, UNWANTED)
+        before = digest(engine.gather(), world) if unwanted else None
         for number, micro in enumerate(own):
             loss = engine.engine(micro, 4, Sampling()).losses["mse"]
             broken = step == BROKEN and world.rank == world.world_size - 1
             engine.engine.backward(loss * (math.inf if broken else 1))
             if number < len(own) - 1:
                 engine.engine.step()
-        told.append(engine.grad_norm_before_update())
-        engine.discard_gradients() if before else engine.engine.step()
+        told.append(engine._agree(0.0, False)[-1])
+        engine.discard_gradients() if unwanted else engine.engine.step()
         engine.step_count += 1
         used.append(engine.engine.get_global_grad_norm())
-        if before:
-            kept.append(digest(engine.gather()) == before)
+        if unwanted:
+            kept.append(digest(engine.gather(), world) == before)
     return {"told": told, "used": [value and float(value) for value in used], "kept": kept}
 
 
