@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TextIO
 
-from launch.table import RUN_HEADER, duration, metric, render, run_row
+from launch.table import RUN_HEADER, metric, render, run_row
 from launch.view import RunView, clock
+from toolkit.wording import duration
 
 LINES_EVERY_S = 15.0
 REDRAW_EVERY_S = 1.0

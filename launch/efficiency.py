@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from launch import lock
-from launch.table import duration, render
+from launch.table import render
 from launch.view import RunView
 from toolkit.rundir import RunDir
 from toolkit.train.starts import Start, read_starts
+from toolkit.wording import duration
 
 HEADER = ("run", "starts", "hours", "steps", "data wait", "repeated", "start-up", "rest", "between", "queued")
 

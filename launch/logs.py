@@ -25,6 +25,7 @@ from launch.table import render
 from launch.view import look
 from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import RunDir
+from toolkit.wording import some
 
 POLL_S = 0.5
 LINES = 50
@@ -69,12 +70,11 @@ def find_run(given: Path) -> RunDir:
         return RunDir(given)
     below = sorted(path.parent.name for path in given.glob("*/config.yaml"))
     if below:
-        shown = ", ".join(below[:6]) + (f" and {len(below) - 6} more" if len(below) > 6 else "")
-        raise ConfigError(f"{given}: holds several runs; name one of them: {shown}")
+        raise ConfigError(f"{given}: holds several runs; name one of them: {some(below)}")
     fits = [path.parent for path in sorted(given.parent.glob(f"{_plain(given.name)}*/config.yaml"))]
     if len(fits) == 1:
         return RunDir(fits[0])
-    names = ", ".join(path.name for path in fits[:6])
+    names = some([path.name for path in fits])
     raise ConfigError(
         f"{given}: " + (f"fits several runs: {names}" if fits else "no such run; launch/status.py lists them")
     )

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.config import RunConfig
+from toolkit.config import RunConfig, flatten
 from toolkit.errors import ConfigError
 
 LONGEST_VALUE = 40  # of a text value in a name; its end tells paths apart
@@ -27,17 +27,6 @@ class Label:
     name: str
     group: str
     settings: Mapping[str, Any]
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a.b': value} for {'a': {'b': value}}; an empty mapping stays a value."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def label_runs(runs: Sequence[tuple[RunConfig, str | None]], origin: str) -> list[Label]:

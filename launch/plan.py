@@ -15,7 +15,7 @@ from typing import Any
 
 from launch.cli import make_parser, positive, run_script
 from launch.spec import plan_sweep
-from launch.table import duration, render
+from launch.table import render
 from toolkit.config import RunConfig, load_config
 from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.models.registry import MODELS
@@ -24,6 +24,7 @@ from toolkit.plan import predict
 from toolkit.plan.predict import GIB, Choice, Machine
 from toolkit.rundir import RunDir
 from toolkit.shipped import CONFIGS
+from toolkit.wording import duration
 
 SLOTS = (1, 2, 3, 4, 5)  # the paper's Table 3
 SUMMARY = ("parameters", "GMACs/seq", "peak GiB", "hours")  # header of `summary`
@@ -65,7 +66,7 @@ def make_plan(
     share = predict.share_of(config.train, machine.ranks)
     used = best or found[0]
     sent = predict.traffic(config, cost, area, machine.ranks, used)
-    exchange = sent[predict.stage_of(config.train)].total / (options.bandwidth * 1e9)
+    exchange = sent[config.train.stage].total / (options.bandwidth * 1e9)
     rate = options.rate or _rate_of(options.run)
     if options.tflops:
         rate = predict.rate_at(options.tflops, used.work, machine.ranks, exchange, config.train.batch)
@@ -82,7 +83,7 @@ def make_plan(
         "reserve": predict.RESERVE,
         "choices": [_plain(choice) for choice in found],
         "recommended": _plain(best) if best else None,
-        "zero": predict.stage_of(config.train),
+        "zero": config.train.stage,
         "sent_per_rank": {str(stage): asdict(traffic) for stage, traffic in sent.items()},
         "bandwidth_gb_s": options.bandwidth,
         "exchange_s": exchange,

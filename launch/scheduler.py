@@ -19,8 +19,8 @@ from pathlib import Path
 
 from launch import slurm_calls
 from launch.slurm_calls import QueuedJob, SlurmError
-from launch.table import duration
 from launch.view import RunView
+from toolkit.wording import duration
 
 SUBMISSIONS = "slurm"  # folder of a sweep: slurm/<key>/ is one submission, <key> ends the name of its jobs
 REPORT = "report"  # what stands for <key> in the name of the job that makes the report

@@ -27,6 +27,7 @@ from launch.slurm_calls import QueuedJob, SlurmError
 from launch.slurm_profile import Profile
 from launch.slurm_text import Shape, array_text, command_text, run_text
 from toolkit.rundir import write_atomic
+from toolkit.wording import some
 
 POLL_S = 5.0
 OWN_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs")
@@ -108,10 +109,10 @@ class SlurmSubmitter:
         if copy.commit is None:
             print(f"note: the code in {snapshot.ROOT} is not under version control: copied as it is, without a commit")
         if copy.untracked:
-            print(f"note: copied though git doesn't know them: {_some(copy.untracked)}")
+            print(f"note: copied though git doesn't know them: {some(copy.untracked)}")
         changed = [run.name for run in runs if snapshot.point(run, copy.path)]
         if changed:
-            print(f"note: these go on with changed code ({copy.path.name}): {_some(changed)}")
+            print(f"note: these go on with changed code ({copy.path.name}): {some(changed)}")
         side_by_side(lambda run: self._write_text(run, copy.path), runs)
         submissions: list[Submission] = []
         try:
@@ -252,7 +253,3 @@ def own_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str
     except OSError:
         return None
     return kind if kind in OWN_FILE_SYSTEMS else None
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

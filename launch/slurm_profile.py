@@ -5,7 +5,6 @@ A profile is no part of a run's identity: the same run may go on under another o
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from toolkit.errors import ConfigError
 from toolkit.models.registry import Options
 from toolkit.shipped import PROFILES
+from toolkit.wording import nearest
 
 DEFAULT = "default"
 # What launch/slurm_text.py sets itself: a second value would break jobs or the finding of them.
@@ -110,7 +110,6 @@ def read_profile(name: str | None) -> Profile:
 def _explain(fault: Any) -> str:
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, Profile.model_fields, n=1)
-        return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+        return f"{key}: unknown key; {nearest(key, Profile.model_fields)}".removesuffix("; ")
     message = str(fault["msg"]).removeprefix("Value error, ")
     return f"{key}: {message[:1].lower()}{message[1:]}, got {fault['input']!r}"

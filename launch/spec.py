@@ -20,7 +20,6 @@ these settings is laid first, because it starts the section `model` anew.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from launch.naming import flatten, label_runs
 from toolkit.config import RunConfig, make_config, merge, nested, read_tree, with_overrides
 from toolkit.errors import ConfigError
 from toolkit.shipped import find_config, instead_of
+from toolkit.wording import nearest
 
 KEYS = ("name", "include", "base", "seeds", "set", "list", "grid", "zip", "exclude")
 SHOWN_FAULTS = 10  # a fault in `set` shows up in every run; the first few say it all
@@ -135,8 +135,7 @@ def read_spec(path: Path) -> SweepSpec:
     reader = _Reader()
     for key in tree:
         if key not in KEYS:
-            near = difflib.get_close_matches(str(key), KEYS, n=1)
-            reader.faults.append(f"{key}: unknown key; " + (f"did you mean {near[0]}?" if near else _known()))
+            reader.faults.append(f"{key}: unknown key; {nearest(str(key), KEYS) or _known()}")
     name = tree.get("name", path.stem)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
         reader.faults.append(f"name: {name!r} can't be a folder name; use letters, digits, '.', '_', '+' and '-'")

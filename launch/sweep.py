@@ -35,6 +35,7 @@ from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE, ConfigError
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 from toolkit.shipped import CONFIGS
+from toolkit.wording import some
 
 PAPER = CONFIGS / "sweeps" / "paper.yaml"
 POLL_S = 0.2
@@ -224,8 +225,7 @@ def conclude(plan: SweepPlan, items: Sequence[Item], views: Sequence[RunView], r
         print(f"{view.state}: {view.name}: {view.reason}\n    log: {view.log or f'{view.path}/logs'}", file=sys.stderr)
     for state in dict.fromkeys(view.state for view in unfinished):
         names = [view.name for view in unfinished if view.state == state]
-        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-        print(f"{state}: {', '.join(names[:6])}{more}", file=sys.stderr)
+        print(f"{state}: {some(names)}", file=sys.stderr)
     nothing = not any(item.submitted or item.before.live for item in items)
     print(f"{done} of {len(views)} done" + (", nothing to do" if nothing and done == len(views) else ""))
     if done == len(views):

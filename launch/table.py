@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from launch.view import RunView
+from toolkit.wording import duration
 
 RUN_HEADER = ("run", "state", "step", "seq/s", "ETA", "loss", "val", "wait", "host", "restarts", "note")
 _NUMBER = re.compile(r"[-+]?[\d,.:/%e+-]+")
@@ -60,14 +61,3 @@ def metric(values: object) -> str:
     key = "mse" if "mse" in values else next(iter(values))
     value = values[key]
     return f"{key} {value:.4g}" if isinstance(value, int | float) else ""
-
-
-def duration(seconds: float) -> str:
-    """0:07, 12:30, 3:05:00, 2d 03:05."""
-    whole = max(0, round(seconds))
-    days, rest = divmod(whole, 86_400)
-    hours, rest = divmod(rest, 3_600)
-    minutes, left = divmod(rest, 60)
-    if days:
-        return f"{days}d {hours:02}:{minutes:02}"
-    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"

@@ -11,7 +11,6 @@ The identity of a run is a hash of the values that differ from the defaults, les
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -24,10 +23,12 @@ from pydantic import Field, ValidationError, model_validator
 from toolkit.errors import ConfigError
 from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options
 from toolkit.shipped import find_config, instead_of
+from toolkit.wording import choices, nearest
 
 CONFIG_VERSION = 1
 COSMETIC: dict[str, Any] = {"identity": False}
 EXECUTION: dict[str, Any] = {"execution": True}  # how it is computed: a run may go on under another value
+LARGEST_BUCKET = 500_000_000
 # The same YAML, written by libyaml where PyYAML was built with it: a sweep writes a thousand of them.
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -137,6 +138,37 @@ class TrainConfig(Options):
     deepspeed: dict[str, Any] = Field(
         {}, description="extra DeepSpeed keys, merged over ours", json_schema_extra=EXECUTION
     )
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage that is really run.
+
+        bf16 under ZeRO 0 is run as ZeRO 1, whose updates are the same bit for bit: DeepSpeed's unpartitioned bf16
+        optimizer takes an empty step when it is made, so Adam's bias correction is off by one step from then on.
+        """
+        return max(self.zero, 1) if self.precision == "bf16" else self.zero
+
+    def share(self, ranks: int) -> int:
+        """Sequences of one rank in an optimizer step.
+
+        Raises:
+            ConfigError: the ranks don't divide the batch.
+        """
+        if self.batch % ranks:
+            fits = ", ".join(str(n) for n in range(1, self.batch + 1) if self.batch % n == 0)
+            why = f"is smaller than {ranks} ranks" if self.batch < ranks else f"can't be divided over {ranks} ranks"
+            lower, upper = self.batch // ranks * ranks, -(-self.batch // ranks) * ranks
+            other = f"{lower} or {upper}" if lower else str(upper)
+            raise ConfigError(f"train.batch {self.batch} {why}: use {fits} ranks, or train.batch={other}")
+        return self.batch // ranks
+
+    def bucket(self, parameters: int) -> int:
+        """How many of so many numbers DeepSpeed's buffer for reducing gradients holds.
+
+        DeepSpeed's own choice is 500 M: up to 2 GB of a card for the gradients of a small model.
+        """
+        own = self.deepspeed.get("zero_optimization", {})
+        return int(own.get("reduce_bucket_size", min(LARGEST_BUCKET, parameters)))
 
 
 class EvalConfig(Options):
@@ -340,21 +372,28 @@ def nested(key: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'a.b': value} for {'a': {'b': value}}; an empty mapping stays a value."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def _explain(fault: Any, tree: Mapping[str, Any]) -> str:
     path = [part for part in fault["loc"] if part not in MODELS]  # pydantic puts the union's tag into the path
     key = ".".join(str(part) for part in path)
     if fault["type"] == "extra_forbidden":
         known = _known_keys(path[:-1], tree)
-        near = difflib.get_close_matches(str(path[-1]), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-        return f"{key}: unknown key; {hint}"
+        return f"{key}: unknown key; {nearest(str(path[-1]), known) or 'known here: ' + ', '.join(known)}"
     if fault["type"] == "union_tag_not_found":
         return f"model.name: missing; known: {', '.join(MODELS)}"
     if fault["type"] == "union_tag_invalid":
         given = str(dict(tree.get("model", {})).get("name"))
-        near = difflib.get_close_matches(given, MODELS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return f"model.name: unknown model {given!r}; {hint}known: {', '.join(MODELS)}"
+        return f"model.name: unknown model {given!r}; {choices(given, MODELS)}"
     message = str(fault["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     return f"{key}: {message}, got {fault['input']!r}" if key else message

@@ -34,6 +34,7 @@ from typing import Any
 
 from toolkit.config import RunConfig, load_config
 from toolkit.errors import EXIT_MEANING, ConfigError
+from toolkit.wording import some
 
 LOCK_NAME = "job.lock"
 STALE_AFTER_S = 120.0  # a live run rewrites state.json at least every few seconds
@@ -102,7 +103,7 @@ class RunDir:
             raise ConfigError(f"{self.path}: no such folder; launch/status.py shows the runs of a sweep's folder")
         if not self.config_file.exists():
             below = sorted(file.parent.name for file in self.path.glob("*/config.yaml"))
-            hint = f"runs in there: {', '.join(below[:3])}, ..." if below else "make one with launch/sweep.py"
+            hint = f"runs in there: {some(below, 3)}" if below else "make one with launch/sweep.py"
             raise ConfigError(f"{self.path}: not a run directory (no config.yaml); {hint}")
         return load_config(self.config_file)
 

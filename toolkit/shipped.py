@@ -5,8 +5,9 @@ In a checkout they are `configs/` and `slurm/profiles/` beside the packages; `pi
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
+
+from toolkit.wording import nearest
 
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "setup.py").is_file() else None  # None: installed
@@ -38,5 +39,5 @@ def instead_of(path: Path) -> str:
     beside = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))[:12]) or "no YAML file"
     text = f"That folder holds: {beside}" if path.parent.is_dir() else f"There is no folder {path.parent} either"
     ours = ["configs/" + file.relative_to(CONFIGS).as_posix() for file in sorted(CONFIGS.rglob("*.yaml"))]
-    near = difflib.get_close_matches("/".join(path.parts[-3:]), ours, n=1)
-    return text + (f"; did you mean {near[0]}, which comes with the toolkit?" if near else "")
+    near = nearest("/".join(path.parts[-3:]), ours)
+    return text + (f"; {near.removesuffix('?')}, which comes with the toolkit?" if near else "")

@@ -16,12 +16,13 @@ import pytest
 from launch import lock, status
 from launch.board import Board, line
 from launch.cli import run_script
-from launch.table import duration, metric, render, run_row
+from launch.table import metric, render, run_row
 from launch.view import RunView, look
 from tests.launch.conftest import as_from_a_terminal
 from toolkit.config import RunConfig
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir
+from toolkit.wording import duration
 
 ROOT = Path(__file__).resolve().parents[2]
 STATE = {

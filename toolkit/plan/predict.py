@@ -19,14 +19,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from toolkit.config import RunConfig, TrainConfig
-from toolkit.errors import ConfigError
+from toolkit.config import RunConfig
 from toolkit.models.registry import StepOptions
 from toolkit.plan.cost import Cost, Polynomial
 
 GIB = 2**30
 RESERVE = 0.1  # of the memory given: for what is not predicted
-BUCKET = 500_000_000  # DeepSpeed's default, numbers in the buffer
 
 
 @dataclass(frozen=True)
@@ -81,26 +79,6 @@ class Traffic:
         return self.reduced + self.gathered
 
 
-def stage_of(train: TrainConfig) -> int:
-    """The ZeRO stage that is really run: bf16 has none below 1 (toolkit/train/engine.py)."""
-    return max(train.zero, 1) if train.precision == "bf16" else train.zero
-
-
-def share_of(train: TrainConfig, ranks: int) -> int:
-    """Sequences of one rank in an optimizer step.
-
-    Raises:
-        ConfigError: the ranks don't divide the batch.
-    """
-    if train.batch % ranks:
-        fits = ", ".join(str(n) for n in range(1, train.batch + 1) if train.batch % n == 0)
-        raise ConfigError(
-            f"train.batch {train.batch} can't be divided over {ranks} ranks: plan for {fits} ranks "
-            "(--nodes, --gpus-per-node), or for another batch with --set train.batch=N"
-        )
-    return train.batch // ranks
-
-
 def highest(lines: Iterable[Polynomial], batch: int, area: int) -> int:
     return max(line.at(batch, area) for line in lines)
 
@@ -108,14 +86,14 @@ def highest(lines: Iterable[Polynomial], batch: int, area: int) -> int:
 def memory_of(config: RunConfig, cost: Cost, policy: str, micro_batch: int, area: int, machine: Machine) -> Memory:
     """Peak bytes of one rank."""
     train = config.train
-    stage, numbers = stage_of(train), cost.parameters.at(1, area)
+    stage, numbers = train.stage, cost.parameters.at(1, area)
     width = 2 if train.precision == "bf16" else 4
     part = machine.ranks if stage else 1
     offloaded = train.offload_optimizer and machine.gpu  # on a CPU it is the same memory
     divided = cost.large - cost.large // machine.ranks if stage == 3 else 0
     extra = train.deepspeed.get("zero_optimization", {})
     buffers = 1 + bool(extra.get("overlap_comm", False))
-    accumulates = share_of(train, machine.ranks) > micro_batch
+    accumulates = train.share(machine.ranks) > micro_batch
     peak = cost.peaks[policy]
     passing = highest(peak.held if accumulates else peak.fresh, micro_batch, area)
     # After the pass come all gradients, joined for reduction, and in fp32 for the update of this rank's part. On a CPU
@@ -128,14 +106,14 @@ def memory_of(config: RunConfig, cost: Cost, policy: str, micro_batch: int, area
         master=4 * numbers // part if stage and not offloaded else 0,
         moments=0 if offloaded else 8 * numbers // part,
         gradients=gradients,
-        buckets=int(extra.get("reduce_bucket_size", BUCKET)) * width * buffers if stage and machine.gpu else 0,
+        buckets=train.bucket(numbers) * width * buffers if stage and machine.gpu else 0,
         passing=max(passing, update - gradients),
     )
 
 
 def choices(config: RunConfig, cost: Cost, area: int, machine: Machine) -> list[Choice]:
     """Every policy with every micro-batch that divides a rank's share by a power of two, and the share itself."""
-    share = share_of(config.train, machine.ranks)
+    share = config.train.share(machine.ranks)
     sizes = sorted({size for size in (1 << n for n in range(share.bit_length())) if share % size == 0} | {share})
     found = []
     for policy in cost.peaks:
@@ -158,7 +136,7 @@ def traffic(config: RunConfig, cost: Cost, area: int, ranks: int, choice: Choice
     width = 2 if train.precision == "bf16" else 4
     sent = width * (ranks - 1) / ranks  # of each number, reduced or gathered
     numbers = cost.parameters.at(1, area)
-    once, passes = math.ceil(numbers * sent), share_of(train, ranks) // choice.micro_batch
+    once, passes = math.ceil(numbers * sent), train.share(ranks) // choice.micro_batch
     # Stage 0 and 1 reduce once a step, 2 and 3 after every micro-batch; 0 reduces by reduce-scatter and all-gather.
     # Stage 3 gathers large weights at every use: at each time step forward, recomputed and backward.
     steps = data.context + data.horizon - 1 if isinstance(config.model, StepOptions) else 1

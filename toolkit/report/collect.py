@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from toolkit.config import RunConfig
+from toolkit.config import RunConfig, flatten
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.rundir import RunDir
 
@@ -162,7 +162,7 @@ def _label_groups(configs: list[RunConfig]) -> list[str]:
     """Names for runs that no sweep named: the model, and what differs from other runs of it, less the seed."""
     flat = []
     for config in configs:
-        values = _flatten(config.identity())
+        values = flatten(config.identity())
         values.pop("seed", None)
         flat.append(values)
     labels = []
@@ -172,13 +172,6 @@ def _label_groups(configs: list[RunConfig]) -> list[str]:
         shown = [f"{key.rpartition('.')[2]} {own.get(key, 'default')}" for key in differing]
         labels.append(" ".join([str(own["model.name"]), *shown]))
     return labels
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def _read_run(folder: Path, name: str, group: str, seed: int, settings: Mapping[str, Any]) -> Run:

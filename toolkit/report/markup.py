@@ -28,8 +28,3 @@ def chart(svg: str, text: str, caption: str) -> str:
     data = base64.b64encode(svg.encode()).decode()
     image = f'<img alt="{escape(text)}" src="data:image/svg+xml;base64,{data}">'
     return f'<figure><div class="chart">{image}</div><figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def count(number: int, one: str, many: str | None = None) -> str:
-    """`1 run`, `1,024 runs`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"

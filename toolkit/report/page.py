@@ -8,8 +8,9 @@ from html import escape
 from toolkit.report import collapse_section, figures, scores_section
 from toolkit.report.aggregate import Board
 from toolkit.report.collect import Run, Sweep
-from toolkit.report.markup import chart, count, facts_list, notice, score_table
+from toolkit.report.markup import chart, facts_list, notice, score_table
 from toolkit.report.style import CSS
+from toolkit.wording import count, duration
 
 PACKAGES = ("modernn-toolkit", "torch", "deepspeed", "numpy", "python")
 RUN_COLUMNS = ("Run", "State", "Steps", "Best step", "Elapsed", "Sequences/s", "Directory and settings")
@@ -121,7 +122,7 @@ def _run(run: Run) -> str:
         run.standing,
         _steps(run),
         "–" if run.best_step is None else f"{run.best_step:,}",
-        "–" if run.elapsed_s is None else clock(run.elapsed_s),
+        "–" if run.elapsed_s is None else duration(run.elapsed_s),
         "–" if run.rate is None else f"{run.rate:.1f}",
     )
     where = f'<td class="text small"><code>{escape(run.folder.name)}</code><br>{escape(settings)}</td>'
@@ -134,14 +135,6 @@ def _steps(run: Run) -> str:
     if run.steps == 0:
         return "no training"
     return f"{run.step:,}" if run.steps in (None, run.step) else f"{run.step:,} of {run.steps:,}"
-
-
-def clock(seconds: float) -> str:
-    """8 s, 3 min 20 s, 1 h 02 min."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
 
 
 def _footer() -> str:

@@ -14,7 +14,6 @@ from toolkit.data.batches import Share
 from toolkit.distributed import World
 from toolkit.errors import ConfigError
 
-LARGEST_BUCKET = 500_000_000  # numbers in DeepSpeed's bucket for reducing gradients, unless told otherwise
 NOT_OFFERED = {"fp16", "amp", "optimizer", "scheduler", "activation_checkpointing"}  # in train.deepspeed
 
 
@@ -24,21 +23,14 @@ def share_of(config: TrainConfig, world: World) -> Share:
     Raises:
         ConfigError: the world size doesn't divide the batch, or the micro-batch doesn't divide a rank's share.
     """
-    batch, ranks = config.batch, world.world_size
-    if batch % ranks:
-        fits = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
-        why = f"is smaller than {ranks} ranks" if batch < ranks else f"can't be divided over {ranks} ranks"
-        lower, upper = batch // ranks * ranks, -(-batch // ranks) * ranks
-        other = f"{lower} or {upper}" if lower else str(upper)
-        raise ConfigError(f"train.batch {batch} {why}: use {fits} ranks, or train.batch={other}")
-    share = batch // ranks
+    share = config.share(world.world_size)
     micro = config.micro_batch or share
     if share % micro:
         raise ConfigError(
             f"train.micro_batch {micro} doesn't divide a rank's share of {share} sequences "
-            f"(train.batch {batch} over {ranks} ranks): choose a divisor of {share}"
+            f"(train.batch {config.batch} over {world.world_size} ranks): choose a divisor of {share}"
         )
-    return Share(batch, micro, world.rank, ranks)
+    return Share(config.batch, micro, world.rank, world.world_size)
 
 
 def check_precision(config: TrainConfig, device: torch.device) -> None:
@@ -61,22 +53,17 @@ def deepspeed_config(config: TrainConfig, share: Share, parameters: int) -> dict
     """DeepSpeed's JSON for a model of so many parameters. `train.deepspeed` is laid over it, but may not set what the
     toolkit owns.
 
-    bf16 under ZeRO-0 is run as ZeRO-1, whose updates are the same bit for bit: DeepSpeed's unpartitioned bf16 optimizer
-    takes an empty step when it is made, so Adam's bias correction is off by one step from then on.
-
     Under ZeRO-3 DeepSpeed keeps parameters of less than 100,000 numbers whole on every rank, and in these models most
     are smaller: `train.deepspeed: {zero_optimization: {stage3_param_persistence_threshold: 0}}` divides all of them,
     for a little less memory and many more messages.
     """
-    stage = 1 if config.precision == "bf16" and config.zero == 0 else config.zero
     offload = {"offload_optimizer": {"device": "cpu"}} if config.offload_optimizer else {}
     owned: dict[str, Any] = {
         "train_batch_size": share.batch,
         "train_micro_batch_size_per_gpu": share.micro_batch,
         "gradient_accumulation_steps": share.accumulation,
         "gradient_clipping": config.clip or 0.0,
-        # DeepSpeed's own bucket holds 500 M numbers: up to 2 GB of a card for the gradients of a small model.
-        "zero_optimization": {"stage": stage, "reduce_bucket_size": min(LARGEST_BUCKET, parameters), **offload},
+        "zero_optimization": {"stage": config.stage, "reduce_bucket_size": config.bucket(parameters), **offload},
         "bf16": {"enabled": config.precision == "bf16"},
         "zero_allow_untested_optimizer": True,  # torch's Adam under ZeRO; proven equal to plain PyTorch in tests
         "zero_force_ds_cpu_optimizer": False,  # torch's fused Adam offloaded too: as fast, and nothing to compile

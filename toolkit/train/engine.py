@@ -26,6 +26,7 @@ from toolkit.models.base import SequenceModel
 from toolkit.train.compiled import compile_step
 from toolkit.train.deepspeed_settings import check_precision, deepspeed_config, import_deepspeed, share_of
 from toolkit.train.memory import explain_shortage
+from toolkit.wording import some
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MOST_SKIPS = 10  # so many steps in a row without an update are no accident
@@ -165,8 +166,7 @@ class Engine:
         faulty = {rank: facts for rank, facts in enumerate(said) if not facts[1]} or dict(enumerate(said))
         what = "gradient" if all(math.isfinite(facts[0]) for facts in faulty.values()) else "loss"
         ranks = [
-            f"rank {rank} has a loss of {value} from samples {', '.join(names[:16])}"
-            + (f" and {len(names) - 16} more" if len(names) > 16 else "")
+            f"rank {rank} has a loss of {value} from samples {some(names, 16)}"
             for rank, (value, _, names) in faulty.items()
         ]
         return (

@@ -15,6 +15,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from toolkit.rundir import RunDir, write_atomic
+from toolkit.wording import duration
 
 STATE_EVERY_S = 2.0
 
@@ -80,14 +81,6 @@ class OwnTime:
         return event
 
 
-def clock(seconds: float) -> str:
-    """1h02m, 3m20s, 8s."""
-    whole = int(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
-
-
 def peak_memory() -> int:
     """Bytes at the peak so far: allocated on the GPU, or of this process."""
     if torch.cuda.is_available():
@@ -122,7 +115,7 @@ class Recorder:
             self.say(
                 f"step {step:>{len(str(self.steps))}}/{self.steps}  loss {values['loss']:.5f}  "
                 f"|grad| {values['grad_norm']:.3g}  {speed['seq_per_s']:.1f} seq/s  "
-                f"data wait {100 * speed['data_wait']:.0f}%  ETA {clock(self.meter.eta_s(self.steps - step))}"
+                f"data wait {100 * speed['data_wait']:.0f}%  ETA {duration(self.meter.eta_s(self.steps - step))}"
             )
         if samples is not None or time.time() - self._state_at > STATE_EVERY_S:
             self.put_state("training", step)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 
 from toolkit.errors import ConfigError
 from toolkit.evaluate.protocols.base import Protocol
+from toolkit.wording import choices
 
 __all__ = ["Protocol", "known_protocols", "load_protocol"]
 
@@ -25,9 +25,7 @@ def load_protocol(name: str) -> Protocol:
     """
     known = known_protocols()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"eval.protocol: unknown protocol {name!r}; {hint}known: {', '.join(known)}")
+        raise ConfigError(f"eval.protocol: unknown protocol {name!r}; {choices(name, known)}")
     protocol = importlib.import_module(f"{__name__}.{name}").PROTOCOL
     assert isinstance(protocol, Protocol), name
     return protocol

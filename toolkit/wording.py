@@ -1,0 +1,39 @@
+"""How messages say numbers, times and names. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """`1 run`, `1,024 runs`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """0:07, 12:30, 3:05:00, 2d 03:05."""
+    whole = max(0, round(seconds))
+    days, rest = divmod(whole, 86_400)
+    hours, rest = divmod(rest, 3_600)
+    minutes, left = divmod(rest, 60)
+    if days:
+        return f"{days}d {hours:02}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
+
+
+def some(names: Sequence[str], most: int = 6) -> str:
+    """`a, b, c and 4 more`."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """`did you mean a?`, or nothing where nothing known is like what was given."""
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def choices(given: str, known: Iterable[str]) -> str:
+    """`did you mean b? known: a, b, c`."""
+    known = list(known)
+    return f"{nearest(given, known)} known: {', '.join(known)}".lstrip()
