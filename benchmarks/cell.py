@@ -21,7 +21,6 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -30,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.report import device, table, write_report  # noqa: E402
+from benchmarks.report import device, in_child, table, write_report  # noqa: E402
 
 MODELS = ("modernn_released", "modernn", "convlstm", "predrnn")
 FORMS = ("plain fp32", "ours fp32", "ours bf16", "plain fp32 step", "ours fp32 step", "ours bf16 step")
@@ -205,12 +204,7 @@ def frame(options: argparse.Namespace) -> Any:
 def child(options: argparse.Namespace, task: str, model: str, form: str = "") -> Any:
     """A task in a process of its own."""
     settings = {**vars(options), "task": task, "model": model, "form": form, "out": None}
-    done = subprocess.run(
-        [sys.executable, __file__, "--child", json.dumps(settings)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"{task} {model} {form} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return in_child([__file__, "--child", json.dumps(settings)], f"{task} {model} {form}")
 
 
 def run_child(text: str) -> None:

@@ -18,7 +18,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.report import device, table, write_report  # noqa: E402
+from benchmarks.report import device, table, timed, write_report  # noqa: E402
 from shards.manifest import FrameSpec  # noqa: E402
 from toolkit import distributed  # noqa: E402
 from toolkit.config import RunConfig, make_config  # noqa: E402
@@ -86,12 +85,6 @@ class Bench:
         if kind != "none":
             self.savers[kind].wait()
         return took
-
-
-def timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def measure(hidden: int, options: argparse.Namespace, folder: Path, world: World) -> dict[str, Any]:

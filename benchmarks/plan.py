@@ -17,9 +17,7 @@ import ctypes
 import gc
 import itertools
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # not this folder, whose shards.py is not the package
 
-from benchmarks.report import device, write_report  # noqa: E402
+from benchmarks.report import device, in_child, write_report  # noqa: E402
 
 HEAD = ("model", "size", "precision", "policy", "micro-batch", "predicted MiB", "measured MiB", "predicted / measured")
 MODELS = ("modernn", "convlstm", "trajgru")
@@ -133,15 +131,10 @@ def measure_case(case: dict[str, Any]) -> dict[str, int]:
     return {"baseline": baseline, "measured": peak - baseline}
 
 
-def in_child(case: dict[str, Any], device: str) -> dict[str, int]:
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(ROOT)}
-    if device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    command = [sys.executable, __file__, "--case", json.dumps(case)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{case}:\n{done.stderr[-4000:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+def measure_alone(case: dict[str, Any], device: str) -> dict[str, int]:
+    """`measure_case` in a process of its own."""
+    environment = {"MALLOC_MMAP_THRESHOLD_": "65536"} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    return dict(in_child([__file__, "--case", json.dumps(case)], str(case), environment))
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -168,7 +161,7 @@ def main() -> int:
     for case in cases(options.quick):
         if not re.search(options.only, json.dumps(case)):
             continue
-        row = {**case, "predicted": predict_case(case, options.device == "cuda"), **in_child(case, options.device)}
+        row = {**case, "predicted": predict_case(case, options.device == "cuda"), **measure_alone(case, options.device)}
         rows.append(row)
         print("  ".join(cells(row)), flush=True)
     ratios = [row["predicted"]["total"] / row["measured"] for row in rows]

@@ -1,4 +1,6 @@
-"""What the benchmarks share: which machine this is, and a report as Markdown and JSON beside the benchmark."""
+"""What the benchmarks share: which machine this is, work in a process of its own, and a report as Markdown and JSON
+beside the benchmark.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,15 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def device(accelerator: bool = False) -> str:
@@ -20,6 +27,28 @@ def device(accelerator: bool = False) -> str:
         return torch.cuda.get_device_name()
     names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or [platform.machine()]
     return f"{names[0].strip()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def in_child(arguments: Sequence[str], what: str, environment: Mapping[str, str] | None = None) -> Any:
+    """The JSON of the last line that Python prints in a process of its own, as a peak of memory is of a process.
+
+    Args:
+        arguments: of Python.
+        what: is said with the error if the process fails, which ends the benchmark.
+        environment: laid over this process's.
+    """
+    whole = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
+    done = subprocess.run([sys.executable, *arguments], env=whole, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{what}: ended with {done.returncode}\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -12,11 +12,9 @@ disk limits all methods alike.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +30,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.report import device, write_report  # noqa: E402
+from benchmarks.report import device, in_child, timed, write_report  # noqa: E402
 from shards import open_store  # noqa: E402
 from shards.bench import READERS, Task, make_task, measure  # noqa: E402
 from shards.convert import convert  # noqa: E402
@@ -238,12 +236,6 @@ def converting(report: Report, folder: Path, options: argparse.Namespace) -> Non
     report.ratio("conversion, 2 workers / 1 worker", times[1] / times[2], 1.7)
 
 
-def timed(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
-
-
 FIRST_BATCH = """
 import sys, time, json
 from toolkit.data.batches import Share, read_batches
@@ -282,11 +274,7 @@ print(peak - before)
 
 def child(code: str, *arguments: object) -> Any:
     """What a fresh process prints."""
-    command = [sys.executable, "-c", code, *(str(argument) for argument in arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout)
+    return in_child(["-c", code, *(str(argument) for argument in arguments)], "a reader")
 
 
 def loading(report: Report, many: Path, stores: dict[str, Path], options: argparse.Namespace) -> None:

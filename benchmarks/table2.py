@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # not this folder, whose shards.py is not the package
 
-from benchmarks.report import device, table, write_report  # noqa: E402
+from benchmarks.report import device, in_child, table, write_report  # noqa: E402
 from launch.spec import plan_sweep  # noqa: E402
 from toolkit.config import make_config  # noqa: E402
 from toolkit.report.paper_numbers import COSTS, TABLES  # noqa: E402
@@ -78,14 +76,11 @@ def measure(tree: dict[str, Any], steps: int) -> dict[str, float]:
     return {"parameters": parameters / 1e6, "seconds": 1000 * seconds / (steps * batch), "memory": peak_memory() / 1e9}
 
 
-def in_child(tree: dict[str, Any], steps: int, kind: str) -> dict[str, float]:
+def measure_alone(tree: dict[str, Any], steps: int, kind: str) -> dict[str, float]:
     """The same in a fresh process: a peak is of a process."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)} | ({"CUDA_VISIBLE_DEVICES": ""} if kind == "cpu" else {})
-    command = [sys.executable, __file__, "--steps", str(steps), "--config", json.dumps(tree)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{tree['name']}:\n{done.stderr[-4000:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    environment = {"CUDA_VISIBLE_DEVICES": ""} if kind == "cpu" else {}
+    arguments = [__file__, "--steps", str(steps), "--config", json.dumps(tree)]
+    return dict(in_child(arguments, tree["name"], environment))
 
 
 def main() -> None:
@@ -106,7 +101,7 @@ def main() -> None:
     for run in plan_sweep(SWEEP, options.set).runs:
         if run.seed != 1:
             continue
-        found = facts[run.group] = in_child(run.config.model_dump(mode="json"), options.steps, options.device)
+        found = facts[run.group] = measure_alone(run.config.model_dump(mode="json"), options.steps, options.device)
         theirs = {column.metric: value for column, value in published[run.group].items()}
         pairs = [text for cost in COSTS for text in (f"{found[cost]:.3g}", f"{theirs[cost]:g}")]
         rows.append([run.group.removeprefix("mmnist-"), *pairs])

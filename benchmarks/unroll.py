@@ -21,7 +21,6 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # instead of this folder, whose shards.py would hide the package
 
-from benchmarks.report import device, write_report  # noqa: E402
+from benchmarks.report import device, in_child, write_report  # noqa: E402
 
 POLICIES = ("none", "step", "step+layers", "segment", "segment+layers", "recursive", "recursive+layers")
 CURVE = (5, 10, 20, 50, 100, 200)
@@ -110,13 +109,11 @@ def held(device: Any) -> float:
 
 def child(options: argparse.Namespace, policy: str, frames: int) -> dict[str, Any]:
     """`measure` in a process of its own."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--point", policy, str(frames)]
+    arguments = [__file__, "--point", policy, str(frames)]
     for key in ("model", "device", "precision", "size", "patch", "layers", "hidden", "batch", "steps"):
-        command += [f"--{key}", str(getattr(options, key))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{policy} at T = {frames} ended with {done.returncode}:\n{done.stderr}")
-    return {"policy": policy, "frames": frames, **json.loads(done.stdout.splitlines()[-1])}
+        arguments += [f"--{key}", str(getattr(options, key))]
+    found = in_child(arguments, f"{policy} at T = {frames}")
+    return {"policy": policy, "frames": frames, **found}
 
 
 def forwards(policy: str, frames: int) -> int:

@@ -20,7 +20,6 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -30,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # this folder has a shards.py too
 
-from benchmarks.report import table, write_report  # noqa: E402
+from benchmarks.report import in_child, table, write_report  # noqa: E402
 
 RANKS = 2
 ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
@@ -124,15 +123,12 @@ def count(engine: Any) -> dict[str, int]:
 
 def run(options: argparse.Namespace, hidden: int, stage: str) -> dict[str, Any]:
     """The worst of two ranks, from fresh processes."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RANKS)]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RANKS)]
     passed = ["layers", "patch", "size", "frames", "batch", "steps", "precision", "checkpointing"]
     arguments = [f"--{name}={getattr(options, name)}" for name in passed]
     command = [*torchrun, __file__, f"--hidden={hidden}", f"--stage={stage}", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    ranks = json.loads(done.stdout.splitlines()[-1])
+    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    ranks = in_child(command, f"hidden {hidden}, ZeRO {stage}", environment)
     return {key: max(rank[key] for rank in ranks) for key in ranks[0]}
 
 

@@ -8,8 +8,6 @@ and the like; the rest is validation, checkpoints and scoring. Times between sta
 from __future__ import annotations
 
 import itertools
-import json
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,8 +54,8 @@ def use_of(view: RunView, now: float | None = None) -> Use | None:
     now = time.time() if now is None else now
     ends = [_end(start, follower.last_time) for start, follower in itertools.pairwise(starts)]
     ends.append(_last_end(run, view, starts[-1], now))
-    lines = _train_lines(run)
-    step_s = _step_seconds(lines, starts[-1].batch)
+    lines, rate = run.logged_steps(), run.rate()
+    step_s = starts[-1].batch / rate if rate else 0.0
     walls = [end - start.began for start, end in zip(starts, ends, strict=True)]
     lost = [max(0, (start.last_step or 0) - start.step) for start in starts[1:]]
     steps, waited = _useful(lines, starts[-1].batch)
@@ -144,27 +142,6 @@ def _last_end(run: RunDir, view: RunView, start: Start, now: float) -> float:
     if record.get("started") == start.began and record.get("ended"):
         return float(record["ended"])
     return _end(start, view.updated)
-
-
-def _train_lines(run: RunDir) -> list[dict[str, Any]]:
-    """The lines of logged steps; a repeated step stands there once."""
-    found = []
-    try:
-        lines = run.metrics_file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    for line in lines:
-        if '"kind": "train"' in line and line.endswith("}"):
-            values = json.loads(line)
-            if values.get("seq_per_s"):
-                found.append(values)
-    return found
-
-
-def _step_seconds(lines: Sequence[dict[str, Any]], batch: int) -> float:
-    """What a step takes: the median of the logged ones, the first left out."""
-    rates = [float(line["seq_per_s"]) for line in lines]
-    return batch / statistics.median(rates[1:] or rates) if rates else 0.0
 
 
 def _useful(lines: Sequence[dict[str, Any]], batch: int) -> tuple[float, float]:

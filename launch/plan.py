@@ -6,7 +6,6 @@ import argparse
 import functools
 import json
 import re
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{config.model.name} has no parameters: it is evaluated, not trained; there is nothing to plan")
         return EXIT_OK
     machine = Machine(options.nodes * options.gpus_per_node, round(options.gpu_memory * GIB), not options.cpu)
-    predict.share_of(config.train, machine.ranks)  # refused before anything is measured
+    config.train.share(machine.ranks)  # refused before anything is measured
     cost = costs.get(config, shape[0])
     plan = make_plan(config, cost, shape, machine, options)
     print(json.dumps(plan, indent=1) if options.json else "\n".join(describe(config, plan, where, cost)))
@@ -63,11 +62,11 @@ def make_plan(
     numbers, forward = cost.parameters.at(1, area), cost.macs.at(1, area)
     found = predict.choices(config, cost, area, machine)
     best = predict.recommend(found)
-    share = predict.share_of(config.train, machine.ranks)
+    share = config.train.share(machine.ranks)
     used = best or found[0]
     sent = predict.traffic(config, cost, area, machine.ranks, used)
     exchange = sent[config.train.stage].total / (options.bandwidth * 1e9)
-    rate = options.rate or _rate_of(options.run)
+    rate = options.rate or (RunDir(Path(options.run)).rate() if options.run else None)
     if options.tflops:
         rate = predict.rate_at(options.tflops, used.work, machine.ranks, exchange, config.train.batch)
     return {
@@ -233,21 +232,6 @@ def summary(config: RunConfig, hours: float | None) -> list[str]:
     peak = predict.memory_of(config, cost, costs.policy_of(config), micro, area, Machine(1, 0))
     parameters, forward = cost.parameters.at(1, area), cost.macs.at(1, area)
     return [f"{parameters:,}", f"{forward / 1e9:,.1f}", f"{peak.total / GIB:.2f}", told]
-
-
-def _rate_of(run: str | None) -> float | None:
-    """Sequences per second that a run has had: the median of its logged steps, the first left out."""
-    if not run:
-        return None
-    rates = []
-    try:
-        for line in RunDir(Path(run)).metrics_file.read_text(encoding="utf-8").splitlines():
-            values = json.loads(line) if line.endswith("}") else {}
-            if values.get("kind") == "train" and values.get("seq_per_s"):
-                rates.append(float(values["seq_per_s"]))
-    except FileNotFoundError:
-        return None
-    return statistics.median(rates[1:] or rates) if rates else None
 
 
 def shipped() -> list[RunConfig]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from launch.cli import make_parser, run_script
 from toolkit.errors import EXIT_OK
 from toolkit.report.build import build_paper, build_report
-from toolkit.report.collect import CHECKPOINTS
+from toolkit.rundir import CHECKPOINTS
 
 EXAMPLES = """\
   python launch/report.py runs/demo                  # writes runs/demo/report/index.html, table.csv, table.md

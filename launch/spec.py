@@ -29,8 +29,8 @@ from typing import Any
 
 import yaml
 
-from launch.naming import flatten, label_runs
-from toolkit.config import RunConfig, make_config, merge, nested, read_tree, with_overrides
+from launch.naming import label_runs
+from toolkit.config import RunConfig, flatten, make_config, merge, nested, read_tree, with_overrides
 from toolkit.errors import ConfigError
 from toolkit.shipped import find_config, instead_of
 from toolkit.wording import nearest

@@ -22,13 +22,12 @@ from typing import Any
 from launch import lock
 from launch.restarts import Restart, restarts_of
 from toolkit.errors import EXIT_DATA, EXIT_HANG, EXIT_NONFINITE
-from toolkit.rundir import RunDir
+from toolkit.rundir import CHECKPOINTS, RunDir
 from toolkit.train.heartbeat import alive
 
 KINDS = {EXIT_NONFINITE: "not finite", EXIT_DATA: "bad data", EXIT_HANG: "hung"}
 LIVE_STATES = ("starting", "running", "validating", "evaluating")
 NO_MEMORY = r"MemoryShortageError|OUT_OF_MEMORY|oom.kill"
-CHECKPOINTS_SCORED = ("best", "last")
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,9 @@ def missing_scores(run: RunDir, split: str | None = None) -> list[str]:
     try:
         trained = (run.path / "DONE").stat().st_mtime
     except FileNotFoundError:
-        return list(CHECKPOINTS_SCORED)
+        return list(CHECKPOINTS)
     missing = []
-    for which in CHECKPOINTS_SCORED:
+    for which in CHECKPOINTS:
         files = run.eval.glob(f"*-{which}.json") if split is None else [run.eval / f"{split}-{which}.json"]
         if not any(file.exists() and file.stat().st_mtime >= trained for file in files):
             missing.append(which)

@@ -201,6 +201,11 @@ class Manifest:
         data["digest"] = manifest_digest(data)
         return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
+    @property
+    def digest(self) -> str:
+        """What names the store wherever it lies: the last key of manifest.json."""
+        return str(json.loads(self.to_json())["digest"])
+
     @staticmethod
     def from_json(text: str, where: str = MANIFEST_NAME, sealed: bool = True) -> Manifest:
         """Read what `to_json` wrote. Raises ManifestError that names `where` and the key at fault, and, if it must be

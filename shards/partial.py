@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UsageError
+from shards.files import flush
 from shards.sources.base import Source
 
 LOCK_NAME = "lock"
@@ -75,7 +76,7 @@ def put_in_place(store: Path, output: Path) -> None:
     """Flush everything to disk, then rename: after a power cut there is the whole store or none."""
     for parent, _, names in os.walk(store):
         for path in [*(Path(parent, name) for name in names), Path(parent)]:
-            _flush(path)
+            flush(path)
     if output.exists() and any(output.iterdir()):
         old = store.with_name("replaced")  # goes with the partial folder
         output.rename(old)
@@ -86,7 +87,7 @@ def put_in_place(store: Path, output: Path) -> None:
             raise
     else:
         store.rename(output)
-    _flush_parent(output)
+    flush(output.parent)
 
 
 def remove_partials(output: Path) -> None:
@@ -112,16 +113,3 @@ def _lock(locks: ExitStack, partial: Path, output: Path) -> None:
             raise busy
     except (BlockingIOError, FileNotFoundError):  # locked, or just finished and removed
         raise busy from None
-
-
-def _flush_parent(path: Path) -> None:
-    """The folder's entry for `path`."""
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

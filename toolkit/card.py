@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 from shards.manifest import Manifest
 from toolkit import __version__
 from toolkit.config import RunConfig
-from toolkit.errors import ToolkitError
 from toolkit.models.base import count_parameters
 from toolkit.models.cost import count_macs
 from toolkit.models.registry import MODELS
-from toolkit.rundir import RunDir
+from toolkit.rundir import RunDir, read_result
 
 COUNTS = ("events", "forecasts")  # kept beside the scores, but no scores
 
@@ -68,7 +66,7 @@ def _data(config: RunConfig, manifest: Manifest) -> dict[str, str]:
     source, data = manifest.source, config.data
     clock = "" if manifest.step_seconds is None else f", one every {manifest.step_seconds:g} s"
     return {
-        "store": f"{manifest.name}, digest `{json.loads(manifest.to_json())['digest']}`",
+        "store": f"{manifest.name}, digest `{manifest.digest}`",
         "source": f"{source.name}. {source.citation} {source.url}".strip(),
         "licence of the data": source.licence,
         "frames": f"{height} × {width} pixels, {channels} channel{'s' if channels > 1 else ''}{clock}",
@@ -82,7 +80,7 @@ def _model(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> dic
     train, trained = config.train, MODELS[config.model.name].trained
     options = ", ".join(f"{key} {value}" for key, value in config.model if key != "name")
     frames = config.data.context + config.data.horizon
-    env = _read(run.path / "env.json") if (run.path / "env.json").exists() else {}
+    env = run.read_env()
     git = env.get("git") or {}
     dirty = " with uncommitted changes" if git.get("dirty") else ""
     packages = env.get("packages", {})
@@ -107,7 +105,7 @@ def _scores(run: RunDir, step: int) -> str:
     """A table for each split, of the evaluation of these very weights."""
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
     for path in run.scores().values():
-        result = _read(path)
+        result = read_result(path)
         if result.get("step") == step:
             found.setdefault(str(result.get("split")), (path, result))
     if not found:
@@ -140,10 +138,3 @@ def _score_table(file: str, result: Mapping[str, Any]) -> str:
 
 def _values(scores: Mapping[str, float | None], names: Sequence[str]) -> list[str]:
     return ["n/a" if (value := scores.get(name)) is None else f"{value:.5g}" for name in names]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ToolkitError(f"{path}: can't be read ({error}); evaluate the run again: launch/evaluate.py") from None

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shards import open_store
+from shards.files import flush
 from shards.manifest import FrameSpec, Manifest
 from shards.recent import FRAME_OPTIONS
 from toolkit import __version__
@@ -132,7 +133,7 @@ def _record(config: RunConfig, manifest: Manifest, step: int, weights: dict[str,
         "archive": frame_options(manifest),
         "store": {
             "name": manifest.name,
-            "digest": json.loads(manifest.to_json())["digest"],
+            "digest": manifest.digest,
             "source": dataclasses.asdict(manifest.source),
         },
         "weights": {"file": WEIGHTS, "sha256": weights_digest(weights)},
@@ -203,18 +204,10 @@ def _write_folder(folder: Path, weights: dict[str, Tensor], record: str, card: s
         # safetensors gives its file to nobody else; an export is for handing on.
         (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)
         for path in (*temporary.iterdir(), temporary):
-            _sync(path)
+            flush(path)
         os.rename(temporary, folder)
-        _sync(folder.parent)
+        flush(folder.parent)
     except OSError as error:
         raise ConfigError(f"{folder}: can't be written ({error.strerror}): choose another folder") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -19,24 +19,29 @@ Small files are replaced whole (write, fsync, rename), so a reader never sees ha
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import platform
 import socket
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from toolkit.config import RunConfig, load_config
-from toolkit.errors import EXIT_MEANING, ConfigError
+from toolkit.errors import EXIT_MEANING, ConfigError, ToolkitError
 from toolkit.wording import some
 
 LOCK_NAME = "job.lock"
+CHECKPOINTS = ("best", "last")  # those that are scored
+RESULT_VERSION = 1  # of eval/*.json
 STALE_AFTER_S = 120.0  # a live run rewrites state.json at least every few seconds
 
 
@@ -48,15 +53,43 @@ def read_record(run: Path) -> dict[str, Any]:
         return {}
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a small file whole: a reader sees the old text or the new one."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` whole: a reader sees the old bytes or the new ones."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a small text file whole."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A file of eval/ or analysis/. Raises ToolkitError where it can't be read."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ToolkitError(
+            f"{path}: can't be read ({error}); delete it and evaluate the run again: launch/evaluate.py"
+        ) from None
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file of JSON lines, none where there is no file; what a kill cut short is left out."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record
 
 
 @dataclass(frozen=True)
@@ -129,6 +162,20 @@ class RunDir:
         write_atomic(path / "env.json", json.dumps(environment(), indent=2) + "\n")
         write_atomic(run.config_file, config.to_yaml())
         return run
+
+    def logged_steps(self) -> list[dict[str, Any]]:
+        """The records of logged training steps that have a rate; a repeated step stands there once."""
+        return [line for line in read_lines(self.metrics_file) if line.get("kind") == "train" and line.get("seq_per_s")]
+
+    def rate(self) -> float | None:
+        """Sequences per second: the median of the logged steps, the first left out."""
+        rates = [float(line["seq_per_s"]) for line in self.logged_steps()]
+        return statistics.median(rates[1:] or rates) if rates else None
+
+    def read_env(self) -> dict[str, Any]:
+        """What `environment` said when the run was made."""
+        file = self.path / "env.json"
+        return read_result(file) if file.exists() else {}
 
     def read_state(self) -> dict[str, Any]:
         """The last state that the run wrote; empty before its first."""

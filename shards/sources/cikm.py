@@ -11,7 +11,6 @@ text is 50 events; lines are found once, and read one by one.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import mmap
 import warnings
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from shards.manifest import FrameSpec, Scale, SourceInfo
 from shards.sources.base import Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
 from shards.sources.geometry import Geometry, add_geometry_arguments, parse_crop, parse_size
 from shards.sources.inputs import Listing, plural
-from shards.sources.splits import Shares
+from shards.sources.splits import Shares, lot
 
 SHAPE = (15, 4, 101, 101)
 NUMBERS = 15 * 4 * 101 * 101
@@ -75,7 +74,7 @@ class Cikm:
     def plan(self) -> Plan:
         """train.txt without what is drawn for validation; the two tests together."""
         train = [line for line in self.lines if line.file == TRAIN]
-        order = sorted(train, key=lambda line: hashlib.sha256(f"{self.seed}:{line.key}".encode()).digest())
+        order = sorted(train, key=lambda line: lot(self.seed, line.key))
         val = {line.key for line in order[: Shares(self.val, 0.0).counts(len(train))["val"]]}
         splits: dict[str, list[PlannedEvent]] = {"train": [], "val": [], "test": []}
         for line in self.lines:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
 import zipfile
 import zlib
 from collections import defaultdict
@@ -32,7 +31,7 @@ from shards.errors import SourceError
 from shards.manifest import FrameSpec, Scale, SourceInfo
 from shards.sources.base import Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
 from shards.sources.inputs import Listing, by, plural, walk
-from shards.sources.splits import DEFAULT_TEST, DEFAULT_VAL, Shares, add_share_arguments, named_split, shares_of
+from shards.sources.splits import DEFAULT_TEST, DEFAULT_VAL, Shares, add_share_arguments, lot, named_split, shares_of
 
 SUFFIXES = (".npy", ".npz")
 RAW, CLIPS = "input_raw_data", "clips"
@@ -98,10 +97,7 @@ class MovingMnistFile:
 
     def _draw(self, file: SequenceFile) -> dict[int, str]:
         counts = (self.shares or Shares(DEFAULT_VAL, DEFAULT_TEST)).counts(file.sequences)
-        order = sorted(
-            range(file.sequences),
-            key=lambda index: hashlib.sha256(f"{self.seed}:{file.name}:{index}".encode()).digest(),
-        )
+        order = sorted(range(file.sequences), key=lambda index: lot(self.seed, f"{file.name}:{index}"))
         names = [name for name in ("test", "val", "train") for _ in range(counts[name])]
         return dict(zip(order, names, strict=True))
 

@@ -105,7 +105,7 @@ def divide(names: Sequence[str], grouping: Grouping) -> tuple[dict[str, str], li
         if named:
             return _by_name(names, named, groups), ["splits: by the names of folders and files"]
     shares = grouping.shares or Shares(DEFAULT_VAL, DEFAULT_TEST)
-    order = sorted(set(groups.values()), key=lambda group: hashlib.sha256(f"{grouping.seed}:{group}".encode()).digest())
+    order = sorted(set(groups.values()), key=lambda group: lot(grouping.seed, group))
     counts = shares.counts(len(order))
     split_of_group: dict[str, str] = {}
     begin = 0
@@ -118,6 +118,11 @@ def divide(names: Sequence[str], grouping: Grouping) -> tuple[dict[str, str], li
     return {name: split_of_group[group] for name, group in groups.items()}, [
         f"splits: {note}, drawn by name with seed {grouping.seed}"
     ]
+
+
+def lot(seed: int, name: str) -> bytes:
+    """What a name draws. Sorted by it, names stand in a random order in which a new one moves no other."""
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
 
 
 def named_split(name: str) -> str | None:

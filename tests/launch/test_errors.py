@@ -30,7 +30,7 @@ MISTAKES = {
     "no value": (f"train --config {DEMO} --set train.steps", 2, "write it as section.key=value"),
     "no store of a sweep": (f"sweep {SWEEP}", 2, "needed by 6 runs", "--set data.store=FOLDER"),
     "no run": ("evaluate --run nowhere", 2, "no such folder; launch/status.py shows"),
-    "sweep as run": ("evaluate --run runs/demo", 2, "runs in there: one-12345678, ..."),
+    "sweep as run": ("evaluate --run runs/demo", 2, "runs in there: one-12345678"),
     "no runs": ("status nowhere", 2, "no such folder; start one with launch/sweep.py"),
     "no sweep": ("report nowhere", 2, "no such folder; name a sweep's, for example runs/demo"),
     "no run to export": ("export --run nowhere --out there", 2, "no such folder"),

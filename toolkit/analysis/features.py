@@ -28,9 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shards import open_store
-from toolkit.data.windows import WindowSet
-from toolkit.errors import ConfigError
+from toolkit.data.windows import WindowSet, open_windows
 from toolkit.evaluate.run import predict
 from toolkit.evaluate.table import save_npz
 from toolkit.models.base import SequenceModel
@@ -66,10 +64,7 @@ def write_features(
     """
     config = run.config()
     data, split, batch = config.data, split or config.eval.split, batch or config.eval.batch
-    if not data.store:
-        raise ConfigError(f"{run.config_file}: data.store is not set: name a folder made by `python -m shards convert`")
-    store = open_store(data.store)
-    windows = WindowSet(store, split, data.context + data.horizon, data.eval_stride)
+    windows = open_windows(config, split)
     model, step = load_model(run, which, device)
     count = min(limit, len(windows))
     chosen = [place * len(windows) // count for place in range(count)]
@@ -84,7 +79,7 @@ def write_features(
         "run": config.hash8(),
         "step": step,
         "store": str(data.store),
-        "digest": json.loads(store.manifest.to_json())["digest"],
+        "digest": windows.store.manifest.digest,
         "split": split,
         "context": data.context,
         "horizon": data.horizon,

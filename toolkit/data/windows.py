@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shards import Event, Scale, Store
+from shards import Event, Scale, Store, open_store
+from toolkit.config import RunConfig
 from toolkit.errors import ConfigError
 
 
@@ -120,6 +121,24 @@ class WindowSet:
             return None
         begin = datetime.fromisoformat(event.start_time.removesuffix("Z"))
         return (begin + timedelta(seconds=step * frame)).isoformat(timespec="seconds") + "Z"
+
+
+def open_windows(config: RunConfig, split: str) -> WindowSet:
+    """The windows of a split of the run's store as they are scored.
+
+    Raises:
+        ConfigError: no store, an unknown split, or windows longer than any event.
+    """
+    data = config.data
+    store = open_store(store_of(config))
+    return WindowSet(store, split, data.context + data.horizon, data.eval_stride)
+
+
+def store_of(config: RunConfig) -> str:
+    """Where the run's data lie. Raises ConfigError if the config doesn't say."""
+    if not config.data.store:
+        raise ConfigError("data.store is not set: name a folder made by `python -m shards convert`")
+    return config.data.store
 
 
 def observed(codes: torch.Tensor, scale: Scale) -> torch.Tensor | None:

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from shards import Store, open_store
 from toolkit.config import RunConfig
-from toolkit.data.windows import WindowSet
+from toolkit.data.windows import open_windows
 from toolkit.distributed import World
 from toolkit.errors import ConfigError
 from toolkit.evaluate.ensemble import Ensemble
@@ -29,11 +28,9 @@ from toolkit.evaluate.run import SINGLE, evaluate_model, sample_frames
 from toolkit.evaluate.table import ScoreTable, save_npz
 from toolkit.models.base import SequenceModel
 from toolkit.models.baselines import Persistence
-from toolkit.rundir import RunDir, write_atomic
+from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir, replacing, write_atomic
 from toolkit.train.checkpoint import load_model
 
-RESULT_VERSION = 1
-WHICH = ("best", "last")
 PROGRESS_EVERY_S = 5.0
 
 
@@ -41,7 +38,7 @@ PROGRESS_EVERY_S = 5.0
 class Request:
     """What to evaluate; None takes the run's own config."""
 
-    which: tuple[str, ...] = WHICH
+    which: tuple[str, ...] = CHECKPOINTS
     split: str | None = None
     batch: int | None = None
     limit: int | None = None
@@ -61,14 +58,9 @@ class Evaluation:
         self.run, self.request, self.world = run, request, world
         self.say: Callable[[str], None] = say if world.is_main else (lambda _: None)
         self.config: RunConfig = run.config()
-        data = self.config.data
-        if not data.store:
-            raise ConfigError(
-                f"{run.config_file}: data.store is not set: name a folder made by `python -m shards convert`"
-            )
         self.split = request.split or self.config.eval.split
-        self.store: Store = open_store(data.store)
-        self.windows = WindowSet(self.store, self.split, data.context + data.horizon, data.eval_stride)
+        self.windows = open_windows(self.config, self.split)
+        self.store = self.windows.store
         self.protocol = load_protocol(self.config.eval.protocol)
         self.batch = request.batch or self.config.eval.batch
         asked = self.config.eval
@@ -116,7 +108,7 @@ class Evaluation:
             "store": {
                 "path": str(self.config.data.store),
                 "name": self.store.manifest.name,
-                "digest": json.loads(self.store.manifest.to_json())["digest"],
+                "digest": self.store.manifest.digest,
             },
             "split": self.split,
             "step": step,
@@ -236,9 +228,8 @@ class Evaluation:
         if not self.world.is_main:
             return
         for suffix in (".table.npz", ".samples.npz") if self.config.eval.show else (".table.npz",):
-            temporary = self.file(which, f"{suffix}.tmp")
-            shutil.copyfile(self.file(source, suffix), temporary)
-            temporary.replace(self.file(which, suffix))
+            with replacing(self.file(which, suffix)) as file, open(self.file(source, suffix), "rb") as original:
+                shutil.copyfileobj(original, file)
         record = {**json.loads(self.file(source, ".json").read_text(encoding="utf-8")), "which": which}
         write_atomic(self.file(which, ".json"), json.dumps(record, indent=1, allow_nan=False) + "\n")
         self.say(f"{self.split}-{which}: the same step as {source}; copied")
@@ -257,6 +248,6 @@ def evaluate_run(run: RunDir, request: Request, world: World, say: Callable[[str
 
 def check_which(which: Sequence[str]) -> None:
     """Raise ConfigError unless every name is `best` or `last`, and there is one."""
-    strange = [name for name in which if name not in WHICH]
+    strange = [name for name in which if name not in CHECKPOINTS]
     if strange or not which:
         raise ConfigError(f"--which {','.join(which)}: take best, last or best,last")

@@ -23,7 +23,6 @@ does so to the scores of the ensemble, and is counted in `nonfinite_members`.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import ToolkitError
+from toolkit.rundir import replacing
 
 Values = NDArray[Any]
 Cells = dict[str, float | int | None]  # {score: value}
@@ -372,11 +372,6 @@ def spread_and_skill(variance: float | None, error: float | None, members: int) 
 
 def save_npz(path: Path, arrays: Mapping[str, Values]) -> None:
     """Write arrays to an .npz that holds no pickle; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     savez: Callable[..., None] = np.savez_compressed
-    with open(temporary, "wb") as file:
+    with replacing(path) as file:
         savez(file, allow_pickle=False, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

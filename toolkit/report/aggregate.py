@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from toolkit.report.collect import CHECKPOINTS, Result, Run, Sweep
+from toolkit.report.collect import Result, Run, Sweep
+from toolkit.report.paper_numbers import OVERALL
+from toolkit.rundir import CHECKPOINTS
 
 PERSISTENCE = "repeat the last frame"
 SINGLE = {"label": "one forecast"}  # in the place of an ensemble
-OVERALL = ""  # the mode that stands for all sequences
 Direction = Literal["lower", "higher", "one", "none"]
 
 

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from toolkit.errors import ToolkitError
 from toolkit.report.aggregate import mean_and_std
-from toolkit.report.collect import CHECKPOINTS, Run, Sweep
+from toolkit.report.collect import Run, Sweep
 from toolkit.report.figures import COLOURS, MARKERS, STYLE, grid, legend, svg
 from toolkit.report.markup import chart, score_table
+from toolkit.rundir import CHECKPOINTS
 
 HOW = (
     "A-distance: 0 where a linear classifier can't tell two sets of features apart, 2 where it never errs. Between "

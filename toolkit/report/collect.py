@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -14,10 +13,8 @@ import yaml
 
 from toolkit.config import RunConfig, flatten
 from toolkit.errors import ConfigError, ToolkitError
-from toolkit.rundir import RunDir
+from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir, read_lines, read_result
 
-CHECKPOINTS = ("best", "last")
-RESULT_VERSION = 1  # of eval/*.json, see toolkit/evaluate/job.py
 Curve = tuple[tuple[int, float], ...]  # (step, value), steps rising
 
 
@@ -204,7 +201,7 @@ def _read_run(folder: Path, name: str, group: str, seed: int, settings: Mapping[
         train=train,
         val=val,
         results=results,
-        env=_read_json(folder / "env.json") if (folder / "env.json").exists() else {},
+        env=run.read_env(),
     )
 
 
@@ -232,7 +229,7 @@ def _read_results(run: RunDir) -> list[Result]:
         split, _, which = stem.rpartition("-")
         if which not in CHECKPOINTS:
             continue
-        data = _read_json(path)
+        data = read_result(path)
         if data.get("version") != RESULT_VERSION:
             raise ToolkitError(
                 f"{path}: written in version {data.get('version')}, this report reads {RESULT_VERSION}; "
@@ -243,23 +240,12 @@ def _read_results(run: RunDir) -> list[Result]:
     return results
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ToolkitError(f"{path}: can't be read ({error}); delete it and evaluate the run again") from None
-
-
 def _read_metrics(path: Path) -> tuple[Curve, Curve, int | None, float | None, float | None]:
     """(training loss, validation MSE, best step, elapsed seconds, sequences per second) of metrics.jsonl."""
     train: dict[int, float] = {}
     val: dict[int, float] = {}
     best_step, times, rates = None, [], []
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    for text_line in text.splitlines():
-        line: dict[str, Any] = {}
-        with contextlib.suppress(ValueError):  # a run that is being written, or was killed, ends in half a line
-            line = json.loads(text_line)
+    for line in read_lines(path):
         step, kind = line.get("step"), line.get("kind")
         if kind == "train" and line.get("loss") is not None:
             train[step or 0] = float(line["loss"])

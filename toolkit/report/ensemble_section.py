@@ -14,8 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from toolkit.report.aggregate import OVERALL, Board, Row
-from toolkit.report.collect import CHECKPOINTS
+from toolkit.report.aggregate import Board, Row
 from toolkit.report.figures import (
     COLOURS,
     DASHES,
@@ -29,7 +28,9 @@ from toolkit.report.figures import (
     svg,
 )
 from toolkit.report.markup import chart, score_table
+from toolkit.report.paper_numbers import OVERALL
 from toolkit.report.tables import CHECKPOINT_TITLES, column_decimals, heading, text_of
+from toolkit.rundir import CHECKPOINTS
 
 SHOWN = ("crps", "crps_fair", "spread", "rmse_of_mean", "spread_skill")
 MOST_BARS = 21  # a histogram of more ranks is drawn in bars of several

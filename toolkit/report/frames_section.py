@@ -9,7 +9,7 @@ from typing import Any
 
 from toolkit.report.aggregate import Board
 from toolkit.report.animation import gif_uri
-from toolkit.report.collect import CHECKPOINTS, Sweep
+from toolkit.report.collect import Sweep
 from toolkit.report.figures import time_unit
 from toolkit.report.pictures import (
     Codes,
@@ -22,6 +22,7 @@ from toolkit.report.pictures import (
     load_samples,
     png_uri,
 )
+from toolkit.rundir import CHECKPOINTS
 
 SHORT = {"minutes": " min", "seconds": " s", "frames": ""}
 Stamp = tuple[str, str]  # lead time, and the hour where there is a clock

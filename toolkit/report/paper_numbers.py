@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Variant = Literal["sub", "entire"]
-OVERALL = ""
+OVERALL = ""  # the mode that stands for all sequences
 
 
 @dataclass(frozen=True)

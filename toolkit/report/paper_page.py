@@ -12,9 +12,10 @@ from toolkit.report.markup import notice, score_table
 from toolkit.report.paper import FilledTable, PaperCell, direction_of
 from toolkit.report.paper_numbers import Column, PaperRow, Variant
 from toolkit.report.style import CSS
+from toolkit.report.tables import ARROWS
 
 DECIMALS = {"ssim": 3, "lpips": 3, "csi@30": 3, "psnr": 2, "mse": 1, "parameters": 2, "seconds": 1, "memory": 2}
-ARROWS = {"lower": "↓", "higher": "↑"}
+
 CHANGES = {"better": "▲", "worse": "▼"}
 SIGNIFICANT = 0.05
 CSV_COLUMNS = (
@@ -56,7 +57,7 @@ def marks(filled: FilledTable, row: PaperRow, column: Column, variant: Variant) 
 
 def heading(column: Column, variant: Variant) -> str:
     trained = {"sub": ", alone", "entire": ", all"}[variant] if column.sub else ""
-    return f"{column.title} {ARROWS[direction_of(column)]}{trained}"
+    return f"{column.title}{ARROWS[direction_of(column)]}{trained}"
 
 
 def _places(filled: FilledTable) -> list[tuple[Column, Variant]]:

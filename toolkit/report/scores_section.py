@@ -5,10 +5,12 @@ from __future__ import annotations
 from html import escape
 
 from toolkit.report import ensemble_section, figures, frames_section
-from toolkit.report.aggregate import OVERALL, Board, Metric, Row
-from toolkit.report.collect import CHECKPOINTS, Sweep
+from toolkit.report.aggregate import Board, Metric, Row
+from toolkit.report.collect import Sweep
 from toolkit.report.markup import chart, facts_list, score_table
+from toolkit.report.paper_numbers import OVERALL
 from toolkit.report.tables import CHECKPOINT_TITLES, column_decimals, heading, seeds_text, size_text, text_of
+from toolkit.rundir import CHECKPOINTS
 
 STATUS_TEXT = {
     "exact_frames": "frames predicted exactly (PSNR capped)",

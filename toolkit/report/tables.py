@@ -7,7 +7,8 @@ import io
 import math
 from collections.abc import Sequence
 
-from toolkit.report.aggregate import OVERALL, Board, Cell, Metric, Row
+from toolkit.report.aggregate import Board, Cell, Metric, Row
+from toolkit.report.paper_numbers import OVERALL
 
 CHECKPOINT_TITLES = {"best": "Best-validation checkpoint", "last": "Last checkpoint"}
 FIXED_DECIMALS = {

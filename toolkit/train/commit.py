@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from shards.files import flush
 from toolkit.errors import CheckpointError
 from toolkit.rundir import write_atomic
 from toolkit.train.checkpoint import (
@@ -65,7 +66,7 @@ def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) 
             "trainer.json": _write(temporary / "trainer.json", _text(json.dumps(record, indent=1) + "\n")),
         }
         _write(temporary / MANIFEST, _text(manifest_text(files)))
-        _sync_folder(temporary)
+        flush(temporary)
         _put_in_place(temporary, folder, progress.step)
         point(folder, "latest", progress.step)
     except OSError as error:
@@ -86,7 +87,7 @@ def _put_in_place(temporary: Path, folder: Path, step: int) -> None:
             os.rename(old, _trash_of(old))  # its reader goes on through the folder that it has open
         os.rename(final, old)
     os.rename(temporary, final)
-    _sync_folder(folder)
+    flush(folder)
 
 
 def point(folder: Path, pointer: str, step: int | None) -> None:
@@ -95,7 +96,7 @@ def point(folder: Path, pointer: str, step: int | None) -> None:
         (folder / pointer).unlink(missing_ok=True)
     else:
         write_atomic(folder / pointer, name_of(step) + "\n")
-    _sync_folder(folder)
+    flush(folder)
 
 
 def mark_best(folder: Path, step: int) -> None:
@@ -141,14 +142,6 @@ def _write(path: Path, put: Callable[[Any], object]) -> dict[str, Any]:
 
 def _text(text: str) -> Callable[[Any], object]:
     return lambda sink: sink.write(text.encode())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _bytes_of(state: TrainState) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from shards import Store, open_store
 from toolkit.config import RunConfig
-from toolkit.data.windows import WindowSet
+from toolkit.data.windows import WindowSet, store_of
 from toolkit.distributed import World
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.evaluate.perceptual import load_lpips
@@ -31,10 +31,8 @@ class Data:
 def open_data(config: RunConfig) -> Data:
     """Open the store of a config and cut its windows."""
     data = config.data
-    if not data.store:
-        raise ConfigError("data.store is not set: name a folder made by `python -m shards convert`")
     # Under `skip` a shard that is cut or absent costs its own samples, not the whole split.
-    store = open_store(data.store, faults="reading" if data.on_error == "skip" else "opening")
+    store = open_store(store_of(config), faults="reading" if data.on_error == "skip" else "opening")
     length = data.context + data.horizon
     train = WindowSet(store, data.train_split, length, data.train_stride, data.modes)
     val = None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from toolkit.rundir import RunDir, write_atomic
+from toolkit.rundir import RunDir, read_lines, write_atomic
 from toolkit.wording import duration
 
 STATE_EVERY_S = 2.0
@@ -194,8 +194,4 @@ def forget_after(path: Path, step: int) -> None:
 
 def has_validation(path: Path, step: int) -> bool:
     """Whether the validation of a step was written down."""
-    if not path.exists():
-        return False
-    # Lines are our own and whole: `forget_after` has been here.
-    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return any(record["kind"] == "val" and record["step"] == step for record in records)
+    return any(record["kind"] == "val" and record["step"] == step for record in read_lines(path))

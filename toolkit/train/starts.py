@@ -6,6 +6,7 @@ not import torch.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -13,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass, fields
 
 from toolkit import slurm
-from toolkit.rundir import RunDir, read_record
+from toolkit.rundir import RunDir, read_lines, read_record
 
 NAME = "starts.jsonl"
 
@@ -74,14 +75,7 @@ def _submitted(run: RunDir, job: str | None) -> float | None:
 def read_starts(run: RunDir) -> list[Start]:
     """All starts in order; a line that a kill cut short is left out."""
     found = []
-    try:
-        lines = (run.path / NAME).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    for line in lines:
-        try:
-            values = json.loads(line)
+    for values in read_lines(run.path / NAME):
+        with contextlib.suppress(KeyError):
             found.append(Start(**{field.name: values[field.name] for field in fields(Start)}))
-        except (ValueError, KeyError, TypeError):
-            continue
     return found
