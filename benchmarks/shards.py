@@ -124,8 +124,8 @@ class Report:
         mark = {True: "met", False: "MISSED", None: ""}[met]
         print(f"{what:<74}{shown(value):>10} {unit:<6} {target:<10}{mark:<7}{note}", flush=True)
 
-    def ratio(self, what: str, value: float, least: float, note: str = "") -> None:
-        self.add(what, value, "x", f">= {least:g}", value >= least, note)
+    def ratio(self, what: str, value: float, least: float) -> None:
+        self.add(what, value, "x", f">= {least:g}", value >= least)
 
 
 def shown(value: float) -> str:

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from launch.table import RUN_HEADER, metric, render, run_row
 from launch.view import RunView, clock
-from toolkit.wording import duration
+from toolkit.wording import duration, first_line
 
 LINES_EVERY_S = 15.0
 REDRAW_EVERY_S = 1.0
@@ -77,5 +77,5 @@ def line(view: RunView) -> str:
     if view.data_wait is not None:
         parts.append(f"data wait {view.data_wait:.0%}")
     if view.reason:
-        parts.append(view.reason.splitlines()[0])
+        parts.append(first_line(view.reason))
     return "  ".join(parts)

@@ -20,7 +20,7 @@ from pathlib import Path
 from launch import slurm_calls
 from launch.slurm_calls import QueuedJob, SlurmError
 from launch.view import RunView
-from toolkit.wording import duration
+from toolkit.wording import duration, first_line
 
 SUBMISSIONS = "slurm"  # folder of a sweep: slurm/<key>/ is one submission, <key> ends the name of its jobs
 REPORT = "report"  # what stands for <key> in the name of the job that makes the report
@@ -126,7 +126,7 @@ class Scheduler:
             self._pause = SHARE * (self.clock() - began)
         except SlurmError as error:
             self._jobs = None
-            self.note = f"queue unknown, from the run directories alone: {_line(error)}"
+            self.note = f"queue unknown, from the run directories alone: {first_line(error)}"
             self._pause = min(LONGEST_PAUSE_S, max(self.patience_s, 2 * self._pause))
         self._next = self.clock() + self._pause
         return True
@@ -163,7 +163,7 @@ class Scheduler:
                 self._accounting = False
                 self.note = "no accounting on this cluster: how jobs without a last word ended is not known"
             else:
-                self.note = f"how jobs without a last word ended is not known: {_line(error)}"
+                self.note = f"how jobs without a last word ended is not known: {first_line(error)}"
             return
         self._ended.update(read_ends(text))
 
@@ -267,7 +267,3 @@ def _lines(file: Path) -> list[str]:
         return file.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0]

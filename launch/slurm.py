@@ -27,7 +27,7 @@ from launch.slurm_calls import QueuedJob, SlurmError
 from launch.slurm_profile import Profile
 from launch.slurm_text import Shape, array_text, command_text, run_text
 from toolkit.rundir import write_atomic
-from toolkit.wording import some
+from toolkit.wording import first_line, some
 
 POLL_S = 5.0
 OWN_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs")
@@ -150,7 +150,7 @@ class SlurmSubmitter:
             slurm_calls.cancel(old)
             job = slurm_calls.sbatch(str(folder / "submit.sbatch"), slurm_calls.submission_environment(self.profile))
         except SlurmError as error:
-            print(f"note: no job for the report ({str(error).splitlines()[0]}): python launch/report.py {self.root}")
+            print(f"note: no job for the report ({first_line(error)}): python launch/report.py {self.root}")
             return
         print(f"job {job} makes the report when all have ended: {self.root}/report/index.html")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
@@ -17,6 +17,9 @@ from toolkit.models.registry import Options
 from toolkit.shipped import PROFILES
 from toolkit.wording import nearest
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 DEFAULT = "default"
 # What launch/slurm_text.py sets itself: a second value would break jobs or the finding of them.
 OWNED = (
@@ -25,7 +28,7 @@ OWNED = (
 )
 
 
-def _lines(value: Any) -> Any:
+def _lines(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
@@ -107,7 +110,7 @@ def read_profile(name: str | None) -> Profile:
         ) from None
 
 
-def _explain(fault: Any) -> str:
+def _explain(fault: ErrorDetails) -> str:
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return f"{key}: unknown key; {nearest(key, Profile.model_fields)}".removesuffix("; ")

@@ -216,7 +216,7 @@ def _verdict(item: Item, view: RunView, expected: bool, words: str | None) -> Ru
     return dataclasses.replace(view, state="killed", reason=reason)
 
 
-def conclude(plan: SweepPlan, items: Sequence[Item], views: Sequence[RunView], root: Path, again: str) -> int:
+def conclude(items: Sequence[Item], views: Sequence[RunView], root: Path, again: str) -> int:
     """Say what came of the runs; returns the exit code."""
     done = sum(view.state == "done" for view in views)
     failed = [view for view in views if view.state in ("failed", "killed")]
@@ -276,7 +276,7 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
         if isinstance(submitter, SlurmSubmitter) and jobs and options.report:
             submitter.submit_report(fresh=bool(submitted))
     if not any(item.submitted or item.before.live or item.job for item in items):
-        return conclude(plan, items, [item.before for item in items], root, again)
+        return conclude(items, [item.before for item in items], root, again)
     if isinstance(submitter, SlurmSubmitter) and not options.wait:
         print(as_typed(f"Watch: python launch/status.py {root}    wait: {again} --wait"))
         return EXIT_OK
@@ -285,7 +285,7 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
     board = Board(sys.stdout, redraw=False if options.cluster == "debug" else None)
     with contextlib.nullcontext() if isinstance(submitter, SlurmSubmitter) else watching(root):
         views, stopped = wait(items, jobs, submitter, board)
-    code = conclude(plan, items, views, root, again)
+    code = conclude(items, views, root, again)
     return EXIT_REQUEUE if stopped and code != EXIT_OK else code
 
 

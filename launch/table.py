@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from launch.view import RunView
-from toolkit.wording import duration
+from toolkit.wording import duration, first_line
 
 RUN_HEADER = ("run", "state", "step", "seq/s", "ETA", "loss", "val", "wait", "host", "restarts", "note")
 _NUMBER = re.compile(r"[-+]?[\d,.:/%e+-]+")
@@ -44,7 +44,7 @@ def run_row(view: RunView) -> list[str]:
         "" if view.data_wait is None else f"{view.data_wait:.0%}",
         view.host or "",
         str(view.restarts or ""),
-        (view.reason or "").splitlines()[0] if view.reason else "",
+        first_line(view.reason) if view.reason else "",
     ]
 
 

@@ -21,6 +21,7 @@ from launch.slurm_profile import read_profile
 from launch.slurm_text import command_text
 from toolkit.errors import EXIT_FAILURE, EXIT_OK
 from toolkit.rundir import write_atomic
+from toolkit.wording import first_line
 
 POLL_S = 2.0
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +94,7 @@ def _wait(name: str) -> None:
             absent = 0 if _queued(name) else absent + 1
             pause = POLL_S
         except SlurmError as error:
-            print(f"{str(error).splitlines()[0]}; asking again", file=sys.stderr, flush=True)
+            print(f"{first_line(error)}; asking again", file=sys.stderr, flush=True)
             pause = min(2 * pause, 120.0)
 
 

@@ -30,11 +30,12 @@ from typing import Any
 import numpy as np
 
 from shards.errors import UsageError
+from shards.manifest import Codes
 from shards.store import Store, open_store
 from shards.stream import decode_npy
 from shards.tar_store import TarStore
 
-Reader = Callable[[int], Any]  # reads the i-th window: an array
+Reader = Callable[[int], Codes]  # reads the i-th window
 MOST_FRAMES = 20  # of a window, unless asked for
 
 
@@ -198,7 +199,7 @@ def _methods(store: Store, pattern: str) -> list[str]:
 def _store_reader(task: Task) -> Reader:
     store = open_store(task.path)
 
-    def read(i: int) -> Any:
+    def read(i: int) -> Codes:
         event, first = task.windows[i]
         return store.read(task.split, event, first, first + task.length)
 
@@ -219,7 +220,7 @@ def _copy_reader(task: Task) -> Reader:
         size = task.length * frame if raw else _stored(store, task.split, event, len(maps[file]) - offset)
         places.append((maps[file], offset + (first * frame if raw else 0), size))
 
-    def read(i: int) -> Any:
+    def read(i: int) -> Codes:
         mapped, offset, size = places[i]
         return np.frombuffer(mapped, np.uint8, size, offset).copy()
 
@@ -242,7 +243,7 @@ def _webdataset_reader(task: Task) -> Reader:
     dataset = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False).decode(decode_npy).repeat()
     samples = iter(dataset)
 
-    def read(i: int) -> Any:
+    def read(i: int) -> Codes:
         sample: dict[str, Any] = next(samples)
         return next(value for key, value in sample.items() if ".npy" in key)
 

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shards import __version__
 from shards.commands import add_commands, add_store_options, chosen_cluster, report
@@ -20,6 +20,9 @@ from shards.sources import SOURCES, SourceEntry
 from shards.sources.choose import AUTO, resolve
 
 # Options of `convert` that don't change what is written, or that the manifest records elsewhere.
+if TYPE_CHECKING:
+    from shards.commands import Commands
+
 UNRECORDED = (
     "command",
     "run",
@@ -63,7 +66,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(entries: Mapping[str, SourceEntry]) -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m shards", description="Make, check and describe sequence stores.")
+    parser: argparse.ArgumentParser = _Parser(
+        prog="python -m shards", description="Make, check and describe sequence stores."
+    )
     parser.add_argument("--version", action="version", version=f"modernn-toolkit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_convert(commands, entries)
@@ -71,7 +76,7 @@ def _parser(entries: Mapping[str, SourceEntry]) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_convert(commands: Any, entries: Mapping[str, SourceEntry]) -> None:
+def _add_convert(commands: Commands, entries: Mapping[str, SourceEntry]) -> None:
     examples = "\n".join(f"  {entry.example}" for entry in entries.values())
     parser = commands.add_parser(
         "convert",
@@ -97,7 +102,7 @@ def _add_convert(commands: Any, entries: Mapping[str, SourceEntry]) -> None:
         source.set_defaults(run=_convert, entry=entry)
 
 
-def _add_auto(sources: Any) -> None:
+def _add_auto(sources: Commands) -> None:
     """For the help alone: `resolve` puts the source that it finds in the place of `auto`."""
     auto = sources.add_parser(
         AUTO,

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from shards.errors import ShardError
 from shards.part import WORK
@@ -26,6 +26,9 @@ from shards.progress import Progress
 from shards.sources.base import Source
 from shards.workers import run_jobs
 from shards.writer import ShardJob, ShardResult, StoreWriter, recall, recorded
+
+if TYPE_CHECKING:
+    import submitit
 
 CLUSTERS = ("local", "slurm")
 TIMEOUT_MINUTES = 7 * 24 * 60  # submitit's own limit for a local job is five minutes
@@ -156,7 +159,7 @@ def run_part(
         return error
 
 
-def _result(job: Any) -> list[ShardResult]:
+def _result(job: submitit.Job[list[ShardResult] | ShardError]) -> list[ShardResult]:
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     try:

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from shards.bench import bench
 from shards.cluster import CLUSTERS, Cluster
@@ -18,11 +18,14 @@ from shards.sheet import draw_sheet
 from shards.store import open_store
 from shards.verify import verify
 
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
 BAD_DATA = 5
 PLACE = "folder or URL of the store"
 
 
-def add_commands(commands: Any) -> None:
+def add_commands(commands: Commands) -> None:
     """Add the commands; `run` of each takes the parsed arguments and gives the exit code."""
     _add_verify(commands)
     _add_info(commands)
@@ -77,17 +80,16 @@ def _default(value: str, given: bool) -> str:
     return f"(default: {value})" if given else "(default: as it is)"
 
 
-def _add(commands: Any, name: str, help: str, description: str, example: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
+def _add(commands: Commands, name: str, help: str, description: str, example: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
         name,
         help=help,
         description=description,
         epilog=f"example: python -m shards {example}",
     )
-    return parser
 
 
-def _add_verify(commands: Any) -> None:
+def _add_verify(commands: Commands) -> None:
     parser = _add(
         commands,
         "verify",
@@ -117,7 +119,7 @@ def _verify(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_info(commands: Any) -> None:
+def _add_info(commands: Commands) -> None:
     parser = _add(
         commands,
         "info",
@@ -142,7 +144,7 @@ def _info(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_bench(commands: Any) -> None:
+def _add_bench(commands: Commands) -> None:
     parser = _add(
         commands,
         "bench",
@@ -184,7 +186,7 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_repack(commands: Any) -> None:
+def _add_repack(commands: Commands) -> None:
     parser = _add(
         commands,
         "repack",

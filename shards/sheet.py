@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,30 +16,33 @@ from shards.store import Event, Store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+    from matplotlib.patches import Rectangle
 
 FORMATS = (".png", ".pdf", ".svg")
+COLUMNS = 8
 GAP = 0.04  # between frames, in frame widths
 LONG_SIDE = 320  # pixels of a frame in the picture, at most; larger ones are thinned out
 
 
-def draw_sheet(store: Store, file: Path, rows: int = 8, columns: int = 8) -> None:
-    """Draw `columns` frames, evenly spaced in time, of each of `rows` events into `file` (.png, .pdf or .svg).
+def draw_sheet(store: Store, file: Path, rows: int = 8) -> None:
+    """Draw COLUMNS frames, evenly spaced in time, of each of `rows` events into `file` (.png, .pdf or .svg).
 
     Events are taken from every split and mode in turn, spread over each. Raises UsageError for another kind of file.
     """
-    if file.suffix not in FORMATS or min(rows, columns) < 1:
-        raise UsageError(f"{file}: a contact sheet ends in {', '.join(FORMATS)} and has a row and a column at least")
+    if file.suffix not in FORMATS or rows < 1:
+        raise UsageError(f"{file}: a contact sheet ends in {', '.join(FORMATS)} and has a row at least")
     from matplotlib.figure import Figure  # half a second that no other command needs
 
     chosen = choose_events(store, rows)
     spec = store.manifest.frames
-    width, margin = 1.25 * columns + 1.6, 0.34
+    width, margin = 1.25 * COLUMNS + 1.6, 0.34
     height = len(chosen) * (1.25 * spec.height / spec.width + margin) + 1.3
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
     axes = figure.subplots(len(chosen), 1, squeeze=False)[:, 0]
     shown = None
     for ax, (split, event) in zip(axes, chosen, strict=True):
-        shown = _draw_event(ax, store, split, event, columns)
+        shown = _draw_event(ax, store, split, event)
     figure.suptitle(f"{store.manifest.name}: {_title(store)}", fontsize=10)
     if spec.channels != 3 and shown is not None:
         scale = store.manifest.scale
@@ -71,22 +74,22 @@ def choose_events(store: Store, count: int) -> list[tuple[str, Event]]:
     ]
 
 
-def _draw_event(ax: Axes, store: Store, split: str, event: Event, columns: int) -> Any:
+def _draw_event(ax: Axes, store: Store, split: str, event: Event) -> AxesImage:
     """One row; returns what a colour bar needs."""
     spec, scale = store.manifest.frames, store.manifest.scale
-    places = np.unique(np.linspace(0, event.length - 1, min(columns, event.length)).round().astype(int))
+    places = np.unique(np.linspace(0, event.length - 1, min(COLUMNS, event.length)).round().astype(int))
     frames = np.concatenate([store.read(split, event.index, int(i), int(i) + 1) for i in places])
     thin = max(1, -(-max(spec.height, spec.width) // LONG_SIDE))
     frames = frames[:, :, ::thin, ::thin]
     height, width = frames.shape[2:]
     step = width + max(1, round(GAP * width))
     if spec.channels == 3:
-        strip: npt.NDArray[Any] = np.full((height, step * columns, 3), 255, dtype=np.uint8)
+        strip: npt.NDArray[np.generic] = np.full((height, step * COLUMNS, 3), 255, dtype=np.uint8)
         for i, frame in enumerate(frames):
             strip[:, i * step : i * step + width] = frame.transpose(1, 2, 0)
         shown = ax.imshow(strip, interpolation="nearest")
     else:
-        strip = np.full((height, step * columns), np.nan, dtype=np.float32)
+        strip = np.full((height, step * COLUMNS), np.nan, dtype=np.float32)
         for i, frame in enumerate(frames):
             ax.add_patch(_missing_patch(i * step - 0.5, width, height))
             strip[:, i * step : i * step + width] = scale.to_physical(frame[0])
@@ -107,7 +110,7 @@ def _draw_event(ax: Axes, store: Store, split: str, event: Event, columns: int) 
     return shown
 
 
-def _missing_patch(left: float, width: int, height: int) -> Any:
+def _missing_patch(left: float, width: int, height: int) -> Rectangle:
     """What shows through where a pixel is missing."""
     from matplotlib.patches import Rectangle
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -24,6 +24,9 @@ from toolkit.errors import ConfigError
 from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options
 from toolkit.shipped import find_config, instead_of
 from toolkit.wording import choices, nearest
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 CONFIG_VERSION = 1
 COSMETIC: dict[str, Any] = {"identity": False}
@@ -383,7 +386,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _explain(fault: Any, tree: Mapping[str, Any]) -> str:
+def _explain(fault: ErrorDetails, tree: Mapping[str, Any]) -> str:
     path = [part for part in fault["loc"] if part not in MODELS]  # pydantic puts the union's tag into the path
     key = ".".join(str(part) for part in path)
     if fault["type"] == "extra_forbidden":

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import distributed
@@ -19,6 +19,9 @@ from torch import distributed
 from toolkit import slurm
 from toolkit.errors import EXIT_FAILURE, ConfigError, PeerError, ToolkitError
 from toolkit.rendezvous import limit_s, meet
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 # The last resort against a rank that is silent; in training the watchdog speaks much earlier.
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
@@ -34,7 +37,7 @@ class World:
     world_size: int
     local_rank: int
     device: torch.device
-    store: Any = None  # what the ranks share besides collectives; None without a process group
+    store: Store | None = None  # what the ranks share besides collectives; None without a process group
 
     @property
     def is_main(self) -> bool:
@@ -54,7 +57,7 @@ class World:
         if self.world_size > 1:
             distributed.barrier()
 
-    def broadcast(self, value: Any) -> Any:
+    def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank."""
         if self.world_size == 1:
             return value
@@ -139,7 +142,7 @@ def _device(local_rank: int) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _join(rank: int, size: int, device: torch.device, store: Any, timeout: timedelta) -> None:
+def _join(rank: int, size: int, device: torch.device, store: Store, timeout: timedelta) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         # A rank that dies just now is waited for no longer than one that never came.

@@ -12,11 +12,15 @@ import socket
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import distributed
 
 from toolkit.errors import ConfigError, StoppedError, ToolkitError
+from toolkit.wording import first_line
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 LIMIT_VARIABLE = "MODERNN_RENDEZVOUS_S"
 LIMIT_S = 300.0
@@ -44,7 +48,7 @@ class _Clock:
         return self.deadline - now
 
 
-def meet(rank: int, size: int, stop: Callable[[], bool]) -> Any:
+def meet(rank: int, size: int, stop: Callable[[], bool]) -> Store:
     """Wait until all ranks are there; returns the store that they share.
 
     Args:
@@ -67,13 +71,15 @@ def meet(rank: int, size: int, stop: Callable[[], bool]) -> Any:
         served = make(host, port, size, is_master=serve, timeout=left, wait_for_workers=False)
     except (RuntimeError, ValueError) as error:
         hint = "is another job using that port of this machine? Set another MASTER_PORT" if serve else "is it ours?"
-        raise ToolkitError(f"rank {rank} of {size}: {where}: {_line(error)}; {hint}") from None
+        raise ToolkitError(f"rank {rank} of {size}: {where}: {first_line(error)}; {hint}") from None
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = distributed.PrefixStore(f"modernn/{attempt}", served)  # type: ignore[attr-defined]
     try:
         _gather(store, rank, size, clock, where)
     except RuntimeError as error:
-        raise ToolkitError(f"rank {rank} of {size}: {where}: lost while the ranks gathered: {_line(error)}") from None
+        raise ToolkitError(
+            f"rank {rank} of {size}: {where}: lost while the ranks gathered: {first_line(error)}"
+        ) from None
     return store
 
 
@@ -125,7 +131,7 @@ def _reach(host: str, port: int, serve: bool, clock: _Clock, what: str) -> None:
         time.sleep(min(0.2, max(left, 0.01)))
 
 
-def _gather(store: Any, rank: int, size: int, clock: _Clock, where: str) -> None:
+def _gather(store: Store, rank: int, size: int, clock: _Clock, where: str) -> None:
     """Wait until every rank has said that it is here."""
     store.set(f"here/{rank}", socket.gethostname())
     count = store.add("here", 1)
@@ -144,7 +150,3 @@ def _gather(store: Any, rank: int, size: int, clock: _Clock, where: str) -> None
     store.add("seen", 1)
     while rank == 0 and store.add("seen", 0) < size and clock.left() > 0:
         time.sleep(0.01)
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -27,6 +27,11 @@ def some(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def first_line(said: object) -> str:
+    """Of an error's text or another; the error's kind where it has none."""
+    return next(iter(str(said).strip().splitlines()), type(said).__name__)
+
+
 def nearest(given: str, known: Iterable[str]) -> str:
     """`did you mean a?`, or nothing where nothing known is like what was given."""
     near = difflib.get_close_matches(given, list(known), n=1)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -58,7 +58,7 @@ class Listing:
         return [file for file in self.files if pattern.fullmatch(file.rsplit("/", 1)[-1])]
 
 
-def need(module: str, extra: str, what: str) -> Any:
+def need(module: str, extra: str, what: str) -> ModuleType:
     """Import a package that only some archives need. Raises ShardError that says how to install it."""
     try:
         return importlib.import_module(module)

@@ -7,7 +7,7 @@ import re
 import zlib
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -82,7 +82,7 @@ def _bytes(path: Path) -> bytes:
         raise unreadable(path, error) from None
 
 
-def first_message(eccodes: Any, data: bytes) -> npt.NDArray[np.float64]:
+def first_message(eccodes: ModuleType, data: bytes) -> npt.NDArray[np.float64]:
     """The grid of the first message, [rows, columns], row 0 in the north. Raises ValueError for another kind."""
     handle = eccodes.codes_new_from_message(data)
     try:

@@ -51,9 +51,7 @@ class ADistance:
     rows: int  # of each set, after thinning
 
 
-def a_distance(
-    first: Features, second: Features, *, paired: bool = False, splits: int = SPLITS, seed: int = 0
-) -> ADistance:
+def a_distance(first: Features, second: Features, *, paired: bool = False) -> ADistance:
     """The A-distance of two sets of features.
 
     Args:
@@ -64,11 +62,11 @@ def a_distance(
         ToolkitError: too few rows, features of different or no length, a value that isn't finite.
     """
     _check(first, second, paired)
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     rows = min(len(first), len(second))
     half = rows // 2
     errors = []
-    for _ in range(splits):
+    for _ in range(SPLITS):
         orders = [random.permutation(len(first))[:rows]]
         orders.append(orders[0] if paired else random.permutation(len(second))[:rows])
         learn, test = (
@@ -81,7 +79,7 @@ def a_distance(
             classifier.fit(learn, np.repeat([0, 1], half))
         errors.append(1.0 - float(classifier.score(test, np.repeat([0, 1], rows - half))))
     distances = 2.0 * (1.0 - 2.0 * np.array(errors))
-    return ADistance(float(distances.mean()), float(distances.std(ddof=1)) if splits > 1 else 0.0, splits, rows)
+    return ADistance(float(distances.mean()), float(distances.std(ddof=1)), SPLITS, rows)
 
 
 def _check(first: Features, second: Features, paired: bool) -> None:
@@ -136,7 +134,7 @@ def _cut(distance: ADistance) -> float:
     return min(max(distance.value, 0.0), 2.0)
 
 
-def embed(features: Features, seed: int = 0) -> NDArray[np.float64]:
+def embed(features: Features) -> NDArray[np.float64]:
     """t-SNE (van der Maaten & Hinton 2008) of features [n, d] into the plane [n, 2], from their principal components.
 
     Perplexity 30, less where there are fewer than 91 rows: it must stay under a third of them.
@@ -144,6 +142,6 @@ def embed(features: Features, seed: int = 0) -> NDArray[np.float64]:
     if len(features) < FEWEST:
         raise ToolkitError(f"t-SNE: {len(features)} rows are too few, at least {FEWEST} are needed: capture more")
     standard = StandardScaler().fit_transform(features)
-    model = TSNE(2, perplexity=min(30.0, (len(features) - 1) / 3), init="pca", random_state=seed)
+    model = TSNE(2, perplexity=min(30.0, (len(features) - 1) / 3), init="pca", random_state=0)
     placed: NDArray[np.float64] = model.fit_transform(standard).astype(np.float64)
     return placed

@@ -14,6 +14,7 @@ import yaml
 from toolkit.config import RunConfig, flatten
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir, read_lines, read_result
+from toolkit.wording import first_line
 
 Curve = tuple[tuple[int, float], ...]  # (step, value), steps rising
 
@@ -213,13 +214,12 @@ def _problem(
         if results:
             return None
         failure = run.failure()
-        why = f"failed: {failure.splitlines()[0]}" if failure else f"run launch/evaluate.py --run {run.path}"
+        why = f"failed: {first_line(failure)}" if failure else f"run launch/evaluate.py --run {run.path}"
         return f"trained, not evaluated ({why})"
     at = "" if step is None else f" at step {step:,}" + ("" if steps is None else f" of {steps:,}")
     left_out = "; its scores are left out" if results else ""
     if standing == "failed":
-        reason = (run.failure() or "").strip() or "no reason given"
-        return f"failed{at}: {reason.splitlines()[0]}{left_out}"
+        return f"failed{at}: {first_line(run.failure() or 'no reason given')}{left_out}"
     return f"{'not started' if standing == 'new' else standing}{at}{left_out}"
 
 

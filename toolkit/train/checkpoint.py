@@ -41,6 +41,7 @@ from toolkit.models.base import SequenceModel, build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 from toolkit.train.engine import TrainState
+from toolkit.wording import first_line
 
 NAME = re.compile(r"step-(\d{8})")
 FILES = ("weights.pt", "moments.pt", "trainer.json")
@@ -128,7 +129,7 @@ class Held:
         except FileNotFoundError:
             raise CheckpointError(f"{self.path / name}: was deleted while it was read; try again") from None
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            first = str(error).strip().splitlines()[0]
+            first = first_line(error)
             raise CheckpointError(
                 f"{self.path / name}: is refused, it holds more than tensors or is no file of torch.save: {first} "
                 "Don't use this checkpoint unless you know who wrote it"

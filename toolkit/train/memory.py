@@ -12,6 +12,7 @@ from toolkit.config import TrainConfig
 from toolkit.data.batches import Share
 from toolkit.distributed import World
 from toolkit.errors import MemoryShortageError
+from toolkit.wording import first_line
 
 
 def is_shortage(error: BaseException) -> bool:
@@ -37,7 +38,7 @@ def explain_shortage(config: TrainConfig, share: Share, step: int, world: World)
         raise MemoryShortageError(
             f"rank {world.rank}, step {step}: out of memory on {world.device} with a micro-batch of "
             f"{share.micro_batch}, train.checkpointing={config.checkpointing}, train.precision={config.precision}; "
-            f"{held(world.device)}.\n{str(error).strip().splitlines()[0]}\n"
+            f"{held(world.device)}.\n{first_line(error)}\n"
             f"Change, in this order, until it fits:\n{changes}\n"
             "What fits, without trying: python launch/plan.py --config FILE"
         ) from error
