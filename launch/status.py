@@ -13,12 +13,13 @@ from pathlib import Path
 
 from launch.cli import make_parser, positive, run_script
 from launch.efficiency import efficiency
-from launch.record import RECORD_NAME, RecordedRun, read_runs
+from launch.record import read_runs
 from launch.scheduler import Scheduler
 from launch.table import RUN_HEADER, render, run_row
 from launch.view import RunView, look
 from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import RunDir
+from toolkit.sweep_record import RECORD_NAME, RecordedRun
 
 EXAMPLES = """\
   python launch/status.py runs/demo                    # every run of a sweep
@@ -41,7 +42,7 @@ def runs_of(folder: Path) -> list[RecordedRun]:
         ConfigError: when it is neither.
     """
     if RunDir(folder).config_file.exists():
-        return [RecordedRun(folder.name, RunDir(folder))]
+        return [RecordedRun(RunDir(folder), folder.name)]
     runs = read_runs(folder)
     if not runs and not (folder / RECORD_NAME).exists():
         below = sorted({record.parent.name for record in folder.glob(f"*/{RECORD_NAME}")})

@@ -23,7 +23,7 @@ from launch.cli import as_typed, make_parser, positive, run_script
 from launch.jobs import DebugSubmitter, Job, JobCommand, JobState, LocalSubmitter, Machine, Submitter, job_command
 from launch.plan import SUMMARY, hours_of, summary
 from launch.ranks import SignalRelay
-from launch.record import place, preparing, side_by_side, write_record
+from launch.record import place, preparing, side_by_side
 from launch.slurm import SlurmSubmitter
 from launch.slurm_calls import QueuedJob
 from launch.slurm_profile import read_profile
@@ -35,6 +35,7 @@ from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE, ConfigError
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 from toolkit.shipped import CONFIGS
+from toolkit.sweep_record import RecordedRun, write_record
 from toolkit.wording import some
 
 PAPER = CONFIGS / "sweeps" / "paper.yaml"
@@ -271,7 +272,11 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
         print("\n".join(describe(plan, items)), flush=True)
         submitted = [item for item in items if item.submitted]
         side_by_side(lambda item: RunDir.create(item.run.path, item.planned.config), submitted)
-        write_record(root, plan, [item.run for item in items])
+        recorded = [
+            RecordedRun(item.run, item.planned.name, item.planned.group, item.planned.seed, item.planned.settings)
+            for item in items
+        ]
+        write_record(root, plan.name, plan.file, recorded)
         jobs += submitter.submit([item.run.path for item in submitted])
         if isinstance(submitter, SlurmSubmitter) and jobs and options.report:
             submitter.submit_report(fresh=bool(submitted))

@@ -271,7 +271,12 @@ class RunConfig(Options):
 
     def to_yaml(self) -> str:
         """Every value, defaults included, as YAML that `load_config` reads back to an equal config."""
-        return yaml.dump(self.model_dump(mode="json"), Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
+        return to_yaml(self.model_dump(mode="json"))
+
+
+def to_yaml(tree: Mapping[str, object]) -> str:
+    """Plain values as YAML, keys in their order."""
+    return str(yaml.dump(dict(tree), Dumper=_DUMPER, sort_keys=False, allow_unicode=True))
 
 
 def _identity(options: Options, plain: dict[str, Any], execution: bool) -> dict[str, Any]:

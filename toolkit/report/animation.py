@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from toolkit.report.pictures import Codes, coloured, resized
+from shards.manifest import Codes
+from toolkit.report.pictures import coloured, resized
 
 PANELS_IN_A_ROW = 4
 LARGEST_PANEL = 256  # pixels of a side

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from toolkit.config import RunConfig, flatten
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir, read_lines, read_result
+from toolkit.sweep_record import RECORD_NAME, RecordedRun, read_record
 from toolkit.wording import first_line
 
 Curve = tuple[tuple[int, float], ...]  # (step, value), steps rising
@@ -104,13 +103,9 @@ def collect(folder: Path) -> Sweep:
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; name a sweep's, for example runs/demo")
-    record = folder / "sweep.yaml"
-    if record.exists():
-        name, plan = _read_record(record)
-        runs = tuple(
-            _read_run(folder / item["dir"], item["name"], item["group"], item["seed"], item["settings"])
-            for item in plan
-        )
+    if (folder / RECORD_NAME).exists():
+        name, recorded = read_record(folder)
+        runs = tuple(map(_read_run, recorded))
         planned = {run.folder.resolve() for run in runs}
         return Sweep(name, folder, runs, sum(path.resolve() not in planned for path in _find_runs(folder)))
     found = _find_runs(folder)
@@ -119,31 +114,11 @@ def collect(folder: Path) -> Sweep:
     configs = [RunDir(path).config() for path in found]
     labels = _label_groups(configs)
     runs = tuple(
-        _read_run(path, path.name, label, config.seed, {})
+        _read_run(RecordedRun(RunDir(path), path.name, label, config.seed))
         for path, label, config in zip(found, labels, configs, strict=True)
     )
     order = {group: place for place, group in enumerate(dict.fromkeys(labels))}
     return Sweep(folder.resolve().name, folder, tuple(sorted(runs, key=lambda run: (order[run.group], run.seed))), 0)
-
-
-def _read_record(path: Path) -> tuple[str, list[dict[str, Any]]]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        plan = [
-            {
-                "dir": str(item["dir"]),
-                "name": str(item["name"]),
-                "group": str(item["group"]),
-                "seed": int(item["seed"]),
-                "settings": dict(item.get("settings") or {}),
-            }
-            for item in tree["runs"]
-        ]
-        return str(tree["name"]), plan
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(
-            f"{path}: not a sweep's record ({error}); run launch/sweep.py again to write it anew"
-        ) from None
 
 
 def _find_runs(folder: Path) -> list[Path]:
@@ -172,10 +147,10 @@ def _label_groups(configs: list[RunConfig]) -> list[str]:
     return labels
 
 
-def _read_run(folder: Path, name: str, group: str, seed: int, settings: Mapping[str, Any]) -> Run:
-    run = RunDir(folder)
+def _read_run(recorded: RecordedRun) -> Run:
+    run, plan = recorded.run, (recorded.name, recorded.group, recorded.seed, recorded.settings, recorded.run.path)
     if not run.config_file.exists():
-        return Run(name, group, seed, settings, folder, "missing", f"no run directory {folder.name}")
+        return Run(*plan, "missing", f"no run directory {run.path.name}")
     try:
         state = run.read_state()
         standing = run.standing()
@@ -186,13 +161,9 @@ def _read_run(folder: Path, name: str, group: str, seed: int, settings: Mapping[
     step = state.get("step")
     problem = _problem(run, standing, step, state.get("steps"), results)
     return Run(
-        name=name,
-        group=group,
-        seed=seed,
-        settings=settings,
-        folder=folder,
-        standing=standing,
-        problem=problem,
+        *plan,
+        standing,
+        problem,
         step=step,
         steps=state.get("steps"),
         best_step=best_step,

@@ -7,12 +7,12 @@ from datetime import datetime, timedelta
 from html import escape
 from typing import Any
 
+from shards.manifest import Codes
 from toolkit.report.aggregate import Board
 from toolkit.report.animation import gif_uri
 from toolkit.report.collect import Sweep
 from toolkit.report.figures import time_unit
 from toolkit.report.pictures import (
-    Codes,
     Samples,
     chosen_leads,
     columns_for,

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from shards.manifest import Codes
 from toolkit.errors import ToolkitError
-
-Codes = NDArray[np.uint8]
 
 SMALL_SIDE = 96  # frames up to this are enlarged, and ten fit side by side
 SMALL_COLUMNS, LARGE_COLUMNS = 10, 6
