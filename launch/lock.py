@@ -49,7 +49,7 @@ class HeldLock:
         """What tells a child process that its job has the lock."""
         return {TOKEN_VARIABLE: str(self.record["token"])}
 
-    def note(self, **values: Any) -> None:
+    def note(self, **values: object) -> None:
         """Lay values on the record that others read."""
         self.record.update(values)
         text = json.dumps(self.record).encode()
@@ -63,7 +63,7 @@ class HeldLock:
 
 
 @contextlib.contextmanager
-def hold(run: Path, **values: Any) -> Iterator[HeldLock]:
+def hold(run: Path, **values: object) -> Iterator[HeldLock]:
     """Hold the run's lock; `values` are laid on the record (pid, host and time are there anyway).
 
     Raises:
@@ -78,7 +78,7 @@ def hold(run: Path, **values: Any) -> Iterator[HeldLock]:
         lock.release()
 
 
-def claim(run: Path, **values: Any) -> HeldLock | None:
+def claim(run: Path, **values: object) -> HeldLock | None:
     """The run's lock for a training, until it is released; None when the job that started this process holds it.
 
     Raises:
@@ -87,7 +87,7 @@ def claim(run: Path, **values: Any) -> HeldLock | None:
     return _acquire(run, values, os.environ.get(TOKEN_VARIABLE))
 
 
-def _acquire(run: Path, values: dict[str, Any], token: str | None) -> HeldLock | None:
+def _acquire(run: Path, values: dict[str, object], token: str | None) -> HeldLock | None:
     fd = os.open(run / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not _lock(fd, run, token):

@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from toolkit.config import RunConfig, flatten
 from toolkit.errors import ConfigError
@@ -26,7 +25,7 @@ class Label:
 
     name: str
     group: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
 
 
 def label_runs(runs: Sequence[tuple[RunConfig, str | None]], origin: str) -> list[Label]:
@@ -55,10 +54,10 @@ def label_runs(runs: Sequence[tuple[RunConfig, str | None]], origin: str) -> lis
     return labels
 
 
-def _varied_keys(runs: Sequence[tuple[RunConfig, Mapping[str, Any]]]) -> dict[str, set[str]]:
+def _varied_keys(runs: Sequence[tuple[RunConfig, Mapping[str, object]]]) -> dict[str, set[str]]:
     """For each model, the keys (less the seed) that take more than one value."""
 
-    def differing(identities: Sequence[Mapping[str, Any]]) -> set[str]:
+    def differing(identities: Sequence[Mapping[str, object]]) -> set[str]:
         keys = {key for identity in identities for key in identity}
         return {key for key in keys if len({json.dumps(identity.get(key, "default")) for identity in identities}) > 1}
 
@@ -78,7 +77,7 @@ def _short_keys(keys: Sequence[str]) -> dict[str, str]:
     return {key: last[key] if uses[last[key]] == 1 else key for key in keys}
 
 
-def _part(key: str, value: Any, bare: bool) -> str:
+def _part(key: str, value: object, bare: bool) -> str:
     """One part of a name: `slots4`, `modes_2+3`, `gate_norm_on`; only the value when bare."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{key}{value!r}"
@@ -90,7 +89,7 @@ def _part(key: str, value: Any, bare: bool) -> str:
     return text if bare else f"{key}_{text}"
 
 
-def _check_unique(labels: Sequence[Label], identities: Sequence[Mapping[str, Any]], origin: str) -> None:
+def _check_unique(labels: Sequence[Label], identities: Sequence[Mapping[str, object]], origin: str) -> None:
     groups: dict[str, str] = {}
     for label, identity in zip(labels, identities, strict=True):
         less_seed = json.dumps({key: value for key, value in identity.items() if key != "seed"}, sort_keys=True)

@@ -133,7 +133,7 @@ def describe(config: RunConfig, plan: dict[str, Any], where: str, cost: costs.Co
     return lines
 
 
-def _yaml(value: Any) -> str:
+def _yaml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

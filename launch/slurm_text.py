@@ -10,7 +10,6 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import submitit
 
@@ -192,7 +191,7 @@ def _executor(
     profile: Profile, shape: Shape, sweep: Path, name: str, cwd: Path, output: Path, **more: str | None
 ) -> Executor:
     gpus = f"{profile.gpu_type}:{shape.gpus_per_node}" if profile.gpu_type else shape.gpus_per_node
-    options: dict[str, Any] = {
+    options: dict[str, object] = {
         "partition": profile.partition,
         "account": profile.account,
         "qos": profile.qos,

@@ -188,13 +188,13 @@ class _Reader:
     def __init__(self) -> None:
         self.faults: list[str] = []
 
-    def items(self, where: str, value: Any) -> list[Any]:
+    def items(self, where: str, value: object) -> list[Any]:
         if not isinstance(value, list) or not value:
             self.faults.append(f"{where}: must be a list of at least one item, got {value!r}")
             return []
         return value
 
-    def files(self, where: str, value: Any) -> tuple[str, ...]:
+    def files(self, where: str, value: object) -> tuple[str, ...]:
         if value is None:
             return ()
         names = [value] if isinstance(value, str) else value
@@ -203,7 +203,7 @@ class _Reader:
             return ()
         return tuple(names)
 
-    def seeds(self, value: Any) -> tuple[int, ...]:
+    def seeds(self, value: object) -> tuple[int, ...]:
         """`seeds:`, a list or n for 1 to n."""
         if value is None:
             return ()
@@ -214,7 +214,7 @@ class _Reader:
         self.faults.append(f"seeds: must be a list of whole numbers, or n for 1 to n, got {value!r}")
         return ()
 
-    def settings(self, where: str, value: Any) -> Settings:
+    def settings(self, where: str, value: object) -> Settings:
         if value is None:
             return {}
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -222,7 +222,7 @@ class _Reader:
             return {}
         return flatten(value)
 
-    def entries(self, value: Any) -> tuple[Entry, ...]:
+    def entries(self, value: object) -> tuple[Entry, ...]:
         """`list:`, single runs; without it the base is the only one."""
         if value is None:
             return (Entry(where="the base"),)
@@ -240,7 +240,7 @@ class _Reader:
             entries.append(Entry(where, label, base, self.settings(where, rest)))
         return tuple(entries)
 
-    def axes(self, where: str, value: Any, in_step: bool = False) -> Mapping[str, Sequence[Any]]:
+    def axes(self, where: str, value: object, in_step: bool = False) -> Mapping[str, Sequence[Any]]:
         """`grid:` or, `in_step`, `zip:`, keys with their values."""
         if value is None:
             return {}

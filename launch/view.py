@@ -114,7 +114,7 @@ def look(run: RunDir, name: str | None = None, split: str | None = None, now: fl
     )
 
 
-def _kind(word: str, state: Mapping[str, Any], failure: str | None) -> str | None:
+def _kind(word: str, state: Mapping[str, object], failure: str | None) -> str | None:
     if word == "running" and state.get("phase") == "training" and not state.get("seq_per_s"):
         return "first step"
     if word == "interrupted" and state.get("phase") == "stopped":
@@ -128,11 +128,11 @@ def _kind(word: str, state: Mapping[str, Any], failure: str | None) -> str | Non
     return "killed" if "killed by SIG" in failure else None
 
 
-def _slow(state: Mapping[str, Any], training: bool) -> str | None:
+def _slow(state: Mapping[str, object], training: bool) -> str | None:
     return f"slow: {state['slow']}" if training and state.get("slow") else None
 
 
-def _word(run: RunDir, standing: str, state: Mapping[str, Any], has_job: bool, split: str | None) -> str:
+def _word(run: RunDir, standing: str, state: Mapping[str, object], has_job: bool, split: str | None) -> str:
     if has_job:
         if run.done:
             return "evaluating"
@@ -155,7 +155,7 @@ def _alive(state: Mapping[str, Any]) -> bool:
         return True
 
 
-def _why(word: str, state: Mapping[str, Any], restarts: Sequence[Restart]) -> str | None:
+def _why(word: str, state: Mapping[str, object], restarts: Sequence[Restart]) -> str | None:
     last = f"restart {restarts[-1].start - 1}: {restarts[-1].cause}" if restarts else None
     if word in LIVE_STATES:
         return last
@@ -163,7 +163,7 @@ def _why(word: str, state: Mapping[str, Any], restarts: Sequence[Restart]) -> st
     return f"{why} ({last})" if word == "interrupted" and last else why
 
 
-def _why_not_live(word: str, state: Mapping[str, Any]) -> str | None:
+def _why_not_live(word: str, state: Mapping[str, object]) -> str | None:
     if word == "interrupted" and state.get("phase") == "stopped":
         saved = f"with a checkpoint at step {state['step']}" if state.get("step") else "before the first step"
         return f"stopped {saved}; run it again to go on"

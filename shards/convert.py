@@ -43,7 +43,7 @@ def convert(
     *,
     format: str = "webdataset",
     encoding: str = "raw",
-    arguments: Mapping[str, Any],
+    arguments: Mapping[str, object],
     name: str | None = None,
     shard_mb: float = 256.0,
     workers: int = 1,
@@ -176,7 +176,7 @@ def _check_plan(plan: Plan) -> None:
             seen.add(event.key)
 
 
-def _look_at_target(output: Path, conversion: Mapping[str, Any], overwrite: bool) -> Manifest | None:
+def _look_at_target(output: Path, conversion: Mapping[str, object], overwrite: bool) -> Manifest | None:
     """The manifest of the store that is there already if it is the one asked for; None if the way is free.
 
     Raises UsageError if the folder holds anything else, or another store without `overwrite`.

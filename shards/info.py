@@ -41,7 +41,7 @@ def summary(path: str | Path) -> dict[str, Any]:
     }
 
 
-def _split(store: Store, split: str) -> dict[str, Any]:
+def _split(store: Store, split: str) -> dict[str, object]:
     events, info = store.events(split), store.splits[split]
     lengths = [event.length for event in events]
     starts = sorted(event.start_time for event in events if event.start_time is not None)

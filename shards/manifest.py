@@ -261,7 +261,7 @@ class Manifest:
         return Manifest.from_json(text, str(path), sealed)
 
 
-def manifest_digest(data: Mapping[str, Any]) -> str:
+def manifest_digest(data: Mapping[str, object]) -> str:
     """SHA-256 over everything in a manifest but its own `digest`: an edited manifest no longer matches."""
     rest = {key: value for key, value in data.items() if key != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from shards.errors import UsageError
 from shards.files import flush
@@ -26,7 +25,7 @@ from shards.sources.base import Source
 LOCK_NAME = "lock"
 
 
-def partial_code(conversion: Mapping[str, Any], plan_sha256: str, source: Source) -> str:
+def partial_code(conversion: Mapping[str, object], plan_sha256: str, source: Source) -> str:
     """See the module's docstring."""
     digest = hashlib.sha256(json.dumps([conversion, plan_sha256], sort_keys=True).encode())
     program = set(Path(__file__).parent.rglob("*.py"))

@@ -64,7 +64,7 @@ class Store(ABC):
         self._tables: dict[str, Any] = {}
         self._checked: dict[tuple[str, int], int] = {}  # -> the version of the shard
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_tables": {}, "_checked": {}}  # small to send, and each process checks for itself
 
     @property
@@ -149,7 +149,7 @@ class Store(ABC):
 
     def metadata(self, split: str, index: int) -> dict[str, Any]:
         """Everything that KEY.json says of an event, such as the missing share and the source's own details."""
-        data: dict[str, Any] = json.loads(self._insist(lambda: self._metadata(split, index)))
+        data: dict[str, object] = json.loads(self._insist(lambda: self._metadata(split, index)))
         return data
 
     @abstractmethod
@@ -184,7 +184,7 @@ class Store(ABC):
                 )
 
     @abstractmethod
-    def _load_table(self, split: str) -> Any: ...
+    def _load_table(self, split: str) -> object: ...
 
     @abstractmethod
     def _read(self, split: str, index: int, start: int, stop: int) -> Codes:

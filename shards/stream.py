@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from shards.encoding import SUFFIXES, declared_size, decode
 from shards.errors import StoreError, verify_hint
@@ -99,7 +100,7 @@ def _error(store: TarStore, file: str, row: IndexRow, what: str) -> StoreError:
     )
 
 
-def decode_npy(key: str, data: bytes) -> np.ndarray[Any, Any] | None:
+def decode_npy(key: str, data: bytes) -> npt.NDArray[np.generic] | None:
     """A handler for `webdataset.WebDataset(...).decode(decode_npy)`: arrays from .npy.zst and .npy.lz4 members, None
     (for the next handler) from all others. Raises ValueError for damaged ones, pickles, and sizes above 2 GiB.
     """
@@ -110,5 +111,5 @@ def decode_npy(key: str, data: bytes) -> np.ndarray[Any, Any] | None:
     if size > LARGEST_NPY:
         raise ValueError(f"{key}: would unpack to {size} bytes, more than {LARGEST_NPY}")
     npy = decode(encoding, np.frombuffer(data, dtype=np.uint8), size)
-    array: np.ndarray[Any, Any] = np.lib.format.read_array(io.BytesIO(npy.data), allow_pickle=False)
+    array: npt.NDArray[np.generic] = np.lib.format.read_array(io.BytesIO(npy.data), allow_pickle=False)
     return array

@@ -182,7 +182,7 @@ def _remove_others(folder: Path, shards: set[str]) -> None:
 
 def cf_attributes(scale: Scale) -> dict[str, Any]:
     """The CF attributes that turn codes into values: value = add_offset + scale_factor * code."""
-    attributes: dict[str, Any] = {
+    attributes: dict[str, object] = {
         "long_name": scale.quantity,
         "units": scale.unit,
         "scale_factor": scale.gain,

@@ -103,7 +103,7 @@ def _model(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> dic
 
 def _scores(run: RunDir, step: int) -> str:
     """A table for each split, of the evaluation of these very weights."""
-    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    found: dict[str, tuple[Path, dict[str, object]]] = {}
     for path in run.scores().values():
         result = read_result(path)
         if result.get("step") == step:

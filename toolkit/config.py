@@ -248,7 +248,7 @@ class RunConfig(Options):
                 "backend at torch"
             )
 
-    def identity(self, execution: bool = True) -> dict[str, Any]:
+    def identity(self, execution: bool = True) -> dict[str, object]:
         """The values that make this run another run than the default one.
 
         Args:
@@ -279,7 +279,7 @@ def to_yaml(tree: Mapping[str, object]) -> str:
     return str(yaml.dump(dict(tree), Dumper=_DUMPER, sort_keys=False, allow_unicode=True))
 
 
-def _identity(options: Options, plain: dict[str, Any], execution: bool) -> dict[str, Any]:
+def _identity(options: Options, plain: dict[str, Any], execution: bool) -> dict[str, object]:
     kept = {}
     for key, value in plain.items():
         extra = type(options).model_fields[key].json_schema_extra or {}
@@ -298,7 +298,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     return make_config(with_overrides(read_tree(path), overrides), origin=str(path))
 
 
-def make_config(tree: Mapping[str, Any], origin: str) -> RunConfig:
+def make_config(tree: Mapping[str, object], origin: str) -> RunConfig:
     """Check a plain tree of values and turn it into a RunConfig.
 
     Raises:
@@ -316,12 +316,12 @@ def make_config(tree: Mapping[str, Any], origin: str) -> RunConfig:
         raise ConfigError(f"{origin}: {count}\n{lines}\nSee toolkit/config.py for every key.{sweep}") from None
 
 
-def read_tree(path: str | Path) -> dict[str, Any]:
+def read_tree(path: str | Path) -> dict[str, object]:
     """The merged mapping of a YAML file and its bases, unchecked."""
     return _read(find_config(Path(path)), trail=())
 
 
-def _read(path: Path, trail: tuple[Path, ...]) -> dict[str, Any]:
+def _read(path: Path, trail: tuple[Path, ...]) -> dict[str, object]:
     path = path.resolve()
     if path in trail:
         raise ConfigError(f"{path}: `base` leads back to itself: {' -> '.join(p.name for p in (*trail, path))}")
@@ -339,13 +339,13 @@ def _read(path: Path, trail: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: must hold a mapping of sections, found {type(tree).__name__}")
     bases = tree.pop("base", [])
-    merged: dict[str, Any] = {}
+    merged: dict[str, object] = {}
     for base in [bases] if isinstance(bases, str) else bases:
         merged = merge(merged, _read(find_config(Path(str(base)), path.parent), (*trail, path)))
     return merge(merged, tree)
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
     """`over` laid on `base`: mappings key by key, all else replaced; another model's section starts anew."""
     result = dict(base)
     for key, value in over.items():
@@ -358,7 +358,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def with_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+def with_overrides(tree: Mapping[str, object], overrides: Iterable[str]) -> dict[str, object]:
     """Lay `a.b=value` settings on a tree; the value is YAML (`1e-4`, `[a, b]`, `null`)."""
     result = dict(tree)
     for text in overrides:
@@ -373,16 +373,16 @@ def with_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
     return result
 
 
-def nested(key: str, value: Any) -> dict[str, Any]:
+def nested(key: str, value: Any) -> dict[str, object]:
     """{'a': {'b': value}} for 'a.b'."""
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """{'a.b': value} for {'a': {'b': value}}; an empty mapping stays a value."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             flat.update(flatten(value, f"{prefix}{key}."))

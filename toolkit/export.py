@@ -118,7 +118,7 @@ def weights_digest(weights: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _record(config: RunConfig, manifest: Manifest, step: int, weights: dict[str, Tensor]) -> dict[str, Any]:
+def _record(config: RunConfig, manifest: Manifest, step: int, weights: dict[str, Tensor]) -> dict[str, object]:
     tree = config.model_dump(mode="json")
     tree["data"]["store"] = ""  # a path of the machine that trained
     return {
@@ -140,7 +140,7 @@ def _record(config: RunConfig, manifest: Manifest, step: int, weights: dict[str,
     }
 
 
-def frame_options(manifest: Manifest) -> dict[str, Any]:
+def frame_options(manifest: Manifest) -> dict[str, object]:
     """How an archive becomes frames such as the model knows: the source's name and options, without any path."""
     options = {key: value for key, value in manifest.conversion.items() if key in FRAME_OPTIONS}
     return {"source": Path(str(manifest.conversion.get("source", ""))).name, **options}

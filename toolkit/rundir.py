@@ -184,7 +184,7 @@ class RunDir:
         except FileNotFoundError:
             return {}
 
-    def write_state(self, **values: Any) -> None:
+    def write_state(self, **values: object) -> None:
         """Lay values on the state (None drops a key) and stamp it with host, pid and time."""
         state = {
             **self.read_state(),
@@ -237,7 +237,7 @@ class RunDir:
         return {path.stem: path for path in sorted(self.eval.glob("*-*.json"))}
 
 
-def environment() -> dict[str, Any]:
+def environment() -> dict[str, object]:
     """What made this run: versions, host, command, working directory and the state of the git checkout."""
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -262,7 +262,7 @@ def _packages() -> dict[str, str]:
 
 
 @functools.cache
-def git_state(folder: Path) -> dict[str, Any]:
+def git_state(folder: Path) -> dict[str, object]:
     """Commit and whether files differ from it; empty outside a checkout or without git."""
 
     def git(*args: str) -> str:

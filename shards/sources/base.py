@@ -56,7 +56,7 @@ class RawEvent:
     """One event as read: frames uint8 [L, C, H, W], and facts about it that only reading could tell (plain JSON)."""
 
     frames: Codes
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
 
 
 class Source(Protocol):

@@ -15,7 +15,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ from shards.sources.geometry import Geometry, add_geometry_arguments, parse_crop
 from shards.sources.grid import Grid
 from shards.sources.inputs import Listing, by, need, plural, walk
 from shards.sources.radar_readers import DBZ, rain_to_dbz
+
+if TYPE_CHECKING:
+    from xarray import Dataset
 
 NETCDF = (".nc", ".nc4", ".cdf", ".netcdf")
 RATES = {  # the unit without spaces and in small letters -> mm/h
@@ -141,7 +144,7 @@ class CfArchive:
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(path: Path, group: str | None) -> Any:
+def _opened(path: Path, group: str | None) -> Dataset:
     """The dataset, lazily. Raises SourceError if xarray can't open it."""
     xarray = need("xarray", "cf", "reading CF datasets")
     try:
@@ -170,7 +173,7 @@ def _is_zarr(path: Path) -> bool:
     return path.is_dir() and any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
 
 
-def _layout(path: Path, data: Any, variable: str | None) -> Layout:
+def _layout(path: Path, data: Dataset, variable: str | None) -> Layout:
     """Find the variable: the one asked for, or the only one that has time and two more dimensions."""
     times = {name for name in data.coords if data[name].ndim == 1 and data[name].dtype.kind == "M"}
     fitting = [
@@ -197,7 +200,7 @@ def _layout(path: Path, data: Any, variable: str | None) -> Layout:
     return Layout(name, str(array.dims[0]), channel, turned, shape, str(array.attrs.get("units", "")))
 
 
-def _stamps(path: Path, name: str, data: Any, layout: Layout) -> list[timeline.Stamped]:
+def _stamps(path: Path, name: str, data: Dataset, layout: Layout) -> list[timeline.Stamped]:
     stamps = data[layout.time].values
     if np.isnat(stamps).any():
         raise SourceError(f"{path / name}: {int(np.isnat(stamps).sum())} of its times are missing; repair the file")
@@ -228,7 +231,7 @@ def _coding(layout: Layout, given: str | None) -> tuple[Scale, float | None, str
     )
 
 
-def _source_info(path: Path, attributes: dict[str, Any]) -> SourceInfo:
+def _source_info(path: Path, attributes: dict[str, object]) -> SourceInfo:
     def first(*names: str) -> str:
         return next((str(attributes[name]) for name in names if attributes.get(name)), "")
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from shards.sources.geometry import Geometry
 
-Axis = npt.NDArray[np.floating[Any]]
+Axis = npt.NDArray[np.floating]
 
 # proj's names of projections and parameters -> CF's (CF conventions, appendix F)
 _NAMES = {
@@ -41,7 +41,7 @@ class Grid:
     x: Axis
     y: Axis
     units: str
-    projection: Mapping[str, Any]
+    projection: Mapping[str, object]
 
     def cut(self, geometry: Geometry) -> Grid:
         """The grid of frames after a crop and a size; resized axes are taken to be evenly spaced."""
@@ -66,13 +66,13 @@ def _respaced(axis: Axis, count: int) -> Axis:
     return np.asarray(axis[0] + place * (axis[-1] - axis[0]) / (len(axis) - 1))
 
 
-def from_proj(text: str) -> dict[str, Any]:
+def from_proj(text: str) -> dict[str, object]:
     """CF's attributes for a proj text such as "+proj=stere +lat_0=90 ..."; what CF has no name for is in `proj4` only.
 
     A figure of the earth in kilometres, as KNMI writes it, is given in CF's metres.
     """
     given = dict(part.lstrip("+").partition("=")[::2] for part in text.split())
-    attributes: dict[str, Any] = {"proj4": text}
+    attributes: dict[str, object] = {"proj4": text}
     name = _NAMES.get(given.get("proj", ""))
     if name is None:
         return attributes

@@ -48,7 +48,7 @@ def dataset(file: Any, name: str, shape: Sequence[int | None] | None = None, dty
     return found
 
 
-def scalar(attributes: Any, name: str, otherwise: Any = None) -> Any:
+def scalar(attributes: Any, name: str, otherwise: object = None) -> Any:
     """An attribute as a plain Python value: writers store a number as an array of one, and text as bytes."""
     if name not in attributes:
         return otherwise

@@ -143,7 +143,7 @@ def _npz_sequence(path: Path, file: SequenceFile, index: int) -> npt.NDArray[Any
 
 
 @functools.lru_cache(maxsize=4)
-def _mapped(path: Path) -> npt.NDArray[Any]:
+def _mapped(path: Path) -> npt.NDArray[np.generic]:
     try:
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (ValueError, EOFError) as error:
@@ -151,14 +151,14 @@ def _mapped(path: Path) -> npt.NDArray[Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def _stream(path: Path) -> tuple[IO[bytes], int, np.dtype[Any], int]:
+def _stream(path: Path) -> tuple[IO[bytes], int, np.dtype[np.generic], int]:
     """The open member RAW, where its numbers begin, their type, and the bytes of a frame."""
     member = zipfile.ZipFile(path).open(f"{RAW}.npy")  # noqa: SIM115 - it stays open, one per process
     shape, dtype = _npy_header(path, member)
     return member, member.tell(), dtype, int(np.prod(shape[1:])) * dtype.itemsize
 
 
-def _npy_header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _npy_header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
     try:
         version = npy_format.read_magic(file)
         read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
@@ -170,12 +170,12 @@ def _npy_header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[
     return shape, dtype
 
 
-def _channels_second(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _channels_second(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     """[T, H, W] or [T, H, W, C] -> [T, C, H, W]."""
     return values[:, None] if values.ndim == 3 else values.transpose(0, 3, 1, 2)
 
 
-def _factor(path: Path, dtype: np.dtype[Any], sample: npt.NDArray[Any]) -> float:
+def _factor(path: Path, dtype: np.dtype[np.generic], sample: npt.NDArray[np.generic]) -> float:
     """255 for floats of 0..1, as the first frames tell; 1 for numbers up to 255."""
     if dtype != np.uint8 and dtype.kind not in "fiu":
         raise SourceError(f"{path}: numbers of type {dtype}, expected uint8 or floats; convert them first")

@@ -87,7 +87,7 @@ class Sequences:
         ordered = {split: splits[split] for split in SPLIT_WORDS if split in splits}
         return Plan(ordered, (*self.notes, *notes))
 
-    def recipe(self, sequence: Sequence, offset: int, length: int) -> Any:
+    def recipe(self, sequence: Sequence, offset: int, length: int) -> object:
         """What `read` needs for frames [offset, offset + length)."""
         return sequence.payload[offset : offset + length]
 

@@ -76,7 +76,7 @@ def diagnose(features: Path) -> Path:
     return target.with_suffix(".json")
 
 
-def _read(path: Path) -> dict[str, NDArray[Any]]:
+def _read(path: Path) -> dict[str, NDArray[np.generic]]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
@@ -93,10 +93,10 @@ def _last_layer(arrays: Arrays, name: str) -> int:
     return max(layers)
 
 
-def _points(arrays: Arrays, memory: NDArray[Any], modes: NDArray[Any]) -> dict[str, NDArray[Any]]:
+def _points(arrays: Arrays, memory: NDArray[Any], modes: NDArray[np.generic]) -> dict[str, NDArray[np.generic]]:
     """What the figures are drawn from."""
     shown = _spread(len(memory), EMBEDDED)
-    points: dict[str, NDArray[Any]] = {"memory": embed(memory[shown]), "memory_mode": modes[shown]}
+    points: dict[str, NDArray[np.generic]] = {"memory": embed(memory[shown]), "memory_mode": modes[shown]}
     if any(key.startswith("slots_") for key in arrays):
         slots = arrays[f"slots_{_last_layer(arrays, 'slots')}"][PREDICTION, :, -1]  # [S, N, w]
         shown = _spread(len(slots), EMBEDDED // slots.shape[1])
@@ -115,6 +115,6 @@ def _spread(count: int, most: int) -> NDArray[np.int64]:
     return np.arange(kept, dtype=np.int64) * count // kept
 
 
-def _plain(result: Collapse) -> dict[str, Any]:
+def _plain(result: Collapse) -> dict[str, object]:
     between = {mode: asdict(distance) for mode, distance in result.between.items()}
     return {"score": result.score, "between": between, "drift": asdict(result.drift)}

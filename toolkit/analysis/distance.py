@@ -22,7 +22,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +33,7 @@ from sklearn.preprocessing import StandardScaler
 
 from toolkit.errors import ToolkitError
 
-Features = NDArray[np.floating[Any]]
+Features = NDArray[np.floating]
 
 SPLITS = 10
 FEWEST = 8  # rows of a set: four to learn from and four to be tested on

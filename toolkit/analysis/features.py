@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +36,7 @@ from toolkit.rundir import RunDir
 from toolkit.train.checkpoint import load_model
 
 FED = ("truth", "prediction")
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, NDArray[np.generic]]
 
 
 def write_features(

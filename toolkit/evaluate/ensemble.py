@@ -18,7 +18,7 @@ all of them are worth as a distribution is scored beside, see probabilistic.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Ensemble:
     select: Literal["mean", "best"] = "mean"
     by: str = "psnr"
 
-    def described(self) -> dict[str, Any] | None:
+    def described(self) -> dict[str, object] | None:
         """What a result records, with a short `label` and a sentence for reports; None for a single forecast."""
         if self.samples == 1:
             return None

@@ -100,7 +100,7 @@ class Evaluation:
         self.world.barrier()
         return [self.file(which, ".json") for which in self.request.which]
 
-    def _identity(self, model: SequenceModel, step: int) -> dict[str, Any]:
+    def _identity(self, model: SequenceModel, step: int) -> dict[str, object]:
         """What a result depends on: where these agree, it needn't be made again."""
         return {
             "version": RESULT_VERSION,
@@ -132,7 +132,7 @@ class Evaluation:
         wanted = json.loads(json.dumps(self._identity(model, step)))
         return all(found.get(key) == value for key, value in wanted.items())
 
-    def _evaluate(self, which: str, model: SequenceModel, step: int, persistence: dict[str, Any]) -> None:
+    def _evaluate(self, which: str, model: SequenceModel, step: int, persistence: dict[str, object]) -> None:
         began = time.perf_counter()
         table = self._score(model, f"{which}, step {step:,}")
         seconds = time.perf_counter() - began

@@ -220,7 +220,7 @@ def sample_frames(
     show: int,
     device: torch.device | str,
     ensemble: Ensemble = SINGLE,
-) -> dict[str, NDArray[Any]]:
+) -> dict[str, NDArray[np.generic]]:
     """Frames for people to look at: the first `show` (at least 1) sequences of each mode in a table.
 
     They are the forecasts that were scored: the other arguments are those of `evaluate_model`.
@@ -233,7 +233,7 @@ def sample_frames(
     indices = table.first_of_modes(show)
     batches = Batches(model, windows, len(table), context, horizon, protocol, batch, torch.device(device), ensemble)
     cut: dict[int, Window] = {}
-    predicted: dict[int, NDArray[Any]] = {}
+    predicted: dict[int, NDArray[np.generic]] = {}
     for number, places in itertools.groupby(sorted(indices), key=lambda index: index // batch):
         made = batches.forecast(number)
         values = torch.nan_to_num(made.prediction, nan=0.0).clamp(0.0, 1.0) * windows.scale.max_code

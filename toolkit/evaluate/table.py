@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from toolkit.errors import ToolkitError
 from toolkit.rundir import replacing
 
-Values = NDArray[Any]
+Values = NDArray[np.generic]
 Cells = dict[str, float | int | None]  # {score: value}
 Curves = dict[str, list[float | int | None]]  # {score: one value per lead time}
 
@@ -72,10 +72,10 @@ class Scores:
     modes: dict[str, Cells]
     mode_leads: dict[str, Curves]
     mode_counts: dict[str, int]
-    announced: dict[str, Any]
-    ranks: dict[str, Any] | None = None
+    announced: dict[str, object]
+    ranks: dict[str, object] | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
@@ -226,7 +226,7 @@ class ScoreTable:
         labels = sorted({str(mode) for mode in modes} - {""})
         members = {label: modes == label for label in labels}
         everyone = np.ones(len(self), dtype=bool)
-        announced: dict[str, Any] = {name: int(columns[name].sum()) for name in self.status}
+        announced: dict[str, object] = {name: int(columns[name].sum()) for name in self.status}
         announced["frames_without_value"] = {name: int(np.isnan(columns[name]).sum()) for name in self.plain}
         return Scores(
             n=len(self),

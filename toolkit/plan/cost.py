@@ -122,7 +122,7 @@ def policy_of(config: RunConfig) -> str:
     return "+".join(["step", *extras[train.checkpoint_layers :]])  # all they know is whether to recompute
 
 
-def settings_of(policy: str) -> dict[str, Any]:
+def settings_of(policy: str) -> dict[str, object]:
     """The keys of `train` that stand for a policy."""
     name, *extras = policy.split("+")
     return {"checkpointing": name, "checkpoint_layers": LAYERS in extras, "offload_states": OFFLOAD in extras}
@@ -172,7 +172,7 @@ def stored(config: RunConfig, channels: int) -> Cost | None:
     return Cost.from_json(entry, is_old(config, entry)) if entry else None
 
 
-def is_old(config: RunConfig, entry: Mapping[str, Any]) -> bool:
+def is_old(config: RunConfig, entry: Mapping[str, object]) -> bool:
     """Whether an entry is of another state of the code."""
     return bool(entry["code"] != code_digest(config.model.name))
 
@@ -214,7 +214,7 @@ def get(config: RunConfig, channels: int) -> Cost:
     return Cost.from_json(entry)
 
 
-def measured(configs: Sequence[RunConfig], channels: int) -> Iterator[dict[str, Any]]:
+def measured(configs: Sequence[RunConfig], channels: int) -> Iterator[dict[str, object]]:
     """Entries for configs, one after the other, measured in a process of its own: this one stays free of torch.
 
     Raises:
@@ -240,7 +240,7 @@ def measured(configs: Sequence[RunConfig], channels: int) -> Iterator[dict[str, 
             raise CostError(f"the cost of {names} could not be measured:\n{errors.read().strip()[-2000:]}")
 
 
-def write_table(entries: Mapping[str, Any]) -> None:
+def write_table(entries: Mapping[str, object]) -> None:
     """Replace the table."""
     body = ",\n".join(f" {json.dumps(key)}: {json.dumps(entries[key])}" for key in sorted(entries))
     write_atomic(TABLE, f"{{\n{body}\n}}\n")

@@ -59,7 +59,7 @@ class Row:
     parameters: int | None
     cells: Mapping[tuple[str, str], Cell]  # (metric key, mode)
     leads: Mapping[str, tuple[Cell, ...]]  # metric key -> one cell per lead time
-    ensemble: Mapping[str, Any] | None = None  # how several forecasts of a sequence became one score
+    ensemble: Mapping[str, object] | None = None  # how several forecasts of a sequence became one score
 
     @property
     def baseline(self) -> bool:
@@ -210,7 +210,7 @@ def _baseline(which: str, facts: Mapping[str, Any], metrics: tuple[Metric, ...],
     )
 
 
-def _values(data: Mapping[int, Mapping[str, Any]], key: str, mode: str) -> dict[int, float | None]:
+def _values(data: Mapping[int, Mapping[str, object]], key: str, mode: str) -> dict[int, float | None]:
     def scores(found: Mapping[str, Any]) -> Mapping[str, float | None]:
         return found["overall"] if mode == OVERALL else found["modes"].get(mode, {})
 

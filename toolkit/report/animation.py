@@ -20,7 +20,7 @@ FRAME_MS, LAST_MS = 300, 1500
 PAPER, INK, RULE = "#ffffff", "#1c1e21", "#9a9ea6"
 
 
-def gif_uri(context: Codes, panels: Mapping[str, Codes], labels: Sequence[str], scale: Mapping[str, Any]) -> str:
+def gif_uri(context: Codes, panels: Mapping[str, Codes], labels: Sequence[str], scale: Mapping[str, object]) -> str:
     """The data URI of a GIF.
 
     Args:
@@ -41,7 +41,7 @@ def gif_uri(context: Codes, panels: Mapping[str, Codes], labels: Sequence[str], 
     return "data:image/gif;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _page(panels: Mapping[str, Codes], label: str, scale: Mapping[str, Any]) -> Image.Image:
+def _page(panels: Mapping[str, Codes], label: str, scale: Mapping[str, object]) -> Image.Image:
     """One frame: the label, and below it the panels in rows, each under its title."""
     images = {title: coloured(_panel(codes), scale).convert("RGB") for title, codes in panels.items()}
     width, height = next(iter(images.values())).size

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -118,7 +117,7 @@ def inputs_digest(sweep: Sweep) -> str:
     return digest.hexdigest()
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     return str(value)
 
 

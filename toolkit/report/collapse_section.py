@@ -39,7 +39,7 @@ class Diagnosis:
 
     run: Run
     facts: Mapping[str, Any]
-    points: Mapping[str, NDArray[Any]]
+    points: Mapping[str, NDArray[np.generic]]
 
 
 def read_diagnoses(sweep: Sweep) -> list[Diagnosis]:
@@ -196,7 +196,7 @@ def _scatter(axis: Axes, places: NDArray[Any], labels: NDArray[Any], title: str,
         axis.legend(markerscale=1.6, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.02), ncols=3)
 
 
-def _weights(axis: Axes, weights: NDArray[Any], modes: NDArray[Any]) -> None:
+def _weights(axis: Axes, weights: NDArray[np.generic], modes: NDArray[np.generic]) -> None:
     slots = np.arange(weights.shape[1])
     labels = [label for label in sorted(set(modes.tolist())) if label]
     for number, label in enumerate(labels):

@@ -37,7 +37,7 @@ class Result:
     def comparable(self) -> str:
         """Equal for results that may stand in one column: same protocol, data, split and task."""
         keys = ("protocol", "split", "thresholds", "context", "horizon", "stride", "limit", "n")
-        kept: dict[str, Any] = {key: self.data.get(key) for key in keys}
+        kept: dict[str, object] = {key: self.data.get(key) for key in keys}
         kept["protocol"] = {key: value for key, value in dict(self.data["protocol"]).items() if key != "text"}
         kept["store"] = self.data["store"]["digest"]
         return json.dumps(kept, sort_keys=True)
@@ -59,7 +59,7 @@ class Run:
     name: str
     group: str
     seed: int
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     folder: Path
     standing: str
     problem: str | None

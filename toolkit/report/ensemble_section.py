@@ -109,7 +109,7 @@ def _spread(board: Board, rows: Sequence[Row], groups: Sequence[str]) -> str:
 
 def _ranks(board: Board, row: Row) -> str:
     found = _histograms(board, row)
-    panels: list[tuple[str, list[Any], list[Any]]] = [
+    panels: list[tuple[str, list[object], list[object]]] = [
         ("All modes" if board.modes else "All", [one["overall"] for one in found], [one["leads"] for one in found])
     ]
     panels += [

@@ -22,7 +22,7 @@ from toolkit.report.aggregate import Board, Cell, Metric, Row
 from toolkit.report.collect import Curve, Run, Sweep
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES: tuple[Any, ...] = (
+DASHES: tuple[object, ...] = (
     "-",
     (0, (6, 1.6)),
     (0, (6, 1.6, 1.2, 1.6)),
@@ -34,7 +34,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 BASELINE_COLOUR = "#6b6b6b"
 PANEL = (4.6, 2.75)  # inches
 LOSS_POINTS = 120  # a longer curve is averaged over equal stretches of its points
-STYLE: dict[Any, Any] = {
+STYLE: dict[Any, object] = {
     "svg.fonttype": "path",  # the same letters everywhere, also where the font is not
     "svg.hashsalt": "modernn-toolkit",
     "font.family": "DejaVu Sans",
@@ -62,7 +62,7 @@ class Look:
     """How one group is drawn."""
 
     colour: str
-    dashes: Any
+    dashes: object
     marker: str
 
 
@@ -151,7 +151,7 @@ def _thinned(curve: Curve) -> Curve:
     return tuple((stretch[-1, 0], stretch[:, 1].mean()) for stretch in stretches)
 
 
-def _draw_leads(axis: Axes, row: Row, metric: Metric, facts: Mapping[str, Any], style: Mapping[str, Look]) -> None:
+def _draw_leads(axis: Axes, row: Row, metric: Metric, facts: Mapping[str, object], style: Mapping[str, Look]) -> None:
     cells, leads = row.leads[metric.key], lead_times(facts)
     if row.baseline:
         draw_band(axis, leads, cells, BASELINE_COLOUR, ":", "", row.group)
@@ -165,7 +165,7 @@ def draw_band(
     leads: NDArray[np.float64],
     cells: Sequence[Cell],
     colour: str,
-    dashes: Any,
+    dashes: object,
     marker: str,
     label: str | None,
 ) -> None:
@@ -182,7 +182,7 @@ def lead_times(facts: Mapping[str, Any]) -> NDArray[np.float64]:
     return np.arange(1, int(facts["horizon"]) + 1, dtype=np.float64) * np.float64(time_unit(facts)[0])
 
 
-def lead_label(facts: Mapping[str, Any]) -> str:
+def lead_label(facts: Mapping[str, object]) -> str:
     """The axis of `lead_times`."""
     return f"lead time ({time_unit(facts)[1]})"
 

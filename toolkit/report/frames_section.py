@@ -72,7 +72,7 @@ def _choose(sweep: Sweep, board: Board) -> list[Shown]:
     return chosen
 
 
-def _sequence(key: str, shown: Sequence[Shown], columns: int, facts: Mapping[str, Any], whole: bool) -> str:
+def _sequence(key: str, shown: Sequence[Shown], columns: int, facts: Mapping[str, object], whole: bool) -> str:
     """One sequence; `whole`: with the differences to the truth, and as an animation."""
     first = shown[0][3]
     context, truth, start = first.context[key], first.truth[key], first.time[key]
@@ -110,7 +110,7 @@ def _sequence(key: str, shown: Sequence[Shown], columns: int, facts: Mapping[str
 
 
 def _animation(
-    key: str, context: Codes, panels: Mapping[str, Codes], stamps: Sequence[Stamp], scale: Mapping[str, Any]
+    key: str, context: Codes, panels: Mapping[str, Codes], stamps: Sequence[Stamp], scale: Mapping[str, object]
 ) -> str:
     labels = [", ".join(part for part in (lead, f"{clock} UTC" if clock else "") if part) for lead, clock in stamps]
     image = f'<img alt="animation of {escape(key)}" src="{gif_uri(context, panels, labels, scale)}">'
@@ -128,7 +128,7 @@ def _row(
     note: str,
     frames: Codes,
     places: Sequence[int],
-    scale: Mapping[str, Any],
+    scale: Mapping[str, object],
     columns: int,
     key: str,
     truth: Codes | None = None,
@@ -147,7 +147,7 @@ def _row(
     return f'<tr><th class="who">{escape(name)}{small}</th>{images}{empty}</tr>'
 
 
-def _time(frames: int, facts: Mapping[str, Any]) -> str:
+def _time(frames: int, facts: Mapping[str, object]) -> str:
     """`+3`, `−2`, `0`; with a clock `+15 min`."""
     length, unit = time_unit(facts)
     value = frames * length

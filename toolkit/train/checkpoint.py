@@ -28,7 +28,7 @@ import pickle
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,7 +56,7 @@ class Progress:
     step: int
     samples: int
     best: dict[str, float] | None = None  # {"step", "score"}
-    written_by: dict[str, Any] = field(default_factory=dict)
+    written_by: Mapping[str, object] = field(default_factory=dict)
 
 
 def name_of(step: int) -> str:
@@ -67,11 +67,11 @@ def old_name_of(step: int) -> str:
     return f"{name_of(step)}.old"
 
 
-def manifest_text(files: dict[str, dict[str, Any]]) -> str:
+def manifest_text(files: dict[str, dict[str, object]]) -> str:
     return _canonical({"files": files})
 
 
-def _canonical(tree: Any) -> str:
+def _canonical(tree: object) -> str:
     return json.dumps(tree, indent=1) + "\n"
 
 

@@ -111,7 +111,7 @@ class _Sink:
         self.file, self.digest, self.bytes = file, hashlib.sha256(), 0
         self.error: OSError | None = None
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         try:
             self.file.write(data)
         except OSError as error:
@@ -125,7 +125,7 @@ class _Sink:
         self.file.flush()
 
 
-def _write(path: Path, put: Callable[[Any], object]) -> dict[str, Any]:
+def _write(path: Path, put: Callable[[Any], object]) -> dict[str, object]:
     """Write and fsync one file; its facts for the manifest."""
     with open(path, "xb") as file:
         sink = _Sink(file)

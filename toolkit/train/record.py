@@ -99,7 +99,7 @@ class Recorder:
         self.tensorboard = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
         self._state_at = 0.0
         restarts = int(run.read_state().get("restarts", -1)) + 1
-        self.state: dict[str, Any] = {"restarts": restarts, "started": time.time(), "steps": steps}
+        self.state: dict[str, object] = {"restarts": restarts, "started": time.time(), "steps": steps}
         self.put_state("training", step)
 
     def train(self, step: int, values: Mapping[str, float], samples: str | None) -> None:

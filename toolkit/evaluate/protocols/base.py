@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from toolkit.errors import ConfigError
 
@@ -54,7 +54,7 @@ class Protocol:
             )
         return self.thresholds or tuple(asked)
 
-    def choices(self) -> dict[str, Any]:
+    def choices(self) -> dict[str, object]:
         """All of it as plain values, with `text`: the same in sentences."""
         plain = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
         return {**plain, "text": self.sentences()}
