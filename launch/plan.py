@@ -25,6 +25,7 @@ from toolkit.rundir import RunDir
 from toolkit.shipped import CONFIGS
 from toolkit.wording import duration
 
+Plan = dict[str, Any]  # what --json prints
 SLOTS = (1, 2, 3, 4, 5)  # the paper's Table 3
 SUMMARY = ("parameters", "GMACs/seq", "peak GiB", "hours")  # header of `summary`
 EXAMPLES = """\
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_plan(
     config: RunConfig, cost: costs.Cost, shape: tuple[int, int, int], machine: Machine, options: argparse.Namespace
-) -> dict[str, Any]:
+) -> Plan:
     """The plan as plain values: what --json prints."""
     area = costs.area_of(config, *shape[1:])
     numbers, forward = cost.parameters.at(1, area), cost.macs.at(1, area)
@@ -97,7 +98,7 @@ def _plain(choice: Choice) -> dict[str, Any]:
     return {**asdict(choice), "total": choice.memory.total}
 
 
-def describe(config: RunConfig, plan: dict[str, Any], where: str, cost: costs.Cost) -> list[str]:
+def describe(config: RunConfig, plan: Plan, where: str, cost: costs.Cost) -> list[str]:
     """The plan as lines for people."""
     train, shape, data = config.train, plan["frames"], config.data
     lines = [
@@ -137,7 +138,7 @@ def _yaml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _grid(plan: dict[str, Any]) -> list[str]:
+def _grid(plan: Plan) -> list[str]:
     """Peak memory, a row for each policy, a column for each micro-batch."""
     sizes = sorted({choice["micro_batch"] for choice in plan["choices"]})
     rows = []
@@ -151,7 +152,7 @@ def _grid(plan: dict[str, Any]) -> list[str]:
     return ["peak GiB of a rank (`no`: does not fit), and the work of a step in forward passes", *lines]
 
 
-def _exchange(plan: dict[str, Any]) -> list[str]:
+def _exchange(plan: Plan) -> list[str]:
     if plan["ranks"] == 1:
         return ["exchange    none: one rank"]
     stages = ", ".join(
@@ -164,7 +165,7 @@ def _exchange(plan: dict[str, Any]) -> list[str]:
     ]
 
 
-def _time(plan: dict[str, Any], steps: int) -> list[str]:
+def _time(plan: Plan, steps: int) -> list[str]:
     if not plan["hours"]:
         return ["time        unknown: give --rate SEQ/S, --run DIR of a run like it, or --tflops that a rank reaches"]
     return [

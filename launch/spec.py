@@ -25,7 +25,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -37,7 +36,7 @@ from toolkit.wording import nearest
 
 KEYS = ("name", "include", "base", "seeds", "set", "list", "grid", "zip", "exclude")
 SHOWN_FAULTS = 10  # a fault in `set` shows up in every run; the first few say it all
-Settings = Mapping[str, Any]  # {"train.lr": 1e-3}
+Settings = Mapping[str, object]  # {"train.lr": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ class SweepSpec:
     seeds: tuple[int, ...]
     common: Settings
     entries: tuple[Entry, ...]
-    grid: Mapping[str, Sequence[Any]]
-    zip: Mapping[str, Sequence[Any]]
+    grid: Mapping[str, Sequence[object]]
+    zip: Mapping[str, Sequence[object]]
     exclude: tuple[Settings, ...]
 
 
@@ -168,7 +167,7 @@ def _known() -> str:
     return f"known here: {', '.join(KEYS)}"
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> dict[str, object]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -188,7 +187,7 @@ class _Reader:
     def __init__(self) -> None:
         self.faults: list[str] = []
 
-    def items(self, where: str, value: object) -> list[Any]:
+    def items(self, where: str, value: object) -> list[object]:
         if not isinstance(value, list) or not value:
             self.faults.append(f"{where}: must be a list of at least one item, got {value!r}")
             return []
@@ -240,7 +239,7 @@ class _Reader:
             entries.append(Entry(where, label, base, self.settings(where, rest)))
         return tuple(entries)
 
-    def axes(self, where: str, value: object, in_step: bool = False) -> Mapping[str, Sequence[Any]]:
+    def axes(self, where: str, value: object, in_step: bool = False) -> Mapping[str, Sequence[object]]:
         """`grid:` or, `in_step`, `zip:`, keys with their values."""
         if value is None:
             return {}
@@ -313,7 +312,7 @@ def _points(spec: SweepSpec) -> Iterator[tuple[Entry, Settings]]:
         yield entry, {**dict(combination), **in_step, **seed}
 
 
-def lay(tree: Mapping[str, Any], layers: Iterable[Settings]) -> dict[str, Any]:
+def lay(tree: Mapping[str, object], layers: Iterable[Settings]) -> dict[str, object]:
     """Lay dotted settings on a tree, later layers over earlier ones, a choice of model before all else."""
     settings = {key: value for layer in layers for key, value in layer.items()}
     result = dict(tree)
@@ -327,13 +326,13 @@ class _BaseFiles:
 
     def __init__(self, sweep: Path) -> None:
         self.sweep = sweep
-        self.read: dict[str, dict[str, Any]] = {}
-        self.cache: dict[tuple[str, ...], dict[str, Any]] = {}
+        self.read: dict[str, dict[str, object]] = {}
+        self.cache: dict[tuple[str, ...], dict[str, object]] = {}
 
-    def merged(self, files: tuple[str, ...]) -> dict[str, Any]:
+    def merged(self, files: tuple[str, ...]) -> dict[str, object]:
         """The configs of several files, each laid over those before."""
         if files not in self.cache:
-            tree: dict[str, Any] = {}
+            tree: dict[str, object] = {}
             for name in files:
                 if name not in self.read:
                     self.read[name] = self._tree(name)
@@ -341,7 +340,7 @@ class _BaseFiles:
             self.cache[files] = tree
         return self.cache[files]
 
-    def _tree(self, name: str) -> dict[str, Any]:
+    def _tree(self, name: str) -> dict[str, object]:
         try:
             return read_tree(self.sweep.parent / name)
         except ConfigError as error:
@@ -357,7 +356,7 @@ class _Exclude:
         self.asked = 0
         self.faults: list[str] = []
 
-    def holds(self, tree: Mapping[str, Any], config: RunConfig) -> bool:
+    def holds(self, tree: Mapping[str, object], config: RunConfig) -> bool:
         # Laying the values on and comparing resolved configs makes 1e-3, "1e-3" and a default of 0.001 the same.
         self.asked += 1
         try:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-from toolkit.report.collect import Result, Run, Sweep
+from toolkit.report.collect import Facts, Result, Run, Sweep
 from toolkit.report.paper_numbers import OVERALL
 from toolkit.rundir import CHECKPOINTS
 
@@ -80,7 +80,7 @@ class Row:
 class Board:
     """Results that may stand in one table."""
 
-    facts: Mapping[str, Any]  # the first result's data: protocol, store, split, thresholds, unit, n ...
+    facts: Facts  # the first result's data: protocol, store, split, thresholds, unit, n ...
     metrics: tuple[Metric, ...]
     modes: tuple[str, ...]
     mode_counts: Mapping[str, int]
@@ -100,7 +100,7 @@ def make_boards(sweep: Sweep) -> list[Board]:
     return [_board(sweep, found) for found in sorted(members.values(), key=len, reverse=True)]
 
 
-def describe_metric(key: str, facts: Mapping[str, Any]) -> Metric | None:
+def describe_metric(key: str, facts: Facts) -> Metric | None:
     """The metric of a score's key, None for counts that aren't scores."""
     name, _, where = key.partition("@")
     threshold, _, side = where.partition("/")
@@ -187,7 +187,7 @@ def _row(
     )
 
 
-def _baseline(which: str, facts: Mapping[str, Any], metrics: tuple[Metric, ...], modes: tuple[str, ...]) -> Row:
+def _baseline(which: str, facts: Facts, metrics: tuple[Metric, ...], modes: tuple[str, ...]) -> Row:
     data = {0: facts["persistence"]}
     return Row(
         group=PERSISTENCE,
@@ -211,19 +211,19 @@ def _baseline(which: str, facts: Mapping[str, Any], metrics: tuple[Metric, ...],
 
 
 def _values(data: Mapping[int, Mapping[str, object]], key: str, mode: str) -> dict[int, float | None]:
-    def scores(found: Mapping[str, Any]) -> Mapping[str, float | None]:
+    def scores(found: Facts) -> Mapping[str, float | None]:
         return found["overall"] if mode == OVERALL else found["modes"].get(mode, {})
 
     known = {seed: (scores(found), _stored(found, key)) for seed, found in data.items()}
     return {seed: found[name] for seed, (found, name) in known.items() if name in found}
 
 
-def _stored(found: Mapping[str, Any], key: str) -> str:
+def _stored(found: Facts, key: str) -> str:
     """The name under which a result has a score: the CRPS of a single forecast is its absolute error."""
     return "mae" if key == "crps" and key not in found["overall"] else key
 
 
-def _of_lead(found: Mapping[str, Any], key: str, lead: int) -> float | None:
+def _of_lead(found: Facts, key: str, lead: int) -> float | None:
     values = found["leads"].get(_stored(found, key))
     return None if values is None else values[lead]
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from shards.manifest import Codes
-from toolkit.report.pictures import coloured, resized
+from toolkit.report.pictures import ScaleFacts, coloured, resized
 
 PANELS_IN_A_ROW = 4
 LARGEST_PANEL = 256  # pixels of a side
@@ -20,7 +20,7 @@ FRAME_MS, LAST_MS = 300, 1500
 PAPER, INK, RULE = "#ffffff", "#1c1e21", "#9a9ea6"
 
 
-def gif_uri(context: Codes, panels: Mapping[str, Codes], labels: Sequence[str], scale: Mapping[str, object]) -> str:
+def gif_uri(context: Codes, panels: Mapping[str, Codes], labels: Sequence[str], scale: ScaleFacts) -> str:
     """The data URI of a GIF.
 
     Args:
@@ -41,7 +41,7 @@ def gif_uri(context: Codes, panels: Mapping[str, Codes], labels: Sequence[str], 
     return "data:image/gif;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _page(panels: Mapping[str, Codes], label: str, scale: Mapping[str, object]) -> Image.Image:
+def _page(panels: Mapping[str, Codes], label: str, scale: ScaleFacts) -> Image.Image:
     """One frame: the label, and below it the panels in rows, each under its title."""
     images = {title: coloured(_panel(codes), scale).convert("RGB") for title, codes in panels.items()}
     width, height = next(iter(images.values())).size

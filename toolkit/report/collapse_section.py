@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from toolkit.errors import ToolkitError
 from toolkit.report.aggregate import mean_and_std
-from toolkit.report.collect import Run, Sweep
+from toolkit.report.collect import Facts, Run, Sweep
 from toolkit.report.figures import COLOURS, MARKERS, STYLE, grid, legend, svg
 from toolkit.report.markup import chart, score_table
 from toolkit.rundir import CHECKPOINTS
@@ -38,7 +38,7 @@ class Diagnosis:
     """One file of toolkit/analysis/diagnose.py."""
 
     run: Run
-    facts: Mapping[str, Any]
+    facts: Facts
     points: Mapping[str, NDArray[np.generic]]
 
 

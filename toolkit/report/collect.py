@@ -15,6 +15,7 @@ from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir, read_lines, read
 from toolkit.sweep_record import RECORD_NAME, RecordedRun, read_record
 from toolkit.wording import first_line
 
+Facts = Mapping[str, Any]  # a result or a diagnosis as its JSON file says it
 Curve = tuple[tuple[int, float], ...]  # (step, value), steps rising
 
 
@@ -24,7 +25,7 @@ class Result:
 
     split: str
     which: str
-    data: Mapping[str, Any]
+    data: Facts
     samples: Path | None  # frames to show, where they were kept
     folder: Path
 

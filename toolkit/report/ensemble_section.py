@@ -4,7 +4,7 @@ toolkit/evaluate/probabilistic.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from toolkit.report.aggregate import Board, Row
+from toolkit.report.collect import Facts
 from toolkit.report.figures import (
     COLOURS,
     DASHES,
@@ -76,7 +77,7 @@ def _rows(board: Board) -> list[Row]:
     return []
 
 
-def _histograms(board: Board, row: Row) -> list[Mapping[str, Any]]:
+def _histograms(board: Board, row: Row) -> list[Facts]:
     """`ranks` of each seed's result."""
     found = (board.results[row.group, row.which, seed].data.get("ranks") for seed in row.seeds)
     return [ranks for ranks in found if ranks]

@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 
 from toolkit.report.aggregate import Board, Cell, Metric, Row
-from toolkit.report.collect import Curve, Run, Sweep
+from toolkit.report.collect import Curve, Facts, Run, Sweep
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES: tuple[object, ...] = (
@@ -151,7 +151,7 @@ def _thinned(curve: Curve) -> Curve:
     return tuple((stretch[-1, 0], stretch[:, 1].mean()) for stretch in stretches)
 
 
-def _draw_leads(axis: Axes, row: Row, metric: Metric, facts: Mapping[str, object], style: Mapping[str, Look]) -> None:
+def _draw_leads(axis: Axes, row: Row, metric: Metric, facts: Facts, style: Mapping[str, Look]) -> None:
     cells, leads = row.leads[metric.key], lead_times(facts)
     if row.baseline:
         draw_band(axis, leads, cells, BASELINE_COLOUR, ":", "", row.group)
@@ -177,17 +177,17 @@ def draw_band(
         axis.fill_between(leads, means - spread, means + spread, color=colour, alpha=0.18, linewidth=0)
 
 
-def lead_times(facts: Mapping[str, Any]) -> NDArray[np.float64]:
+def lead_times(facts: Facts) -> NDArray[np.float64]:
     """Lead times of a board as figures show them, in `time_unit`."""
     return np.arange(1, int(facts["horizon"]) + 1, dtype=np.float64) * np.float64(time_unit(facts)[0])
 
 
-def lead_label(facts: Mapping[str, object]) -> str:
+def lead_label(facts: Facts) -> str:
     """The axis of `lead_times`."""
     return f"lead time ({time_unit(facts)[1]})"
 
 
-def time_unit(facts: Mapping[str, Any]) -> tuple[float, str]:
+def time_unit(facts: Facts) -> tuple[float, str]:
     """How long a frame is, and in what: minutes, or seconds, or frames where they are quicker or have no clock."""
     seconds = float(facts.get("step_seconds") or 0.0)
     if seconds >= 60:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from html import escape
-from typing import Any
 
 from shards.manifest import Codes
 from toolkit.report.aggregate import Board
 from toolkit.report.animation import gif_uri
-from toolkit.report.collect import Sweep
+from toolkit.report.collect import Facts, Sweep
 from toolkit.report.figures import time_unit
 from toolkit.report.pictures import (
     Samples,
+    ScaleFacts,
     chosen_leads,
     columns_for,
     difference_svg,
@@ -72,7 +72,7 @@ def _choose(sweep: Sweep, board: Board) -> list[Shown]:
     return chosen
 
 
-def _sequence(key: str, shown: Sequence[Shown], columns: int, facts: Mapping[str, object], whole: bool) -> str:
+def _sequence(key: str, shown: Sequence[Shown], columns: int, facts: Facts, whole: bool) -> str:
     """One sequence; `whole`: with the differences to the truth, and as an animation."""
     first = shown[0][3]
     context, truth, start = first.context[key], first.truth[key], first.time[key]
@@ -110,7 +110,7 @@ def _sequence(key: str, shown: Sequence[Shown], columns: int, facts: Mapping[str
 
 
 def _animation(
-    key: str, context: Codes, panels: Mapping[str, Codes], stamps: Sequence[Stamp], scale: Mapping[str, object]
+    key: str, context: Codes, panels: Mapping[str, Codes], stamps: Sequence[Stamp], scale: ScaleFacts
 ) -> str:
     labels = [", ".join(part for part in (lead, f"{clock} UTC" if clock else "") if part) for lead, clock in stamps]
     image = f'<img alt="animation of {escape(key)}" src="{gif_uri(context, panels, labels, scale)}">'
@@ -128,7 +128,7 @@ def _row(
     note: str,
     frames: Codes,
     places: Sequence[int],
-    scale: Mapping[str, object],
+    scale: ScaleFacts,
     columns: int,
     key: str,
     truth: Codes | None = None,
@@ -147,7 +147,7 @@ def _row(
     return f'<tr><th class="who">{escape(name)}{small}</th>{images}{empty}</tr>'
 
 
-def _time(frames: int, facts: Mapping[str, object]) -> str:
+def _time(frames: int, facts: Facts) -> str:
     """`+3`, `−2`, `0`; with a clock `+15 min`."""
     length, unit = time_unit(facts)
     value = frames * length
@@ -155,7 +155,7 @@ def _time(frames: int, facts: Mapping[str, object]) -> str:
     return f"{sign}{abs(value):g}" + SHORT[unit]
 
 
-def _clock(start: str, frame: int, facts: Mapping[str, Any]) -> str:
+def _clock(start: str, frame: int, facts: Facts) -> str:
     """The hour of a frame, UTC, where the store knows when the sequence began."""
     if not start:
         return ""

@@ -23,7 +23,7 @@ from scipy import stats
 from toolkit.errors import ToolkitError
 from toolkit.evaluate.table import ScoreTable
 from toolkit.report.aggregate import PERSISTENCE, describe_metric, mean_and_std
-from toolkit.report.collect import Result, Run, Sweep
+from toolkit.report.collect import Facts, Result, Run, Sweep
 from toolkit.report.paper_numbers import COSTS, MODES, OURS, OVERALL, TABLES, Column, PaperRow, PaperTable, Variant
 
 FEWEST_PAIRS = 3
@@ -154,7 +154,7 @@ class _Runs:
             self.groups.setdefault(run.group, {})[run.seed] = run
         self.ensembles: dict[str, str] = {}  # group -> what of its forecasts is scored
         self._comparable: dict[str, tuple[str, str]] = {}  # data -> what its results share, and who said so
-        self._baseline: dict[str, Mapping[str, Any]] = {}
+        self._baseline: dict[str, Facts] = {}
 
     def values(self, model: str, column: Column, variant: Variant) -> tuple[dict[int, float], dict[int, str]]:
         """By seed: the value, or why there is none."""

@@ -17,6 +17,7 @@ from PIL import Image
 from shards.manifest import Codes
 from toolkit.errors import ToolkitError
 
+ScaleFacts = Mapping[str, Any]  # the fields of a shards.Scale, as they are kept beside frames
 SMALL_SIDE = 96  # frames up to this are enlarged, and ten fit side by side
 SMALL_COLUMNS, LARGE_COLUMNS = 10, 6
 TARGET_SIDE = 128  # pixels that a small frame is enlarged to, at least
@@ -50,7 +51,7 @@ class Samples:
     mse: Mapping[str, float]
     mode: Mapping[str, str]
     time: Mapping[str, str]  # of the first context frame, ISO-8601 UTC; "" without a clock
-    scale: Mapping[str, Any]
+    scale: ScaleFacts
 
     @property
     def keys(self) -> list[str]:
@@ -97,12 +98,12 @@ def chosen_leads(count: int, columns: int) -> list[int]:
     return [int(place) for place in np.linspace(0, count - 1, columns).round()]
 
 
-def png_uri(codes: Codes, scale: Mapping[str, Any]) -> str:
+def png_uri(codes: Codes, scale: ScaleFacts) -> str:
     """One frame [C, H, W] of codes as the data URI of a PNG, enlarged without smoothing where it is small."""
     return _uri(coloured(resized(codes), scale))
 
 
-def difference_uri(prediction: Codes, truth: Codes, scale: Mapping[str, Any]) -> str:
+def difference_uri(prediction: Codes, truth: Codes, scale: ScaleFacts) -> str:
     """Prediction less truth, frames [C, H, W], the first channel; where the truth is missing, grey."""
     difference = resized(prediction)[0].astype(np.int16) - resized(truth)[0]
     step = _half_range(scale) / (len(TOO_HIGH) + 0.5) / abs(scale["gain"])  # codes of a colour's width
@@ -120,7 +121,7 @@ def _difference_colours() -> tuple[str, ...]:
     return (*reversed(TOO_LOW), EQUAL_COLOUR, *TOO_HIGH)
 
 
-def _half_range(scale: Mapping[str, Any]) -> float:
+def _half_range(scale: ScaleFacts) -> float:
     """The difference at the ends of the colours, in the store's unit."""
     return DBZ_DIFFERENCE if scale["unit"] == "dBZ" else abs(float(scale["gain"])) * int(scale["max_code"]) / 2
 
@@ -141,7 +142,7 @@ def resized(codes: Codes) -> Codes:
     return codes.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
-def coloured(codes: Codes, scale: Mapping[str, Any]) -> Image.Image:
+def coloured(codes: Codes, scale: ScaleFacts) -> Image.Image:
     """A frame [C, H, W] of codes in the colours of its unit, pixel by pixel; `scale` has the fields of a `Scale`."""
     missing = scale["missing_code"]
     if scale["unit"] == "dBZ":
@@ -164,7 +165,7 @@ def _rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-def legend_svg(scale: Mapping[str, Any]) -> str:
+def legend_svg(scale: ScaleFacts) -> str:
     """The key to the colours, as inline SVG: dBZ steps, or the range of grey in the store's unit."""
     if scale["unit"] == "dBZ":
         return _steps_svg(scale)
@@ -178,7 +179,7 @@ def legend_svg(scale: Mapping[str, Any]) -> str:
     )
 
 
-def _steps_svg(scale: Mapping[str, Any]) -> str:
+def _steps_svg(scale: ScaleFacts) -> str:
     wide = 40
     colours = [(None, BELOW_COLOUR), *DBZ_COLOURS]
     boxes = []
@@ -197,7 +198,7 @@ def _steps_svg(scale: Mapping[str, Any]) -> str:
     )
 
 
-def difference_svg(scale: Mapping[str, Any]) -> str:
+def difference_svg(scale: ScaleFacts) -> str:
     """The key to the colours of differences."""
     colours, wide, end = _difference_colours(), 26, _half_range(scale)
     unit = "" if scale["unit"] == "1" else " " + html.escape(str(scale["unit"]))
