@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent
 
 INSTALL = [
     # torch stays open here on purpose: users bring the build for their GPU. constraints-cpu.txt pins a tested set.
-    "torch>=2.4",  # fused Adam and the attention kernel on a CPU; the tests run with the version of constraints-cpu.txt
+    "torch>=2.4",  # the first whose Adam is fused on a CPU
     "deepspeed>=0.17",
     "webdataset>=1.0",
     "submitit>=1.5",

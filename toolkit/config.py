@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError, model_validator
 from toolkit.errors import ConfigError
 from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options
 from toolkit.shipped import find_config, instead_of
-from toolkit.wording import choices, nearest
+from toolkit.wording import nearest
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -401,7 +401,8 @@ def _explain(fault: ErrorDetails, tree: Mapping[str, Any]) -> str:
         return f"model.name: missing; known: {', '.join(MODELS)}"
     if fault["type"] == "union_tag_invalid":
         given = str(dict(tree.get("model", {})).get("name"))
-        return f"model.name: unknown model {given!r}; {choices(given, MODELS)}"
+        hint = nearest(given, MODELS)
+        return f"model.name: unknown model {given!r}; {hint}{' ' * bool(hint)}known: {', '.join(MODELS)}"
     message = str(fault["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     return f"{key}: {message}, got {fault['input']!r}" if key else message

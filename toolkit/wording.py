@@ -36,9 +36,3 @@ def nearest(given: str, known: Iterable[str]) -> str:
     """`did you mean a?`, or nothing where nothing known is like what was given."""
     near = difflib.get_close_matches(given, list(known), n=1)
     return f"did you mean {near[0]}?" if near else ""
-
-
-def choices(given: str, known: Iterable[str]) -> str:
-    """`did you mean b? known: a, b, c`."""
-    known = list(known)
-    return f"{nearest(given, known)} known: {', '.join(known)}".lstrip()

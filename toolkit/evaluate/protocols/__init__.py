@@ -7,7 +7,7 @@ import pkgutil
 
 from toolkit.errors import ConfigError
 from toolkit.evaluate.protocols.base import Protocol
-from toolkit.wording import choices
+from toolkit.wording import nearest
 
 __all__ = ["Protocol", "known_protocols", "load_protocol"]
 
@@ -25,7 +25,10 @@ def load_protocol(name: str) -> Protocol:
     """
     known = known_protocols()
     if name not in known:
-        raise ConfigError(f"eval.protocol: unknown protocol {name!r}; {choices(name, known)}")
+        hint = nearest(name, known)
+        raise ConfigError(
+            f"eval.protocol: unknown protocol {name!r}; {hint}{' ' * bool(hint)}known: {', '.join(known)}"
+        )
     protocol = importlib.import_module(f"{__name__}.{name}").PROTOCOL
     assert isinstance(protocol, Protocol), name
     return protocol
