@@ -10,7 +10,7 @@ from typing import TextIO
 
 from launch.table import RUN_HEADER, metric, render, run_row
 from launch.view import RunView, clock
-from toolkit.wording import duration, first_line
+from toolkit.wording import duration, first_line, speed
 
 LINES_EVERY_S = 15.0
 REDRAW_EVERY_S = 1.0
@@ -67,7 +67,7 @@ def line(view: RunView) -> str:
     if view.step is not None:
         parts.append(f"step {view.step}/{view.steps or '?'}")
     if view.rate is not None:
-        parts.append(f"{view.rate:.1f} seq/s")
+        parts.append(f"{speed(view.rate)} seq/s")
     if view.eta_s is not None:
         parts.append(f"ETA {duration(view.eta_s)}")
     if view.loss is not None:

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cli import make_parser, positive, run_script
+from launch.cli import as_typed, make_parser, positive, run_script
+from launch.record import in_sweep
 from toolkit.errors import EXIT_OK
 from toolkit.rundir import RunDir
 
@@ -65,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if world.is_main:
         written += analyse_after_evaluation(run, world.device, say)
         print("\n".join(str(path) for path in written))
+        if not in_sweep(run.path):
+            print(as_typed(f"next: python launch/report.py {run.path}"), file=sys.stderr)
     return EXIT_OK
 
 

@@ -20,6 +20,7 @@ from typing import TextIO
 
 from launch import lock
 from launch.cli import make_parser, positive, run_script
+from launch.record import read_runs
 from launch.scheduler import SUBMISSIONS, submissions
 from launch.table import render
 from launch.view import look
@@ -61,7 +62,7 @@ class Start:
 
 
 def find_run(given: Path) -> RunDir:
-    """The run directory of that name, or the only one whose name begins so.
+    """The run directory of that name, the one that its sweep calls so, or the only one whose name begins so.
 
     Raises:
         ConfigError: none or several.
@@ -71,12 +72,21 @@ def find_run(given: Path) -> RunDir:
     below = sorted(path.parent.name for path in given.glob("*/config.yaml"))
     if below:
         raise ConfigError(f"{given}: holds several runs; name one of them: {some(below)}")
+    # As launch/status.py names it: of two that begin alike, the one that the sweep's record means.
+    named = [item.run for item in read_runs(given.parent) if item.name == given.name]
+    if len(named) == 1:
+        return named[0]
     fits = [path.parent for path in sorted(given.parent.glob(f"{_plain(given.name)}*/config.yaml"))]
     if len(fits) == 1:
         return RunDir(fits[0])
     names = some([path.name for path in fits])
     raise ConfigError(
-        f"{given}: " + (f"fits several runs: {names}" if fits else "no such run; launch/status.py lists them")
+        f"{given}: "
+        + (
+            f"fits several runs: {names}; write more of the name"
+            if fits
+            else "no such run; launch/status.py lists them"
+        )
     )
 
 

@@ -23,7 +23,7 @@ from toolkit.plan import predict
 from toolkit.plan.predict import GIB, Choice, Machine
 from toolkit.rundir import RunDir
 from toolkit.shipped import CONFIGS
-from toolkit.wording import duration
+from toolkit.wording import duration, speed
 
 Plan = dict[str, Any]  # what --json prints
 SLOTS = (1, 2, 3, 4, 5)  # the paper's Table 3
@@ -169,7 +169,8 @@ def _time(plan: Plan, steps: int) -> list[str]:
     if not plan["hours"]:
         return ["time        unknown: give --rate SEQ/S, --run DIR of a run like it, or --tflops that a rank reaches"]
     return [
-        f"time        {steps:,} steps at {plan['sequences_per_s']:.1f} sequences/s: {duration(plan['hours'] * 3600)}, "
+        f"time        {steps:,} steps at {speed(plan['sequences_per_s'])} sequences/s: "
+        f"{duration(plan['hours'] * 3600)}, "
         f"{plan['gpu_hours']:,.1f} rank-hours (validation and checkpoints not counted)"
     ]
 

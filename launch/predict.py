@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Task:
 
     def paths(self, frame: Frame) -> tuple[Path, ...]:
         """The files of the forecast that begins with a frame."""
-        stamp = str(frame).replace("@", "-") if frame.time is None else f"{frame.time:%Y%m%dT%H%M%SZ}"
+        stamp = re.sub("[@/.]", "-", str(frame)) if frame.time is None else f"{frame.time:%Y%m%dT%H%M%SZ}"
         return tuple(
             path.with_name(f"{path.stem}-{stamp}{path.suffix}") if stamped else path
             for path, stamped in zip(self.outputs, self.stamped, strict=True)
@@ -80,7 +81,7 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     parser.add_argument(
         "--at",
         metavar="TIME",
-        help="last observation, UTC, or an event's key where there is no clock (default: the newest)",
+        help="last observation: UTC; without a clock an event's key or a frame's FOLDER/FILE (default: the newest)",
     )
     parser.add_argument("--lead", type=positive, metavar="N", help="frames to predict (default: the run's horizon)")
     parser.add_argument(

@@ -44,6 +44,11 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> list[
         return first + list(pool.map(work, items[1:]))
 
 
+def in_sweep(run: Path) -> bool:
+    """Whether a run directory lies in a sweep's folder: what comes next is then the sweep's business."""
+    return (run.parent / RECORD_NAME).exists()
+
+
 def read_runs(folder: Path) -> list[RecordedRun]:
     """The runs of a sweep directory in the sweep's order, then those that lie there besides.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from launch.cli import make_parser, run_script
 from toolkit.errors import EXIT_OK
-from toolkit.report.build import build_paper, build_report
 from toolkit.rundir import CHECKPOINTS
 
 EXAMPLES = """\
@@ -32,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--which", choices=CHECKPOINTS, default="best", help="with --paper: checkpoint (default: best)")
     arguments = parser.parse_args(argv)
+
+    from toolkit.report.build import build_paper, build_report  # late: --help doesn't wait for matplotlib
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from launch.view import RunView
-from toolkit.wording import duration, first_line
+from toolkit.wording import duration, first_line, speed
 
 RUN_HEADER = ("run", "state", "step", "seq/s", "ETA", "loss", "val", "wait", "host", "restarts", "note")
 _NUMBER = re.compile(r"[-+]?[\d,.:/%e+-]+")
@@ -37,7 +37,7 @@ def run_row(view: RunView) -> list[str]:
         view.name,
         view.label,
         _steps(view),
-        "" if view.rate is None else f"{view.rate:.1f}",
+        "" if view.rate is None else speed(view.rate),
         "" if view.eta_s is None else duration(view.eta_s),
         "" if view.loss is None else f"{view.loss:.5f}",
         metric(view.val),

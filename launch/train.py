@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from launch.cli import make_parser, positive, run_script
+from launch.cli import as_typed, make_parser, positive, run_script
 from launch.lock import claim
+from launch.record import in_sweep
 from toolkit.config import RunConfig, load_config
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, ConfigError, PeerError, StoppedError
 from toolkit.models.registry import MODELS
@@ -109,7 +111,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_OK
     if arguments.dry_run:
         return _dry_run(config)
-    stop = StopRequest()
+    first = os.environ.get("RANK", "0") == "0"
+    stop = StopRequest(
+        "stopping at the end of this step, with a checkpoint; Ctrl-C again ends it at once" if first else ""
+    )
     stop.install()
     return _train(arguments, config, stop)
 
@@ -137,12 +142,18 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
             raise
         if world.is_main:
             print(path)
+            if code == EXIT_OK and not in_sweep(path):
+                print(as_typed(f"next: python launch/evaluate.py --run {path}"), file=sys.stderr)
         world.close()  # after an error the others may be gone, and can't be waited for
     return code
 
 
 def _take(path: Path, config: RunConfig, ranks: int, stack: contextlib.ExitStack) -> None:
     """Rank 0: make or open the run directory, and hold it until the end of `stack`."""
+    from toolkit.train.prepare import open_data
+
+    if not RunDir(path).config_file.exists():
+        open_data(config)  # a store that can't be used leaves no run behind
     run = RunDir.create(path, config)
     if run.done:
         return

@@ -1,7 +1,7 @@
 """The command line: convert here, and the commands about stores that exist in commands.py.
 
-Exit codes: 0 done, 1 failure (disk full, no permission), 2 wrong usage, 5 bad data (an archive or a store that is
-damaged). Results go to stdout, progress and errors to stderr.
+Exit codes: 0 done, 1 failure (disk full, no permission), 2 wrong usage (a path that leads nowhere, a package that is
+missing), 5 bad data (an archive or a store that is damaged). Results go to stdout, progress and errors to stderr.
 """
 
 from __future__ import annotations

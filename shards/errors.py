@@ -20,15 +20,27 @@ class UsageError(ShardError):
 
 
 class SourceError(ShardError):
-    """An archive that is absent, unreadable or not what its format says."""
+    """An archive that is unreadable or not what its format says."""
 
     exit_code = 5
+
+
+class NoArchiveError(SourceError):
+    """A path that leads to no archive: mistyped rather than damaged."""
+
+    exit_code = 2
 
 
 class ManifestError(ShardError):
     """A manifest that is absent, of another version, or not a manifest."""
 
     exit_code = 5
+
+
+class NoStoreError(ManifestError):
+    """A path that leads to no store: mistyped, or not converted yet."""
+
+    exit_code = 2
 
 
 class StoreError(ShardError):

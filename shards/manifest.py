@@ -39,7 +39,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from shards.errors import ManifestError, UsageError
+from shards.errors import ManifestError, NoStoreError, UsageError
 from shards.mappings import MAPPINGS, nearest
 
 FORMAT_VERSION = 1
@@ -253,7 +253,7 @@ class Manifest:
             text = path.read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):
             what = f"it has no {MANIFEST_NAME}" if store.is_dir() else "there is no such folder"
-            raise ManifestError(
+            raise NoStoreError(
                 f"{store} is not a store: {what}; make one with: python -m shards convert --help"
             ) from None
         except UnicodeDecodeError as error:

@@ -47,7 +47,11 @@ class Frame:
     file: Path | None = None
 
     def __str__(self) -> str:
-        return iso(self.time) if self.time is not None else f"{self.key}@{self.place:04d}"
+        if self.time is not None:
+            return iso(self.time)
+        if self.file is None:
+            return f"{self.key}@{self.place:04d}"
+        return f"{self.file.absolute().parent.name}/{self.file.name}"  # its key is a number that nobody gave it
 
     @property
     def key(self) -> str:
@@ -80,7 +84,10 @@ class Archive:
         return np.concatenate(parts)
 
     def series(self, at: str | None = None) -> tuple[Frame, ...]:
-        """The frames up to the moment `at` (a time, or the key of an event): of its series, or of the last one.
+        """The frames up to the moment `at`, of its series; None: of the last one.
+
+        Args:
+            at: a time, the key of an event, or what a frame without a time is called, FOLDER/FILE.
 
         Raises:
             SourceError: there are no frames.
@@ -132,7 +139,7 @@ class Archive:
         )
 
     def _at(self, at: str) -> Frame:
-        named = [frame for frame in self.frames if frame.key == at]
+        named = [frame for frame in self.frames if at in (frame.key, str(frame))]
         if named and not (len(named) == 1 and named[0].time is not None):
             return named[-1]
         try:

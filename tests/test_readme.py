@@ -31,5 +31,5 @@ def test_every_command_works_as_written(tmp_path: Path) -> None:
             ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    page = tmp_path / "runs" / "demo" / "report" / "index.html"
+    page = tmp_path / "runs" / "tiny" / "demo" / "report" / "index.html"
     assert page.stat().st_size > 10_000

@@ -35,7 +35,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from toolkit.config import RunConfig, load_config
+from toolkit.config import RunConfig, flatten, load_config
 from toolkit.errors import EXIT_MEANING, ConfigError, ToolkitError
 from toolkit.wording import some
 
@@ -152,7 +152,7 @@ class RunDir:
             if run.config().hash8() != config.hash8():
                 raise ConfigError(
                     f"{path}: holds another run ({run.config().hash8()}, this one is {config.hash8()}): "
-                    "choose another --run-dir, or delete that folder"
+                    f"{differences(run.config(), config)}; choose another --run-dir, or delete that folder"
                 )
             return run
         # A creation that was killed leaves env.json or a temporary file; config.yaml, written last, makes it a run.
@@ -235,6 +235,16 @@ class RunDir:
     def scores(self) -> dict[str, Path]:
         """Evaluation results by name, for example {'test-best': .../eval/test-best.json}."""
         return {path.stem: path for path in sorted(self.eval.glob("*-*.json"))}
+
+
+def differences(there: RunConfig, asked: RunConfig, limit: int = 4) -> str:
+    """What sets two runs apart, for a message: `train.steps is 200 there, 8 here`."""
+    one, two = flatten(there.identity()), flatten(asked.identity())  # without what is at its default
+    keys = sorted(key for key in {*one, *two} if one.get(key) != two.get(key))
+    one, two = flatten(there.model_dump(mode="json")), flatten(asked.model_dump(mode="json"))
+    said = [[json.dumps(flat[key]) if key in flat else "absent" for flat in (one, two)] for key in keys[:limit]]
+    shown = [f"{key} is {mine} there, {other} here" for key, (mine, other) in zip(keys, said, strict=False)]
+    return "; ".join(shown + [f"and {len(keys) - limit} keys more"] * (len(keys) > limit))
 
 
 def environment() -> dict[str, object]:

@@ -22,6 +22,13 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
 
 
+def speed(per_s: float) -> str:
+    """Sequences per second with the digits that tell slow ones apart: `1,204`, `35.6`, `0.083`."""
+    if per_s >= 1000:
+        return f"{per_s:,.0f}"
+    return f"{per_s:.1f}" if per_s >= 1 else f"{per_s:.2g}"
+
+
 def some(names: Sequence[str], most: int = 6) -> str:
     """`a, b, c and 4 more`."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

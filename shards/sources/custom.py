@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from shards.errors import SourceError, UsageError
+from shards.errors import NoArchiveError, UsageError
 from shards.sources.base import Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
 
 PARTS = ("DESCRIPTION", "events", "read")
@@ -83,7 +83,7 @@ def custom_entry(file: Path) -> SourceEntry:
     def build(args: argparse.Namespace) -> Source:
         archive = Path(args.input)
         if not archive.exists():
-            raise SourceError(f"{archive} does not exist; give the archive that {file} reads")
+            raise NoArchiveError(f"{archive} does not exist; give the archive that {file} reads")
         # Another version of the file is another conversion, though its arguments are the same.
         args.source_sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         return Custom(file, archive)

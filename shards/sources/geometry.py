@@ -141,5 +141,5 @@ def add_geometry_arguments(parser: argparse.ArgumentParser, crop: str | None, si
     parser.add_argument(
         "--size",
         default=size,
-        help="then resize to SIDE or HEIGHTxWIDTH, bilinear; none to keep (default: %(default)s)",
+        help=f"then resize to SIDE or HEIGHTxWIDTH, bilinear; none to keep (default: {size or 'none'})",
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.errors import SourceError
+from shards.errors import NoArchiveError, SourceError
 from shards.manifest import Codes
 
 IMAGES_MAGIC = 0x00000803  # unsigned bytes, three dimensions: count, rows, columns
@@ -23,19 +23,19 @@ IMAGES_MAGIC = 0x00000803  # unsigned bytes, three dimensions: count, rows, colu
 def find_idx(folder: Path, stem: str) -> Path:
     """The file `stem` or `stem.gz` in `folder`; `train-images.idx3-ubyte` is understood for `train-images-idx3-ubyte`.
 
-    Raises SourceError that lists what the folder holds instead.
+    Raises NoArchiveError that lists what the folder holds instead.
     """
     names = [name + end for name in (stem, stem.replace("-idx", ".idx")) for end in ("", ".gz")]
     for name in names:
         if (folder / name).is_file():
             return folder / name
     if not folder.is_dir():
-        raise SourceError(
+        raise NoArchiveError(
             f"{folder} is not a folder; --digits takes 'sklearn' or a folder with MNIST's original idx files"
         )
     found = sorted(path.name for path in folder.iterdir())
     holds = f"it holds {', '.join(found[:6])}{' ...' if len(found) > 6 else ''}" if found else "it is empty"
-    raise SourceError(
+    raise NoArchiveError(
         f"{folder}: no {stem} or {stem}.gz ({holds}); put MNIST's original files there, or leave --digits out "
         "for the digits that come with scikit-learn"
     )

@@ -13,17 +13,17 @@ from types import ModuleType
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from shards.errors import ShardError, SourceError
+from shards.errors import NoArchiveError, SourceError, UsageError
 from shards.manifest import Codes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm", ".webp")
 
 
 def walk(folder: Path) -> list[str]:
-    """All files below `folder`, relative with forward slashes, sorted. Raises SourceError if it is no folder."""
+    """All files below `folder`, relative with forward slashes, sorted. Raises NoArchiveError if it is no folder."""
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
-        raise SourceError(
+        raise NoArchiveError(
             f"{folder} is not a folder (it {what}); give the archive's folder, sub-folders are searched too"
         )
     return sorted(
@@ -40,11 +40,11 @@ class Listing:
 
     @staticmethod
     def of(path: Path, limit: int = 20_000) -> Listing:
-        """At most `limit` files, found without reading a large archive's whole tree. Raises SourceError."""
+        """At most `limit` files, found without reading a large archive's whole tree. Raises NoArchiveError."""
         if path.is_file():
             return Listing(path.parent, (path.name,))
         if not path.is_dir():
-            raise SourceError(f"{path} does not exist; give the archive's folder or file")
+            raise NoArchiveError(f"{path} does not exist; give the archive's folder or file")
         found: list[str] = []
         for parent, folders, names in os.walk(path):
             folders.sort()
@@ -59,11 +59,11 @@ class Listing:
 
 
 def need(module: str, extra: str, what: str) -> ModuleType:
-    """Import a package that only some archives need. Raises ShardError that says how to install it."""
+    """Import a package that only some archives need. Raises UsageError that says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ShardError(
+        raise UsageError(
             f"{what} needs the package {module.split('.')[0]} ({error}); "
             f"install it with: pip install 'modernn-toolkit[{extra}]'"
         ) from None

@@ -96,8 +96,18 @@ def test_wrong_names(run: RunDir) -> None:
     other = RunDir.create(sweep / "modernn-seed2-00000000", RunConfig(seed=2))
     with pytest.raises(ConfigError, match="fits several runs: modernn-seed1-00000000, modernn-seed2-00000000"):
         logs.main([str(sweep / "modernn")])
+    with pytest.raises(ConfigError, match="write more of the name"):
+        logs.main([str(sweep / "modernn-seed")])
     with pytest.raises(ConfigError, match=r"no logs yet \(state: new\): its job has not begun"):
         logs.main([str(other.path)])
+
+
+def test_a_name_is_that_of_the_sweeps_record(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run again with other settings, a sweep's folder holds two that begin alike; status shows one by its name."""
+    RunDir.create(run.path.with_name("modernn-seed1-11111111"), RunConfig(seed=3))
+    item = f"{{dir: {run.path.name}, name: modernn-seed1, group: modernn, seed: 1, settings: {{}}}}"
+    (run.path.parent / "sweep.yaml").write_text(f"name: demo\nfile: demo.yaml\nruns: [{item}]\n")
+    assert shown(capsys, run.path.parent / "modernn-seed1") == ["start 2", "step 3", "step 4", "mse 3"]
 
 
 def test_following_goes_on_with_the_next_start_and_ends_with_the_run(run: RunDir, tmp_path: Path) -> None:

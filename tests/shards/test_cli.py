@@ -44,6 +44,23 @@ def test_verify_tells_by_its_exit_code(tmp_path, capsys):
     (tmp_path / "s/test/000000.idx").unlink()
     assert main(["verify", str(tmp_path / "s"), "--quick"]) == 5
     assert f"{tmp_path}/s/test/000000.idx: " in capsys.readouterr().err
+    assert main(["verify", str(tmp_path)]) == 2  # the wrong folder isn't damage
+    assert "is not a store: it has no manifest.json" in capsys.readouterr().err
+
+
+def test_a_package_that_is_absent_is_usage(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "eccodes", None)
+    (tmp_path / "in").mkdir()
+    for minute in (0, 2):
+        (tmp_path / f"in/PrecipRate_00.00_20190610-00{minute:02d}00.grib2").write_bytes(b"GRIB")
+    assert main(["convert", "radar", str(tmp_path / "in"), str(tmp_path / "out")]) == 2
+    assert "needs the package eccodes" in capsys.readouterr().err
+
+
+def test_help_names_no_python(capsys):
+    with pytest.raises(SystemExit):
+        main(["convert", "images", "--help"])
+    assert "None" not in capsys.readouterr().out
 
 
 def test_info_for_people_and_programs(tmp_path, capsys, format):
@@ -66,10 +83,10 @@ def test_info_for_people_and_programs(tmp_path, capsys, format):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["verify", "/nowhere"], 5, "/nowhere is not a store"),
-        (["info", "/nowhere"], 5, "python -m shards convert --help"),
-        (["convert", "radar", "/nowhere", "/tmp/never"], 5, "/nowhere is not a folder"),
-        (["convert", "moving-mnist", "/tmp/never", "--digits", "/nowhere"], 5, "/nowhere is not a folder"),
+        (["verify", "/nowhere"], 2, "/nowhere is not a store"),
+        (["info", "/nowhere"], 2, "python -m shards convert --help"),
+        (["convert", "radar", "/nowhere", "/tmp/never"], 2, "/nowhere is not a folder"),
+        (["convert", "moving-mnist", "/tmp/never", "--digits", "/nowhere"], 2, "/nowhere is not a folder"),
         (["convert", "moving-mnist", "/tmp/never", "--digit-size", "64"], 2, "has no room to move"),
     ],
 )

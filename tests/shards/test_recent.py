@@ -139,6 +139,18 @@ def test_an_archive_that_grows_is_seen(tmp_path: Path) -> None:
     assert len(open_archive(tmp_path / "a.nc", {}).frames) == 6
 
 
+def test_frames_without_a_clock_are_called_as_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("000", "001", "002"):
+        save(tmp_path / f"newest/{name}.png", np.zeros((8, 8), np.uint8))
+    archive = open_archive(tmp_path / "newest", {})
+    assert [str(frame) for frame in archive.frames] == ["newest/000.png", "newest/001.png", "newest/002.png"]
+    assert len(archive.series("newest/001.png")) == 2
+    with pytest.raises(UsageError, match=r"3 frames up to newest/002.png, the model is shown 10"):
+        archive.up_to(archive.frames[-1], 10, None)
+    monkeypatch.chdir(tmp_path / "newest")
+    assert str(open_archive(".", {}).frames[0]) == "newest/000.png"
+
+
 def test_what_is_no_archive_is_said(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="does not exist"):
         open_archive(tmp_path / "nothing", {})

@@ -187,7 +187,7 @@ def test_what_auto_cannot_tell(tmp_path, files, message):
 
 
 def test_auto_of_what_is_not_there(tmp_path, capsys):
-    assert main(["convert", "auto", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 5
+    assert main(["convert", "auto", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2
     assert "nowhere does not exist" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["convert", "auto", "--help"])

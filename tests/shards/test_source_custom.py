@@ -108,5 +108,5 @@ def test_a_file_that_is_not_there(tmp_path, capsys):
     assert "absent.py: no such file" in capsys.readouterr().err
     assert convert(tmp_path, SOURCE) == 0
     (tmp_path / "in").rmdir()
-    assert main(["convert", str(tmp_path / "mine.py"), str(tmp_path / "in"), str(tmp_path / "other")]) == 5
+    assert main(["convert", str(tmp_path / "mine.py"), str(tmp_path / "in"), str(tmp_path / "other")]) == 2
     assert "in does not exist" in capsys.readouterr().err

@@ -75,7 +75,8 @@ class WindowSet:
         if not starts:
             raise ConfigError(
                 f"{self.store.path}: split {self.split!r}: windows of {length} frames (data.context + data.horizon) "
-                f"are longer than the longest unbroken run, {longest} frames: choose a shorter context or horizon"
+                f"are longer than the longest unbroken run, {longest} frames: choose a shorter context or "
+                f"horizon, or other splits (python -m shards info {self.store.path})"
             )
         return starts
 

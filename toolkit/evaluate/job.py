@@ -30,6 +30,7 @@ from toolkit.models.base import SequenceModel
 from toolkit.models.baselines import Persistence
 from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir, replacing, write_atomic
 from toolkit.train.checkpoint import load_model
+from toolkit.wording import speed
 
 PROGRESS_EVERY_S = 5.0
 
@@ -219,7 +220,7 @@ class Evaluation:
             last = now
             rate = done / max(now - began, 1e-9)
             left = (total - done) / rate
-            self.say(f"{self.split} ({name}): {done}/{total} sequences{shared}, {rate:.1f} per s, {left:.0f} s left")
+            self.say(f"{self.split} ({name}): {done}/{total} sequences{shared}, {speed(rate)} per s, {left:.0f} s left")
 
         return show
 

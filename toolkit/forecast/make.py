@@ -91,6 +91,10 @@ class Forecast:
         return codes
 
 
+def _quantity(scale: Scale) -> str:
+    return f"{scale.quantity} " + ("without a unit" if scale.unit == "1" else f"in {scale.unit}")
+
+
 def check_fits(trained: Trained, archive: Archive, request: Request) -> None:
     """
     Raises:
@@ -100,8 +104,8 @@ def check_fits(trained: Trained, archive: Archive, request: Request) -> None:
     theirs, ours = archive.description, trained
     if (theirs.scale.unit, theirs.scale.mapping) != (ours.scale.unit, ours.scale.mapping):
         raise ConfigError(
-            f"{archive.where}: {theirs.scale.quantity} in {theirs.scale.unit}, the model learnt {ours.scale.quantity} "
-            f"in {ours.scale.unit}: name options of the source after --, or train on such an archive"
+            f"{archive.where}: {_quantity(theirs.scale)}, the model learnt {_quantity(ours.scale)}: "
+            "name options of the source after --, or train on such an archive"
         )
     if theirs.frames.channels != ours.frames.channels:
         raise ConfigError(

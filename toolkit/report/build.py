@@ -20,6 +20,7 @@ from toolkit.report.page import render
 from toolkit.report.paper import fill_tables
 from toolkit.report.tables import to_csv, to_markdown
 from toolkit.rundir import write_atomic
+from toolkit.wording import count
 
 OUTPUTS = ("index.html", "table.csv", "table.md")
 
@@ -44,10 +45,14 @@ def build_report(folder: Path, out: Path | None, say: Callable[[str], None], for
     sweep = collect(folder)
     digest = inputs_digest(sweep)
     counted = sum(run.problem is None for run in sweep.runs)
-    say(f"{sweep.name}: {len(sweep.runs)} runs in {len(sweep.groups)} groups, {counted} finished and scored")
+    runs, groups = count(len(sweep.runs), "run"), count(len(sweep.groups), "group")
+    say(f"{sweep.name}: {runs} in {groups}, {counted} finished and scored")
     for run in sweep.runs:
         if run.problem is not None:
             say(f"  not in the tables: {run.name}: {run.problem}")
+    if sweep.others:
+        others = count(sweep.others, "run directory", "run directories")
+        say(f"  not in the tables: {others} outside the sweep's plan, which the last launch/sweep.py wrote")
     if not force and all((target / name).exists() for name in OUTPUTS) and _known_digest(target) == digest:
         say("the report is up to date; nothing to do")
         return page

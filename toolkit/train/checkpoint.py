@@ -36,7 +36,7 @@ from typing import Any, BinaryIO
 import torch
 
 from shards import open_store
-from toolkit.errors import CheckpointError
+from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel, build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
@@ -290,7 +290,9 @@ def _step_of(run: RunDir, which: str) -> int:
         return best
     latest, there = pointed(folder, "latest"), steps_in(folder)
     if latest is None and not there:
-        raise CheckpointError(f"{folder}: no checkpoint; train first: python launch/train.py --run {run.path}")
+        if run.standing() == "running":
+            raise ConfigError(f"{folder}: no checkpoint yet, and its training goes on: wait for the first one")
+        raise ConfigError(f"{folder}: no checkpoint; train first: python launch/train.py --run {run.path}")
     last = max([*there, *([latest] if latest is not None else [])])
     if latest != last:
         print(f"{folder / 'latest'} doesn't name the newest checkpoint; taking {name_of(last)}", file=sys.stderr)

@@ -37,7 +37,10 @@ def open_data(config: RunConfig) -> Data:
     train = WindowSet(store, data.train_split, length, data.train_stride, data.modes)
     val = None
     if data.val_split in store.splits:
-        val = WindowSet(store, data.val_split, length, data.eval_stride, data.modes)
+        try:
+            val = WindowSet(store, data.val_split, length, data.eval_stride, data.modes)
+        except ConfigError as error:
+            raise ConfigError(f"{error}, or train without a validation: data.val_split=none") from None
     return Data(store, train, val)
 
 

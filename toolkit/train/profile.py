@@ -27,6 +27,7 @@ from toolkit.config import RunConfig
 from toolkit.distributed import World
 from toolkit.models.cost import count_macs
 from toolkit.rundir import RunDir, write_atomic
+from toolkit.wording import speed
 
 WARM_UP = 3  # steps; the first ones compile, allocate and fill caches
 PHASES = ("data wait", "forward", "backward", "optimizer")
@@ -213,7 +214,7 @@ def tell(summary: Mapping[str, Any]) -> list[str]:
     """The summary for people."""
     whole = summary["step_ms"]
     lines = [
-        f"profile of {summary['steps']} steps: {whole:.1f} ms a step, {summary['sequences_per_s']:.1f} sequences/s"
+        f"profile of {summary['steps']} steps: {whole:.1f} ms a step, {speed(summary['sequences_per_s'])} sequences/s"
     ]
     lines += [f"  {name:<14} {value:9.1f} ms  {value / whole:6.1%}" for name, value in summary["phases_ms"].items()]
     lines.append(

@@ -15,9 +15,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from toolkit.rundir import RunDir, read_lines, write_atomic
-from toolkit.wording import duration
+from toolkit.wording import duration, speed
 
 STATE_EVERY_S = 2.0
+SAY_EVERY_S = 30.0
 
 
 class Meter:
@@ -98,6 +99,7 @@ class Recorder:
         self.lines = open(run.metrics_file, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  closed in close()
         self.tensorboard = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
         self._state_at = 0.0
+        self._said_at = time.monotonic()
         restarts = int(run.read_state().get("restarts", -1)) + 1
         self.state: dict[str, object] = {"restarts": restarts, "started": time.time(), "steps": steps}
         self.put_state("training", step)
@@ -109,13 +111,16 @@ class Recorder:
             samples: fingerprint of the global batch; equal ones mean the same samples in any number of ranks.
         """
         self.state["loss"] = values["loss"]
+        rates = {"seq_per_s": self.meter.sequences_per_s, "data_wait": self.meter.data_wait}
         if samples is not None:
-            speed = {"seq_per_s": self.meter.sequences_per_s, "data_wait": self.meter.data_wait}
-            self._line(step, "train", {**values, **speed}, samples=samples)
+            self._line(step, "train", {**values, **rates}, samples=samples)
+        # Steps that take minutes are told as they come: a screen that stands still looks like a hang.
+        if samples is not None or time.monotonic() - self._said_at > SAY_EVERY_S:
+            self._said_at = time.monotonic()
             self.say(
                 f"step {step:>{len(str(self.steps))}}/{self.steps}  loss {values['loss']:.5f}  "
-                f"|grad| {values['grad_norm']:.3g}  {speed['seq_per_s']:.1f} seq/s  "
-                f"data wait {100 * speed['data_wait']:.0f}%  ETA {duration(self.meter.eta_s(self.steps - step))}"
+                f"|grad| {values['grad_norm']:.3g}  {speed(rates['seq_per_s'])} seq/s  "
+                f"data wait {100 * rates['data_wait']:.0f}%  ETA {duration(self.meter.eta_s(self.steps - step))}"
             )
         if samples is not None or time.time() - self._state_at > STATE_EVERY_S:
             self.put_state("training", step)

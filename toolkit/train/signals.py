@@ -7,6 +7,7 @@ must survive that. Only a second Ctrl-C ends the process at once, because a pers
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from types import FrameType
@@ -16,9 +17,14 @@ SAME_KEYSTROKE_S = 1.0  # under torchrun one Ctrl-C arrives twice: from the term
 
 
 class StopRequest:
-    """Becomes true when this process is asked to stop."""
+    """Becomes true when this process is asked to stop.
 
-    def __init__(self) -> None:
+    Args:
+        said: a line for who presses Ctrl-C: a step can take minutes, and until it ends nothing else is to be seen.
+    """
+
+    def __init__(self, said: str = "") -> None:
+        self._said = said
         self.name: str | None = None
         self._interrupted_at: float | None = None
 
@@ -31,6 +37,8 @@ class StopRequest:
         if number == signal.SIGINT:
             if self._interrupted_at is None:
                 self._interrupted_at = time.monotonic()
+                if self._said:
+                    os.write(2, f"{self._said}\n".encode())  # print() may be what the signal interrupted
             elif time.monotonic() - self._interrupted_at > SAME_KEYSTROKE_S:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)

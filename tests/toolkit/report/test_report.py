@@ -224,8 +224,10 @@ def test_a_single_run_and_a_folder_without_a_record(sweep: Path) -> None:
 
 def test_runs_beside_the_plan_are_mentioned(sweep: Path) -> None:
     write_run(sweep / "stray", "stray", 7, noise_scene(), 1.0)
-    page = build_report(sweep, None, quiet).read_text()
+    said: list[str] = []
+    page = build_report(sweep, None, said.append).read_text()
     assert "1 run directory here, outside the sweep's plan" in page
+    assert any("1 run directory outside the sweep's plan" in line for line in said)
     assert "stray" not in (sweep / "report" / "table.csv").read_text()
 
 

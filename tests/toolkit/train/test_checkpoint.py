@@ -23,7 +23,7 @@ import torch
 from shards import open_store
 from tests.toolkit.train.crash import Countdown, ended, start
 from toolkit.config import TrainConfig, load_config
-from toolkit.errors import CheckpointError
+from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import build_model
 from toolkit.rundir import RunDir
 from toolkit.train import checkpoint, commit
@@ -175,7 +175,12 @@ def test_pointers_are_checked_not_trusted(run: RunDir, capsys: pytest.CaptureFix
     latest.unlink()
     assert step_loaded(run, "best") == 6  # a run without validation
     shutil.rmtree(run.checkpoints)
-    with pytest.raises(CheckpointError, match="no checkpoint; train first"):
+    (run.path / "DONE").unlink(missing_ok=True)
+    run.write_state(phase="training")
+    with pytest.raises(ConfigError, match="no checkpoint yet, and its training goes on"):
+        step_loaded(run, "last")
+    run.mark_failed("a test's")
+    with pytest.raises(ConfigError, match="no checkpoint; train first"):
         step_loaded(run, "last")
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -263,10 +264,11 @@ def group_of(process: Path) -> int:
 def test_a_second_ctrl_c_ends_at_once_but_one_that_arrives_twice_does_not() -> None:
     code = (
         "import time\nfrom toolkit.train.signals import StopRequest\n"
-        "stop = StopRequest(); stop.install()\nprint('ready', flush=True)\nwhile True: time.sleep(0.1)\n"
+        "stop = StopRequest('stopping soon'); stop.install()\nprint('ready', flush=True)\nwhile True: time.sleep(0.1)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes) as process:
+        assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "ready\n"
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
             process.send_signal(number)
@@ -275,6 +277,7 @@ def test_a_second_ctrl_c_ends_at_once_but_one_that_arrives_twice_does_not() -> N
         time.sleep(1.2)
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == -signal.SIGINT
+        assert process.stderr.read() == "stopping soon\n"
 
 
 # Hangs and losses

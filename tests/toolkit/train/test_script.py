@@ -154,7 +154,7 @@ def test_a_damaged_sample_ends_the_run_or_is_skipped_and_told(
         (["--set", "train.lr=-1"], 2, "train.lr: input should be greater than 0, got -1"),
         (["--set", "model.slotz=2"], 2, "model.slotz: unknown key; did you mean slots?"),
         (["--set", "data.context=30"], 2, "windows of 34 frames .* longest unbroken run, 8 frames"),
-        (["--set", "data.store=nowhere"], 5, "nowhere"),
+        (["--set", "data.store=nowhere"], 2, "nowhere is not a store"),
         (["--resume", "sometimes"], 2, "--resume sometimes: use auto, none or the number of a step"),
         (["--run", "x"], 2, "give one of --config FILE and --run DIR"),
     ],
@@ -168,6 +168,7 @@ def test_mistakes_get_one_message_and_a_code(
     assert done.returncode == code, done.stderr
     assert re.search(message, done.stderr)
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()  # the mended command finds no half run in its way
 
 
 def test_a_folder_that_holds_something_else_is_refused(tiny_config: Path, tmp_path: Path, finished: Path) -> None:
@@ -178,6 +179,7 @@ def test_a_folder_that_holds_something_else_is_refused(tiny_config: Path, tmp_pa
     other = call("--config", tiny_config, "--run-dir", finished, "--set", "seed=9")
     assert other.returncode == 2
     assert "holds another run" in other.stderr
+    assert "seed is 0 there, 9 here; choose another --run-dir" in other.stderr
 
 
 def test_what_scoring_will_lack_is_said_before_training(
