@@ -84,6 +84,11 @@ class Item:
             return "evaluate: no training"
         return "train again" if self.submitted and self.before.state == "failed" else WHAT[self.before.state]
 
+    @property
+    def recorded(self) -> RecordedRun:
+        planned = self.planned
+        return RecordedRun(self.run, planned.name, planned.group, planned.seed, planned.settings)
+
     def look(self) -> RunView:
         return look(self.run, self.planned.name, self.planned.config.eval.split)
 
@@ -272,11 +277,7 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
         print("\n".join(describe(plan, items)), flush=True)
         submitted = [item for item in items if item.submitted]
         side_by_side(lambda item: RunDir.create(item.run.path, item.planned.config), submitted)
-        recorded = [
-            RecordedRun(item.run, item.planned.name, item.planned.group, item.planned.seed, item.planned.settings)
-            for item in items
-        ]
-        write_record(root, plan.name, plan.file, recorded)
+        write_record(root, plan.name, plan.file, [item.recorded for item in items])
         jobs += submitter.submit([item.run.path for item in submitted])
         if isinstance(submitter, SlurmSubmitter) and jobs and options.report:
             submitter.submit_report(fresh=bool(submitted))
