@@ -86,7 +86,7 @@ def put_in_place(store: Path, output: Path) -> None:
             raise
     else:
         store.rename(output)
-    flush(output.parent)
+    _flush_parent(output)
 
 
 def remove_partials(output: Path) -> None:
@@ -112,3 +112,8 @@ def _lock(locks: ExitStack, partial: Path, output: Path) -> None:
             raise busy
     except (BlockingIOError, FileNotFoundError):  # locked, or just finished and removed
         raise busy from None
+
+
+def _flush_parent(path: Path) -> None:
+    """The folder's entry for `path`."""
+    flush(path.parent)

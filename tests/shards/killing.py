@@ -23,7 +23,7 @@ POINTS = {
     "a shard is in its place": (shards.writer, "record"),
     "all shards are written": (shards.convert, "_manifest"),
     "the store is put in place": (shards.convert, "put_in_place"),
-    "files are flushed": (shards.partial, "_flush"),
+    "files are flushed": (shards.partial, "flush"),
     "the store is renamed": (shards.partial, "_flush_parent"),
 }
 SHARD_MB = 0.0015  # a handful of events
