@@ -286,7 +286,8 @@ def write(options: argparse.Namespace, results: dict[str, Any], notes: list[str]
     return write_report("cell", title, command, HEAD, lines, facts, out, device_name(options), [roof, *notes])
 
 
-def main() -> int:
+def arguments() -> argparse.Namespace:
+    """The command line; checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS), help=f"of {', '.join(MODELS)}")
     parser.add_argument("--forms", default=",".join(FORMS), help=f"of {', '.join(FORMS)}; the first is needed")
@@ -312,27 +313,37 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="where to write the report (default: beside this file)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    for key in ("out", "predrnn_pytorch"):
+        path = getattr(options, key)
+        setattr(options, key, str(path.resolve()) if path else None)
+    if options.forms.split(",")[0] != FORMS[0]:
+        parser.error(f"--forms must begin with {FORMS[0]!r}, which the others are compared with")
+    return options
+
+
+def rounds(options: argparse.Namespace, model: str) -> dict[str, list[dict[str, float]]]:
+    """Every form's measurements, the forms in turns."""
+    beside = [PEER] if options.predrnn_pytorch and model == "predrnn" else []
+    found: dict[str, list[dict[str, float]]] = {form: [] for form in (*options.forms.split(","), *beside)}
+    for _ in range(options.rounds):
+        for form in found:
+            found[form].append(child(options, "measure", model, form))
+    if beside and abs(found[PEER][0]["loss"] / found[FORMS[0]][0]["loss"] - 1) > 1e-4:
+        raise SystemExit(f"loss {found[PEER][0]['loss']} of {PEER}, {found[FORMS[0]][0]['loss']} of {FORMS[0]}")
+    return found
+
+
+def main() -> int:
+    options = arguments()
     if options.child:
         run_child(options.child)
         return 0
-    options.out = str(options.out) if options.out else None
-    peer = options.predrnn_pytorch = str(options.predrnn_pytorch.resolve()) if options.predrnn_pytorch else None
-    forms = options.forms.split(",")
-    if forms[0] != FORMS[0]:
-        parser.error(f"--forms must begin with {FORMS[0]!r}, which the others are compared with")
     top = child(options, "roof", "")
     print(f"{device_name(options)}: roof {top['bf16']:.0f} GFLOP/s in bf16, {top['fp32']:.0f} in fp32\n")
     rows: list[dict[str, Any]] = []
     learning: dict[str, Any] = {}
     for model in options.models.split(","):
-        beside = [PEER] if peer and model == "predrnn" else []
-        found: dict[str, list[dict[str, float]]] = {form: [] for form in (*forms, *beside)}
-        for _ in range(options.rounds):
-            for form in found:
-                found[form].append(child(options, "measure", model, form))
-        if beside and abs(found[PEER][0]["loss"] / found[forms[0]][0]["loss"] - 1) > 1e-4:
-            raise SystemExit(f"loss {found[PEER][0]['loss']} of {PEER}, {found[forms[0]][0]['loss']} of {forms[0]}")
-        made = list(rows_of(model, found, child(options, "gigaflop", model), top, options.batch))
+        made = list(rows_of(model, rounds(options, model), child(options, "gigaflop", model), top, options.batch))
         rows += made
         print(table(HEAD, [cells(row) for row in made]), flush=True)
         if options.learning:

@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from toolkit.config import RunConfig, flatten
+from toolkit.config import RunConfig
 from toolkit.errors import ConfigError
+from toolkit.tree import flatten
 
 LONGEST_VALUE = 40  # of a text value in a name; its end tells paths apart
 

@@ -29,9 +29,10 @@ from pathlib import Path
 import yaml
 
 from launch.naming import label_runs
-from toolkit.config import RunConfig, flatten, make_config, merge, nested, read_tree, with_overrides
+from toolkit.config import RunConfig, make_config
 from toolkit.errors import ConfigError
 from toolkit.shipped import find_config, instead_of
+from toolkit.tree import flatten, merge, nested, read_tree, with_overrides
 from toolkit.wording import nearest
 
 KEYS = ("name", "include", "base", "seeds", "set", "list", "grid", "zip", "exclude")

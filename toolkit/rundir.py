@@ -35,8 +35,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from toolkit.config import RunConfig, flatten, load_config
+from toolkit.config import RunConfig, load_config
 from toolkit.errors import EXIT_MEANING, ConfigError, ToolkitError
+from toolkit.tree import flatten
 from toolkit.wording import some
 
 LOCK_NAME = "job.lock"

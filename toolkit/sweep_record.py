@@ -17,9 +17,9 @@ from pathlib import Path
 
 import yaml
 
-from toolkit.config import to_yaml
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir, write_atomic
+from toolkit.tree import to_yaml
 
 RECORD_NAME = "sweep.yaml"
 # The same safe subset of YAML, read by libyaml where PyYAML was built with it: ten times faster on 1,000 runs.

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.config import RunConfig, load_config, make_config, merge, with_overrides
+from toolkit.config import RunConfig, load_config, make_config
 from toolkit.errors import ConfigError
+from toolkit.tree import merge, with_overrides
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.config import RunConfig, flatten
+from toolkit.config import RunConfig
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir, read_lines, read_result
 from toolkit.sweep_record import RECORD_NAME, RecordedRun, read_record
+from toolkit.tree import flatten
 from toolkit.wording import first_line
 
 Facts = Mapping[str, Any]  # a result or a diagnosis as its JSON file says it
