@@ -15,7 +15,7 @@ import torch
 from launch.evaluate import main
 from shards import open_store
 from toolkit.config import make_config
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import ConfigError
 from toolkit.evaluate.table import ScoreTable
 from toolkit.models.base import build_model
 from toolkit.rundir import RunDir
@@ -158,7 +158,7 @@ def test_faults_of_use_are_named(make_run: Callable[..., RunDir], tmp_path: Path
     with pytest.raises(ConfigError, match="not a run directory"):
         main(["--run", str(tmp_path)])
     run = make_run()
-    with pytest.raises(CheckpointError, match="train first"):
+    with pytest.raises(ConfigError, match="train first"):
         main(["--run", str(run.path)])
     with pytest.raises(ConfigError, match="--which worst"):
         main(["--run", str(run.path), "--which", "worst"])

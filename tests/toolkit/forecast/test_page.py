@@ -29,7 +29,7 @@ def test_the_page_can_be_followed_to_the_letter(tmp_path: Path) -> None:
         done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         said[line.split()[1]] = done.stdout
-    assert said["in_python.py"].startswith("(6, 1, 48, 64) dBZ")
+    assert said["in_python.py"].startswith("(4, 1, 48, 64) dBZ")
     assert "2024-05-01T04:55:00.000000000 to 2024-05-01T05:25:00.000000000" in said["in_python.py"]
     assert "RMSE dBZ" in said["launch/predict.py"]
     assert (tmp_path / "past.zarr" / "zarr.json").exists() and (tmp_path / "past.gif").stat().st_size > 10_000
