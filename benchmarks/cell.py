@@ -270,7 +270,7 @@ def device_name(options: argparse.Namespace) -> str:
 
 def write(options: argparse.Namespace, results: dict[str, Any], notes: list[str]) -> Path:
     """The table and the same as JSON, beside this file."""
-    settings = {key: value for key, value in vars(options).items() if key not in ("child", "out")}
+    settings = {key: value for key, value in vars(options).items() if key not in ("child", "out", "predrnn_pytorch")}
     title = (
         f"Cells, {options.layers}x{options.hidden}, {options.size}x{options.size}, patch 4, {options.frames} frames, "
     )
@@ -282,7 +282,8 @@ def write(options: argparse.Namespace, results: dict[str, Any], notes: list[str]
     facts = {"settings": settings, **results}
     lines = [cells(row) for row in results["rows"]]
     out = Path(options.out) if options.out else None
-    command = f"python benchmarks/cell.py --device {options.device}"
+    command = f"python benchmarks/cell.py --device {options.device} --models {options.models}"
+    command += " --predrnn-pytorch CLONE" if options.predrnn_pytorch else ""
     return write_report("cell", title, command, HEAD, lines, facts, out, device_name(options), [roof, *notes])
 
 
