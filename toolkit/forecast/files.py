@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shards.files import flush
 from shards.sources.inputs import need
 from toolkit import __version__
 from toolkit.errors import ConfigError
@@ -66,11 +67,11 @@ def write_forecast(forecast: Forecast, path: Path) -> None:
                 temporary, zarr_format=3, consolidated=False, encoding={name: {"_FillValue": np.float32(np.nan)}}
             )
         for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
-            _sync(file)
+            flush(file)
         if path.is_dir():  # a folder can't be renamed onto another
             path.rename(old)
         os.replace(temporary, path)
-        _sync(path.parent)
+        flush(path.parent)
     except OSError as error:
         raise ConfigError(f"{path}: can't be written ({error}): choose another --output") from None
     finally:
@@ -176,11 +177,3 @@ def _members(forecast: Forecast) -> dict[str, Any]:
 
 def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
