@@ -27,7 +27,7 @@ from launch.slurm_calls import QueuedJob, SlurmError
 from launch.slurm_profile import Profile
 from launch.slurm_text import Shape, array_text, command_text, run_text
 from toolkit.rundir import write_atomic
-from toolkit.wording import first_line, some
+from toolkit.wording import count, first_line, some
 
 POLL_S = 5.0
 OWN_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs")
@@ -194,19 +194,17 @@ class SlurmSubmitter:
         text = run_text(self.profile, self.shape, self.root, run, code, command, Path.cwd())
         write_atomic(run / "submit.sbatch", text)
 
-    def announce(self, count: int) -> str:
+    def announce(self, runs: int) -> str:
         """So many runs as jobs, in words; where no Slurm answers, nothing is said of arrays."""
         try:
             slurm_calls.check_installed()
             size = max(1, slurm_calls.max_array_size())
-            arrays = -(-count // size)
-            jobs = f"in {arrays} array{'s' * (arrays != 1)} (of at most {size})"
+            jobs = f"in {count(-(-runs // size), 'array')} (of at most {size})"
         except SlurmError:
             jobs = "(no Slurm answers here that says how long an array may be)"
         throttle = f", {self.throttle} runs at a time" if self.throttle else ""
-        nodes, gpus = self.shape.nodes, self.shape.gpus_per_node
-        each = f"{nodes} node{'s' * (nodes != 1)} with {gpus or 'no'} GPU{'s' * (gpus != 1)}"
-        return f"{count} runs {jobs}, a run on {each}{throttle}"
+        gpus = count(self.shape.gpus_per_node, "GPU") if self.shape.gpus_per_node else "no GPUs"
+        return f"{count(runs, 'run')} {jobs}, a run on {count(self.shape.nodes, 'node')} with {gpus}{throttle}"
 
     def _parts(self, runs: Sequence[Path]) -> list[Sequence[Path]]:
         size = max(1, self.array_size)

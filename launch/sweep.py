@@ -36,7 +36,7 @@ from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 from toolkit.shipped import CONFIGS
 from toolkit.sweep_record import RecordedRun, write_record
-from toolkit.wording import some
+from toolkit.wording import count, some
 
 PAPER = CONFIGS / "sweeps" / "paper.yaml"
 POLL_S = 0.2
@@ -137,12 +137,12 @@ def foresee(items: Sequence[Item], tflops: float | None, ranks: int) -> tuple[li
     hours = [hours_of(item.planned.config, rates.get(item.planned.group), tflops, ranks) for item in items]
     planned = [value for item, value in zip(items, hours, strict=True) if item.submitted]
     known = [value for value in planned if value is not None]
-    each = f"{ranks} rank{'s' * (ranks != 1)} each"
-    text = f"{len(planned)} runs to do: {sum(known) * ranks:,.0f} rank-hours of training on {each}"
+    effort = f"{sum(known) * ranks:,.0f} rank-hours of training on {count(ranks, 'rank')} each"
+    text = f"{count(len(planned), 'run')} to do: {effort}"
     if len(known) < len(planned):
         text += (
-            f", and {len(planned) - len(known)} runs unknown: nothing like them has run; make their stores and say "
-            "--tflops, what a rank reaches"
+            f", and {count(len(planned) - len(known), 'run')} unknown: nothing like them has run; make their stores "
+            "and say --tflops, what a rank reaches"
         )
     return hours, text
 
