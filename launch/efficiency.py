@@ -138,7 +138,7 @@ def _last_end(run: RunDir, view: RunView, start: Start, now: float) -> float:
     """When the last start ended; now, while it runs."""
     if view.held or view.live:
         return now
-    record = lock.read_record(run.path)
+    record = lock.read_lock(run.path)
     if record.get("started") == start.began and record.get("ended"):
         return float(record["ended"])
     return _end(start, view.updated)

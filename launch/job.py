@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli import make_parser, positive, run_script
-from launch.lock import HeldLock, RunBusyError, hold, read_record
+from launch.lock import HeldLock, RunBusyError, hold, read_lock
 from launch.ranks import SignalRelay, meaning, run_ranks
 from launch.view import missing_scores
 from toolkit import slurm
@@ -89,7 +89,7 @@ def _take_over(run: RunDir, ranks: int, relay: SignalRelay, stack: contextlib.Ex
         try:
             return stack.enter_context(hold(run.path, job=job_id(), ranks=ranks))
         except RunBusyError as error:
-            if not slurm.is_earlier_start(read_record(run.path).get("job")):
+            if not slurm.is_earlier_start(read_lock(run.path).get("job")):
                 raise
             if not told:
                 print(f"{error}: an earlier start of this job. Waiting until it has ended", file=sys.stderr, flush=True)
@@ -102,7 +102,7 @@ def _train_along(run: RunDir, task: slurm.Task, scripts: Path, log_files: bool) 
     """A rank other than the first of a job of several tasks. Slurm ends all tasks at the first code other than 0."""
     logs = [run.logs / f"{job_id()}_{task.rank}.log"] if log_files else []
     with SignalRelay() as relay:
-        while read_record(run.path).get("job") != job_id():  # until the first task has the run
+        while read_lock(run.path).get("job") != job_id():  # until the first task has the run
             if relay.received:
                 return EXIT_OK
             time.sleep(WAIT_S)

@@ -23,7 +23,7 @@ from typing import Any
 
 from toolkit.errors import EXIT_BUSY, ToolkitError
 from toolkit.rundir import LOCK_NAME
-from toolkit.rundir import read_record as read_record
+from toolkit.rundir import read_lock as read_lock
 from toolkit.train.heartbeat import BEAT_S, beats_of
 
 TOKEN_VARIABLE = "MODERNN_JOB_TOKEN"  # noqa: S105  names the job, is no secret
@@ -110,7 +110,7 @@ def _lock(fd: int, run: Path, token: str | None) -> bool:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            record = read_record(run)
+            record = read_lock(run)
             if token is not None and record.get("token") == token:
                 return False
             if time.monotonic() < deadline:
@@ -132,7 +132,7 @@ def _refuse_far_owner(run: Path) -> None:
 
     Costs time only after a job of another host that left without a word (killed, or its node lost).
     """
-    record = read_record(run)
+    record = read_lock(run)
     if record.get("host") in (None, socket.gethostname()) or "ended" in record:
         return
     seen = {rank: beat.time for rank, beat in beats_of(run).items() if not beat.ended}
@@ -157,7 +157,7 @@ def holder(run: Path) -> dict[str, Any] | None:
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return read_record(run)
+        return read_lock(run)
     except OSError:
         return None
     finally:

@@ -199,7 +199,7 @@ def wait(
                 view = settled.get(item.run.path) or item.look()
                 if state is JobState.QUEUED:
                     view = dataclasses.replace(view, state="queued", reason=None)
-                elif state is JobState.RUNNING and lock.read_record(item.run.path).get("started", 0.0) < since:
+                elif state is JobState.RUNNING and lock.read_lock(item.run.path).get("started", 0.0) < since:
                     view = dataclasses.replace(view, state="starting", reason=None)
                 elif state is JobState.ENDED and (not view.live or (stopping and job is None)):
                     expected = stopping or job is None
@@ -215,7 +215,7 @@ def wait(
 
 def _verdict(item: Item, view: RunView, expected: bool, words: str | None) -> RunView:
     """Name a job that ended without finishing its run, failing or being stopped: killed, or never begun."""
-    stopped = lock.read_record(item.run.path).get("exit") == EXIT_REQUEUE
+    stopped = lock.read_lock(item.run.path).get("exit") == EXIT_REQUEUE
     if expected or stopped or view.state in FINAL:
         return view
     reason = f"{view.state}: its job ended without a word" + (f" ({words})" if words else "")

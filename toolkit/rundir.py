@@ -46,7 +46,7 @@ RESULT_VERSION = 1  # of eval/*.json
 STALE_AFTER_S = 120.0  # a live run rewrites state.json at least every few seconds
 
 
-def read_record(run: Path) -> dict[str, Any]:
+def read_lock(run: Path) -> dict[str, Any]:
     """What a run's present or last job wrote of itself into its lock (launch/lock.py); empty when there was none."""
     try:
         return dict(json.loads((run / LOCK_NAME).read_text(encoding="utf-8")))

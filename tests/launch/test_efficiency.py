@@ -83,7 +83,7 @@ def test_a_start_notes_how_far_the_one_before_had_come(tmp_path: Path, monkeypat
         monkeypatch.setenv(name, value)
     with lock.hold(run.path, job="7_2_0"):
         note_start(run, 0, 8, ranks=2, gpus=0)
-        began = lock.read_record(run.path)["started"]
+        began = lock.read_lock(run.path)["started"]
     run.write_state(step=30)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     with lock.hold(run.path, job="7_2_1"):

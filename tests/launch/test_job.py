@@ -40,7 +40,7 @@ def test_trains_then_scores_then_does_nothing(fakes: Fakes) -> None:
     assert run.done
     assert sorted(run.scores()) == ["test-best", "test-last"]
     assert look(run).state == "done"
-    record = lock.read_record(run.path)
+    record = lock.read_lock(run.path)
     assert record["exit"] == 0
     assert record["job"] == f"hand-{os.getpid()}"
     log = run.logs / f"hand-{os.getpid()}_0.log"
@@ -196,7 +196,7 @@ def test_an_earlier_start_of_the_same_job_is_waited_for(
     held.__enter__()
     threading.Timer(1.5, held.__exit__, (None, None, None)).start()
     assert run_job(run, scripts=fakes.scripts) == 0
-    assert lock.read_record(run.path)["job"] == "4711_3_1"
+    assert lock.read_lock(run.path)["job"] == "4711_3_1"
     assert starts(run) == 1
 
 

@@ -125,7 +125,7 @@ def test_the_terminals_ctrl_c_does_not_reach_a_job(tmp_path: Path) -> None:
     submitter = LocalSubmitter(ranks=1, jobs=1, command=command_for(tmp_path, 0.7))
     (job,) = submitter.submit(folders(tmp_path, 1))
     follow(submitter, lambda _: (job.run / "began").exists())
-    pid = int(lock.read_record(job.run)["pid"])
+    pid = int(lock.read_lock(job.run)["pid"])
     parents = [pid]
     while parents[-1] != os.getpid():  # the job, submitit's task, submitit's controller
         stat = Path(f"/proc/{parents[-1]}/stat").read_text()

@@ -142,7 +142,7 @@ def test_a_broken_state_file_is_survived(run: RunDir) -> None:
     (run.path / "state.json").write_text('{"step": 1')
     assert look(run).state == "interrupted"
     (run.path / lock.LOCK_NAME).write_text("{")
-    assert lock.read_record(run.path) == {}
+    assert lock.read_lock(run.path) == {}
     assert lock.holder(run.path) is None
 
 

@@ -134,7 +134,7 @@ def test_a_killed_job_is_said(fakes: Fakes) -> None:
     with fakes.start(file) as process:
         while not (states := list(fakes.folder.glob("runs/demo/*/state.json"))):
             time.sleep(0.02)
-        os.kill(int(lock.read_record(states[0].parent)["pid"]), signal.SIGKILL)
+        os.kill(int(lock.read_lock(states[0].parent)["pid"]), signal.SIGKILL)
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "interrupted: its job ended without a word" in output

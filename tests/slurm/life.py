@@ -113,12 +113,12 @@ class Trial:
     @property
     def job(self) -> str:
         """Its job as squeue shows it."""
-        return str(lock.read_record(self.run.path)["job"]).rpartition("_")[0]
+        return str(lock.read_lock(self.run.path)["job"]).rpartition("_")[0]
 
     @property
     def start(self) -> int:
         """How often Slurm has started its job before."""
-        return int(str(lock.read_record(self.run.path)["job"]).rpartition("_")[2])
+        return int(str(lock.read_lock(self.run.path)["job"]).rpartition("_")[2])
 
     @property
     def step(self) -> int:
@@ -149,7 +149,7 @@ class Trial:
 
     def started(self, start: int) -> bool:
         """Whether this start has the run."""
-        record = lock.read_record(self.run.path)
+        record = lock.read_lock(self.run.path)
         begun = "job" in record and self.start >= start
         return begun and self.run.read_state().get("updated", 0.0) > float(record["started"])
 

@@ -79,10 +79,10 @@ def kill_slurmd(trial: Trial) -> None:
 def orphan(trial: Trial) -> None:
     """Slurm thinks the node dead and runs the job a second time, but the first start is alive and goes on."""
     (node,) = trial.nodes(0)
-    before = lock.read_record(trial.run.path)
+    before = lock.read_lock(trial.run.path)
     trial.life.cluster.call("stopd", node)
     trial.wait(lambda: list(trial.run.logs.glob("*_1_batch.log")))
-    assert lock.read_record(trial.run.path)["pid"] == before["pid"]
+    assert lock.read_lock(trial.run.path)["pid"] == before["pid"]
     trial.finish()
     trial.life.cluster.call("start", node)
 

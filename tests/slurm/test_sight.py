@@ -83,7 +83,7 @@ def test_the_report_waits_for_all_and_there_is_one(site: Site) -> None:
     assert "makes the report" not in told.sweep()[1]  # nothing new: the one that waits will do
     assert second.count("afterany:") == 2
     eventually(lambda: live(site.runs()[1]))
-    site.cluster.run("scontrol", "requeue", str(lock.read_record(site.runs()[1])["job"]).removesuffix("_0"))
+    site.cluster.run("scontrol", "requeue", str(lock.read_lock(site.runs()[1])["job"]).removesuffix("_0"))
     report = site.cluster.run("scontrol", "show", "job", second.split("|")[0])
     assert "JobState=PENDING Reason=Dependency" in report
     site.wait()

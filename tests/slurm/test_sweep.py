@@ -39,7 +39,7 @@ def test_a_sweep_is_one_array_and_the_second_call_has_nothing_to_do(site: Site) 
     for run in site.runs():
         (record,) = run.glob("logs/*_0_batch.log")
         assert "srun returned 0" in record.read_text()
-        assert lock.read_record(run)["job"] == record.name.removesuffix("_batch.log")
+        assert lock.read_lock(run)["job"] == record.name.removesuffix("_batch.log")
         assert (run / "code" / "COMPLETE").exists()
     assert status.main([str(site.folder / "runs" / "demo")]) == 0
 
@@ -129,14 +129,14 @@ def test_asked_to_stop_it_requeues_itself_and_goes_on(site: Site, batch: bool) -
     site.sweep()
     one, other = site.runs()
     eventually(lambda: live(one))
-    (name,) = [job for job in site.cluster.queue() if lock.read_record(one)["job"] == f"{job}_0"]
+    (name,) = [job for job in site.cluster.queue() if lock.read_lock(one)["job"] == f"{job}_0"]
     site.cluster.run("scancel", "--signal=USR2", *(["--batch"] if batch else []), name)
     eventually(lambda: "requeued" in log_of(one, "*_0_batch.log"))
     site.wait()
     assert RunDir(one).done
     assert len(starts(one)) == 2
     assert len(starts(other)) == 1
-    assert lock.read_record(one)["job"] == f"{name}_1"
+    assert lock.read_lock(one)["job"] == f"{name}_1"
 
 
 def test_restarts_are_bounded(site: Site) -> None:

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass, fields
 
 from toolkit import slurm
-from toolkit.rundir import RunDir, read_lines, read_record
+from toolkit.rundir import RunDir, read_lines, read_lock
 
 NAME = "starts.jsonl"
 
@@ -39,7 +39,7 @@ class Start:
 def note_start(run: RunDir, step: int, batch: int, ranks: int, gpus: int) -> None:
     """Append this start, before it writes its first state. Rank 0 only."""
     now = time.time()
-    record = read_record(run.path)
+    record = read_lock(run.path)
     try:
         before = run.read_state()
     except ValueError:
