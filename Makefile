@@ -3,16 +3,18 @@
 #   make demo                    shards, a small sweep, evaluation and a report page, in minutes on two cores
 #   make demo DIGITS=FOLDER      the same with MNIST's original idx files instead of scikit-learn's digits
 #   make test                    the tests;  make test-all  the slow ones too;  make coverage  what they reach
+#   make test TESTS=FOLDER       some of them; what pytest takes
 #   make slurm-test              those on a real Slurm of this machine; slurm/devcluster/cluster install gets it
 #   make check                   formatting, lint, types
 #   make bench                   measurements, into benchmarks/
-#   make gpu                     what needs a CUDA device
+#   make gpu                     the tests that need a CUDA device, and measurements on it
 #
 # The constraints pin a set of versions that was tested together. For another torch: make CONSTRAINTS=/dev/null ...
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints-cpu.txt
 DIGITS ?=
+TESTS ?=
 BIN := .venv/bin
 READY := .venv/ready
 export OMP_NUM_THREADS ?= 1
@@ -40,7 +42,7 @@ demo: $(READY)
 	$(BIN)/python launch/report.py $(DEMO_RUNS)/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(TESTS)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "not gpu" -o faulthandler_timeout=3900
@@ -70,11 +72,16 @@ bench: $(READY)
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/cell.py
 	$(BIN)/python benchmarks/plan.py
+	$(BIN)/python benchmarks/zero.py
 	$(BIN)/python benchmarks/slurm.py
 
 gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python benchmarks/unroll.py --device cuda
+	$(BIN)/python benchmarks/unroll.py --device cuda --large --precision bf16 --batch 8 --frames 20 \
+		--policies step step+layers
+	$(BIN)/python benchmarks/cell.py --device cuda
+	$(BIN)/python benchmarks/plan.py --device cuda
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

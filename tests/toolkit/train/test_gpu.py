@@ -32,7 +32,17 @@ def test_gradients_on_the_device_equal_the_cpus(name: str) -> None:
     assert torch.allclose(*grads, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [["train.zero=0"], ["train.zero=2"], ["train.precision=bf16"]])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["train.zero=0"],
+        ["train.zero=2"],
+        ["train.precision=bf16"],
+        ["train.compile=default"],
+        ["train.compile=reduce-overhead"],
+        ["train.checkpointing=recursive", "train.checkpoint_layers=true", "train.offload_states=true"],
+    ],
+)
 def test_training_on_the_device(tiny_config: Path, tmp_path: Path, settings: list[str]) -> None:
     options = [part for setting in settings for part in ("--set", setting)]
     done = call("--config", tiny_config, "--run-dir", tmp_path / "run", *options)
