@@ -34,6 +34,11 @@ SWEEP = ROOT / "configs" / "sweeps" / "paper" / "table2.yaml"
 HEAD = ("model", "parameters (M)", "paper", "s per 1,000 sequences", "paper", "memory (GB)", "paper")
 
 
+def digits(value: float) -> str:
+    """`1,294`, `6.35`."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
 def measure(tree: dict[str, Any], steps: int) -> dict[str, float]:
     """Train in this process; `tree` is a run's config."""
     import torch
@@ -103,7 +108,7 @@ def main() -> None:
             continue
         found = facts[run.group] = measure_alone(run.config.model_dump(mode="json"), options.steps, options.device)
         theirs = {column.metric: value for column, value in published[run.group].items()}
-        pairs = [text for cost in COSTS for text in (f"{found[cost]:.3g}", f"{theirs[cost]:g}")]
+        pairs = [text for cost in COSTS for text in (digits(found[cost]), f"{theirs[cost]:g}")]
         rows.append([run.group.removeprefix("mmnist-"), *pairs])
         print(table(HEAD, rows[-1:]).splitlines()[-1], flush=True)
     command = shlex.join(["python", "benchmarks/table2.py", *sys.argv[1:]])
