@@ -282,9 +282,7 @@ def write(options: argparse.Namespace, results: dict[str, Any], notes: list[str]
     facts = {"settings": settings, **results}
     lines = [cells(row) for row in results["rows"]]
     out = Path(options.out) if options.out else None
-    command = f"python benchmarks/cell.py --device {options.device} --models {options.models}"
-    command += " --predrnn-pytorch CLONE" if options.predrnn_pytorch else ""
-    return write_report("cell", title, command, HEAD, lines, facts, out, device_name(options), [roof, *notes])
+    return write_report("cell", title, HEAD, lines, facts, out, device_name(options), [roof, *notes])
 
 
 def arguments() -> argparse.Namespace:

@@ -147,7 +147,7 @@ def write(rows: list[dict[str, Any]], options: argparse.Namespace) -> Path:
     )
     facts = {"torch": torch.__version__, "settings": settings, "rows": rows}
     where = device(torch.cuda.is_available())
-    return write_report("checkpoint", title, "python benchmarks/checkpoint.py", names, lines, facts, options.out, where)
+    return write_report("checkpoint", title, names, lines, facts, options.out, where)
 
 
 def main() -> int:

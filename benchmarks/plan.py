@@ -172,10 +172,9 @@ def main() -> int:
         import torch
 
         title = f"Predicted and measured peak memory, {len(rows)} cases"
-        command = f"python benchmarks/plan.py --device {options.device}"
         facts = {"torch": torch.__version__, "rows": rows}
         where = device(options.device == "cuda")
-        print(write_report("plan", title, command, HEAD, [cells(row) for row in rows], facts, None, where, [verdict]))
+        print(write_report("plan", title, HEAD, [cells(row) for row in rows], facts, None, where, [verdict]))
     return 0 if within == len(rows) else 1
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -57,10 +58,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def asked() -> str:
+    """The command as it was called, without `--out` and without the names of folders outside of the project."""
+    words, given = [], iter(sys.argv[1:])
+    for word in given:
+        if word == "--out":
+            next(given)
+        elif not word.startswith("--out="):
+            words.append("FOLDER" if word.startswith("/") else word)
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+
+
 def write_report(
     name: str,
     title: str,
-    command: str,
     head: Sequence[str],
     rows: Sequence[Sequence[str]],
     facts: Mapping[str, Any],
@@ -82,8 +93,8 @@ def write_report(
     today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     slug = re.sub(r"[^a-z0-9]+", "-", where.lower()).strip("-")
     path = (out or Path(__file__).parent) / f"{name}-{today}-{slug}.md"
-    record = {"date": today, "device": where, "python": platform.python_version(), "command": command, **facts}
+    record = {"date": today, "device": where, "python": platform.python_version(), "command": asked(), **facts}
     path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    text = f"# {title}: {today}, {where}\n\n`{command}`, Python {platform.python_version()}.\n\n{table(head, rows)}\n"
+    text = f"# {title}: {today}, {where}\n\n`{asked()}`, Python {platform.python_version()}.\n\n{table(head, rows)}\n"
     path.write_text(text + ("\n" + "\n".join(notes) + "\n" if notes else ""))
     return path

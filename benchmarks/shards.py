@@ -311,7 +311,7 @@ def write(report: Report, options: argparse.Namespace) -> Path:
     title = f"Stores, {options.gb:g} GB of 20x384x384 events"
     head = ("what", "value", "unit", "target", "met", "note")
     facts = {"settings": settings, "rows": report.rows}
-    return write_report("shards", title, "python benchmarks/shards.py", head, lines, facts, options.out)
+    return write_report("shards", title, head, lines, facts, options.out)
 
 
 def main() -> int:

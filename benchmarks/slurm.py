@@ -271,9 +271,8 @@ def main() -> int:
     for line in [head, *rows]:
         print(" | ".join(line))
     if not options.quick:
-        command = "python benchmarks/slurm.py"
         notes = [f"Load average of the machine in the five minutes before: {facts['load_average']:.1f}."]
-        print(write_report("slurm", "Launching on Slurm", command, head, rows, facts, notes=notes))
+        print(write_report("slurm", "Launching on Slurm", head, rows, facts, notes=notes))
     return 0
 
 

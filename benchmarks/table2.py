@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -111,10 +110,9 @@ def main() -> None:
         pairs = [text for cost in COSTS for text in (digits(found[cost]), f"{theirs[cost]:g}")]
         rows.append([run.group.removeprefix("mmnist-"), *pairs])
         print(table(HEAD, rows[-1:]).splitlines()[-1], flush=True)
-    command = shlex.join(["python", "benchmarks/table2.py", *sys.argv[1:]])
     where = device(accelerator=options.device == "cuda")
     title = "Costs of Table 2's models"
-    print(write_report("table2", title, command, HEAD, rows, {"models": facts}, options.out, where))
+    print(write_report("table2", title, HEAD, rows, {"models": facts}, options.out, where))
 
 
 if __name__ == "__main__":

@@ -193,9 +193,8 @@ def main() -> int:
             for model in options.models.split(","):
                 rows.append(run_model(model, archive, store, folder, options.steps, options.ranks))
                 print(" | ".join(cells(rows[-1])), f"| {rows[-1]['seconds']} s", flush=True)
-    command = f"python benchmarks/training.py {' '.join(f'--{archive} FOLDER' for archive in archives)}"
     title = f"Training, {options.steps} steps on {options.ranks} ranks, loss at the first and last tenth"
-    print(write_report("training", title, command, HEAD, [cells(row) for row in rows], {"rows": rows}, options.out))
+    print(write_report("training", title, HEAD, [cells(row) for row in rows], {"rows": rows}, options.out))
     return 0 if all(row["falling"] == row["ways"] and row["step_equal"] == 4 for row in rows) else 1
 
 

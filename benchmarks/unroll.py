@@ -216,13 +216,10 @@ def write(rows: list[dict[str, Any]], options: argparse.Namespace) -> Path:
     compared(rows)
     title = f"Unrolling {options.model} {options.layers} x {options.hidden} at {options.size}x{options.size}, patch "
     title += f"{options.patch}, batch {options.batch}, {options.precision}"
-    command = f"python benchmarks/unroll.py{' --large' * options.large} --precision {options.precision}"
-    for key in ("frames", "policies"):
-        command += f" --{key} {' '.join(map(str, getattr(options, key)))}" if getattr(options, key) else ""
     settings = {key: value for key, value in vars(options).items() if key not in ("out", "point", "curve", "keep")}
     facts = {"torch": torch.__version__, "threads": torch.get_num_threads(), "settings": settings, "rows": rows}
     name = "unroll" + "-large" * options.large + f"-{options.precision}"
-    path = write_report(name, title, command, HEAD, cells(rows), facts, options.out, device(options.device != "cpu"))
+    path = write_report(name, title, HEAD, cells(rows), facts, options.out, device(options.device != "cpu"))
     with path.open("a") as file:
         file.write("\n" + "\n".join(growth(rows)) + "\n" if growth(rows) else "")
     plot(rows, path.with_suffix(".png"))

@@ -170,8 +170,7 @@ def main() -> int:
         f"ZeRO on {RANKS} ranks, MB of each; {options.precision}, {options.batch} sequences of {options.frames} frames "
         f"{options.size}x{options.size} a rank, checkpointing {options.checkpointing}"
     )
-    command = " ".join(["python", "benchmarks/zero.py", *sys.argv[1:]])
-    print(f"\nwritten: {write_report('zero', title, command, HEAD, rows, {'rows': records}, options.out)}")
+    print(f"\nwritten: {write_report('zero', title, HEAD, rows, {'rows': records}, options.out)}")
     return 0
 
 
