@@ -3,8 +3,8 @@
 What is compiled is one time step of a model, in place and before DeepSpeed wraps it: parameters keep their names, and
 checkpoints don't know about it. The whole unroll isn't: its graph, and the minutes to compile it, grow with the time
 steps. Off by default: on two CPU cores a step's first compilation takes from half a minute to minutes, for training and
-again for validation, and the convolutions stay what they are. The paper's ModeRNN gains most, being element-wise work for
-the most part: 1.25 times the speed in bf16, 1.06 in fp32 (benchmarks/cell-modernn-compiled-*).
+again for validation, and the convolutions stay what they are. The paper's ModeRNN, much of whose work is element by
+element, then trains 1.25 times as fast in bf16, 1.06 in fp32 (benchmarks/cell-modernn-compiled-*).
 """
 
 from __future__ import annotations
