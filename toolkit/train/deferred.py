@@ -4,36 +4,33 @@
     with deferred:                          # for each micro-batch
         loss = loss_of(batch)
         loss.backward()
-    # here every parameter's .grad is complete
 
 A recurrent model calls each layer at every one of T time steps, and plain autograd then computes T weight gradients and
-T - 1 additions of them. Inside the block a layer records its input and, backward, its output's gradient; only the
-gradient of the input is computed there. At the end of the block the records of a layer are concatenated over time and
-one operation computes the gradients of weight and bias over T x B samples, which are added to the parameters' `.grad`
-(in place where there is one). The sums are the same but for the order of additions; in bf16 they are more exact, since
-T partial sums are no longer rounded to bf16.
+T - 1 additions of them. Inside the block a layer's parameters pass through one node of autograd, the gate, to all its
+calls. Backward, a call computes the gradient of its input only, and records input and output gradient. Autograd runs
+the gate after the last of them: it concatenates the records over time, and one operation gives the gradients of weight
+and bias over T x B samples, which go to the parameters as usual (`.grad` accumulates in place, hooks fire, and
+`torch.autograd.grad` finds them). The sums are the same but for the order of additions; in bf16 they are more exact,
+since T partial sums are no longer rounded to bf16.
 
 Deferred: `nn.Conv2d`, `nn.ConvTranspose2d` and `nn.Linear` on batches, in calls that autograd follows. Other modules,
 functions that take parameters directly, and layers whose weight isn't a leaf (parametrizations), whose padding isn't
 given in zeros and numbers or whose class is derived run as without the block. So does what torch.compile traces: a
 compiled cell defers nothing; choose one of the two. No value is read by the host and no shape depends on data, so that
-a CUDA graph can capture the block; a replay accumulates into the `.grad` tensors that stood there at capture.
+a CUDA graph can capture the block. Second derivatives aren't defined.
 
-Weights are read channels-last where a CUDA input is: one copy per micro-batch, else PyTorch makes it at every call.
+Weights are read channels-last where a layer's first CUDA input is: one copy per micro-batch, else PyTorch makes it at
+every call.
 
-Hooks on a parameter or its AccumulateGrad node don't see deferred gradients: DeepSpeed's ZeRO stages, which reduce
-gradients in such hooks, need the plain backward pass. `torch.autograd.grad` of a deferred parameter raises torch's
-error for unused tensors. Second derivatives aren't defined.
-
-Memory. Until the end of the block all inputs and output gradients are kept:
+Memory. A layer's inputs and output gradients are kept until its last call was differentiated:
 
     bytes = sum over calls of (numbers in the input + numbers in the output) x bytes per number
 
 of which the inputs are held by autograd anyway until the backward pass reaches them; the concatenated copies of one
 layer's records come on top for a moment. The paper's ModeRNN (4 x 64, 64 x 64, T = 20, batch 8) records 4.6 GB in fp32
 and 2.3 GB in bf16. `most_bytes` bounds this: when the records exceed it, all are turned into gradients at once, in the
-middle of the backward pass, and the calls of a layer then cost so many operations more. The block adds at most
-`most_bytes` and one call's record, and as much again for the copies.
+middle of the backward pass, and a layer then costs so many operations more. The block adds at most `most_bytes` and one
+call's record, and as much again for the copies.
 
 Activation checkpointing recomputes calls inside the backward pass, and what they give is recorded like the rest. It is
 chosen to save memory, so bound the records by what there is to spare.
@@ -42,8 +39,7 @@ chosen to save memory, so bound the records by what there is to spare.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
@@ -126,33 +122,49 @@ def operation_of(module: nn.Module) -> Operation | None:
     return None
 
 
-@dataclass
 class _Record:
-    """The calls of one layer that have been differentiated by their inputs only."""
+    """The calls of one layer that wait for their weight gradient.
 
-    operation: Operation
-    weight: Tensor
-    bias: Tensor | None
-    used: Tensor
-    inputs: list[Tensor] = field(default_factory=list)
-    of_outputs: list[Tensor] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
+    Holds no tensor that leads to the gate in autograd's graph: the gate holds this, and neither would ever be freed.
+    """
 
-    def take(self) -> tuple[Tensor, Tensor]:
-        """All inputs and all output gradients, each joined along the batch; the record gives them up.
+    def __init__(self, operation: Operation, weight: Tensor, bias: Tensor | None) -> None:
+        self.operation, self.weight = operation, weight.detach()
+        self.wanted = (False, True, bias is not None and bias.requires_grad)
+        self.calls: dict[Any, list[tuple[Tensor, Tensor, int]]] = {}  # by what can be joined along the batch
+        self.sums: list[Tensor | None] = [None, None]
+
+    def add(self, x: Tensor, of_out: Tensor) -> None:
+        """Note one call's input and output gradient."""
+        self.calls.setdefault((x.shape[1:], x.dtype), []).append((x, of_out, of_out._version))
+
+    def add_up(self) -> None:
+        """Turn the calls into gradients.
 
         Raises:
             ToolkitError: an output gradient was changed in place after it was recorded.
         """
-        if self.versions != [of_out._version for of_out in self.of_outputs]:
-            raise ToolkitError(
-                f"DeferredGradients: the gradient of an output of the layer with weight {list(self.weight.shape)} was "
-                "changed in place after that layer's backward pass: remove the hook or function that does so, or "
-                "train without deferred weight gradients"
-            )
-        joined = tuple(kept[0] if len(kept) == 1 else torch.cat(kept) for kept in (self.inputs, self.of_outputs))
-        self.inputs, self.of_outputs = [], []
-        return joined[0], joined[1]
+        while self.calls:
+            _, calls = self.calls.popitem()
+            if any(of_out._version != version for _, of_out, version in calls):
+                raise ToolkitError(
+                    f"DeferredGradients: the gradient of an output of the layer with weight {list(self.weight.shape)} "
+                    "was changed in place after that layer's backward pass: remove the hook or function that does so, "
+                    "or train without deferred weight gradients"
+                )
+            x = torch.cat([x for x, _, _ in calls]) if len(calls) > 1 else calls[0][0]
+            of_out = torch.cat([of_out for _, of_out, _ in calls]) if len(calls) > 1 else calls[0][1]
+            del calls
+            _, *found = self.operation.backward(of_out, x, self.weight, self.wanted)
+            self.sums = [
+                a if b is None else b if a is None else a.add_(b) for a, b in zip(self.sums, found, strict=True)
+            ]
+
+    def take(self) -> list[Tensor | None]:
+        """Return the gradients of weight and bias, and forget them."""
+        self.add_up()
+        found, self.sums = self.sums, [None, None]
+        return found
 
 
 class DeferredGradients:
@@ -160,7 +172,7 @@ class DeferredGradients:
 
     Args:
         model: its layers are deferred inside the block.
-        most_bytes: the records are turned into gradients whenever they exceed this, and at the end.
+        most_bytes: the records are turned into gradients whenever they exceed this.
 
     Attributes:
         peak_bytes: the most that the records have held, as the module's formula counts it.
@@ -171,9 +183,8 @@ class DeferredGradients:
         self.peak_bytes = 0
         found = ((module, operation_of(module)) for module in model.modules())
         self._layers = [(module, operation) for module, operation in found if operation is not None]
+        self._records: list[_Record] = []
         self._bytes = 0
-        self._records: dict[Any, _Record] = {}
-        self._laid_out: dict[int, Tensor] = {}
 
     def __enter__(self) -> DeferredGradients:
         # Not a TorchFunctionMode: it isn't in force in the backward pass, where checkpoints call layers again.
@@ -181,101 +192,87 @@ class DeferredGradients:
             module.__dict__["forward"] = self._forward_of(module, operation)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for module, _ in self._layers:
             del module.__dict__["forward"]
-        try:
-            if kind is None:
-                self._flush()
-        finally:
-            self._records, self._laid_out, self._bytes = {}, {}, 0
+        self._records, self._bytes = [], 0
+
+    def record(self, record: _Record, x: Tensor, of_out: Tensor) -> None:
+        """Note a call of a layer; turn all into gradients where there are too many."""
+        record.add(x, of_out)
+        self._bytes += x.numel() * x.element_size() + of_out.numel() * of_out.element_size()
+        self.peak_bytes = max(self.peak_bytes, self._bytes)
+        if self._bytes > self.most_bytes:
+            for each in self._records:
+                each.add_up()
+            self._bytes = 0
 
     def _forward_of(self, module: Any, operation: Operation) -> Callable[..., Tensor]:
         """A layer's forward in the block."""
         plain: Callable[..., Tensor] = type(module).forward
+        seen: tuple[_Record, Tensor, Tensor | None] | None = None  # and the parameters behind the gate
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            nonlocal seen
             weight, bias = module.weight, module.bias
             leaves = weight.is_leaf and weight.requires_grad and (bias is None or bias.is_leaf)
             usual = not args and not kwargs and x.dim() >= operation.least_dims and torch.is_grad_enabled()
             if torch.compiler.is_compiling() or not leaves or not usual:
                 return plain(module, x, *args, **kwargs)
-            return cast(Tensor, _Deferred.apply(self, operation, x, weight, bias))
+            if seen is None:
+                record = _Record(operation, weight, bias)
+                seen = record, *_Gate.apply(record, _layout_for(x, weight), weight, bias)
+                self._records.append(record)
+            return cast(Tensor, _Call.apply(self, x, *seen))
 
         return forward
 
-    def weight_for(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The weight as a convolution of x reads it fastest."""
-        last = torch.channels_last
-        if not x.is_cuda or weight.dim() != 4 or weight.is_contiguous(memory_format=last):
-            return weight
-        if x.is_contiguous() or not x.is_contiguous(memory_format=last):
-            return weight
-        if id(weight) not in self._laid_out:
-            self._laid_out[id(weight)] = weight.detach().contiguous(memory_format=last)
-        return self._laid_out[id(weight)]
 
-    def record(
-        self, operation: Operation, weight: Tensor, bias: Tensor | None, used: Tensor, x: Tensor, of_out: Tensor
-    ) -> None:
-        """Note one call's input and output gradient."""
-        key = (id(weight), id(bias), operation, x.shape[1:], x.dtype)  # what can be joined along the batch
-        record = self._records.setdefault(key, _Record(operation, weight, bias, used))
-        record.inputs.append(x)
-        record.of_outputs.append(of_out)
-        record.versions.append(of_out._version)
-        self._bytes += x.numel() * x.element_size() + of_out.numel() * of_out.element_size()
-        self.peak_bytes = max(self.peak_bytes, self._bytes)
-        if self._bytes > self.most_bytes:
-            self._flush()
-
-    @torch.no_grad()
-    def _flush(self) -> None:
-        """Turn all records into gradients."""
-        while self._records:
-            _, record = self._records.popitem()
-            x, of_out = record.take()
-            weight, bias = record.weight, record.bias
-            wanted = (False, True, bias is not None and bias.requires_grad)
-            _, of_weight, of_bias = record.operation.backward(of_out, x, record.used, wanted)
-            _accumulate(weight, of_weight)
-            if bias is not None:
-                _accumulate(bias, of_bias)
-        self._bytes = 0
+def _layout_for(x: Tensor, weight: Tensor) -> torch.memory_format:
+    """How a layer reads its weight fastest, x being its input."""
+    last = torch.channels_last
+    turned = (
+        x.is_cuda and x.dim() == weight.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=last)
+    )
+    return last if turned else torch.preserve_format
 
 
-def _accumulate(parameter: Tensor, gradient: Tensor | None) -> None:
-    """Add to a parameter's `.grad`; a new one lies in memory as the parameter does, as autograd's would."""
-    if gradient is None:
-        return
-    if parameter.grad is not None:
-        parameter.grad.add_(gradient)
-    elif gradient.stride() == parameter.stride():
-        parameter.grad = gradient
-    else:
-        parameter.grad = torch.empty_like(parameter).copy_(gradient)
+class _Gate(torch.autograd.Function):
+    """A layer's parameters as its calls see them; its backward pass comes after all of theirs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, record: _Record, layout: torch.memory_format, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.record = record
+        ctx.set_materialize_grads(False)
+        used = weight.to(memory_format=layout)
+        record.weight = used.detach()
+        return used.view_as(used), None if bias is None else bias.view_as(bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *_: None) -> tuple[Tensor | None, ...]:
+        return None, None, *ctx.record.take()
 
 
-class _Deferred(torch.autograd.Function):
+class _Call(torch.autograd.Function):
     """An operation whose backward pass gives the gradient of its input and records the rest."""
 
     @staticmethod
     def forward(
-        ctx: Any, deferred: DeferredGradients, operation: Operation, x: Tensor, weight: Tensor, bias: Tensor | None
+        ctx: Any, deferred: DeferredGradients, x: Tensor, record: _Record, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        used = deferred.weight_for(x, weight)
-        ctx.save_for_backward(x, used)
-        ctx.deferred, ctx.operation, ctx.parameters = deferred, operation, (weight, bias)
-        return operation.forward(x, used, bias)
+        ctx.save_for_backward(x, weight)
+        ctx.deferred, ctx.record = deferred, record
+        return record.operation.forward(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor | None, ...]:
-        x, used = ctx.saved_tensors
-        ctx.deferred.record(ctx.operation, *ctx.parameters, used, x, of_out)
+        x, weight = ctx.saved_tensors
         of_x = None
-        if ctx.needs_input_grad[2]:
-            of_x, _, _ = ctx.operation.backward(of_out, x, used, (True, False, False))
-        return None, None, of_x, None, None
+        if ctx.needs_input_grad[1]:
+            of_x, _, _ = ctx.record.operation.backward(of_out, x, weight, (True, False, False))
+        ctx.deferred.record(ctx.record, x, of_out)
+        return None, of_x, None, None, None
