@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shards.manifest import FrameSpec
@@ -19,7 +20,8 @@ from tests.toolkit.models.test_models import SMALL
 from toolkit.config import make_config
 from toolkit.errors import ToolkitError
 from toolkit.models.base import Noise, Sampling, SequenceModel, build_model
-from toolkit.train.deferred import DeferredGradients
+from toolkit.train import deferred
+from toolkit.train.deferred import DeferredGradients, _layout_for
 
 RECURRENT = ("modernn", "modernn_released", "convlstm", "predrnn", "mim", "conv_tt_lstm", "rim")
 EVERY = {name: SMALL[name] for name in (*RECURRENT, "trajgru", "svg_lp", "simvp")}
@@ -106,11 +108,11 @@ def test_one_weight_gradient_for_each_convolution(name: str) -> None:
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     with Kernels() as plain:
         gradients(model, nullcontext())
-    with Kernels() as deferred:
+    with Kernels() as ours:
         gradients(model, DeferredGradients(model))
     assert plain.of_weights > 4 * len(convolutions)
-    assert deferred.of_weights == len(convolutions)
-    assert deferred.of_inputs == plain.of_inputs
+    assert ours.of_weights == len(convolutions)
+    assert ours.of_inputs == plain.of_inputs
 
 
 def test_sixty_steps_of_adam_follow_the_same_losses() -> None:
@@ -273,23 +275,23 @@ def test_what_cannot_wait_is_computed_as_without_the_block() -> None:
     for layer, shown in calls:
         parameters = list(layer.parameters())
         plain = torch.autograd.grad(layer(shown).square().sum(), parameters)
-        deferred = DeferredGradients(layer)
-        with deferred:
+        block = DeferredGradients(layer)
+        with block:
             ours = torch.autograd.grad(layer(shown).square().sum(), parameters)
         assert all(map(torch.equal, ours, plain))
-        assert deferred.peak_bytes == 0
+        assert block.peak_bytes == 0
 
 
 def test_frozen_layers_and_calls_without_gradients_record_nothing() -> None:
     layer = nn.Conv2d(2, 2, 3)
-    deferred = DeferredGradients(layer)
-    with deferred, torch.no_grad():
+    block = DeferredGradients(layer)
+    with block, torch.no_grad():
         assert not layer(torch.rand(1, 2, 5, 5)).requires_grad
     layer.weight.requires_grad_(False)
-    with deferred:
+    with block:
         layer(torch.rand(1, 2, 5, 5)).sum().backward()
     assert layer.bias is not None and layer.bias.grad is not None
-    assert deferred.peak_bytes == 0
+    assert block.peak_bytes == 0
 
 
 def test_outside_of_the_block_the_model_is_as_before() -> None:
@@ -357,8 +359,37 @@ def test_compiled_code_keeps_the_plain_backward_pass() -> None:
     layer(x).square().sum().backward()
     plain, layer.weight.grad = layer.weight.grad, None
     compiled = torch.compile(layer, backend="aot_eager")
-    deferred = DeferredGradients(layer)
-    with deferred:
+    block = DeferredGradients(layer)
+    with block:
         compiled(x).square().sum().backward()
-    assert deferred.peak_bytes == 0
+    assert block.peak_bytes == 0
     assert torch.allclose(layer.weight.grad, plain)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_weights_lie_as_a_cuda_input_does(device: str) -> None:
+    last, as_it_is = torch.channels_last, torch.preserve_format
+    with FakeTensorMode():
+        weight, x = torch.empty(4, 3, 3, 3, device=device), torch.empty(2, 3, 5, 5, device=device)
+        assert _layout_for(x, weight) == as_it_is
+        turned = torch.empty(2, 3, 5, 5, device=device, memory_format=last)
+        assert _layout_for(turned, weight) == (last if device == "cuda" else as_it_is)
+        assert _layout_for(torch.empty(2, 3, device=device), torch.empty(4, 3, device=device)) == as_it_is
+
+
+def test_a_weight_read_channels_last_has_its_own_layout_in_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU too where it is told so: what CUDA does, but for the kernels."""
+    monkeypatch.setattr(deferred, "_layout_for", lambda x, weight: torch.channels_last)
+    layer = nn.Conv2d(4, 4, 3, groups=2, dtype=torch.float64)
+    x = torch.rand(2, 4, 5, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    results = []
+    for block in (nullcontext(), DeferredGradients(layer)):
+        layer.zero_grad()
+        with block:
+            (layer(x).square().sum() + layer(x + 1).square().sum()).backward()
+        results.append(layer.weight.grad)
+    plain, ours = results
+    assert plain is not None
+    assert ours is not None
+    assert torch.allclose(ours, plain, rtol=1e-12)
+    assert ours.stride() == layer.weight.stride()
