@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+ATTENTION_WIDTH = 8  # a head's channels are a multiple of this where the kernel asks for it
+
 aten = torch.ops.aten
 sigmoid_backward, tanh_backward, threshold_backward = (
     aten.sigmoid_backward,
@@ -28,13 +30,25 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor
     """softmax(Q K^T scale) V, each [B, heads, tokens, width], without the map in memory.
 
     PyTorch's scaled_dot_product_attention. On a CPU in bfloat16 its backward kernel is slower than float32's, by half:
-    there the backward pass is made in float32, and is more exact too.
+    there the backward pass is made in float32, and is more exact too. On CUDA its kernels that don't store the map take
+    widths that are multiples of 8 (4 in float32): others are padded with zeros.
     """
+    if query.device.type == "cuda" and query.shape[-1] % ATTENTION_WIDTH:
+        return padded_attention(query, key, value, scale)
     slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled()
     if slow and not torch.compiler.is_compiling():
         out: Tensor = _Attention.apply(query, key, value, scale)
         return out
     return F.scaled_dot_product_attention(query, key, value, scale=scale)
+
+
+def padded_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Return `attention` of heads padded with zeros to a multiple of ATTENTION_WIDTH: the scores are the same."""
+    width = query.shape[-1]
+    zeros = query.new_zeros(*query.shape[:-1], -width % ATTENTION_WIDTH)
+    # Not by F.pad, which takes two kernels for each.
+    query, key, value = (torch.cat([heads, zeros], -1) for heads in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, scale=scale)[..., :width]
 
 
 class _Attention(torch.autograd.Function):
