@@ -5,10 +5,16 @@ each. These keep the least from which gradients follow exactly, recompute the ch
 no product over all slots is ever stored. The equations stand in the docstrings; tests compare values and gradients with
 the same in plain autograd, in float64. Second derivatives aren't defined. Under torch.compile the equations are left as
 they are: the compiler fuses them, and decides itself what to keep.
+
+On CUDA, where Triton can be imported, an end is one kernel each way (toolkit/models/operators.py), except in float64.
+The environment variable MODERNN_TRITON=0 leaves PyTorch's kernels in place, to compare the two.
 """
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,6 +28,17 @@ sigmoid_backward, tanh_backward, threshold_backward = (
     aten.tanh_backward,
     aten.threshold_backward,
 )
+TRITON = os.environ.get("MODERNN_TRITON", "1") != "0" and find_spec("triton") is not None
+TRITON_DEVICES = {"cuda"}
+
+
+def operators(like: Tensor) -> ModuleType | None:
+    """Return toolkit.models.operators where tensors like this one are for its kernels. Elsewhere nothing imports it."""
+    if not TRITON or like.device.type not in TRITON_DEVICES or like.dtype == torch.float64:
+        return None
+    from toolkit.models import operators
+
+    return operators
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -59,17 +76,28 @@ class _Attention(torch.autograd.Function):
         return *(t.to(of_out.dtype) for t in gradients), None
 
 
-def lstm(memory: Tensor, *gates: Tensor, forget_bias: float = 0.0) -> tuple[Tensor, Tensor]:
+def lstm(
+    memory: Tensor, *gates: Tensor, added: Tensor | None = None, forget_bias: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """The end of an LSTM: C' = sigmoid(f + forget_bias) . C + sigmoid(i) . tanh(g), H' = sigmoid(o) . tanh(C').
 
     Args:
         memory: C [B, d, h, w].
         gates: i, f, o, g before their activations, joined along the channels in that order: [B, 4 d, h, w], or parts
             that give this side by side.
+        added: another addend of all gates [B, 4 d, h, w].
 
     Returns:
         H', C' [B, d, h, w].
     """
+    triton = None if torch.compiler.is_compiling() else operators(memory)
+    if triton:
+        halves = len(gates) == 2 and gates[0].shape == gates[1].shape
+        parts = gates if halves or len(gates) == 1 else (torch.cat(gates, 1),)
+        hidden, after = triton.LSTM.apply(memory, forget_bias, added, *parts)
+        return hidden, after
+    if added is not None:
+        gates = ((gates[0] if len(gates) == 1 else torch.cat(gates, 1)) + added,)
     if torch.compiler.is_compiling():
         i, f, o, g = torch.cat(gates, 1).chunk(4, 1)
         after = torch.sigmoid(f + forget_bias) * memory + torch.sigmoid(i) * torch.tanh(g)
@@ -126,7 +154,8 @@ def weighed_sum(weights: Tensor, residual: Tensor, features: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         first, others = weights[:, 0, :, None, None], weights[:, 1:, :, None, None]
         return first * residual + (others * torch.relu(features).unflatten(1, others.shape[1:3])).sum(1)
-    out: Tensor = _WeighedSum.apply(weights, residual, features)
+    triton = operators(residual)
+    out: Tensor = (triton.WeighedSum if triton else _WeighedSum).apply(weights, residual, features)
     return out
 
 
@@ -175,7 +204,8 @@ def gated_sum(omega: Tensor, grid: Tensor, residual: Tensor, features: Tensor) -
         passed = torch.sigmoid(omega[..., None, None] * each)  # [B, N, G, D, h, w]
         slots = (passed * features.unflatten(1, omega.shape[1:])).sum(1)
         return (torch.sigmoid(each[:, 0]) * residual.unflatten(1, omega.shape[2:]) + slots).flatten(1, 2)
-    out: Tensor = _GatedSum.apply(omega, grid, residual, features)
+    triton = operators(residual)
+    out: Tensor = (triton.GatedSum if triton else _GatedSum).apply(omega, grid, residual, features)
     return out
 
 

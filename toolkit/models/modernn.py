@@ -162,8 +162,10 @@ class ModeCell(nn.Module):
         interaction = torch.cat([x, hidden], 1)
         slots = self.bind(self.attend(bus, interaction))
         self.slots_seen(slots.unflatten(1, (self.slots, -1)))
-        fused = self.fuse(interaction, slots)
-        return lstm(bus, self.norm(self.gate_fused(fused) + self.gate_input(interaction)))
+        of_fused, of_input = self.gate_fused(self.fuse(interaction, slots)), self.gate_input(interaction)
+        if isinstance(self.norm, nn.Identity):
+            return lstm(bus, of_fused, added=of_input)
+        return lstm(bus, self.norm(of_fused + of_input))
 
 
 class ModeRNN(StepModel):
