@@ -83,7 +83,7 @@ def gated_sum_backward(
     passed = _sigmoid(x)
     of_x = tl.full([POSITIONS, CHANNELS], 0.0, tl.float32)
     sums = of_omega + (tile * samples + sample).to(tl.int64) * SLOTS * GATES * depth  # [tiles, B, N, G, D]
-    for gate in tl.static_range(GATES):
+    for gate in range(GATES):  # a loop for the machine too: unrolled, its code alone would be 200 kB
         own = gate * depth + channel
         slope = _read(of_out, of_out_at, sample, own, position, exists)
         of_x += slope * _read(residual, residual_at, sample, own, position, exists) * passed * (1.0 - passed)
