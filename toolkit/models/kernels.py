@@ -74,15 +74,15 @@ def gated_sum(
 
 @triton.jit
 def gated_sum_backward(
-    of_omega, of_grid, of_grid_at, of_residual, of_residual_at, of_features, of_features_at, of_out, of_out_at,
-    omega, omega_at, grid, grid_at, residual, residual_at, features, features_at, depth, positions, samples,
+    of_omega, of_omega_at, of_grid, of_grid_at, of_residual, of_residual_at, of_features, of_features_at, of_out,
+    of_out_at, omega, omega_at, grid, grid_at, residual, residual_at, features, features_at, depth, positions,
     SLOTS: tl.constexpr, GATES: tl.constexpr, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
     sample, tile, channel, position, exists = _tile(depth, positions, CHANNELS, POSITIONS)
     x = _read(grid, grid_at, sample, channel, position, exists)
     passed = _sigmoid(x)
     of_x = tl.full([POSITIONS, CHANNELS], 0.0, tl.float32)
-    sums = of_omega + (tile * samples + sample).to(tl.int64) * SLOTS * GATES * depth  # [tiles, B, N, G, D]
+    of_omega += tile.to(tl.int64) * of_omega_at[0] + sample.to(tl.int64) * of_omega_at[1]  # [tiles, B, N, G, D]
     for gate in range(GATES):  # a loop for the machine too: unrolled, its code alone would be 200 kB
         own = gate * depth + channel
         slope = _read(of_out, of_out_at, sample, own, position, exists)
@@ -97,7 +97,8 @@ def gated_sum_backward(
             _write(of_features, of_features_at, sample, each, position, exists, slope * open_)
             of_product = slope * part * open_ * (1.0 - open_)
             of_x += of_product * weight
-            tl.store(sums + each, tl.sum(of_product * x, 0)[None, :].to(sums.dtype.element_ty), mask=channel < depth)
+            to = of_omega + n * of_omega_at[2] + gate * of_omega_at[3] + channel * of_omega_at[4]
+            tl.store(to, tl.sum(of_product * x, 0)[None, :].to(of_omega.dtype.element_ty), mask=channel < depth)
     _write(of_grid, of_grid_at, sample, channel, position, exists, of_x)
 
 
@@ -119,13 +120,14 @@ def weighed_sum(
 
 @triton.jit
 def weighed_sum_backward(
-    of_weights, of_residual, of_residual_at, of_features, of_features_at, of_out, of_out_at,
-    weights, weights_at, residual, residual_at, features, features_at, depth, positions, samples,
+    of_weights, of_weights_at, of_residual, of_residual_at, of_features, of_features_at, of_out, of_out_at,
+    weights, weights_at, residual, residual_at, features, features_at, depth, positions,
     SLOTS: tl.constexpr, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
     sample, tile, channel, position, exists = _tile(depth, positions, CHANNELS, POSITIONS)
     slope = _read(of_out, of_out_at, sample, channel, position, exists)
-    sums = of_weights + (tile * samples + sample).to(tl.int64) * (1 + SLOTS) * depth + channel  # [tiles, B, 1 + N, D]
+    of_weights += tile.to(tl.int64) * of_weights_at[0] + sample.to(tl.int64) * of_weights_at[1]  # [tiles, B, 1 + N, D]
+    sums = of_weights + channel * of_weights_at[3]
     at = weights + sample.to(tl.int64) * weights_at[0] + channel * weights_at[2]
     weight = tl.load(at, mask=channel < depth, other=0.0).to(tl.float32)
     of_weight = tl.sum(slope * _read(residual, residual_at, sample, channel, position, exists), 0)[None, :]
@@ -135,7 +137,7 @@ def weighed_sum_backward(
         weight = tl.load(at + (1 + n) * weights_at[1], mask=channel < depth, other=0.0).to(tl.float32)
         part = _read(features, features_at, sample, n * depth + channel, position, exists)
         of_weight = tl.sum(slope * tl.where(part < 0.0, 0.0, part), 0)[None, :]
-        tl.store(sums + (1 + n) * depth, of_weight.to(sums.dtype.element_ty), mask=channel < depth)
+        tl.store(sums + (1 + n) * of_weights_at[2], of_weight.to(sums.dtype.element_ty), mask=channel < depth)
         of_part = tl.where(part <= 0.0, 0.0, slope * weight)
         _write(of_features, of_features_at, sample, n * depth + channel, position, exists, of_part)
 

@@ -103,14 +103,14 @@ def gated_sum_backward(
     start: Callable[..., None], of_out: Tensor, omega: Tensor, grid: Tensor, residual: Tensor, features: Tensor
 ) -> list[Tensor]:
     """Return omega's gradient [tiles, B, N, G, D], still to be summed over tiles, grid's, residual's, features'."""
-    batch, slots, gates, depth = omega.shape
+    _, slots, gates, depth = omega.shape
     tiles, programs, sizes = tiling(depth, residual)
     of_omega = per_tile(omega, tiles)
     of_grid, of_residual, of_features = blank(grid), blank(residual), blank(features)
-    maps = [*of_grid, *of_residual, *of_features, *along(of_out)]
+    maps = [of_omega, of_omega.stride(), *of_grid, *of_residual, *of_features, *along(of_out)]
     maps += [omega, omega.stride(), *along(grid), *along(residual), *along(features)]
-    extent = depth, grid.shape[2] * grid.shape[3], batch
-    start(kernels.gated_sum_backward, (programs,), of_omega, *maps, *extent, SLOTS=slots, GATES=gates, **sizes)
+    extent = depth, grid.shape[2] * grid.shape[3]
+    start(kernels.gated_sum_backward, (programs,), *maps, *extent, SLOTS=slots, GATES=gates, **sizes)
     return [of_omega, of_grid[0], of_residual[0], of_features[0]]
 
 
@@ -130,26 +130,32 @@ def weighed_sum_backward(
     start: Callable[..., None], of_out: Tensor, weights: Tensor, residual: Tensor, features: Tensor
 ) -> list[Tensor]:
     """Return the weights' gradient [tiles, B, 1 + N, D], still to be summed over tiles, residual's, features'."""
-    batch, depth = residual.shape[:2]
+    depth = residual.shape[1]
     tiles, programs, sizes = tiling(depth, residual)
     of_weights = per_tile(weights, tiles)
     of_residual, of_features = blank(residual), blank(features)
-    maps = [*of_residual, *of_features, *along(of_out)]
+    maps = [of_weights, of_weights.stride(), *of_residual, *of_features, *along(of_out)]
     maps += [weights, weights.stride(), *along(residual), *along(features)]
-    extent = depth, residual.shape[2] * residual.shape[3], batch
-    start(kernels.weighed_sum_backward, (programs,), of_weights, *maps, *extent, SLOTS=weights.shape[1] - 1, **sizes)
+    extent = depth, residual.shape[2] * residual.shape[3]
+    start(kernels.weighed_sum_backward, (programs,), *maps, *extent, SLOTS=weights.shape[1] - 1, **sizes)
     return [of_weights, of_residual[0], of_features[0]]
 
 
 def per_tile(like: Tensor, tiles: int) -> Tensor:
-    """Return room for one gradient per tile: what a single tile gives is final, and is rounded at once."""
-    return torch.empty((tiles, *like.shape), dtype=like.dtype if tiles == 1 else torch.float32, device=like.device)
+    """Return room for one gradient per tile, each with its dimensions in the order in memory of `like`.
+
+    What a single tile gives is final, and is rounded at once.
+    """
+    order = sorted(range(like.dim()), key=like.stride, reverse=True)
+    dtype = like.dtype if tiles == 1 else torch.float32
+    room = torch.empty((tiles, *(like.shape[i] for i in order)), dtype=dtype, device=like.device)
+    return room.permute(0, *(1 + order.index(i) for i in range(like.dim())))
 
 
 @operator("(Tensor sums, ScalarType dtype) -> Tensor")
 def add_tiles(start: Callable[..., None], sums: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the sum over the first dimension, rounded once."""
-    out = torch.empty(sums.shape[1:], dtype=dtype, device=sums.device)
+    """Return the sum over the first dimension of what `per_tile` made, rounded once."""
+    out = torch.empty_like(sums[0], dtype=dtype)
     numbers = out.numel()
     programs = triton.cdiv(numbers, SUMS)
     start(kernels.add_tiles, (programs,), out, sums, numbers, TILES=len(sums), ROWS=ROWS, BLOCK=SUMS)

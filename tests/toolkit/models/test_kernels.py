@@ -257,10 +257,10 @@ def test_operators_are_what_they_say(device: str) -> None:
     last = gates.contiguous(memory_format=LAST)
     calls = {
         "gated_sum": (omega, memory, gates, wide),
-        "gated_sum_backward": (gates, omega, memory, last, wide),
+        "gated_sum_backward": (gates, omega.transpose(1, 3).contiguous().transpose(1, 3), memory, last, wide),
         "weighed_sum": (omega[:, 0], memory, narrow),
         "weighed_sum_backward": (memory, omega[:, 0], memory, narrow),
-        "add_tiles": (omega, torch.bfloat16),
+        "add_tiles": (omega.permute(0, 2, 3, 1), torch.bfloat16),
         "lstm": (memory, [last], gates, 1.0),
         "lstm_backward": (memory, memory, memory, [gates[:, :10], last[:, 10:]], 1.0),
     }
