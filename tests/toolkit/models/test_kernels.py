@@ -9,9 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from shards.manifest import FrameSpec
+from toolkit.config import make_config
 from toolkit.models import fused
+from toolkit.models.base import Sampling, build_model
 from toolkit.models.fused import gated_sum, lstm, weighed_sum
 
 pytest.importorskip("triton", reason="no Triton: it comes with PyTorch for CUDA, or by pip install triton (Linux)")
@@ -219,6 +223,78 @@ def test_checkpointing_gives_the_same(device: str) -> None:
     plain = torch.autograd.grad(cell(*inputs).sum(), inputs)
     again = torch.autograd.grad(checkpoint(cell, *inputs, use_reentrant=False).sum(), inputs)
     assert all(torch.equal(*pair) for pair in zip(plain, again, strict=True))
+
+
+@pytest.mark.parametrize("name", ["modernn", "modernn_released", "convlstm", "conv_tt_lstm"])
+def test_models_train_the_same(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and gradients of a model with the kernels and with PyTorch's own."""
+    seen: set[str] = set()
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.update([func.namespace])
+            return func(*args, **(kwargs or {}))
+
+    results = []
+    for kernels_used in (True, False):
+        monkeypatch.setattr(fused, "TRITON", kernels_used)
+        torch.manual_seed(0)
+        model = build_model(make_config({"model": {"name": name, "hidden": 4}}, "t"), FrameSpec(1, 16, 16)).to(device)
+        frames = torch.rand(1, 3, 1, 16, 16, generator=torch.Generator().manual_seed(1)).to(device)
+        with Seen():
+            loss = model(frames, 2, Sampling()).losses["mse"]
+            loss.backward()
+        assert ("modernn" in seen) == kernels_used
+        seen.clear()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        results.append((loss.detach(), gradients.double()))
+    (ours, of_ours), (plain, of_plain) = results
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=0)
+    assert (of_ours - of_plain).norm() <= (1e-5 if device == "cpu" else 1e-3) * of_plain.norm()  # a GPU has TF32
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_replays_the_kernels() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    shapes = [(2, 3, 4, 8), (2, 8, 16, 16), (2, 32, 16, 16), (2, 96, 16, 16), (2, 8, 16, 16)]
+    inputs = [torch.zeros(shape, device="cuda", requires_grad=True) for shape in shapes]
+
+    def step() -> list[Tensor]:
+        hidden, after = lstm(inputs[4], gated_sum(*inputs[:4]))
+        total = weighed_sum(inputs[0][:, :, 0], hidden, after.repeat(1, 2, 1, 1))
+        return [total, *torch.autograd.grad(total.square().sum(), inputs)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for t in inputs:
+        t.data.normal_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(*pair) for pair in zip(captured, step(), strict=True))
+    assert captured[0].abs().max() > 0
+
+
+@pytest.mark.gpu
+def test_more_numbers_than_32_bits_count() -> None:
+    """[1, 2, 32768, 33024] bfloat16: 2^31 positions and more over both channels."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    if torch.cuda.mem_get_info()[0] < 16 * 2**30:
+        pytest.skip("needs 16 GiB of free GPU memory")
+    features = torch.ones(1, 2, 32768, 33024, dtype=torch.bfloat16, device="cuda")
+    features[0, 1, -1, -1] = 5
+    assert features.numel() > 2**31
+    weights = torch.tensor([[[1.0], [2.0], [3.0]]], dtype=torch.bfloat16, device="cuda")
+    out = weighed_sum(weights, features[:, :1], features)
+    assert out[0, 0, -1, -2:].tolist() == [6.0, 18.0]
+    assert out[0, 0, 0, :2].tolist() == [6.0, 6.0]
 
 
 def test_no_more_is_kept_than_by_the_plain_ends(device: str) -> None:
