@@ -140,6 +140,46 @@ class _LSTM(torch.autograd.Function):
         return of_memory.mul_(f), None, *gradient.split(ctx.sizes, 1)
 
 
+def st_lstm_memories(
+    of_x: Tensor, of_h: Tensor, of_m: Tensor, cell: Tensor, memory: Tensor, forget_bias: float
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The memories of an ST-LSTM: C' = sigmoid(f + forget_bias) . C + sigmoid(i) . tanh(g), and M' by its own gates.
+
+    Args:
+        of_x: what the input adds to i, f, g, i', f', g', o [B, 7 d, h, w].
+        of_h: what the hidden state adds to i, f, g, o [B, 4 d, h, w].
+        of_m: what M adds to i', f', g' [B, 3 d, h, w].
+        cell, memory: C and M [B, d, h, w].
+
+    Returns:
+        C' and what entered it, M' and what entered it, the two addends of o; each [B, d, h, w].
+    """
+    triton = None if torch.compiler.is_compiling() else operators(of_x)
+    if triton:
+        d = cell.shape[1]
+        to_cell, to_memory, xo = of_x.split([3 * d, 3 * d, d], 1)
+        of_cell, ho = of_h.split([3 * d, d], 1)
+        cells = triton.Remember.apply(cell, to_cell, of_cell, forget_bias)
+        return cells, triton.Remember.apply(memory, to_memory, of_m, forget_bias), (xo, ho)
+    xi, xf, xg, xi2, xf2, xg2, xo = of_x.chunk(7, 1)
+    hi, hf, hg, ho = of_h.chunk(4, 1)
+    mi, mf, mg = of_m.chunk(3, 1)
+    into_cell = torch.sigmoid(xi + hi) * torch.tanh(xg + hg)
+    cell = torch.sigmoid(xf + hf + forget_bias) * cell + into_cell
+    into_memory = torch.sigmoid(xi2 + mi) * torch.tanh(xg2 + mg)
+    memory = torch.sigmoid(xf2 + mf + forget_bias) * memory + into_memory
+    return (cell, into_cell), (memory, into_memory), (xo, ho)
+
+
+def gated_tanh(reduced: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+    """sigmoid(first + second + third) . tanh(reduced), all of one shape."""
+    triton = None if torch.compiler.is_compiling() else operators(reduced)
+    if triton:
+        hidden: Tensor = triton.Show.apply(reduced, first, second, third)
+        return hidden
+    return torch.sigmoid(first + second + third) * torch.tanh(reduced)
+
+
 def weighed_sum(weights: Tensor, residual: Tensor, features: Tensor) -> Tensor:
     """w^0 . residual + sum_n w^n . ReLU(features^n), with one weight per sample and channel.
 

@@ -200,3 +200,71 @@ def lstm_backward(
     _write(of_first, of_first_at, sample, depth + channel, position, exists, of_c * before * f * (1.0 - f))
     _write(of_second, of_second_at, sample, channel, position, exists, slope * shown * o * (1.0 - o))
     _write(of_second, of_second_at, sample, depth + channel, position, exists, of_c * i * (1.0 - g * g))
+
+
+@triton.jit
+def remember(
+    after, into, out_at, gates, gates_at, memory, memory_at, first, first_at, second, second_at, forget_bias, depth,
+    positions, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr,
+):  # fmt: skip
+    sample, _, channel, position, exists = _tile(depth, positions, CHANNELS, POSITIONS)
+    i = _read(first, first_at, sample, channel, position, exists)
+    f = _read(first, first_at, sample, depth + channel, position, exists)
+    g = _read(first, first_at, sample, 2 * depth + channel, position, exists)
+    i += _read(second, second_at, sample, channel, position, exists)
+    f += _read(second, second_at, sample, depth + channel, position, exists)
+    g += _read(second, second_at, sample, 2 * depth + channel, position, exists)
+    _write(gates, gates_at, sample, channel, position, exists, i)
+    _write(gates, gates_at, sample, depth + channel, position, exists, f)
+    _write(gates, gates_at, sample, 2 * depth + channel, position, exists, g)
+    new = _sigmoid(i) * _tanh(g)
+    kept = _sigmoid(f + forget_bias) * _read(memory, memory_at, sample, channel, position, exists)
+    _write(into, out_at, sample, channel, position, exists, new)
+    _write(after, out_at, sample, channel, position, exists, kept + new)
+
+
+@triton.jit
+def remember_backward(
+    of_memory, of_memory_at, of_gates, of_gates_at, of_after, of_after_at, of_into, of_into_at, memory, memory_at,
+    gates, gates_at, forget_bias, depth, positions, INTO: tl.constexpr, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr,
+):  # fmt: skip
+    sample, _, channel, position, exists = _tile(depth, positions, CHANNELS, POSITIONS)
+    i = _sigmoid(_read(gates, gates_at, sample, channel, position, exists))
+    f = _sigmoid(_read(gates, gates_at, sample, depth + channel, position, exists) + forget_bias)
+    g = _tanh(_read(gates, gates_at, sample, 2 * depth + channel, position, exists))
+    before = _read(memory, memory_at, sample, channel, position, exists)
+    slope = _read(of_after, of_after_at, sample, channel, position, exists)
+    of_new = slope
+    if INTO:
+        of_new += _read(of_into, of_into_at, sample, channel, position, exists)
+    _write(of_memory, of_memory_at, sample, channel, position, exists, slope * f)
+    _write(of_gates, of_gates_at, sample, channel, position, exists, of_new * g * i * (1.0 - i))
+    _write(of_gates, of_gates_at, sample, depth + channel, position, exists, slope * before * f * (1.0 - f))
+    _write(of_gates, of_gates_at, sample, 2 * depth + channel, position, exists, of_new * i * (1.0 - g * g))
+
+
+@triton.jit
+def show(
+    hidden, total, out_at, reduced, reduced_at, first, first_at, second, second_at, third, third_at, depth, positions,
+    CHANNELS: tl.constexpr, POSITIONS: tl.constexpr,
+):  # fmt: skip
+    sample, _, channel, position, exists = _tile(depth, positions, CHANNELS, POSITIONS)
+    o = _read(first, first_at, sample, channel, position, exists)
+    o += _read(second, second_at, sample, channel, position, exists)
+    o += _read(third, third_at, sample, channel, position, exists)
+    shown = _tanh(_read(reduced, reduced_at, sample, channel, position, exists))
+    _write(total, out_at, sample, channel, position, exists, o)
+    _write(hidden, out_at, sample, channel, position, exists, _sigmoid(o) * shown)
+
+
+@triton.jit
+def show_backward(
+    of_reduced, of_total, out_at, of_hidden, of_hidden_at, reduced, reduced_at, total, total_at, depth, positions,
+    CHANNELS: tl.constexpr, POSITIONS: tl.constexpr,
+):  # fmt: skip
+    sample, _, channel, position, exists = _tile(depth, positions, CHANNELS, POSITIONS)
+    slope = _read(of_hidden, of_hidden_at, sample, channel, position, exists)
+    shown = _tanh(_read(reduced, reduced_at, sample, channel, position, exists))
+    o = _sigmoid(_read(total, total_at, sample, channel, position, exists))
+    _write(of_reduced, out_at, sample, channel, position, exists, slope * o * (1.0 - shown * shown))
+    _write(of_total, out_at, sample, channel, position, exists, slope * shown * o * (1.0 - o))

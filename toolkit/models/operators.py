@@ -204,6 +204,62 @@ def halves(gates: Sequence[Tensor]) -> tuple[Tensor, Strides, Tensor, Strides]:
     return *along(first), *along(second)
 
 
+@operator("(Tensor memory, Tensor first, Tensor second, float forget_bias) -> Tensor[]")
+def remember(
+    start: Callable[..., None], memory: Tensor, first: Tensor, second: Tensor, forget_bias: float
+) -> list[Tensor]:
+    """Return C', what entered it, and i, f, g after the addition."""
+    depth = memory.shape[1]
+    after, into, gates = blank(first, depth), blank(first, depth), blank(first)
+    _, programs, sizes = tiling(depth, first)
+    maps = [after[0], *into, *gates, *along(memory), *along(first), *along(second)]
+    extent = forget_bias, depth, memory.shape[2] * memory.shape[3]
+    start(kernels.remember, (programs,), *maps, *extent, **sizes)
+    return [after[0], into[0], gates[0]]
+
+
+@operator("(Tensor of_after, Tensor? of_into, Tensor memory, Tensor gates, float forget_bias) -> Tensor[]")
+def remember_backward(
+    start: Callable[..., None],
+    of_after: Tensor,
+    of_into: Tensor | None,
+    memory: Tensor,
+    gates: Tensor,
+    forget_bias: float,
+) -> list[Tensor]:
+    """Return the gradients of C and of i, f, g."""
+    depth = memory.shape[1]
+    of_memory, of_gates = blank(gates, depth), blank(gates)
+    _, programs, sizes = tiling(depth, gates)
+    maps = [*of_memory, *of_gates, *along(of_after), *along(of_after if of_into is None else of_into)]
+    maps += [*along(memory), *along(gates)]
+    extent = forget_bias, depth, memory.shape[2] * memory.shape[3]
+    start(kernels.remember_backward, (programs,), *maps, *extent, INTO=of_into is not None, **sizes)
+    return [of_memory[0], of_gates[0]]
+
+
+@operator("(Tensor reduced, Tensor first, Tensor second, Tensor third) -> Tensor[]")
+def show(start: Callable[..., None], reduced: Tensor, first: Tensor, second: Tensor, third: Tensor) -> list[Tensor]:
+    """Return H and o after the additions."""
+    depth = reduced.shape[1]
+    hidden, total = blank(reduced), blank(reduced)
+    _, programs, sizes = tiling(depth, reduced)
+    maps = [hidden[0], *total, *along(reduced), *along(first), *along(second), *along(third)]
+    start(kernels.show, (programs,), *maps, depth, reduced.shape[2] * reduced.shape[3], **sizes)
+    return [hidden[0], total[0]]
+
+
+@operator("(Tensor of_hidden, Tensor reduced, Tensor total) -> Tensor[]")
+def show_backward(start: Callable[..., None], of_hidden: Tensor, reduced: Tensor, total: Tensor) -> list[Tensor]:
+    """Return the gradients of what tanh is taken of and of o."""
+    depth = reduced.shape[1]
+    of_reduced, of_total = blank(reduced), blank(reduced)
+    _, programs, sizes = tiling(depth, reduced)
+    maps = [of_reduced[0], *of_total, *along(of_hidden), *along(reduced), *along(total)]
+    start(kernels.show_backward, (programs,), *maps, depth, reduced.shape[2] * reduced.shape[3], **sizes)
+    return [of_reduced[0], of_total[0]]
+
+
 class GatedSum(torch.autograd.Function):
     """Keeps its arguments."""
 
@@ -264,3 +320,41 @@ class LSTM(torch.autograd.Function):
         if ctx.sizes is None:
             return of_memory, None, None, *of_gates
         return of_memory, None, of_gates[0], *of_gates[0].split(ctx.sizes, 1)
+
+
+class Remember(torch.autograd.Function):
+    """Keeps C and i, f, g before their activations."""
+
+    @staticmethod
+    def forward(ctx: Any, memory: Tensor, first: Tensor, second: Tensor, forget_bias: float) -> tuple[Tensor, Tensor]:
+        after, into, gates = remember(memory, first, second, forget_bias)
+        ctx.save_for_backward(memory, gates)
+        ctx.forget_bias = forget_bias
+        ctx.set_materialize_grads(False)  # nothing but a decoupling loss looks at what entered
+        return after, into
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_after: Tensor | None, of_into: Tensor | None) -> tuple[Tensor | None, ...]:
+        memory, gates = ctx.saved_tensors
+        if of_after is None:
+            of_after = torch.zeros_like(memory)
+        of_memory, of_gates = remember_backward(of_after, of_into, memory, gates, ctx.forget_bias)
+        return of_memory, of_gates, of_gates, None
+
+
+class Show(torch.autograd.Function):
+    """Keeps o before its activation, and what tanh is taken of."""
+
+    @staticmethod
+    def forward(ctx: Any, reduced: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+        hidden, total = show(reduced, first, second, third)
+        ctx.save_for_backward(reduced, total)
+        out: Tensor = hidden
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_hidden: Tensor) -> tuple[Tensor, ...]:
+        of_reduced, of_total = show_backward(of_hidden, *ctx.saved_tensors)
+        return of_reduced, of_total, of_total, of_total

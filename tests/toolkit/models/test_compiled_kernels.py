@@ -75,6 +75,11 @@ def call_all(dtype: torch.dtype, layout: torch.memory_format, sizes: tuple[int, 
     operators.weighed_sum_backward(both, omega[:, 0], both, maps(6 * width))
     operators.lstm(state, [gates[:, : 4 * width]], gates[:, 4 * width :], 1.0)
     operators.lstm_backward(state, state, state, [both, both], 0.0)
+    three = maps(3 * width)
+    operators.remember(state, gates[:, : 3 * width], three, 1.0)
+    operators.remember_backward(state, state, state, three, 1.0)
+    operators.show(state, gates[:, 6 * width : 7 * width], state, state)
+    operators.show_backward(state, state, state)
     operators.add_tiles(torch.empty(40, batch, slots, 4, 2 * width), dtype)
 
 

@@ -16,7 +16,7 @@ from shards.manifest import FrameSpec
 from toolkit.config import make_config
 from toolkit.models import fused
 from toolkit.models.base import Sampling, build_model
-from toolkit.models.fused import gated_sum, lstm, weighed_sum
+from toolkit.models.fused import gated_sum, gated_tanh, lstm, st_lstm_memories, weighed_sum
 
 pytest.importorskip("triton", reason="no Triton: it comes with PyTorch for CUDA, or by pip install triton (Linux)")
 
@@ -85,7 +85,7 @@ def assert_near(
     exact = [t.cpu().double() for t in rounded]
     shape = plain(*exact)
     shape = shape if isinstance(shape, Tensor) else shape[0]  # type: ignore[index]
-    directions = [torch.randn(shape.shape).to(dtype) for _ in range(2)]
+    directions = [torch.randn(shape.shape).to(dtype) for _ in range(5)]
     assert fused.operators(rounded[0]) is not None
     found, right = run(ours, rounded), run(plain, exact)
     for near, true in zip(found, right, strict=True):
@@ -180,6 +180,40 @@ def test_lstm(
     assert_near(ours, plain, inputs, dtype, device, kept=0.02 if with_addend else 0.0)
 
 
+def plain_st_lstm(cell: Tensor, memory: Tensor, *of: Tensor) -> list[Tensor]:
+    """All that the two ends give: H', C', M' and what entered these."""
+    reduced, of_both, of_x, of_h, of_m = of
+    xi, xf, xg, xi2, xf2, xg2, xo = of_x.chunk(7, 1)
+    hi, hf, hg, ho = of_h.chunk(4, 1)
+    mi, mf, mg = of_m.chunk(3, 1)
+    into_cell = torch.sigmoid(xi + hi) * torch.tanh(xg + hg)
+    into_memory = torch.sigmoid(xi2 + mi) * torch.tanh(xg2 + mg)
+    cell = torch.sigmoid(xf + hf + 1.25) * cell + into_cell
+    memory = torch.sigmoid(xf2 + mf + 1.25) * memory + into_memory
+    return [torch.sigmoid(xo + ho + of_both) * torch.tanh(reduced), cell, memory, into_cell, into_memory]
+
+
+@CASES
+def test_st_lstm(
+    slots: int, grid: tuple[int, int], layouts: tuple[torch.memory_format, ...], dtype: torch.dtype, device: str
+) -> None:
+    torch.manual_seed(0)
+    channels = [5, 5, 5, 5, 35, 20, 15]
+    inputs = [numbers(2, n, *grid, layout=layout) for n, layout in zip(channels, layouts * 4, strict=False)]
+
+    def ours(cell: Tensor, memory: Tensor, *of: Tensor) -> list[Tensor]:
+        reduced, of_both, *of_gates = of
+        cells, memories, of_output = st_lstm_memories(*of_gates, cell, memory, 1.25)
+        if slots == 1:  # nothing looks at what entered
+            return [gated_tanh(reduced, *of_output, of_both), cells[0], memories[0]]
+        return [gated_tanh(reduced, *of_output, of_both), cells[0], memories[0], cells[1], memories[1]]
+
+    def plain(*inputs: Tensor) -> list[Tensor]:
+        return plain_st_lstm(*inputs)[: 3 if slots == 1 else 5]
+
+    assert_near(ours, plain, inputs, dtype, device, kept=0.02)
+
+
 def test_lstm_of_hard_numbers(device: str) -> None:
     """Small ones keep their relative exactness, large ones saturate, what is no number shows; slices, rows cut off."""
     values = [1e-30, 1e-4, 0.01, 0.29, 0.31, 1.0, 9.0, 50.0, 200.0, float("inf"), float("nan")]
@@ -225,7 +259,7 @@ def test_checkpointing_gives_the_same(device: str) -> None:
     assert all(torch.equal(*pair) for pair in zip(plain, again, strict=True))
 
 
-@pytest.mark.parametrize("name", ["modernn", "modernn_released", "convlstm", "conv_tt_lstm"])
+@pytest.mark.parametrize("name", ["modernn", "modernn_released", "convlstm", "conv_tt_lstm", "predrnn", "mim"])
 def test_models_train_the_same(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss and gradients of a model with the kernels and with PyTorch's own."""
     seen: set[str] = set()
@@ -320,7 +354,12 @@ def test_no_more_is_kept_than_by_the_plain_ends(device: str) -> None:
         kept.clear()
         alive += (gated_sum(given(1, 3, 4, 2), given(1, 2, 4, 5), given(1, 8, 4, 5), given(1, 24, 4, 5)),)
         assert sum(kept.values()) == 24 + 20 * (2 + 8 + 24)
-    assert len(alive) == 6
+        kept.clear()
+        of_gates = given(1, 14, 4, 5), given(1, 8, 4, 5), given(1, 6, 4, 5)
+        cells, memories, of_output = st_lstm_memories(*of_gates, given(1, 2, 4, 5), given(1, 2, 4, 5), 1.0)
+        alive += (gated_tanh(given(1, 2, 4, 5), *of_output, given(1, 2, 4, 5)), *cells, *memories)
+        assert sum(kept.values()) == 20 * (2 * (6 + 2) + 2 + 2)
+    assert len(alive) == 11
 
 
 def test_operators_are_what_they_say(device: str) -> None:
@@ -339,6 +378,10 @@ def test_operators_are_what_they_say(device: str) -> None:
         "add_tiles": (omega.permute(0, 2, 3, 1), torch.bfloat16),
         "lstm": (memory, [last], gates, 1.0),
         "lstm_backward": (memory, memory, memory, [gates[:, :10], last[:, 10:]], 1.0),
+        "remember": (memory, narrow, last[:, 5:], 0.0),
+        "remember_backward": (memory, None, memory, narrow.contiguous(memory_format=LAST), 0.0),
+        "show": (memory, narrow[:, :5], gates[:, 5:10], last[:, :5]),
+        "show_backward": (memory, last[:, :5], memory),
     }
     assert set(calls) == set(IMPLEMENTATIONS)
     for name, arguments in calls.items():
