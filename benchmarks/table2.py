@@ -51,7 +51,8 @@ def measure(tree: dict[str, Any], steps: int) -> dict[str, float]:
     class Keys:
         keys: tuple[str, ...] = ()
 
-    config, world = make_config(tree, "benchmark"), distributed.init(group=True)
+    config = make_config(tree, "benchmark")
+    world = distributed.init(config.train, group=True)
     torch.manual_seed(config.seed)
     model = build_model(config, FrameSpec(1, 64, 64))
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)

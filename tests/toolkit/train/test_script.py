@@ -43,7 +43,9 @@ def test_a_run_directory_holds_what_it_promises(finished: Path) -> None:
     assert {"loss", "grad_norm", "lr", "teacher_rate", "seq_per_s", "data_wait"} <= set(lines[0])
     assert (run.checkpoints / "latest").read_text() == "step-00000006\n"
     assert (run.checkpoints / "best").exists()
-    assert {"torch", "deepspeed"} <= set(json.loads((finished / "env.json").read_text())["packages"])
+    env = json.loads((finished / "env.json").read_text())
+    assert {"torch", "deepspeed"} <= set(env["packages"])
+    assert env["trained_on"] == {"device": "CPU", "tf32": False, "deterministic": False}
     state = run.read_state()
     assert (state["step"], state["steps"], state["restarts"]) == (6, 6, 0)
 
