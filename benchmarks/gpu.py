@@ -66,7 +66,7 @@ PARTS = {
     "numbers": Part(gpu_checks.numbers, 0.25, beside=True, case_s=60),
     "resume": Part(gpu_training.resume, 0.25, beside=True),
     "compilation": Part(gpu_rates.compilation, 0.25, beside=True),
-    "training": Part(gpu_training.training, 0.22),
+    "training": Part(gpu_training.training, 0.25),
     "rates": Part(gpu_rates.rates, 0.4, case_s=120),
     "memory": Part(gpu_rates.memory, 0.1, case_s=60),
     "run": Part(gpu_training.run, 1.0),
@@ -157,6 +157,7 @@ class Kit:
         finally:
             for child in self.children:
                 child.kill()
+                self.facts[child.job.part] = {"error": "ended before its time"}
             if self.store is not None and self.store.poll() is None:
                 self.store.terminate()
             self.tell()
@@ -259,7 +260,7 @@ def summary(rows: Sequence[Row], facts: dict[str, Row]) -> str:
     for part in PARTS:
         own = [{k: v for k, v in row.items() if k not in brief} for row in rows if row["part"] == part]
         own = [row for row in own if row.get("outcome") not in ("passed", "skipped")]
-        lines += [f"-- {part} {facts.get(part, 'was not asked for')}"]
+        lines += [f"-- {part} {facts[part]}"] if part in facts else []
         for head, cells in alike(own, part):
             lines += [" ".join(head), *("  " + " ".join(c.replace(" ", "_") for c in line) for line in cells)]
     return "\n".join(lines)

@@ -189,6 +189,7 @@ def kernels(work: Callable[[], object]) -> Row:
         work()
         torch.cuda.synchronize()
     events = [event for event in traced.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    events = [event for event in events if not getattr(event, "is_user_annotation", False)]  # an optimizer's name
     moves = [event for event in events if event.name.startswith(("Memcpy", "Memset"))]
     by: dict[str, list[float]] = {}
     for event in events:

@@ -20,6 +20,7 @@ CONFIG = "configs/mixed-moving-mnist.yaml"
 STEPS = 80_000  # of the paper
 TINY = ("model.layers=1", "model.hidden=8", "data.context=4", "data.horizon=4")
 STOPPED = 3  # the exit code of a training that can go on
+TO_BEGIN_S = 40.0  # what the last part needs at least to get anywhere on a GPU
 TO_END_S = 25.0  # what a stop with a checkpoint, and the checkpoint's export, may take
 FAILED = "convert.failed"  # is there when the conversion has failed
 CHECKPOINT = "gpu-modernn-fp16.safetensors"
@@ -133,12 +134,15 @@ def compared(losses: Sequence[float], others: Sequence[float]) -> Row:
 
 
 def resume(job: Job) -> None:
-    """Is a run that was stopped and resumed the uninterrupted one, and a second one the first?"""
+    """Is a run that was stopped and resumed the uninterrupted one, and a second one the first?
+
+    Three at a time, beside other parts: of a quarter of the memory of the paper's.
+    """
     rows = Rows(job)
     wait_for_store(job)
     steps = 24 if job.cuda else 6
     exact = ["train.deterministic=true"] if has_setting("deterministic") else []
-    settings = [*short(job, steps, 1), *exact]
+    settings = [*short(job, steps, 1), "model.hidden=32", "train.batch=4", *exact]
     whole, again, halved = (Training(job, name, settings) for name in ("whole", "again", "halved"))
     for training in (whole, again, halved):
         training.start()
@@ -157,27 +161,26 @@ def resume(job: Job) -> None:
 
 
 def training(job: Job) -> None:
-    """So many steps in fp32 and bf16, with and without a graph: losses, milliseconds, waiting."""
+    """So many steps in bf16 and fp32, with and without a graph: milliseconds, waiting, losses beside the graph's."""
     rows = Rows(job)
     wait_for_store(job)
-    steps, every = (60, 4) if job.cuda else (6, 1)
-    graphs = ("off", "on") if has_setting("graph") else ("",)
-    losses: dict[str, list[float]] = {}
-    for case in rows.each(
-        {"precision": p, "graph": g} for p in (("fp32", "bf16") if job.cuda else ("fp32",)) for g in graphs
-    ):
+    steps, every = (40, 2) if job.cuda else (6, 1)
+    graphs = ("on", "off") if has_setting("graph") else ("",)
+    precisions = ("bf16", "fp32") if job.cuda else ("fp32",)
+    losses: dict[tuple[str, str], list[float]] = {}
+    for case in rows.each({"precision": p, "graph": g} for p in precisions for g in graphs):
         settings = [*short(job, steps, every), f"train.precision={case['precision']}", "data.workers=2"]
-        settings += [f"train.graph={case['graph']}"] if case["graph"] else []
+        settings += [setting("graph", case["graph"])] if case["graph"] else []
         with rows.trying(**case) as row:
             one = Training(job, f"{case['precision']}-{case['graph'] or 'plain'}", settings)
             one.start()
-            code = one.wait(job.left - 3)
+            row["code"] = one.wait(job.left - 8)
+            if row["code"] != STOPPED:  # out of time: what there is counts
+                one.check(row["code"])
             found = one.logged()
             row |= pace(found[len(found) // 2 :]) | {"first": found[0]["loss"], "last": found[-1]["loss"]}
-            one.check(code)
-            losses[case["graph"]] = [line["loss"] for line in found]
-            if case["graph"] == "on" and "off" in losses:
-                row |= compared(losses["on"], losses.pop("off"))
+            losses[case["precision"], case["graph"]] = [line["loss"] for line in found]
+            row |= compared(losses[case["precision"], case["graph"]], losses.get((case["precision"], "on"), []))
 
 
 def pace(lines: Sequence[Row]) -> Row:
@@ -196,21 +199,27 @@ def fastest(job: Job) -> tuple[str, list[str]]:
     if not rows:
         return "as the config says", []
     best = min(rows, key=lambda row: row["ms"])
-    return f"{best['form']}, {best['precision']}", [f"train.{key}={value}" for key, value in as_yaml(best).items()]
+    chosen = settings_of(best["form"], best["precision"])
+    return f"{best['form']}, {best['precision']}", [setting(k, v) for k, v in chosen.items() if has_setting(k)]
 
 
-def as_yaml(row: Row) -> dict[str, object]:
-    chosen = settings_of(row["form"], row["precision"])
-    return {k: str(v).lower() if isinstance(v, bool) else v for k, v in chosen.items() if has_setting(k)}
+def setting(key: str, value: object) -> str:
+    """What `--set` takes; on and off are in quotes, for they are booleans in YAML."""
+    return f"train.{key}={json.dumps(value)}"
 
 
 def run(job: Job) -> None:
     """The paper's own run with the time that is left: its curve, its checkpoint in fp16."""
+    from toolkit.train import checkpoint  # noqa: F401  imported while there is time
+
     rows = Rows(job)
     wait_for_store(job)
+    if job.left < (TO_BEGIN_S if job.cuda else 0) + TO_END_S:
+        rows.add(skipped=f"{job.left:.0f} s left: too few to begin and to end")
+        return
     form, settings = fastest(job)
     every = 100 if job.cuda else 2
-    base = [f"train.log_every={every // 2}", f"train.validate_every={5 * every}", "train.checkpoint_every=1000000"]
+    base = [f"train.log_every={every // 2}", f"train.validate_every={every * 5 // 2}", "train.checkpoint_every=1000000"]
     one = Training(job, "paper", [*base, "train.validate_samples=96", "data.workers=4", *settings])
     one.start()
     kept = job.out / "gpu-run.jsonl"
