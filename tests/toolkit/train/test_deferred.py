@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from shards.manifest import FrameSpec
 from tests.toolkit.models.test_models import SMALL
 from toolkit.config import make_config
-from toolkit.errors import ToolkitError
+from toolkit.errors import ConfigError, ToolkitError
 from toolkit.models.base import Noise, Sampling, SequenceModel, build_model
 from toolkit.train import deferred
 from toolkit.train.deferred import DeferredGradients, _layout_for
@@ -398,6 +398,17 @@ def test_a_weight_read_channels_last_has_its_own_layout_in_the_gradient(monkeypa
     assert ours is not None
     assert torch.allclose(ours, plain, rtol=1e-12)
     assert ours.stride() == layer.weight.stride()
+
+
+def test_compiled_steps_and_zero_3_are_refused() -> None:
+    model = model_of("convlstm")
+    model.cell.compile(backend="eager")
+    with pytest.raises(ConfigError, match=r"step is compiled: use train\.compile=none"):
+        DeferredGradients(model)
+    layer = nn.Conv2d(1, 1, 1)
+    layer.weight.ds_id = 0  # DeepSpeed's mark
+    with pytest.raises(ConfigError, match=r"use train\.zero 2 or less"):
+        DeferredGradients(layer)
 
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
