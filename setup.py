@@ -43,7 +43,7 @@ DEV = [
     "ruff>=0.6",
     "mypy>=1.11",
     "types-PyYAML",
-    # Interprets and compiles our kernels in tests; PyTorch for CUDA brings its own, and training on a CPU has no use for it.
+    # Tests interpret and compile our kernels; PyTorch for CUDA brings its own, training on a CPU has no use for it.
     'triton>=3.3; sys_platform == "linux" and platform_machine == "x86_64"',
     "scikit-image>=0.22",  # the reference for SSIM and PSNR
     "xarray>=2024.9",  # reads our zarr stores as a user would
