@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from shards.manifest import FrameSpec
 from tests.toolkit.models.test_models import SMALL
+from tests.toolkit.train.conftest import torchrun
 from toolkit.config import make_config
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.models.base import Noise, Sampling, SequenceModel, build_model
@@ -409,6 +412,18 @@ def test_compiled_steps_and_zero_3_are_refused() -> None:
     layer.weight.ds_id = 0  # DeepSpeed's mark
     with pytest.raises(ConfigError, match=r"use train\.zero 2 or less"):
         DeferredGradients(layer)
+
+
+def test_zero_reduces_deferred_gradients(tmp_path: Path) -> None:
+    """On two ranks, at the stages that reduce by hooks and without; training stays the same."""
+    done = torchrun(2, "deferred_ranks.py", tmp_path / "norms.json")
+    assert done.returncode == 0, done.stderr[-4000:]
+    seen = json.loads((tmp_path / "norms.json").read_text())
+    reference = seen["0"][0]
+    assert min(reference) > 0
+    for stage in "012":
+        for norms in seen[stage]:
+            assert norms == pytest.approx(reference, rel=1e-5)
 
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
