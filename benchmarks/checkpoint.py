@@ -33,8 +33,8 @@ from toolkit.config import RunConfig, make_config  # noqa: E402
 from toolkit.data.batches import Batch  # noqa: E402
 from toolkit.distributed import World  # noqa: E402
 from toolkit.models.base import Sampling, build_model  # noqa: E402
+from toolkit.train.build import build_engine  # noqa: E402
 from toolkit.train.checkpoint import Progress  # noqa: E402
-from toolkit.train.engine import Engine  # noqa: E402
 from toolkit.train.saver import Saver  # noqa: E402
 
 KINDS = ("none", "sync", "async")
@@ -45,7 +45,7 @@ class Bench:
     """One model in training, with a saver of each kind."""
 
     def __init__(self, config: RunConfig, frames: int, folder: Path, world: World) -> None:
-        self.engine = Engine.build(build_model(config, FrameSpec(1, 64, 64)), config, world, None)
+        self.engine = build_engine(build_model(config, FrameSpec(1, 64, 64)), config, world, None)
         shape = (config.train.batch, frames, 1, 64, 64)
         generator = torch.Generator().manual_seed(0)
         codes = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -91,7 +91,7 @@ def measure(hidden: int, options: argparse.Namespace, folder: Path, world: World
     """One row: a model of this width."""
     tree = {
         "model": {"name": "modernn", "hidden": hidden},
-        "train": {"batch": options.batch, "checkpoint_every": options.every},
+        "train": {"batch": options.batch, "checkpoint_every": options.every, "graph": "off"},
     }
     bench = Bench(make_config(tree, "benchmark"), options.frames, folder, world)
     bench.block("none", 2)

@@ -53,7 +53,7 @@ def config_of(case: dict[str, Any]) -> Any:
     from toolkit.config import load_config
     from toolkit.plan.cost import under
 
-    settings = [f"train.precision={case['precision']}", f"train.batch={case['micro']}"]
+    settings = [f"train.precision={case['precision']}", f"train.batch={case['micro']}", "train.graph=off"]
     return under(load_config(ROOT / "configs" / "models" / f"{case['model']}.yaml", settings), case["policy"])
 
 
@@ -84,7 +84,7 @@ def measure_case(case: dict[str, Any]) -> dict[str, int]:
     from shards.manifest import FrameSpec
     from toolkit import distributed
     from toolkit.models.base import Noise, Sampling, build_model
-    from toolkit.train.engine import Engine
+    from toolkit.train.build import build_engine
 
     class Keys:
         keys: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ def measure_case(case: dict[str, Any]) -> dict[str, int]:
     def train(config: Any, size: int, frames: int, steps: int) -> None:
         torch.manual_seed(0)
         model = build_model(config, FrameSpec(1, size, size))
-        engine = Engine.build(model, config, world, None)
+        engine = build_engine(model, config, world, None)
         batch, context = config.train.batch, frames // 2
 
         def loss(_: Any) -> Any:

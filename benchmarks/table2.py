@@ -45,17 +45,18 @@ def measure(tree: dict[str, Any], steps: int) -> dict[str, float]:
     from shards.manifest import FrameSpec
     from toolkit import distributed
     from toolkit.models.base import Noise, Sampling, build_model
-    from toolkit.train.engine import Engine
+    from toolkit.train.build import build_engine
     from toolkit.train.record import peak_memory
 
     class Keys:
         keys: tuple[str, ...] = ()
 
-    config, world = make_config(tree, "benchmark"), distributed.init(group=True)
+    config = make_config({**tree, "train": {**tree.get("train", {}), "graph": "off"}}, "benchmark")
+    world = distributed.init(group=True)
     torch.manual_seed(config.seed)
     model = build_model(config, FrameSpec(1, 64, 64))
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    engine = Engine.build(model, config, world, None)
+    engine = build_engine(model, config, world, None)
     batch, data = config.train.batch, config.data
     frames = torch.rand(batch, data.context + data.horizon, 1, 64, 64, device=world.device)
     teacher = torch.zeros(batch, data.horizon - 1, dtype=torch.bool, device=world.device)

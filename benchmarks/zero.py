@@ -56,7 +56,7 @@ def worker(options: argparse.Namespace) -> None:
     from toolkit import distributed
     from toolkit.config import make_config
     from toolkit.models.base import Noise, Sampling, build_model
-    from toolkit.train.engine import Engine
+    from toolkit.train.build import build_engine
 
     world = distributed.init(group=True)
     tree = {
@@ -65,13 +65,14 @@ def worker(options: argparse.Namespace) -> None:
             "batch": RANKS * options.batch,
             "precision": options.precision,
             "checkpointing": options.checkpointing,
+            "graph": "off",
             **STAGES[options.stage],
         },
     }
     config = make_config(tree, "benchmark")
     torch.manual_seed(0)
     before = peak()
-    engine = Engine.build(build_model(config, FrameSpec(1, options.size, options.size)), config, world, None)
+    engine = build_engine(build_model(config, FrameSpec(1, options.size, options.size)), config, world, None)
     frames = torch.rand(options.batch, options.frames, 1, options.size, options.size)
     times = []
     held: dict[str, int] = {}

@@ -15,9 +15,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from toolkit.errors import ConfigError
 from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options
@@ -31,6 +31,11 @@ CONFIG_VERSION = 1
 COSMETIC: dict[str, Any] = {"identity": False}
 EXECUTION: dict[str, Any] = {"execution": True}  # how it is computed: a run may go on under another value
 LARGEST_BUCKET = 500_000_000
+
+# YAML reads a bare on or off as a truth value.
+Switch = Annotated[
+    Literal["auto", "on", "off"], BeforeValidator(lambda v: {True: "on", False: "off"}[v] if isinstance(v, bool) else v)
+]
 
 
 class DataConfig(Options):
@@ -93,6 +98,18 @@ class TrainConfig(Options):
         "none",
         description="torch.compile of the model's step; `reduce-overhead` (CUDA only) records CUDA graphs of it. See "
         "toolkit/train/compiled.py",
+        json_schema_extra=EXECUTION,
+    )
+    graph: Switch = Field(
+        "auto",
+        description="forward and backward of a micro-batch replayed as one CUDA graph, without DeepSpeed; `auto`: on a "
+        "GPU, where settings and model allow it (the log says why not). See toolkit/train/graphed.py",
+        json_schema_extra=EXECUTION,
+    )
+    defer_weight_gradients: Switch = Field(
+        "auto",
+        description="in a graphed step, weight gradients of convolutions are computed once for all time steps; `auto`: "
+        "on a GPU without activation checkpointing and compilation. See toolkit/train/deferred.py",
         json_schema_extra=EXECUTION,
     )
     checkpoint_layers: bool = Field(
@@ -212,7 +229,19 @@ class RunConfig(Options):
                 "leave train.offload_optimizer out"
             )
         self._checkpointing_fits()
+        self._deferral_fits()
         return self
+
+    def _deferral_fits(self) -> None:
+        train = self.train
+        if train.defer_weight_gradients != "on":
+            return
+        for key, allowed in (("graph", ("auto", "on")), ("checkpointing", ("none",)), ("compile", ("none",))):
+            if getattr(train, key) not in allowed:
+                raise ValueError(
+                    f"train.defer_weight_gradients on can't be used with train.{key} {getattr(train, key)}: set "
+                    f"train.{key}={allowed[-1]}, or train.defer_weight_gradients=auto"
+                )
 
     def _checkpointing_fits(self) -> None:
         train = self.train

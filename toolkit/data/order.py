@@ -8,6 +8,7 @@ the only cursor that a checkpoint needs is the number of samples consumed.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -19,8 +20,24 @@ def stream_of(*words: int | str) -> np.random.RandomState:
 
     RandomState is used because numpy guarantees its streams never change between versions; its successor may.
     """
+    return np.random.RandomState(_key(words))
+
+
+class Restarted:
+    """The streams of `stream_of`, one after the other in one object: making one costs 200 us, to seed it anew 15."""
+
+    def __init__(self) -> None:
+        self._state = np.random.RandomState(0)
+
+    def named(self, *words: int | str) -> np.random.RandomState:
+        """Return the stream with this name, from its beginning; the one returned before is gone."""
+        self._state.seed(_key(words))
+        return self._state
+
+
+def _key(words: Sequence[int | str]) -> NDArray[np.uint32]:
     digest = hashlib.sha256("/".join(str(word) for word in words).encode()).digest()
-    return np.random.RandomState(np.frombuffer(digest, dtype="<u4"))
+    return np.frombuffer(digest, dtype="<u4")
 
 
 @lru_cache(maxsize=2)

@@ -5,10 +5,16 @@ each. These keep the least from which gradients follow exactly, recompute the ch
 no product over all slots is ever stored. The equations stand in the docstrings; tests compare values and gradients with
 the same in plain autograd, in float64. Second derivatives aren't defined. Under torch.compile the equations are left as
 they are: the compiler fuses them, and decides itself what to keep.
+
+On CUDA, where Triton can be imported, an end is one kernel each way (toolkit/models/operators.py), except in float64.
+The environment variable MODERNN_TRITON=0 leaves PyTorch's kernels in place, to compare the two.
 """
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,25 +22,50 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+ATTENTION_WIDTH = 8  # a head's channels are a multiple of this where the kernel asks for it
+
 aten = torch.ops.aten
 sigmoid_backward, tanh_backward, threshold_backward = (
     aten.sigmoid_backward,
     aten.tanh_backward,
     aten.threshold_backward,
 )
+TRITON = os.environ.get("MODERNN_TRITON", "1") != "0" and find_spec("triton") is not None
+TRITON_DEVICES = {"cuda"}
+
+
+def operators(like: Tensor) -> ModuleType | None:
+    """Return toolkit.models.operators where tensors like this one are for its kernels. Elsewhere nothing imports it."""
+    if not TRITON or like.device.type not in TRITON_DEVICES or like.dtype == torch.float64:
+        return None
+    from toolkit.models import operators
+
+    return operators
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """softmax(Q K^T scale) V, each [B, heads, tokens, width], without the map in memory.
 
     PyTorch's scaled_dot_product_attention. On a CPU in bfloat16 its backward kernel is slower than float32's, by half:
-    there the backward pass is made in float32, and is more exact too.
+    there the backward pass is made in float32, and is more exact too. On CUDA its kernels that don't store the map take
+    widths that are multiples of 8 (4 in float32): others are padded with zeros.
     """
+    if query.device.type == "cuda" and query.shape[-1] % ATTENTION_WIDTH:
+        return padded_attention(query, key, value, scale)
     slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled()
     if slow and not torch.compiler.is_compiling():
         out: Tensor = _Attention.apply(query, key, value, scale)
         return out
     return F.scaled_dot_product_attention(query, key, value, scale=scale)
+
+
+def padded_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Return `attention` of heads padded with zeros to a multiple of ATTENTION_WIDTH: the scores are the same."""
+    width = query.shape[-1]
+    zeros = query.new_zeros(*query.shape[:-1], -width % ATTENTION_WIDTH)
+    # Not by F.pad, which takes two kernels for each.
+    query, key, value = (torch.cat([heads, zeros], -1) for heads in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, scale=scale)[..., :width]
 
 
 class _Attention(torch.autograd.Function):
@@ -59,17 +90,28 @@ class _Attention(torch.autograd.Function):
         return *(t.to(of_out.dtype) for t in gradients), None
 
 
-def lstm(memory: Tensor, *gates: Tensor, forget_bias: float = 0.0) -> tuple[Tensor, Tensor]:
+def lstm(
+    memory: Tensor, *gates: Tensor, added: Tensor | None = None, forget_bias: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """The end of an LSTM: C' = sigmoid(f + forget_bias) . C + sigmoid(i) . tanh(g), H' = sigmoid(o) . tanh(C').
 
     Args:
         memory: C [B, d, h, w].
         gates: i, f, o, g before their activations, joined along the channels in that order: [B, 4 d, h, w], or parts
             that give this side by side.
+        added: another addend of all gates [B, 4 d, h, w].
 
     Returns:
         H', C' [B, d, h, w].
     """
+    triton = None if torch.compiler.is_compiling() else operators(memory)
+    if triton:
+        halves = len(gates) == 2 and gates[0].shape == gates[1].shape
+        parts = gates if halves or len(gates) == 1 else (torch.cat(gates, 1),)
+        hidden, after = triton.LSTM.apply(memory, forget_bias, added, *parts)
+        return hidden, after
+    if added is not None:
+        gates = ((gates[0] if len(gates) == 1 else torch.cat(gates, 1)) + added,)
     if torch.compiler.is_compiling():
         i, f, o, g = torch.cat(gates, 1).chunk(4, 1)
         after = torch.sigmoid(f + forget_bias) * memory + torch.sigmoid(i) * torch.tanh(g)
@@ -112,6 +154,46 @@ class _LSTM(torch.autograd.Function):
         return of_memory.mul_(f), None, *gradient.split(ctx.sizes, 1)
 
 
+def st_lstm_memories(
+    of_x: Tensor, of_h: Tensor, of_m: Tensor, cell: Tensor, memory: Tensor, forget_bias: float
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The memories of an ST-LSTM: C' = sigmoid(f + forget_bias) . C + sigmoid(i) . tanh(g), and M' by its own gates.
+
+    Args:
+        of_x: what the input adds to i, f, g, i', f', g', o [B, 7 d, h, w].
+        of_h: what the hidden state adds to i, f, g, o [B, 4 d, h, w].
+        of_m: what M adds to i', f', g' [B, 3 d, h, w].
+        cell, memory: C and M [B, d, h, w].
+
+    Returns:
+        C' and what entered it, M' and what entered it, the two addends of o; each [B, d, h, w].
+    """
+    triton = None if torch.compiler.is_compiling() else operators(of_x)
+    if triton:
+        d = cell.shape[1]
+        to_cell, to_memory, xo = of_x.split([3 * d, 3 * d, d], 1)
+        of_cell, ho = of_h.split([3 * d, d], 1)
+        cells = triton.Remember.apply(cell, to_cell, of_cell, forget_bias)
+        return cells, triton.Remember.apply(memory, to_memory, of_m, forget_bias), (xo, ho)
+    xi, xf, xg, xi2, xf2, xg2, xo = of_x.chunk(7, 1)
+    hi, hf, hg, ho = of_h.chunk(4, 1)
+    mi, mf, mg = of_m.chunk(3, 1)
+    into_cell = torch.sigmoid(xi + hi) * torch.tanh(xg + hg)
+    cell = torch.sigmoid(xf + hf + forget_bias) * cell + into_cell
+    into_memory = torch.sigmoid(xi2 + mi) * torch.tanh(xg2 + mg)
+    memory = torch.sigmoid(xf2 + mf + forget_bias) * memory + into_memory
+    return (cell, into_cell), (memory, into_memory), (xo, ho)
+
+
+def gated_tanh(reduced: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+    """sigmoid(first + second + third) . tanh(reduced), all of one shape."""
+    triton = None if torch.compiler.is_compiling() else operators(reduced)
+    if triton:
+        hidden: Tensor = triton.Show.apply(reduced, first, second, third)
+        return hidden
+    return torch.sigmoid(first + second + third) * torch.tanh(reduced)
+
+
 def weighed_sum(weights: Tensor, residual: Tensor, features: Tensor) -> Tensor:
     """w^0 . residual + sum_n w^n . ReLU(features^n), with one weight per sample and channel.
 
@@ -126,7 +208,8 @@ def weighed_sum(weights: Tensor, residual: Tensor, features: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         first, others = weights[:, 0, :, None, None], weights[:, 1:, :, None, None]
         return first * residual + (others * torch.relu(features).unflatten(1, others.shape[1:3])).sum(1)
-    out: Tensor = _WeighedSum.apply(weights, residual, features)
+    triton = operators(residual)
+    out: Tensor = (triton.WeighedSum if triton else _WeighedSum).apply(weights, residual, features)
     return out
 
 
@@ -175,7 +258,8 @@ def gated_sum(omega: Tensor, grid: Tensor, residual: Tensor, features: Tensor) -
         passed = torch.sigmoid(omega[..., None, None] * each)  # [B, N, G, D, h, w]
         slots = (passed * features.unflatten(1, omega.shape[1:])).sum(1)
         return (torch.sigmoid(each[:, 0]) * residual.unflatten(1, omega.shape[2:]) + slots).flatten(1, 2)
-    out: Tensor = _GatedSum.apply(omega, grid, residual, features)
+    triton = operators(residual)
+    out: Tensor = (triton.GatedSum if triton else _GatedSum).apply(omega, grid, residual, features)
     return out
 
 

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from shards.manifest import FrameSpec
 from toolkit.errors import ToolkitError
 from toolkit.models.base import Noise, StepModel
+from toolkit.models.fused import gated_tanh
 from toolkit.models.predrnn import FORGET_BIAS, STLSTMCell, STLSTMOutput, convolution
 from toolkit.models.registry import MIMOptions
 
@@ -111,7 +112,7 @@ class MIMBlock(nn.Module):
         cell = kept + torch.sigmoid(xi + hi) * torch.tanh(xg + hg)
         memory = torch.sigmoid(xf + mf + FORGET_BIAS) * memory + torch.sigmoid(xi + mi) * torch.tanh(xg + mg)
         reduced = self.reduce(torch.cat([cell, memory], 1))
-        hidden = torch.sigmoid(xo + ho + mo) * torch.tanh(reduced)
+        hidden = gated_tanh(reduced, xo, ho, mo)
         return BlockState(hidden, cell, difference, non_stationary, stationary), memory
 
 

@@ -91,8 +91,9 @@ class SlotWeights(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """GAP(I_t) [B, D] -> omega [B, N, G, D]."""
-        reduced = F.relu(self.reduce(pooled)).view(-1, GATES, self.reduced)
-        return torch.einsum("bgr,gncr->bngc", reduced, self.weight) + self.bias.transpose(0, 1)
+        reduced = F.relu(self.reduce(pooled)).view(-1, GATES, self.reduced).transpose(0, 1)
+        each = torch.bmm(reduced, self.weight.flatten(1, 2).transpose(1, 2))  # [G, B, N D]; einsum would copy weights
+        return each.unflatten(2, self.bias.shape[1:]).permute(1, 2, 0, 3) + self.bias.transpose(0, 1)
 
 
 class ModeCell(nn.Module):
@@ -162,8 +163,10 @@ class ModeCell(nn.Module):
         interaction = torch.cat([x, hidden], 1)
         slots = self.bind(self.attend(bus, interaction))
         self.slots_seen(slots.unflatten(1, (self.slots, -1)))
-        fused = self.fuse(interaction, slots)
-        return lstm(bus, self.norm(self.gate_fused(fused) + self.gate_input(interaction)))
+        of_fused, of_input = self.gate_fused(self.fuse(interaction, slots)), self.gate_input(interaction)
+        if isinstance(self.norm, nn.Identity):
+            return lstm(bus, of_fused, added=of_input)
+        return lstm(bus, self.norm(of_fused + of_input))
 
 
 class ModeRNN(StepModel):

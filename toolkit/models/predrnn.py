@@ -37,6 +37,7 @@ from torch.nn import functional as F
 
 from shards.manifest import FrameSpec
 from toolkit.models.base import Noise, StepModel
+from toolkit.models.fused import gated_tanh, st_lstm_memories
 from toolkit.models.registry import PredRNNOptions
 
 FORGET_BIAS = 1.0  # of both forget gates
@@ -81,16 +82,13 @@ class STLSTMCell(nn.Module):
 
     def forward(self, x: Tensor, hidden: Tensor, cell: Tensor, memory: Tensor) -> STLSTMOutput:
         """x [B, inputs, h, w], H_{t-1}, C_{t-1} and M [B, hidden, h, w] -> the next three and what entered them."""
-        xi, xf, xg, xi2, xf2, xg2, xo = self.from_input(x).chunk(7, 1)
-        hi, hf, hg, ho = self.from_hidden(hidden).chunk(4, 1)
-        mi, mf, mg = self.from_memory(memory).chunk(3, 1)
-        into_cell = torch.sigmoid(xi + hi) * torch.tanh(xg + hg)
-        cell = torch.sigmoid(xf + hf + FORGET_BIAS) * cell + into_cell
-        into_memory = torch.sigmoid(xi2 + mi) * torch.tanh(xg2 + mg)
-        memory = torch.sigmoid(xf2 + mf + FORGET_BIAS) * memory + into_memory
+        of_x, of_h, of_m = self.from_input(x), self.from_hidden(hidden), self.from_memory(memory)
+        (cell, into_cell), (memory, into_memory), of_output = st_lstm_memories(
+            of_x, of_h, of_m, cell, memory, FORGET_BIAS
+        )
         both = torch.cat([cell, memory], 1)
-        output = torch.sigmoid(xo + ho + self.from_both(both))
-        return STLSTMOutput(output * torch.tanh(self.reduce(both)), cell, memory, into_cell, into_memory)
+        of_both = self.from_both(both)
+        return STLSTMOutput(gated_tanh(self.reduce(both), *of_output, of_both), cell, memory, into_cell, into_memory)
 
 
 class PredRNN(StepModel):

@@ -5,24 +5,24 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from dataclasses import replace
 
 import torch
 
 from toolkit.config import RunConfig
 from toolkit.data.batches import Batch, read_batches
-from toolkit.data.windows import observed, to_unit
 from toolkit.distributed import World
 from toolkit.errors import EXIT_OK, EXIT_REQUEUE, NonFiniteError
 from toolkit.models.base import build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 from toolkit.train import checkpoint, validation
+from toolkit.train.build import build_engine
 from toolkit.train.engine import Engine, StepResult
+from toolkit.train.loss import TrainingLoss
 from toolkit.train.prepare import Data, check_scoring, introduce, open_data, restore
 from toolkit.train.profile import Profiler
 from toolkit.train.record import OwnTime, Recorder, has_validation
-from toolkit.train.sampling import draw, teacher_rate
+from toolkit.train.sampling import teacher_rate
 from toolkit.train.saver import Saver
 from toolkit.train.signals import StopRequest
 from toolkit.train.starts import note_start
@@ -97,6 +97,9 @@ class Training:
         self.best = progress.best
         watchdog.begin(self.step)
         self.own = OwnTime(world.device)
+        self.loss = TrainingLoss(
+            config, data.train.scale, world.device, self.engine.forward, self._before_forward, self._after_forward
+        )
         if world.is_main:
             note_start(run, self.step, cfg.batch, world.world_size, world.world_size * (world.device.type == "cuda"))
         self.recorder = Recorder(run, self.step, cfg.steps, cfg.batch) if world.is_main else None
@@ -116,7 +119,7 @@ class Training:
         )
         self.profiler = None
         if profile:
-            self.profiler = Profiler(run, config, data.store.manifest.frames, self.engine.engine, world, profile)
+            self.profiler = Profiler(run, config, data.store.manifest.frames, self.engine, world, profile)
             self.batches = self.profiler.watch(self.batches)
 
     def _start(self, resume: str) -> tuple[Engine, checkpoint.Progress]:
@@ -126,7 +129,7 @@ class Training:
         torch.manual_seed(self.config.seed)
         model = build_model(self.config, self.data.store.manifest.frames)
         state, progress = restore(self.run, resume, self.world)
-        return Engine.build(model, self.config, self.world, state), progress
+        return build_engine(model, self.config, self.world, state), progress
 
     def __enter__(self) -> Training:
         return self
@@ -176,7 +179,8 @@ class Training:
             where = f"rank {self.world.rank}, step {self.step}"
             print(f"{where}: skipped a damaged sample: {text}", file=sys.stderr, flush=True)
         failed = self.saver is not None and self.saver.failed
-        result = self.engine.step(mine, self._loss_of, bool(self.stop) or failed)
+        self.loss.step = self.step
+        result = self.engine.step(mine, self.loss, bool(self.stop) or failed)
         self.step += 1
         if self.profiler:
             self.profiler.step(self.step)
@@ -185,20 +189,13 @@ class Training:
         self._record(result, mine, time.perf_counter() - began, waited)
         return result
 
-    def _loss_of(self, batch: Batch) -> torch.Tensor:
-        """The forward pass of a micro-batch."""
-        config, device = self.config, self.world.device
+    def _before_forward(self) -> None:
         self.watchdog.at(self.step, "forward")
         self.own.begin()
-        codes = batch.frames.to(device, non_blocking=True)
-        scale = self.data.train.scale
-        sampling = draw(config.seed, batch.positions, self.step, config.data.horizon, config.train.sampling, device)
-        sampling = replace(sampling, observed=observed(codes, scale))
-        rollout = self.engine.engine(to_unit(codes, scale), config.data.context, sampling)
-        loss = torch.stack(list(rollout.losses.values())).sum()
+
+    def _after_forward(self) -> None:
         self.own.end()
         self.watchdog.at(self.step, "backward and update")
-        return loss
 
     def _record(self, result: StepResult, mine: list[Batch], seconds: float, waited: float) -> None:
         """What a step leaves in the log, metrics.jsonl and state.json (collective)."""

@@ -94,7 +94,7 @@ def introduce(recorder: Recorder, config: RunConfig, data: Data, engine: Engine,
     )
     recorder.say(
         f"batch {share.batch} = {share.world_size} ranks x {share.accumulation} x {share.micro_batch}, "
-        f"{cfg.precision}, ZeRO {cfg.zero}, checkpointing {engine.model.checkpointing}, {engine.world.device}"
+        f"{cfg.precision}, {engine.describe()}, checkpointing {engine.model.checkpointing}, {engine.world.device}"
         + (f"; going on from step {step}" if step else "")
     )
     if engine.world.device.type == "cpu":

@@ -27,10 +27,10 @@ from toolkit.config import RunConfig
 from toolkit.distributed import World
 from toolkit.models.cost import count_macs
 from toolkit.rundir import RunDir, write_atomic
+from toolkit.train.engine import Engine
 from toolkit.wording import speed
 
 WARM_UP = 3  # steps; the first ones compile, allocate and fill caches
-PHASES = ("data wait", "forward", "backward", "optimizer")
 Item = TypeVar("Item")
 
 
@@ -38,22 +38,24 @@ class Profiler:
     """Times the phases of some steps and writes them down; every rank has one, rank 0 traces and tells.
 
     Args:
-        engine: DeepSpeed's engine; its forward, backward and step are replaced by timed ones until the end.
+        engine: methods that are its phases are replaced by timed ones until the end.
         steps: how many steps, after the warm-up.
         sequences: of this rank in one optimizer step.
     """
 
-    def __init__(self, run: RunDir, config: RunConfig, shape: FrameSpec, engine: Any, world: World, steps: int) -> None:
+    def __init__(
+        self, run: RunDir, config: RunConfig, shape: FrameSpec, engine: Engine, world: World, steps: int
+    ) -> None:
         self.run, self.config, self.shape, self.world = run, config, shape, world
-        self.engine, self.steps = engine, steps
+        self.steps = steps
         self.seen = 0  # steps that ended
         self.active = False
         self.began = self.whole = 0.0
         self.spans: list[tuple[str, float, float]] = []  # phase, from, to: seconds of time.perf_counter
         self.tracer: Any = None
-        self.replaced = {"forward": "forward", "backward": "backward", "step": "optimizer"}
+        self.timed, self.replaced = engine.phases()
         for method, phase in self.replaced.items():
-            setattr(engine, method, self._timed(phase, getattr(engine, method)))
+            setattr(self.timed, method, self._timed(phase, getattr(self.timed, method)))
 
     def watch(self, batches: Iterator[Item]) -> Iterator[Item]:
         """The same batches; a step begins with the first one that is asked for."""
@@ -125,7 +127,7 @@ class Profiler:
     def _restore(self) -> None:
         self.active = False
         for method in self.replaced:
-            delattr(self.engine, method)  # the class's own shows again
+            delattr(self.timed, method)  # the class's own shows again
 
     def _end(self, number: int) -> None:
         self._restore()
@@ -143,7 +145,10 @@ class Profiler:
     def _summary(self, trace: Path) -> dict[str, Any]:
         """Milliseconds a step by phase; communication is taken out of the phases that it lies in."""
         exchange = communication(trace)
-        seconds = {phase: sum(end - begin for name, begin, end in self.spans if name == phase) for phase in PHASES}
+        seconds = {
+            phase: sum(end - begin for name, begin, end in self.spans if name == phase)
+            for phase in ("data wait", *self.replaced.values())
+        }
         for phase, shared in exchange.items():
             seconds[phase] -= shared
         seconds["communication"] = sum(exchange.values())

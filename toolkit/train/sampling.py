@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from toolkit.config import SamplingConfig
-from toolkit.data.order import stream_of
-from toolkit.models.base import Noise, Sampling
+from toolkit.data.order import Restarted
+from toolkit.models.base import Noise
 
 
 def teacher_rate(step: int, config: SamplingConfig) -> float:
@@ -23,11 +24,14 @@ def teacher_rate(step: int, config: SamplingConfig) -> float:
     return max(0.0, config.start - config.slope * step)
 
 
-def draw(
-    seed: int, positions: Sequence[int], step: int, horizon: int, config: SamplingConfig, device: torch.device
-) -> Sampling:
-    """Scheduled sampling and noise for the samples at these positions of the training stream."""
-    rate = teacher_rate(step, config)
-    coins = np.stack([stream_of("teacher", seed, position).random_sample(horizon - 1) for position in positions])
-    seeds = [int(stream_of("noise", seed, position).randint(2**31)) for position in positions]
-    return Sampling(torch.from_numpy(coins < rate).to(device), Noise(seeds, device))
+def draw_teacher(seed: int, positions: Sequence[int], step: int, horizon: int, config: SamplingConfig) -> Tensor:
+    """Return the mask of scheduled sampling, bool [B, horizon - 1], on the host."""
+    rate, stream = teacher_rate(step, config), Restarted()
+    coins = np.stack([stream.named("teacher", seed, position).random_sample(horizon - 1) for position in positions])
+    return torch.from_numpy(coins < rate)
+
+
+def draw_noise(seed: int, positions: Sequence[int], device: torch.device) -> Noise:
+    """Return the source of the model's random numbers."""
+    stream = Restarted()
+    return Noise([int(stream.named("noise", seed, position).randint(2**31)) for position in positions], device)

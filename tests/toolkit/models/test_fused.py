@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.toolkit.models.test_cells import assert_same
-from toolkit.models.fused import attention, gated_sum, lstm, weighed_sum
+from toolkit.models import fused
+from toolkit.models.fused import attention, gated_sum, lstm, padded_attention, weighed_sum
 
 
 def numbers(*shape: int, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
@@ -95,3 +98,40 @@ def test_only_what_gradients_need_is_kept() -> None:
         alive += (gated_sum(numbers(1, 3, 4, 2), numbers(1, 2, 4, 5), numbers(1, 8, 4, 5), numbers(1, 24, 4, 5)),)
         assert sum(kept.values()) == 1 + 2 + 8 + 24  # omega: 24 numbers in all
     assert len(alive) == 4
+
+
+@pytest.mark.parametrize("width", [1, 8, 11, 26, 43])
+def test_attention_of_padded_heads(width: int) -> None:
+    """The widths of 22 and 128 channels in 2, 3 and 5 slots, as CUDA's kernels take them: equal to the equations."""
+    torch.manual_seed(0)
+    tokens = [torch.randn(2, 20, 3, width, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    query, key, value = (t.transpose(1, 2) for t in tokens)
+    with Widths() as seen:
+        ours = padded_attention(query, key, value, 0.3)
+    assert seen.widths == {-(-width // 8) * 8}
+    expected = torch.softmax(query @ key.transpose(2, 3) * 0.3, 3) @ value
+    assert_same([ours], [expected], tokens)
+
+
+class Widths(TorchDispatchMode):
+    """Collects the widths of the heads that attention kernels get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widths: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "attention" in str(func):
+            self.widths |= {heads.shape[-1] for heads in args[:3]}
+        return func(*args, **(kwargs or {}))
+
+
+def test_heads_are_padded_where_cuda_needs_it_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(fused, "padded_attention", lambda *args: calls.append(args[0].shape[-1]))
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda *args, **_: None)
+    with FakeTensorMode():
+        for width in (11, 16, 26, 32, 43):
+            for device in ("cpu", "cuda"):
+                attention(*[torch.empty(1, 2, 4, width, device=device) for _ in range(3)], 1.0)
+    assert calls == [11, 26, 43]

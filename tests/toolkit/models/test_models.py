@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend
 
 from shards.manifest import FrameSpec
 from toolkit.config import RunConfig, make_config
-from toolkit.models.base import Noise, Sampling, build_model, count_parameters, from_patches, mean_square, to_patches
+from toolkit.models.base import (
+    Noise,
+    Sampling,
+    build_model,
+    count_parameters,
+    from_patches,
+    mean_square,
+    memory_layout,
+    to_patches,
+)
 from toolkit.models.modernn import ModeCell
 
 SMALL = {
@@ -203,3 +213,21 @@ def test_the_masked_loss_does_not_depend_on_how_a_batch_is_divided() -> None:
     assert torch.isclose(whole, (parts[0] + parts[1]) / 2)
     by_hand = [((p - f[1:])[o[1:]]).square().mean() for p, f, o in zip(predictions, frames, observed, strict=True)]
     assert torch.isclose(whole, torch.stack(by_hand).nan_to_num(0).mean())
+
+
+def test_how_maps_lie_in_memory() -> None:
+    """Channels-last in bf16 on a CPU and on CUDA; in fp32 on a CPU for models that ask, and nowhere else."""
+    last, plain = torch.channels_last, torch.contiguous_format
+    expected = {
+        ("cpu", torch.bfloat16): (last, last),
+        ("cuda", torch.bfloat16): (last, last),
+        ("meta", torch.bfloat16): (plain, plain),
+        ("cpu", torch.float32): (last, plain),
+        ("cuda", torch.float32): (plain, plain),
+        ("cuda", torch.float64): (plain, plain),
+    }
+    cells = [build_model(config_of(name), FrameSpec(1, 8, 8)).cell for name in ("modernn", "predrnn")]
+    with FakeTensorMode():
+        for (device, dtype), layouts in expected.items():
+            frames = torch.empty(1, 2, 1, 8, 8, device=device, dtype=dtype)
+            assert tuple(memory_layout(cell, frames) for cell in cells) == layouts, (device, dtype)

@@ -22,7 +22,7 @@ from toolkit import distributed
 from toolkit.config import make_config
 from toolkit.data.batches import Batch
 from toolkit.models.base import Noise, Sampling, build_model
-from toolkit.train.engine import Engine
+from toolkit.train.build import build_engine
 
 SIZE = FrameSpec(1, 13, 18)  # no multiples of the patch
 
@@ -37,7 +37,7 @@ def digest_of(tree: dict[str, Any], world: distributed.World) -> str | None:
     config = make_config(tree, "test")
     context, frames = config.data.context, config.data.context + config.data.horizon
     torch.manual_seed(3)
-    engine = Engine.build(build_model(config, SIZE), config, world, None)
+    engine = build_engine(build_model(config, SIZE), config, world, None)
 
     def loss_of(batch: Batch) -> torch.Tensor:
         size = len(batch.keys)

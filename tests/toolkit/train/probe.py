@@ -21,7 +21,8 @@ from toolkit import distributed
 from toolkit.config import load_config
 from toolkit.distributed import World
 from toolkit.models.base import Sampling, build_model
-from toolkit.train.engine import Engine, TrainState
+from toolkit.train.build import build_engine
+from toolkit.train.engine import TrainState, norms_of
 
 STEPS, BROKEN, UNWANTED = 5, 2, 3  # the last rank's gradients are infinite; they are finite and discarded
 
@@ -40,7 +41,7 @@ def probe(config: str, settings: list[str], world: World) -> dict[str, Any]:
     """{told, used: the gradient's norm before the update and DeepSpeed's own; kept: discarding changed nothing}."""
     made = load_config(config, settings)
     torch.manual_seed(made.seed)
-    engine = Engine.build(build_model(made, FrameSpec(1, 16, 16)), made, world, None)
+    engine = build_engine(build_model(made, FrameSpec(1, 16, 16)), made, world, None)
     generator = torch.Generator().manual_seed(1)
     told, used, kept = [], [], []
     for step in range(STEPS):
@@ -54,7 +55,8 @@ def probe(config: str, settings: list[str], world: World) -> dict[str, Any]:
             engine.engine.backward(loss * (math.inf if broken else 1))
             if number < len(own) - 1:
                 engine.engine.step()
-        told.append(engine._agree(0.0, False)[-1])
+        norms, copies = norms_of(engine.held_gradients()), 1 if engine.partitioned else world.world_size
+        told.append(engine._result(engine._reduce(torch.zeros(()), norms, copies, False).tolist()).grad_norm)
         engine.discard_gradients() if unwanted else engine.engine.step()
         engine.step_count += 1
         used.append(engine.engine.get_global_grad_norm())

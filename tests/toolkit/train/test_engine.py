@@ -20,11 +20,11 @@ from toolkit.data.batches import Share, read_batches
 from toolkit.data.windows import WindowSet, to_unit
 from toolkit.distributed import World
 from toolkit.errors import ConfigError
-from toolkit.models.base import build_model
+from toolkit.models.base import Sampling, build_model
 from toolkit.rundir import RunDir
 from toolkit.train.deepspeed_settings import check_precision, deepspeed_config, share_of
 from toolkit.train.memory import is_shortage, remedies
-from toolkit.train.sampling import draw
+from toolkit.train.sampling import draw_noise, draw_teacher
 
 
 def plain_losses(
@@ -51,7 +51,8 @@ def plain_losses(
     batches = read_batches(windows, config.seed, Share(cfg.batch, cfg.batch, 0, 1), 0)
     for step, batch in enumerate(islice(batches, cfg.steps)):
         work.load_state_dict(model.state_dict())
-        sampling = draw(config.seed, batch.positions, step, config.data.horizon, cfg.sampling, torch.device("cpu"))
+        teacher = draw_teacher(config.seed, batch.positions, step, config.data.horizon, cfg.sampling)
+        sampling = Sampling(teacher, draw_noise(config.seed, batch.positions, torch.device("cpu")))
         loss = work(to_unit(batch.frames, windows.scale), config.data.context, sampling).losses["mse"]
         for parameter, grad in zip(model.parameters(), torch.autograd.grad(loss, list(work.parameters())), strict=True):
             parameter.grad = grad.float()
@@ -308,12 +309,12 @@ from toolkit import distributed
 from toolkit.config import make_config
 from toolkit.errors import MemoryShortageError
 from toolkit.models.base import Sampling, build_model
-from toolkit.train.engine import Engine
+from toolkit.train.build import build_engine
 
 world = distributed.init(group=True)
 tree = {"model": {"name": "modernn", "hidden": 16}, "train": {"checkpointing": sys.argv[1]}}
 config = make_config(tree, "test")
-engine = Engine.build(build_model(config, FrameSpec(1, 64, 64)), config, world, None)
+engine = build_engine(build_model(config, FrameSpec(1, 64, 64)), config, world, None)
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 200 * 2**20,) * 2)
 frames = torch.rand(8, 20, 1, 64, 64)

@@ -1,0 +1,220 @@
+"""DeepSpeed's engine behind ours: from our config to theirs, one optimizer step, and its full state in and out."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from toolkit.config import TrainConfig
+from toolkit.data.batches import Batch, Share
+from toolkit.distributed import World
+from toolkit.models.base import SequenceModel
+from toolkit.train.compiled import compile_step
+from toolkit.train.deepspeed_settings import deepspeed_config, import_deepspeed
+from toolkit.train.engine import MOMENTS, Engine, LossOf, StepResult, TrainState, evaluating, norms_of, on_host
+
+
+class DeepSpeedEngine(Engine):
+    """A model under DeepSpeed.
+
+    Attributes:
+        engine: DeepSpeed's own.
+        not_graphed: why `train.graph: auto` did not choose the engine that a GPU can replay, for the log.
+    """
+
+    not_graphed: str | None = None
+
+    def __init__(self, model: SequenceModel, config: TrainConfig, share: Share, world: World) -> None:
+        super().__init__(model, config, share, world)
+        deepspeed = import_deepspeed(world)
+        deepspeed.init_distributed(dist_init_required=False, auto_mpi_discovery=False, verbose=False)
+        # Before DeepSpeed hooks into the model: what `whole` fills. It takes no memory.
+        self._blank = copy.deepcopy(model).to("meta") if config.zero == 3 else None
+        model.to(world.device)
+        compile_step(model, config, world.device)
+        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=config.betas, fused=True)
+        settings = deepspeed_config(config, share, self.parameter_count)
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=settings, dist_init_required=False
+        )
+        self.stage = int(self.engine.zero_optimization_stage())
+        self.partitioned = self.stage > 0
+
+    @property
+    def model(self) -> SequenceModel:
+        module = self.engine.module
+        assert isinstance(module, SequenceModel)
+        return module
+
+    @contextmanager
+    def whole(self) -> Iterator[SequenceModel]:
+        """The model to predict with, in evaluation mode.
+
+        All ranks enter together; inside, each calls it as often as it likes. Under ZeRO-3 a forward pass of the
+        trained module itself is collective (it gathers weights layer by layer), and ranks with unequal numbers of
+        batches would wait for each other for ever: there it is a copy with all weights, gone afterwards.
+        """
+        if self._blank is None:
+            model = self.model
+        else:
+            from deepspeed.runtime.zero import GatheredParameters
+
+            parameters = list(self.model.parameters())
+            model = copy.deepcopy(self._blank).to(parameters[0].dtype).to_empty(device=self.world.device)
+            with torch.no_grad(), GatheredParameters(parameters):
+                for target, source in zip(model.parameters(), parameters, strict=True):
+                    target.copy_(source)
+            for buffer, trained in zip(model.buffers(), self.model.buffers(), strict=True):
+                buffer.copy_(trained)
+        with evaluating(model):
+            yield model
+
+    @property
+    def forward(self) -> Callable[..., Any]:
+        forward: Callable[..., Any] = self.engine
+        return forward
+
+    def describe(self) -> str:
+        why = f" (not graphed: {self.not_graphed})" if self.not_graphed else ""
+        return f"DeepSpeed ZeRO {self.config.zero}{why}"
+
+    def phases(self) -> tuple[Any, Mapping[str, str]]:
+        return self.engine, {"forward": "forward", "backward": "backward", "step": "optimizer"}
+
+    def _step(self, batches: Sequence[Batch], loss_of: LossOf, stop: bool) -> StepResult:
+        self.engine.train()
+        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        for number, batch in enumerate(batches):
+            loss = loss_of(batch)
+            self.engine.backward(loss)
+            total += loss.detach()
+            if number < len(batches) - 1:
+                self.engine.step()  # counts the micro-batch; DeepSpeed updates after the last one only
+        own = total / len(batches)
+        # The norm of the gradient that the update applies, before clipping. It is taken of what each rank holds,
+        # because DeepSpeed tells its norm only after the update, and under ZeRO leaves out an update with a norm that
+        # isn't finite without a word.
+        norms = norms_of(self.held_gradients()).to(self.world.device)
+        copies = 1 if self.partitioned else self.world.world_size
+        report = self._reduce(own, norms, copies, stop).tolist()  # the only wait for the device
+        result = self._result(report)
+        if result.fault is None:
+            self.engine.step()
+            return result
+        fault = self._fault(batches, loss_of, float(own))
+        self._count_skip(fault)
+        self.discard_gradients()
+        return StepResult(result.loss, result.grad_norm, result.stop, fault)
+
+    def _gradients_are_finite(self, batches: Sequence[Batch], loss_of: LossOf) -> bool:
+        if self.stage == 3:
+            return True  # a rank has no parameters of its own to differentiate by
+        return super()._gradients_are_finite(batches, loss_of)
+
+    def discard_gradients(self) -> None:
+        """End a step without an update: weights and moments stay as they are, whatever the gradients. Collective."""
+        if not self.partitioned:
+            # Clipping, which comes first, wants gradients; Adam passes over parameters without one.
+            drop = self.optimizer.register_step_pre_hook(lambda adam, *_: adam.zero_grad(set_to_none=True))
+            self.engine.step()
+            drop.remove()
+            return
+        # DeepSpeed leaves out an update with a norm that isn't finite on all ranks. One number is made so, and one that
+        # is surely a gradient's: parts are filled up at their ends, and what stands there is not written again.
+        if self.world.is_main:
+            if self.engine.zero_cpu_offload():
+                norms = self.optimizer.norm_for_param_grads
+                norms[next(iter(norms))] = torch.tensor(math.nan)
+            else:
+                self.held_gradients()[0].view(-1)[0] = math.nan
+        self.engine.step()
+
+    def held_gradients(self) -> list[Tensor]:
+        """The averaged gradients that this rank updates with: its partition, without ZeRO all of them."""
+        if not self.partitioned:
+            return [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        if self.engine.zero_cpu_offload():
+            if self.world.device.type == "cuda":
+                torch.cuda.synchronize(self.world.device)  # DeepSpeed's copies to the CPU may still be under way
+            return [flat.grad for flat in self.masters() if flat.grad is not None]
+        return [part for group in self.optimizer.averaged_gradients.values() for part in group]
+
+    def masters(self) -> list[Tensor]:
+        """The flat fp32 weights of this rank's partition, under ZeRO."""
+        optimizer = self.optimizer
+        return list(
+            optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
+        )
+
+    def gather(self) -> TrainState | None:
+        """The full state on rank 0, None on the others, which hold no copy of it. Collective: all ranks call it."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False)) if self.partitioned else {}
+        weights: dict[str, Tensor] = {}
+        for name, value in self.model.state_dict().items():
+            # What the module holds is rounded (bf16) or a part (ZeRO-3); all ranks together put the whole together.
+            full = _full(parameters[name], None) if name in parameters else value
+            if self.world.is_main:
+                weights[name] = on_host(full)
+        moments: dict[str, dict[str, Tensor]] = {}
+        for name, parameter in self.model.named_parameters() if self.step_count > self.skipped else ():
+            moments[name] = {}
+            for key in MOMENTS:
+                full = _full(parameter, key) if self.partitioned else self.optimizer.state[parameter][key]
+                if self.world.is_main:
+                    moments[name][key] = on_host(full)
+        return TrainState(weights, moments, self.step_count, self.skipped) if self.world.is_main else None
+
+    def restore(self, state: TrainState) -> None:
+        """Put Adam's moments and the fp32 master weights back; the model's own weights are loaded already."""
+        self.step_count, self.skipped = state.step, state.skipped
+        self.engine.global_steps = state.step
+        if not state.moments:
+            return
+        inner = self.optimizer.optimizer if self.partitioned else self.optimizer
+        for flat in self.masters() if self.partitioned else self.model.parameters():
+            zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
+            inner.state[flat] = {"step": torch.tensor(float(state.step - state.skipped), device=flat.device), **zeros}
+        if self.stage in (1, 2):
+            # DeepSpeed links a parameter to its part of the flat moments at the first step; here they exist already.
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+        for name, parameter in self.model.named_parameters():
+            self._restore_one(parameter, state.weights[name], state.moments[name])
+
+    def _restore_one(self, parameter: nn.Parameter, weight: Tensor, moments: Mapping[str, Tensor]) -> None:
+        from deepspeed import utils
+
+        if self.stage == 3:
+            # Parts have equal sizes, the last ones filled up. DeepSpeed's setters of full values don't fill up, so that
+            # they fail on a parameter that the ranks don't divide.
+            utils.safe_set_local_fp32_param(parameter, self._part(parameter, weight))
+            for key in MOMENTS:
+                utils.safe_set_local_optimizer_state(parameter, self._part(parameter, moments[key]), key)
+        elif self.partitioned:
+            utils.safe_set_full_fp32_param(parameter, weight.to(parameter.device))
+            for key in MOMENTS:
+                utils.safe_set_full_optimizer_state(parameter, moments[key].to(parameter.device), key)
+        else:
+            for key in MOMENTS:
+                self.optimizer.state[parameter][key].copy_(moments[key])
+
+    def _part(self, parameter: nn.Parameter, full: Tensor) -> Tensor:
+        """This rank's part of a parameter-sized tensor under ZeRO-3."""
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        filled = F.pad(full.flatten(), (0, size * self.world.world_size - full.numel()))
+        return filled[size * self.world.rank :][:size]
+
+
+def _full(parameter: nn.Parameter, moment: str | None) -> Tensor:
+    """A master weight or a moment under ZeRO, whole on every rank's device (collective)."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    full = safe_get_full_fp32_param(parameter) if moment is None else safe_get_full_optimizer_state(parameter, moment)
+    assert full is not None
+    return full

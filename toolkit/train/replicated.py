@@ -1,0 +1,183 @@
+"""The engine without DeepSpeed: every rank holds all weights and moments (ZeRO stage 0), and a step is one replay.
+
+    per micro-batch    copy inputs, replay forward and backward (toolkit/train/graphed.py)
+    per step           one all-reduce of all gradients, their norm, clipping, Adam; one copy of four numbers to the host
+
+In bf16 the weights that the model computes with are rounded copies of fp32 master weights, which start from rounded
+weights as DeepSpeed's do, and gradients are summed over ranks in bf16 as DeepSpeed does. Whether an update is left out,
+because a loss or gradient of some rank isn't finite, is decided on the device: Adam looks at `found_inf`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.config import TrainConfig
+from toolkit.data.batches import Batch, Share
+from toolkit.distributed import World
+from toolkit.models.base import SequenceModel
+from toolkit.train.compiled import compile_step
+from toolkit.train.engine import MOMENTS, Engine, LossOf, StepResult, TrainState, evaluating, norms_of, on_host
+from toolkit.train.graphed import FlatTensor, StaticStep
+from toolkit.train.loss import TrainingLoss
+
+
+class ReplicatedEngine(Engine):
+    """A model whose forward and backward pass is replayed; gradients lie in one flat tensor."""
+
+    def __init__(self, model: SequenceModel, config: TrainConfig, share: Share, world: World) -> None:
+        super().__init__(model, config, share, world)
+        low = config.precision == "bf16"
+        self._model = model.to(world.device, torch.bfloat16 if low else None)
+        compile_step(model, config, world.device)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.gradients = FlatTensor(self.parameters, self.parameters[0].dtype)
+        for parameter, gradient in zip(self.parameters, self.gradients.views, strict=True):
+            parameter.grad = gradient
+        self.masters = Masters(self.parameters) if low else None
+        held = [self.masters.weights] if self.masters else self.parameters
+        self.adam = torch.optim.Adam(held, lr=config.lr, betas=config.betas, fused=True)
+        self.defer = defers(config, world.device)
+        self._static: StaticStep | None = None
+
+    @property
+    def model(self) -> SequenceModel:
+        return self._model
+
+    @property
+    def forward(self) -> Callable[..., Any]:
+        return self._model
+
+    def describe(self) -> str:
+        graph = "one CUDA graph a micro-batch" if self.world.device.type == "cuda" else "static step (no CUDA graph)"
+        return graph + ", weight gradients deferred" * self.defer
+
+    def phases(self) -> tuple[Any, Mapping[str, str]]:
+        return self, {"_forward_backward": "forward and backward", "_update": "optimizer"}
+
+    def whole(self) -> AbstractContextManager[SequenceModel]:
+        return evaluating(self._model)
+
+    def _step(self, batches: Sequence[Batch], loss_of: LossOf, stop: bool) -> StepResult:
+        assert isinstance(loss_of, TrainingLoss), "a replay needs the loss in two parts"
+        self._model.train()
+        self.gradients.buffer.zero_()
+        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        for batch in batches:
+            total += self._forward_backward(batch, loss_of)
+        own = total / len(batches)
+        result = self._result(self._update(own, stop).tolist())  # the only wait for the device
+        if result.fault is None:
+            return result
+        fault = self._fault(batches, loss_of, float(own))
+        self._count_skip(fault)
+        return StepResult(result.loss, result.grad_norm, result.stop, fault)
+
+    def _forward_backward(self, batch: Batch, loss_of: TrainingLoss) -> Tensor:
+        if self._static is None:
+            scale = 1 / self.share.accumulation
+            self._static = StaticStep(self._model, loss_of, self.gradients.buffer, scale, self.defer)
+        return self._static.run(batch)
+
+    def _update(self, loss: Tensor, stop: bool) -> Tensor:
+        """Average gradients over ranks, and update if all is finite; returns the report of `_reduce`."""
+        ranks = self.world.world_size
+        if ranks > 1:
+            self.world.sum(self.gradients.buffer).mul_(1 / ranks)
+        gradients = self.masters.widened(self.gradients) if self.masters else self.gradients
+        norms = norms_of(gradients.views)
+        report = self._reduce(loss, norms, ranks, stop)
+        if self.config.clip is not None:
+            norm = norms.square().sum().sqrt()  # as DeepSpeed and torch.nn.utils.clip_grad_norm_ do, bit for bit
+            gradients.buffer.mul_((torch.full_like(norm, self.config.clip) / (norm + 1e-6)).clamp(max=1.0))
+        # Adam's own protocol with torch.amp.GradScaler: its kernel leaves out an update where this is 1.
+        self.adam.found_inf = ((report[1] > 0) | ~torch.isfinite(report[3])).float()  # type: ignore[attr-defined]
+        self.adam.step()
+        if self.masters:
+            self.masters.round()
+        return report
+
+    def gather(self) -> TrainState | None:
+        if not self.world.is_main:
+            return None
+        weights = {name: on_host(value) for name, value in self._model.state_dict().items()}
+        names = [name for name, p in self._model.named_parameters() if p.requires_grad]
+        if self.masters:
+            exact = dict(zip(map(id, self.parameters), self.masters.views(), strict=True))
+            for name, parameter in self._model.named_parameters(remove_duplicate=False):
+                weights[name] = on_host(exact[id(parameter)])
+        moments: dict[str, dict[str, Tensor]] = {}
+        if self.step_count > self.skipped:
+            held = [self._moment(key) for key in MOMENTS]
+            for name, *parts in zip(names, *held, strict=True):
+                moments[name] = {key: on_host(part) for key, part in zip(MOMENTS, parts, strict=True)}
+        return TrainState(weights, moments, self.step_count, self.skipped)
+
+    def _moment(self, key: str) -> list[Tensor]:
+        """One of Adam's moments for each parameter."""
+        if self.masters:
+            return self.masters.views(self.adam.state[self.masters.weights][key])
+        return [self.adam.state[parameter][key] for parameter in self.parameters]
+
+    def restore(self, state: TrainState) -> None:
+        """Put Adam's moments and the fp32 master weights back; the model's own weights are loaded already."""
+        self.step_count, self.skipped = state.step, state.skipped
+        names = [name for name, p in self._model.named_parameters() if p.requires_grad]
+        if self.masters:
+            for name, view in zip(names, self.masters.views(), strict=True):
+                view.copy_(state.weights[name])
+            self.masters.round()
+        if not state.moments:
+            return
+        for flat in [self.masters.weights] if self.masters else self.parameters:
+            step = torch.tensor(float(state.step - state.skipped), device=flat.device)
+            self.adam.state[flat] = {"step": step, **{key: torch.zeros_like(flat) for key in MOMENTS}}
+        for key in MOMENTS:
+            for name, moment in zip(names, self._moment(key), strict=True):
+                moment.copy_(state.moments[name][key])
+
+
+class Masters:
+    """fp32 weights behind a model's bf16 parameters, which become views of one flat tensor.
+
+    Attributes:
+        weights: all of them, flat; what the optimizer updates by `weights.grad`.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._rounded = FlatTensor(parameters, parameters[0].dtype)
+        for parameter, view in zip(parameters, self._rounded.views, strict=True):
+            view.copy_(parameter.detach())
+            parameter.data = view
+        self.weights = nn.Parameter(self._rounded.buffer.float())
+        self._gradients = FlatTensor(parameters, torch.float32)
+        self.weights.grad = self._gradients.buffer
+
+    def widened(self, gradients: FlatTensor) -> FlatTensor:
+        """Copy gradients of the parameters to the optimizer's, and return these."""
+        self._gradients.buffer.copy_(gradients.buffer)
+        return self._gradients
+
+    def round(self) -> None:
+        """Give the parameters what the masters are now."""
+        self._rounded.buffer.copy_(self.weights.detach())
+
+    def views(self, buffer: Tensor | None = None) -> list[Tensor]:
+        """Return the masters of each parameter, or the parts of a buffer of their size."""
+        return self._gradients.views_of(self.weights.detach() if buffer is None else buffer)
+
+
+def defers(config: TrainConfig, device: torch.device) -> bool:
+    """Return whether weight gradients are computed once for all time steps.
+
+    Not where activations are recomputed, because inputs and output gradients of all steps would be kept; nor under
+    torch.compile, which computes them inside a compiled cell.
+    """
+    if config.defer_weight_gradients != "auto":
+        return config.defer_weight_gradients == "on"
+    return device.type == "cuda" and config.checkpointing == "none" and config.compile == "none"
