@@ -34,6 +34,8 @@ HEAD = (
     "copies to host", "ms at least", "goal: kernels",
 )  # fmt: skip
 NOTES = """\
+- A form is the step by default (one CUDA graph, weight gradients deferred, ends of cells by Triton) but for what its
+  name says; `no graph` is DeepSpeed's.
 - **kernels**: what the operators of one optimizer step launch, for 8 sequences on one rank; **layout copies**: what
   cuDNN may add where maps don't lie channels-last. **Started by the host**: a CUDA graph is one.
 - **syncs**: times that the host waits for a number of the device; **copies to host**: blocking ones.
@@ -53,63 +55,76 @@ class Form:
 
     Attributes:
         frames: (context, horizon).
-        how: `passes` (forward and backward alone), `step` (by the engine) or `compiled` (cells by Inductor).
+        how: `step`, or `compiled` for cells by Inductor.
+        triton: whether the ends of the cells are Triton's kernels.
         goal: kernels that are aimed at; `why` says what stands between, where it isn't reached.
+        slow: counted by slow tests only.
     """
 
     config: str
     frames: tuple[int, int]
     settings: tuple[str, ...] = ()
     how: str = "step"
+    triton: bool = True
     goal: int | None = None
     why: str = ""
+    slow: bool = False
 
     def at(self, context: int, horizon: int, what: str) -> dict[str, Any]:
         """A request to tests/fake_cuda/steps.py."""
         frames = f"data.context={context}", f"data.horizon={horizon}"
-        return {"config": self.config, "set": [*frames, *self.settings], "what": what}
+        return {"config": self.config, "set": [*frames, *self.settings], "triton": self.triton, "what": what}
 
 
-def _model(name: str, frames: tuple[int, int] = (3, 3), **more: Any) -> Form:
-    return Form(f"configs/models/{name}.yaml", frames, how="passes", **more)
+def _model(name: str, frames: tuple[int, int] = (2, 2), *settings: str, **more: Any) -> Form:
+    return Form(f"configs/models/{name}.yaml", frames, settings, **more)
 
 
-BF16 = "train.precision=bf16"
+BF16, EAGER, EACH = "train.precision=bf16", "train.graph=off", "train.defer_weight_gradients=off"
+TWENTY = (10, 10)
+COMPILED = "torch.compile takes weight gradients into the cell, where they can't be deferred"
+UNGRAPHED = "weight gradients at each step; only a graphed step defers them"
 FORMS = {
-    "modernn, fp32, eager": Form(PAPER, (10, 10), goal=12_000, why="weight gradients of each time step"),
-    "modernn, bf16, eager": Form(PAPER, (10, 10), (BF16,), goal=12_000, why="DeepSpeed looks for overflows"),
+    "modernn, bf16": Form(PAPER, TWENTY, (BF16,), goal=12_000),
+    "modernn, bf16, weight gradients at each step": Form(PAPER, TWENTY, (BF16, EACH), slow=True),
+    "modernn, bf16, no Triton": Form(PAPER, TWENTY, (BF16,), triton=False, slow=True),
     "modernn, bf16, compiled": Form(
-        PAPER, (10, 10), (BF16,), "compiled", 4_500, "weight gradients, and DeepSpeed's search for overflows"
+        PAPER, TWENTY, (BF16, "train.compile=default"), "compiled", goal=4_500, why=COMPILED, slow=True
     ),
-    "predrnn, fp32, eager": Form("configs/models/predrnn.yaml", (10, 10)),
-    "convlstm, fp32, eager": Form("configs/models/convlstm.yaml", (10, 10)),
-    "modernn, passes": _model("modernn"),
-    "modernn_released, passes": _model("modernn_released"),
-    "convlstm, passes": _model("convlstm"),
-    "predrnn, passes": _model("predrnn", goal=900, why="weight gradients of each time step"),
-    "mim, passes": _model("mim"),
-    "conv_tt_lstm, passes": _model("conv_tt_lstm"),
-    "rim, passes": _model("rim"),
-    "trajgru, passes": _model("trajgru"),
-    "svg_lp, passes": _model("svg_lp"),
-    "simvp, passes": _model("simvp", (10, 10)),
+    "modernn, bf16, no graph": Form(
+        PAPER, TWENTY, (BF16, EAGER), goal=12_000, why=f"{UNGRAPHED}; DeepSpeed looks for overflows", slow=True
+    ),
+    "modernn, fp32": Form(PAPER, TWENTY, goal=12_000, slow=True),
+    "modernn, fp32, no graph": Form(PAPER, TWENTY, (EAGER,), goal=12_000, why=UNGRAPHED),
+    "predrnn, bf16": _model("predrnn", TWENTY, BF16),
+    "convlstm, bf16": _model("convlstm", TWENTY, BF16),
+    "predrnn, bf16, 6 frames": _model("predrnn", (3, 3), BF16, goal=900),
+    "modernn_released, fp32": _model("modernn_released"),
+    "mim, fp32": _model("mim"),
+    "conv_tt_lstm, fp32": _model("conv_tt_lstm"),
+    "rim, fp32": _model("rim"),
+    "trajgru, fp32": _model("trajgru"),
+    "svg_lp, fp32": _model("svg_lp"),
+    "simvp, fp32": _model("simvp", TWENTY),
 }
 SMALL = (2, 2)  # frames of the least step that is like all others
 POINTS = (SMALL, (3, 2), (2, 3), (3, 3))  # the last one only checks
+GRAPH = ", graph"
 LEAST = (1, 1)  # for what doesn't depend on frames
 LAYERS = (1, 2)  # of a step that is compiled; each further layer adds what the second did
 
 
 def requests_of(form: Form) -> tuple[list[Request], list[Request]]:
     """What tests/fake_cuda/steps.py and compiled.py are asked for a form."""
-    if form.how == "passes":
-        return [form.at(*form.frames, "passes")], []
-    around = form.at(*LEAST, "step")
     if form.how == "compiled":
-        layers = [f"model.layers={n}" for n in LAYERS]
-        compiled = [{**around, "set": [*around["set"], layer]} for layer in layers]
-        return [*(form.at(*point, "outside") for point in POINTS), around], compiled
-    return [*(form.at(*point, "passes") for point in POINTS), around], []
+        around = form.at(*LEAST, "step")
+        layers = [{**around, "set": [*around["set"], f"model.layers={n}"]} for n in LAYERS]
+        return [*(form.at(*point, "outside") for point in POINTS), around], layers
+    if sum(form.frames) < sum(TWENTY) or "simvp" in form.config:
+        return [form.at(*form.frames, "step")], []
+    if EAGER in form.settings:
+        return [*(form.at(*point, "passes") for point in POINTS), form.at(*LEAST, "step")], []
+    return [form.at(*point, "step") for point in POINTS], []
 
 
 def count(names: Iterable[str]) -> Rows:
@@ -135,27 +150,40 @@ def key_of(request: Request) -> str:
 
 def row_of(form: Form, steps: Sequence[dict[str, Any]], compiled: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Sums over a step, and the kernels of each part."""
-    counts = [{part: {f: found[f] for f in FIELDS} for part, found in answer["parts"].items()} for answer in steps]
-    if form.how == "passes":
-        parts, waits = counts[0], 0
-    else:
-        *points, around = counts
-        passes = {name: [point[name] for point in points] for name in ("forward", "backward")}
-        parts = {name: linear(values, form.frames) for name, values in passes.items()}
-        parts |= {name: part for name, part in around.items() if name not in parts}
-        waits = steps[-1]["waits"]
+    last = steps[-1]
+    counts = [counts_of(answer) for answer in steps]
+    parts = counts[-1]
+    if len(steps) == len(POINTS):
+        parts = extrapolated(counts, form.frames)
+    elif len(steps) > len(POINTS):  # the last answer is what is around the passes
+        around = {name: part for name, part in parts.items() if name.partition(", ")[0] not in ("forward", "backward")}
+        graph = GRAPH * any(name.endswith(GRAPH) for name in parts)
+        passes = extrapolated(counts[: len(POINTS)], form.frames)
+        parts = {name + graph: part for name, part in passes.items()} | around
     row = {field: sum(part[field] for part in parts.values()) for field in FIELDS}
-    row["syncs"] += waits
+    row["syncs"] += last["waits"]
     row["parts"] = {name: part["kernels"] for name, part in parts.items() if part["kernels"]}
     for name in ("forward", "backward") if compiled else ():
         one, two = (answer[name]["kernels"] for answer in compiled)
         kernels = (sum(form.frames) - 1) * (one + (layers_of(form) - 1) * (two - one))
-        row["parts"][f"compiled {name}"] = kernels
+        row["parts"][f"{name}, compiled{GRAPH}"] = kernels
         row["kernels"] += kernels
         row["ops"] += kernels
         row["microseconds"] = None
-    row["launches"] = row["kernels"]
+    eager = [kernels for name, kernels in row["parts"].items() if not name.endswith(GRAPH)]
+    row["launches"] = sum(eager) + last["replays"]
     return row
+
+
+def counts_of(answer: dict[str, Any]) -> Counts:
+    """The parts of a step, those recorded in a CUDA graph under names of their own."""
+    both = [(name, part) for name, part in answer["parts"].items()]
+    both += [(name + GRAPH, part) for name, part in answer["recorded"].items()]
+    return {name: {field: part[field] for field in FIELDS} for name, part in both}
+
+
+def extrapolated(points: Sequence[Counts], frames: tuple[int, int]) -> Counts:
+    return {name: linear([point[name] for point in points], frames) for name in points[0]}
 
 
 def linear(values: Sequence[dict[str, float]], frames: tuple[int, int]) -> dict[str, float]:
@@ -167,7 +195,7 @@ def linear(values: Sequence[dict[str, float]], frames: tuple[int, int]) -> dict[
     found = {}
     for field in FIELDS:
         base, context, horizon, check = (value[field] for value in values)
-        if abs(context + horizon - base - check) > 1e-6 * check:
+        if field != "microseconds" and context + horizon - base != check:  # those are the longest of several times
             raise ValueError(f"{field} are not linear in frames: {base}, {context}, {horizon} and {check} at {POINTS}")
         found[field] = base + (frames[0] - SMALL[0]) * (context - base) + (frames[1] - SMALL[1]) * (horizon - base)
     return found

@@ -14,6 +14,7 @@ compiled.py the child that counts in Inductor's output: python -m tests.fake_cud
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -36,6 +37,8 @@ def why_not() -> str | None:
         return f"torch {torch.__version__} is built for CUDA: the fake device stands in for it in CPU-only builds"
     if shutil.which("g++") is None:
         return "no g++, which compiles the fake CUDA device"
+    if importlib.util.find_spec("triton") is None:
+        return "no triton, whose kernels are counted: pip install triton"
     return None
 
 
@@ -78,5 +81,6 @@ def ask(module: str, request: Sequence[dict[str, Any]], timeout: float = 600) ->
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"{module} ended with {done.returncode}\n{done.stderr[-8000:]}")
+        said = "\n".join(line for line in done.stderr.splitlines() if " registered at " not in line)
+        raise RuntimeError(f"{module} ended with {done.returncode}\n{said[-8000:]}")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

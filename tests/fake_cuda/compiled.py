@@ -27,7 +27,7 @@ import torch._inductor.config as settings  # noqa: E402
 from torch._inductor.fx_passes import fuse_attention, joint_graph, post_grad  # noqa: E402
 from torch._inductor.graph import GraphLowering  # noqa: E402
 
-from tests.fake_cuda.steps import CUDA, FRAMES, NoNumbers, apply_in_place  # noqa: E402
+from tests.fake_cuda.steps import CUDA, FRAMES, FakeNoise, apply_in_place  # noqa: E402
 from toolkit.config import RunConfig, load_config  # noqa: E402
 from toolkit.models.base import StepSequence, build_model, laid_out, memory_layout  # noqa: E402
 
@@ -91,7 +91,7 @@ def count(config: RunConfig, found: list[str]) -> dict[str, Any]:
         patch = config.model.tile
         side = FRAMES.height // patch
         frame = torch.empty(config.train.batch, FRAMES.channels * patch**2, side, side, device=CUDA, dtype=dtype)
-        state = cell.init_state(config.train.batch, side, side, frame, NoNumbers(config.train.batch))
+        state = cell.init_state(config.train.batch, side, side, frame, FakeNoise(config.train.batch))
         frame, state = laid_out((frame, state), memory_layout(cell, frame))
         wanting = torch.utils._pytree.tree_map(lambda t: t.detach().requires_grad_(), (frame, state))
         with contextlib.suppress(Written):

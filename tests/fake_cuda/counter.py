@@ -35,7 +35,11 @@ BANDWIDTH, SHORTEST, TENSOR_CORES = 2.6e12, 2.2e-6, {16: 250e12, 32: 120e12}
 CHUNK, BLOCKS = 65_536, 320  # of torch's multi-tensor kernels: numbers a block, blocks a launch
 TENSORS = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}  # and tensors a launch, by lists of tensors
 SITE, ROOT = Path(torch.__file__).parents[1], Path(__file__).parents[2]
-FOLDERS = {f"{SITE}/deepspeed/": "deepspeed", f"{SITE}/torch/optim/": "optimizer", f"{ROOT}/toolkit/": None}
+FOLDERS = {  # whose work it is, by the beginning of a file's name
+    f"{SITE}/deepspeed/": "deepspeed",
+    f"{SITE}/torch/optim/": "optimizer",
+    f"{ROOT}/toolkit/": None,
+}
 
 
 @dataclass
@@ -65,8 +69,7 @@ class Counter(TorchDispatchMode):
     """Counts, by part, while it is entered inside of a FakeTensorMode.
 
     An operator belongs to the nearest caller: `optimizer` (torch.optim), `deepspeed` (its hooks and its step), else to
-    what is at work: `forward`, `backward`, or `engine`, the toolkit's own work around them. What is captured into a
-    CUDA graph is in `graph`, whatever it is.
+    what is at work: `forward`, `backward`, or `engine`, the toolkit's own work around them. What is recorded in a CUDA graph is kept apart: its replays launch it.
 
     Every number that the host reads is 0: losses and norms are finite then, and no fault is found.
     """
@@ -74,6 +77,7 @@ class Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.parts: dict[str, Part] = {}
+        self.recorded: dict[str, Part] = {}
         self.now = "engine"
         self.paused = False
 
@@ -91,8 +95,8 @@ class Counter(TorchDispatchMode):
             self.now = before
 
     def part(self) -> Part:
-        name = "graph" if device.capturing else caller() or self.now
-        return self.parts.setdefault(name, Part())
+        name = caller() or self.now
+        return (self.recorded if device.capturing else self.parts).setdefault(name, Part())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -1,10 +1,11 @@
 """Count training steps on the fake device: a list of forms on stdin, a line of JSON for each.
 
-A form is {"config": FILE, "set": [KEY=VALUE, ...], "what": WHAT}:
+A form is {"config": FILE, "set": [KEY=VALUE, ...], "triton": BOOL, "what": WHAT}:
 
 passes   a micro-batch forward and backward
 outside  the same, but for what is in the model's time steps: what remains beside steps that are compiled
-step     an optimizer step by toolkit/train/engine.py: the third, when the optimizer has its state and timers have begun
+step     an optimizer step by the engine that the config gets: the third, when the optimizer has its state and timers
+         have begun; `recorded` is what the engine's CUDA graph holds
 """
 
 from __future__ import annotations
@@ -18,38 +19,44 @@ from dataclasses import asdict
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tests.fake_cuda import ROOT, device
-from tests.fake_cuda.counter import Counter
+from tests.fake_cuda.counter import Counter, Part
 
 device.install()
 
-from shards.manifest import FrameSpec  # noqa: E402
+from shards.manifest import FrameSpec, Scale  # noqa: E402
 from toolkit.config import RunConfig, load_config  # noqa: E402
+from toolkit.data.batches import Batch  # noqa: E402
+from toolkit.distributed import World  # noqa: E402
+from toolkit.models import fused  # noqa: E402
 from toolkit.models.base import Noise, Sampling, SequenceModel, StepModel, StepSequence, build_model  # noqa: E402
+from toolkit.train import graphed  # noqa: E402
+from toolkit.train import loss as losses  # noqa: E402
+from toolkit.train.build import build_engine  # noqa: E402
+from toolkit.train.loss import TrainingLoss  # noqa: E402
 
 CUDA = torch.device("cuda", 0)
 FRAMES = FrameSpec(1, 64, 64)
+SCALE = Scale("intensity", "1", 0.0, 1 / 255)
 
 
-class NoNumbers(Noise):
-    """Noise of the right shape, drawn elsewhere."""
+class FakeNoise(Noise):
+    """As many draws as `Noise` makes, without generators, which fake devices lack."""
 
     def __init__(self, batch: int) -> None:
         self.batch, self.device = batch, CUDA
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.empty(self.batch, *shape, device=CUDA)
-
-
-class NoSamples:
-    """A batch of which an engine only names the samples."""
-
-    keys = ()
+        if device.capturing:  # a warm-up, which is left out here, would have drawn them
+            return torch.empty(self.batch, *shape, device=CUDA)
+        return torch.stack([torch.randn(shape, device=CUDA) for _ in range(self.batch)])
 
 
 def passes(config: RunConfig, counter: Counter, form: dict[str, Any]) -> dict[str, Any]:
@@ -76,24 +83,25 @@ def forward(config: RunConfig, counter: Counter, model: Any) -> Tensor:
     frames = torch.empty(batch, data.context + data.horizon, *FRAMES.shape, device=CUDA)
     teacher = torch.empty(batch, data.horizon - 1, dtype=torch.bool, device=CUDA)
     with counter.during("forward"):
-        rollout = model(frames, data.context, Sampling(teacher=teacher, noise=NoNumbers(batch)))
+        rollout = model(frames, data.context, Sampling(teacher=teacher, noise=FakeNoise(batch)))
         return torch.stack(list(rollout.losses.values())).sum()
 
 
 def whole_step(config: RunConfig, counter: Counter, _: Any) -> dict[str, Any]:
-    """An optimizer step of the engine on one rank."""
-    from toolkit.distributed import World
-    from toolkit.train.engine import Engine
-
-    with CUDA:
+    """An optimizer step on one rank: what its graph holds, and what the third step starts."""
+    with CUDA, counter:
         model: SequenceModel = build_model(config, FRAMES)
-    engine = Engine.build(model, config, World(0, 1, 0, CUDA), None)
+    engine = build_engine(model, config, World(0, 1, 0, CUDA), None)
+    loss = TrainingLoss(config, SCALE, CUDA, engine.forward)
+    batch, length = config.train.batch, config.data.context + config.data.horizon
+    frames = torch.zeros(batch, length, *FRAMES.shape, dtype=torch.uint8)
+    samples = Batch(frames, list(range(batch)), [str(n) for n in range(batch)], [])
     with counter:
         for _ in range(3):
             counter.clear()
-            result = engine.step([NoSamples()], lambda _: forward(config, counter, engine.engine), False)
-    assert result.fault is None, result.fault
-    return {"parameters": len(list(model.parameters()))}
+            result = engine.step([samples], loss, False)
+            assert result.fault is None, result.fault
+    return {"parameters": len(list(model.parameters())), "engine": engine.describe()}
 
 
 class Hidden(torch.autograd.Function):
@@ -145,26 +153,33 @@ def apply_in_place(module: nn.Module, convert: Any, recurse: bool = True) -> nn.
 @contextlib.contextmanager
 def counted_calls(counter: Counter) -> Iterator[None]:
     """Calls that no operator shows: the backward pass, and tensors that become lists or new on the device."""
-    backward, make, to_list = torch.autograd.backward, torch.tensor, Tensor.tolist
+    backward, make, compute = torch.autograd.backward, torch.tensor, TrainingLoss.compute
+
+    def counted_compute(*args: Any) -> Tensor:
+        with counter.during("forward"):
+            return compute(*args)
 
     def counted_backward(*args: Any, **kwargs: Any) -> None:
         with counter.during("backward"):
             backward(*args, **kwargs)
 
     def tensor(values: Any, *, device: Any = None, **kwargs: Any) -> Tensor:
-        like = make(values, **kwargs)
-        made = torch.empty(like.shape, dtype=like.dtype)  # a fake tensor that knew its numbers would compute with them
+        made = make(values, **kwargs)
         return made if device is None else made.to(device)
 
     def tolist(tensor: Tensor) -> Any:
-        counter.part().syncs += tensor.device.type == "cuda"
-        return to_list(torch.zeros(tensor.shape, dtype=tensor.dtype))
+        counter.part().syncs += tensor.device.type == "cuda"  # one copy of all
+        return np.zeros(tensor.shape).tolist()
 
     with (
+        mock.patch.object(fake_tensor, "CONSTANT_NUMEL_LIMIT", -1),  # small ones would be computed with, for real
         mock.patch.object(torch.autograd, "backward", counted_backward),
+        mock.patch.object(TrainingLoss, "compute", counted_compute),
+        mock.patch.object(losses, "draw_noise", lambda seed, positions, device: FakeNoise(len(positions))),
+        mock.patch.object(graphed, "WARM_UP", 0),
         mock.patch.object(nn.Module, "_apply", apply_in_place),
         mock.patch.object(torch, "tensor", tensor),
-        mock.patch.object(Tensor, "tolist", tolist),
+        mock.patch.object(FakeTensor, "tolist", tolist),
     ):
         yield
 
@@ -173,10 +188,16 @@ def count(form: dict[str, Any]) -> dict[str, Any]:
     """The answer to a form."""
     config = load_config(ROOT / form["config"], form["set"])
     counter = Counter()
-    with FakeTensorMode(allow_non_fake_inputs=True), counted_calls(counter):
+    triton = mock.patch.object(fused, "TRITON", form["triton"])
+    with FakeTensorMode(allow_non_fake_inputs=True), counted_calls(counter), triton:
         facts = (whole_step if form["what"] == "step" else passes)(config, counter, form)
-    parts = {name: {**asdict(part), "names": dict(part.names.most_common())} for name, part in counter.parts.items()}
-    return {**facts, "parts": parts, "waits": len(device.waits), "replays": len(device.replays)}
+    found = {"parts": counter.parts, "recorded": counter.recorded}
+    counts = {key: {name: as_json(part) for name, part in parts.items()} for key, parts in found.items()}
+    return {**facts, **counts, "waits": len(device.waits), "replays": len(device.replays)}
+
+
+def as_json(part: Part) -> dict[str, Any]:
+    return {**asdict(part), "names": dict(part.names.most_common())}
 
 
 def main() -> int:

@@ -99,7 +99,7 @@ class StaticStep:
         assert self.inputs is not None
         assert isinstance(self.inputs.noise, StaticNoise)
         self.inputs.noise.rewind()
-        with DeferredGradients() if self.defer else nullcontext():
+        with DeferredGradients(self.model) if self.defer else nullcontext():
             loss = self.loss.compute(self.model, self.inputs)
             (loss * self.scale).backward()
         self.result.copy_(loss.detach())

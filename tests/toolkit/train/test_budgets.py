@@ -11,34 +11,46 @@ import pytest
 import torch
 
 from benchmarks import kernels
-from benchmarks.kernels import FORMS, PAPER, POINTS, Rows, differences, known, linear
+from benchmarks.kernels import EAGER, FORMS, PAPER, POINTS, Rows, differences, known, linear
 from tests.fake_cuda import ask, why_not
 
 pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
     pytest.mark.timeout(600),  # the counting is done once, by the first test that asks
 ]
-COMPILED = [name for name, form in FORMS.items() if form.how == "compiled"]
+FAST = [name for name, form in FORMS.items() if not form.slow]
+SLOW = [name for name, form in FORMS.items() if form.slow]
 RENEW = "python benchmarks/kernels.py --write"
 
 
 @pytest.fixture(scope="module")
 def rows() -> Rows:
-    """All forms but those whose counting takes Inductor."""
-    return kernels.count(name for name in FORMS if name not in COMPILED)
+    return kernels.count(FAST)
 
 
-@pytest.mark.parametrize("name", [name for name in FORMS if name not in COMPILED])
+@pytest.fixture(scope="module")
+def slow_rows() -> Rows:
+    return kernels.count(SLOW)
+
+
+@pytest.mark.parametrize("name", FAST)
 def test_a_step_costs_what_the_table_says(name: str, rows: Rows) -> None:
     found = differences(name, rows[name], known()[name])
     assert not found, f"{'; '.join(found)}; where that is meant: {RENEW}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COMPILED)
-def test_a_compiled_step_costs_what_the_table_says(name: str) -> None:
-    found = differences(name, kernels.count([name])[name], known()[name])
+@pytest.mark.parametrize("name", SLOW)
+def test_another_form_costs_what_the_table_says(name: str, slow_rows: Rows) -> None:
+    found = differences(name, slow_rows[name], known()[name])
     assert not found, f"{'; '.join(found)}; where that is meant: {RENEW}"
+
+
+def test_the_host_waits_once_in_a_graphed_step() -> None:
+    for name, row in known().items():
+        if EAGER not in FORMS[name].settings:
+            assert (row["syncs"], row["copies"]) == (1, 0), name
+            assert row["launches"] < 100, name
 
 
 def test_goals_are_met_or_the_reason_stands_beside_them() -> None:
@@ -53,11 +65,10 @@ def test_goals_are_met_or_the_reason_stands_beside_them() -> None:
 @pytest.mark.slow
 def test_twenty_frames_are_what_is_extrapolated_from_four_and_five() -> None:
     """Every kernel of the paper's step, without extrapolation."""
-    form = FORMS["modernn, fp32, eager"]
+    form = FORMS["modernn, bf16"]
     assert form.config == PAPER
-    (answer,) = ask("tests.fake_cuda.steps", [form.at(*form.frames, "step")])
-    parts = {name: part["kernels"] for name, part in answer["parts"].items() if part["kernels"]}
-    assert parts == known()["modernn, fp32, eager"]["parts"]
+    answers = ask("tests.fake_cuda.steps", [form.at(*form.frames, "step")])
+    assert kernels.row_of(form, answers, [])["parts"] == known()["modernn, bf16"]["parts"]
 
 
 def test_what_is_not_linear_is_refused() -> None:
