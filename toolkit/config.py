@@ -32,6 +32,7 @@ COSMETIC: dict[str, Any] = {"identity": False}
 EXECUTION: dict[str, Any] = {"execution": True}  # how it is computed: a run may go on under another value
 LARGEST_BUCKET = 500_000_000
 Device = Literal["auto", "cpu", "cuda"]
+MOST_DEFERRED = 4 << 30  # bytes that deferred weight gradients keep, see toolkit/train/deferred.py
 
 # YAML reads a bare on or off as a truth value.
 Switch = Annotated[
@@ -188,6 +189,36 @@ class TrainConfig(Options):
         optimizer takes an empty step when it is made, so Adam's bias correction is off by one step from then on.
         """
         return max(self.zero, 1) if self.precision == "bf16" else self.zero
+
+    def why_not_graphed(self) -> str | None:
+        """Return why a training step can't be recorded as a CUDA graph; None: it can."""
+        if self.zero:
+            return (
+                f"train.zero {self.zero} reduces gradients by hooks in Python, which a replay doesn't run: set "
+                "train.zero=0"
+            )
+        if self.deepspeed:
+            keys = ", ".join(sorted(self.deepspeed))
+            return f"train.deepspeed sets {keys}, and a graphed step has no DeepSpeed: empty it"
+        if self.offload_states:
+            return "train.offload_states copies to the host within the step: set it to false"
+        if self.checkpointing_backend == "deepspeed":
+            return "train.checkpointing_backend deepspeed keeps its state on the host: use torch"
+        return None
+
+    def is_graphed(self, gpu: bool) -> bool:
+        """Return whether a step is one CUDA graph without DeepSpeed; on a CPU (`train.graph: on`) the same code."""
+        return self.graph == "on" or (self.graph == "auto" and gpu and self.why_not_graphed() is None)
+
+    def is_deferred(self, gpu: bool) -> bool:
+        """Return whether a graphed step computes weight gradients once for all time steps.
+
+        Not where activations are recomputed, because inputs and output gradients of all steps would be kept; nor under
+        torch.compile, which computes them inside a compiled cell.
+        """
+        if self.defer_weight_gradients != "auto":
+            return self.defer_weight_gradients == "on"
+        return gpu and self.checkpointing == "none" and self.compile == "none"
 
     def share(self, ranks: int) -> int:
         """Sequences of one rank in an optimizer step.

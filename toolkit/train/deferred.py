@@ -50,10 +50,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from toolkit.config import MOST_DEFERRED
 from toolkit.errors import ConfigError, ToolkitError
 
 aten = torch.ops.aten
-MOST_BYTES = 4 << 30
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of input, weight, bias
 Sizes = tuple[int, ...]
 
@@ -184,7 +184,7 @@ class DeferredGradients:
         peak_bytes: the most that the records have held, as the module's formula counts it.
     """
 
-    def __init__(self, model: nn.Module, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, model: nn.Module, most_bytes: int = MOST_DEFERRED) -> None:
         _refuse(model)
         self.most_bytes = most_bytes
         self.peak_bytes = 0

@@ -43,7 +43,7 @@ class ReplicatedEngine(Engine):
         self.masters = Masters(self.parameters) if low else None
         held = [self.masters.weights] if self.masters else self.parameters
         self.adam = torch.optim.Adam(held, lr=config.lr, betas=config.betas, fused=True)
-        self.deferred = DeferredGradients(model) if defers(config, world.device) else None
+        self.deferred = DeferredGradients(model) if config.is_deferred(world.device.type == "cuda") else None
         self._static: StaticStep | None = None
 
     @property
@@ -171,14 +171,3 @@ class Masters:
     def views(self, buffer: Tensor | None = None) -> list[Tensor]:
         """Return the masters of each parameter, or the parts of a buffer of their size."""
         return self._gradients.views_of(self.weights.detach() if buffer is None else buffer)
-
-
-def defers(config: TrainConfig, device: torch.device) -> bool:
-    """Return whether weight gradients are computed once for all time steps.
-
-    Not where activations are recomputed, because inputs and output gradients of all steps would be kept; nor under
-    torch.compile, which computes them inside a compiled cell.
-    """
-    if config.defer_weight_gradients != "auto":
-        return config.defer_weight_gradients == "on"
-    return device.type == "cuda" and config.checkpointing == "none" and config.compile == "none"
