@@ -111,9 +111,9 @@ def _check_copy(copy: Path, names: Sequence[str]) -> None:
     digest = hashlib.sha256()
     for name in names:
         digest.update(_entry(name, (copy / name).read_bytes(), (copy / name).stat().st_mode))
-    if digest.hexdigest()[:12] != copy.name:
+    if (found_hash := digest.hexdigest()[:12]) != copy.name:
         raise ConfigError(
-            f"{copy}: the files have the hash {digest.hexdigest()[:12]}, the folder's name is {copy.name}: the code that "
+            f"{copy}: the files have the hash {found_hash}, the folder's name is {copy.name}: the code that "
             f"jobs would run was changed: {again}"
         )
 

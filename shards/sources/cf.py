@@ -149,6 +149,7 @@ def _opened(path: Path, group: str | None) -> Dataset:
     xarray = need("xarray", "cf", "reading CF datasets")
     try:
         if _is_zarr(path):
+            _refuse_pickles()
             return xarray.open_zarr(path, group=group, chunks=None)
         if not path.is_file():
             raise SourceError(f"{path}: not there any more; the archive has changed, convert again")
@@ -162,6 +163,22 @@ def _opened(path: Path, group: str | None) -> Dataset:
             f"{path}: xarray can't open it ({str(error).splitlines()[0]}); for netCDF: pip install "
             "'modernn-toolkit[cf]'; else fetch the file again"
         ) from None
+
+
+def _refuse_pickles() -> None:
+    """Zarr 2 knows a codec `pickle`, which runs what an archive holds; later versions of numcodecs refuse it too."""
+    registry = need("numcodecs.registry", "cf", "reading zarr")
+    codec = need("numcodecs.abc", "cf", "reading zarr").Codec
+
+    class Refused(codec):  # type: ignore[misc, valid-type]
+        codec_id = "pickle"
+
+        def encode(self, data: object) -> object:
+            raise ValueError("its codec `pickle` can hold programs, and is not read")
+
+        decode = encode
+
+    registry.register_codec(Refused)
 
 
 def forget_opened() -> None:

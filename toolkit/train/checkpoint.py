@@ -46,6 +46,7 @@ from toolkit.wording import first_line
 NAME = re.compile(r"step-(\d{8})")
 FILES = ("weights.pt", "moments.pt", "trainer.json")
 MANIFEST = "manifest.json"
+ZIP = b"PK\x03\x04"
 PATIENCE_S = 5.0  # a checkpoint that is being replaced or deleted is out of reach for an instant
 
 
@@ -125,6 +126,10 @@ class Held:
         """
         try:
             with self.open(name) as file:
+                # Tars, from before PyTorch 1.6, run code in torch 2.5 in spite of weights_only (CVE-2025-32434).
+                if file.read(len(ZIP)) != ZIP:
+                    raise pickle.UnpicklingError("no zip archive, as torch.save writes.")
+                file.seek(0)
                 return torch.load(file, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             raise CheckpointError(f"{self.path / name}: was deleted while it was read; try again") from None
