@@ -155,6 +155,31 @@ def test_zarrs_codec_pickle_is_not_run(
     assert not (tmp_path / "RAN").exists()
 
 
+@pytest.mark.parametrize("name", ["a.grib", "a.nc", "a"])
+def test_a_file_that_is_no_netcdf_is_not_given_to_other_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """xarray asks every backend that is installed; that of GRIB unpickles an index which lies beside the file."""
+    xarray = pytest.importorskip("xarray")
+    asked: list[Path] = []
+
+    class Grib(xarray.backends.BackendEntrypoint):
+        def guess_can_open(self, filename_or_obj: Any) -> bool:
+            return True
+
+        def open_dataset(self, filename_or_obj: Any, **options: Any) -> Any:
+            asked.append(filename_or_obj)
+            raise ValueError("read by another")
+
+    engines = {"cfgrib": Grib(), **xarray.backends.list_engines()}
+    monkeypatch.setattr("xarray.backends.plugins.list_engines", lambda: engines)
+    monkeypatch.setattr("xarray.backends.list_engines", lambda: engines)
+    (tmp_path / name).write_bytes(b"GRIB\0\0\0\2")
+    with pytest.raises(SourceError, match="takes it for netCDF"):
+        open_archive(tmp_path / name, {}, source="cf")
+    assert asked == []
+
+
 def write_video(path: Path) -> None:
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
