@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import statistics
 from collections.abc import Callable, Iterator
@@ -59,10 +58,12 @@ def trainer(job: Job, config: Any, size: int) -> Callable[[], object]:
     """One optimizer step by the toolkit's engine, on random frames, as a function."""
     import torch
 
-    from shards.manifest import FrameSpec
+    from shards.manifest import FrameSpec, Scale
     from toolkit import distributed
     from toolkit.data.batches import Batch
     from toolkit.models.base import build_model
+    from toolkit.train.build import build_engine
+    from toolkit.train.loss import TrainingLoss
 
     world = distributed.init(group=True)
     torch.manual_seed(0)
@@ -71,36 +72,9 @@ def trainer(job: Job, config: Any, size: int) -> Callable[[], object]:
     codes = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     codes = codes.pin_memory() if job.cuda else codes
     batch = Batch(codes, list(range(shape[0])), ["-"] * shape[0], [])
-    engine, loss = engine_of(model, config, world)
+    engine = build_engine(model, config, world, None)
+    loss = TrainingLoss(config, Scale("intensity", "1", 0.0, 1 / 255), world.device, engine.forward)
     return lambda: engine.step([batch], loss, False)
-
-
-def engine_of(model: Any, config: Any, world: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """The engine of a model at the start of training, and the loss of a micro-batch."""
-    from shards.manifest import Scale
-
-    scale = Scale("intensity", "1", 0.0, 1 / 255)
-    if importlib.util.find_spec("toolkit.train.loss"):
-        from toolkit.train.build import build_engine
-        from toolkit.train.loss import TrainingLoss
-
-        engine = build_engine(model, config, world, None)
-        return engine, TrainingLoss(config, scale, world.device, engine.forward)
-    import torch
-
-    from toolkit.data.windows import to_unit
-    from toolkit.train.engine import Engine
-    from toolkit.train.sampling import draw
-
-    engine = Engine.build(model, config, world, None)
-
-    def eager(batch: Any) -> Any:
-        codes = batch.frames.to(world.device, non_blocking=True)
-        sampling = draw(config.seed, batch.positions, 0, config.data.horizon, config.train.sampling, world.device)
-        rollout = engine.engine(to_unit(codes, scale), config.data.context, sampling)
-        return torch.stack(list(rollout.losses.values())).sum()
-
-    return engine, eager
 
 
 def plain_trainer(job: Job, config: Any, size: int, precision: str) -> Callable[[], object]:
@@ -250,11 +224,7 @@ def compilation(job: Job) -> None:
         rows.add(skipped="on a CPU: a minute of compiling")
         return
     precisions = ("bf16", "fp32")
-    forms = {
-        "form": "graph+compiled" if has_setting("graph") else "compiled",
-        "batch": 8 if job.cuda else 2,
-        "model": "modernn",
-    }
+    forms = {"model": "modernn", "form": "graph+compiled", "batch": 8}
     for case in rows.each({**forms, "precision": precision} for precision in precisions):
         with rows.trying(**case):
             built(job, case)()

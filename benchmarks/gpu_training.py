@@ -81,7 +81,7 @@ class Training:
             if lines is not None and len(self.logged()) >= lines:
                 break
             time.sleep(0.1)
-        return self.stop(20)
+        return self.stop(min(20, max(3, self.job.left - 3)))
 
     def stop(self, patience: float) -> int:
         """Ask it to stop, if it runs; kill it if it doesn't."""
@@ -165,16 +165,15 @@ def training(job: Job) -> None:
     rows = Rows(job)
     wait_for_store(job)
     steps, every = (40, 2) if job.cuda else (6, 1)
-    graphs = ("on", "off") if has_setting("graph") else ("",)
     precisions = ("bf16", "fp32") if job.cuda else ("fp32",)
     losses: dict[tuple[str, str], list[float]] = {}
-    for case in rows.each({"precision": p, "graph": g} for p in precisions for g in graphs):
+    for case in rows.each({"precision": p, "graph": g} for p in precisions for g in ("on", "off")):
         settings = [*short(job, steps, every), f"train.precision={case['precision']}", "data.workers=2"]
-        settings += [setting("graph", case["graph"])] if case["graph"] else []
+        settings.append(setting("graph", case["graph"]))
         with rows.trying(**case) as row:
-            one = Training(job, f"{case['precision']}-{case['graph'] or 'plain'}", settings)
+            one = Training(job, f"{case['precision']}-{case['graph']}", settings)
             one.start()
-            row["code"] = one.wait(job.left - 8)
+            row["code"] = one.wait(job.left - 12)
             if row["code"] != STOPPED:  # out of time: what there is counts
                 one.check(row["code"])
             found = one.logged()
