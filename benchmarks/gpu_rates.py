@@ -145,7 +145,7 @@ def cases(job: Job) -> Iterator[Row]:
 
     if not job.cuda:
         yield from (case("modernn", form, p, 2) for form, p in itertools.product(FORMS[:4], ("fp32", "bf16")))
-        yield case("predrnn", PEER, "fp32", 2)
+        yield from (case("predrnn", form, "fp32", 2) for form in (PEER, "eager") if job.predrnn_pytorch)
         return
     yield from (case("modernn", form, "bf16", 8) for form in FORMS)
     yield from (case("modernn", form, p, 8) for p in ("fp32", "TF32") for form in FORMS[:4])
