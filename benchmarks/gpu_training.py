@@ -227,21 +227,21 @@ def run(job: Job) -> None:
         assert one.process is not None
         while one.process.poll() is None and job.left > TO_END_S:
             time.sleep(0.5)
-            told = _tell(one, rows, told, began)
-            with suppress(OSError):
-                shutil.copyfile(one.folder / "metrics.jsonl", kept)
+            told = _tell(one, rows, told, began, kept)
         code = one.stop(job.left - 8)
-        _tell(one, rows, told, began)
-        shutil.copyfile(one.folder / "metrics.jsonl", kept)
+        _tell(one, rows, told, began, kept)
         found = one.logged()
-        row |= pace(found[len(found) // 4 :]) | {"steps": found[-1]["step"], "loss": found[-1]["loss"]}
+        if len(found) > 2:  # however it has ended
+            row |= pace(found[len(found) // 4 :]) | {"steps": found[-1]["step"], "loss": found[-1]["loss"]}
         one.check(code, STOPPED)
     with rows.trying(what="its checkpoint, fp16") as row:
         row |= halve(one.folder, job.out / CHECKPOINT)
 
 
-def _tell(one: Training, rows: Rows, told: int, began: float) -> int:
-    """A row for each validation that is new; returns how many there are."""
+def _tell(one: Training, rows: Rows, told: int, began: float, kept: Path) -> int:
+    """A row for each validation that is new, and a copy of the metrics; returns how many validations there are."""
+    with suppress(OSError):
+        shutil.copyfile(one.folder / "metrics.jsonl", kept)
     found = one.logged("val")
     for line in found[told:]:
         rows.add(what="validation", step=line["step"], after_s=line["time"] - began, mse=line["mse"])
