@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from benchmarks.gpu_checks import switched
 from benchmarks.gpu_rows import Job, Row, Rows, has_setting, kernels, milliseconds, noted
 
 FORMS = ("plain", "eager", "graph", "graph+deferred", "graph+compiled", "compiled")
+WITHOUT = ("graph+deferred, torch kernels", "graph+deferred, other layout")  # what the defaults are worth
 PRECISIONS = ("fp32", "TF32", "bf16")
 OTHERS = ("modernn_released", "convlstm", "predrnn")
 PEER = "predrnn-pytorch"
@@ -65,7 +66,7 @@ def trainer(job: Job, config: Any, size: int) -> Callable[[], object]:
     from toolkit.train.build import build_engine
     from toolkit.train.loss import TrainingLoss
 
-    world = distributed.init(group=True)
+    world = distributed.init(config.train, group=True)
     torch.manual_seed(0)
     model = build_model(config, FrameSpec(1, size, size))
     shape = (config.train.batch, config.data.context + config.data.horizon, 1, size, size)
@@ -147,9 +148,12 @@ def cases(job: Job) -> Iterator[Row]:
         yield from (case("modernn", form, p, 2) for form, p in itertools.product(FORMS[:4], ("fp32", "bf16")))
         yield from (case("predrnn", form, "fp32", 2) for form in (PEER, "eager") if job.predrnn_pytorch)
         return
-    yield from (case("modernn", form, "bf16", 8) for form in FORMS)
-    yield from (case("modernn", form, p, 8) for p in ("fp32", "TF32") for form in FORMS[:4])
-    yield from (case("modernn", form, "bf16", batch) for batch in (32, 128) for form in (*FORMS[2:5], "eager"))
+    first = ("graph+deferred", "graph", "eager", "plain")
+    yield from (case("modernn", form, "bf16", 8) for form in first)
+    yield from (case("modernn", form, p, 8) for p in ("fp32", "TF32") for form in first)
+    yield from (case("modernn", form, p, 8) for form in WITHOUT for p in ("bf16", "fp32"))
+    yield from (case("modernn", form, "bf16", 8) for form in ("graph+compiled", "compiled"))
+    yield from (case("modernn", form, "bf16", batch) for batch in (32, 64) for form in ("graph+deferred", "eager"))
     if job.predrnn_pytorch:
         yield from (case("predrnn", form, p, 8) for p in ("fp32", "TF32") for form in (PEER, *FORMS[1:4]))
     for name in OTHERS:
@@ -157,13 +161,13 @@ def cases(job: Job) -> Iterator[Row]:
     for name in OTHERS if not job.predrnn_pytorch else OTHERS[:2]:
         yield from (case(name, form, "fp32", 8) for form in FORMS[:4])
     yield from (case("modernn", "graph+compiled", p, 8) for p in ("fp32", "TF32"))
-    yield from (case("modernn", form, p, b) for b in (32, 128) for p in ("fp32", "TF32") for form in FORMS[2:4])
+    yield from (case("modernn", form, p, b) for b in (32, 64) for p in ("fp32", "TF32") for form in FORMS[2:4])
     yield from (case(name, "graph+compiled", "bf16", 8) for name in OTHERS)
 
 
 def built(job: Job, case: Row) -> Callable[[], object]:
     """One step of a case, as a function."""
-    ours = case["form"] in FORMS[1:]
+    ours = case["form"] in (*FORMS[1:], *WITHOUT)
     train = settings_of(case["form"], case["precision"]) if ours else {}
     config = config_of(job, case["model"], {**train, "batch": case["batch"]})
     if ours:
@@ -180,8 +184,9 @@ def rates(job: Job) -> None:
     rows = Rows(job)
     for case in rows.each(cases(job), least=8 if job.cuda else 2):
         torch._dynamo.reset()
-        ours = case["form"] in FORMS[1:] and has_setting("tf32")
-        with rows.trying(**case) as row, nullcontext() if ours else switched(tf32=case["precision"] == "TF32"):
+        ours = case["form"] in (*FORMS[1:], *WITHOUT) and has_setting("tf32")
+        arithmetic = nullcontext() if ours else switched(tf32=case["precision"] == "TF32")
+        with rows.trying(**case) as row, arithmetic, without(case["form"], case["precision"]):
             _forget(job)
             step = built(job, case)
             row |= milliseconds(step, job.cuda, least=4, lasting=0.6)
@@ -193,6 +198,29 @@ def rates(job: Job) -> None:
                 with noted(row, "profiler"):
                     row |= kernels(step)
             del step
+
+
+@contextmanager
+def without(form: str, precision: str) -> Iterator[None]:
+    """One of the defaults changed: PyTorch's kernels instead of Triton's, or maps in the other memory layout."""
+    import torch
+
+    from toolkit.models import fused
+    from toolkit.models.base import StepSequence
+
+    if form not in WITHOUT:
+        yield
+        return
+    other = torch.contiguous_format if precision == "bf16" else torch.channels_last
+    triton = fused.TRITON
+    try:
+        if form == WITHOUT[0]:
+            fused.TRITON = False
+        else:
+            StepSequence.layout = other
+        yield
+    finally:
+        fused.TRITON, StepSequence.layout = triton, None
 
 
 def beside(found: list[Row], case: Row, ms: float) -> Row:

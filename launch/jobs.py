@@ -93,7 +93,8 @@ class Machine:
     def environment(self, jobs: int, ranks: int, slot: int) -> list[str]:
         """Arguments of `env` for the job in a slot: its share of processors and GPUs.
 
-        A number of threads that the user set stays. GPUs are shared when there are fewer than ranks.
+        A number of threads that the user set stays. Jobs share GPUs when there are fewer than jobs times ranks; the
+        ranks of one job can't, and its training says so (toolkit/device.py), unless `train.device` is `cpu`.
         """
         settings = []
         if "OMP_NUM_THREADS" not in os.environ:
@@ -188,8 +189,9 @@ class _SubmititJob:
         # So the signal goes to launch/job.py itself, as soon as that has taken the lock and thereby said who it is.
         record = lock.holder(self.run)
         if not self.told and record and record.get("job") == f"local-{self.job.job_id}":
-            self.told = True
-            os.kill(int(record["pid"]), signal.SIGTERM)
+            self.told = lock.is_held_by(self.run, int(record["pid"]))
+            if self.told:
+                os.kill(int(record["pid"]), signal.SIGTERM)
 
 
 class DebugSubmitter(_LocalLayer):

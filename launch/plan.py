@@ -66,7 +66,8 @@ def make_plan(
     share = config.train.share(machine.ranks)
     used = best or found[0]
     sent = predict.traffic(config, cost, area, machine.ranks, used)
-    exchange = sent[config.train.stage].total / (options.bandwidth * 1e9)
+    stage = predict.stage_of(config, machine.gpu)
+    exchange = sent[stage].total / (options.bandwidth * 1e9)
     rate = options.rate or (RunDir(Path(options.run)).rate() if options.run else None)
     if options.tflops:
         rate = predict.rate_at(options.tflops, used.work, machine.ranks, exchange, config.train.batch)
@@ -83,7 +84,8 @@ def make_plan(
         "reserve": predict.RESERVE,
         "choices": [_plain(choice) for choice in found],
         "recommended": _plain(best) if best else None,
-        "zero": config.train.stage,
+        "zero": stage,
+        "graphed": config.train.is_graphed(machine.gpu),
         "sent_per_rank": {str(stage): asdict(traffic) for stage, traffic in sent.items()},
         "bandwidth_gb_s": options.bandwidth,
         "exchange_s": exchange,
@@ -102,7 +104,8 @@ def describe(config: RunConfig, plan: Plan, where: str, cost: costs.Cost) -> lis
     """The plan as lines for people."""
     train, shape, data = config.train, plan["frames"], config.data
     lines = [
-        f"model       {plan['model']}, {plan['parameters']:,} parameters, {train.precision}, ZeRO {plan['zero']}",
+        f"model       {plan['model']}, {plan['parameters']:,} parameters, {train.precision}, "
+        + ("a CUDA graph" if plan["graphed"] else f"ZeRO {plan['zero']}"),
         f"frames      {data.context} + {data.horizon} of {shape['channels']} x {shape['height']} x {shape['width']} "
         f"({where})",
         f"compute     {plan['macs_per_sequence'] / 1e9:,.2f} GMACs a sequence forward, "

@@ -13,6 +13,7 @@ from toolkit.models.base import count_parameters
 from toolkit.models.cost import count_macs
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir, read_result
+from toolkit.wording import computed_on
 
 COUNTS = ("events", "forecasts")  # kept beside the scores, but no scores
 
@@ -48,14 +49,15 @@ def _loading(config: RunConfig, manifest: Manifest) -> str:
 ```python
 import torch
 import toolkit
-model = toolkit.load(".")  # this folder
+model = toolkit.load("FOLDER")  # this one
 frames = torch.rand(1, {config.data.context}, {channels}, {height}, {width})  # [B, T, C, H, W]
 forecast = model.predict(frames)[0]
 ```"""
     missing = "" if scale.missing_code is None else ", 0 where a pixel is missing"
     return (
         "## Use\n\n"
-        f"With toolkit {__version__} or later installed, in this folder:\n\n{code}\n\n"
+        f"With toolkit {__version__} or later installed, and Python started elsewhere (it would import what lies in "
+        f"this folder):\n\n{code}\n\n"
         f"A frame is {scale.quantity} as code / {scale.max_code}, in 0..1{missing}; a code stands for the value "
         f"{scale.offset:g} + {scale.gain:g} × code, in {scale.unit}. The forecast has the same unit and is not clamped."
     )
@@ -92,7 +94,7 @@ def _model(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> dic
         if trained
         else "",
         "training": f"step {step:,} of {train.steps:,}, batch {train.batch}, Adam {train.lr:g}, {train.precision}, "
-        f"seed {config.seed}"
+        f"seed {config.seed}" + (f"; on {computed_on(env['trained_on'])}" if "trained_on" in env else "")
         if trained
         else "none",
         "run": f"`{run.path.name}`, identity `{config.hash8()}`",

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from toolkit.errors import ConfigError
 from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options
@@ -31,11 +31,26 @@ CONFIG_VERSION = 1
 COSMETIC: dict[str, Any] = {"identity": False}
 EXECUTION: dict[str, Any] = {"execution": True}  # how it is computed: a run may go on under another value
 LARGEST_BUCKET = 500_000_000
+Device = Literal["auto", "cpu", "cuda"]
+MOST_DEFERRED = 4 << 30  # bytes that deferred weight gradients keep, see toolkit/train/deferred.py
+LONGEST_NAME = 200  # bytes: a folder's name has at most 255, and a hash and more come after it
 
 # YAML reads a bare on or off as a truth value.
 Switch = Annotated[
     Literal["auto", "on", "off"], BeforeValidator(lambda v: {True: "on", False: "off"}[v] if isinstance(v, bool) else v)
 ]
+
+
+def _folder_name(name: str) -> str:
+    if not name or not name.isprintable() or "/" in name or name in (".", "..") or len(name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"becomes part of a folder's name: write 1 to {LONGEST_NAME} bytes without /, line ends and control "
+            "characters (in a run's config.yaml too: its identity doesn't depend on it)"
+        )
+    return name
+
+
+SplitName = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]{0,31}$")]  # a store's splits; names of files begin so
 
 
 class DataConfig(Options):
@@ -45,8 +60,8 @@ class DataConfig(Options):
     context: int = Field(10, ge=1, description="frames that the model is shown")
     horizon: int = Field(10, ge=1, description="frames that it predicts")
     modes: tuple[str, ...] | None = Field(None, description="train and validate on these modes only (None: all)")
-    train_split: str = "train"
-    val_split: str = "val"
+    train_split: SplitName = "train"
+    val_split: SplitName = "val"
     train_stride: int = Field(1, ge=1, description="frames between the starts of training windows")
     eval_stride: int | None = Field(None, ge=1, description="the same for validation and test; None: no overlap")
     augment: tuple[Literal["flip", "rotate", "reverse"], ...] = Field(
@@ -85,6 +100,20 @@ class TrainConfig(Options):
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = Field(None, gt=0, description="greatest gradient norm; None: no clipping")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps fp32 master weights")
+    tf32: bool = Field(
+        False,
+        description="fp32 convolutions and products round their operands to TF32, on GPUs from A100 and RTX 30 on",
+    )
+    deterministic: bool = Field(
+        False,
+        description="on a GPU too the same bits in every run of the same command, see toolkit/device.py; slower",
+        json_schema_extra=EXECUTION,
+    )
+    device: Device = Field(
+        "auto",
+        description="auto: a GPU for each rank where torch sees any, else the CPU; cpu connects ranks by gloo",
+        json_schema_extra=COSMETIC,
+    )
     zero: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage", json_schema_extra=EXECUTION)
     offload_optimizer: bool = Field(
         False, description="Adam's state and step on the CPU; under ZeRO 1, 2 or 3", json_schema_extra=EXECUTION
@@ -94,10 +123,9 @@ class TrainConfig(Options):
         description="activation checkpointing over time, see toolkit/unroll.py",
         json_schema_extra=EXECUTION,
     )
-    compile: Literal["none", "default", "reduce-overhead"] = Field(
+    compile: Literal["none", "default"] = Field(
         "none",
-        description="torch.compile of the model's step; `reduce-overhead` (CUDA only) records CUDA graphs of it. See "
-        "toolkit/train/compiled.py",
+        description="torch.compile of the model's step, see toolkit/train/compiled.py",
         json_schema_extra=EXECUTION,
     )
     graph: Switch = Field(
@@ -156,6 +184,16 @@ class TrainConfig(Options):
         {}, description="extra DeepSpeed keys, merged over ours", json_schema_extra=EXECUTION
     )
 
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _no_graph_trees(cls, value: object) -> object:
+        if value == "reduce-overhead":
+            raise ValueError(
+                "reduce-overhead is gone, as torch frees recurrent states between its CUDA graphs: set "
+                "train.graph=auto for one CUDA graph of the whole step, and train.compile to none or default"
+            )
+        return value
+
     @property
     def stage(self) -> int:
         """The ZeRO stage that is really run.
@@ -164,6 +202,36 @@ class TrainConfig(Options):
         optimizer takes an empty step when it is made, so Adam's bias correction is off by one step from then on.
         """
         return max(self.zero, 1) if self.precision == "bf16" else self.zero
+
+    def why_not_graphed(self) -> str | None:
+        """Return why a training step can't be recorded as a CUDA graph; None: it can."""
+        if self.zero:
+            return (
+                f"train.zero {self.zero} reduces gradients by hooks in Python, which a replay doesn't run: set "
+                "train.zero=0"
+            )
+        if self.deepspeed:
+            keys = ", ".join(sorted(self.deepspeed))
+            return f"train.deepspeed sets {keys}, and a graphed step has no DeepSpeed: empty it"
+        if self.offload_states:
+            return "train.offload_states copies to the host within the step: set it to false"
+        if self.checkpointing_backend == "deepspeed":
+            return "train.checkpointing_backend deepspeed keeps its state on the host: use torch"
+        return None
+
+    def is_graphed(self, gpu: bool) -> bool:
+        """Return whether a step is one CUDA graph without DeepSpeed; on a CPU (`train.graph: on`) the same code."""
+        return self.graph == "on" or (self.graph == "auto" and gpu and self.why_not_graphed() is None)
+
+    def is_deferred(self, gpu: bool) -> bool:
+        """Return whether a graphed step computes weight gradients once for all time steps.
+
+        Not where activations are recomputed, because inputs and output gradients of all steps would be kept; nor under
+        torch.compile, which computes them inside a compiled cell.
+        """
+        if self.defer_weight_gradients != "auto":
+            return self.defer_weight_gradients == "on"
+        return gpu and self.checkpointing == "none" and self.compile == "none"
 
     def share(self, ranks: int) -> int:
         """Sequences of one rank in an optimizer step.
@@ -192,7 +260,7 @@ class EvalConfig(Options):
     """How a finished run is scored."""
 
     protocol: str = Field("paper", description="a file in toolkit/evaluate/protocols")
-    split: str = "test"
+    split: SplitName = "test"
     batch: int = Field(8, ge=1, description="sequences per forward", json_schema_extra=COSMETIC)
     thresholds: tuple[float, ...] = Field((), description="CSI thresholds in the store's unit (paper, radar: 30 dBZ)")
     samples: int = Field(1, ge=1, description="forecasts of each sequence; models without chance make one")
@@ -209,7 +277,9 @@ class EvalConfig(Options):
 class RunConfig(Options):
     """One run, whole."""
 
-    name: str = Field("run", description="what people call it", json_schema_extra=COSMETIC)
+    name: Annotated[str, AfterValidator(_folder_name)] = Field(
+        "run", description="what people call it", json_schema_extra=COSMETIC
+    )
     seed: int = Field(0, ge=0)
     model: ModelOptions = ModeRNNOptions()
     data: DataConfig = DataConfig()
@@ -222,6 +292,11 @@ class RunConfig(Options):
             raise ValueError(
                 f"train.micro_batch {self.train.micro_batch} doesn't divide train.batch {self.train.batch}: "
                 "choose a divisor or leave it out"
+            )
+        if self.train.tf32 and self.train.precision == "bf16":
+            raise ValueError(
+                "train.tf32 rounds the operands of fp32 convolutions, but train.precision is bf16, which has fewer "
+                "bits: set train.precision=fp32, or leave train.tf32 out"
             )
         if self.train.offload_optimizer and self.train.zero == 0:
             raise ValueError(

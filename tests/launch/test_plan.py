@@ -41,7 +41,7 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.main([*DEMO, "--gpus-per-node", "2", "--nodes", "2", "--gpu-memory", "1", "--tflops", "1"]) == 0
     text = capsys.readouterr().out
-    assert "modernn, 203,904 parameters, fp32, ZeRO 0" in text
+    assert "modernn, 203,904 parameters, fp32, a CUDA graph" in text
     assert "4, 2 sequences each a step" in text
     assert "recommended --set train.checkpointing=none --set train.micro_batch=2" in text
     assert "ms at 25 GB/s" in text and "rank-hours" in text

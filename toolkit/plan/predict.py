@@ -3,14 +3,18 @@
 Memory of a process, at its highest, is the sum of
 
     weights     2 or 4 bytes a parameter; under ZeRO-3 large ones divided by the ranks
-    master      4 bytes under ZeRO (in fp32 too), divided by the ranks
+    master      4 bytes under ZeRO (in fp32 too), divided by the ranks; in a graphed step in bf16 alone
     moments     8 bytes, divided by the ranks under ZeRO; with an offloaded optimizer on the host, as the master is
-    gradients   from the second micro-batch on; before that they are made as the backward pass goes
+    gradients   from the second micro-batch on; before that they are made as the backward pass goes. In a graphed step
+                they stay in place, in bf16 once more in fp32 for the update
     buckets     DeepSpeed's buffer for reduction under ZeRO on a GPU
+    deferred    in a graphed step, output gradients of all time steps for weight gradients: at most as much as is kept
+                for the backward pass, and never more than MOST_DEFERRED
     pass        frames, states and predictions kept by the policy, activations of the largest recomputed part, gradients
                 in the making, scratch of the operators: `cost.Peak`
 
-What else a process takes (libraries, the CUDA context, what an allocator holds in reserve) is not in it: RESERVE.
+What else a process takes (libraries, the CUDA context, what an allocator holds in reserve) is not in it: RESERVE. A
+CUDA graph keeps its memory between steps, so a validation takes its own (a forward pass without gradients) on top.
 """
 
 from __future__ import annotations
@@ -19,9 +23,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from toolkit.config import RunConfig
+from toolkit.config import MOST_DEFERRED, RunConfig
 from toolkit.models.registry import StepOptions
-from toolkit.plan.cost import Cost, Polynomial
+from toolkit.plan.cost import Cost, Polynomial, under
 
 GIB = 2**30
 RESERVE = 0.1  # of the memory given: for what is not predicted
@@ -46,10 +50,12 @@ class Memory:
     gradients: int
     buckets: int
     passing: int
+    deferred: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.master + self.moments + self.gradients + self.buckets + self.passing
+        held = self.weights + self.master + self.moments + self.gradients + self.buckets
+        return held + self.passing + self.deferred
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,17 @@ def highest(lines: Iterable[Polynomial], batch: int, area: int) -> int:
     return max(line.at(batch, area) for line in lines)
 
 
+def stage_of(config: RunConfig, gpu: bool) -> int:
+    """The ZeRO stage that is run; a graphed step has none."""
+    return 0 if config.train.is_graphed(gpu) else config.train.stage
+
+
 def memory_of(config: RunConfig, cost: Cost, policy: str, micro_batch: int, area: int, machine: Machine) -> Memory:
     """Peak bytes of one rank."""
     train = config.train
+    chosen = under(config, policy)
+    if train.is_graphed(machine.gpu) and chosen.train.is_graphed(machine.gpu):
+        return _graphed(chosen, cost, policy, micro_batch, area, machine)
     stage, numbers = train.stage, cost.parameters.at(1, area)
     width = 2 if train.precision == "bf16" else 4
     part = machine.ranks if stage else 1
@@ -108,6 +122,21 @@ def memory_of(config: RunConfig, cost: Cost, policy: str, micro_batch: int, area
         gradients=gradients,
         buckets=train.bucket(numbers) * width * buffers if stage and machine.gpu else 0,
         passing=max(passing, update - gradients),
+    )
+
+
+def _graphed(config: RunConfig, cost: Cost, policy: str, micro_batch: int, area: int, machine: Machine) -> Memory:
+    """Peak bytes of one rank whose step is a CUDA graph (toolkit/train/replicated.py)."""
+    numbers, low = cost.parameters.at(1, area), config.train.precision == "bf16"
+    passing = highest(cost.peaks[policy].held, micro_batch, area)
+    return Memory(
+        weights=(2 if low else 4) * numbers,
+        master=4 * numbers if low else 0,
+        moments=8 * numbers,
+        gradients=(6 if low else 4) * numbers,
+        buckets=0,
+        passing=passing,
+        deferred=min(passing, MOST_DEFERRED) if config.train.is_deferred(machine.gpu) else 0,
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from toolkit.config import RunConfig
 from toolkit.distributed import World
 from toolkit.errors import ConfigError
@@ -23,38 +21,19 @@ def build_engine(model: SequenceModel, config: RunConfig, world: World, state: T
     """
     cfg = config.train
     check_precision(cfg, world.device)
-    reason = why_not_graphed(config, world.device)
+    reason = cfg.why_not_graphed()
+    on_gpu = world.device.type == "cuda"
     if cfg.graph == "on" and reason is not None:
         raise ConfigError(f"train.graph on: {reason}; or train.graph=off")
     if state is not None:
         model.load_state_dict(state.weights)
     share = share_of(cfg, world)
-    graphed = cfg.graph == "on" or (cfg.graph == "auto" and reason is None and world.device.type == "cuda")
     engine: Engine
-    if graphed:
+    if cfg.is_graphed(on_gpu):
         engine = ReplicatedEngine(model, cfg, share, world)
     else:
         engine = DeepSpeedEngine(model, cfg, share, world)
-        engine.not_graphed = reason if cfg.graph == "auto" and world.device.type == "cuda" else None
+        engine.not_graphed = reason if cfg.graph == "auto" and on_gpu else None
     if state is not None:
         engine.restore(state)
     return engine
-
-
-def why_not_graphed(config: RunConfig, device: torch.device) -> str | None:
-    """Return why a training step can't be recorded as a CUDA graph; None: it can."""
-    train = config.train
-    if train.zero:
-        return (
-            f"train.zero {train.zero} reduces gradients by hooks in Python, which a replay doesn't run: set "
-            "train.zero=0"
-        )
-    if train.deepspeed:
-        return (
-            f"train.deepspeed sets {', '.join(sorted(train.deepspeed))}, and a graphed step has no DeepSpeed: empty it"
-        )
-    if train.offload_states:
-        return "train.offload_states copies to the host within the step: set it to false"
-    if train.checkpointing_backend == "deepspeed":
-        return "train.checkpointing_backend deepspeed keeps its state on the host: use torch"
-    return None

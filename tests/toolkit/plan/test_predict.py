@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from toolkit.config import RunConfig, make_config
+from toolkit.config import MOST_DEFERRED, RunConfig, make_config
 from toolkit.errors import ConfigError
 from toolkit.plan.cost import Cost, Peak, Polynomial
 from toolkit.plan.predict import (
@@ -20,6 +20,7 @@ from toolkit.plan.predict import (
     memory_of,
     rate_at,
     recommend,
+    stage_of,
     traffic,
 )
 
@@ -45,7 +46,7 @@ def config_of(**train: Any) -> RunConfig:
 
 def test_the_fastest_that_fits_is_recommended() -> None:
     def best(memory: float) -> tuple[str, int] | None:
-        found = recommend(choices(config_of(), COST, 100, Machine(1, int(memory * GIB))))
+        found = recommend(choices(config_of(graph="off"), COST, 100, Machine(1, int(memory * GIB))))
         return (found.policy, found.micro_batch) if found else None
 
     assert best(100) == ("none", 8)  # 8 x 1 GiB
@@ -63,15 +64,37 @@ def test_memory_by_stage_and_precision() -> None:
         return memory.weights, memory.master, memory.moments, memory.gradients, memory.buckets
 
     million = NUMBERS
-    assert parts() == (4 * million, 0, 8 * million, 0, 0)
-    assert parts(ranks=4) == parts()
+    assert parts(graph="off") == (4 * million, 0, 8 * million, 0, 0)
+    assert parts(graph="off", ranks=4) == parts(graph="off")
     assert parts(ranks=4, zero=1) == (4 * million, million, 2 * million, 0, 4 * million)
-    assert parts(precision="bf16") == (2 * million, 4 * million, 8 * million, 0, 2 * million)  # ZeRO 1
+    assert parts(graph="off", precision="bf16") == (2 * million, 4 * million, 8 * million, 0, 2 * million)  # ZeRO 1
     bucket = {"zero_optimization": {"reduce_bucket_size": 5_000_000, "overlap_comm": True}}
     assert parts(precision="bf16", deepspeed=bucket)[-1] == 20_000_000
-    accumulating = memory_of(config_of(), COST, "none", 4, 100, Machine(1, 0))
+    accumulating = memory_of(config_of(graph="off"), COST, "none", 4, 100, Machine(1, 0))
     assert accumulating.gradients == 4 * million
     assert accumulating.total == 16 * million + 4 * GIB // 100 * 100
+
+
+def test_memory_of_a_graphed_step() -> None:
+    """Gradients stay in place; in bf16 masters, and theirs; deferral doubles what is kept, up to a limit."""
+
+    def of(policy: str = "none", gpu: bool = True, **train: Any) -> Memory:
+        return memory_of(config_of(**train), COST, policy, 8, 100, Machine(1, 0, gpu))
+
+    million, passing = NUMBERS, 8 * 100 * (GIB // 100)
+    assert of(defer_weight_gradients="off") == Memory(4 * million, 0, 8 * million, 4 * million, 0, passing)
+    assert of(precision="bf16", defer_weight_gradients="off") == Memory(
+        2 * million, 4 * million, 8 * million, 6 * million, 0, passing
+    )
+    assert of().deferred == MOST_DEFERRED < passing
+    assert of("step").deferred == 0
+    assert of(compile="default").deferred == 0
+    small = memory_of(config_of(), COST, "none", 1, 100, Machine(1, 0))
+    assert small.deferred == small.passing
+    assert small.total == small.weights + small.moments + small.gradients + 2 * small.passing
+    assert of(gpu=False) == of(gpu=False, graph="off") != of(gpu=False, graph="on", defer_weight_gradients="off")
+    assert stage_of(config_of(precision="bf16"), gpu=True) == 0
+    assert stage_of(config_of(precision="bf16", graph="off"), gpu=True) == 1
 
 
 def test_ranks_must_divide_the_batch() -> None:

@@ -20,7 +20,6 @@ from tests.toolkit.train.test_script import SCRIPT, call
 from toolkit.config import load_config
 from toolkit.errors import EXIT_NONFINITE, ConfigError
 from toolkit.models.base import Noise
-from toolkit.train.build import why_not_graphed
 from toolkit.train.graphed import FlatTensor, StaticNoise
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -175,15 +174,14 @@ def test_a_loss_that_is_not_finite_changes_nothing(tiny_config: Path, tmp_path: 
 
 
 def test_what_cannot_be_graphed_says_why(tiny_config: Path, tmp_path: Path) -> None:
-    cpu = torch.device("cpu")
-    assert why_not_graphed(load_config(tiny_config), cpu) is None
+    assert load_config(tiny_config).train.why_not_graphed() is None
     for settings, words in {
         ("train.zero=2",): r"train\.zero 2 reduces gradients by hooks",
         ("train.checkpointing=step", "train.offload_states=true"): r"train\.offload_states copies to the host",
         ("train.checkpointing=step", "train.checkpointing_backend=deepspeed"): r"checkpointing_backend deepspeed",
         ("train.deepspeed={dump_state: true}",): r"train\.deepspeed sets dump_state",
     }.items():
-        reason = why_not_graphed(load_config(tiny_config, settings), cpu)
+        reason = load_config(tiny_config, settings).train.why_not_graphed()
         assert reason is not None
         assert re.search(words, reason), reason
     done = call(
