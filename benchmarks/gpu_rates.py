@@ -146,7 +146,7 @@ def cases(job: Job) -> Iterator[Row]:
 
     if not job.cuda:
         yield from (case("modernn", form, p, 2) for form, p in itertools.product(FORMS[:4], ("fp32", "bf16")))
-        yield case("predrnn", PEER, "fp32", 2)
+        yield from (case("predrnn", form, "fp32", 2) for form in (PEER, "eager") if job.predrnn_pytorch)
         return
     first = ("graph+deferred", "graph", "eager", "plain")
     yield from (case("modernn", form, "bf16", 8) for form in first)
@@ -252,11 +252,7 @@ def compilation(job: Job) -> None:
         rows.add(skipped="on a CPU: a minute of compiling")
         return
     precisions = ("bf16", "fp32")
-    forms = {
-        "form": "graph+compiled" if has_setting("graph") else "compiled",
-        "batch": 8 if job.cuda else 2,
-        "model": "modernn",
-    }
+    forms = {"model": "modernn", "form": "graph+compiled", "batch": 8}
     for case in rows.each({**forms, "precision": precision} for precision in precisions):
         with rows.trying(**case):
             built(job, case)()

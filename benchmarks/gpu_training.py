@@ -81,7 +81,7 @@ class Training:
             if lines is not None and len(self.logged()) >= lines:
                 break
             time.sleep(0.1)
-        return self.stop(20)
+        return self.stop(min(20, max(3, self.job.left - 3)))
 
     def stop(self, patience: float) -> int:
         """Ask it to stop, if it runs; kill it if it doesn't."""
@@ -165,16 +165,15 @@ def training(job: Job) -> None:
     rows = Rows(job)
     wait_for_store(job)
     steps, every = (40, 2) if job.cuda else (6, 1)
-    graphs = ("on", "off") if has_setting("graph") else ("",)
     precisions = ("bf16", "fp32") if job.cuda else ("fp32",)
     losses: dict[tuple[str, str], list[float]] = {}
-    for case in rows.each({"precision": p, "graph": g} for p in precisions for g in graphs):
-        settings = [*short(job, steps, every), f"train.precision={case['precision']}", "data.workers=2"]
-        settings += [setting("graph", case["graph"])] if case["graph"] else []
+    for case in rows.each({"precision": p, "graph": g} for p in precisions for g in ("on", "off")):
+        settings = [*short(job, steps, every), f"train.precision={case['precision']}", f"data.workers={2 * job.cuda}"]
+        settings.append(setting("graph", case["graph"]))
         with rows.trying(**case) as row:
-            one = Training(job, f"{case['precision']}-{case['graph'] or 'plain'}", settings)
+            one = Training(job, f"{case['precision']}-{case['graph']}", settings)
             one.start()
-            row["code"] = one.wait(job.left - 8)
+            row["code"] = one.wait(job.left - 12)
             if row["code"] != STOPPED:  # out of time: what there is counts
                 one.check(row["code"])
             found = one.logged()
@@ -220,7 +219,7 @@ def run(job: Job) -> None:
     form, settings = fastest(job)
     every = 100 if job.cuda else 2
     base = [f"train.log_every={every // 2}", f"train.validate_every={every * 5 // 2}", "train.checkpoint_every=1000000"]
-    one = Training(job, "paper", [*base, "train.validate_samples=96", "data.workers=4", *settings])
+    one = Training(job, "paper", [*base, "train.validate_samples=96", f"data.workers={4 * job.cuda}", *settings])
     one.start()
     kept = job.out / "gpu-run.jsonl"
     told, began = 0, time.time()
@@ -228,21 +227,21 @@ def run(job: Job) -> None:
         assert one.process is not None
         while one.process.poll() is None and job.left > TO_END_S:
             time.sleep(0.5)
-            told = _tell(one, rows, told, began)
-            with suppress(OSError):
-                shutil.copyfile(one.folder / "metrics.jsonl", kept)
+            told = _tell(one, rows, told, began, kept)
         code = one.stop(job.left - 8)
-        _tell(one, rows, told, began)
-        shutil.copyfile(one.folder / "metrics.jsonl", kept)
+        _tell(one, rows, told, began, kept)
         found = one.logged()
-        row |= pace(found[len(found) // 4 :]) | {"steps": found[-1]["step"], "loss": found[-1]["loss"]}
+        if len(found) > 2:  # however it has ended
+            row |= pace(found[len(found) // 4 :]) | {"steps": found[-1]["step"], "loss": found[-1]["loss"]}
         one.check(code, STOPPED)
     with rows.trying(what="its checkpoint, fp16") as row:
         row |= halve(one.folder, job.out / CHECKPOINT)
 
 
-def _tell(one: Training, rows: Rows, told: int, began: float) -> int:
-    """A row for each validation that is new; returns how many there are."""
+def _tell(one: Training, rows: Rows, told: int, began: float, kept: Path) -> int:
+    """A row for each validation that is new, and a copy of the metrics; returns how many validations there are."""
+    with suppress(OSError):
+        shutil.copyfile(one.folder / "metrics.jsonl", kept)
     found = one.logged("val")
     for line in found[told:]:
         rows.add(what="validation", step=line["step"], after_s=line["time"] - began, mse=line["mse"])

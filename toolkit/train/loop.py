@@ -135,6 +135,9 @@ class Training:
         return self
 
     def __exit__(self, *error: object) -> None:
+        # Readers end when nothing refers to their batches: at once, for this object is part of a cycle (`loss`), and at
+        # the interpreter's end they would be waited for without having been told.
+        del self.batches
         if self.profiler:
             self.profiler.close()
         if self.recorder and self.saver:

@@ -52,6 +52,12 @@ def test_a_run_directory_holds_what_it_promises(finished: Path) -> None:
     assert (state["step"], state["steps"], state["restarts"]) == (6, 6, 0)
 
 
+def test_readers_end_with_the_training(tiny_config: Path, tmp_path: Path) -> None:
+    """At the interpreter's end nobody would tell them to, and they would be waited for."""
+    done = call("--config", tiny_config, "--run-dir", tmp_path / "run", "--set", "data.workers=1")
+    assert done.returncode == 0, done.stderr
+
+
 def test_one_process_equals_plain_pytorch(finished: Path, tiny_config: Path) -> None:
     assert logged(finished) == pytest.approx(plain_losses(load_config(tiny_config)), rel=1e-6)
 
