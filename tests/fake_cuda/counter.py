@@ -69,7 +69,8 @@ class Counter(TorchDispatchMode):
     """Counts, by part, while it is entered inside of a FakeTensorMode.
 
     An operator belongs to the nearest caller: `optimizer` (torch.optim), `deepspeed` (its hooks and its step), else to
-    what is at work: `forward`, `backward`, or `engine`, the toolkit's own work around them. What is recorded in a CUDA graph is kept apart: its replays launch it.
+    what is at work: `forward`, `backward`, or `engine`, the toolkit's own work around them. What is recorded in a CUDA
+    graph is kept apart: its replays launch it.
 
     Every number that the host reads is 0: losses and norms are finite then, and no fault is found.
     """
