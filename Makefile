@@ -7,7 +7,9 @@
 #   make slurm-test              those on a real Slurm of this machine; slurm/devcluster/cluster install gets it
 #   make check                   formatting, lint, types
 #   make bench                   measurements, into benchmarks/
-#   make gpu                     the tests that need a CUDA device, and measurements on it
+#   make gpu                     on a CUDA device: the tests for it, the numbers, rates and memory of the models there
+#   make wheels                  into wheels/: what a machine with a GPU and no network lacks beside its PyTorch
+#   make gpu OFFLINE=wheels      there: no network and no .venv, with that machine's own Python
 #
 # The constraints pin a set of versions that was tested together. For another torch: make CONSTRAINTS=/dev/null ...
 
@@ -15,6 +17,11 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints-cpu.txt
 DIGITS ?=
 TESTS ?=
+OFFLINE ?=
+WHEELS_PYTHON ?= 3.12
+OUT ?= runs/gpu
+GPU_SECONDS ?= 480
+GPU_OPTIONS ?=
 BIN := .venv/bin
 READY := .venv/ready
 export OMP_NUM_THREADS ?= 1
@@ -27,7 +34,12 @@ DEMO_STORE := stores/demo-mnist
 DEMO_RUNS := runs/mnist
 endif
 
-.PHONY: demo test test-all slurm-test coverage check format bench gpu clean
+# A virtual environment would not see the PyTorch of a machine without network: what it lacks goes into a folder.
+SITE := .offline
+GPU_READY := $(if $(OFFLINE),$(SITE)/ready,$(READY))
+GPU_PYTHON := $(if $(OFFLINE),PYTHONPATH=$(CURDIR):$(CURDIR)/$(SITE) $(PYTHON),$(BIN)/python)
+
+.PHONY: demo test test-all slurm-test coverage check format bench wheels gpu clean
 
 $(READY): setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
@@ -75,13 +87,18 @@ bench: $(READY)
 	$(BIN)/python benchmarks/zero.py
 	$(BIN)/python benchmarks/slurm.py
 
-gpu: $(READY)
-	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python benchmarks/unroll.py --device cuda
-	$(BIN)/python benchmarks/unroll.py --device cuda --large --precision bf16 --batch 8 --frames 20 \
-		--policies step step+layers
-	$(BIN)/python benchmarks/cell.py --device cuda
-	$(BIN)/python benchmarks/plan.py --device cuda
+wheels: $(READY)
+	$(BIN)/python benchmarks/wheels.py wheels --python $(WHEELS_PYTHON)
+
+$(SITE)/ready: $(wildcard $(OFFLINE)/*.whl)
+	$(if $^,,$(error $(OFFLINE) has no wheels: make it by `make wheels` on a machine with a network))
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile --no-cache-dir \
+		--upgrade --target $(SITE) $^
+	@touch $@
+
+# The tests are one of its parts, so that they can't take all of its time.
+gpu: $(GPU_READY)
+	$(GPU_PYTHON) benchmarks/gpu.py --seconds $(GPU_SECONDS) --out $(OUT) $(GPU_OPTIONS)
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv $(SITE) wheels build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -43,8 +43,8 @@ DEV = [
     "ruff>=0.6",
     "mypy>=1.11",
     "types-PyYAML",
-    'triton>=3.3; sys_platform == "linux" and platform_machine == "x86_64"',  # to interpret and compile our kernels;
-    # PyTorch for CUDA brings its own, and nothing else uses it on a CPU
+    # Tests interpret and compile our kernels; PyTorch for CUDA brings its own, training on a CPU has no use for it.
+    'triton>=3.3; sys_platform == "linux" and platform_machine == "x86_64"',
     "scikit-image>=0.22",  # the reference for SSIM and PSNR
     "xarray>=2024.9",  # reads our zarr stores as a user would
     *ARCHIVES["radar"],

@@ -82,7 +82,7 @@ def prepare(options: argparse.Namespace, form: str) -> tuple[Any, Any, Any]:
     if precision == "bf16":  # as DeepSpeed trains: the passes in bf16, the weights and Adam in fp32
         model = build_model(config, FrameSpec(1, options.size, options.size)).to(device, torch.bfloat16)
     if options.compile != "none" and kind == "ours":
-        model.cell.compile(mode=options.compile)
+        model.cell.compile()
 
     def step(frames: Any) -> float:
         if model is not master:
@@ -208,6 +208,10 @@ def child(options: argparse.Namespace, task: str, model: str, form: str = "") ->
 
 
 def run_child(text: str) -> None:
+    from toolkit.config import TrainConfig
+    from toolkit.device import set_arithmetic
+
+    set_arithmetic(TrainConfig())  # fp32 is fp32 on a GPU too, in every form and in the roof
     options = argparse.Namespace(**json.loads(text))
     tasks = {
         "measure": lambda: measure(options, options.form),
@@ -292,9 +296,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--forms", default=",".join(FORMS), help=f"of {', '.join(FORMS)}; the first is needed")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (all cores)")
-    parser.add_argument(
-        "--compile", choices=("none", "default", "reduce-overhead"), default="none", help="of our forms"
-    )
+    parser.add_argument("--compile", choices=("none", "default"), default="none", help="of our forms")
     for name, default in (("size", 64), ("layers", 4), ("hidden", 64), ("frames", 20), ("batch", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--rounds", type=int, default=3, help="children per form, in turns")

@@ -52,7 +52,7 @@ def measure(tree: dict[str, Any], steps: int) -> dict[str, float]:
         keys: tuple[str, ...] = ()
 
     config = make_config({**tree, "train": {**tree.get("train", {}), "graph": "off"}}, "benchmark")
-    world = distributed.init(group=True)
+    world = distributed.init(config.train, group=True)
     torch.manual_seed(config.seed)
     model = build_model(config, FrameSpec(1, 64, 64))
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -5,7 +5,8 @@
 
 FOLDER: MNIST's idx files (Mixed Moving MNIST at 64x64), KTH's avi files (128x128), radar composites (384x384, patch
 16; MeteoSwiss by default). For each archive and model, at small widths, 3 + 2 frames, on 2 ranks: fp32 and bf16 x
-ZeRO 1 and 2 x without and with `step` checkpointing, each a run by the toolkit's own training loop. Asked of each: does
+ZeRO 1 and 2 x without and with `step` checkpointing, each a run by the toolkit's own training loop, on GPUs under
+`train.deterministic`. Asked of each: does
 the loss fall (the mean of the last tenth of the steps under that of the first)? Asked of pairs: are all 200 losses of
 the checkpointed run those of the other, bit for bit; how far are those of ZeRO 2 from those of ZeRO 1?
 
@@ -77,7 +78,14 @@ def tree_of(model: str, archive: str, store: Path, steps: int, way: tuple[str, i
     options |= {"spatial_layers": fit["simvp"]} if model == "simvp" else {}
     precision, zero, policy = way
     train = {"steps": steps, "batch": 2, "lr": 1e-3, "clip": 1.0, "precision": precision, "zero": zero}
-    train |= {"checkpointing": policy, "validate_every": steps, "checkpoint_every": steps, "log_every": 1, "images": 0}
+    train |= {
+        "deterministic": True,
+        "checkpointing": policy,
+        "validate_every": steps,
+        "checkpoint_every": steps,
+        "log_every": 1,
+        "images": 0,
+    }
     # No split of this name: nothing is validated.
     data = {"store": str(store), "context": 3, "horizon": 2, "val_split": "none"}
     return {"model": options, "data": data, "train": {**train, "sampling": {"slope": 1 / steps, "stop": steps}}}
@@ -96,7 +104,7 @@ def train_all(jobs: list[dict[str, Any]]) -> int:
     from toolkit.train.loop import train
     from toolkit.train.signals import StopRequest
 
-    world = distributed.init(group=True)
+    world = distributed.init(make_config(jobs[0]["tree"], "benchmark").train, group=True)
     for job in jobs:
         path = Path(job["run"])
         if world.is_main:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cli import make_parser, positive, run_script
+from launch.cli import add_device, make_parser, positive, run_script
 from toolkit.errors import EXIT_OK
 from toolkit.rundir import RunDir
 
@@ -32,18 +32,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", help="split of the store (default: eval.split of the run's config)")
     parser.add_argument("--batch", type=positive, help="sequences per forward (default: eval.batch)")
     parser.add_argument("--limit", type=positive, metavar="N", default=1000, help="sequences (default: 1000)")
+    add_device(parser, "train.device of the run's config")
     arguments = parser.parse_args(argv)
 
     # torch is imported late: --help and a mistyped path answer at once.
     run = RunDir(arguments.run)
-    run.config()
+    train = run.config().train
     from toolkit import distributed
     from toolkit.analysis.job import analyse_run
     from toolkit.evaluate.job import check_which
 
     chosen = tuple(name for name in arguments.which.split(",") if name)
     check_which(chosen)
-    world = distributed.init()
+    world = distributed.init(train.model_copy(update={"device": arguments.device or train.device}))
     try:
         if not world.is_main:  # under torchrun the others have nothing to do
             return EXIT_OK

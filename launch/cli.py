@@ -67,6 +67,11 @@ def positive(text: str) -> int:
     return number
 
 
+def add_device(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add `--device`; without it the value is None, and `default` says in the help what holds then."""
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help=f"where to compute (default: {default})")
+
+
 def run_script(main: Callable[[], int]) -> NoReturn:
     """Run a script's main and exit with its code; a user's mistake becomes one message on stderr, not a traceback."""
     try:

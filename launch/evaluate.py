@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cli import as_typed, make_parser, positive, run_script
+from launch.cli import add_device, as_typed, make_parser, positive, run_script
 from launch.record import in_sweep
 from toolkit.errors import EXIT_OK
 from toolkit.rundir import RunDir
@@ -34,11 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--select", choices=("mean", "best"), help="score their mean or the best one (eval.select)")
     parser.add_argument("--force", action="store_true", help="score again what is scored already")
+    add_device(parser, "train.device of the run's config")
     arguments = parser.parse_args(argv)
 
     # torch is imported late: --help and a mistyped path answer at once.
     run = RunDir(arguments.run)
-    run.config()
+    train = run.config().train
     from toolkit import distributed
     from toolkit.analysis.job import analyse_after_evaluation
     from toolkit.evaluate.job import Request, check_which, evaluate_run
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    world = distributed.init()
+    world = distributed.init(train.model_copy(update={"device": arguments.device or train.device}))
     try:
         written = evaluate_run(run, request, world, say)
     finally:

@@ -93,7 +93,8 @@ class Machine:
     def environment(self, jobs: int, ranks: int, slot: int) -> list[str]:
         """Arguments of `env` for the job in a slot: its share of processors and GPUs.
 
-        A number of threads that the user set stays. GPUs are shared when there are fewer than ranks.
+        A number of threads that the user set stays. Jobs share GPUs when there are fewer than jobs times ranks; the
+        ranks of one job can't, and its training says so (toolkit/device.py), unless `train.device` is `cpu`.
         """
         settings = []
         if "OMP_NUM_THREADS" not in os.environ:

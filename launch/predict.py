@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.cli import make_parser, positive, run_script
+from launch.cli import add_device, make_parser, positive, run_script
 from launch.export import checkpoint_name
 from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import RunDir
@@ -118,6 +118,7 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         metavar="S",
         help="--watch: wait for a file to be readable (default: 60)",
     )
+    add_device(parser, "auto: a GPU where there is one")
     return parser.parse_args(words[:cut]), words[cut + 1 :]
 
 
@@ -166,13 +167,13 @@ def _check_checkpoint(path: Path) -> None:
 
 
 def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: tuple[bool, ...]) -> Task:
-    import torch
-
+    from toolkit.device import choose, set_arithmetic
     from toolkit.forecast.make import Request
     from toolkit.forecast.trained import load_trained
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose(arguments.device or "auto", 0)
     trained = load_trained(arguments.checkpoint, arguments.which, device)
+    set_arithmetic(trained.config.train)
     lead = arguments.lead or trained.config.data.horizon
     request = Request(lead, arguments.samples, arguments.seed, arguments.tile, arguments.overlap)
     return Task(trained, request, outputs, stamped, arguments.overwrite, arguments.verify)

@@ -126,7 +126,10 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
     # The watchdog is to speak before a collective gives up.
     allowed = config.train.watchdog
     patience = timedelta(seconds=60 + max(allowed.first_step, allowed.step))
-    world = distributed.init(group=True, stop=lambda: bool(stop), timeout=patience)
+    # torch would abort a rank whose collective failed, and a GPU's collectives fail in a thread of torch's: the
+    # watchdog ends it instead, with the exit code of the rank whose fault it is.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    world = distributed.init(config.train, group=True, stop=lambda: bool(stop), timeout=patience)
     path = Path(arguments.run or arguments.run_dir or Path("runs/single") / f"{config.name}-{config.hash8()}")
     with contextlib.ExitStack() as stack:
         world.together(lambda: _take(path, config, world.world_size, stack))

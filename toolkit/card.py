@@ -13,6 +13,7 @@ from toolkit.models.base import count_parameters
 from toolkit.models.cost import count_macs
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir, read_result
+from toolkit.wording import computed_on
 
 COUNTS = ("events", "forecasts")  # kept beside the scores, but no scores
 
@@ -92,7 +93,7 @@ def _model(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> dic
         if trained
         else "",
         "training": f"step {step:,} of {train.steps:,}, batch {train.batch}, Adam {train.lr:g}, {train.precision}, "
-        f"seed {config.seed}"
+        f"seed {config.seed}" + (f"; on {computed_on(env['trained_on'])}" if "trained_on" in env else "")
         if trained
         else "none",
         "run": f"`{run.path.name}`, identity `{config.hash8()}`",

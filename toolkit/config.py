@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from toolkit.errors import ConfigError
 from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options
@@ -32,6 +32,7 @@ COSMETIC: dict[str, Any] = {"identity": False}
 EXECUTION: dict[str, Any] = {"execution": True}  # how it is computed: a run may go on under another value
 LARGEST_BUCKET = 500_000_000
 MOST_DEFERRED = 4 << 30  # bytes that deferred weight gradients keep, see toolkit/train/deferred.py
+Device = Literal["auto", "cpu", "cuda"]
 
 # YAML reads a bare on or off as a truth value.
 Switch = Annotated[
@@ -86,6 +87,20 @@ class TrainConfig(Options):
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = Field(None, gt=0, description="greatest gradient norm; None: no clipping")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps fp32 master weights")
+    tf32: bool = Field(
+        False,
+        description="fp32 convolutions and products round their operands to TF32, on GPUs from A100 and RTX 30 on",
+    )
+    deterministic: bool = Field(
+        False,
+        description="on a GPU too the same bits in every run of the same command, see toolkit/device.py; slower",
+        json_schema_extra=EXECUTION,
+    )
+    device: Device = Field(
+        "auto",
+        description="auto: a GPU for each rank where torch sees any, else the CPU; cpu connects ranks by gloo",
+        json_schema_extra=COSMETIC,
+    )
     zero: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage", json_schema_extra=EXECUTION)
     offload_optimizer: bool = Field(
         False, description="Adam's state and step on the CPU; under ZeRO 1, 2 or 3", json_schema_extra=EXECUTION
@@ -95,10 +110,9 @@ class TrainConfig(Options):
         description="activation checkpointing over time, see toolkit/unroll.py",
         json_schema_extra=EXECUTION,
     )
-    compile: Literal["none", "default", "reduce-overhead"] = Field(
+    compile: Literal["none", "default"] = Field(
         "none",
-        description="torch.compile of the model's step; `reduce-overhead` (CUDA only) records CUDA graphs of it. See "
-        "toolkit/train/compiled.py",
+        description="torch.compile of the model's step, see toolkit/train/compiled.py",
         json_schema_extra=EXECUTION,
     )
     graph: Switch = Field(
@@ -156,6 +170,16 @@ class TrainConfig(Options):
     deepspeed: dict[str, Any] = Field(
         {}, description="extra DeepSpeed keys, merged over ours", json_schema_extra=EXECUTION
     )
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _no_graph_trees(cls, value: object) -> object:
+        if value == "reduce-overhead":
+            raise ValueError(
+                "reduce-overhead is gone, as torch frees recurrent states between its CUDA graphs: set "
+                "train.graph=auto for one CUDA graph of the whole step, and train.compile to none or default"
+            )
+        return value
 
     @property
     def stage(self) -> int:
@@ -253,6 +277,11 @@ class RunConfig(Options):
             raise ValueError(
                 f"train.micro_batch {self.train.micro_batch} doesn't divide train.batch {self.train.batch}: "
                 "choose a divisor or leave it out"
+            )
+        if self.train.tf32 and self.train.precision == "bf16":
+            raise ValueError(
+                "train.tf32 rounds the operands of fp32 convolutions, but train.precision is bf16, which has fewer "
+                "bits: set train.precision=fp32, or leave train.tf32 out"
             )
         if self.train.offload_optimizer and self.train.zero == 0:
             raise ValueError(

@@ -6,8 +6,11 @@ apart into lone processes. Neither: a task of a Slurm step of several (toolkit/s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,15 +19,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import distributed
 
+from toolkit import device as devices
 from toolkit import slurm
+from toolkit.config import TrainConfig
 from toolkit.errors import EXIT_FAILURE, ConfigError, PeerError, ToolkitError
-from toolkit.rendezvous import limit_s, meet
+from toolkit.rendezvous import LIMIT_VARIABLE, limit_s, meet
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 # The last resort against a rank that is silent; in training the watchdog speaks much earlier.
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
+INTERFACE = {"nccl": "NCCL_SOCKET_IFNAME", "gloo": "GLOO_SOCKET_IFNAME"}
 
 T = TypeVar("T")
 
@@ -54,8 +60,9 @@ class World:
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)))
 
     def barrier(self) -> None:
+        """Wait for all ranks. A sum that is looked at: NCCL's own barrier has to guess the device."""
         if self.world_size > 1:
-            distributed.barrier()
+            self.any(False)
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank."""
@@ -100,17 +107,21 @@ class World:
 
 
 def init(
-    group: bool = False, stop: Callable[[], bool] = lambda: False, timeout: timedelta = COLLECTIVE_TIMEOUT
+    train: TrainConfig | None = None,
+    group: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    timeout: timedelta = COLLECTIVE_TIMEOUT,
 ) -> World:
-    """Find out who this process is, pick its device, share the CPU's cores, join the process group.
+    """Find out who this process is, set its device and arithmetic, share the CPU's cores, join the process group.
 
     Args:
+        train: on which device, and how it computes there, see toolkit/device.py; None: the defaults.
         group: make a process group even for one process (DeepSpeed wants one).
         stop: becomes true when this process is asked to stop; looked at while it waits for the other ranks.
         timeout: how long a collective may wait for a rank.
 
     Raises:
-        ConfigError: half an environment of torchrun or Slurm.
+        ConfigError: half an environment of torchrun or Slurm; no GPU, or fewer than ranks.
         ToolkitError: the ranks can't find each other; see toolkit/rendezvous.py.
     """
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ and (task := slurm.task()) is not None:
@@ -121,7 +132,9 @@ def init(
         raise ConfigError(f"{missing[0]} is not set but its counterpart is: unset both, or start with torchrun")
     rank, size = int(given["RANK"] or 0), int(given["WORLD_SIZE"] or 1)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = _device(local_rank)
+    train = train or TrainConfig()
+    devices.set_arithmetic(train)
+    device = devices.choose(train.device, local_rank)
     if "OMP_NUM_THREADS" not in os.environ:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
@@ -133,25 +146,53 @@ def init(
     return World(rank, size, local_rank, device, store)
 
 
-def _device(local_rank: int) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    # Slurm may show each task only its own card: then that card is number 0.
-    index = local_rank if torch.cuda.device_count() > 1 else 0
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
-
-
 def _join(rank: int, size: int, device: torch.device, store: Store, timeout: timedelta) -> None:
+    """Make the process group, and a first sum over it: NCCL connects with the first collective, gloo at once.
+
+    NCCL connects inside C++, and waits there for ever for a rank that died meanwhile: so it does in a thread of its
+    own, which is given up after the time limit.
+
+    Raises:
+        ConfigError: the ranks' devices don't go together, see toolkit/device.py.
+        ToolkitError: they can't be connected, or not in time.
+    """
     backend = "nccl" if device.type == "cuda" else "gloo"
-    try:
-        # A rank that dies just now is waited for no longer than one that never came.
-        joining = timedelta(seconds=limit_s())
-        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=joining)
+    limit = limit_s()  # a rank that dies just now is waited for no longer than one that never came
+    failure: list[BaseException] = []
+
+    def connect() -> None:
+        try:
+            on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+            with on_device:  # a new thread begins on GPU 0
+                if size > 1:
+                    devices.check_seats(store, rank, size, device, limit)
+                distributed.init_process_group(
+                    backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=limit)
+                )
+                if size > 1:
+                    one = torch.ones((), device=device)
+                    distributed.all_reduce(one)
+                    one.item()  # on a GPU the sum is only begun before
+        except BaseException as error:  # for the waiting thread to raise
+            failure.append(error)
+
+    thread = threading.Thread(target=connect, name="connect", daemon=True)
+    thread.start()
+    deadline = time.monotonic() + limit + min(5.0, limit)  # the library's own words, if it has any, come at the limit
+    while thread.is_alive() and time.monotonic() < deadline:
+        thread.join(0.05)  # in parts, so that signals are seen meanwhile
+    if thread.is_alive():
+        said = f"no answer within {limit:g} s ({LIMIT_VARIABLE}): a rank died just now, or waits in another network"
+    elif not failure:
         distributed.distributed_c10d._set_pg_timeout(timeout)
-    except RuntimeError as error:
-        name = "NCCL_SOCKET_IFNAME" if backend == "nccl" else "GLOO_SOCKET_IFNAME"
-        raise ToolkitError(
-            f"rank {rank} of {size} on {socket.gethostname()}: the ranks found each other, but {backend} can't connect "
-            f"them: {error}. If this machine has several networks, name the right one in {name}"
-        ) from None
+        return
+    elif isinstance(failure[0], RuntimeError):
+        said = " ".join(str(failure[0]).partition("Exception raised from")[0].split())  # without C++'s stack
+    else:
+        raise failure[0]
+    name = INTERFACE[backend]
+    raise ToolkitError(
+        f"rank {rank} of {size} on {socket.gethostname()}: the ranks found each other, but {backend} can't connect "
+        f"them: {said}. If this machine has several networks, name the right one in {name} (now "
+        f"{os.environ.get(name, 'not set')})" + "; NCCL_DEBUG=INFO tells more" * (backend == "nccl")
+    ) from None

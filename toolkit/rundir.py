@@ -1,7 +1,7 @@
 """A run directory: everything about one run, and the only thing a job needs to be told. Does not import torch.
 
     runs/<sweep>/<name>-<hash8>/
-      config.yaml  env.json            resolved config; versions, git state, command
+      config.yaml  env.json            resolved config; versions, git state, command, what it was trained on
       submit.sbatch                    (Slurm) a text that one can sbatch again by hand
       checkpoints/step-00001000/  latest  best
       logs/                            one file per job and rank
@@ -177,6 +177,10 @@ class RunDir:
         """What `environment` said when the run was made."""
         file = self.path / "env.json"
         return read_result(file) if file.exists() else {}
+
+    def note_env(self, **values: object) -> None:
+        """Lay what only a start of the training knows on env.json: its device."""
+        write_atomic(self.path / "env.json", json.dumps({**self.read_env(), **values}, indent=2) + "\n")
 
     def read_state(self) -> dict[str, Any]:
         """The last state that the run wrote; empty before its first."""

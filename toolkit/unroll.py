@@ -20,7 +20,8 @@ hold one. Spans of equal length, 4^n, need 16 states for the same four recomputa
     offload_states      what the outermost recomputed parts keep goes to host memory, pinned where there is a GPU, and
                         comes back when it is needed. On a CPU it is copied for nothing
 
-All give the same gradients, bit for bit. Checkpointing is torch's non-reentrant form: DeepSpeed's ZeRO-2 and 3 reduce a
+All give the same gradients: bit for bit on a CPU, and on a GPU under `train.deterministic` (without it no two passes of
+a GPU need be equal, recomputed or not). Checkpointing is torch's non-reentrant form: DeepSpeed's ZeRO-2 and 3 reduce a
 gradient when its hook fires, and the reentrant form fires it once per time step. DeepSpeed's own form is reentrant and
 can be chosen where that does no harm (`train.checkpointing_backend`; toolkit/config.py says where). Steps draw no
 random numbers, so no generator state is saved or restored.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def count(number: int, one: str, many: str | None = None) -> str:
@@ -27,6 +27,14 @@ def speed(per_s: float) -> str:
     if per_s >= 1000:
         return f"{per_s:,.0f}"
     return f"{per_s:.1f}" if per_s >= 1 else f"{per_s:.2g}"
+
+
+def computed_on(facts: Mapping[str, object]) -> str:
+    """Return what `toolkit.device.facts` found: `CPU`, or `NVIDIA A100, TF32 off, deterministic on`."""
+    if facts["device"] == "CPU":
+        return "CPU"
+    tf32, deterministic = ("on" if facts[key] else "off" for key in ("tf32", "deterministic"))
+    return f"{facts['device']}, TF32 {tf32}, deterministic {deterministic}"
 
 
 def some(names: Sequence[str], most: int = 6) -> str:

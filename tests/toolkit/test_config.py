@@ -48,6 +48,8 @@ def test_another_model_starts_its_section_anew() -> None:
         ({"model": {"slots": 3}}, ["model.name: missing; known: modernn"]),
         ({"train": {"lr": -1e-3}}, ["train.lr: input should be greater than 0, got -0.001"]),
         ({"train": {"batch": 8, "micro_batch": 3}}, ["micro_batch 3 doesn't divide train.batch 8"]),
+        ({"train": {"compile": "reduce-overhead"}}, ["train.compile: reduce-overhead is gone", "train.graph=auto"]),
+        ({"train": {"tf32": True, "precision": "bf16"}}, ["train.tf32 rounds", "train.precision=fp32"]),
         (
             {"train": {"lr": -1, "zero": 7}, "data": {"contxt": 1}},
             ["3 faults", "train.lr", "train.zero", "data.contxt: unknown key; did you mean context?"],
@@ -92,11 +94,17 @@ def test_saved_config_reads_back_equal(tmp_path: Path) -> None:
 
 def test_identity_ignores_what_cannot_change_a_result() -> None:
     base = RunConfig().hash8()
-    cosmetic = {"name": "x", "train": {"log_every": 1, "keep_last": 9}, "data": {"workers": 3}, "eval": {"show": 1}}
+    cosmetic = {
+        "name": "x",
+        "train": {"log_every": 1, "keep_last": 9, "device": "cpu"},
+        "data": {"workers": 3},
+        "eval": {"show": 1},
+    }
     assert make_config(cosmetic, "t").hash8() == base
     for tree in (
         {"seed": 1},
         {"train": {"lr": 1e-3}},
+        {"train": {"tf32": True}},
         {"model": {"name": "modernn", "slots": 2}},
         {"data": {"store": "s"}},
     ):
@@ -104,7 +112,7 @@ def test_identity_ignores_what_cannot_change_a_result() -> None:
 
 
 def test_a_checkpoint_belongs_to_a_run_however_it_is_computed() -> None:
-    for tree in ({"train": {"zero": 2}}, {"train": {"checkpointing": "step"}}):
+    for tree in ({"train": {"zero": 2}}, {"train": {"checkpointing": "step"}}, {"train": {"deterministic": True}}):
         assert make_config(tree, "t").hash8() != RunConfig().hash8()
         assert make_config(tree, "t").hash8(execution=False) == RunConfig().hash8(execution=False)
     assert make_config({"seed": 1}, "t").hash8(execution=False) != RunConfig().hash8(execution=False)

@@ -23,7 +23,8 @@ edges with False, so pixel j of W has its centre at 2 j / (W - 1) - 1 or at (2 j
 own formula. Older code has the first formula and, since torch 1.3 made False the default, the second convention: every
 warp then also stretches the state, even at zero flow. The second pair is used because it holds for W = 1 too.
 Coordinates are float32 at least: in bf16 a step between 64 and 128 is half a pixel. On CUDA grid_sample adds gradients
-in no fixed order.
+in no fixed order; under `train.deterministic` the four neighbours are gathered instead, which takes five times its
+memory.
 
 The model fits `SequenceModel` without being a next-frame step: it predicts the horizon only, so `Rollout.predictions`
 holds that, `train.loss_frames` makes no difference, and there is nothing that scheduled sampling could replace. Under
@@ -61,11 +62,34 @@ def warp(image: Tensor, flow: Tensor) -> Tensor:
     exact = torch.promote_types(image.dtype, torch.float32)
     across = torch.arange(width, device=image.device, dtype=exact)
     down = torch.arange(height, device=image.device, dtype=exact).unsqueeze(1)
-    x = (2 * (across + flow[:, :, 0].to(exact)) + 1) / width - 1
-    y = (2 * (down + flow[:, :, 1].to(exact)) + 1) / height - 1
+    right, below = across + flow[:, :, 0].to(exact), down + flow[:, :, 1].to(exact)  # [B, L, h, w]
+    if image.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return gathered(image.to(exact), right, below).to(image.dtype)
+    x, y = (2 * right + 1) / width - 1, (2 * below + 1) / height - 1
     grid = torch.stack([x, y], -1).flatten(1, 2)  # [B, L h, w, 2]: one taller picture instead of L copies of the state
     read = F.grid_sample(image.to(exact), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return read.view(batch, channels, fields, height, width).to(image.dtype)
+
+
+def gathered(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Read [B, C, h, w] at columns and rows [B, L, h, w], as `warp` does -> [B, C, L, h, w].
+
+    By rows of an index, whose backward CUDA sorts (torch's deterministic form of `index_put_`), so that it adds in a
+    fixed order.
+    """
+    batch, channels, height, width = image.shape
+    pixels = image.permute(0, 2, 3, 1).reshape(-1, channels)
+    first = (height * width * torch.arange(batch, device=image.device)).view(-1, 1, 1, 1)
+    left, top = x.detach().floor(), y.detach().floor()
+    read = None
+    for column, across in ((left, left + 1 - x), (left + 1, x - left)):
+        for row, down in ((top, top + 1 - y), (top + 1, y - top)):
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            place = first + torch.where(inside, row * width + column, 0.0).long()
+            part = torch.where(inside, across * down, 0.0).unsqueeze(-1) * pixels[place]  # [B, L, h, w, C]
+            read = part if read is None else read + part
+    assert read is not None
+    return read.permute(0, 4, 1, 2, 3)
 
 
 class TrajGRUCell(nn.Module):

@@ -10,7 +10,7 @@ from toolkit.report.aggregate import Board
 from toolkit.report.collect import Run, Sweep
 from toolkit.report.markup import chart, facts_list, notice, score_table
 from toolkit.report.style import CSS
-from toolkit.wording import count, duration
+from toolkit.wording import computed_on, count, duration
 
 PACKAGES = ("modernn-toolkit", "torch", "deepspeed", "numpy", "python")
 RUN_COLUMNS = ("Run", "State", "Steps", "Best step", "Elapsed", "Sequences/s", "Directory and settings")
@@ -64,7 +64,7 @@ def _header(sweep: Sweep, boards: Sequence[Board], made: str) -> str:
 
 
 def _provenance(sweep: Sweep) -> dict[str, str]:
-    commits, versions = [], []
+    commits, versions, hardware = [], [], []
     for run in sweep.runs:
         if not run.env:
             continue
@@ -73,7 +73,9 @@ def _provenance(sweep: Sweep) -> dict[str, str]:
         commits.append(commit + (" with uncommitted changes" if git.get("dirty") else ""))
         packages = {**run.env.get("packages", {}), "python": run.env.get("python", "?")}
         versions.append(", ".join(f"{name} {packages[name]}" for name in PACKAGES if name in packages))
-    facts = {"Code": _distinct(commits), "Versions": _distinct(versions)}
+        if "trained_on" in run.env:
+            hardware.append(computed_on(run.env["trained_on"]))
+    facts = {"Code": _distinct(commits), "Versions": _distinct(versions), "Trained on": _distinct(hardware)}
     return {name: text for name, text in facts.items() if text}
 
 

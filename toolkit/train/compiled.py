@@ -9,18 +9,16 @@ element, then trains 1.25 times as fast in bf16, 1.06 in fp32 (benchmarks/cell-m
 
 from __future__ import annotations
 
-import torch
-
 from toolkit.config import TrainConfig
 from toolkit.errors import ConfigError
 from toolkit.models.base import SequenceModel, StepSequence
 
 
-def compile_step(model: SequenceModel, config: TrainConfig, device: torch.device) -> None:
+def compile_step(model: SequenceModel, config: TrainConfig) -> None:
     """Compile the model's step as the config says; `none` does nothing. The work is done at the first call.
 
     Raises:
-        ConfigError: CUDA graphs without CUDA, a model without a step, or weights that ZeRO-3 takes away between steps.
+        ConfigError: a model without a step, or weights that ZeRO-3 takes away between steps.
     """
     if config.compile == "none":
         return
@@ -29,15 +27,10 @@ def compile_step(model: SequenceModel, config: TrainConfig, device: torch.device
             f"train.compile {config.compile}: {type(model).__name__} has no step from frame to frame to compile: "
             "use train.compile=none"
         )
-    if config.compile == "reduce-overhead" and device.type != "cuda":
-        raise ConfigError(
-            f"train.compile reduce-overhead records CUDA graphs and this device is {device.type}: use "
-            "train.compile=default or none"
-        )
     if config.zero == 3:
         raise ConfigError(
             f"train.compile {config.compile} with train.zero {config.zero}: ZeRO-3 gathers weights by hooks that break "
             "the graph at every layer, which is slower than no compilation: use train.zero 2 or less, or "
             "train.compile=none"
         )
-    model.cell.compile(mode=config.compile)
+    model.cell.compile()

@@ -38,7 +38,7 @@ class DeepSpeedEngine(Engine):
         # Before DeepSpeed hooks into the model: what `whole` fills. It takes no memory.
         self._blank = copy.deepcopy(model).to("meta") if config.zero == 3 else None
         model.to(world.device)
-        compile_step(model, config, world.device)
+        compile_step(model, config)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=config.betas, fused=True)
         settings = deepspeed_config(config, share, self.parameter_count)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(

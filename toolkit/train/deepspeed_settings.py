@@ -34,19 +34,31 @@ def share_of(config: TrainConfig, world: World) -> Share:
 
 
 def check_precision(config: TrainConfig, device: torch.device) -> None:
-    """Can the device compute in `train.precision`?
+    """Can the device compute in `train.precision`, and with `train.tf32`?
 
     Raises:
-        ConfigError: bf16 on a card without it, where torch would emulate it, slower than fp32.
+        ConfigError: bf16 on a card without it, where torch would emulate it, slower than fp32; TF32 on a device without
+            it, where the run would be another than it says.
     """
     if config.precision == "bf16" and device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return
-        major, minor = torch.cuda.get_device_capability(device)
         raise ConfigError(
-            f"train.precision bf16: {torch.cuda.get_device_name(device)} (compute capability {major}.{minor}) has no "
-            "bf16, which came with 8.0 (A100, RTX 30): set train.precision=fp32, or use another card"
+            f"train.precision bf16: {_card(device)} has no bf16, which came with 8.0 (A100, RTX 30): set "
+            "train.precision=fp32, or use another card"
         )
+    if config.tf32 and device.type == "cpu":
+        raise ConfigError("train.tf32: TF32 is a format of GPUs, and this run computes on the CPU: leave it out")
+    if config.tf32 and (torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0)):
+        raise ConfigError(
+            f"train.tf32: {_card(device)} has no TF32, which came with 8.0 (A100, RTX 30): leave it out, or use "
+            "another card"
+        )
+
+
+def _card(device: torch.device) -> str:
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor})"
 
 
 def deepspeed_config(config: TrainConfig, share: Share, parameters: int) -> dict[str, Any]:
@@ -89,16 +101,29 @@ def deepspeed_config(config: TrainConfig, share: Share, parameters: int) -> dict
 
 
 def import_deepspeed(world: World) -> Any:
-    """The package, made ready for this rank's device before anything of it runs."""
-    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed asks for it even of a lone process
-    if world.device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    """Return the package, made ready for this rank's device before anything of it runs.
+
+    DeepSpeed takes LOCAL_RANK for the ordinal of the GPU, and asks for it even of a lone process. A task that sees only
+    its own GPU has number 0 whatever its rank, so from here on LOCAL_RANK is the number of the device; `World` keeps
+    the rank.
+
+    Raises:
+        ConfigError: DeepSpeed was imported before, for a device of another kind.
+    """
+    os.environ["LOCAL_RANK"] = str(world.device.index or 0)
+    os.environ["DS_ACCELERATOR"] = world.device.type
     # DeepSpeed calls collectives by names that torch 2.13 has begun to rename: nothing that a user could mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     import deepspeed
     from deepspeed import ops
+    from deepspeed.accelerator import get_accelerator
     from deepspeed.utils import logger
 
+    if (kind := get_accelerator().device_name()) != world.device.type:
+        raise ConfigError(
+            f"this process computes on {world.device}, but imported DeepSpeed before, which then chose {kind}: import "
+            f"it later, or set DS_ACCELERATOR={world.device.type}"
+        )
     # An inference helper that DeepSpeed would compile for half a minute at the first start on a CPU.
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logger.setLevel(logging.ERROR)

@@ -15,9 +15,12 @@ since T partial sums are no longer rounded to bf16.
 
 Deferred: `nn.Conv2d`, `nn.ConvTranspose2d` and `nn.Linear` on batches, in calls that autograd follows. Other modules,
 functions that take parameters directly, and layers whose weight isn't a leaf (parametrizations), whose padding isn't
-given in zeros and numbers or whose class is derived run as without the block. So does what torch.compile traces: a
-compiled cell defers nothing; choose one of the two. No value is read by the host and no shape depends on data, so that
-a CUDA graph can capture the block. Second derivatives aren't defined.
+given in zeros and numbers or whose class is derived run as without the block. No value is read by the host and no shape
+depends on data, so that a CUDA graph can capture the block. Second derivatives aren't defined.
+
+Refused: a compiled step (`train.compile`), whose backward pass is the compiler's and which would be compiled again in
+every block; and ZeRO-3, which takes weights away between calls. The other ZeRO stages reduce gradients in hooks, which
+see deferred ones like others.
 
 Weights are read channels-last where a layer's first CUDA input is: one copy per micro-batch, else PyTorch makes it at
 every call.
@@ -29,8 +32,8 @@ Memory. A layer's inputs and output gradients are kept until its last call was d
 of which the inputs are held by autograd anyway until the backward pass reaches them; the concatenated copies of one
 layer's records come on top for a moment. The paper's ModeRNN (4 x 64, 64 x 64, T = 20, batch 8) records 4.6 GB in fp32
 and 2.3 GB in bf16. `most_bytes` bounds this: when the records exceed it, all are turned into gradients at once, in the
-middle of the backward pass, and a layer then costs so many operations more. The block adds at most `most_bytes` and one
-call's record, and as much again for the copies.
+middle of the backward pass: n times in all where they come to n times the bound, which costs each layer up to n + 1
+weight gradients. The block adds at most `most_bytes` and one call's record, and as much again for the copies.
 
 Activation checkpointing recomputes calls inside the backward pass, and what they give is recorded like the rest. It is
 chosen to save memory, so bound the records by what there is to spare.
@@ -48,7 +51,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from toolkit.config import MOST_DEFERRED
-from toolkit.errors import ToolkitError
+from toolkit.errors import ConfigError, ToolkitError
 
 aten = torch.ops.aten
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of input, weight, bias
@@ -69,7 +72,7 @@ class Convolution:
 
     @classmethod
     def of(cls, layer: nn.Conv2d | nn.ConvTranspose2d) -> Convolution:
-        """What a layer computes."""
+        """Return the convolution of a layer whose padding is given in numbers."""
         assert not isinstance(layer.padding, str)
         sizes = layer.padding, layer.dilation, layer.transposed, layer.output_padding
         return cls(layer.stride, *sizes, layer.groups)
@@ -83,7 +86,7 @@ class Convolution:
         return out
 
     def backward(self, of_out: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]) -> Gradients:
-        """Gradients of input, weight and bias, None where not wanted."""
+        """Return the gradients of input, weight and bias, None where not wanted."""
         gradients: Gradients = aten.convolution_backward(
             of_out, x, weight, [of_out.shape[1]], *self._settings, list(wanted)
         )
@@ -113,7 +116,7 @@ Operation = Convolution | Linear
 
 
 def operation_of(module: nn.Module) -> Operation | None:
-    """What a layer computes; None: its calls aren't deferred."""
+    """Return what a layer computes; None: its calls aren't deferred."""
     if type(module) is nn.Linear:
         return Linear()
     if type(module) is nn.Conv2d or type(module) is nn.ConvTranspose2d:
@@ -135,7 +138,7 @@ class _Record:
         self.sums: list[Tensor | None] = [None, None]
 
     def add(self, x: Tensor, of_out: Tensor) -> None:
-        """Note one call's input and output gradient."""
+        """Record one call's input and output gradient."""
         self.calls.setdefault((x.shape[1:], x.dtype), []).append((x, of_out, of_out._version))
 
     def add_up(self) -> None:
@@ -174,11 +177,15 @@ class DeferredGradients:
         model: its layers are deferred inside the block.
         most_bytes: the records are turned into gradients whenever they exceed this.
 
+    Raises:
+        ConfigError: the model, or a part of it, is compiled or under ZeRO-3.
+
     Attributes:
         peak_bytes: the most that the records have held, as the module's formula counts it.
     """
 
     def __init__(self, model: nn.Module, most_bytes: int = MOST_DEFERRED) -> None:
+        _refuse(model)
         self.most_bytes = most_bytes
         self.peak_bytes = 0
         found = ((module, operation_of(module)) for module in model.modules())
@@ -198,7 +205,7 @@ class DeferredGradients:
         self._records, self._bytes = [], 0
 
     def record(self, record: _Record, x: Tensor, of_out: Tensor) -> None:
-        """Note a call of a layer; turn all into gradients where there are too many."""
+        """Record a call of a layer; turn all records into gradients where they exceed `most_bytes`."""
         record.add(x, of_out)
         self._bytes += x.numel() * x.element_size() + of_out.numel() * of_out.element_size()
         self.peak_bytes = max(self.peak_bytes, self._bytes)
@@ -208,7 +215,7 @@ class DeferredGradients:
             self._bytes = 0
 
     def _forward_of(self, module: Any, operation: Operation) -> Callable[..., Tensor]:
-        """A layer's forward in the block."""
+        """Return a layer's forward function for the block."""
         plain: Callable[..., Tensor] = type(module).forward
         seen: tuple[_Record, Tensor, Tensor | None] | None = None  # and the parameters behind the gate
 
@@ -228,8 +235,22 @@ class DeferredGradients:
         return forward
 
 
+def _refuse(model: nn.Module) -> None:
+    """Raise ConfigError where weight gradients can't be deferred."""
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        raise ConfigError(
+            "deferred weight gradients need layers that are called one by one, and this model's step is compiled: "
+            "use train.compile=none, or train without deferring"
+        )
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise ConfigError(
+            "deferred weight gradients need weights that stay, and train.zero 3 gathers them for each call only: "
+            "use train.zero 2 or less, or train without deferring"
+        )
+
+
 def _layout_for(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """How a layer reads its weight fastest, x being its input."""
+    """Return the layout in which a layer with input x reads its weight without a copy."""
     last = torch.channels_last
     turned = (
         x.is_cuda and x.dim() == weight.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=last)

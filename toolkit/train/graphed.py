@@ -60,11 +60,18 @@ class StaticStep:
     Args:
         gradients: of all parameters; what warming up adds to them is taken away again.
         scale: the loss is multiplied by it before the backward pass (1 / micro-batches).
-        defer: weight gradients of convolutions are computed once for all time steps.
+        deferred: of the model, where weight gradients are computed once for all time steps.
     """
 
-    def __init__(self, model: SequenceModel, loss: TrainingLoss, gradients: Tensor, scale: float, defer: bool) -> None:
-        self.model, self.loss, self.gradients, self.scale, self.defer = model, loss, gradients, scale, defer
+    def __init__(
+        self,
+        model: SequenceModel,
+        loss: TrainingLoss,
+        gradients: Tensor,
+        scale: float,
+        deferred: DeferredGradients | None,
+    ) -> None:
+        self.model, self.loss, self.gradients, self.scale, self.deferred = model, loss, gradients, scale, deferred
         self.inputs: Inputs | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.result = torch.zeros((), device=gradients.device)
@@ -99,7 +106,7 @@ class StaticStep:
         assert self.inputs is not None
         assert isinstance(self.inputs.noise, StaticNoise)
         self.inputs.noise.rewind()
-        with DeferredGradients(self.model) if self.defer else nullcontext():
+        with self.deferred or nullcontext():
             loss = self.loss.compute(self.model, self.inputs)
             (loss * self.scale).backward()
         self.result.copy_(loss.detach())

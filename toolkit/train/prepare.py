@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from shards import Store, open_store
 from toolkit.config import RunConfig
 from toolkit.data.windows import WindowSet, store_of
+from toolkit.device import facts, why_none
 from toolkit.distributed import World
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.evaluate.perceptual import load_lpips
@@ -17,6 +16,7 @@ from toolkit.rundir import RunDir
 from toolkit.train import checkpoint, commit
 from toolkit.train.engine import Engine, TrainState
 from toolkit.train.record import Recorder
+from toolkit.wording import computed_on
 
 
 @dataclass(frozen=True)
@@ -86,19 +86,20 @@ def _say(text: str) -> None:
 
 
 def introduce(recorder: Recorder, config: RunConfig, data: Data, engine: Engine, step: int) -> None:
-    """The first lines of a log: the model, the data, and how the batch is divided."""
-    share, cfg = engine.share, config.train
+    """The first lines of a log: the model, the data, how the batch is divided, and on what it is computed."""
+    share, cfg, device = engine.share, config.train, engine.world.device
+    trained_on = facts(cfg, device)
+    recorder.run.note_env(trained_on=trained_on)
     recorder.say(
         f"{config.model.name}: {engine.parameter_count:,} parameters, {len(data.train):,} training windows, "
         f"{len(data.val) if data.val else 0:,} validation windows"
     )
     recorder.say(
         f"batch {share.batch} = {share.world_size} ranks x {share.accumulation} x {share.micro_batch}, "
-        f"{cfg.precision}, {engine.describe()}, checkpointing {engine.model.checkpointing}, {engine.world.device}"
-        + (f"; going on from step {step}" if step else "")
+        f"{cfg.precision}, {engine.describe()}, checkpointing {engine.model.checkpointing}, "
+        f"{computed_on(trained_on)}" + (f"; going on from step {step}" if step else "")
     )
-    if engine.world.device.type == "cpu":
-        why = "sees none" if torch.version.cuda or torch.version.hip else "is built without support of them"
-        recorder.say(f"no GPU: torch {torch.__version__} {why}; training on the CPU")
+    if device.type == "cpu" and cfg.device == "auto":
+        recorder.say(f"no GPU: {why_none()}; training on the CPU")
     if data.val is None:
         recorder.say(f"no split {config.data.val_split!r} in {config.data.store}: `best` will be the last checkpoint")

@@ -84,7 +84,7 @@ class OwnTime:
 
 def peak_memory() -> int:
     """Bytes at the peak so far: allocated on the GPU, or of this process."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # not so where `train.device: cpu` leaves a GPU alone
         return torch.cuda.max_memory_allocated()
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

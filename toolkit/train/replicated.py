@@ -22,6 +22,7 @@ from toolkit.data.batches import Batch, Share
 from toolkit.distributed import World
 from toolkit.models.base import SequenceModel
 from toolkit.train.compiled import compile_step
+from toolkit.train.deferred import DeferredGradients
 from toolkit.train.engine import MOMENTS, Engine, LossOf, StepResult, TrainState, evaluating, norms_of, on_host
 from toolkit.train.graphed import FlatTensor, StaticStep
 from toolkit.train.loss import TrainingLoss
@@ -34,7 +35,7 @@ class ReplicatedEngine(Engine):
         super().__init__(model, config, share, world)
         low = config.precision == "bf16"
         self._model = model.to(world.device, torch.bfloat16 if low else None)
-        compile_step(model, config, world.device)
+        compile_step(model, config)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.gradients = FlatTensor(self.parameters, self.parameters[0].dtype)
         for parameter, gradient in zip(self.parameters, self.gradients.views, strict=True):
@@ -42,7 +43,7 @@ class ReplicatedEngine(Engine):
         self.masters = Masters(self.parameters) if low else None
         held = [self.masters.weights] if self.masters else self.parameters
         self.adam = torch.optim.Adam(held, lr=config.lr, betas=config.betas, fused=True)
-        self.defer = config.is_deferred(world.device.type == "cuda")
+        self.deferred = DeferredGradients(model) if config.is_deferred(world.device.type == "cuda") else None
         self._static: StaticStep | None = None
 
     @property
@@ -55,7 +56,7 @@ class ReplicatedEngine(Engine):
 
     def describe(self) -> str:
         graph = "one CUDA graph a micro-batch" if self.world.device.type == "cuda" else "static step (no CUDA graph)"
-        return graph + ", weight gradients deferred" * self.defer
+        return graph + ", weight gradients deferred" * (self.deferred is not None)
 
     def phases(self) -> tuple[Any, Mapping[str, str]]:
         return self, {"_forward_backward": "forward and backward", "_update": "optimizer"}
@@ -81,7 +82,7 @@ class ReplicatedEngine(Engine):
     def _forward_backward(self, batch: Batch, loss_of: TrainingLoss) -> Tensor:
         if self._static is None:
             scale = 1 / self.share.accumulation
-            self._static = StaticStep(self._model, loss_of, self.gradients.buffer, scale, self.defer)
+            self._static = StaticStep(self._model, loss_of, self.gradients.buffer, scale, self.deferred)
         return self._static.run(batch)
 
     def _update(self, loss: Tensor, stop: bool) -> Tensor:

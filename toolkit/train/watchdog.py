@@ -8,6 +8,8 @@ Every two seconds the watchdog writes the rank's heartbeat (heartbeat.py) and lo
 - Is a rank silent (killed where nobody noticed, stopped, or stuck inside a C call) while this one gets nowhere?
   Rank 0 watches all ranks, all ranks watch rank 0.
 - Has another rank found so? A verdict travels in the heartbeats: any rank -> rank 0 -> all ranks.
+- Did a rank fail or die while this one gets nowhere? Over gloo the training thread is told by an error and raises
+  `peer_error`; over NCCL it waits on the GPU for ever, and its watchdog ends it with the same words and code.
 
 A rank that ends so names the stuck one, leaves the Python stacks of its threads in its log and in
 `heartbeat/rank-N.stacks`, and exits with EXIT_HANG. A rank that is merely slow is named and left alone. Time is counted
@@ -25,7 +27,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -127,7 +129,7 @@ class Watchdog:
         if beat.ended and beat.code not in (EXIT_OK, None):
             told = f"rank {self.rank} ends because rank {beat.rank} on {beat.host} failed: {beat.ended}"
             return PeerError(told, beat.code)
-        if alive(beat.host, beat.pid) is False:
+        if not beat.ended and alive(beat.host, beat.pid) is False:
             return PeerError(f"rank {self.rank} ends because another died (killed? out of memory?): {beat}")
         return None
 
@@ -146,6 +148,9 @@ class Watchdog:
                     os._exit(self._end[1])  # a reader process or a collective won't let it go
                 continue
             wrote = self._beat()
+            gone = self._gone()
+            if gone is not None and self._end is None:
+                self._follow(gone)
             verdict = self._look(elapsed, wrote)
             if verdict is not None and self._end is None:
                 self._hang(verdict)
@@ -178,13 +183,22 @@ class Watchdog:
             return False
         return True
 
+    def _watched(self) -> Sequence[int]:
+        """Whom this rank watches."""
+        return [rank for rank in (range(self.size) if self.rank == 0 else (0,)) if rank != self.rank]
+
+    def _gone(self) -> PeerError | None:
+        """What to end with because a rank failed or died, when this one has got nowhere for as long as a silence."""
+        if self._idle_s <= self._silent_s:
+            return None
+        beats = beats_of(self.run.path, self.training)
+        blamed = (self._blame(beats[rank]) for rank in self._watched() if rank in beats)
+        return next((error for error in blamed if error is not None and error.exit_code != EXIT_HANG), None)
+
     def _look(self, elapsed: float, wrote: bool) -> str | None:
         """Why all ranks have to end, or None."""
-        watched = range(self.size) if self.rank == 0 else (0,)
         beats: dict[int, Beat] = {}
-        for rank in watched:
-            if rank == self.rank:
-                continue
+        for rank in self._watched():
             peer = self._peers.setdefault(rank, _Peer(path_of(self.run.path, rank), self.training))
             beat = peer.look(elapsed)
             if beat is None:
@@ -224,6 +238,16 @@ class Watchdog:
         )
         if before is None:
             print(f"slow: {self.slow}", file=sys.stderr, flush=True)
+
+    def _follow(self, error: PeerError) -> None:
+        """The end of this rank, whose training thread waits for one that is gone and can't raise anything."""
+        self._end = (f"PeerError: {error}", error.exit_code)
+        self._beat()
+        with contextlib.suppress(OSError):
+            if self.run.failure() is None:
+                self.run.mark_failed(f"rank {self.rank}: {self._end[0]}", error.exit_code)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
 
     def _hang(self, verdict: str) -> None:
         """The end of this rank: say why, show the stacks, leave."""

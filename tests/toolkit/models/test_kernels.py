@@ -21,6 +21,7 @@ from toolkit.models.fused import gated_sum, gated_tanh, lstm, st_lstm_memories, 
 pytest.importorskip("triton", reason="no Triton: it comes with PyTorch for CUDA, or by pip install triton (Linux)")
 
 CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last
+FLOAT32 = {"cuda": (2e-6, 2e-6), "cpu": (1e-6, 1e-6)}  # relative, and to the largest; a GPU's exp is off by 2 units
 BFLOAT16 = {"cuda": 2.0**-8, "cpu": 2.0**-7}  # relative, by rounding once; the interpreter cuts off instead
 
 
@@ -35,7 +36,11 @@ def interpret(patch: pytest.MonkeyPatch) -> None:
     for name, kernel in list(vars(kernels).items()):
         if isinstance(kernel, JITFunction):
             patch.setattr(kernels, name, InterpretedFunction(kernel.fn))
-    patch.setattr(triton.language, "sum", InterpretedFunction(triton.language.sum.fn))
+
+    def add_up(x, axis):  # type: ignore[no-untyped-def]
+        return triton.language.reduce(x, axis, triton.language.standard._sum_combine)
+
+    patch.setattr(triton.language, "sum", add_up)  # interpreted itself, it would leave the language changed
 
 
 @pytest.fixture(scope="module", params=["interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -89,7 +94,7 @@ def assert_near(
     assert fused.operators(rounded[0]) is not None
     found, right = run(ours, rounded), run(plain, exact)
     for near, true in zip(found, right, strict=True):
-        relative, absolute = (BFLOAT16[device], max(kept, 1e-4)) if dtype == torch.bfloat16 else (1e-6, 1e-6)
+        relative, absolute = (BFLOAT16[device], max(kept, 1e-4)) if dtype == torch.bfloat16 else FLOAT32[device]
         torch.testing.assert_close(near, true, rtol=relative, atol=absolute * float(true.abs().max().clamp(min=1)))
         assert true.abs().max() > 0
     if device == "cuda":
@@ -226,8 +231,9 @@ def test_lstm_of_hard_numbers(device: str) -> None:
     with np.errstate(over="ignore", invalid="ignore"):  # in the interpreter exp(400) warns
         hidden, after = lstm(memory, wide)
     exact = torch.tanh(gates[:, 3:].double())
-    torch.testing.assert_close(after.double(), exact, rtol=6e-7, atol=0, equal_nan=True)
-    torch.testing.assert_close(hidden.double(), torch.tanh(exact), rtol=1.2e-6, atol=0, equal_nan=True)
+    near = 6e-7 if device == "cpu" else 1.5e-6
+    torch.testing.assert_close(after.double(), exact, rtol=near, atol=0, equal_nan=True)
+    torch.testing.assert_close(hidden.double(), torch.tanh(exact), rtol=2 * near, atol=0, equal_nan=True)
 
 
 def test_no_number_passes_a_weighed_sum(device: str) -> None:
@@ -283,8 +289,9 @@ def test_models_train_the_same(name: str, device: str, monkeypatch: pytest.Monke
         gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         results.append((loss.detach(), gradients.double()))
     (ours, of_ours), (plain, of_plain) = results
-    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=0)
-    assert (of_ours - of_plain).norm() <= (1e-5 if device == "cpu" else 1e-3) * of_plain.norm()  # a GPU has TF32
+    exact = device == "cpu"  # a GPU may have rounded to TF32 between the ends
+    torch.testing.assert_close(ours, plain, rtol=1e-6 if exact else 1e-4, atol=0)
+    assert (of_ours - of_plain).norm() <= (1e-5 if exact else 3e-3) * of_plain.norm()
 
 
 @pytest.mark.gpu

@@ -16,21 +16,19 @@ from toolkit.errors import ConfigError
 from toolkit.models.base import Noise, Sampling, build_model
 from toolkit.train.compiled import compile_step
 
-CPU = torch.device("cpu")
-
 
 def test_what_cannot_be_compiled_is_refused() -> None:
     def config(**train: object) -> object:
         return make_config({"train": train}, "test").train
 
     step = build_model(config_of("convlstm"), FrameSpec(1, 8, 8))
-    with pytest.raises(ConfigError, match=r"CUDA graphs and this device is cpu: use train\.compile=default"):
-        compile_step(step, config(compile="reduce-overhead"), CPU)
+    with pytest.raises(ConfigError, match=r"train\.compile: reduce-overhead is gone.* set train\.graph=auto"):
+        config(compile="reduce-overhead")
     with pytest.raises(ConfigError, match="SimVP has no step"):
-        compile_step(build_model(config_of("simvp"), FrameSpec(1, 8, 8)), config(compile="default"), CPU)
+        compile_step(build_model(config_of("simvp"), FrameSpec(1, 8, 8)), config(compile="default"))
     with pytest.raises(ConfigError, match=r"train\.zero 3: .*use train\.zero 2 or less"):
-        compile_step(step, config(compile="default", zero=3), CPU)
-    compile_step(step, config(compile="none"), CPU)
+        compile_step(step, config(compile="default", zero=3))
+    compile_step(step, config(compile="none"))
     assert step.cell._compiled_call_impl is None
 
 
@@ -53,7 +51,7 @@ def test_a_compiled_step_gives_the_same_gradients(name: str) -> None:
         torch.manual_seed(0)
         model = build_model(config_of(name, layers=1, checkpointing="step"), FrameSpec(1, 12, 16))
         names = list(model.state_dict())
-        compile_step(model, make_config({"train": {"compile": mode}}, "test").train, CPU)
+        compile_step(model, make_config({"train": {"compile": mode}}, "test").train)
         assert list(model.state_dict()) == names
         rollout = model(torch.rand(2, 5, 1, 12, 16), 3, Sampling(noise=Noise([1, 2])))
         rollout.losses["mse"].backward()

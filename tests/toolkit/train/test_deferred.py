@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from shards.manifest import FrameSpec
 from tests.toolkit.models.test_models import SMALL
+from tests.toolkit.train.conftest import torchrun
 from toolkit.config import make_config
-from toolkit.errors import ToolkitError
+from toolkit.errors import ConfigError, ToolkitError
 from toolkit.models.base import Noise, Sampling, SequenceModel, build_model
 from toolkit.train import deferred
 from toolkit.train.deferred import DeferredGradients, _layout_for
@@ -59,11 +62,11 @@ def gradients(model: SequenceModel, block: AbstractContextManager[Any], frames: 
         parameter.grad = None
     for seed in range(batches):
         generator = torch.Generator().manual_seed(seed)
-        dtype = next(model.parameters()).dtype
-        shown = torch.rand(2, frames, 1, 12, 12, generator=generator, dtype=torch.float64).to(dtype)
-        teacher = torch.tensor([[True, False], [False, False]])[:, : frames - 4]
+        like = next(model.parameters())
+        shown = torch.rand(2, frames, 1, 12, 12, generator=generator, dtype=torch.float64).to(like)
+        teacher = torch.tensor([[True, False], [False, False]], device=like.device)[:, : frames - 4]
         with block:
-            rollout = model(shown, 3, Sampling(teacher, Noise([1, 2])))
+            rollout = model(shown, 3, Sampling(teacher, Noise([1, 2], like.device)))
             torch.stack(list(rollout.losses.values())).sum().backward()
     found = [p.grad for p in model.parameters()]
     assert all(grad is not None for grad in found)
@@ -170,6 +173,11 @@ def test_the_records_stay_within_their_bound() -> None:
     unbounded = DeferredGradients(model)
     gradients(model, unbounded)
     assert unbounded.peak_bytes == everything
+    on_meta = DeferredGradients(model.to("meta"))  # without computing, as the planner finds what a step needs
+    with on_meta:
+        model(torch.empty(2, 6, 1, 12, 12, device="meta"), 3, Sampling()).losses["mse"].backward()
+    assert on_meta.peak_bytes == everything
+    model = model_of("convlstm")
     bounded = DeferredGradients(model, everything // 3)
     with Kernels() as kernels:
         assert difference(gradients(model, bounded), plain) < 1e-12
@@ -393,3 +401,84 @@ def test_a_weight_read_channels_last_has_its_own_layout_in_the_gradient(monkeypa
     assert ours is not None
     assert torch.allclose(ours, plain, rtol=1e-12)
     assert ours.stride() == layer.weight.stride()
+
+
+def test_compiled_steps_and_zero_3_are_refused() -> None:
+    model = model_of("convlstm")
+    model.cell.compile(backend="eager")
+    with pytest.raises(ConfigError, match=r"step is compiled: use train\.compile=none"):
+        DeferredGradients(model)
+    layer = nn.Conv2d(1, 1, 1)
+    layer.weight.ds_id = 0  # DeepSpeed's mark
+    with pytest.raises(ConfigError, match=r"use train\.zero 2 or less"):
+        DeferredGradients(layer)
+
+
+def test_zero_reduces_deferred_gradients(tmp_path: Path) -> None:
+    """On two ranks, at the stages that reduce by hooks and without; training stays the same."""
+    done = torchrun(2, "deferred_ranks.py", tmp_path / "norms.json")
+    assert done.returncode == 0, done.stderr[-4000:]
+    seen = json.loads((tmp_path / "norms.json").read_text())
+    reference = seen["0"][0]
+    assert min(reference) > 0
+    for stage in "012":
+        for norms in seen[stage]:
+            assert norms == pytest.approx(reference, rel=1e-5)
+
+
+on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.mark.gpu
+@on_cuda
+@pytest.mark.parametrize("policy", ["none", "step", "recursive"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_on_the_device(layout: str, policy: str) -> None:
+    """Where the backward pass, and with it what is recomputed, runs in a thread of its own."""
+    model = model_of("modernn", train={"checkpointing": policy}).cuda()
+    model.layout = LAYOUTS[layout]
+    plain = gradients(model, nullcontext())
+    with Kernels() as kernels:
+        ours = gradients(model, DeferredGradients(model))
+    assert difference(ours, plain) < 1e-10
+    assert kernels.of_weights == sum(isinstance(module, nn.Conv2d) for module in model.modules())
+
+
+@pytest.mark.gpu
+@on_cuda
+@pytest.mark.parametrize("most_bytes", [1 << 16, 4 << 30])
+def test_a_cuda_graph_of_the_block(most_bytes: int) -> None:
+    """Replayed with other frames and weights it adds what the plain backward pass gives into the static gradients."""
+    model = model_of("modernn").cuda()
+    frames = torch.rand(2, 6, 1, 12, 12, dtype=torch.float64, device="cuda")
+
+    def backward(block: AbstractContextManager[Any]) -> None:
+        with block:
+            model(frames, 3, Sampling()).losses["mse"].backward()
+
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    block = DeferredGradients(model, most_bytes)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        backward(block)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        backward(block)
+    with torch.no_grad():
+        frames.copy_(torch.rand_like(frames))
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+            assert parameter.grad is not None
+            parameter.grad.zero_()
+    graph.replay()
+    graph.replay()
+    ours = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    backward(nullcontext())
+    plain = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert plain.norm() > 0
+    assert difference(ours, 2 * plain) < 1e-10

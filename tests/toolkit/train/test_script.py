@@ -15,6 +15,7 @@ import torch
 from tests.toolkit.train.conftest import ROOT, one_thread
 from tests.toolkit.train.test_engine import logged, plain_losses
 from toolkit.config import load_config
+from toolkit.errors import EXIT_USAGE
 from toolkit.rundir import RunDir
 
 SCRIPT = [sys.executable, str(ROOT / "launch" / "train.py")]
@@ -31,6 +32,7 @@ def finished(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     done = call("--config", tiny_config, "--run-dir", run)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == str(run)
+    assert "no GPU: torch" in done.stderr
     return run
 
 
@@ -43,13 +45,31 @@ def test_a_run_directory_holds_what_it_promises(finished: Path) -> None:
     assert {"loss", "grad_norm", "lr", "teacher_rate", "seq_per_s", "data_wait"} <= set(lines[0])
     assert (run.checkpoints / "latest").read_text() == "step-00000006\n"
     assert (run.checkpoints / "best").exists()
-    assert {"torch", "deepspeed"} <= set(json.loads((finished / "env.json").read_text())["packages"])
+    env = json.loads((finished / "env.json").read_text())
+    assert {"torch", "deepspeed"} <= set(env["packages"])
+    assert env["trained_on"] == {"device": "CPU", "tf32": False, "deterministic": False}
     state = run.read_state()
     assert (state["step"], state["steps"], state["restarts"]) == (6, 6, 0)
 
 
 def test_one_process_equals_plain_pytorch(finished: Path, tiny_config: Path) -> None:
     assert logged(finished) == pytest.approx(plain_losses(load_config(tiny_config)), rel=1e-6)
+
+
+def test_what_is_set_for_gpus_changes_nothing_on_a_cpu(finished: Path, tiny_config: Path, tmp_path: Path) -> None:
+    settings = ["--set", "train.deterministic=true", "--set", "train.device=cpu"]
+    done = call("--config", tiny_config, "--run-dir", tmp_path / "run", *settings)
+    assert done.returncode == 0, done.stderr
+    assert logged(tmp_path / "run") == logged(finished)
+    assert RunDir(tmp_path / "run").read_env()["trained_on"]["deterministic"] is True
+    assert "no GPU" not in done.stderr  # the CPU was asked for
+
+
+def test_a_gpu_that_is_not_there_is_refused(tiny_config: Path, tmp_path: Path) -> None:
+    done = call("--config", tiny_config, "--run-dir", tmp_path / "run", "--set", "train.device=cuda")
+    assert done.returncode == EXIT_USAGE
+    assert "train.device cuda: on" in done.stderr and "set train.device=auto" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_tensorboard_has_scalars_and_predicted_frames(finished: Path) -> None:

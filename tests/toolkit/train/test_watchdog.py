@@ -6,12 +6,13 @@ import os
 import socket
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from toolkit.config import RunConfig, WatchdogConfig
-from toolkit.errors import EXIT_HANG, PeerError
+from toolkit.errors import EXIT_DATA, EXIT_HANG, PeerError
 from toolkit.rundir import RunDir
 from toolkit.train import watchdog
 from toolkit.train.heartbeat import Beat, alive, beats_of, clear_beats, path_of, read_beat, write_beat
@@ -95,6 +96,39 @@ def test_a_verdict_and_a_silent_rank_end_rank_0(watch: Watchdog) -> None:
     write_beat(watch.run.path, beat(2, verdict="rank 2 says so"))
     write_beat(watch.run.path, beat(1, step=4))
     assert watch._look(0.0, wrote=True) == "rank 2 says so"
+
+
+def test_a_rank_that_waits_on_the_gpu_for_one_that_is_gone_ends_with_its_code(
+    watch: Watchdog, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As over gloo, where a collective raises: over NCCL it doesn't."""
+    write_beat(watch.run.path, beat(1, ended="StoreError: a cut shard", code=EXIT_DATA))
+    write_beat(watch.run.path, beat(2))
+    watch._idle_s = watch._silent_s
+    assert watch._gone() is None  # this rank gets on
+    watch._idle_s += 1
+    gone = watch._gone()
+    assert gone is not None
+    expected = "rank 0 ends because rank 1 on node1 failed: StoreError: a cut shard"
+    assert (str(gone), gone.exit_code) == (expected, EXIT_DATA)
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    watch._follow(gone)
+    assert codes == [EXIT_DATA]
+    assert f"error: {expected}" in capsys.readouterr().err
+    own = beats_of(watch.run.path)[0]  # what the other ranks end because of
+    assert (own.ended, own.code) == (f"PeerError: {expected}", EXIT_DATA)
+    assert expected in str(watch.run.failure())
+
+
+def test_ranks_that_died_here_are_followed_and_those_that_ended_well_are_not(watch: Watchdog) -> None:
+    here, nobody = socket.gethostname(), 2**22 + 1
+    watch._idle_s = watch._silent_s + 1
+    write_beat(watch.run.path, replace(beat(1, ended="ended", code=0), host=here, pid=nobody))
+    write_beat(watch.run.path, beat(2, verdict="rank 1 is stuck"))
+    assert watch._gone() is None  # a verdict is another matter
+    write_beat(watch.run.path, replace(beat(2), host=here, pid=nobody))
+    assert "rank 0 ends because another died (killed? out of memory?): rank 2" in str(watch._gone())
 
 
 def test_ranks_that_an_earlier_training_left_over_have_no_say(tmp_path: Path) -> None:
