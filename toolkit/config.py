@@ -31,8 +31,8 @@ CONFIG_VERSION = 1
 COSMETIC: dict[str, Any] = {"identity": False}
 EXECUTION: dict[str, Any] = {"execution": True}  # how it is computed: a run may go on under another value
 LARGEST_BUCKET = 500_000_000
-MOST_DEFERRED = 4 << 30  # bytes that deferred weight gradients keep, see toolkit/train/deferred.py
 Device = Literal["auto", "cpu", "cuda"]
+MOST_DEFERRED = 4 << 30  # bytes that deferred weight gradients keep, see toolkit/train/deferred.py
 
 # YAML reads a bare on or off as a truth value.
 Switch = Annotated[
