@@ -74,6 +74,8 @@ def _end_watchers(root: Path) -> list[str]:
         host, _, pid = file.name.rpartition("-")
         if host != socket.gethostname():
             lines.append(f"sweep.py (process {pid}) waits on {host}: end it there")
+        elif _locked(file) and not (pid.isdecimal() and lock.has_open(int(pid), file)):
+            lines.append(f"{file}: is locked, but not by the process {pid} that it names: nothing is ended")
         elif _locked(file):
             os.kill(int(pid), signal.SIGTERM)
             lines.append(f"stopped sweep.py (process {pid}): it starts no more runs")

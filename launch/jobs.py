@@ -189,8 +189,9 @@ class _SubmititJob:
         # So the signal goes to launch/job.py itself, as soon as that has taken the lock and thereby said who it is.
         record = lock.holder(self.run)
         if not self.told and record and record.get("job") == f"local-{self.job.job_id}":
-            self.told = True
-            os.kill(int(record["pid"]), signal.SIGTERM)
+            self.told = lock.is_held_by(self.run, int(record["pid"]))
+            if self.told:
+                os.kill(int(record["pid"]), signal.SIGTERM)
 
 
 class DebugSubmitter(_LocalLayer):

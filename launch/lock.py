@@ -167,8 +167,13 @@ def holder(run: Path) -> dict[str, Any] | None:
 
 def is_held_by(run: Path, pid: int) -> bool:
     """Whether a process of this machine has the run's lock open: the number of one that ended may be another's now."""
+    return has_open(pid, run / LOCK_NAME)
+
+
+def has_open(pid: int, file: Path) -> bool:
+    """Whether a process of this machine has a file open. Only such a one is sent a signal: files name any."""
     try:
-        wanted = os.stat(run / LOCK_NAME)
+        wanted = os.stat(file)
         names = os.listdir(f"/proc/{pid}/fd")
     except OSError:
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,9 +58,14 @@ class Task:
         )
 
 
-def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+def _split(argv: Sequence[str] | None) -> tuple[list[str], int]:
+    """The words of the command line, and where the options of the source begin: at a lone `--`."""
     words = list(sys.argv[1:] if argv is None else argv)
-    cut = words.index("--") if "--" in words else len(words)
+    return words, words.index("--") if "--" in words else len(words)
+
+
+def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    words, cut = _split(argv)
     parser = make_parser("predict.py", "Forecast what comes after the latest frames of an archive.", EXAMPLES)
     parser.add_argument(
         "--checkpoint", metavar="RUN", type=Path, required=True, help="a run directory, or a folder of launch/export.py"
@@ -77,7 +83,11 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         required=True,
         help="folder or file of an archive, raw as its radar writes it; or a store",
     )
-    parser.add_argument("--source", metavar="NAME", help="what reads the archive (default: by the names of its files)")
+    parser.add_argument(
+        "--source",
+        metavar="NAME|FILE.py",
+        help="what reads the archive (default: by the names of its files); your own file runs only if named here",
+    )
     parser.add_argument(
         "--at",
         metavar="TIME",
@@ -148,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = _task(arguments, (output, *arguments.picture), stamped)
     trained = task.trained
     print(f"{arguments.checkpoint}: {trained.title}", file=sys.stderr)
+    _check_source(arguments, trained, argv)
     look = partial(open_archive, arguments.input, trained.archive, options, arguments.source)
     if arguments.watch:
         return _watch(task, look, stop, arguments)
@@ -164,6 +175,19 @@ def _check_checkpoint(path: Path) -> None:
         raise ConfigError(
             f"--checkpoint {path}: neither a run directory (config.yaml) nor an exported model (config.json)"
         )
+
+
+def _check_source(arguments: argparse.Namespace, trained: Trained, argv: Sequence[str] | None) -> None:
+    """Refuse now what every look at the archive would refuse, and give the command that is taken."""
+    from shards.errors import UnnamedSourceError
+    from shards.recent import check_source
+
+    try:
+        check_source(arguments.input, trained.archive, arguments.source)
+    except UnnamedSourceError as error:
+        words, cut = _split(argv)
+        words[cut:cut] = ["--source", "FILE.py"]
+        raise UnnamedSourceError(f"{error}:\n  python launch/predict.py {shlex.join(words)}") from None
 
 
 def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: tuple[bool, ...]) -> Task:

@@ -67,6 +67,14 @@ class Profile(Options):
             raise ValueError("write minutes, HH:MM:SS or D-HH:MM:SS")
         return value
 
+    @field_validator("env")
+    @classmethod
+    def _are_names(cls, value: dict[str, str]) -> dict[str, str]:
+        for key in value:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+                raise ValueError(f"{key!r} is no name of a variable")
+        return value
+
     @field_validator("sbatch")
     @classmethod
     def _is_ours(cls, value: dict[str, str]) -> dict[str, str]:

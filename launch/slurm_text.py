@@ -6,6 +6,7 @@ runs is launch/job.py on a run directory, once per rank, and requeueing is runni
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,20 +41,24 @@ if [ ! -r "$code/{mark}" ]; then
 fi
 source "$code/launch/job.sh" """
 
+# Paths are given to variables, quoted, and stand nowhere else: within "..." their own quotes would end, and $(...) run.
 ARRAY = """\
-run=$(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {runs})
+runs={runs}
+line=$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))
+run=$(sed -n "${{line}}p" "$runs")
 if [ ! -r "$run/submit.sbatch" ]; then
-  echo "error: node $(hostname) can't see '$run', line $((${{SLURM_ARRAY_TASK_ID:-0}} + 1)) of {runs}" >&2
+  echo "error: node $(hostname) can't see '$run', line $line of $runs" >&2
   exit 2
 fi
 exec bash "$run/submit.sbatch" """
 
 COMMAND = """\
 home={cwd}
+folder={folder}
 index=${{SLURM_ARRAY_TASK_ID:-0}}
-fail() {{ echo "error: $*" >&2; echo 2 >{folder}/"$index.code"; exit 2; }}
+fail() {{ echo "error: $*" >&2; echo 2 >"$folder/$index.code"; exit 2; }}
 cd "$home" || fail "node $(hostname) can't see $home"
-[ -r {folder} ] || fail "node $(hostname) can't see {folder}"
+[ -r "$folder" ] || fail "node $(hostname) can't see $folder"
 
 unset {rank_variables}
 export PYTHONPATH={path}"${{PYTHONPATH:+:$PYTHONPATH}}"
@@ -61,7 +66,7 @@ export PYTHONPATH={path}"${{PYTHONPATH:+:$PYTHONPATH}}"
 
 {srun} {command}
 result=$?
-echo "$result" >{folder}/"$index.code" # how it ended, where nobody keeps accounts
+echo "$result" >"$folder/$index.code" # how it ended, where nobody keeps accounts
 exit "$result\""""
 
 
@@ -209,6 +214,12 @@ def _executor(
         **more,
         **{key: True if value == "true" else value for key, value in profile.sbatch.items()},
     }
+    for key, value in {"job-name": name, **options}.items():
+        if re.search(r"[\n\r\0]", str(value)):  # the rest would be a line of its own, which bash runs
+            raise ConfigError(
+                f"{key} of a job: {str(value)!r} holds the end of a line, which no #SBATCH line can: "
+                "rename that folder, or change the profile"
+            )
     executor = Executor(folder=output.parent)
     executor.update_parameters(
         job_name=name,
@@ -230,7 +241,7 @@ def _setup(profile: Profile) -> list[str]:
     if profile.modules:
         lines.append("command -v module >/dev/null || . /etc/profile")
         lines += [
-            f'module load {shlex.quote(name)} || fail "module load {name}: failed on $(hostname)"'
+            f'module load {shlex.quote(name)} || fail {shlex.quote(f"module load {name}: failed on")} "$(hostname)"'
             for name in profile.modules
         ]
     lines += profile.setup

@@ -12,8 +12,9 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def take(sweep: Path, root: Path = ROOT) -> Snapshot:
     The caller keeps others from doing the same at the same time (`record.preparing`).
 
     Raises:
-        ConfigError: when a copy by that hash is there but incomplete.
+        ConfigError: when a copy by that hash is there but incomplete, or isn't the code of that hash.
     """
     names, untracked, commit = _listing(root)
     base = (sweep / "code").resolve()
@@ -57,12 +58,13 @@ def take(sweep: Path, root: Path = ROOT) -> Snapshot:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
         target.chmod(0o444 | mode)
-        digest.update(f"{name}\0{bool(mode)}\0{hashlib.sha256(data).hexdigest()}\n".encode())
+        digest.update(_entry(name, data, mode))
     final = base / digest.hexdigest()[:12]
     if final.exists():
         shutil.rmtree(temporary)
         if not (final / MARK).exists():
             raise ConfigError(f"{final}: a copy of the code without its mark {MARK}: delete it, then submit again")
+        _check_copy(final, names)
         return Snapshot(final, untracked, commit)
     if commit is not None and (diff := _git(root, "diff", "--binary", "HEAD")):
         (temporary / DIFF).write_bytes(diff)
@@ -71,6 +73,49 @@ def take(sweep: Path, root: Path = ROOT) -> Snapshot:
     write_atomic(temporary / MARK, json.dumps(record, indent=1) + "\n")
     temporary.rename(final)
     return Snapshot(final, untracked, commit)
+
+
+def _entry(name: str, data: bytes, mode: int) -> bytes:
+    """What the hash of a copy is over, of each file."""
+    return f"{name}\0{bool(mode & 0o111)}\0{hashlib.sha256(data).hexdigest()}\n".encode()
+
+
+def _check_copy(copy: Path, names: Sequence[str]) -> None:
+    """Compare a copy that was there with its name: jobs run it, and a sweep's folder may come from somebody else.
+
+    Python's caches are removed, as nothing says what they were compiled from.
+
+    Raises:
+        ConfigError: it has other files, more or fewer of them, or links.
+    """
+    again = "delete it, then submit again"
+    if copy.is_symlink():
+        raise ConfigError(f"{copy}: is a link and not a copy of the code, which jobs would run: {again}")
+    found: set[str] = set()
+    for parent, folders, files in os.walk(copy):
+        for name in folders + files:
+            path = Path(parent, name)
+            if path.is_symlink() or not (path.is_dir() or path.is_file()):
+                raise ConfigError(
+                    f"{path}: is no part of the copy of the code in {copy}, which jobs would run: {again}"
+                )
+        if "__pycache__" in folders:
+            folders.remove("__pycache__")
+            aside = tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=copy.parent)  # a job may be writing into it
+            shutil.rmtree(Path(parent, "__pycache__").rename(aside), ignore_errors=True)
+        found |= {str(Path(parent, name).relative_to(copy)) for name in files}
+    strays = sorted(found - {*names, MARK, DIFF}) or sorted({*names} - found)
+    if strays:
+        word = "is missing from" if strays[0] in names else "is no part of"
+        raise ConfigError(f"{copy / strays[0]}: {word} the copy of the code, which jobs would run: {again}")
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(_entry(name, (copy / name).read_bytes(), (copy / name).stat().st_mode))
+    if (found_hash := digest.hexdigest()[:12]) != copy.name:
+        raise ConfigError(
+            f"{copy}: the files have the hash {found_hash}, the folder's name is {copy.name}: the code that "
+            f"jobs would run was changed: {again}"
+        )
 
 
 def point(run: Path, code: Path) -> str | None:

@@ -26,7 +26,7 @@ from toolkit.wording import first_line
 POLL_S = 2.0
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = """\
-  python -m launch.tasks --name shards-mmnist --folder jobs --count 8 --profile cpu -- python -m shards.part jobs"""
+  python -m launch.tasks --name shards-mmnist --folder jobs --count 8 --profile cpu -- python work.py"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ process of its own: this package knows nothing of schedulers). Here the store is
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -68,17 +69,20 @@ def _on_slurm(
 ) -> list[ShardResult]:
     folder = writer.plan.folder.resolve() / "jobs"
     folder.mkdir(exist_ok=True)
-    (folder / WORK).write_bytes(pickle.dumps((writer, source, parts, workers)))
+    work = pickle.dumps((writer, source, parts, workers))
+    (folder / WORK).write_bytes(work)
     for old in folder.glob("*.error"):
         old.unlink()
     name = f"shards{writer.plan.folder.name.replace('.partial', '').replace('.', '-')}"
     options = ["--name", name, "--folder", str(folder), "--count", str(len(parts)), "--cpus", str(workers)]
     profile = ["--profile", cluster.profile] if cluster.profile else []
-    task = [sys.executable, "-m", "shards.part", str(folder)]
+    task = [sys.executable, "-m", "shards.part", str(folder), hashlib.sha256(work).hexdigest()]
     command = [sys.executable, "-m", "launch.tasks", *options, *profile, "--", *task]
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    # Safe path: not from the working directory, which may be anybody's, are modules taken (Python 3.11 and later).
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     # A session of its own: a Ctrl-C comes to us alone, and we end it and thereby its jobs.
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, start_new_session=True)
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         while process.poll() is None:
             time.sleep(POLL_SECONDS)

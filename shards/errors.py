@@ -19,6 +19,10 @@ class UsageError(ShardError):
     exit_code = 2
 
 
+class UnnamedSourceError(UsageError):
+    """A source that only a record names, and not the user: it is not run."""
+
+
 class SourceError(ShardError):
     """An archive that is unreadable or not what its format says."""
 

@@ -14,6 +14,8 @@ import inspect
 import json
 import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -43,7 +45,7 @@ def partial_folder(output: Path, code: str, say: Callable[[str], None]) -> Itera
     """The locked folder for this conversion to `output`, perhaps with finished shards. It is removed at the end, with
     those of earlier conversions to `output`; after an error it stays if it holds finished shards.
 
-    Raises UsageError if another conversion to `output` is running.
+    Raises UsageError if another conversion to `output` is running, or the folder is somebody else's.
     """
     start = f".{output.name}.partial-"
     mine = output.parent / f"{start}{code}"
@@ -51,7 +53,7 @@ def partial_folder(output: Path, code: str, say: Callable[[str], None]) -> Itera
         others = [path for path in sorted(output.parent.glob(f"{_plain(start)}*")) if path != mine]
         for other in others:
             _lock(locks, other, output)
-        mine.mkdir(exist_ok=True)
+        _make_own(mine)
         _lock(locks, mine, output)
         for name in ("store", "work", "done"):
             (mine / name).mkdir(exist_ok=True)
@@ -69,6 +71,24 @@ def partial_folder(output: Path, code: str, say: Callable[[str], None]) -> Itera
             say(f"removing what an interrupted conversion left: {folder}")
             shutil.rmtree(folder)
         shutil.rmtree(mine, ignore_errors=True)  # a job that outlived its submitter may still add to it
+
+
+def _make_own(folder: Path) -> None:
+    """Make the folder, for this user alone: what lies in it is taken for finished work, and jobs run from it. Its name
+    can be foreseen, so one that is there may be anybody's. Raises UsageError for such a one.
+    """
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        with tempfile.TemporaryFile(dir=folder.parent) as file:  # some file systems know users by another number
+            me = os.fstat(file.fileno()).st_uid
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != me:
+            what = f"belongs to user {found.st_uid}" if stat.S_ISDIR(found.st_mode) else "is no folder"
+            raise UsageError(
+                f"{folder}: {what}, and would hold the unfinished store: remove it, or choose another output folder"
+            ) from None
+        folder.chmod(0o700)
 
 
 def put_in_place(store: Path, output: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.errors import SourceError, UsageError
+from shards.errors import SourceError, UnnamedSourceError, UsageError
 from shards.manifest import MANIFEST_NAME, Codes
 from shards.sources import SOURCES, Description, PlannedEvent, Source, SourceEntry, cf
 from shards.sources.choose import guess
@@ -176,6 +176,29 @@ def _gaps(frames: Sequence[Frame], step_seconds: float | None) -> list[int]:
     return [place for place, step in enumerate(steps, 1) if not 0.5 < step < 1.5]
 
 
+def _is_store(path: str | Path) -> bool:
+    return "://" in str(path) or (Path(path) / MANIFEST_NAME).exists()
+
+
+def check_source(path: str | Path, recorded: Mapping[str, Any], source: str | None) -> None:
+    """Refuse to open an archive by a file that a record names: a manifest or an export is data, which may be from
+    anybody, and a source is a program. Only the name of a source of the toolkit is taken from a record.
+
+    Args:
+        path, recorded, source: as for `open_archive`.
+
+    Raises:
+        UnnamedSourceError: the record names anything else, no source was given, and `path` is no store.
+    """
+    named = recorded.get("source", "")
+    if source is None and named not in ("", *SOURCES) and not _is_store(path):
+        raise UnnamedSourceError(
+            f"{path}: the model's store was made, says its record, by the source {str(named)[:200]!r}, none of the "
+            f"toolkit's ({', '.join(SOURCES)}). No program is run because a file names it: if you have "
+            "that source and trust it, add --source FILE.py, or name one of the toolkit's"
+        )
+
+
 def open_archive(
     path: str | Path, recorded: Mapping[str, Any], options: Sequence[str] = (), source: str | None = None
 ) -> Archive:
@@ -189,16 +212,16 @@ def open_archive(
 
     Raises:
         ShardError: no such archive, or one that can't be read.
+        UnnamedSourceError: see `check_source`.
     """
-    where = str(path)
-    if "://" in where or (Path(path) / MANIFEST_NAME).exists():
+    if _is_store(path):
         if options or source:
-            raise UsageError(f"{where} is a store: its frames are as they are; leave {' '.join(options) or source} out")
+            raise UsageError(f"{path} is a store: its frames are as they are; leave {' '.join(options) or source} out")
         return _of_store(open_store(path))
+    check_source(path, recorded, source)
     cf.forget_opened()
     if source is None:
-        mine = recorded.get("source", "")
-        source = mine if str(mine).endswith(".py") and Path(mine).exists() else guess(Path(path), SOURCES)[0]
+        source = guess(Path(path), SOURCES)[0]
     entry = custom_entry(Path(source)) if source.endswith(".py") else SOURCES.get(source)
     if entry is None:
         raise UsageError(f"--source {source}: unknown; take one of {', '.join(SOURCES)}, or a file of your own")

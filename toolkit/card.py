@@ -49,14 +49,15 @@ def _loading(config: RunConfig, manifest: Manifest) -> str:
 ```python
 import torch
 import toolkit
-model = toolkit.load(".")  # this folder
+model = toolkit.load("FOLDER")  # this one
 frames = torch.rand(1, {config.data.context}, {channels}, {height}, {width})  # [B, T, C, H, W]
 forecast = model.predict(frames)[0]
 ```"""
     missing = "" if scale.missing_code is None else ", 0 where a pixel is missing"
     return (
         "## Use\n\n"
-        f"With toolkit {__version__} or later installed, in this folder:\n\n{code}\n\n"
+        f"With toolkit {__version__} or later installed, and Python started elsewhere (it would import what lies in "
+        f"this folder):\n\n{code}\n\n"
         f"A frame is {scale.quantity} as code / {scale.max_code}, in 0..1{missing}; a code stands for the value "
         f"{scale.offset:g} + {scale.gain:g} × code, in {scale.unit}. The forecast has the same unit and is not clamped."
     )

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from toolkit.errors import ConfigError
 from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options
@@ -33,11 +33,24 @@ EXECUTION: dict[str, Any] = {"execution": True}  # how it is computed: a run may
 LARGEST_BUCKET = 500_000_000
 Device = Literal["auto", "cpu", "cuda"]
 MOST_DEFERRED = 4 << 30  # bytes that deferred weight gradients keep, see toolkit/train/deferred.py
+LONGEST_NAME = 200  # bytes: a folder's name has at most 255, and a hash and more come after it
 
 # YAML reads a bare on or off as a truth value.
 Switch = Annotated[
     Literal["auto", "on", "off"], BeforeValidator(lambda v: {True: "on", False: "off"}[v] if isinstance(v, bool) else v)
 ]
+
+
+def _folder_name(name: str) -> str:
+    if not name or not name.isprintable() or "/" in name or name in (".", "..") or len(name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"becomes part of a folder's name: write 1 to {LONGEST_NAME} bytes without /, line ends and control "
+            "characters (in a run's config.yaml too: its identity doesn't depend on it)"
+        )
+    return name
+
+
+SplitName = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]{0,31}$")]  # a store's splits; names of files begin so
 
 
 class DataConfig(Options):
@@ -47,8 +60,8 @@ class DataConfig(Options):
     context: int = Field(10, ge=1, description="frames that the model is shown")
     horizon: int = Field(10, ge=1, description="frames that it predicts")
     modes: tuple[str, ...] | None = Field(None, description="train and validate on these modes only (None: all)")
-    train_split: str = "train"
-    val_split: str = "val"
+    train_split: SplitName = "train"
+    val_split: SplitName = "val"
     train_stride: int = Field(1, ge=1, description="frames between the starts of training windows")
     eval_stride: int | None = Field(None, ge=1, description="the same for validation and test; None: no overlap")
     augment: tuple[Literal["flip", "rotate", "reverse"], ...] = Field(
@@ -247,7 +260,7 @@ class EvalConfig(Options):
     """How a finished run is scored."""
 
     protocol: str = Field("paper", description="a file in toolkit/evaluate/protocols")
-    split: str = "test"
+    split: SplitName = "test"
     batch: int = Field(8, ge=1, description="sequences per forward", json_schema_extra=COSMETIC)
     thresholds: tuple[float, ...] = Field((), description="CSI thresholds in the store's unit (paper, radar: 30 dBZ)")
     samples: int = Field(1, ge=1, description="forecasts of each sequence; models without chance make one")
@@ -264,7 +277,9 @@ class EvalConfig(Options):
 class RunConfig(Options):
     """One run, whole."""
 
-    name: str = Field("run", description="what people call it", json_schema_extra=COSMETIC)
+    name: Annotated[str, AfterValidator(_folder_name)] = Field(
+        "run", description="what people call it", json_schema_extra=COSMETIC
+    )
     seed: int = Field(0, ge=0)
     model: ModelOptions = ModeRNNOptions()
     data: DataConfig = DataConfig()

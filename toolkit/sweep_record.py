@@ -46,6 +46,13 @@ def write_record(root: Path, name: str, file: Path, runs: Sequence[RecordedRun])
     write_atomic(root / RECORD_NAME, to_yaml({"name": name, "file": str(file), "runs": items}))
 
 
+def _plain(name: object) -> str:
+    """The name of a run's folder. Raises ValueError for what leads out of the sweep's."""
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"dir: {name!r} is no name of a folder in this one")
+    return name
+
+
 def read_record(root: Path) -> tuple[str, list[RecordedRun]]:
     """The sweep's name and its runs.
 
@@ -57,7 +64,7 @@ def read_record(root: Path) -> tuple[str, list[RecordedRun]]:
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506  (a safe loader)
         runs = [
             RecordedRun(
-                RunDir(root / str(item["dir"])),
+                RunDir(root / _plain(item["dir"])),
                 str(item["name"]),
                 str(item["group"]),
                 int(item["seed"]),

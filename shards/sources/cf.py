@@ -15,6 +15,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from xarray import Dataset
 
 NETCDF = (".nc", ".nc4", ".cdf", ".netcdf")
+ENGINES = ("netcdf4", "h5netcdf", "scipy")  # xarray's names of those that read them, in its order
 RATES = {  # the unit without spaces and in small letters -> mm/h
     **dict.fromkeys(("mm/h", "mmh-1", "mm/hr", "mmhr-1", "mmhour-1", "mm/hour", "kgm-2h-1", "mmh**-1"), 1.0),
     **dict.fromkeys(("kgm-2s-1", "mms-1", "mm/s", "kg/m2/s"), 3600.0),
@@ -149,10 +151,11 @@ def _opened(path: Path, group: str | None) -> Dataset:
     xarray = need("xarray", "cf", "reading CF datasets")
     try:
         if _is_zarr(path):
+            _refuse_pickles()
             return xarray.open_zarr(path, group=group, chunks=None)
         if not path.is_file():
             raise SourceError(f"{path}: not there any more; the archive has changed, convert again")
-        return xarray.open_dataset(path, group=group, chunks=None, cache=False)
+        return xarray.open_dataset(path, engine=_engine(xarray, path), group=group, chunks=None, cache=False)
     except ImportError as error:
         raise SourceError(f"{path}: {error}; install what reads it: pip install 'modernn-toolkit[cf]'") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -162,6 +165,33 @@ def _opened(path: Path, group: str | None) -> Dataset:
             f"{path}: xarray can't open it ({str(error).splitlines()[0]}); for netCDF: pip install "
             "'modernn-toolkit[cf]'; else fetch the file again"
         ) from None
+
+
+def _refuse_pickles() -> None:
+    """Zarr 2 knows a codec `pickle`, which runs what an archive holds; later versions of numcodecs refuse it too."""
+    registry = need("numcodecs.registry", "cf", "reading zarr")
+    codec = need("numcodecs.abc", "cf", "reading zarr").Codec
+
+    class Refused(codec):  # type: ignore[misc, valid-type]
+        codec_id = "pickle"
+
+        def encode(self, data: object) -> object:
+            raise ValueError("its codec `pickle` can hold programs, and is not read")
+
+        decode = encode
+
+    registry.register_codec(Refused)
+
+
+def _engine(xarray: ModuleType, path: Path) -> str:
+    """Who reads a netCDF file. xarray would ask every installed backend, and some take more from beside the file: that
+    of GRIB unpickles an index. Raises ValueError where none of NETCDF's knows it.
+    """
+    known = xarray.backends.list_engines()
+    for name in ENGINES:
+        if name in known and known[name].guess_can_open(path):
+            return name
+    raise ValueError(f"none of {', '.join(ENGINES)} that are installed here takes it for netCDF")
 
 
 def forget_opened() -> None:

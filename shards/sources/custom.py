@@ -2,7 +2,8 @@
 
 The file has `DESCRIPTION`, a `Description`; `events(archive)`, which yields pairs (split, PlannedEvent) for the folder
 or file INPUT; and `read(archive, event)`, which returns that event's frames, uint8 [L, C, H, W], or a RawEvent with
-details. docs/new-dataset.md has an example. The file is Python and runs as such: use only files that you trust.
+details. docs/new-dataset.md has an example. The file is Python and runs as such: use only files that you trust. It is
+run only where the user names it, `convert FILE.py` or `predict.py --source FILE.py`, never because a manifest does.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def _module(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses in the file look themselves up
     try:
-        spec.loader.exec_module(module)
+        # Compiled from the file that was named: a .pyc in __pycache__ beside it may be of another text, or another's.
+        exec(compile(file.read_bytes(), str(file), "exec", dont_inherit=True), module.__dict__)  # noqa: S102
     except (ImportError, SyntaxError) as error:
         raise UsageError(f"{file}: can't be loaded ({error}); repair it, see docs/new-dataset.md") from None
     absent = [part for part in PARTS if not hasattr(module, part)]

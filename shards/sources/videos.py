@@ -19,6 +19,11 @@ from shards.manifest import Codes
 from shards.sources.inputs import need
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v")
+# FFmpeg goes by what is in a file, not by its name, and some formats are lists of other files and URLs to open.
+CONTAINERS = {
+    "format_whitelist": "avi,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,mpegvideo,m4v",
+    "protocol_whitelist": "file",
+}
 ADVICE = "is it whole? Write it anew with: ffmpeg -i IN -c:v libx264 -qp 0 -bf 0 OUT.mp4"
 
 
@@ -40,7 +45,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, Any]]:
     if not path.is_file():
         raise SourceError(f"{path}: this file is absent; the archive has changed, convert again")
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=CONTAINERS) as container:
             if not container.streams.video:
                 raise SourceError(f"{path}: no video stream in it; move it away, and convert again")
             stream = container.streams.video[0]

@@ -5,6 +5,7 @@ A change of a text that is meant: delete the files, run this twice, and read the
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -86,6 +87,86 @@ def test_names_with_blanks_and_quotes_stay_whole(tmp_path: Path) -> None:
     shown = subprocess.run(["bash", "-c", text[:end] + 'echo "$run"'], capture_output=True, text=True, check=True)
     assert shown.stdout == f"{folder}\n"
     assert "export WORDS='a '\"'\"'b'\"'\"' $c'" in text
+
+
+HOSTILE = [
+    "it's here",
+    "$(touch RAN)",
+    "`touch RAN`",
+    'a"b',
+    "a; touch RAN;",
+    "$HOME",
+    "a\\b",
+    "'$(touch RAN)'",
+    "-n",
+    "!!",
+]
+
+
+def run_bash(text: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """The text in a folder of its own, where what got loose would leave RAN."""
+    (cwd / "text").write_text(text)
+    command = ["bash", str(cwd / "text")]
+    variables = {"PATH": f"{cwd}/bin:{os.environ['PATH']}", "HOME": "/nowhere", **environ}
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_an_array_runs_its_runs_wherever_they_lie(tmp_path: Path, name: str) -> None:
+    sweep = tmp_path / name
+    folder, runs = sweep / "slurm" / "key", [sweep / "run-1", sweep / "run-2"]
+    folder.mkdir(parents=True)
+    runs[1].mkdir()
+    (runs[1] / "submit.sbatch").write_text('printf "%s" "$0"')
+    (folder / "runs.txt").write_text("".join(f"{run}\n" for run in runs))
+    text = array_text(Profile(), Shape(1, 1, 1), sweep, folder, "demo-key", "0-1", None, tmp_path)
+    done = run_bash(text, tmp_path, SLURM_ARRAY_TASK_ID="1")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{runs[1]}/submit.sbatch", "")
+    done = run_bash(text, tmp_path, SLURM_ARRAY_TASK_ID="0")  # it isn't there
+    assert done.returncode == 2 and f"can't see '{runs[0]}', line 1 of {folder}/runs.txt" in done.stderr
+    assert not list(tmp_path.rglob("RAN"))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_task_runs_its_command_wherever_it_lies(tmp_path: Path, name: str) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "$WORDS" "$@" "$PYTHONPATH"\nexit 4\n')
+    (tmp_path / "bin" / "srun").chmod(0o755)
+    folder = tmp_path / name
+    profile = Profile(env={"WORDS": name})
+    command = ["python", name, str(folder)]
+    text = command_text(profile, 1, folder, "x", command, folder, tmp_path, str(folder), "0-1", numbered=True)
+    done = run_bash(text, tmp_path, SLURM_ARRAY_TASK_ID="1")
+    assert done.returncode == 2 and f"can't see {folder}\n" in done.stderr
+    folder.mkdir()
+    done = run_bash(text, tmp_path, SLURM_ARRAY_TASK_ID="1")
+    assert done.returncode == 4 and (folder / "1.code").read_text() == "4\n"
+    assert done.stdout.splitlines() == [name, "--ntasks=1", "--cpus-per-task=1", *command, "1", str(folder)]
+    assert not list(tmp_path.rglob("RAN"))
+
+
+def test_a_module_that_cannot_be_loaded_is_said_as_it_is_called(tmp_path: Path) -> None:
+    text = text_of(Profile(modules=["it's/1 $(touch RAN)"]))
+    (line,) = [line for line in text.splitlines() if line.startswith("module load")]
+    start = 'module() { return 1; }\nfail() { echo "$*"; }\n'
+    assert run_bash(start + line, tmp_path).stdout.startswith("module load it's/1 $(touch RAN): failed on ")
+    assert not (tmp_path / "RAN").exists()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r"])
+def test_no_path_begins_a_line_of_its_own(tmp_path: Path, end: str) -> None:
+    folder = tmp_path / f"a{end}touch RAN{end}"
+    shape = Shape(1, 1, 1)
+    for make in (
+        lambda: run_text(Profile(), shape, folder, folder / "run", CODE, ["python"], tmp_path),
+        lambda: array_text(Profile(), shape, folder, folder, "demo", None, None, tmp_path),
+        lambda: command_text(Profile(), 1, folder, "demo", ["python"], tmp_path, tmp_path, "demo"),
+        lambda: run_text(Profile(account=f"a{end}touch RAN"), shape, SWEEP, RUN, CODE, ["python"], HOME),
+    ):
+        with pytest.raises(ConfigError, match="holds the end of a line"):
+            make()
+    with pytest.raises(ConfigError, match=r"env: 'A;touch RAN' is no name of a variable"):
+        profile_of(tmp_path, "env: {'A;touch RAN': x}\n")
 
 
 @pytest.mark.parametrize("file", sorted(PROFILES.glob("*.yaml")), ids=lambda file: file.stem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,59 @@ def test_a_copy_without_its_mark_is_not_used(checkout: Path, tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=f"{copy.path}: a copy of the code without its mark COMPLETE: delete it"):
         take(tmp_path / "sweep", checkout)
     assert not stale.exists()
+
+
+EVIL = "import os; os.system('touch /tmp/never')\n"
+
+
+@pytest.mark.parametrize(
+    ("plant", "message"),
+    [
+        (
+            lambda copy: (copy / "toolkit" / "a.py").write_text(EVIL),
+            r"the files have the hash [0-9a-f]{12}, the folder's",
+        ),
+        (lambda copy: (copy / "launch" / "job.py").chmod(0o444), "the files have the hash"),
+        (lambda copy: (copy / "torch.py").write_text(EVIL), r"torch\.py: is no part of the copy of the code"),
+        (lambda copy: (copy / ".git" / "config").write_text("[core]\n"), r"\.git/config: is no part of"),
+        (lambda copy: (copy / "shards" / "b.py").unlink(), r"shards/b\.py: is missing from"),
+        (lambda copy: (copy / "torch").symlink_to("/tmp"), r"/torch: is no part of"),
+        (lambda copy: os.mkfifo(copy / "pipe.py"), r"pipe\.py: is no part of"),
+    ],
+)
+def test_a_copy_that_is_not_what_its_name_says_is_not_run(
+    checkout: Path, tmp_path: Path, plant: Callable[[Path], object], message: str
+) -> None:
+    """The name is known to anybody who has the same code, and a sweep's folder is passed on."""
+    copy = take(tmp_path / "sweep", checkout).path
+    (copy / "toolkit" / "a.py").chmod(0o644)
+    (copy / ".git").mkdir()
+    plant(copy)
+    with pytest.raises(ConfigError, match=message) as caught:
+        take(tmp_path / "sweep", checkout)
+    assert "delete it, then submit again" in str(caught.value)
+
+
+def test_a_file_of_a_copy_that_is_a_link_is_not_run(checkout: Path, tmp_path: Path) -> None:
+    copy = take(tmp_path / "sweep", checkout).path
+    (tmp_path / "same.py").write_bytes((copy / "toolkit" / "a.py").read_bytes())
+    (copy / "toolkit" / "a.py").unlink()
+    (copy / "toolkit" / "a.py").symlink_to(tmp_path / "same.py")  # and later another text
+    with pytest.raises(ConfigError, match=r"toolkit/a\.py: is no part of"):
+        take(tmp_path / "sweep", checkout)
+    copy.rename(tmp_path / "elsewhere")
+    copy.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="is a link and not a copy"):
+        take(tmp_path / "sweep", checkout)
+
+
+def test_caches_of_a_copy_are_not_trusted(checkout: Path, tmp_path: Path) -> None:
+    copy = take(tmp_path / "sweep", checkout)
+    for folder in ("toolkit", "."):
+        (copy.path / folder / "__pycache__").mkdir()
+        (copy.path / folder / "__pycache__" / "a.cpython-311.pyc").write_bytes(b"whatever")
+    assert take(tmp_path / "sweep", checkout) == copy
+    assert not list(copy.path.rglob("__pycache__")) and os.listdir(copy.path.parent) == [copy.path.name]
 
 
 def test_a_run_points_to_its_code_and_a_change_is_told(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A source in a file of the user's own: docs/new-dataset.md does what it says, and mistakes are told."""
 
 import os
+import py_compile
 import re
 import shlex
 import subprocess
@@ -110,3 +111,20 @@ def test_a_file_that_is_not_there(tmp_path, capsys):
     (tmp_path / "in").rmdir()
     assert main(["convert", str(tmp_path / "mine.py"), str(tmp_path / "in"), str(tmp_path / "other")]) == 2
     assert "in does not exist" in capsys.readouterr().err
+
+
+def test_what_runs_is_the_text_of_the_file_and_not_a_pyc_beside_it(tmp_path):
+    """Python takes a .pyc for the file's own where time and size in it fit, and these anybody can write."""
+    from shards.sources.custom import _module
+
+    file = tmp_path / "mine.py"
+    file.write_text(f"open({str(tmp_path / 'RAN')!r}, 'w')\n{SOURCE}")
+    hidden = file.stat()
+    py_compile.compile(str(file))
+    file.write_text("#" * (hidden.st_size - len(SOURCE) - 1) + f"\n{SOURCE}")
+    os.utime(file, ns=(hidden.st_atime_ns, hidden.st_mtime_ns))
+    assert file.stat().st_size == hidden.st_size and list(tmp_path.glob("__pycache__/*.pyc"))
+    _module.cache_clear()
+    (tmp_path / "in").mkdir()
+    assert main(["convert", str(file), str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    assert not (tmp_path / "RAN").exists()

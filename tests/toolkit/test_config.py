@@ -133,3 +133,24 @@ def test_identity_does_not_depend_on_the_order_of_keys(overrides: list[str]) -> 
 def test_config_and_run_directories_need_no_torch() -> None:
     code = "import sys, toolkit.config, toolkit.rundir; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["../..", "..", ".", "", "/etc", "a/b", "a\0b", "a\nb", "\x1b[2J", "x" * 201, "\u00e9" * 101, "\ud800"]
+)
+def test_a_name_that_leaves_the_runs_folder_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^t: 1 fault\n  name: "):
+        make_config({"name": name}, "t")
+
+
+@pytest.mark.parametrize("name", ["run", "modernn, 4 slots", "ModeRNN-\u00e9t\u00e9", "...a", "a..b", "x" * 200])
+def test_other_names_are_taken(name: str) -> None:
+    assert make_config({"name": name}, "t").name == name
+
+
+@pytest.mark.parametrize("key", ["data.train_split", "data.val_split", "eval.split"])
+@pytest.mark.parametrize("split", ["../../x", "/x", "test\n", "..", "", "a/b", "a.b", "Test"])
+def test_a_split_whose_files_would_lie_elsewhere_is_refused(key: str, split: str) -> None:
+    section, name = key.split(".")
+    with pytest.raises(ConfigError, match=f"^t: 1 fault\n  {key}: string should match pattern"):
+        make_config({section: {name: split}}, "t")

@@ -88,9 +88,9 @@ def test_the_lines_of_the_card_run(
     main(["--run", str(make_run().path), "--out", str(tmp_path / "model")])
     (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "model" / CARD).read_text(), re.S)
     assert len(code.splitlines()) == 5
-    monkeypatch.chdir(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
     names: dict[str, torch.Tensor] = {}
-    exec(code, names)
+    exec(code.replace("FOLDER", "model"), names)
     assert names["forecast"].shape == (1, HORIZON, 1, 16, 16)
 
 

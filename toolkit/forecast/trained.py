@@ -27,7 +27,8 @@ class Trained:
 
     Attributes:
         frames, scale, step_seconds: of its store.
-        archive: source and options that its store was converted with; see `shards.recent.open_archive`.
+        archive: name of the source and options that its store was converted with, from a file of whoever made it; see
+            `shards.recent.open_archive`.
     """
 
     model: SequenceModel
@@ -59,9 +60,7 @@ def load_trained(path: str | Path, which: str, device: torch.device) -> Trained:
     config = run.config()
     manifest = open_store(config.data.store).manifest
     model, step = load_model(run, which, device)
-    archive = frame_options(manifest)
-    archive["source"] = manifest.conversion.get("source", "")  # a file of the user's with its path
-    return Trained(model, config, manifest.frames, manifest.scale, manifest.step_seconds, archive, step)
+    return Trained(model, config, manifest.frames, manifest.scale, manifest.step_seconds, frame_options(manifest), step)
 
 
 def _of_export(folder: Path, which: str, device: torch.device) -> Trained:

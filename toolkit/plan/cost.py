@@ -222,11 +222,17 @@ def measured(configs: Sequence[RunConfig], channels: int) -> Iterator[dict[str, 
     """
     request = [{"config": config.model_dump(mode="json"), "channels": channels} for config in configs]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryFile("w+") as errors:
         command = [sys.executable, "-m", "toolkit.plan.measure"]
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            cwd=PACKAGE.parent,  # Python would import from the working directory first, which may be anybody's
+            env=environment,
+            text=True,
         )
         with process:
             assert process.stdin is not None and process.stdout is not None

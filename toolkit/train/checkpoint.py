@@ -26,6 +26,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +37,7 @@ from typing import Any, BinaryIO
 import torch
 
 from shards import open_store
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import EXIT_USAGE, CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel, build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
@@ -46,6 +47,7 @@ from toolkit.wording import first_line
 NAME = re.compile(r"step-(\d{8})")
 FILES = ("weights.pt", "moments.pt", "trainer.json")
 MANIFEST = "manifest.json"
+ZIP = b"PK\x03\x04"
 PATIENCE_S = 5.0  # a checkpoint that is being replaced or deleted is out of reach for an instant
 
 
@@ -75,6 +77,18 @@ def _canonical(tree: object) -> str:
     return json.dumps(tree, indent=1) + "\n"
 
 
+class AccessError(CheckpointError):
+    """This user may not read a checkpoint. It is neither damaged nor absent: nothing is passed over or made anew."""
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path}: permission denied: whether this checkpoint is whole can't be known. Ask who made it to run: "
+            f"chmod -R a+rX {shlex.quote(str(path.absolute().parent))}"
+        )
+
+
 class Held:
     """A checkpoint, opened: see `hold`."""
 
@@ -85,7 +99,7 @@ class Held:
         return open(name, "rb", opener=lambda file, flags: os.open(file, flags, dir_fd=self._folder))
 
     def fault(self) -> str | None:
-        """Why it can't be used, or None when it is whole."""
+        """Why it can't be used, or None when it is whole. Raises AccessError."""
         try:
             with self.open(MANIFEST) as file:
                 text = file.read().decode()
@@ -93,6 +107,8 @@ class Held:
             expected = {name: (int(tree["files"][name]["bytes"]), str(tree["files"][name]["sha256"])) for name in FILES}
         except FileNotFoundError:
             return f"no {MANIFEST}: it was not finished"
+        except PermissionError:
+            raise AccessError(self.path / MANIFEST) from None
         except OSError as error:
             return f"{MANIFEST} can't be read: {error.strerror}"
         except (ValueError, KeyError, TypeError):
@@ -113,6 +129,8 @@ class Held:
                     digest.update(block)
         except FileNotFoundError:
             return f"{name} is missing"
+        except PermissionError:
+            raise AccessError(self.path / name) from None
         except OSError as error:
             return f"{name} can't be read: {error.strerror}"
         return None if digest.hexdigest() == sha256 else f"{name} differs from its SHA-256 in the manifest"
@@ -125,6 +143,10 @@ class Held:
         """
         try:
             with self.open(name) as file:
+                # Tars, from before PyTorch 1.6, run code in torch 2.5 in spite of weights_only (CVE-2025-32434).
+                if file.read(len(ZIP)) != ZIP:
+                    raise pickle.UnpicklingError("no zip archive, as torch.save writes.")
+                file.seek(0)
                 return torch.load(file, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             raise CheckpointError(f"{self.path / name}: was deleted while it was read; try again") from None
@@ -168,6 +190,8 @@ def _try_to_hold(folder: Path, step: int, stack: contextlib.ExitStack) -> Held |
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except (FileNotFoundError, NotADirectoryError):
             continue
+        except PermissionError:
+            raise AccessError(path) from None
         stack.callback(os.close, descriptor)
         held = Held(path, descriptor)
         try:
@@ -188,22 +212,38 @@ def _try_to_hold(folder: Path, step: int, stack: contextlib.ExitStack) -> Held |
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, oldest first, whole or not."""
-    found = (NAME.fullmatch(path.name.removesuffix(".old")) for path in folder.glob("step-*"))
+    """Steps of the checkpoints in a folder, oldest first, whole or not.
+
+    Raises:
+        AccessError: the folder can't be listed.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    except PermissionError:
+        raise AccessError(folder) from None
+    found = (NAME.fullmatch(name.removesuffix(".old")) for name in names)
     return sorted({int(match.group(1)) for match in found if match})
 
 
 def fault_of(folder: Path, step: int) -> str | None:
-    """Why the checkpoint of a step can't be used, or None when it is whole."""
+    """Why the checkpoint of a step can't be used, or None when it is whole. Raises AccessError."""
     try:
         with hold(folder, step) as held:
             return held.fault()
+    except AccessError:
+        raise
     except CheckpointError:
         return "there is none"
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> int | None:
-    """The step of the newest whole checkpoint; what is passed over, and why, goes to `say`. None when there is none."""
+    """The step of the newest whole checkpoint; what is passed over, and why, goes to `say`. None when there is none.
+
+    Raises:
+        AccessError: a newer one can't be read.
+    """
     for step in reversed(steps_in(folder)):
         fault = fault_of(folder, step)
         if fault is None:
@@ -234,11 +274,13 @@ def load(folder: Path, step: int, config_hash: str) -> tuple[TrainState, Progres
 
 
 def pointed(folder: Path, pointer: str) -> int | None:
-    """The step that `latest` or `best` names; None when there is no such file or no name in it."""
+    """The step that `latest` or `best` names; None when there is no such file or no name in it. Raises AccessError."""
     try:
         match = NAME.fullmatch((folder / pointer).read_text().strip())
     except (FileNotFoundError, UnicodeDecodeError):
         return None
+    except PermissionError:
+        raise AccessError(folder / pointer) from None
     return int(match.group(1)) if match else None
 
 
@@ -249,7 +291,7 @@ def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceM
         which: `last`, `best` (the best validation score; without validation the last) or a step number.
 
     Raises:
-        CheckpointError: no such checkpoint, or a damaged one; the newest whole one is named.
+        CheckpointError: no such checkpoint, a damaged one (the newest whole one is named), or one that can't be read.
     """
     config = run.config()
     if not MODELS[config.model.name].trained:

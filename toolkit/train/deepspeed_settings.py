@@ -14,7 +14,8 @@ from toolkit.data.batches import Share
 from toolkit.distributed import World
 from toolkit.errors import ConfigError
 
-NOT_OFFERED = {"fp16", "amp", "optimizer", "scheduler", "activation_checkpointing"}  # in train.deepspeed
+# Not in train.deepspeed. `torch_autocast` names modules, which DeepSpeed would import.
+NOT_OFFERED = {"fp16", "amp", "torch_autocast", "optimizer", "scheduler", "activation_checkpointing"}
 
 
 def share_of(config: TrainConfig, world: World) -> Share:

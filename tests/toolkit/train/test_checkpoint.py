@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -116,14 +118,18 @@ class Bomb:
         return os.system, ("touch exploded",)
 
 
+@pytest.mark.parametrize(
+    ("zipped", "content"), [(True, {"a": Bomb()}), (False, {"a": Bomb()}), (False, {"a": torch.zeros(1)})]
+)
 @pytest.mark.parametrize("name", ["weights.pt", "moments.pt"])
 def test_a_pickle_bomb_with_a_fitting_manifest_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, zipped: bool, content: dict[str, object]
 ) -> None:
+    """And so is torch's old format, whatever is in it: there weights_only was no protection in torch 2.4 and 2.5."""
     monkeypatch.chdir(tmp_path)
     save(tmp_path, 1)
     folder = tmp_path / "step-00000001"
-    torch.save({"a": Bomb()}, folder / name)
+    torch.save(content, folder / name, _use_new_zipfile_serialization=zipped)
     files = json.loads((folder / MANIFEST).read_text())["files"]
     data = (folder / name).read_bytes()
     files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -236,6 +242,72 @@ def test_what_is_kept(tmp_path: Path) -> None:
     save(tmp_path, 4)  # training went back to step 3
     assert commit.prune(tmp_path, 4, keep_last=2) == [6, 8, 9]
     assert steps_in(tmp_path) == [2, 3, 4]
+
+
+@contextlib.contextmanager
+def subject_to_permissions() -> Iterator[None]:
+    """Take from root, in this thread, what lets it read everything (CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    before, less = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, before) == 0
+    less[:] = before[:]
+    less[0] &= ~0b110
+    assert libc.capset(header, less) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux's")
+@pytest.mark.parametrize("which", ["best", "4"])
+@pytest.mark.parametrize(
+    ("locked", "named"),
+    [
+        ("checkpoints/step-00000004/manifest.json", "step-00000004/manifest.json"),
+        ("checkpoints/step-00000004/weights.pt", "step-00000004/weights.pt"),
+        ("checkpoints/step-00000004", "step-00000004"),
+        ("checkpoints/best", "best"),
+        ("checkpoints", "checkpoints(/best)?"),
+    ],
+)
+def test_a_checkpoint_that_may_not_be_read_is_neither_damaged_nor_absent(
+    run: RunDir, locked: str, named: str, which: str
+) -> None:
+    """Nobody is told to delete DONE, to restore a checkpoint or to train first: it may be whole."""
+    run.mark_done()
+    file = run.path / locked
+    mode = file.stat().st_mode
+    file.chmod(0)
+    try:
+        with subject_to_permissions():
+            if (locked, which) == ("checkpoints/best", "4"):
+                assert step_loaded(run, which) == 4  # which needs no pointer
+                return
+            with pytest.raises(CheckpointError, match=f"{named}: permission denied") as caught:
+                step_loaded(run, which)
+    finally:
+        file.chmod(mode)
+    assert "chmod -R a+rX" in str(caught.value)
+    for advice in ("DONE", "train", "delete", "damaged"):
+        assert advice not in str(caught.value).replace(str(run.path), "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux's")
+def test_training_does_not_go_on_from_an_older_one_because_the_newest_may_not_be_read(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2, 3)
+    said: list[str] = []
+    (tmp_path / "step-00000003" / MANIFEST).chmod(0)
+    with subject_to_permissions():
+        with pytest.raises(CheckpointError, match=r"step-00000003/manifest\.json: permission denied"):
+            newest(tmp_path, said.append)
+        with pytest.raises(CheckpointError, match=r"step-00000003/manifest\.json: permission denied"):
+            load(tmp_path, 3, HASH)
+        with pytest.raises(CheckpointError, match=r"step-00000003/manifest\.json: permission denied"):
+            commit.repair(tmp_path, Progress(2, 8, {"step": 3, "score": 1.0}), said.append)
+        assert load(tmp_path, 2, HASH)[1].step == 2
+    assert said == []
 
 
 READER = """
