@@ -92,7 +92,8 @@ class SlotWeights(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         """GAP(I_t) [B, D] -> omega [B, N, G, D]."""
         reduced = F.relu(self.reduce(pooled)).view(-1, GATES, self.reduced).transpose(0, 1)
-        each = torch.bmm(reduced, self.weight.flatten(1, 2).transpose(1, 2))  # [G, B, N D]; einsum would copy weights
+        # As einsum, with a copy fewer on the way back.
+        each = torch.bmm(reduced, self.weight.flatten(1, 2).transpose(1, 2))  # [G, B, N D]
         return each.unflatten(2, self.bias.shape[1:]).permute(1, 2, 0, 3) + self.bias.transpose(0, 1)
 
 
