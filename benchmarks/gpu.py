@@ -186,7 +186,9 @@ class Kit:
 
     def rows(self) -> list[Row]:
         """All rows so far, in order of the parts."""
-        return [{"part": name, **row} for name in PARTS for row in read_rows(self.work / f"{name}.jsonl")]
+        found = {name: read_rows(self.work / f"{name}.jsonl") for name in PARTS}
+        found["rates"] = gpu_rates.with_ratios(found["rates"])
+        return [{"part": name, **row} for name in PARTS for row in found[name]]
 
     def tell(self) -> None:
         """Print what is new, and write it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import statistics
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -192,7 +192,6 @@ def rates(job: Job) -> None:
             row |= milliseconds(step, job.cuda, least=4, lasting=0.6)
             hours = row["ms"] * 80 / 3600 if case["batch"] == PAPER_BATCH else None
             row |= {"sequences_per_s": 1e3 * case["batch"] / row["ms"], "hours_of_80000": hours}
-            row |= beside(rows.found, case, row["ms"])
             if job.cuda:
                 row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
                 with noted(row, "profiler"):
@@ -223,14 +222,17 @@ def without(form: str, precision: str) -> Iterator[None]:
         fused.TRITON, StepSequence.layout = triton, None
 
 
-def beside(found: list[Row], case: Row, ms: float) -> Row:
-    """How many times as fast as the plain form and as predrnn-pytorch, where those were measured before."""
-    row: Row = {}
-    for form, key in (("plain", "x_plain"), (PEER, "x_peer")):
-        same = {**case, "form": form}
-        times = [other["ms"] for other in found if other.get("case") == same and "ms" in other]
-        row[key] = statistics.median(times) / ms if times else None
-    return row
+def with_ratios(found: list[Row]) -> list[Row]:
+    """The rows of `rates`, with how many times as fast each is as the plain form and as predrnn-pytorch."""
+    times = {json.dumps(row["case"], sort_keys=True): row["ms"] for row in found if "ms" in row}
+
+    def ratio(row: Row, form: str) -> float | None:
+        other = times.get(json.dumps({**row["case"], "form": form}, sort_keys=True))
+        return None if other is None else other / row["ms"]
+
+    return [
+        {**row, "x_plain": ratio(row, "plain"), "x_peer": ratio(row, PEER)} if "ms" in row else row for row in found
+    ]
 
 
 def _forget(job: Job) -> None:

@@ -304,7 +304,8 @@ def test_a_cuda_graph_replays_the_kernels() -> None:
     def step() -> list[Tensor]:
         hidden, after = lstm(inputs[4], gated_sum(*inputs[:4]))
         total = weighed_sum(inputs[0][:, :, 0], hidden, after.repeat(1, 2, 1, 1))
-        return [total, *torch.autograd.grad(total.square().sum(), inputs)]
+        # Detached: what holds on to this graph of autograd would tie later ones to the stream of the capture.
+        return [total.detach(), *torch.autograd.grad(total.square().sum(), inputs)]
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
