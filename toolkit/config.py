@@ -136,8 +136,8 @@ class TrainConfig(Options):
     )
     defer_weight_gradients: Switch = Field(
         "auto",
-        description="in a graphed step, weight gradients of convolutions are computed once for all time steps; `auto`: "
-        "on a GPU without activation checkpointing and compilation. See toolkit/train/deferred.py",
+        description="weight gradients of convolutions are computed once for all time steps; `auto`: on a GPU, without "
+        "activation checkpointing, compilation and ZeRO-3. See toolkit/train/deferred.py",
         json_schema_extra=EXECUTION,
     )
     checkpoint_layers: bool = Field(
@@ -224,14 +224,14 @@ class TrainConfig(Options):
         return self.graph == "on" or (self.graph == "auto" and gpu and self.why_not_graphed() is None)
 
     def is_deferred(self, gpu: bool) -> bool:
-        """Return whether a graphed step computes weight gradients once for all time steps.
+        """Return whether a training step computes weight gradients once for all time steps.
 
         Not where activations are recomputed, because inputs and output gradients of all steps would be kept; nor under
-        torch.compile, which computes them inside a compiled cell.
+        torch.compile, which computes them inside a compiled cell; nor under ZeRO-3, which takes weights away between.
         """
         if self.defer_weight_gradients != "auto":
             return self.defer_weight_gradients == "on"
-        return gpu and self.checkpointing == "none" and self.compile == "none"
+        return gpu and self.checkpointing == "none" and self.compile == "none" and self.zero < 3
 
     def share(self, ranks: int) -> int:
         """Sequences of one rank in an optimizer step.
@@ -311,7 +311,7 @@ class RunConfig(Options):
         train = self.train
         if train.defer_weight_gradients != "on":
             return
-        for key, allowed in (("graph", ("auto", "on")), ("checkpointing", ("none",)), ("compile", ("none",))):
+        for key, allowed in (("zero", (0, 1, 2)), ("checkpointing", ("none",)), ("compile", ("none",))):
             if getattr(train, key) not in allowed:
                 raise ValueError(
                     f"train.defer_weight_gradients on can't be used with train.{key} {getattr(train, key)}: set "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from toolkit.distributed import World
 from toolkit.models.base import SequenceModel
 from toolkit.train.compiled import compile_step
 from toolkit.train.deepspeed_settings import deepspeed_config, import_deepspeed
+from toolkit.train.deferred import DeferredGradients
 from toolkit.train.engine import MOMENTS, Engine, LossOf, StepResult, TrainState, evaluating, norms_of, on_host
 
 
@@ -44,6 +45,8 @@ class DeepSpeedEngine(Engine):
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=settings, dist_init_required=False
         )
+        deferred = config.is_deferred(world.device.type == "cuda")
+        self.deferred = DeferredGradients(self.model) if deferred else nullcontext()
         self.stage = int(self.engine.zero_optimization_stage())
         self.partitioned = self.stage > 0
 
@@ -83,7 +86,8 @@ class DeepSpeedEngine(Engine):
 
     def describe(self) -> str:
         why = f" (not graphed: {self.not_graphed})" if self.not_graphed else ""
-        return f"DeepSpeed ZeRO {self.config.zero}{why}"
+        deferred = ", weight gradients deferred" * isinstance(self.deferred, DeferredGradients)
+        return f"DeepSpeed ZeRO {self.config.zero}{deferred}{why}"
 
     def phases(self) -> tuple[Any, Mapping[str, str]]:
         return self.engine, {"forward": "forward", "backward": "backward", "step": "optimizer"}
@@ -92,8 +96,9 @@ class DeepSpeedEngine(Engine):
         self.engine.train()
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for number, batch in enumerate(batches):
-            loss = loss_of(batch)
-            self.engine.backward(loss)
+            with self.deferred:
+                loss = loss_of(batch)
+                self.engine.backward(loss)
             total += loss.detach()
             if number < len(batches) - 1:
                 self.engine.step()  # counts the micro-batch; DeepSpeed updates after the last one only

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -19,29 +18,32 @@ from toolkit import distributed
 from toolkit.config import make_config
 from toolkit.distributed import World
 from toolkit.models.base import Sampling, build_model
+from toolkit.train.build import build_engine
+from toolkit.train.deepspeed_engine import DeepSpeedEngine
 from toolkit.train.deferred import DeferredGradients
-from toolkit.train.engine import Engine
 
 STEPS = 4
 
 
 def norms(stage: int, deferred: bool, world: World) -> list[float]:
     model = {"name": "convlstm", "layers": 2, "hidden": 8}
-    config = make_config({"model": model, "train": {"zero": stage, "batch": 4}}, "test")
+    train = {"zero": stage, "batch": 4, "defer_weight_gradients": "on" if deferred else "off"}
+    config = make_config({"model": model, "train": train}, "test")
     torch.manual_seed(0)
-    engine = Engine.build(build_model(config, FrameSpec(1, 16, 16)), config, world, None)
-    block = DeferredGradients(engine.model) if deferred else nullcontext()
+    engine = build_engine(build_model(config, FrameSpec(1, 16, 16)), config, world, None)
+    assert isinstance(engine, DeepSpeedEngine)
     generator = torch.Generator().manual_seed(1)
     found = []
     for _ in range(STEPS):
         frames = torch.rand(4, 8, 1, 16, 16, generator=generator).tensor_split(world.world_size)[world.rank]
-        with block:
+        with engine.deferred:
             engine.engine.backward(engine.engine(frames, 4, Sampling()).losses["mse"])
         squares = torch.stack([part.double().square().sum() for part in engine.held_gradients()]).sum()
         found.append(float(world.sum(squares / (1 if engine.partitioned else world.world_size)).sqrt()))
         engine.engine.step()
     if deferred:
-        assert block.peak_bytes > 0
+        assert isinstance(engine.deferred, DeferredGradients)
+        assert engine.deferred.peak_bytes > 0
     return found
 
 

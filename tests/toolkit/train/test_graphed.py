@@ -189,7 +189,7 @@ def test_what_cannot_be_graphed_says_why(tiny_config: Path, tmp_path: Path) -> N
     )
     assert done.returncode == 2
     assert "train.graph on: train.zero 1" in done.stderr
-    for clash in ("train.checkpointing=step", "train.compile=default", "train.graph=off"):
+    for clash in ("train.checkpointing=step", "train.compile=default", "train.zero=3"):
         with pytest.raises(ConfigError, match=r"train\.defer_weight_gradients on can't be used with"):
             load_config(tiny_config, ["train.defer_weight_gradients=on", clash])
 
