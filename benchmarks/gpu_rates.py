@@ -13,7 +13,9 @@ from benchmarks.gpu_checks import switched
 from benchmarks.gpu_rows import Job, Row, Rows, has_setting, kernels, milliseconds, noted
 
 FORMS = ("plain", "eager", "graph", "graph+deferred", "graph+compiled", "compiled")
-WITHOUT = ("graph+deferred, torch kernels", "graph+deferred, other layout")  # what the defaults are worth
+CUDNN = ("graph+deferred, cuDNN convolutions", "graph+deferred, cuDNN benchmark")
+GROUPED = "graph+deferred, Triton for grouped convolutions"
+WITHOUT = ("graph+deferred, torch kernels", "graph+deferred, other layout", *CUDNN, GROUPED)  # the defaults' worth
 PRECISIONS = ("fp32", "TF32", "bf16")
 OTHERS = ("modernn_released", "convlstm", "predrnn")
 PEER = "predrnn-pytorch"
@@ -149,9 +151,9 @@ def cases(job: Job) -> Iterator[Row]:
         yield from (case("predrnn", form, "fp32", 2) for form in (PEER, "eager") if job.predrnn_pytorch)
         return
     first = ("graph+deferred", "graph", "eager", "plain")
-    yield from (case("modernn", form, "bf16", 8) for form in first)
+    yield from (case("modernn", form, "bf16", 8) for form in (first[0], *CUDNN, GROUPED, *first[1:]))
     yield from (case("modernn", form, p, 8) for p in ("fp32", "TF32") for form in first)
-    yield from (case("modernn", form, p, 8) for form in WITHOUT for p in ("bf16", "fp32"))
+    yield from (case("modernn", form, p, 8) for form in WITHOUT[:2] for p in ("bf16", "fp32"))
     yield from (case("modernn", form, "bf16", 8) for form in ("graph+compiled", "compiled"))
     yield from (case("modernn", form, "bf16", batch) for batch in (32, 64) for form in ("graph+deferred", "eager"))
     if job.predrnn_pytorch:
@@ -201,25 +203,31 @@ def rates(job: Job) -> None:
 
 @contextmanager
 def without(form: str, precision: str) -> Iterator[None]:
-    """One of the defaults changed: PyTorch's kernels instead of Triton's, or maps in the other memory layout."""
+    """One of the defaults changed: others' kernels instead of Triton's, or maps in the other memory layout."""
     import torch
 
     from toolkit.models import fused
     from toolkit.models.base import StepSequence
+    from toolkit.train import deferred
 
     if form not in WITHOUT:
         yield
         return
     other = torch.contiguous_format if precision == "bf16" else torch.channels_last
-    triton = fused.TRITON
+    cudnn = torch.backends.cudnn
+    before = fused.TRITON, deferred.TRITON_CONVOLUTIONS, cudnn.benchmark
     try:
         if form == WITHOUT[0]:
             fused.TRITON = False
-        else:
+        elif form == WITHOUT[1]:
             StepSequence.layout = other
+        else:
+            deferred.TRITON_CONVOLUTIONS = "grouped" if form == GROUPED else "none"
+            cudnn.benchmark = form == CUDNN[1]
         yield
     finally:
-        fused.TRITON, StepSequence.layout = triton, None
+        fused.TRITON, deferred.TRITON_CONVOLUTIONS, cudnn.benchmark = before
+        StepSequence.layout = None
 
 
 def with_ratios(found: list[Row]) -> list[Row]:
