@@ -171,7 +171,8 @@ class Kit:
             if self.ends - time.time() < 5:
                 self.facts[name] = {"error": "no time left"}
                 continue
-            job = Job(name, self.cuda, self.work / f"{name}.jsonl", self.work, self.out, self.ends, self.options.peer)
+            rows, options = self.work / f"{name}.jsonl", self.options
+            job = Job(name, self.cuda, rows, self.work, self.out, self.ends, options.peer, options.tests)
             self.children.append(Child(job, limit, self.log))
         while self.children:
             time.sleep(0.25)
@@ -282,6 +283,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--predrnn-pytorch", dest="peer", metavar="CLONE", help="a clone of github.com/thuml/predrnn-pytorch"
     )
+    parser.add_argument("--tests", default="", metavar="WORD", help="only files of tests whose path has it")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.parts = options.parts.split(",")

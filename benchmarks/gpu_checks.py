@@ -132,7 +132,8 @@ def tests(job: Job) -> None:
     """`pytest -m gpu`, of the files in which a test is marked so: the others may want what this machine lacks."""
     import pytest
 
-    marked = [file for file in sorted((ROOT / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in file.read_text()]
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    marked = [file for file in files if "pytest.mark.gpu" in file.read_text() and job.tests in str(file)]
     rows = Rows(job)
     options = ["-m", "gpu", "-p", "no:cacheprovider", "-o", "addopts=", "-o", f"timeout={max(30, int(job.left / 2))}"]
     code = pytest.main([*options, f"--rootdir={ROOT}", *map(str, marked)], plugins=[Told(rows)])

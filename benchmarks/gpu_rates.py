@@ -14,7 +14,14 @@ from benchmarks.gpu_rows import Job, Row, Rows, has_setting, kernels, millisecon
 
 FORMS = ("plain", "eager", "graph", "graph+deferred", "graph+compiled", "compiled")
 DEFAULT = "graph+deferred"  # with changes behind commas, to see what the defaults are worth
-CHANGES = ("torch kernels", "other layout", "cuDNN convolutions", "cuDNN benchmark", "Triton for grouped convolutions")
+CHANGES = (
+    "torch kernels",
+    "other layout",
+    "cuDNN convolutions",
+    "cuDNN benchmark",
+    "Triton for grouped convolutions",
+    "Triton for fp32 convolutions",
+)
 PRECISIONS = ("fp32", "TF32", "bf16")
 OTHERS = ("modernn_released", "convlstm", "predrnn")
 PEER = "predrnn-pytorch"
@@ -140,8 +147,15 @@ def peer_trainer(job: Job, config: Any, size: int) -> Callable[[], object]:
 
 
 def cases(job: Job) -> Iterator[Row]:
-    """What is measured, what matters most first."""
+    """What is measured, what matters most first, each once."""
+    seen = set()
+    for case in _cases(job):
+        if (text := json.dumps(case)) not in seen:
+            seen.add(text)
+            yield case
 
+
+def _cases(job: Job) -> Iterator[Row]:
     def case(model: str, form: str, precision: str, batch: int) -> Row:
         return {"model": model, "form": form, "precision": precision, "batch": batch}
 
@@ -149,11 +163,14 @@ def cases(job: Job) -> Iterator[Row]:
         yield from (case("modernn", form, p, 2) for form, p in itertools.product(FORMS[:4], ("fp32", "bf16")))
         yield from (case("predrnn", form, "fp32", 2) for form in (PEER, "eager") if job.predrnn_pytorch)
         return
-    kernels, layout, cudnn, benchmark, grouped = (f"{DEFAULT}, {change}" for change in CHANGES)
-    yield from (case("modernn", form, "bf16", 8) for form in (DEFAULT, cudnn, grouped, f"{cudnn}, {CHANGES[3]}"))
-    for precision in ("fp32", "TF32"):
-        forms = (DEFAULT, layout, benchmark, f"{layout}, {CHANGES[3]}")
-        yield from (case("modernn", form, precision, 8) for form in forms)
+    kernels, layout, cudnn, _, grouped, single = (f"{DEFAULT}, {change}" for change in CHANGES)
+    yield case("modernn", DEFAULT, "bf16", 8)
+    yield from (case("modernn", form, p, 8) for p in ("fp32", "TF32") for form in (DEFAULT, single))
+    yield from (case("modernn", DEFAULT, "bf16", batch) for batch in (32, 64))
+    yield from (case("modernn_released", form, "fp32", 8) for form in (DEFAULT, layout))
+    yield from (case("predrnn", form, "bf16", 8) for form in (DEFAULT, cudnn))
+    yield from (case("modernn", form, "bf16", 8) for form in (cudnn, grouped, f"{cudnn}, {CHANGES[3]}"))
+    yield from (case("modernn", layout, p, 8) for p in ("fp32", "TF32"))
     yield from (case("modernn", form, p, 8) for p in ("bf16", "fp32", "TF32") for form in ("graph", "eager", "plain"))
     yield from (case("modernn", form, "bf16", 8) for form in (kernels, layout))
     yield from (case("modernn", form, "bf16", 8) for form in ("graph+compiled", "compiled"))
@@ -216,7 +233,7 @@ def changed(form: str, precision: str) -> Iterator[None]:
     assert set(changes) <= set(CHANGES), form
     other = torch.contiguous_format if precision == "bf16" else torch.channels_last
     cudnn = torch.backends.cudnn
-    before = fused.TRITON, deferred.TRITON_CONVOLUTIONS, cudnn.benchmark
+    before = fused.TRITON, deferred.TRITON_CONVOLUTIONS, deferred.TRITON_DTYPES, cudnn.benchmark
     try:
         if CHANGES[0] in changes:
             fused.TRITON = False
@@ -226,10 +243,12 @@ def changed(form: str, precision: str) -> Iterator[None]:
             deferred.TRITON_CONVOLUTIONS = "none"
         if CHANGES[4] in changes:
             deferred.TRITON_CONVOLUTIONS = "grouped"
+        if CHANGES[5] in changes:
+            deferred.TRITON_DTYPES = (torch.bfloat16, torch.float32)
         cudnn.benchmark = CHANGES[3] in changes
         yield
     finally:
-        fused.TRITON, deferred.TRITON_CONVOLUTIONS, cudnn.benchmark = before
+        fused.TRITON, deferred.TRITON_CONVOLUTIONS, deferred.TRITON_DTYPES, cudnn.benchmark = before
         StepSequence.layout = None
 
 

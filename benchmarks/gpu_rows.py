@@ -32,6 +32,7 @@ class Job:
         out: the folder of results.
         ends: time.time() at which it must have ended.
         predrnn_pytorch: a clone, or None.
+        tests: which files of tests, by a part of their path; empty: all.
     """
 
     part: str
@@ -41,6 +42,7 @@ class Job:
     out: Path
     ends: float
     predrnn_pytorch: str | None = None
+    tests: str = ""
 
     @property
     def device(self) -> str:

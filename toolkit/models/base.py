@@ -255,16 +255,12 @@ def memory_layout(cell: StepModel, like: Tensor) -> torch.memory_format:
 
     Channels-last in bf16. On a CPU convolutions of slots are 2 to 3 times as fast as in the other layout. On CUDA
     cuDNN's bf16 kernels compute channels-last and transpose each operand of another layout, 2 copies a convolution,
-    and attention reads its heads without a copy: the paper's ModeRNN needs 13,600 kernels a step with deferred weight
-    gradients instead of 14,100 and up to 5,700 transposes (counted; `StepSequence.layout` overrules for a measurement).
-    In fp32 contiguous, but on a CPU for models that ask: PredRNN loses a tenth by channels-last (benchmarks/cell.py).
-    On other devices PyTorch's own.
+    and attention reads its heads without a copy. In fp32 channels-last for models that ask: on an H100 a step of the
+    paper's ModeRNN then takes 124 ms instead of 167 (docs/gpu.md); on a CPU PredRNN loses a tenth by it
+    (benchmarks/cell.py). On other devices PyTorch's own. `StepSequence.layout` overrules, for a measurement.
     """
-    last = {
-        "cpu": cell.channels_last or like.dtype == torch.bfloat16,
-        "cuda": like.dtype == torch.bfloat16,
-    }
-    return torch.channels_last if last.get(like.device.type, False) else torch.contiguous_format
+    asks = like.device.type in ("cpu", "cuda") and (cell.channels_last or like.dtype == torch.bfloat16)
+    return torch.channels_last if asks else torch.contiguous_format
 
 
 def laid_out(tree: State, layout: torch.memory_format) -> State:

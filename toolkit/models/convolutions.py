@@ -22,7 +22,8 @@ from toolkit.models.operators import operator
 DTYPES = (torch.bfloat16, torch.float32)
 PROGRAMS = 120  # at least, where a smaller tile still helps: a card has 132 multiprocessors
 SHARED = 96 * 2**10  # bytes of loads under way, in shared memory: two such programs fit a multiprocessor
-TILES = ((128, 128), (128, 64), (64, 64), (128, 32), (64, 32))  # positions and outputs, what reads least first
+TILES = ((128, 128), (64, 128), (128, 64), (64, 64), (128, 32), (64, 32))  # positions and outputs, fastest first
+SMALL = 512  # programs: fewer wait for memory, and read more at a time
 
 
 def fits(x: Tensor, weight: Tensor, groups: int) -> bool:
@@ -43,7 +44,8 @@ def tile(positions: int, outputs: int, inputs: int, groups: int, dtype: torch.dt
         return triton.cdiv(positions, sizes[0]) * triton.cdiv(outputs, sizes[1]) * groups
 
     rows, columns = next((sizes for sizes in fitting if programs(sizes) >= PROGRAMS), fitting[-1])
-    depth = max(16, min(128 // dtype.itemsize, triton.next_power_of_2(inputs)))
+    most = (256 if programs((rows, columns)) < SMALL else 128) // dtype.itemsize
+    depth = max(16, min(most, triton.next_power_of_2(inputs)))
     stages = max(3, min(6, SHARED // ((rows + columns) * depth * dtype.itemsize)))
     warps = 8 if rows * columns > 64 * 128 else 4
     return {"POSITIONS": rows, "OUTPUTS": columns, "INPUTS": depth, "num_warps": warps, "num_stages": stages}
@@ -100,7 +102,7 @@ def convolution(
         SIDE=side,
         FLIPPED=transposed,
         BIAS=bias is not None,
-        PRECISION="ieee",
+        PRECISION="tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee",
         **sizes,
     )
     return out

@@ -90,6 +90,21 @@ class _Attention(torch.autograd.Function):
         return *(t.to(of_out.dtype) for t in gradients), None
 
 
+def spatial_mean(maps: Tensor) -> Tensor:
+    """Return the mean over positions [B, C] of maps [B, C, h, w].
+
+    On CUDA and channels-last as a product with ones: PyTorch's reduction there reads one position after the other.
+    """
+    return mean_by_product(maps) if maps.is_cuda and maps.stride(1) == 1 else maps.mean((2, 3))
+
+
+def mean_by_product(maps: Tensor) -> Tensor:
+    """Return the same; the sum is rounded once before it is divided."""
+    tokens = maps.flatten(2).transpose(1, 2)
+    ones = tokens.new_ones(1, 1, tokens.shape[1]).expand(len(maps), -1, -1)
+    return torch.bmm(ones, tokens)[:, 0] / tokens.shape[1]
+
+
 def lstm(
     memory: Tensor, *gates: Tensor, added: Tensor | None = None, forget_bias: float = 0.0
 ) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ from torch.nn import functional as F
 
 from shards.manifest import FrameSpec
 from toolkit.models.base import Noise, Probe, StepModel
-from toolkit.models.fused import attention, gated_sum, lstm
+from toolkit.models.fused import attention, gated_sum, lstm, spatial_mean
 from toolkit.models.registry import ModeRNNOptions
 
 GATES = 4  # in the order i, f, o, g
@@ -147,7 +147,7 @@ class ModeCell(nn.Module):
         residual = self.fuse_input(interaction)
         if self.weigh is None:
             return residual * torch.sigmoid(interaction).repeat(1, GATES, 1, 1) + self._equal_sum(slots)
-        omega = self.weigh(interaction.mean((2, 3)))
+        omega = self.weigh(spatial_mean(interaction))
         self.weights_seen(omega)
         return gated_sum(omega, interaction, residual, self.fuse_slots(slots))
 

@@ -115,10 +115,16 @@ class Convolution:
             triton = self._triton(x, weight)
             if triton:
                 return triton.convolution(of_out, weight, None, self.groups, True), None, None
+        # PyTorch's reduction reads one position of channels-last maps after the other: a product with ones is faster.
+        rows = of_out.permute(0, 2, 3, 1)
+        by_product = wanted[2] and of_out.is_cuda and rows.is_contiguous()
         gradients: Gradients = aten.convolution_backward(
-            of_out, x, weight, [of_out.shape[1]], *self._settings, list(wanted)
+            of_out, x, weight, [of_out.shape[1]], *self._settings, [*wanted[:2], wanted[2] and not by_product]
         )
-        return gradients
+        if not by_product:
+            return gradients
+        rows = rows.flatten(0, 2)
+        return *gradients[:2], (rows.new_ones(1, len(rows)) @ rows)[0]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from toolkit.train import deferred
 from toolkit.train.deferred import DeferredGradients
 
 LAST = torch.channels_last
+TILES = convolutions.TILES
 
 
 @pytest.fixture(scope="module", params=["interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -153,7 +154,10 @@ def test_only_what_the_kernel_computes_is_taken() -> None:
 @pytest.mark.parametrize("positions", [35, 2048, 73_728])
 @pytest.mark.parametrize("outputs", [1, 11, 26, 32, 43, 64, 128, 512])
 @pytest.mark.parametrize("groups", [1, 4])
-def test_tiles_fill_the_card_where_they_can(positions: int, outputs: int, groups: int) -> None:
+def test_tiles_fill_the_card_where_they_can(
+    positions: int, outputs: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolutions, "TILES", TILES)  # not those that the interpreter is given
     sizes = convolutions.tile(positions, outputs, 128, groups, torch.bfloat16)
     programs = -(-positions // sizes["POSITIONS"]) * -(-outputs // sizes["OUTPUTS"]) * groups
     least = max(16, min(32, 1 << (outputs - 1).bit_length()))

@@ -135,3 +135,15 @@ def test_heads_are_padded_where_cuda_needs_it_only(monkeypatch: pytest.MonkeyPat
             for device in ("cpu", "cuda"):
                 attention(*[torch.empty(1, 2, 4, width, device=device) for _ in range(3)], 1.0)
     assert calls == [11, 26, 43]
+
+
+def test_mean_by_product() -> None:
+    """What channels-last maps on CUDA get."""
+    maps = torch.randn(3, 5, 4, 7, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weights = torch.randn(3, 5, dtype=torch.float64)
+    found = []
+    for mean in (fused.mean_by_product(maps), maps.mean((2, 3))):
+        (gradient,) = torch.autograd.grad((mean * weights).sum(), maps)
+        found.append((mean, gradient))
+    assert all(torch.allclose(*pair, rtol=1e-12, atol=0) for pair in zip(*found, strict=True))
+    assert torch.equal(fused.spatial_mean(maps), maps.mean((2, 3)))

@@ -216,15 +216,16 @@ def test_the_masked_loss_does_not_depend_on_how_a_batch_is_divided() -> None:
 
 
 def test_how_maps_lie_in_memory() -> None:
-    """Channels-last in bf16 on a CPU and on CUDA; in fp32 on a CPU for models that ask, and nowhere else."""
+    """On a CPU and on CUDA channels-last in bf16, and in any precision for models that ask; nowhere else."""
     last, plain = torch.channels_last, torch.contiguous_format
     expected = {
         ("cpu", torch.bfloat16): (last, last),
         ("cuda", torch.bfloat16): (last, last),
         ("meta", torch.bfloat16): (plain, plain),
         ("cpu", torch.float32): (last, plain),
-        ("cuda", torch.float32): (plain, plain),
-        ("cuda", torch.float64): (plain, plain),
+        ("cuda", torch.float32): (last, plain),
+        ("cuda", torch.float64): (last, plain),
+        ("meta", torch.float32): (plain, plain),
     }
     cells = [build_model(config_of(name), FrameSpec(1, 8, 8)).cell for name in ("modernn", "predrnn")]
     with FakeTensorMode():
