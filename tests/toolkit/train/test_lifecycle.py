@@ -254,6 +254,23 @@ def test_a_killed_reader_process_ends_the_run_with_a_clear_error(warm: Warm, con
     assert "Traceback" not in text_of(log)
 
 
+def test_a_killed_training_leaves_no_process_behind(warm: Warm, config: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    options = ["--set", "data.workers=2", "--set", "train.steps=20000"]
+    pid = warm.start(["--config", config, "--run-dir", tmp_path / "run", *options], log)
+    wait_until(lambda: said(log, " 2/20000"), "step 2")
+
+    def readers() -> list[Path]:
+        return [
+            path for path in Path("/proc").iterdir() if path.name.isdigit() and group_of(path) == pid != int(path.name)
+        ]
+
+    assert len(readers()) >= 4  # two readers, the forkserver, torch's tracker of resources
+    os.kill(pid, signal.SIGKILL)
+    assert warm.wait(pid) == -signal.SIGKILL
+    wait_until(lambda: not readers(), f"the end of {readers()}", seconds=20)
+
+
 def group_of(process: Path) -> int:
     try:
         return int((process / "stat").read_text().rpartition(")")[2].split()[2])
