@@ -62,7 +62,9 @@ def wait_for(condition, process=None) -> None:
 
 
 def children(pid: int) -> list[int]:
-    out = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    out = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    )
     return [int(line.split()[0]) for line in out.stdout.splitlines() if "resource_tracker" not in line]
 
 

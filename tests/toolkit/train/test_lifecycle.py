@@ -421,6 +421,8 @@ def test_a_stop_while_waiting_for_ranks_is_no_failure(warm: Warm, config: Path, 
         ("gradient", "zero=2"),
         ("loss", "zero=3"),
         ("loss", "precision=bf16"),
+        ("loss", "graph=on"),
+        ("gradient", "graph=on"),
     ],
 )
 def test_what_is_not_finite_stops_all_ranks_before_the_update(
@@ -441,7 +443,7 @@ def test_what_is_not_finite_stops_all_ranks_before_the_update(
 
 @pytest.mark.parametrize(
     ("kind", "setting"),
-    [("gradient", "zero=0"), ("loss", "zero=2"), ("gradient", "precision=bf16")],
+    [("gradient", "zero=0"), ("loss", "zero=2"), ("gradient", "precision=bf16"), ("gradient", "graph=on")],
 )
 def test_a_skipped_step_leaves_no_trace_but_is_counted(
     warm: Warm, config: Path, tmp_path: Path, kind: str, setting: str
@@ -460,7 +462,7 @@ def test_a_skipped_step_leaves_no_trace_but_is_counted(
     bf16 = setting == "precision=bf16"
     expected = plain_losses(load_config(config), bf16=bf16, leave_out=2)
     assert losses == pytest.approx([*expected[:2], *expected[3:]], rel=5e-3 if bf16 else 2e-6)
-    if setting == "zero=2":
+    if setting in ("zero=2", "graph=on"):
         before = weights(run, 6)
         cut_back(run, 4)
         pids = warm.ranks(2, free_port(), arguments, log)
