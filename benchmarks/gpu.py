@@ -283,7 +283,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--predrnn-pytorch", dest="peer", metavar="CLONE", help="a clone of github.com/thuml/predrnn-pytorch"
     )
-    parser.add_argument("--tests", default="", metavar="WORD", help="only files of tests whose path has it")
+    parser.add_argument("--tests", default="", metavar="WORDS", help="only these tests, as pytest's -k takes them")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.parts = options.parts.split(",")

@@ -133,9 +133,20 @@ def tests(job: Job) -> None:
     import pytest
 
     files = sorted((ROOT / "tests").rglob("test_*.py"))
-    marked = [file for file in files if "pytest.mark.gpu" in file.read_text() and job.tests in str(file)]
+    marked = [file for file in files if "pytest.mark.gpu" in file.read_text()]
     rows = Rows(job)
-    options = ["-m", "gpu", "-p", "no:cacheprovider", "-o", "addopts=", "-o", f"timeout={max(30, int(job.left / 2))}"]
+    options = [
+        "-m",
+        "gpu",
+        "-k",
+        job.tests,
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "addopts=",
+        "-o",
+        f"timeout={max(30, int(job.left / 2))}",
+    ]
     code = pytest.main([*options, f"--rootdir={ROOT}", *map(str, marked)], plugins=[Told(rows)])
     outcomes = [row["outcome"] for row in rows.found]
     counts = {outcome: outcomes.count(outcome) for outcome in ("passed", "failed", "skipped")}

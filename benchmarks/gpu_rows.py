@@ -32,7 +32,7 @@ class Job:
         out: the folder of results.
         ends: time.time() at which it must have ended.
         predrnn_pytorch: a clone, or None.
-        tests: which files of tests, by a part of their path; empty: all.
+        tests: which tests, as pytest's -k takes it; empty: all.
     """
 
     part: str

@@ -2,7 +2,8 @@
 
     python -m tests.shards.killing OUTPUT FORMAT WORKERS POINT COUNT
 
-POINT is one of POINTS; at its COUNT-th time the process kills itself with SIGKILL. With POINT "never" it finishes.
+POINT is one of POINTS; at its COUNT-th time the process kills itself with SIGKILL. With POINT "never" it finishes,
+after COUNT x 20 ms for each event.
 """
 
 import os
@@ -51,7 +52,7 @@ def run(output: Path, format: str, workers: int, pause: float = 0.0) -> None:
 def main() -> None:
     output, format, workers, point, count = sys.argv[1:]
     if point == "never":
-        run(Path(output), format, int(workers), pause=0.02)
+        run(Path(output), format, int(workers), pause=0.02 * int(count))
         return
     owner, name = POINTS[point]
     original, calls = getattr(owner, name), 0

@@ -62,7 +62,9 @@ def wait_for(condition, process=None) -> None:
 
 
 def children(pid: int) -> list[int]:
-    out = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    out = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    )
     return [int(line.split()[0]) for line in out.stdout.splitlines() if "resource_tracker" not in line]
 
 
@@ -83,7 +85,7 @@ def test_killed_between_two_steps(tmp_path, whole, point, count, format):
 
 @pytest.mark.parametrize(("format", "workers"), [("webdataset", 1), ("webdataset", 3), ("zarr", 2)])
 def test_killed_from_outside(tmp_path, whole, format, workers):
-    process = start(tmp_path / "s", format, workers)
+    process = start(tmp_path / "s", format, workers, count=10)
     wait_for(lambda: len(records(tmp_path)) >= 2, process)
     process.kill()
     process.communicate()
@@ -95,7 +97,7 @@ def test_killed_from_outside(tmp_path, whole, format, workers):
 
 
 def test_a_worker_is_killed(tmp_path, whole):
-    process = start(tmp_path / "s", "webdataset", 2)
+    process = start(tmp_path / "s", "webdataset", 2, count=20)  # seconds of work, or it is done before the signal comes
     wait_for(lambda: records(tmp_path), process)
     os.kill(children(process.pid)[0], signal.SIGKILL)
     _, said = process.communicate(timeout=60)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
@@ -139,7 +142,8 @@ def read_batches(
     Args:
         workers: reader processes; 0 reads in this one. They are started afresh (forkserver): forked children of a
             process that has used threads or zarr can hang. Signals that ask a job to stop pass them by: Slurm and a
-            terminal send them to all processes of a job, and the training needs its readers until its checkpoint.
+            terminal send them to all processes of a job, and the training needs its readers until its checkpoint. They
+        end with this process, however it ends.
         pin: put frames into page-locked memory for the copy to a GPU.
         kinds: of augmentation, see toolkit/data/augment.py.
         on_error: `raise`, or `skip` a sample that the store says is damaged; it is told in `Batch.skipped`.
@@ -151,6 +155,7 @@ def read_batches(
         collate_fn=_collate,
         pin_memory=pin,
         multiprocessing_context="forkserver" if workers else None,
+        worker_init_fn=_end_with_training,
         generator=torch.Generator().manual_seed(0),  # the loader draws worker seeds; keep it off the global generator
     )
     if not workers:
@@ -162,6 +167,18 @@ def read_batches(
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
     return _from_readers(batches, workers)
+
+
+def _end_with_training(_: int) -> None:
+    """Let this reader end when the training does: torch's own look is at its parent, which is the forkserver."""
+    training = multiprocessing.parent_process()
+    assert training is not None
+
+    def wait() -> None:
+        training.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _from_readers(batches: Iterator[Batch], workers: int) -> Iterator[Batch]:

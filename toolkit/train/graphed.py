@@ -62,7 +62,7 @@ class StaticStep:
 
     Args:
         gradients: of all parameters; what warming up adds to them is taken away again.
-        scale: the loss is multiplied by it before the backward pass (1 / micro-batches).
+        parts: micro-batches of a step; the loss is divided by it before the backward pass.
         deferred: of the model, where weight gradients are computed once for all time steps.
         required: a pass that can't be recorded (it waits for the device, say) is an error; else it is run eagerly, and
             `fault` says why.
@@ -73,11 +73,11 @@ class StaticStep:
         model: SequenceModel,
         loss: TrainingLoss,
         gradients: Tensor,
-        scale: float,
+        parts: int,
         deferred: DeferredGradients | None,
         required: bool,
     ) -> None:
-        self.model, self.loss, self.gradients, self.scale, self.deferred = model, loss, gradients, scale, deferred
+        self.model, self.loss, self.gradients, self.parts, self.deferred = model, loss, gradients, parts, deferred
         self.required, self.fault = required, ""
         self.inputs: Inputs | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -115,7 +115,7 @@ class StaticStep:
         self.inputs.noise.rewind()
         with self.deferred or nullcontext():
             loss = self.loss.compute(self.model, self.inputs)
-            (loss * self.scale).backward()
+            (loss / self.parts).backward()
         self.result.copy_(loss.detach())
 
     def _capture(self) -> None:

@@ -82,9 +82,9 @@ class ReplicatedEngine(Engine):
 
     def _forward_backward(self, batch: Batch, loss_of: TrainingLoss) -> Tensor:
         if self._static is None:
-            scale = 1 / self.share.accumulation
+            parts = self.share.accumulation
             required = self.config.graph == "on"
-            self._static = StaticStep(self._model, loss_of, self.gradients.buffer, scale, self.deferred, required)
+            self._static = StaticStep(self._model, loss_of, self.gradients.buffer, parts, self.deferred, required)
             loss = self._static.run(batch)
             if self._static.fault:
                 print(
@@ -94,6 +94,14 @@ class ReplicatedEngine(Engine):
                 )
             return loss
         return self._static.run(batch)
+
+    def _gradients_are_finite(self, batches: Sequence[Batch], loss_of: LossOf) -> bool:
+        """By the same replays: plain backward passes would need the activations' memory twice, beside the graph's."""
+        assert isinstance(loss_of, TrainingLoss)
+        self.gradients.buffer.zero_()
+        for batch in batches:
+            self._forward_backward(batch, loss_of)
+        return bool(torch.isfinite(self.gradients.buffer).all())
 
     def _update(self, loss: Tensor, stop: bool) -> Tensor:
         """Average gradients over ranks, and update if all is finite; returns the report of `_reduce`."""
@@ -121,7 +129,8 @@ class ReplicatedEngine(Engine):
         if self.masters:
             exact = dict(zip(map(id, self.parameters), self.masters.views(), strict=True))
             for name, parameter in self._model.named_parameters(remove_duplicate=False):
-                weights[name] = on_host(exact[id(parameter)])
+                if parameter.requires_grad:
+                    weights[name] = on_host(exact[id(parameter)])
         moments: dict[str, dict[str, Tensor]] = {}
         if self.step_count > self.skipped:
             held = [self._moment(key) for key in MOMENTS]

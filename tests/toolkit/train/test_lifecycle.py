@@ -254,6 +254,23 @@ def test_a_killed_reader_process_ends_the_run_with_a_clear_error(warm: Warm, con
     assert "Traceback" not in text_of(log)
 
 
+def test_a_killed_training_leaves_no_process_behind(warm: Warm, config: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    options = ["--set", "data.workers=2", "--set", "train.steps=20000"]
+    pid = warm.start(["--config", config, "--run-dir", tmp_path / "run", *options], log)
+    wait_until(lambda: said(log, " 2/20000"), "step 2")
+
+    def readers() -> list[Path]:
+        return [
+            path for path in Path("/proc").iterdir() if path.name.isdigit() and group_of(path) == pid != int(path.name)
+        ]
+
+    assert len(readers()) >= 4  # two readers, the forkserver, torch's tracker of resources
+    os.kill(pid, signal.SIGKILL)
+    assert warm.wait(pid) == -signal.SIGKILL
+    wait_until(lambda: not readers(), f"the end of {readers()}", seconds=20)
+
+
 def group_of(process: Path) -> int:
     try:
         return int((process / "stat").read_text().rpartition(")")[2].split()[2])
@@ -404,6 +421,8 @@ def test_a_stop_while_waiting_for_ranks_is_no_failure(warm: Warm, config: Path, 
         ("gradient", "zero=2"),
         ("loss", "zero=3"),
         ("loss", "precision=bf16"),
+        ("loss", "graph=on"),
+        ("gradient", "graph=on"),
     ],
 )
 def test_what_is_not_finite_stops_all_ranks_before_the_update(
@@ -424,7 +443,7 @@ def test_what_is_not_finite_stops_all_ranks_before_the_update(
 
 @pytest.mark.parametrize(
     ("kind", "setting"),
-    [("gradient", "zero=0"), ("loss", "zero=2"), ("gradient", "precision=bf16")],
+    [("gradient", "zero=0"), ("loss", "zero=2"), ("gradient", "precision=bf16"), ("gradient", "graph=on")],
 )
 def test_a_skipped_step_leaves_no_trace_but_is_counted(
     warm: Warm, config: Path, tmp_path: Path, kind: str, setting: str
@@ -443,7 +462,7 @@ def test_a_skipped_step_leaves_no_trace_but_is_counted(
     bf16 = setting == "precision=bf16"
     expected = plain_losses(load_config(config), bf16=bf16, leave_out=2)
     assert losses == pytest.approx([*expected[:2], *expected[3:]], rel=5e-3 if bf16 else 2e-6)
-    if setting == "zero=2":
+    if setting in ("zero=2", "graph=on"):
         before = weights(run, 6)
         cut_back(run, 4)
         pids = warm.ranks(2, free_port(), arguments, log)
