@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from launch.cli import make_parser, positive, run_script
-from launch.efficiency import efficiency
-from launch.record import read_runs
-from launch.scheduler import Scheduler
-from launch.table import RUN_HEADER, render, run_row
-from launch.view import RunView, look
+from launch.cli.parser import make_parser, positive, run_script
+from launch.cli.table import render
+from launch.jobs.run_status import RunView, look
+from launch.slurm.queue import Scheduler
+from launch.sweeps.efficiency import efficiency
+from launch.sweeps.progress import RUN_HEADER, run_row
+from launch.sweeps.record import read_runs
 from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import RunDir
 from toolkit.sweep_record import RECORD_NAME, RecordedRun

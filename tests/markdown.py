@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from launch.cli import COMMANDS
+from launch.cli.parser import COMMANDS
 from shards import cli as shards_cli
 from shards.sources import SOURCES
 from shards.sources.choose import AUTO

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from launch import plan
-from launch.cli import COMMANDS
+from launch.cli.parser import COMMANDS
 from shards.cli import main as shards
 from tests.conftest import ROOT
 from tests.markdown import NO_SHELL, Block, anchors, blocks, check, commands, links, pages

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from launch import lock, status
-from launch.board import Board, line
-from launch.cli import run_script
-from launch.table import metric, render, run_row
-from launch.view import RunView, look
+from launch import status
+from launch.cli.parser import run_script
+from launch.cli.table import render
+from launch.jobs import lock
+from launch.jobs.run_status import RunView, look
+from launch.sweeps.progress import Board, line, metric, run_row
 from tests.launch.conftest import as_from_a_terminal
 from toolkit.config import RunConfig
 from toolkit.errors import ConfigError

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch import lock, status, sweep
-from launch.view import look
+from launch import status, sweep
+from launch.jobs import lock
+from launch.jobs.run_status import look
 from tests.launch.conftest import Fakes
-from tests.launch.test_ranks import wait_for
+from tests.launch.jobs.test_ranks import wait_for
 from toolkit.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]

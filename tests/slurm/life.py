@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from launch import lock
+from launch.jobs import lock
 from tests.slurm.conftest import ROOT, DevCluster, eventually
 from tests.toolkit.train.chaos import STEPS, TREE
 from toolkit.rundir import RunDir, write_atomic

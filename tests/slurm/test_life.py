@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from launch import lock
-from launch.restarts import restarts_of
-from launch.view import look
+from launch.jobs import lock
+from launch.jobs.restarts import restarts_of
+from launch.jobs.run_status import look
 from tests.slurm import chaos
 from tests.slurm.conftest import DevCluster, eventually
 from tests.slurm.life import PARKED_S, Life, Trial

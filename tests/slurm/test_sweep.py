@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from launch import lock, status
-from launch.restarts import restarts_of
-from launch.view import look
+from launch import status
+from launch.jobs import lock
+from launch.jobs.restarts import restarts_of
+from launch.jobs.run_status import look
 from tests.slurm.conftest import Site, eventually, live, starts
 from toolkit.rundir import RunDir
 
