@@ -40,6 +40,7 @@ def as_typed(text: str) -> str:
     """A text in which `python launch/train.py` reads as the user has it: in an installed toolkit, `toolkit train`."""
     if shipped.CHECKOUT is not None and Path(sys.argv[0]).stem != "toolkit":
         return text
+    text = text.replace("python launch/jobs/job.py", "python -m launch.jobs.job")
     return SCRIPT.sub(lambda m: f"{m[1]}-m {m[2] or ''}launch.{m[3]}" if m[1] else f"toolkit {m[3]}", text)
 
 

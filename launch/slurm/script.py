@@ -23,6 +23,7 @@ RUN = """\
 run={run}
 code={code}
 home={cwd}
+python={python}
 max_restarts={max_restarts} signal_s={signal_s} exclude={exclude}
 
 prepare() {{
@@ -111,13 +112,14 @@ class Executor(submitit.SlurmExecutor):
 def run_text(
     profile: Profile, shape: Shape, sweep: Path, run: Path, code: Path, command: Sequence[str], cwd: Path
 ) -> str:
-    """`<run>/submit.sbatch`; `command` is what each rank runs."""
+    """`<run>/submit.sbatch`; `command` is what each rank runs, a Python first: outside a container it finds causes too."""
     srun = ["srun", "--kill-on-bad-exit=1", "--wait=0", "--distribution=block", *profile.srun]
     inner = [*shlex.split(profile.container or ""), *command]
     body = RUN.format(
         run=shlex.quote(str(run)),
         code=shlex.quote(str(code)),
         cwd=shlex.quote(str(cwd)),
+        python=shlex.quote(command[0]),
         mark=MARK,
         rank_variables=" ".join(RANK_VARIABLES),
         setup="\n".join(_setup(profile)),

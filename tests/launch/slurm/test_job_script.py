@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,15 @@ class Job:
         (self.run / "config.yaml").write_text("")
         code = self.folder / "code"
         code.symlink_to(ROOT)
-        text = run_text(Profile(exclude=self.exclude), Shape(2, 1, 2), self.run.parent, self.run, code, ["job"], ROOT)
+        text = run_text(
+            Profile(exclude=self.exclude),
+            Shape(2, 1, 2),
+            self.run.parent,
+            self.run,
+            code,
+            [sys.executable, "job"],
+            ROOT,
+        )
         (self.folder / "text").write_text(text.replace(f"code/{MARK}", "code/setup.py"))
         self.say()
         self.says_of_nodes()
@@ -279,6 +288,34 @@ def test_a_failure_after_slurm_has_requeued_the_job_is_none(job: Job) -> None:
     assert not (job.run / "FAILED").exists()
     assert "told to stop: preempted\n" in job.log()
     assert job.calls() == []
+
+
+def test_without_any_python_it_stops_and_requeues_all_the_same(job: Job) -> None:
+    """As where the environment's file system is away: nothing can look for causes, and that is said."""
+    text = (job.folder / "text").read_text()
+    (job.folder / "text").write_text(text.replace(f"python={sys.executable}\n", "python=/nowhere/python\n"))
+    (job.folder / "bin" / "python3").write_text("#!/bin/bash\nexit 1\n")
+    (job.folder / "bin" / "python3").chmod(0o755)
+    job.step(LISTENS)
+    assert job.go(0, signal.SIGTERM) == 3
+    assert job.calls() == ["requeue 7"]
+    assert "told to stop: cause unknown: no Python on this node could look for it\n" in job.log()
+    job.step("exit 0")
+    assert job.go(1) == 0
+    assert job.restart().cause == "cause unknown: no Python on this node could look for it"
+    job.step("exit 1")
+    assert job.go(0) == 1
+    assert "srun returned 1; see" in (job.run / "FAILED").read_text()
+
+
+def test_the_python_of_the_node_looks_for_causes_where_a_container_has_that_of_the_run(job: Job) -> None:
+    text = (job.folder / "text").read_text()
+    (job.folder / "text").write_text(text.replace(f"python={sys.executable}\n", "python=/opt/container/python\n"))
+    (job.folder / "bin" / "python3").symlink_to(sys.executable)
+    job.say("CANCELLED")
+    job.step(LISTENS)
+    assert job.go(0, signal.SIGTERM) == 3
+    assert "told to stop: cancelled\n" in job.log()
 
 
 @pytest.mark.parametrize("tries", [2, 9])
