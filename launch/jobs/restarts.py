@@ -1,4 +1,4 @@
-"""Why a run's jobs began anew: `<run>/restarts.tsv`, which the text of a job (slurm_text.py) writes at its restart.
+"""Why a run's jobs began anew: `<run>/restarts.tsv`, which launch/slurm/job.sh writes at a restart.
 
     1763851234  4711_3  2  node[1-2]  node2  lost node2
 

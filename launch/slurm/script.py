@@ -112,7 +112,7 @@ class Executor(submitit.SlurmExecutor):
 def run_text(
     profile: Profile, shape: Shape, sweep: Path, run: Path, code: Path, command: Sequence[str], cwd: Path
 ) -> str:
-    """`<run>/submit.sbatch`; `command` is what each rank runs, a Python first: outside a container it finds causes too."""
+    """`<run>/submit.sbatch`; `command` is what each rank runs, its Python first, which finds causes too."""
     srun = ["srun", "--kill-on-bad-exit=1", "--wait=0", "--distribution=block", *profile.srun]
     inner = [*shlex.split(profile.container or ""), *command]
     body = RUN.format(

@@ -110,8 +110,7 @@ BEGAN = "2026-11-22 23:00:00 job 7_3, start 1, on a,b\n"
         (BEGAN + "2026-11-22 23:01:00 told to stop: lost b\n", ("a,b", "b", "lost b")),
         (BEGAN + "srun: error: Node failure on a\n", ("a,b", "a", "lost a")),
         (
-            BEGAN
-            + "2026-11-22 23:01:00 told to stop: preempted or requeued\n x CANCELLED AT 2026 DUE TO JOB REQUEUE\n",
+            BEGAN + "2026-11-22 23:01:00 told to stop: preempted or requeued\nx CANCELLED AT 2026 DUE TO JOB REQUEUE",
             ("a,b", "", "requeued"),
         ),
     ],
