@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli.parser import make_parser, positive, run_script
-from launch.jobs.run_status import look
+from launch.jobs.run_status import read_status
 from launch.sweeps.run_logs import Log, Reader, Start, chosen, find_run, follow, listing, starts_of
 from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import RunDir
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not logs:
             print(_nothing(run), file=sys.stderr)
         follow(run, options.rank, reader, logs)
-        view = look(run)
+        view = read_status(run)
         print(f"{view.label}" + (f": {view.reason}" if view.reason else ""), file=sys.stderr)
     return EXIT_OK
 
@@ -72,8 +72,8 @@ def _chosen_logs(run: RunDir, starts: Sequence[Start], options: argparse.Namespa
 
 def _nothing(run: RunDir) -> str:
     return (
-        f"no logs yet (state: {look(run).label}): its job has not begun, or it ran by hand or with --cluster debug, "
-        "whose output goes to the terminal"
+        f"no logs yet (state: {read_status(run).label}): its job has not begun, or it ran by hand or with "
+        "--cluster debug, whose output goes to the terminal"
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from launch.cli.parser import make_parser, positive, run_script
 from launch.cli.table import render
-from launch.jobs.run_status import RunView, look
+from launch.jobs.run_status import RunView, read_status
 from launch.slurm.queue import Scheduler
 from launch.sweeps.efficiency import efficiency
 from launch.sweeps.progress import RUN_HEADER, run_row
@@ -55,12 +55,12 @@ def runs_of(folder: Path) -> list[RecordedRun]:
 
 def views_of(folders: Sequence[Path]) -> list[RunView]:
     """How all runs of these folders stand now."""
-    return [look(item.run, item.name) for folder in folders for item in runs_of(folder)]
+    return [read_status(item.run, item.name) for folder in folders for item in runs_of(folder)]
 
 
 def again(view: RunView) -> RunView:
     """The same run as it stands by now."""
-    return look(RunDir(Path(view.path)), view.name)
+    return read_status(RunDir(Path(view.path)), view.name)
 
 
 def report(views: Sequence[RunView], width: int | None, note: str | None = None) -> list[str]:
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     while True:
         views = views_of(options.folders)
         if scheduler:
-            views = scheduler.lay(views, again)
+            views = scheduler.merge(views, again)
         note = scheduler.note if scheduler else None
         if options.json:
             print(json.dumps([asdict(view) for view in views], indent=1))

@@ -50,7 +50,7 @@ class HeldLock:
         return {TOKEN_VARIABLE: str(self.record["token"])}
 
     def note(self, **values: object) -> None:
-        """Lay values on the record that others read."""
+        """Merge values into the record that others read."""
         self.record.update(values)
         text = json.dumps(self.record).encode()
         # In place, not by rename: the lock belongs to this very file. A reader who meets half a record waits a moment.
@@ -64,7 +64,7 @@ class HeldLock:
 
 @contextlib.contextmanager
 def hold(run: Path, **values: object) -> Iterator[HeldLock]:
-    """Hold the run's lock; `values` are laid on the record (pid, host and time are there anyway).
+    """Hold the run's lock; `values` are merged into the record (pid, host and time are there anyway).
 
     Raises:
         RunBusyError: when another job or training holds it; the message names host, process and job.

@@ -76,7 +76,7 @@ def missing_scores(run: RunDir, split: str | None = None) -> list[str]:
     return missing
 
 
-def look(run: RunDir, name: str | None = None, split: str | None = None, now: float | None = None) -> RunView:
+def read_status(run: RunDir, name: str | None = None, split: str | None = None, now: float | None = None) -> RunView:
     """Read a run directory; never raises for what a run may have left half done."""
     record = lock.read_lock(run.path)
     job = lock.holder(run.path)

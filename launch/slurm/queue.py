@@ -1,4 +1,4 @@
-"""What Slurm says of the runs of a sweep, laid on what their directories say. Does not import torch.
+"""What Slurm says of the runs of a sweep, merged with what their directories say. Does not import torch.
 
 Directories come first: they say how a training goes, and they are right where nobody can be asked. Slurm knows two
 things that they don't: who waits, and why; and how a job ended that left no word. Both are asked in one call each,
@@ -88,11 +88,11 @@ class Scheduler:
     _ended: dict[str, Ended | None] = field(default_factory=dict)
     _accounting: bool = True
 
-    def lay(self, views: Sequence[RunView], look: Callable[[RunView], RunView]) -> list[RunView]:
+    def merge(self, views: Sequence[RunView], read_again: Callable[[RunView], RunView]) -> list[RunView]:
         """The views with what Slurm adds. Asks nobody when none of them was submitted to a cluster.
 
         Args:
-            look: reads a run's directory again.
+            read_again: reads a run's directory again.
         """
         roots = {Path(view.path).parent.resolve() for view in views}
         roots = {root for root in roots if (root / SUBMISSIONS).is_dir()}
@@ -108,7 +108,7 @@ class Scheduler:
                 continue
             job = jobs.get(path)
             if asked and job is None and _of_slurm(view) and view.live:
-                view = look(view)  # it may have ended since its directory was read
+                view = read_again(view)  # it may have ended since its directory was read
             result.append(with_job(view, job))
         return self._with_ends(result, jobs, asked)
 

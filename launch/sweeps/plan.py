@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.cli.table import render
 from launch.jobs import lock
-from launch.jobs.run_status import RunView, look
+from launch.jobs.run_status import RunView, read_status
 from launch.jobs.submitter import QueueEntry, Submitter
 from launch.sweeps.record import place
 from launch.sweeps.resources import SUMMARY, hours_of, summary
@@ -65,7 +65,7 @@ class Item:
         return RecordedRun(self.run, planned.name, planned.group, planned.seed, planned.settings)
 
     def read_status(self) -> RunView:
-        return look(self.run, self.planned.name, self.planned.config.eval.split)
+        return read_status(self.run, self.planned.name, self.planned.config.eval.split)
 
 
 def collect_status(
@@ -75,7 +75,7 @@ def collect_status(
     wanted = {"new", "interrupted", "trained"}
     items = []
     for planned, run in zip(plan.runs, place(root, plan), strict=True):
-        view = look(run, planned.name, planned.config.eval.split)
+        view = read_status(run, planned.name, planned.config.eval.split)
         job = (queued or {}).get(run.path.resolve()) if view.state != "done" else None
         todo = view.state in wanted or (view.state == "failed" and is_retried(view, retry))
         items.append(Item(planned, run, view, todo and job is None, job))

@@ -167,11 +167,15 @@ def frames_of(config: RunConfig, given: str | None) -> tuple[tuple[int, int, int
     return shape, config.data.store
 
 
-@functools.cache
 def stored_shape(store: str) -> tuple[int, int, int] | None:
-    """The frames of a store in a folder, read without numpy; None where there is no such store."""
+    """Return the frames of a store in a folder, read without numpy; None where there is no such store."""
+    return _shape_of(Path(store, "manifest.json").absolute())
+
+
+@functools.cache  # by its absolute path: another working directory has other stores by the same name
+def _shape_of(manifest: Path) -> tuple[int, int, int] | None:
     try:
-        frames = json.loads(Path(store, "manifest.json").read_text(encoding="utf-8"))["frames"]
+        frames = json.loads(manifest.read_text(encoding="utf-8"))["frames"]
         return int(frames["channels"]), int(frames["height"]), int(frames["width"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -19,7 +19,7 @@ from typing import TextIO
 
 from launch.cli.table import render
 from launch.jobs import lock
-from launch.jobs.run_status import look
+from launch.jobs.run_status import read_status
 from launch.slurm.queue import SUBMISSIONS, submissions
 from launch.sweeps.record import read_runs
 from toolkit.errors import ConfigError
@@ -160,7 +160,7 @@ def follow(run: RunDir, rank: int | None, reader: Reader, first: Sequence[Log]) 
     old = {log.path for start in starts_of(run) for log in chosen(start, rank)} - {log.path for log in first}
     ended = False
     while True:
-        state = look(run).state  # before the logs: what was written until then is shown below
+        state = read_status(run).state  # before the logs: what was written until then is shown below
         for start in starts_of(run):
             for log in chosen(start, rank):
                 if log.path not in old:

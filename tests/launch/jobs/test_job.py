@@ -16,7 +16,7 @@ from launch.jobs import job, lock
 from launch.jobs.job import run_job
 from launch.jobs.lock import RunBusyError
 from launch.jobs.ranks import meaning
-from launch.jobs.run_status import look, missing_scores
+from launch.jobs.run_status import missing_scores, read_status
 from tests.launch.conftest import Fakes
 from tests.launch.jobs.test_ranks import wait_for
 from toolkit.config import make_config
@@ -39,7 +39,7 @@ def test_trains_then_scores_then_does_nothing(fakes: Fakes) -> None:
     assert run_job(run, scripts=fakes.scripts, log_files=True) == 0
     assert run.done
     assert sorted(run.scores()) == ["test-best", "test-last"]
-    assert look(run).state == "done"
+    assert read_status(run).state == "done"
     record = lock.read_lock(run.path)
     assert record["exit"] == 0
     assert record["job"] == f"hand-{os.getpid()}"
@@ -52,7 +52,7 @@ def test_trains_then_scores_then_does_nothing(fakes: Fakes) -> None:
 def test_only_scores_what_is_trained(fakes: Fakes) -> None:
     run = make_run(fakes)
     run.mark_done()
-    assert look(run).state == "trained"
+    assert read_status(run).state == "trained"
     assert run_job(run, scripts=fakes.scripts) == 0
     assert starts(run) == 0
     assert not missing_scores(run, "test")
@@ -73,14 +73,14 @@ def test_scores_that_the_evaluation_leaves_because_they_hold_count(fakes: Fakes)
     (fakes.scripts / "evaluate.py").write_text("")
     os.utime(run.eval / "test-best.json", (1, 1))
     assert run_job(run, scripts=fakes.scripts) == 0
-    assert look(run).state == "done"
+    assert read_status(run).state == "done"
 
 
 def test_a_failure_keeps_the_reason_that_training_gave(fakes: Fakes) -> None:
     run = make_run(fakes, "fail")
     assert run_job(run, scripts=fakes.scripts) == 4
     assert run.failure() == "the loss is NaN at step 1"
-    assert look(run).state == "failed"
+    assert read_status(run).state == "failed"
 
 
 def test_a_killed_training_gets_a_reason_and_the_log(fakes: Fakes) -> None:
@@ -93,7 +93,7 @@ def test_a_failed_evaluation_is_a_failed_run_that_need_not_train_again(fakes: Fa
     run = make_run(fakes, "no-score")
     assert run_job(run, scripts=fakes.scripts) == 5
     assert run.done
-    assert look(run).state == "failed"
+    assert read_status(run).state == "failed"
     assert run.failure() == "evaluate: exit code 5 (damaged data)"
     (fakes.scripts / "evaluate.py").write_text("")
     assert run_job(run, scripts=fakes.scripts) == 1
@@ -128,12 +128,12 @@ def test_a_stop_is_no_failure_and_the_next_job_goes_on(fakes: Fakes) -> None:
     assert run_job(run, scripts=fakes.scripts) == 3
     sender.join()
     assert run.failure() is None
-    assert look(run).state == "interrupted"
+    assert read_status(run).state == "interrupted"
     stopped_at = int((run.path / "checkpoint").read_text())
     (run.path / "checkpoint").write_text("998")
     assert 0 < stopped_at < 1000
     assert run_job(run, scripts=fakes.scripts) == 0
-    assert look(run).state == "done"
+    assert read_status(run).state == "done"
 
 
 def test_a_stop_before_the_handlers_is_no_failure(fakes: Fakes) -> None:
@@ -147,7 +147,7 @@ def test_the_script_by_hand_stops_on_ctrl_c_and_leaves_no_child(fakes: Fakes) ->
     run = make_run(fakes, steps=1000)
     with subprocess.Popen([sys.executable, str(fakes.scripts / "fake_job.py"), str(run.path)]) as process:
         wait_for(run.path / "state.json")
-        assert look(run).state == "running"
+        assert read_status(run).state == "running"
         with pytest.raises(RunBusyError, match=rf"process {process.pid} on .* is working on this run"):
             run_job(run, scripts=fakes.scripts)
         process.send_signal(signal.SIGINT)
@@ -164,12 +164,12 @@ def test_a_killed_job_keeps_the_run_until_its_training_has_ended(fakes: Fakes) -
     with subprocess.Popen([sys.executable, str(fakes.scripts / "fake_job.py"), str(run.path)]) as process:
         wait_for(run.path / "state.json")
         process.kill()
-    assert look(run).live  # the checkpoint is being written
+    assert read_status(run).live  # the checkpoint is being written
     deadline = time.monotonic() + 10
     while lock.holder(run.path) is not None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert look(run).state == "interrupted"
+    assert read_status(run).state == "interrupted"
     assert (run.path / "checkpoint").exists()
 
 

@@ -58,7 +58,7 @@ class Site:
 
     def look(self, patience_s: float = 5.0) -> tuple[list[RunView], str | None]:
         scheduler = Scheduler(patience_s)
-        return scheduler.lay(status.views_of([self.root]), status.again), scheduler.note
+        return scheduler.merge(status.views_of([self.root]), status.again), scheduler.note
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_a_run_that_ends_while_one_looks(site: Site) -> None:
     site.began(0)
     views = status.views_of([site.root])
     site.run(0).mark_done()
-    (done, *_) = Scheduler().lay(views, status.again)
+    (done, *_) = Scheduler().merge(views, status.again)
     assert done.state == "trained"
 
 
@@ -210,13 +210,13 @@ def test_watching_asks_more_seldom_where_it_fails(site: Site) -> None:
     site.tool("squeue", "!exit 1")
     asked = []
     for now[0] in range(0, 200, 5):
-        scheduler.lay(status.views_of([site.root]), status.again)
+        scheduler.merge(status.views_of([site.root]), status.again)
         asked.append(site.calls("squeue"))
     assert asked[-1] == 6  # after 0, 5, 15, 35, 75, 155 s
     assert scheduler.note is not None
     site.queue()
     now[0] = 1000.0
-    scheduler.lay(status.views_of([site.root]), status.again)
+    scheduler.merge(status.views_of([site.root]), status.again)
     assert scheduler.note is None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.jobs import lock
-from launch.jobs.run_status import look
+from launch.jobs.run_status import read_status
 from launch.sweeps.plan import is_retried
 from tests.launch.conftest import Fakes
 from toolkit.config import RunConfig
@@ -40,7 +40,7 @@ def test_cancel_ends_the_job_and_the_sweep_that_would_start_the_next(fakes: Fake
     assert process.returncode == 3
     assert (run / "checkpoint").exists()
     assert len(list(fakes.folder.glob("runs/demo/*/starts"))) == 1
-    assert look(RunDir(run)).state == "interrupted"
+    assert read_status(RunDir(run)).state == "interrupted"
     code, output = fakes.sweep(file, "--cancel")
     assert (code, output) == (0, "runs/demo: no live job; nothing to cancel\n")
 
@@ -86,7 +86,7 @@ def test_a_process_number_is_not_enough(tmp_path: Path) -> None:
 def test_what_is_tried_again(tmp_path: Path, reason: str, code: int | None, kinds: set[str]) -> None:
     run = RunDir.create(tmp_path / "run", RunConfig())
     run.mark_failed(reason, code)
-    assert {kind for kind in ("failed", "oom", "timeout") if is_retried(look(run), [kind])} == kinds
+    assert {kind for kind in ("failed", "oom", "timeout") if is_retried(read_status(run), [kind])} == kinds
 
 
 def test_only_known_kinds_are_taken(fakes: Fakes) -> None:

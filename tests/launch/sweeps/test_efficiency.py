@@ -10,7 +10,7 @@ import pytest
 
 from launch import status
 from launch.jobs import lock
-from launch.jobs.run_status import look
+from launch.jobs.run_status import read_status
 from launch.sweeps.efficiency import use_of
 from toolkit.config import RunConfig
 from toolkit.rundir import RunDir
@@ -48,7 +48,7 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def test_sums(run: RunDir) -> None:
-    use = use_of(look(run))
+    use = use_of(read_status(run))
     assert use is not None
     assert (use.starts, use.on_gpus) == (2, True)
     assert use.wall == pytest.approx(240 + 100)
