@@ -36,7 +36,7 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # not this folder, whose shards.py is not the package
 
-from benchmarks import gpu_checks, gpu_rates, gpu_training  # noqa: E402
+from benchmarks import gpu_checks, gpu_convolutions, gpu_rates, gpu_training  # noqa: E402
 from benchmarks.gpu_rows import LOST, Job, Row, Rows, read_rows  # noqa: E402
 from benchmarks.report import asked, device, table  # noqa: E402
 
@@ -68,6 +68,7 @@ PARTS = {
     "compilation": Part(gpu_rates.compilation, 0.25, beside=True),
     "training": Part(gpu_training.training, 0.25),
     "rates": Part(gpu_rates.rates, 0.4, case_s=120),
+    "convolutions": Part(gpu_convolutions.convolutions, 0.1, case_s=30),
     "memory": Part(gpu_rates.memory, 0.1, case_s=60),
     "run": Part(gpu_training.run, 1.0),
 }

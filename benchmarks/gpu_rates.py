@@ -13,7 +13,8 @@ from benchmarks.gpu_checks import switched
 from benchmarks.gpu_rows import Job, Row, Rows, has_setting, kernels, milliseconds, noted
 
 FORMS = ("plain", "eager", "graph", "graph+deferred", "graph+compiled", "compiled")
-WITHOUT = ("graph+deferred, torch kernels", "graph+deferred, other layout")  # what the defaults are worth
+DEFAULT = "graph+deferred"  # with changes behind commas, to see what the defaults are worth
+CHANGES = ("torch kernels", "other layout", "cuDNN convolutions", "cuDNN benchmark", "Triton for grouped convolutions")
 PRECISIONS = ("fp32", "TF32", "bf16")
 OTHERS = ("modernn_released", "convlstm", "predrnn")
 PEER = "predrnn-pytorch"
@@ -148,10 +149,13 @@ def cases(job: Job) -> Iterator[Row]:
         yield from (case("modernn", form, p, 2) for form, p in itertools.product(FORMS[:4], ("fp32", "bf16")))
         yield from (case("predrnn", form, "fp32", 2) for form in (PEER, "eager") if job.predrnn_pytorch)
         return
-    first = ("graph+deferred", "graph", "eager", "plain")
-    yield from (case("modernn", form, "bf16", 8) for form in first)
-    yield from (case("modernn", form, p, 8) for p in ("fp32", "TF32") for form in first)
-    yield from (case("modernn", form, p, 8) for form in WITHOUT for p in ("bf16", "fp32"))
+    kernels, layout, cudnn, benchmark, grouped = (f"{DEFAULT}, {change}" for change in CHANGES)
+    yield from (case("modernn", form, "bf16", 8) for form in (DEFAULT, cudnn, grouped, f"{cudnn}, {CHANGES[3]}"))
+    for precision in ("fp32", "TF32"):
+        forms = (DEFAULT, layout, benchmark, f"{layout}, {CHANGES[3]}")
+        yield from (case("modernn", form, precision, 8) for form in forms)
+    yield from (case("modernn", form, p, 8) for p in ("bf16", "fp32", "TF32") for form in ("graph", "eager", "plain"))
+    yield from (case("modernn", form, "bf16", 8) for form in (kernels, layout))
     yield from (case("modernn", form, "bf16", 8) for form in ("graph+compiled", "compiled"))
     yield from (case("modernn", form, "bf16", batch) for batch in (32, 64) for form in ("graph+deferred", "eager"))
     if job.predrnn_pytorch:
@@ -167,7 +171,7 @@ def cases(job: Job) -> Iterator[Row]:
 
 def built(job: Job, case: Row) -> Callable[[], object]:
     """One step of a case, as a function."""
-    ours = case["form"] in (*FORMS[1:], *WITHOUT)
+    ours = case["form"].split(",")[0] in FORMS[1:]
     train = settings_of(case["form"], case["precision"]) if ours else {}
     config = config_of(job, case["model"], {**train, "batch": case["batch"]})
     if ours:
@@ -184,9 +188,9 @@ def rates(job: Job) -> None:
     rows = Rows(job)
     for case in rows.each(cases(job), least=8 if job.cuda else 2):
         torch._dynamo.reset()
-        ours = case["form"] in (*FORMS[1:], *WITHOUT) and has_setting("tf32")
+        ours = case["form"].split(",")[0] in FORMS[1:] and has_setting("tf32")
         arithmetic = nullcontext() if ours else switched(tf32=case["precision"] == "TF32")
-        with rows.trying(**case) as row, arithmetic, without(case["form"], case["precision"]):
+        with rows.trying(**case) as row, arithmetic, changed(case["form"], case["precision"]):
             _forget(job)
             step = built(job, case)
             row |= milliseconds(step, job.cuda, least=4, lasting=0.6)
@@ -200,26 +204,33 @@ def rates(job: Job) -> None:
 
 
 @contextmanager
-def without(form: str, precision: str) -> Iterator[None]:
-    """One of the defaults changed: PyTorch's kernels instead of Triton's, or maps in the other memory layout."""
+def changed(form: str, precision: str) -> Iterator[None]:
+    """Some of the defaults changed: others' kernels instead of Triton's, maps in the other memory layout."""
     import torch
 
     from toolkit.models import fused
     from toolkit.models.base import StepSequence
+    from toolkit.train import deferred
 
-    if form not in WITHOUT:
-        yield
-        return
+    changes = form.split(", ")[1:]
+    assert set(changes) <= set(CHANGES), form
     other = torch.contiguous_format if precision == "bf16" else torch.channels_last
-    triton = fused.TRITON
+    cudnn = torch.backends.cudnn
+    before = fused.TRITON, deferred.TRITON_CONVOLUTIONS, cudnn.benchmark
     try:
-        if form == WITHOUT[0]:
+        if CHANGES[0] in changes:
             fused.TRITON = False
-        else:
+        if CHANGES[1] in changes:
             StepSequence.layout = other
+        if CHANGES[2] in changes:
+            deferred.TRITON_CONVOLUTIONS = "none"
+        if CHANGES[4] in changes:
+            deferred.TRITON_CONVOLUTIONS = "grouped"
+        cudnn.benchmark = CHANGES[3] in changes
         yield
     finally:
-        fused.TRITON, StepSequence.layout = triton, None
+        fused.TRITON, deferred.TRITON_CONVOLUTIONS, cudnn.benchmark = before
+        StepSequence.layout = None
 
 
 def with_ratios(found: list[Row]) -> list[Row]:

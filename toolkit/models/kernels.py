@@ -1,4 +1,5 @@
-"""Triton kernels of the cells' elementwise ends; toolkit/models/operators.py launches them.
+"""Triton kernels: the cells' elementwise ends, launched by toolkit/models/operators.py, and a convolution, by
+convolutions.py.
 
 A program takes a tile of positions and channels of one sample, computes in float32 and rounds once, when it stores.
 Tensors are read where they lie, contiguous, channels-last or slices of either: with each come its strides between
@@ -268,3 +269,43 @@ def show_backward(
     o = _sigmoid(_read(total, total_at, sample, channel, position, exists))
     _write(of_reduced, out_at, sample, channel, position, exists, slope * o * (1.0 - shown * shown))
     _write(of_total, out_at, sample, channel, position, exists, slope * shown * o * (1.0 - o))
+
+
+@triton.jit
+def convolution(
+    out, out_at, x, x_at, weight, weight_at, bias, positions, height, width, inputs, outputs,
+    SIDE: tl.constexpr, FLIPPED: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    POSITIONS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """A convolution that keeps the grid, as a product of [positions of all samples, taps x inputs] with the weight.
+
+    Channels lie side by side; `inputs` and `outputs` are those of a group. `weight_at` are strides between groups,
+    outputs, inputs, rows and columns. FLIPPED takes the taps in the opposite order. STEPS: taps times tiles of inputs.
+    """
+    first = tl.program_id(0) * POSITIONS
+    group = tl.program_id(2).to(tl.int64)
+    place = tl.arange(0, POSITIONS)
+    exists = first + place < positions
+    row, column = (first + place) // width % height, (first + place) % width
+    output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    x += first.to(tl.int64) * x_at + group * inputs
+    weight += group * weight_at[0]
+    total = tl.full([POSITIONS, OUTPUTS], 0.0, tl.float32)
+    for step in range(STEPS):
+        tap = step % (SIDE * SIDE)
+        channel = step // (SIDE * SIDE) * INPUTS + tl.arange(0, INPUTS)
+        down, right = tap // SIDE - SIDE // 2, tap % SIDE - SIDE // 2
+        y, z = row + down, column + right
+        inside = exists & (y >= 0) & (y < height) & (z >= 0) & (z < width)
+        at = (place + down * width + right)[:, None] * x_at + channel[None, :]
+        part = tl.load(x + at, mask=inside[:, None] & (channel < inputs)[None, :], other=0.0)
+        own = SIDE * SIDE - 1 - tap if FLIPPED else tap
+        at = own // SIDE * weight_at[3] + own % SIDE * weight_at[4] + channel[:, None] * weight_at[2]
+        at += output[None, :] * weight_at[1]
+        factor = tl.load(weight + at, mask=(channel < inputs)[:, None] & (output < outputs)[None, :], other=0.0)
+        total = tl.dot(part, factor, total, input_precision=PRECISION)
+    if BIAS:
+        total += tl.load(bias + group * outputs + output, mask=output < outputs, other=0.0).to(tl.float32)[None, :]
+    out += first.to(tl.int64) * out_at + group * outputs
+    at = place[:, None] * out_at + output[None, :]
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=exists[:, None] & (output < outputs)[None, :])

@@ -22,6 +22,9 @@ Refused: a compiled step (`train.compile`), whose backward pass is the compiler'
 every block; and ZeRO-3, which takes weights away between calls. The other ZeRO stages reduce gradients in hooks, which
 see deferred ones like others.
 
+On CUDA in bf16, on maps laid out channels-last, convolutions that keep the grid and their input gradients are a Triton
+kernel (toolkit/models/convolutions.py), where there is Triton. The weight gradients are cuDNN's.
+
 Weights are read channels-last where a layer's first CUDA input is: one copy per micro-batch, else PyTorch makes it at
 every call.
 
@@ -43,6 +46,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar, cast
 
 import torch
@@ -52,8 +56,12 @@ from torch.nn import functional as F
 
 from toolkit.config import MOST_DEFERRED
 from toolkit.errors import ConfigError, ToolkitError
+from toolkit.models.fused import operators
 
 aten = torch.ops.aten
+# Which convolutions toolkit/models/convolutions.py computes: "all" but depthwise ones, "grouped", "none".
+TRITON_CONVOLUTIONS = "all"
+TRITON_DTYPES = (torch.bfloat16,)
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of input, weight, bias
 Sizes = tuple[int, ...]
 
@@ -81,12 +89,32 @@ class Convolution:
     def _settings(self) -> tuple[Any, ...]:
         return self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
 
+    def _triton(self, x: Tensor, weight: Tensor) -> ModuleType | None:
+        """Return toolkit.models.convolutions where its kernel takes this convolution, and is wanted."""
+        side, depthwise = weight.shape[2], weight.shape[1] == 1 and self.groups > 1
+        same = self.stride == self.dilation == (1, 1) and self.padding == (side // 2, side // 2) and not self.transposed
+        wanted = TRITON_CONVOLUTIONS == "all" or (TRITON_CONVOLUTIONS == "grouped" and self.groups > 1)
+        if not same or depthwise or not wanted or x.dtype not in TRITON_DTYPES or operators(x) is None:
+            return None
+        from toolkit.models import convolutions
+
+        return convolutions if convolutions.fits(x, weight, self.groups) else None
+
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        out: Tensor = aten.convolution(x, weight, bias, *self._settings)
+        triton = self._triton(x, weight)
+        out: Tensor
+        if triton:
+            out = triton.convolution(x, weight, bias, self.groups, False)
+        else:
+            out = aten.convolution(x, weight, bias, *self._settings)
         return out
 
     def backward(self, of_out: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]) -> Gradients:
         """Return the gradients of input, weight and bias, None where not wanted."""
+        if tuple(wanted) == (True, False, False):
+            triton = self._triton(x, weight)
+            if triton:
+                return triton.convolution(of_out, weight, None, self.groups, True), None, None
         gradients: Gradients = aten.convolution_backward(
             of_out, x, weight, [of_out.shape[1]], *self._settings, list(wanted)
         )

@@ -19,9 +19,12 @@ import torch
 from torch import Tensor
 
 from toolkit.data.batches import Batch
+from toolkit.errors import ConfigError
 from toolkit.models.base import Noise, SequenceModel
 from toolkit.train.deferred import DeferredGradients
 from toolkit.train.loss import Inputs, TrainingLoss
+from toolkit.train.memory import is_shortage
+from toolkit.wording import first_line
 
 WARM_UP = 2  # runs before the capture: libraries choose algorithms and allocate workspaces, cells are compiled
 
@@ -61,6 +64,8 @@ class StaticStep:
         gradients: of all parameters; what warming up adds to them is taken away again.
         scale: the loss is multiplied by it before the backward pass (1 / micro-batches).
         deferred: of the model, where weight gradients are computed once for all time steps.
+        required: a pass that can't be recorded (it waits for the device, say) is an error; else it is run eagerly, and
+            `fault` says why.
     """
 
     def __init__(
@@ -70,8 +75,10 @@ class StaticStep:
         gradients: Tensor,
         scale: float,
         deferred: DeferredGradients | None,
+        required: bool,
     ) -> None:
         self.model, self.loss, self.gradients, self.scale, self.deferred = model, loss, gradients, scale, deferred
+        self.required, self.fault = required, ""
         self.inputs: Inputs | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.result = torch.zeros((), device=gradients.device)
@@ -112,7 +119,11 @@ class StaticStep:
         self.result.copy_(loss.detach())
 
     def _capture(self) -> None:
-        """Record the work. Other threads (readers that pin memory, NCCL's watchdog) may use CUDA meanwhile."""
+        """Record the work. Other threads (readers that pin memory, NCCL's watchdog) may use CUDA meanwhile.
+
+        Raises:
+            ConfigError: it can't be recorded, and is `required`.
+        """
         device = self.gradients.device
         before = self.gradients.clone()
         side = torch.cuda.Stream(device)
@@ -122,10 +133,21 @@ class StaticStep:
                 self._work()
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._work()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._work()
+            self.graph = graph
+        except RuntimeError as error:
+            if is_shortage(error):
+                raise
+            torch.cuda.synchronize(device)
+            self.fault = first_line(error)
+            if self.required:
+                raise ConfigError(
+                    f"train.graph on: the forward and backward pass can't be recorded as a CUDA graph: {self.fault}. "
+                    "Set train.graph=off, or auto to run it eagerly where that is so"
+                ) from error
         self.gradients.copy_(before)
-        self.graph = graph
 
 
 class FlatTensor:

@@ -10,6 +10,7 @@ because a loss or gradient of some rank isn't finite, is decided on the device: 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -82,7 +83,16 @@ class ReplicatedEngine(Engine):
     def _forward_backward(self, batch: Batch, loss_of: TrainingLoss) -> Tensor:
         if self._static is None:
             scale = 1 / self.share.accumulation
-            self._static = StaticStep(self._model, loss_of, self.gradients.buffer, scale, self.deferred)
+            required = self.config.graph == "on"
+            self._static = StaticStep(self._model, loss_of, self.gradients.buffer, scale, self.deferred, required)
+            loss = self._static.run(batch)
+            if self._static.fault:
+                print(
+                    f"rank {self.world.rank}: no CUDA graph, passes run eagerly: {self._static.fault}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            return loss
         return self._static.run(batch)
 
     def _update(self, loss: Tensor, stop: bool) -> Tensor:

@@ -22,7 +22,7 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     from triton.backends.driver import DriverBase
     from triton.runtime import driver
 
-    from toolkit.models import operators
+    from toolkit.models import convolutions, operators
 
     class H100(DriverBase):  # type: ignore[misc]
         def is_active(self) -> bool:
@@ -53,13 +53,14 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     for name, implementation in operators.IMPLEMENTATIONS.items():
-        monkeypatch.setattr(operators, name, lambda *a, of=implementation.func: of(warm_up, *a))
+        module = operators if hasattr(operators, name) else convolutions
+        monkeypatch.setattr(module, name, lambda *a, of=implementation.func: of(warm_up, *a))
     monkeypatch.setattr(driver, "_active", H100())
     return made
 
 
 def call_all(dtype: torch.dtype, layout: torch.memory_format, sizes: tuple[int, ...]) -> None:
-    """Call each operator once: B, N, d and the grid."""
+    """Call each operator of the ends once: B, N, d and the grid."""
     from toolkit.models import operators
 
     batch, slots, width, *grid = sizes
@@ -91,7 +92,7 @@ def test_the_papers_sizes_load_and_store_16_bytes_at_once(
     call_all(dtype, layout, (8, 4, 64, 16, 16))
     from toolkit.models.operators import IMPLEMENTATIONS
 
-    assert set(compiled) == set(IMPLEMENTATIONS)
+    assert set(compiled) == set(IMPLEMENTATIONS) - {"convolution"}
     for name, kernel in compiled.items():
         code = kernel.asm["ptx"]
         assert kernel.asm["cubin"]
@@ -109,3 +110,40 @@ def test_the_papers_sizes_load_and_store_16_bytes_at_once(
 def test_odd_sizes_compile(compiled: dict[str, Any]) -> None:
     call_all(torch.bfloat16, torch.channels_last, (3, 5, 11, 7, 5))
     assert all(kernel.asm["cubin"] for kernel in compiled.values())
+
+
+LAST = torch.channels_last
+# Of the paper's ModeRNN: channels of the input, of the output, side, groups.
+CONVOLUTIONS = [(128, 128, 3, 4), (128, 2048, 3, 4), (512, 256, 1, 4), (128, 512, 3, 1), (128, 128, 1, 1)]
+
+
+@pytest.mark.parametrize("grid", [16, 96])
+@pytest.mark.parametrize(("inputs", "outputs", "side", "groups"), CONVOLUTIONS)
+def test_convolutions_multiply_on_tensor_cores_from_pipelined_loads(
+    inputs: int, outputs: int, side: int, groups: int, grid: int, compiled: dict[str, Any]
+) -> None:
+    from toolkit.models import convolutions
+
+    weight = torch.empty(outputs, inputs // groups, side, side, dtype=torch.bfloat16).to(memory_format=LAST)
+    for transposed in (False, True):
+        x = torch.empty(8, outputs if transposed else inputs, grid, grid, dtype=torch.bfloat16, memory_format=LAST)
+        bias = None if transposed else torch.empty(outputs, dtype=torch.bfloat16)
+        convolutions.convolution(x, weight, bias, groups, transposed)
+        kernel = compiled["convolution"]
+        code = kernel.asm["ptx"]
+        assert "wgmma.mma_async" in code
+        assert re.search(r"cp\.async\.cg|ld\.global\.v4\.b32", code)  # the latter where there is but one step
+        assert not re.search(r"ld\.global\.b16", code)
+        assert set(re.findall(r"st\.global\.(\S+)", code)) == {"v4.b32"}
+        assert not re.search(r"\b(atom|red|st\.local|ld\.local)\.", code)
+        assert kernel.metadata.shared <= 112 * 2**10, "two programs fit a multiprocessor of an H100"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_odd_convolutions_compile(dtype: torch.dtype, compiled: dict[str, Any]) -> None:
+    from toolkit.models import convolutions
+
+    weight = torch.empty(129, 26, 5, 5, dtype=dtype)
+    x = torch.empty(2, 78, 5, 7, dtype=dtype, memory_format=LAST)
+    convolutions.convolution(x, weight, None, 3, False)
+    assert compiled["convolution"].asm["cubin"]

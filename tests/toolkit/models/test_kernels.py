@@ -372,6 +372,7 @@ def test_no_more_is_kept_than_by_the_plain_ends(device: str) -> None:
 
 def test_operators_are_what_they_say(device: str) -> None:
     """PyTorch's own check: schema, no aliases, and the shapes told for tensors without data are those of real ones."""
+    from toolkit.models import convolutions  # noqa: F401
     from toolkit.models.operators import IMPLEMENTATIONS
 
     omega, memory = torch.randn(2, 3, 4, 5, device=device), torch.randn(2, 5, 7, 3, device=device)
@@ -390,6 +391,7 @@ def test_operators_are_what_they_say(device: str) -> None:
         "remember_backward": (memory, None, memory, narrow.contiguous(memory_format=LAST), 0.0),
         "show": (memory, narrow[:, :5], gates[:, 5:10], last[:, :5]),
         "show_backward": (memory, last[:, :5], memory),
+        "convolution": (last, torch.randn(6, 10, 3, 3, device=device), torch.randn(6, device=device), 2, False),
     }
     assert set(calls) == set(IMPLEMENTATIONS)
     for name, arguments in calls.items():

@@ -34,7 +34,7 @@ def train(case: dict[str, Any], graph: str) -> tuple[list[StepResult], TrainStat
     length = case.get("frames", 6)
     data = {"context": length // 2, "horizon": length - length // 2}
     config = make_config({"model": case["model"], "data": data, "train": settings}, "case")
-    world = distributed.init(group=True)
+    world = distributed.init(config.train, group=True)
     torch.manual_seed(0)
     size = case.get("size", 16)
     engine = build_engine(build_model(config, FrameSpec(1, size, size)), config, world, None)

@@ -9,14 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from shards.manifest import FrameSpec
 from tests.toolkit.models.precision import LIMITS, apart, gradients
 from tests.toolkit.models.test_precision import TRAINED
+from tests.toolkit.train.graphs import SCALE
+from tests.toolkit.train.test_graphed import compared, small
 from tests.toolkit.train.test_script import call
 from toolkit.config import make_config
+from toolkit.data.batches import Batch
 from toolkit.device import set_arithmetic
-from toolkit.models.base import Noise
+from toolkit.distributed import World
+from toolkit.errors import ConfigError
+from toolkit.models.base import Noise, build_model
 from toolkit.rundir import RunDir, read_lines
 from toolkit.train import checkpoint
+from toolkit.train.build import build_engine
+from toolkit.train.loss import Forward, Inputs, TrainingLoss
 
 pytestmark = [
     pytest.mark.gpu,
@@ -82,6 +90,52 @@ def test_two_deterministic_runs_end_in_the_same_bits(tiny_config: Path, tmp_path
     assert all(torch.equal(value, two.weights[key]) for key, value in one.weights.items())
     losses = [[line["loss"] for line in read_lines(run.metrics_file) if line["kind"] == "train"] for run in runs]
     assert losses[0] == losses[1]
+
+
+def test_a_graphed_step_trains_as_deepspeeds_does(tmp_path: Path) -> None:
+    """Every form of it, on a grid as large as attention's tiles; a replay is given other inputs each time."""
+    settings = [{}, {"micro_batch": 2, "clip": 0.01}, {"checkpointing": "step", "checkpoint_layers": True}]
+    settings += [{"defer_weight_gradients": "off"}, {"sampling": {"start": 0.5, "slope": 0.0}}]
+    cases = [
+        {"model": small(name), "train": {**train, "precision": precision}, "steps": 8, "size": 64}
+        for precision in ("fp32", "bf16")
+        for name, train in [*(("modernn", train) for train in settings), *((name, {}) for name in TRAINED[1:])]
+        if (name, precision) != ("svg_lp", "bf16")
+    ]
+    for case in cases:
+        case["size"] = case["model"].get("size", 64)
+    for case, seen in zip(cases, compared(cases, tmp_path), strict=True):
+        tolerance = 2e-2 if case["train"]["precision"] == "bf16" else 1e-3
+        assert seen["on"] == pytest.approx(seen["off"], rel=tolerance), case
+        assert len(set(seen["on"])) == 8, case
+
+
+class Waiting(TrainingLoss):
+    """One that a graph can't hold."""
+
+    def compute(self, forward: Forward, inputs: Inputs) -> torch.Tensor:
+        loss = super().compute(forward, inputs)
+        assert float(loss.detach()) > 0
+        return loss
+
+
+@pytest.mark.parametrize("graph", ["auto", "on"])
+def test_a_pass_that_waits_for_the_device_runs_eagerly_or_is_refused(
+    graph: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = {"model": small("convlstm"), "data": {"context": 3, "horizon": 3}, "train": {"batch": 2, "graph": graph}}
+    config, world = make_config(tree, "test"), World(0, 1, 0, torch.device("cuda", 0))
+    engine = build_engine(build_model(config, FrameSpec(1, 16, 16)), config, world, None)
+    loss = Waiting(config, SCALE, world.device, engine.forward)
+    codes = torch.randint(0, 256, (2, 6, 1, 16, 16), dtype=torch.uint8)
+    batch = Batch(codes, [0, 1], ["a", "b"], [])
+    if graph == "on":
+        with pytest.raises(ConfigError, match=r"train\.graph on: .* can't be recorded as a CUDA graph"):
+            engine.step([batch], loss, False)
+        return
+    losses = [engine.step([batch], loss, False).loss for _ in range(5)]
+    assert losses[-1] < losses[0]
+    assert capsys.readouterr().err.count("no CUDA graph, passes run eagerly: ") == 1
 
 
 def test_the_cpu_is_used_where_it_is_asked_for(tiny_config: Path, tmp_path: Path) -> None:

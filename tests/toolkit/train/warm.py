@@ -116,11 +116,11 @@ def _break(fault: str) -> None:
     import torch
 
     from toolkit.evaluate import run
-    from toolkit.train import loop
+    from toolkit.train import loss
 
     kind, rank, step, *rest = fault.split()
     seconds = float(rest[0]) if rest else 0.0
-    draw = loop.draw
+    draw = loss.draw_teacher
 
     def faulty(seed: int, positions: Any, at: int, *more: Any) -> Any:
         mine = os.environ.get("RANK", "0") == rank
@@ -144,12 +144,12 @@ def _break(fault: str) -> None:
         def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
             return grad * float("inf")
 
-    take = loop.Engine.step
+    compute = loss.TrainingLoss.compute
 
-    def poisoned(self: Any, batches: Any, loss_of: Any, stop: bool) -> Any:
+    def poisoned(self: Any, *more: Any) -> Any:  # what both engines call, the graphed one on a CPU too
         mine = os.environ.get("RANK", "0") == rank and kind in ("loss", "gradient")
-        hit = mine and int(step) <= self.step_count < int(step) + (seconds or 1)
-        return take(self, batches, (lambda batch: Poison.apply(loss_of(batch))) if hit else loss_of, stop)
+        hit = mine and int(step) <= self.step < int(step) + (seconds or 1)
+        return Poison.apply(compute(self, *more)) if hit else compute(self, *more)
 
     predict = run.predict
 
@@ -158,7 +158,8 @@ def _break(fault: str) -> None:
             time.sleep(seconds)
         return predict(*more, **named)
 
-    loop.draw, loop.Engine.step, run.predict = faulty, poisoned, tardy
+    loss.draw_teacher, run.predict = faulty, tardy
+    loss.TrainingLoss.compute = poisoned  # type: ignore[method-assign]
 
 
 def _child(request: Mapping[str, Any]) -> int:
