@@ -69,6 +69,15 @@ def test_an_installed_toolkit_works_in_any_folder(home: Path, tmp_path: Path) ->
     assert "steps: 7" in call(command, "train", "--config", "mine.yaml", "--print-config", cwd=tmp_path)
     profile = "from launch.slurm.profile import read_profile as r; print(r('gpu').gpus_per_node, r(None).gpus_per_node)"
     assert call(home / "bin" / "python", "-c", profile, cwd=tmp_path) == "4 1\n"
+    assert "usage: python -m launch.jobs.job " in call(
+        command.with_name("python"), "-m", "launch.jobs.job", "--help", cwd=tmp_path
+    )
+    # What jobs do on a node, in a snapshot, which outside git holds the packages' own files.
+    copy = "import sys; from pathlib import Path; from launch.jobs.snapshot import take; print(take(Path()).path)"
+    code = Path(call(home / "bin" / "python", "-c", copy, cwd=tmp_path).strip())
+    assert (code / "launch" / "slurm" / "job.sh").exists()
+    causes = [home / "bin" / "python", "-ESB", "-m", "launch.slurm.causes", "before", tmp_path, "7", "1"]
+    assert call(*causes, cwd=code) == "\n\nit could not begin\n"
     configs = site_of(home) / "toolkit" / "configs"
     inside = {path.relative_to(configs) for path in configs.rglob("*.yaml")}
     assert inside == {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}

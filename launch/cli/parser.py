@@ -45,9 +45,14 @@ def as_typed(text: str) -> str:
 
 
 def make_parser(script: str | None, description: str, examples: str) -> argparse.ArgumentParser:
-    """A parser for `python launch/<script>` (None: for `toolkit`) whose help ends with examples to copy."""
+    """Return a parser whose help ends with examples to copy.
+
+    Args:
+        script: a file in launch/, or a module to be run with `python -m`; None: the command is `toolkit`.
+    """
+    command = f"python launch/{script}" if str(script).endswith(".py") else f"python -m {script}"
     parser = argparse.ArgumentParser(
-        prog=as_typed(f"python launch/{script}") if script else "toolkit",
+        prog=as_typed(command) if script else "toolkit",
         description=as_typed(description),
         epilog=as_typed(f"examples:\n{examples}"),
         formatter_class=argparse.RawDescriptionHelpFormatter,

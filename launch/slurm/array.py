@@ -31,7 +31,9 @@ EXAMPLES = """\
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns 0 when every task returned 0."""
-    parser = make_parser("slurm/array.py", "Run a command N times as an array of a Slurm cluster, and wait.", EXAMPLES)
+    parser = make_parser(
+        "launch.slurm.array", "Run a command N times as an array of a Slurm cluster, and wait.", EXAMPLES
+    )
     parser.add_argument("--name", required=True, help="of the job; what is left of an earlier call goes by it")
     parser.add_argument("--folder", required=True, type=Path, metavar="DIR", help="for its text, logs and exit codes")
     parser.add_argument("--count", required=True, type=positive, metavar="N", help="tasks")
