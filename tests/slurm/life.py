@@ -25,10 +25,10 @@ PARKED_S = 40.0  # a step of a run that is to stay where it is; less than the wa
 CONVLSTM = {"name": "convlstm", "layers": 1, "hidden": 8, "patch": 8}
 PACED = '''
 
-_draw = draw
+_draw = draw_noise
 
 
-def draw(*given):  # type: ignore[no-untyped-def]
+def draw_noise(*given):  # type: ignore[no-untyped-def]
     """Wait as long as the test wants, then go on."""
     import os
     import time
