@@ -67,10 +67,10 @@ setup(
     package_dir=SHIPPED,
     package_data={
         "toolkit.plan": ["costs.json"],
-        "launch": ["job.sh"],
+        "launch.slurm": ["job.sh"],
         **{name: ["*.yaml", "**/*.yaml"] for name in SHIPPED},
     },
-    entry_points={"console_scripts": ["toolkit = launch.commands:console"]},
+    entry_points={"console_scripts": ["toolkit = launch.cli.console:console"]},
     install_requires=INSTALL,
     extras_require={
         **ARCHIVES,

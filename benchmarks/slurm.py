@@ -106,7 +106,7 @@ class Bench:
         """A store, and what the paper's sweep would find."""
         arguments = ["--train", 8, "--val", 2, "--test", 2, "--size", 16, "--length", frames]
         self.call(sys.executable, "-m", "shards", "convert", "moving-mnist", "store", *arguments)
-        from launch.spec import plan_sweep
+        from launch.sweeps.spec import plan_sweep
 
         for store in {run.config.data.store for run in plan_sweep(ROOT / "configs" / "sweeps" / "paper.yaml").runs}:
             (self.folder / store).mkdir(parents=True)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # not this folder, whose shards.py is not the package
 
 from benchmarks.report import device, in_child, table, write_report  # noqa: E402
-from launch.spec import plan_sweep  # noqa: E402
+from launch.sweeps.spec import plan_sweep  # noqa: E402
 from toolkit.config import make_config  # noqa: E402
 from toolkit.report.paper_numbers import COSTS, TABLES  # noqa: E402
 

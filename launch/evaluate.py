@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cli import add_device, as_typed, make_parser, positive, run_script
-from launch.record import in_sweep
+from launch.cli.parser import add_device, as_typed, make_parser, positive, run_script
+from launch.sweeps.record import in_sweep
 from toolkit.errors import EXIT_OK
 from toolkit.rundir import RunDir
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cli import make_parser, run_script
+from launch.cli.parser import make_parser, run_script
 from toolkit.errors import EXIT_OK
 from toolkit.rundir import RunDir
 

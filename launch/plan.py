@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
-import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from launch.cli import make_parser, positive, run_script
-from launch.spec import plan_sweep
-from launch.table import render
+from launch.cli.parser import make_parser, positive, run_script
+from launch.sweeps.resources import format_resources, frames_of, make_plan
+from launch.sweeps.spec import plan_sweep
 from toolkit.config import RunConfig, load_config
 from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.models.registry import MODELS
 from toolkit.plan import cost as costs
-from toolkit.plan import predict
-from toolkit.plan.predict import GIB, Choice, Machine
+from toolkit.plan.predict import GIB, Machine
 from toolkit.rundir import RunDir
 from toolkit.shipped import CONFIGS
-from toolkit.wording import duration, speed
 
-Plan = dict[str, Any]  # what --json prints
 SLOTS = (1, 2, 3, 4, 5)  # the paper's Table 3
-SUMMARY = ("parameters", "GMACs/seq", "peak GiB", "hours")  # header of `summary`
 EXAMPLES = """\
   python launch/plan.py --config configs/mixed-moving-mnist.yaml --frames 1x64x64 --gpu-memory 80
   python launch/plan.py --config configs/radar.yaml --frames 1x384x384 --nodes 2 --gpus-per-node 4 --gpu-memory 80
@@ -51,192 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config.train.share(machine.ranks)  # refused before anything is measured
     cost = costs.get(config, shape[0])
     plan = make_plan(config, cost, shape, machine, options)
-    print(json.dumps(plan, indent=1) if options.json else "\n".join(describe(config, plan, where, cost)))
+    print(json.dumps(plan, indent=1) if options.json else "\n".join(format_resources(config, plan, where, cost)))
     return EXIT_OK
-
-
-def make_plan(
-    config: RunConfig, cost: costs.Cost, shape: tuple[int, int, int], machine: Machine, options: argparse.Namespace
-) -> Plan:
-    """The plan as plain values: what --json prints."""
-    area = costs.area_of(config, *shape[1:])
-    numbers, forward = cost.parameters.at(1, area), cost.macs.at(1, area)
-    found = predict.choices(config, cost, area, machine)
-    best = predict.recommend(found)
-    share = config.train.share(machine.ranks)
-    used = best or found[0]
-    sent = predict.traffic(config, cost, area, machine.ranks, used)
-    stage = predict.stage_of(config, machine.gpu)
-    exchange = sent[stage].total / (options.bandwidth * 1e9)
-    rate = options.rate or (RunDir(Path(options.run)).rate() if options.run else None)
-    if options.tflops:
-        rate = predict.rate_at(options.tflops, used.work, machine.ranks, exchange, config.train.batch)
-    return {
-        "model": config.model.name,
-        "frames": {"channels": shape[0], "height": shape[1], "width": shape[2]},
-        "parameters": numbers,
-        "macs_per_sequence": forward,
-        "macs_per_step": forward * config.train.batch,
-        "work_per_step": used.work * config.train.batch,
-        "ranks": machine.ranks,
-        "share": share,
-        "memory_per_rank": machine.memory,
-        "reserve": predict.RESERVE,
-        "choices": [_plain(choice) for choice in found],
-        "recommended": _plain(best) if best else None,
-        "zero": stage,
-        "graphed": config.train.is_graphed(machine.gpu),
-        "sent_per_rank": {str(stage): asdict(traffic) for stage, traffic in sent.items()},
-        "bandwidth_gb_s": options.bandwidth,
-        "exchange_s": exchange,
-        "sequences_per_s": rate,
-        "hours": predict.hours(config, rate) if rate else None,
-        "gpu_hours": predict.hours(config, rate) * machine.ranks if rate else None,
-        "old": cost.old,
-    }
-
-
-def _plain(choice: Choice) -> dict[str, Any]:
-    return {**asdict(choice), "total": choice.memory.total}
-
-
-def describe(config: RunConfig, plan: Plan, where: str, cost: costs.Cost) -> list[str]:
-    """The plan as lines for people."""
-    train, shape, data = config.train, plan["frames"], config.data
-    lines = [
-        f"model       {plan['model']}, {plan['parameters']:,} parameters, {train.precision}, "
-        + ("a CUDA graph" if plan["graphed"] else f"ZeRO {plan['zero']}"),
-        f"frames      {data.context} + {data.horizon} of {shape['channels']} x {shape['height']} x {shape['width']} "
-        f"({where})",
-        f"compute     {plan['macs_per_sequence'] / 1e9:,.2f} GMACs a sequence forward, "
-        f"{plan['macs_per_step'] / 1e9:,.1f} a step of {train.batch}",
-        f"ranks       {plan['ranks']}, {plan['share']} sequences each a step, "
-        f"{plan['memory_per_rank'] / GIB:,.1f} GiB each, of which {plan['reserve']:.0%} stay free",
-        "",
-        *_grid(plan),
-        "",
-    ]
-    best = plan["recommended"]
-    if best is None:
-        least = min(plan["choices"], key=lambda choice: choice["total"])
-        lines += [
-            f"nothing fits: the least is {least['policy']} with a micro-batch of {least['micro_batch']}, "
-            f"{least['total'] / GIB:.2f} GiB. Try a larger model.patch, train.precision=bf16, or more memory"
-        ]
-    else:
-        parts = ", ".join(f"{key} {value / GIB:.2f}" for key, value in best["memory"].items() if value)
-        keys = {**costs.settings_of(best["policy"]), "micro_batch": best["micro_batch"]}
-        chosen = {key: value for key, value in keys.items() if value or getattr(train, key)}
-        lines += [
-            "recommended " + " ".join(f"--set train.{key}={_yaml(value)}" for key, value in chosen.items()),
-            f"            {best['total'] / GIB:.2f} GiB: {parts}",
-        ]
-    lines += [*_exchange(plan), *_time(plan, train.steps)]
-    if cost.old:
-        lines.append("note: measured with another state of the code; where torch is, the same command measures anew")
-    return lines
-
-
-def _yaml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _grid(plan: Plan) -> list[str]:
-    """Peak memory, a row for each policy, a column for each micro-batch."""
-    sizes = sorted({choice["micro_batch"] for choice in plan["choices"]})
-    rows = []
-    for policy in dict.fromkeys(choice["policy"] for choice in plan["choices"]):
-        own = {c["micro_batch"]: c for c in plan["choices"] if c["policy"] == policy}
-        cells = [f"{own[size]['total'] / GIB:.2f}" + ("" if own[size]["fits"] else " no") for size in sizes]
-        work = own[sizes[0]]["work"] / plan["macs_per_sequence"]
-        rows.append([policy, f"{work:.2f}", *cells])
-    head = [f"micro {size}" for size in sizes]
-    lines = render(("policy", "x forward", *head), rows)
-    return ["peak GiB of a rank (`no`: does not fit), and the work of a step in forward passes", *lines]
-
-
-def _exchange(plan: Plan) -> list[str]:
-    if plan["ranks"] == 1:
-        return ["exchange    none: one rank"]
-    stages = ", ".join(
-        f"ZeRO {stage}: {(sent['reduced'] + sent['gathered']) / 2**20:,.1f} MiB"
-        for stage, sent in plan["sent_per_rank"].items()
-    )
-    return [
-        f"exchange    each rank sends a step: {stages}",
-        f"            {plan['exchange_s'] * 1e3:.2f} ms at {plan['bandwidth_gb_s']:g} GB/s",
-    ]
-
-
-def _time(plan: Plan, steps: int) -> list[str]:
-    if not plan["hours"]:
-        return ["time        unknown: give --rate SEQ/S, --run DIR of a run like it, or --tflops that a rank reaches"]
-    return [
-        f"time        {steps:,} steps at {speed(plan['sequences_per_s'])} sequences/s: "
-        f"{duration(plan['hours'] * 3600)}, "
-        f"{plan['gpu_hours']:,.1f} rank-hours (validation and checkpoints not counted)"
-    ]
-
-
-def frames_of(config: RunConfig, given: str | None) -> tuple[tuple[int, int, int], str]:
-    """(channels, height, width) and where they come from: `given` as CxHxW, or the manifest of the run's store.
-
-    Raises:
-        ConfigError: neither is there.
-    """
-    if given:
-        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", given)
-        if not match:
-            raise ConfigError(f"--frames {given}: write it as channels x height x width, for example 1x384x384")
-        return (int(match[1]), int(match[2]), int(match[3])), "--frames"
-    shape = stored_shape(config.data.store)
-    if shape is None:
-        raise ConfigError(
-            f"data.store {config.data.store or '(not set)'}: no manifest.json there that says how large frames are: "
-            "make the store, or say it with --frames 1x384x384"
-        )
-    return shape, config.data.store
-
-
-@functools.cache
-def stored_shape(store: str) -> tuple[int, int, int] | None:
-    """The frames of a store in a folder, read without numpy; None where there is no such store."""
-    try:
-        frames = json.loads(Path(store, "manifest.json").read_text(encoding="utf-8"))["frames"]
-        return int(frames["channels"]), int(frames["height"]), int(frames["width"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def hours_of(config: RunConfig, rate: float | None, tflops: float | None, ranks: int) -> float | None:
-    """A run's hours: at a rate in sequences per second, else at what each rank computes; None: not known."""
-    if not MODELS[config.model.name].trained:
-        return 0.0
-    shape = stored_shape(config.data.store)
-    cost = costs.find(config, shape[0]) if shape and tflops and not rate else None
-    if shape and tflops and cost:
-        work = cost.peaks[costs.policy_of(config)].work.at(1, costs.area_of(config, *shape[1:]))
-        rate = predict.rate_at(tflops, work, ranks, 0.0, config.train.batch)
-    return predict.hours(config, rate) if rate else None
-
-
-def summary(config: RunConfig, hours: float | None) -> list[str]:
-    """A run of a sweep in short, under SUMMARY; empty where it isn't known. Nothing is measured for it.
-
-    Memory is that of one rank of one, with the run's own policy.
-    """
-    told = f"{hours:,.1f}" if hours else ""
-    shape = stored_shape(config.data.store)
-    cost = costs.find(config, shape[0] if shape else 1) if MODELS[config.model.name].trained else None
-    if cost is None:
-        return ["", "", "", told]
-    if shape is None:  # most models have the same parameters at every size
-        return ["" if cost.parameters.area else f"{cost.parameters.one:,}", "", "", told]
-    area = costs.area_of(config, *shape[1:])
-    micro = config.train.micro_batch or config.train.batch
-    peak = predict.memory_of(config, cost, costs.policy_of(config), micro, area, Machine(1, 0))
-    parameters, forward = cost.parameters.at(1, area), cost.macs.at(1, area)
-    return [f"{parameters:,}", f"{forward / 1e9:,.1f}", f"{peak.total / GIB:.2f}", told]
 
 
 def shipped() -> list[RunConfig]:

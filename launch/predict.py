@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.cli import add_device, make_parser, positive, run_script
+from launch.cli.parser import add_device, make_parser, positive, run_script
 from launch.export import checkpoint_name
 from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import RunDir

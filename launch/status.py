@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from launch.cli import make_parser, positive, run_script
-from launch.efficiency import efficiency
-from launch.record import read_runs
-from launch.scheduler import Scheduler
-from launch.table import RUN_HEADER, render, run_row
-from launch.view import RunView, look
+from launch.cli.parser import make_parser, positive, run_script
+from launch.cli.table import render
+from launch.jobs.run_status import RunView, read_status
+from launch.slurm.queue import Scheduler
+from launch.sweeps.efficiency import efficiency
+from launch.sweeps.progress import RUN_HEADER, run_row
+from launch.sweeps.record import read_runs
 from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import RunDir
 from toolkit.sweep_record import RECORD_NAME, RecordedRun
@@ -54,12 +55,12 @@ def runs_of(folder: Path) -> list[RecordedRun]:
 
 def views_of(folders: Sequence[Path]) -> list[RunView]:
     """How all runs of these folders stand now."""
-    return [look(item.run, item.name) for folder in folders for item in runs_of(folder)]
+    return [read_status(item.run, item.name) for folder in folders for item in runs_of(folder)]
 
 
 def again(view: RunView) -> RunView:
     """The same run as it stands by now."""
-    return look(RunDir(Path(view.path)), view.name)
+    return read_status(RunDir(Path(view.path)), view.name)
 
 
 def report(views: Sequence[RunView], width: int | None, note: str | None = None) -> list[str]:
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     while True:
         views = views_of(options.folders)
         if scheduler:
-            views = scheduler.lay(views, again)
+            views = scheduler.merge(views, again)
         note = scheduler.note if scheduler else None
         if options.json:
             print(json.dumps([asdict(view) for view in views], indent=1))

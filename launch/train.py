@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from launch.cli import as_typed, make_parser, positive, run_script
-from launch.lock import claim
-from launch.record import in_sweep
+from launch.cli.parser import as_typed, make_parser, positive, run_script
+from launch.jobs.lock import claim
+from launch.sweeps.record import in_sweep
 from toolkit.config import RunConfig, load_config
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, ConfigError, PeerError, StoppedError
 from toolkit.models.registry import MODELS
@@ -53,7 +53,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _list_models() -> int:
-    from launch.table import render
+    from launch.cli.table import render
     from shards.manifest import FrameSpec
     from toolkit.config import make_config
     from toolkit.models.base import count_parameters

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """As launch/cli.py makes them: line breaks of help stay, options are not abbreviated. Its commands are alike."""
+    """As launch/cli/parser.py makes them: line breaks of help stay, options are not abbreviated. Commands are alike."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)

@@ -3,7 +3,7 @@
 A job is a part of the store's shards: what it writes depends on the plan alone, it may be run twice or at the same time
 as another for the same shards, and what it has finished is known by the records in the partial folder. So a job that is
 killed needs no care: the next identical call submits what is still missing. `local` runs the jobs on this machine,
-through submitit; `slurm` as one array of a Slurm cluster, by the job layer of sweeps (`python -m launch.tasks`, a
+through submitit; `slurm` as one array of a Slurm cluster, by the job layer of sweeps (`python -m launch.slurm.array`, a
 process of its own: this package knows nothing of schedulers). Here the store is put together when all are done.
 """
 
@@ -77,7 +77,7 @@ def _on_slurm(
     options = ["--name", name, "--folder", str(folder), "--count", str(len(parts)), "--cpus", str(workers)]
     profile = ["--profile", cluster.profile] if cluster.profile else []
     task = [sys.executable, "-m", "shards.part", str(folder), hashlib.sha256(work).hexdigest()]
-    command = [sys.executable, "-m", "launch.tasks", *options, *profile, "--", *task]
+    command = [sys.executable, "-m", "launch.slurm.array", *options, *profile, "--", *task]
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     # Safe path: not from the working directory, which may be anybody's, are modules taken (Python 3.11 and later).
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}

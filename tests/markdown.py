@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from launch.cli import COMMANDS
+from launch.cli.parser import COMMANDS
 from shards import cli as shards_cli
 from shards.sources import SOURCES
 from shards.sources.choose import AUTO
@@ -72,11 +72,14 @@ def check(command: str, root: Path) -> None:
     elif program == "python" and rest[:2] == ["-m", "pytest"]:
         assert all((root / word).exists() for word in rest[2:] if word.startswith("tests/")), command
     elif program == "python" and rest[0].startswith("launch/"):
-        parse(Path(rest[0]).stem, rest[1:])
+        parse(rest[0].removesuffix(".py").removeprefix("launch/").replace("/", "."), rest[1:])
     elif program == "python" and rest[0].startswith("benchmarks/"):
         assert (root / rest[0]).exists(), command
     else:
         assert program in PLAIN, f"{command}: nobody knows how to check {program}"
+
+
+JOB = "jobs.job"  # what jobs run: typed where there is another scheduler
 
 
 class _Parsed(BaseException):
@@ -93,7 +96,7 @@ def parse(name: str, words: Sequence[str]) -> None:
         elif not (words[:1] == ["convert"] and words[1].endswith(".py")):
             parser.parse_args(words)
         return
-    assert name in COMMANDS or name == "job", f"{name} is no command"
+    assert name in COMMANDS or name == JOB, f"{name} is no command"
     true_parse = argparse.ArgumentParser.parse_args
 
     def parse_args(self: argparse.ArgumentParser, args: Sequence[str] | None = None) -> None:

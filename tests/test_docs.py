@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from launch import plan
-from launch.cli import COMMANDS
+from launch.cli.parser import COMMANDS
 from shards.cli import main as shards
 from tests.conftest import ROOT
-from tests.markdown import NO_SHELL, Block, anchors, blocks, check, commands, links, pages
+from tests.markdown import JOB, NO_SHELL, Block, anchors, blocks, check, commands, links, pages
 from toolkit.errors import EXIT_MEANING
 from toolkit.evaluate.protocols import known_protocols, load_protocol
 from toolkit.evaluate.protocols.base import Protocol
@@ -56,7 +56,7 @@ def test_every_command_can_be_typed(name: str) -> None:
                     check(command, ROOT)
 
 
-@pytest.mark.parametrize("name", sorted({*COMMANDS, "job"} - {"shards"}))
+@pytest.mark.parametrize("name", sorted({*COMMANDS, JOB} - {"shards"}))
 def test_help_ends_with_examples_that_can_be_typed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(f"launch.{name}").main(["--help"])
@@ -153,7 +153,7 @@ def test_a_new_model_by_the_page(tmp_path: Path) -> None:
 def test_the_messages_of_troubleshooting_are_the_codes() -> None:
     files = [file for folder in ("launch", "shards", "toolkit") for file in (ROOT / folder).rglob("*.py")]
     said = [text for file in files for text in texts(file)]
-    for script in (ROOT / "launch").glob("*.sh"):
+    for script in (ROOT / "launch").rglob("*.sh"):
         said += script.read_text().splitlines()
     rows = re.findall(r"^\| `(.*?)` \| ", (DOCS / "troubleshooting.md").read_text(), flags=re.MULTILINE)
     assert len(rows) > 40

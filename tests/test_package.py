@@ -16,7 +16,7 @@ import pytest
 
 import shards
 import toolkit
-from launch.cli import COMMANDS, as_typed
+from launch.cli.parser import COMMANDS, as_typed
 from tests.conftest import ROOT
 
 BUILD = "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
@@ -67,8 +67,17 @@ def test_an_installed_toolkit_works_in_any_folder(home: Path, tmp_path: Path) ->
     assert "modernn_released" in call(command, "train", "--list-models", cwd=tmp_path)
     (tmp_path / "mine.yaml").write_text("base: configs/demo.yaml\ntrain: {steps: 7}\n")
     assert "steps: 7" in call(command, "train", "--config", "mine.yaml", "--print-config", cwd=tmp_path)
-    profile = "from launch.slurm_profile import read_profile as r; print(r('gpu').gpus_per_node, r(None).gpus_per_node)"
+    profile = "from launch.slurm.profile import read_profile as r; print(r('gpu').gpus_per_node, r(None).gpus_per_node)"
     assert call(home / "bin" / "python", "-c", profile, cwd=tmp_path) == "4 1\n"
+    assert "usage: python -m launch.jobs.job " in call(
+        command.with_name("python"), "-m", "launch.jobs.job", "--help", cwd=tmp_path
+    )
+    # What jobs do on a node, in a snapshot, which outside git holds the packages' own files.
+    copy = "import sys; from pathlib import Path; from launch.jobs.snapshot import take; print(take(Path()).path)"
+    code = Path(call(home / "bin" / "python", "-c", copy, cwd=tmp_path).strip())
+    assert (code / "launch" / "slurm" / "job.sh").exists()
+    causes = [home / "bin" / "python", "-ESB", "-m", "launch.slurm.causes", "before", tmp_path, "7", "1"]
+    assert call(*causes, cwd=code) == "\n\nit could not begin\n"
     configs = site_of(home) / "toolkit" / "configs"
     inside = {path.relative_to(configs) for path in configs.rglob("*.yaml")}
     assert inside == {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
@@ -109,4 +118,5 @@ def test_commands_are_named_as_they_were_typed(monkeypatch: pytest.MonkeyPatch) 
         as_typed(text)
         == "run toolkit evaluate --force; toolkit train --run R; torchrun -n 2 -m -- launch.train --run R"
     )
-    assert as_typed("launch/spec.py says more") == "launch/spec.py says more"
+    assert as_typed("python launch/jobs/job.py RUN") == "python -m launch.jobs.job RUN"
+    assert as_typed("launch/sweeps/spec.py says more") == "launch/sweeps/spec.py says more"

@@ -47,7 +47,7 @@ STALE_AFTER_S = 120.0  # a live run rewrites state.json at least every few secon
 
 
 def read_lock(run: Path) -> dict[str, Any]:
-    """What a run's present or last job wrote of itself into its lock (launch/lock.py); empty when there was none."""
+    """What the present or last job wrote of itself into its lock (launch/jobs/lock.py); empty when there was none."""
     try:
         return dict(json.loads((run / LOCK_NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError):

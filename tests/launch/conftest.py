@@ -63,15 +63,15 @@ for which in ("best", "last"):
 JOB = """\
 import sys
 from pathlib import Path
-from launch import job
-from launch.cli import run_script
+from launch.jobs import job
+from launch.cli.parser import run_script
 run_script(lambda: job.main(sys.argv[1:], scripts=Path(__file__).parent))
 """
 SWEEP = """\
 import sys
 from pathlib import Path
 from launch import sweep
-from launch.cli import run_script
+from launch.cli.parser import run_script
 
 def command(run, ranks, log_files):
     flags = ["--log-files"] if log_files else []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import run_script
+from launch.cli.parser import run_script
 from tests.conftest import ROOT
 from toolkit.config import make_config
 from toolkit.rundir import RunDir

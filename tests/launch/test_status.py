@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from launch import lock, status
-from launch.board import Board, line
-from launch.cli import run_script
-from launch.table import metric, render, run_row
-from launch.view import RunView, look
+from launch import status
+from launch.cli.parser import run_script
+from launch.cli.table import render
+from launch.jobs import lock
+from launch.jobs.run_status import RunView, read_status
+from launch.sweeps.progress import Board, line, metric, run_row
 from tests.launch.conftest import as_from_a_terminal
 from toolkit.config import RunConfig
 from toolkit.errors import ConfigError
@@ -53,47 +54,47 @@ def edit(run: RunDir, **values: Any) -> None:
 
 
 def test_new(run: RunDir) -> None:
-    assert look(run).state == "new"
+    assert read_status(run).state == "new"
 
 
 def test_running(run: RunDir) -> None:
     write(run)
-    view = look(run)
+    view = read_status(run)
     assert (view.state, view.step, view.rate, view.eta_s, view.restarts) == ("running", 120, 38.21, 75.0, 2)
     assert view.host == socket.gethostname()
 
 
 def test_starting_validating_and_evaluating_need_a_job(run: RunDir) -> None:
     with lock.hold(run.path, job="local-7"):
-        assert look(run).state == "starting"
+        assert read_status(run).state == "starting"
         write(run, phase="validating")
-        assert look(run).state == "validating"
+        assert read_status(run).state == "validating"
         edit(run, pid=2**22 + 1)  # of the job before this one
-        assert look(run).state == "starting"
+        assert read_status(run).state == "starting"
         run.mark_done()
-        assert look(run).state == "evaluating"
-        assert look(run).rate is None
-    assert look(run).state == "trained"
+        assert read_status(run).state == "evaluating"
+        assert read_status(run).rate is None
+    assert read_status(run).state == "trained"
 
 
 def test_interrupted_at_once_on_this_machine_and_after_silence_elsewhere(run: RunDir) -> None:
     write(run)
     edit(run, pid=2**22 + 1)  # no such process
-    assert look(run).state == "interrupted"
+    assert read_status(run).state == "interrupted"
     edit(run, host="far")
-    assert look(run).state == "running"
-    assert look(run, now=time.time() + 121).state == "interrupted"
-    assert look(run, now=time.time() + 121).rate is None
-    assert "run the sweep again" in str(look(run, now=time.time() + 121).reason)
+    assert read_status(run).state == "running"
+    assert read_status(run, now=time.time() + 121).state == "interrupted"
+    assert read_status(run, now=time.time() + 121).rate is None
+    assert "run the sweep again" in str(read_status(run, now=time.time() + 121).reason)
 
 
 def test_failed_with_its_reason(run: RunDir) -> None:
     write(run)
     run.mark_failed("rank 1: ValueError: no\nsecond line")
-    assert look(run).state == "failed"
-    assert look(run).reason == "rank 1: ValueError: no\nsecond line"
+    assert read_status(run).state == "failed"
+    assert read_status(run).reason == "rank 1: ValueError: no\nsecond line"
     with lock.hold(run.path):
-        assert look(run).live  # being retried
+        assert read_status(run).live  # being retried
 
 
 @pytest.mark.parametrize(
@@ -102,29 +103,29 @@ def test_failed_with_its_reason(run: RunDir) -> None:
 def test_kinds_of_failure_are_told_apart(run: RunDir, code: int, label: str) -> None:
     write(run)
     run.mark_failed("rank 1: something", code)
-    assert (look(run).state, look(run).label) == ("failed", label)
-    assert run_row(look(run))[1] == label
+    assert (read_status(run).state, read_status(run).label) == ("failed", label)
+    assert run_row(read_status(run))[1] == label
 
 
 def test_a_killed_training_a_stopped_one_and_one_without_a_word(run: RunDir) -> None:
     write(run)
     run.mark_failed("train: killed by SIGKILL (out of memory?)")
-    assert look(run).label == "killed"
+    assert read_status(run).label == "killed"
     run.clear_failed()
     write(run, phase="stopped")
     edit(run, pid=2**22 + 1)
-    assert (look(run).state, look(run).label) == ("interrupted", "stopped")
-    assert look(run).reason == "stopped with a checkpoint at step 120; run it again to go on"
+    assert (read_status(run).state, read_status(run).label) == ("interrupted", "stopped")
+    assert read_status(run).reason == "stopped with a checkpoint at step 120; run it again to go on"
     edit(run, phase="training")
-    assert look(run).label == "interrupted"
-    assert "killed" in str(look(run).reason)
+    assert read_status(run).label == "interrupted"
+    assert "killed" in str(read_status(run).reason)
 
 
 def test_waiting_for_the_first_step_and_a_slow_rank(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     write(run, step=0, seq_per_s=0.0)
-    assert look(run).label == "first step"
+    assert read_status(run).label == "first step"
     write(run, slow="rank 3 on node7 takes 2.4 times as long")
-    assert look(run).label == "running"
+    assert read_status(run).label == "running"
     assert status.main([str(run.path)]) == 0
     assert "slow: rank 3 on node7 takes 2.4 times as long" in capsys.readouterr().out
 
@@ -134,13 +135,13 @@ def test_done_needs_scores_of_the_right_split(run: RunDir) -> None:
     run.eval.mkdir()
     for which in ("best", "last"):
         (run.eval / f"val-{which}.json").write_text("{}")
-    assert look(run).state == "done"
-    assert look(run, split="test").state == "trained"
+    assert read_status(run).state == "done"
+    assert read_status(run, split="test").state == "trained"
 
 
 def test_a_broken_state_file_is_survived(run: RunDir) -> None:
     (run.path / "state.json").write_text('{"step": 1')
-    assert look(run).state == "interrupted"
+    assert read_status(run).state == "interrupted"
     (run.path / lock.LOCK_NAME).write_text("{")
     assert lock.read_lock(run.path) == {}
     assert lock.holder(run.path) is None

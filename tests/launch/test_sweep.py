@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch import lock, status, sweep
-from launch.view import look
+from launch import status, sweep
+from launch.jobs import lock
+from launch.jobs.run_status import read_status
 from tests.launch.conftest import Fakes
-from tests.launch.test_ranks import wait_for
+from tests.launch.jobs.test_ranks import wait_for
 from toolkit.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +109,7 @@ def test_ctrl_c_checkpoints_and_the_same_command_goes_on(fakes: Fakes, cluster: 
     (began,) = [state.parent for state in states]  # the other waited its turn and never began
     assert (began / "checkpoint").exists()
     assert [starts(run) for run in fakes.runs()] in ([0, 1], [1, 0])
-    assert look(RunDir(began)).state == "interrupted"
+    assert read_status(RunDir(began)).state == "interrupted"
     for run in fakes.runs():
         (run / "checkpoint").write_text("1998")
     code, output = fakes.sweep(file)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch import status
-from launch.spec import plan_sweep
+from launch.sweeps.spec import plan_sweep
 from tests.toolkit.train.conftest import ROOT, one_thread, tiny_store  # noqa: F401  (a fixture)
 from toolkit.config import make_config
 from toolkit.report.build import build_report

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from launch.cancel import WATCHERS, cancel
-from launch.jobs import _SubmititJob
-from launch.record import read_runs
+from launch.jobs.local import _SubmititJob
+from launch.sweeps.cancel import WATCHERS, cancel
+from launch.sweeps.record import read_runs
 from toolkit.config import RunConfig, make_config
 from toolkit.errors import ConfigError
 from toolkit.plan import cost
@@ -44,7 +44,7 @@ def test_a_process_that_a_file_name_gives_is_not_ended(
     tmp_path: Path, bystander: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[tuple[int, int]] = []
-    monkeypatch.setattr("launch.cancel.os.kill", lambda pid, number: sent.append((pid, number)))
+    monkeypatch.setattr("launch.sweeps.cancel.os.kill", lambda pid, number: sent.append((pid, number)))
     folder = tmp_path / "demo" / WATCHERS
     folder.mkdir(parents=True)
     held = []

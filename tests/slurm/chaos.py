@@ -24,8 +24,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch import lock
-from launch.restarts import restarts_of
+from launch.jobs import lock
+from launch.jobs.restarts import restarts_of
 from tests.slurm.conftest import DevCluster
 from tests.slurm.life import CONVLSTM, MODERNN, Life, Trial
 from tests.toolkit.train.chaos import difference

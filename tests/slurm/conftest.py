@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import lock
+from launch.jobs import lock
 from tests.launch.conftest import Fakes, fakes
 
 __all__ = ["fakes"]  # the fixture, for these tests too
@@ -161,7 +161,7 @@ def live(run: Path) -> bool:
 def site(cluster: DevCluster, fakes: Fakes) -> Iterator[Site]:
     fakes.sweep_file("base: base.yaml\nseeds: 3\n")
     script = fakes.scripts / "fake_sweep.py"
-    script.write_text("from launch import slurm\nslurm.POLL_S = 0.5\n" + script.read_text())
+    script.write_text("from launch.slurm import submitter\nsubmitter.POLL_S = 0.5\n" + script.read_text())
     yield Site(cluster, fakes)
     cluster.run("scancel", "--user=root" if os.getuid() == 0 else f"--user={os.getuid()}")
     eventually(lambda: not cluster.queue(), 60)

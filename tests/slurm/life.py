@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from launch import lock
+from launch.jobs import lock
 from tests.slurm.conftest import ROOT, DevCluster, eventually
 from tests.toolkit.train.chaos import STEPS, TREE
 from toolkit.rundir import RunDir, write_atomic
@@ -25,10 +25,10 @@ PARKED_S = 40.0  # a step of a run that is to stay where it is; less than the wa
 CONVLSTM = {"name": "convlstm", "layers": 1, "hidden": 8, "patch": 8}
 PACED = '''
 
-_draw = draw
+_draw = draw_noise
 
 
-def draw(*given):  # type: ignore[no-untyped-def]
+def draw_noise(*given):  # type: ignore[no-untyped-def]
     """Wait as long as the test wants, then go on."""
     import os
     import time

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from launch import lock
-from launch.restarts import restarts_of
-from launch.view import look
+from launch.jobs import lock
+from launch.jobs.restarts import restarts_of
+from launch.jobs.run_status import read_status
 from tests.slurm import chaos
 from tests.slurm.conftest import DevCluster, eventually
 from tests.slurm.life import PARKED_S, Life, Trial
@@ -172,7 +172,7 @@ def test_a_run_ends_as_the_undisturbed_one(fleet: dict[str, Any], name: str) -> 
     whole = fleet["undisturbed-wide" if scenario.options == WIDE else "undisturbed"].result()
     assert difference(whole.run.path, trial.run.path, STEPS) is None
     said = restarts_of(trial.run.path)
-    assert len(said) == look(trial.run).restarts, trial.tell()
+    assert len(said) == read_status(trial.run).restarts, trial.tell()
     assert len(said) == scenario.starts - 1 or (name in ("time-limit", "node-down") and len(said) > 1), trial.tell()
     assert scores(trial) == scores(whole)
     assert trial.run.failure() is None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import lock
+from launch.jobs import lock
 from tests.slurm.conftest import ROOT, SCRIPT, DevCluster, Site, eventually, live, starts
 
 LAUNCH = ROOT / "launch"

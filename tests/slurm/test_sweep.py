@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from launch import lock, status
-from launch.restarts import restarts_of
-from launch.view import look
+from launch import status
+from launch.jobs import lock
+from launch.jobs.restarts import restarts_of
+from launch.jobs.run_status import read_status
 from tests.slurm.conftest import Site, eventually, live, starts
 from toolkit.rundir import RunDir
 
@@ -166,7 +167,7 @@ def test_restarts_by_slurm_are_bounded_too(site: Site) -> None:
     assert restart.cause == "requeued; not begun again, as max_restarts is 0"
     assert (restart.job, restart.start) == (job, 2)
     assert len(starts(run)) == 1
-    assert restart.cause in str(look(RunDir(run)).reason)
+    assert restart.cause in str(read_status(RunDir(run)).reason)
 
 
 def test_a_cancelled_job_writes_its_checkpoint_and_does_not_come_back(site: Site) -> None:

@@ -141,7 +141,7 @@ cuda = torch.cuda
 cuda.is_available, cuda.device_count, cuda.set_device = lambda: True, lambda: 1, lambda index: None
 cuda.get_device_properties = lambda device: types.SimpleNamespace(uuid="GPU-1")
 cuda.device = lambda device: __import__("contextlib").nullcontext()
-from launch.cli import run_script
+from launch.cli.parser import run_script
 from toolkit import distributed
 run_script(lambda: distributed.init().rank)
 """

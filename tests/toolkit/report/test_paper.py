@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from launch.report import main
-from launch.spec import plan_sweep
+from launch.sweeps.spec import plan_sweep
 from tests.toolkit.report.synthetic import GREY, Scene, write_result, write_run, write_sweep
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate.ensemble import Ensemble

@@ -171,7 +171,7 @@ def _child(request: Mapping[str, Any]) -> int:
     sys.argv = ["launch/train.py", *request["arguments"]]
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    from launch.cli import run_script
+    from launch.cli.parser import run_script
     from launch.train import main
 
     _break(request["fault"])

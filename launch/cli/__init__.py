@@ -1,0 +1,1 @@
+"""What every script shares: options and errors, tables for terminals, the console script."""

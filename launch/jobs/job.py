@@ -1,0 +1,199 @@
+"""What a job runs: train the run directory if it isn't DONE, then score its best and last checkpoint.
+
+Its only argument that matters is the run directory, so requeueing is running the same command again. Returns the code
+of the training (see toolkit/errors.py): 3 means "run me again". Imports neither torch nor a scheduler.
+
+In a step of Slurm with several tasks it runs once per rank: the first task is the job, the others only train with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.cli.parser import make_parser, positive, run_script
+from launch.jobs.lock import HeldLock, RunBusyError, hold, read_lock
+from launch.jobs.ranks import SignalRelay, meaning, run_ranks
+from launch.jobs.run_status import missing_scores
+from toolkit import slurm
+from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE
+from toolkit.rundir import RunDir
+from toolkit.train.heartbeat import beats_of
+
+SCRIPTS = Path(__file__).resolve().parents[1]  # with train.py and evaluate.py
+WAIT_S = 0.2  # between two looks at the run's lock
+EXAMPLES = """\
+  python launch/jobs/job.py runs/demo/modernn-seed1-1a2b3c4d             # go on with a run, here, in the foreground
+  python launch/jobs/job.py runs/demo/modernn-seed1-1a2b3c4d --ranks 2   # on two processes"""
+
+
+def job_id() -> str:
+    """The scheduler's id of this job, or one made of the process id."""
+    local = os.environ.get("SUBMITIT_LOCAL_JOB_ID")
+    return f"local-{local}" if local else slurm.job_name() or f"hand-{os.getpid()}"
+
+
+def run_job(run: RunDir, ranks: int = 1, scripts: Path = SCRIPTS, log_files: bool = False) -> int:
+    """Train and score a run directory as its only job.
+
+    Args:
+        run: the run directory.
+        ranks: processes to train with.
+        scripts: the folder with train.py and evaluate.py.
+        log_files: send the output to files in the run's `logs/` instead of this process's output.
+
+    Returns:
+        0 when the run is trained and scored, 3 when it was stopped and is to be run again, else what failed.
+
+    Raises:
+        ConfigError: when the folder is not a run directory.
+        RunBusyError: when another job has it.
+    """
+    split = run.config().eval.split
+    task = slurm.task()
+    if task is not None and task.rank > 0:
+        return _train_along(run, task, scripts, log_files)
+    with SignalRelay() as relay, contextlib.ExitStack() as stack:
+        lock = _acquire_lock(run, ranks, relay, stack)
+        if lock is None:
+            return EXIT_REQUEUE
+        job = _Job(run, relay, lock, log_files, task)
+        code = EXIT_OK
+        if not run.done:
+            code = job.phase("train", [str(scripts / "train.py"), "--run", str(run.path)], ranks)
+            if code == EXIT_OK and not run.done:
+                run.mark_failed("train: returned 0 without marking the run DONE")
+                code = EXIT_FAILURE
+        if code == EXIT_OK and missing_scores(run, split):
+            code = job.phase("evaluate", [str(scripts / "evaluate.py"), "--run", str(run.path)], 1)
+            if code == EXIT_OK:
+                code = _mark_scored(run, split)
+        lock.note(ended=time.time(), exit=code)
+        return code
+
+
+def _acquire_lock(run: RunDir, ranks: int, relay: SignalRelay, stack: contextlib.ExitStack) -> HeldLock | None:
+    """The run's lock until the end of `stack`; None when it was waited for in vain, because this job is to stop.
+
+    Slurm may begin a job again that is still alive (slurmd or the network died, not the node), or the file system may
+    keep a lost node's lock for a while: an earlier start of this very job is waited for, any other job is not.
+    """
+    told = False
+    while not relay.received:
+        try:
+            return stack.enter_context(hold(run.path, job=job_id(), ranks=ranks))
+        except RunBusyError as error:
+            if not slurm.is_earlier_start(read_lock(run.path).get("job")):
+                raise
+            if not told:
+                print(f"{error}: an earlier start of this job. Waiting until it has ended", file=sys.stderr, flush=True)
+            told = True
+            time.sleep(WAIT_S)
+    return None
+
+
+def _train_along(run: RunDir, task: slurm.Task, scripts: Path, log_files: bool) -> int:
+    """A rank other than the first of a job of several tasks. Slurm ends all tasks at the first code other than 0."""
+    logs = [run.logs / f"{job_id()}_{task.rank}.log"] if log_files else []
+    with SignalRelay() as relay:
+        while read_lock(run.path).get("job") != job_id():  # until the first task has the run
+            if relay.received:
+                return EXIT_OK
+            time.sleep(WAIT_S)
+        if run.done:
+            return EXIT_OK
+        command = [sys.executable, str(scripts / "train.py"), "--run", str(run.path)]
+        code = run_ranks(command, 1, relay, logs, environment=task.environment)
+    if code in (EXIT_OK, EXIT_REQUEUE) or code - 128 in relay.received:
+        return EXIT_OK  # that it was stopped is the first task's to say, when it has written the checkpoint
+    if run.failure() is None:
+        where = f"; see {logs[0]}" if logs else ""
+        run.mark_failed(f"train: rank {task.rank} on {socket.gethostname()}: {meaning(code)}{where}")
+    return code
+
+
+def _mark_scored(run: RunDir, split: str) -> int:
+    """After an evaluation that returned 0: scores that it left, because they hold, count as new."""
+    files = [run.eval / f"{split}-{which}.json" for which in missing_scores(run, split)]
+    absent = [file.name for file in files if not file.exists()]
+    if absent:
+        run.mark_failed(f"evaluate: returned 0 without writing {', '.join(absent)}")
+        return EXIT_FAILURE
+    for file in files:
+        os.utime(file)
+    return EXIT_OK
+
+
+class _Job:
+    """The phases of one job."""
+
+    def __init__(
+        self, run: RunDir, relay: SignalRelay, lock: HeldLock, log_files: bool, task: slurm.Task | None
+    ) -> None:
+        self.run = run
+        self.relay = relay
+        self.lock = lock
+        self.log_files = log_files
+        self.task = task
+
+    def phase(self, name: str, arguments: list[str], ranks: int) -> int:
+        """Run one script; on failure leave a reason in the run directory, unless the script did."""
+        if self.relay.received:
+            return EXIT_REQUEUE
+        self.run.clear_failed()
+        logs = self._logs(name, ranks)
+        self.lock.note(phase=name, log=str(logs[0]) if logs else None)
+        command = [sys.executable, *arguments]
+        environment = {**self.lock.environment, **self._place(name)}
+        code = run_ranks(command, ranks, self.relay, logs, environment, [self.lock.fd], describe=self._describe_rank)
+        if code == EXIT_REQUEUE and job_id() not in (self.run.failure() or ""):
+            # Not this start's (`_train_along`): a rank says it that an earlier one left on a node that was given up.
+            self.run.clear_failed()
+        # A script that a signal ended before it could set its handlers was stopped too: it had nothing to save.
+        stopped = {EXIT_REQUEUE, EXIT_OK, *(128 + number for number in self.relay.received)}
+        if self.relay.received and code in stopped:
+            finished = code == EXIT_OK and name == "evaluate"
+            return EXIT_OK if finished else EXIT_REQUEUE
+        if code not in (EXIT_OK, EXIT_REQUEUE) and self.run.failure() is None:
+            self.run.mark_failed(f"{name}: {meaning(code)}" + (f"; see {logs[0]}" if logs else ""))
+        return code
+
+    def _place(self, name: str) -> dict[str, str]:
+        """Several tasks train as one world; the first one evaluates alone."""
+        if self.task is None:
+            return {}
+        return self.task.environment if name == "train" else {"RANK": "0", "WORLD_SIZE": "1"}
+
+    def _describe_rank(self, rank: int) -> str:
+        beat = beats_of(self.run.path).get(rank)
+        return f"rank {rank}" if beat is None else str(beat)
+
+    def _logs(self, name: str, ranks: int) -> list[Path]:
+        if not self.log_files:
+            return []
+        self.run.logs.mkdir(exist_ok=True)
+        parts = [str(rank) for rank in range(ranks)] if name == "train" else [name]
+        return [self.run.logs / f"{job_id()}_{part}.log" for part in parts]
+
+
+def main(argv: Sequence[str] | None = None, scripts: Path = SCRIPTS) -> int:
+    options = _parse(argv)
+    return run_job(RunDir(options.run), options.ranks, scripts, options.log_files)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser("jobs/job.py", "Train and score one run directory: what the jobs of a sweep run.", EXAMPLES)
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="made by launch/sweep.py")
+    parser.add_argument("--ranks", type=positive, default=1, metavar="N", help="processes to train with (default: 1)")
+    parser.add_argument("--log-files", action="store_true", help="write the output to RUN_DIR/logs instead of here")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_script(main)

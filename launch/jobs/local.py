@@ -1,0 +1,207 @@
+"""Jobs on this machine, beside (`local`) or before (`debug`) the command that waits for them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import submitit
+from submitit.helpers import CommandFunction
+
+from launch.jobs import lock
+from launch.jobs.submitter import Job, JobCommand, JobState, Submitter, job_command
+
+NO_TIMEOUT_MIN = 10 * 365 * 24 * 60  # submitit's local default would end a job after two minutes
+WATCHERS = ".watching"  # <sweep>/.watching/HOST-PID, locked by each sweep.py that waits for jobs of this machine
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine has to share out."""
+
+    cpus: int
+    gpus: tuple[str, ...]  # names for CUDA_VISIBLE_DEVICES
+
+    @staticmethod
+    def here() -> Machine:
+        """The processors that this process may use, and the NVIDIA GPUs, found without torch."""
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is None:
+            devices = [path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
+            return Machine(cpus, tuple(str(number) for number in range(len(devices))))
+        return Machine(cpus, tuple(part.strip() for part in visible.split(",") if part.strip()))
+
+    def jobs(self, ranks: int) -> int:
+        """How many jobs of so many ranks run side by side by default."""
+        return max(1, (len(self.gpus) or self.cpus) // ranks)
+
+    def environment(self, jobs: int, ranks: int, slot: int) -> list[str]:
+        """Arguments of `env` for the job in a slot: its share of processors and GPUs.
+
+        A number of threads that the user set stays. Jobs share GPUs when there are fewer than jobs times ranks; the
+        ranks of one job can't, and its training says so (toolkit/device.py), unless `train.device` is `cpu`.
+        """
+        settings = []
+        if "OMP_NUM_THREADS" not in os.environ:
+            settings.append(f"OMP_NUM_THREADS={max(1, self.cpus // (jobs * ranks))}")
+        if self.gpus:
+            mine = {self.gpus[(slot * ranks + rank) % len(self.gpus)]: None for rank in range(ranks)}
+            settings.append(f"CUDA_VISIBLE_DEVICES={','.join(mine)}")
+        elif "CUDA_VISIBLE_DEVICES" not in os.environ:
+            return ["-u", "CUDA_VISIBLE_DEVICES", *settings]  # submitit would set it to nothing and hide all
+        return settings
+
+
+class _LocalLayer(Submitter):
+    """A queue in front of this machine: so many jobs at a time, each in a slot. Subclasses say how one starts."""
+
+    def __init__(self, ranks: int, jobs: int, command: JobCommand = job_command) -> None:
+        self.ranks = ranks
+        self.jobs = jobs
+        self.command = command
+        self.machine = Machine.here()
+        self._states: dict[Job, JobState] = {}
+        self._slots: dict[int, tuple[Job, _Started]] = {}
+        self._cancelled = False
+
+    @property
+    def ranks_per_run(self) -> int:
+        return self.ranks
+
+    def submit(self, runs: Sequence[Path]) -> list[Job]:
+        fresh = [Job(run.resolve(), len(self._states) + place) for place, run in enumerate(runs)]
+        self._states.update(dict.fromkeys(fresh, JobState.QUEUED))
+        return fresh
+
+    def poll(self) -> dict[Job, JobState]:
+        for slot, (job, started) in list(self._slots.items()):
+            if started.ended():
+                self._states[job] = JobState.ENDED
+                del self._slots[slot]
+            elif self._cancelled:
+                started.stop()
+        for job in [job for job, state in self._states.items() if state is JobState.QUEUED]:
+            if len(self._slots) == self.jobs:
+                break
+            if lock.holder(job.run) is not None:  # another sweep was quicker: nothing to start here
+                self._states[job] = JobState.ENDED
+                continue
+            slot = next(slot for slot in range(self.jobs) if slot not in self._slots)
+            self._slots[slot] = (job, self._start(job, slot))
+            self._states[job] = JobState.RUNNING
+        return dict(self._states)
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        for job, state in self._states.items():
+            if state is JobState.QUEUED:
+                self._states[job] = JobState.ENDED
+
+    @contextmanager
+    def following(self, root: Path) -> Iterator[None]:
+        print(f"{len(self._states)} runs to do, {self.jobs} at a time; logs in {root}/*/logs", flush=True)
+        with watching(root):
+            yield
+
+    def exit_reason(self, job: Job) -> str | None:
+        return "out of memory? See also logs/submitit"
+
+    def _start(self, job: Job, slot: int) -> _Started:
+        raise NotImplementedError
+
+    def _command(self, job: Job, slot: int, log_files: bool) -> list[str]:
+        settings = self.machine.environment(self.jobs, self.ranks, slot)
+        return ["env", *settings, *self.command(job.run, self.ranks, log_files)]
+
+
+class _Started(Protocol):
+    def ended(self) -> bool: ...
+
+    def stop(self) -> None: ...
+
+
+class LocalSubmitter(_LocalLayer):
+    """Jobs in the background through submitit's LocalExecutor; they outlive the caller."""
+
+    def _start(self, job: Job, slot: int) -> _Started:
+        executor = submitit.LocalExecutor(folder=job.run / "logs" / "submitit")
+        executor.update_parameters(timeout_min=NO_TIMEOUT_MIN, stderr_to_stdout=True)
+        with _terminal_signals_blocked():
+            return _SubmititJob(job.run, executor.submit(CommandFunction(self._command(job, slot, log_files=True))))
+
+
+class _SubmititJob:
+    def __init__(self, run: Path, job: submitit.Job[str]) -> None:
+        self.run = run
+        self.job = job
+        self.told = False
+
+    def ended(self) -> bool:
+        return bool(self.job.done())
+
+    def stop(self) -> None:
+        # submitit's tasks swallow SIGTERM, and its cancel() kills within a second, which is no time for a checkpoint.
+        # So the signal goes to job.py itself, as soon as that has taken the lock and thereby said who it is.
+        record = lock.holder(self.run)
+        if not self.told and record and record.get("job") == f"local-{self.job.job_id}":
+            self.told = lock.is_held_by(self.run, int(record["pid"]))
+            if self.told:
+                os.kill(int(record["pid"]), signal.SIGTERM)
+
+
+class DebugSubmitter(_LocalLayer):
+    """One job at a time in the foreground, its output streaming through."""
+
+    def __init__(self, ranks: int, command: JobCommand = job_command) -> None:
+        super().__init__(ranks, jobs=1, command=command)
+
+    def _start(self, job: Job, slot: int) -> _Started:
+        # A session of its own: a Ctrl-C reaches the caller alone, which asks the job once to stop.
+        return _Child(subprocess.Popen(self._command(job, slot, log_files=False), start_new_session=True))
+
+
+class _Child:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.told = False
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def stop(self) -> None:
+        if not self.told:
+            self.told = True
+            self.process.terminate()
+
+
+@contextmanager
+def _terminal_signals_blocked() -> Iterator[None]:
+    """Children started meanwhile never get the terminal's Ctrl-C or hang-up; ours waits until the end of the block."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+@contextmanager
+def watching(root: Path) -> Iterator[None]:
+    """While entered, `launch.sweeps.cancel` finds this process."""
+    file = root / WATCHERS / f"{socket.gethostname()}-{os.getpid()}"
+    file.parent.mkdir(exist_ok=True)
+    with open(file, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)

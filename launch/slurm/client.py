@@ -1,0 +1,203 @@
+"""Slurm's commands, each with a limit of time, and their refusals with what to do about them."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from launch.slurm.profile import Profile
+from toolkit.errors import EXIT_USAGE, ToolkitError
+
+TIMEOUT_S = 90
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+NEEDED = ("sbatch", "squeue", "scontrol")
+# What a shell may say to sbatch by SBATCH_ variables; other such variables would contradict our texts.
+SITE_VARIABLES = ("ACCOUNT", "PARTITION", "QOS", "CONSTRAINT", "RESERVATION")
+HINTS = (
+    (r"munge", "munge, which proves to Slurm who you are, doesn't run on this machine: ask who runs it"),
+    (r"configuration source|resolve.*SRV", "this shell knows of no cluster: is SLURM_CONF set, is this a login node?"),
+    (r"[Uu]nable to contact|Connection refused|timed out", "the controller doesn't answer: try `scontrol ping`, wait"),
+    (r"[Ii]nvalid partition", "set `partition` in the profile to one of: {partitions}"),
+    (r"[Ii]nvalid account", "set `account` in the profile; yours: `sacctmgr show user $USER withassoc`"),
+    (r"[Ii]nvalid qos", "set `qos` in the profile; yours: `sacctmgr show user $USER withassoc format=qos`"),
+    (r"[Ii]nvalid feature", "`constraint` in the profile names a feature that no node has: see `sinfo -o '%R %f'`"),
+    (
+        r"[Ii]nvalid (node name|generic resource)",
+        "no node has what was asked for (--gpus-per-node 0: no GPUs). Nodes: {nodes}",
+    ),
+    (
+        r"node configuration is not available|[Nn]ode count specification|More processors requested",
+        "no node has as many GPUs (--gpus-per-node), CPUs or as much memory as was asked for, or there are fewer nodes "
+        "than --nodes. Nodes: {nodes}",
+    ),
+    (r"time limit", "lower `time` in the profile; limits: `sinfo -o '%R %l'`"),
+    (r"[Jj]ob violates|QOSMax|AssocMax|[Ss]ubmit limit|limit reached", "submit fewer runs, or wait until some ended"),
+    (
+        r"array (index|is too)|MaxArraySize|[Ii]nvalid job array",
+        "no array of this size: `scontrol show config | grep Array`",
+    ),
+)
+
+
+class SlurmError(ToolkitError):
+    """Slurm refused, or can't be reached."""
+
+    exit_code = EXIT_USAGE
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A line of squeue; array tasks one by one."""
+
+    name: str  # 4711 or 4711_3
+    state: str
+    job_name: str
+    comment: str
+    reason: str = ""  # why it waits
+    nodes: str = ""
+
+    @property
+    def index(self) -> int:
+        """Its number in its array; 0 for a plain job."""
+        return int(self.name.partition("_")[2] or 0)
+
+    @property
+    def base(self) -> str:
+        """The id that stands for its whole array."""
+        return self.name.partition("_")[0]
+
+    @property
+    def waiting(self) -> bool:
+        """Whether no node has it."""
+        return self.state in WAITING
+
+
+def call(
+    *command: str, text: str | None = None, environ: Mapping[str, str] | None = None, timeout_s: float = TIMEOUT_S
+) -> str:
+    """What a command prints.
+
+    Raises:
+        SlurmError: it isn't here, failed, or took longer than it may.
+    """
+    try:
+        done = subprocess.run(
+            command, input=text, env=environ, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{command[0]}: no answer within {timeout_s:g} s: the controller is busy or away") from None
+    except OSError as error:
+        raise SlurmError(f"{command[0]}: {error.strerror}: not on this machine's PATH") from None
+    if done.returncode:
+        raise SlurmError(explain(command[0], done.stderr.strip() or f"exit code {done.returncode}"))
+    return done.stdout
+
+
+def explain(command: str, message: str) -> str:
+    """A refusal with what to do about it."""
+    lines = [re.sub(r"^\w+: (error: )?", "", line) for line in message.splitlines()]
+    hint = next((hint for pattern, hint in HINTS if re.search(pattern, message)), None)
+    if hint is not None:
+        hint = hint.format(partitions=_sinfo("%R") if "{part" in hint else "", nodes=_sinfo("%n: %c CPUs, %m MB, %G"))
+    return f"{command}: {'; '.join(dict.fromkeys(lines))}" + (f"\n{hint[:1].upper()}{hint[1:]}" if hint else "")
+
+
+def _sinfo(form: str) -> str:
+    try:
+        done = subprocess.run(["sinfo", "-h", "-o", form], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "(sinfo doesn't answer)"
+    lines = list(dict.fromkeys(done.stdout.split("\n")[:-1]))
+    return "; ".join(lines[:8]) + ("; ..." if len(lines) > 8 else "")
+
+
+def check_installed() -> None:
+    """Raises:
+    SlurmError: this machine has no Slurm.
+    """
+    missing = [name for name in NEEDED if shutil.which(name) is None]
+    if missing:
+        raise SlurmError(
+            f"--cluster slurm: {', '.join(missing)} not found here. On a cluster, submit from its login node; "
+            "--cluster local runs on this machine; slurm/devcluster/cluster makes a small Slurm of it to try "
+            "(slurm/README.md)"
+        )
+
+
+def max_array_size() -> int:
+    """How many tasks an array may have; 1 or less: no arrays."""
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"), re.MULTILINE)
+    return int(match[1]) if match else 0
+
+
+def queue(user: str | None = None, timeout_s: float = TIMEOUT_S) -> list[QueuedJob]:
+    """All jobs of a user (default: this one) that wait, run or are ending; array tasks one by one."""
+    user = user or getpass.getuser()
+    form = "--format=%i|%T|%r|%N|%j|%k"
+    jobs = []
+    for line in call("squeue", "--noheader", "--array", f"--user={user}", form, timeout_s=timeout_s).splitlines():
+        parts = line.strip().split("|", 5)
+        if len(parts) == 6:  # else a warning that went to the wrong stream
+            name, state, reason, nodes, job_name, comment = parts
+            jobs += [QueuedJob(one, state, job_name, comment, reason, nodes) for one in tasks_of(name)]
+    return jobs
+
+
+def tasks_of(name: str) -> list[str]:
+    """Array tasks that wait are shown together by some versions: `12_[2,4-6%3]` is 12_2, 12_4, 12_5, 12_6."""
+    match = re.fullmatch(r"(\d+)_\[([\d,:-]+)(?:%\d+)?\]", name)
+    if match is None:
+        return [name]
+    tasks = []
+    for part in match[2].split(","):
+        ends, _, step = part.partition(":")
+        first, _, last = ends.partition("-")
+        tasks += [f"{match[1]}_{index}" for index in range(int(first), int(last or first) + 1, int(step or 1))]
+    return tasks
+
+
+def exit_reason(name: str) -> str | None:
+    """How Slurm says that a job ended, for example `FAILED, exit code 1:0`; None when it has forgotten."""
+    try:
+        line = call("scontrol", "--oneliner", "show", "job", name)
+    except SlurmError:
+        return None
+    said = dict(re.findall(r"\b(JobState|Reason|ExitCode|NodeList|BatchHost)=(\S+)", line))
+    state, code = said.get("JobState", "?"), said.get("ExitCode", "?")
+    if code == "0:53":
+        return f"{state}: node {said.get('BatchHost', '?')} can't write the job's log: it doesn't see this folder"
+    reason = "" if said.get("Reason") in (None, "None") else f", {said['Reason']}"
+    return f"{state}{reason}, exit code {code}, on {said.get('NodeList', '?')}"
+
+
+def submission_environment(profile: Profile) -> dict[str, str]:
+    """The environment for sbatch, which hands it on to the job: without what an outer job has set, so that it makes
+    no difference where one submits from."""
+    kept = {"SLURM_CONF", "SLURM_CONF_SERVER"}
+    kept |= {f"SBATCH_{key}" for key in SITE_VARIABLES if getattr(profile, key.lower(), None) is None}
+    outer = ("SLURM", "SRUN_", "SBATCH_", "SUBMITIT_", "PMI_", "PMIX_", "TORCHELASTIC_")
+    return {key: value for key, value in os.environ.items() if key in kept or not key.startswith(outer)}
+
+
+def sbatch(file: str, environ: Mapping[str, str]) -> str:
+    """Submit a text; returns the job's number, whatever else a site lets sbatch say.
+
+    Raises:
+        SlurmError: refused, no answer, or no number in it. After the latter two the job may be there all the same.
+    """
+    answer = call("sbatch", file, environ=environ)
+    numbers = re.findall(r"^(?:Submitted batch job )?(\d+)(?:;\S*| on cluster \S+)?$", answer, re.MULTILINE)
+    if not numbers:
+        raise SlurmError(f"sbatch: names no job in its answer: {answer.strip()!r}")
+    return str(numbers[-1])
+
+
+def cancel(names: Sequence[str]) -> None:
+    """Take jobs out of the queue; running ones get SIGTERM, then SIGKILL after Slurm's KillWait."""
+    if names:
+        call("scancel", *names)

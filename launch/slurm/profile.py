@@ -1,0 +1,126 @@
+"""Cluster profiles: slurm/profiles/NAME.yaml says what a job asks of one cluster, and what its nodes need.
+
+A profile is no part of a run's identity: the same run may go on under another one.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
+
+from toolkit.errors import ConfigError
+from toolkit.models.registry import Options
+from toolkit.shipped import PROFILES
+from toolkit.wording import nearest
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+DEFAULT = "default"
+# What launch/slurm/script.py sets itself: a second value would break jobs or the finding of them.
+OWNED = (
+    *("array", "chdir", "comment", "error", "export", "input", "job-name", "nodes", "ntasks", "ntasks-per-node"),
+    *("open-mode", "output", "parsable", "requeue", "no-requeue", "signal", "test-only", "wait", "wrap"),
+)
+
+
+def _lines(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Lines = Annotated[tuple[str, ...], BeforeValidator(_lines)]
+
+
+class Profile(Options):
+    """One cluster. Every key may be left out; what is left out is the cluster's own default."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = Field(None, description="features that nodes must have, for example `h100|a100`")
+    exclude: str | None = Field(None, description="nodes to avoid, for example `n[03,07]`")
+    time: str | None = Field(None, description="limit of one start: minutes, or D-HH:MM:SS; the run outlives it")
+    mem: str | None = Field(None, description="memory per node, for example 64G; 0: all of it")
+    nodes: int = Field(1, ge=1, description="nodes per run")
+    gpus_per_node: int = Field(1, ge=0, description="GPUs per node, one rank for each; 0: ranks on CPUs")
+    gpu_type: str | None = Field(None, description="for example h100")
+    cpus_per_task: int = Field(4, ge=1, description="CPUs per rank: one for the step, the rest for readers")
+    modules: Lines = Field((), description="loaded on the node, in this order")
+    setup: Lines = Field((), description="lines of bash that run on the node before Python")
+    env: dict[str, str] = Field({}, description="variables of the job, taken literally")
+    interface: str | None = Field(None, description="network between nodes, for NCCL and gloo, for example ib0")
+    container: str | None = Field(None, description="command that runs another in a container: `apptainer exec X.sif`")
+    python: str | None = Field(None, description="Python on the nodes; default: the one that submits")
+    srun: Lines = Field((), description="more options of srun, for example --container-image=X (pyxis)")
+    sbatch: dict[str, str] = Field({}, description="more options of sbatch: {reservation: spring, exclusive: true}")
+    signal_s: int = Field(120, ge=10, description="seconds before the time limit at which a run writes its checkpoint")
+    max_restarts: int = Field(100, ge=0, description="a job that was requeued so often ends")
+
+    @field_validator("time")
+    @classmethod
+    def _is_time(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}", value):
+            raise ValueError("write minutes, HH:MM:SS or D-HH:MM:SS")
+        return value
+
+    @field_validator("env")
+    @classmethod
+    def _are_names(cls, value: dict[str, str]) -> dict[str, str]:
+        for key in value:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+                raise ValueError(f"{key!r} is no name of a variable")
+        return value
+
+    @field_validator("sbatch")
+    @classmethod
+    def _is_ours(cls, value: dict[str, str]) -> dict[str, str]:
+        plain = {key.removeprefix("--").replace("_", "-"): text for key, text in value.items()}
+        own = {key.replace("_", "-") for key in Profile.model_fields}
+        for key in plain:
+            if key in OWNED:
+                raise ValueError(f"{key} is set by the toolkit")
+            if key in own:
+                raise ValueError(f"{key} is a key of the profile itself")
+        return plain
+
+
+def read_profile(name: str | None) -> Profile:
+    """A profile by its name in slurm/profiles, or by the path of its file.
+
+    Raises:
+        ConfigError: no such profile, or faults in it, all at once; an unknown key comes with the valid ones.
+    """
+    file = PROFILES / f"{name or DEFAULT}.yaml"
+    if name is not None and ("/" in name or name.endswith((".yaml", ".yml"))):
+        file = Path(name)
+    try:
+        # Every value is read as text, and pydantic makes numbers of it: YAML would make 12:30:00 the number 45000.
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # noqa: S506  (text only)
+    except FileNotFoundError:
+        known = ", ".join(sorted(path.stem for path in PROFILES.glob("*.yaml")))
+        raise ConfigError(f"--profile {name}: no file {file}; profiles there: {known}. Copy one and edit it") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: can't be read: {error}") from None
+    if not isinstance(tree, dict | None | str) or (isinstance(tree, str) and tree):
+        raise ConfigError(f"{file}: must hold keys and values; known keys: {', '.join(Profile.model_fields)}")
+    given = {key: value for key, value in (tree or {}).items() if value not in ("", "null", "~")}
+    try:
+        return Profile.model_validate(given)
+    except ValidationError as error:
+        lines = "\n".join(f"  {_explain(fault)}" for fault in error.errors())
+        raise ConfigError(
+            f"{file}: {error.error_count()} fault{'s' * (error.error_count() > 1)}\n{lines}\n"
+            f"Known keys: {', '.join(Profile.model_fields)}; slurm/README.md explains them."
+        ) from None
+
+
+def _explain(fault: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {nearest(key, Profile.model_fields)}".removesuffix("; ")
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{key}: {message[:1].lower()}{message[1:]}, got {fault['input']!r}"

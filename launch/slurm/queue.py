@@ -1,0 +1,269 @@
+"""What Slurm says of the runs of a sweep, merged with what their directories say. Does not import torch.
+
+Directories come first: they say how a training goes, and they are right where nobody can be asked. Slurm knows two
+things that they don't: who waits, and why; and how a job ended that left no word. Both are asked in one call each,
+whatever the number of runs: squeue, and sacct only when a run lacks a word. Where a call fails or takes too long, that
+is said in one line and the table is made without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pwd
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launch.jobs.run_status import RunView
+from launch.slurm import client
+from launch.slurm.client import QueuedJob, SlurmError
+from toolkit.wording import duration, first_line
+
+SUBMISSIONS = "slurm"  # folder of a sweep: slurm/<key>/ is one submission, <key> ends the name of its jobs
+REPORT = "report"  # what stands for <key> in the name of the job that makes the report
+PATIENCE_S = 10.0
+SHARE = 20  # of the time that --watch watches, at most 1/20 is spent asking
+LONGEST_PAUSE_S = 600.0
+WORDS = {  # of squeue's reasons
+    "AssocGrpGRES": "the account has as many GPUs as it may",
+    "BeginTime": "requeued, begins again soon",
+    "Dependency": "another job has to end first",
+    "JobArrayTaskLimit": "as many run as --jobs allows",
+    "JobHeldAdmin": "held by an administrator",
+    "JobHeldUser": "held; scontrol release lets it go",
+    "PartitionTimeLimit": "`time` is more than the partition allows",
+    "Priority": "others come first",
+    "QOSMaxJobsPerUserLimit": "as many run as you may",
+    "ReqNodeNotAvail": "the nodes are away",
+    "Resources": "waits for free nodes",
+}
+ENDS = {  # of sacct's states, those that say more than that a job is gone
+    "BOOT_FAIL": "node failed",
+    "CANCELLED": "cancelled",
+    "DEADLINE": "timeout",
+    "NODE_FAIL": "node failed",
+    "OUT_OF_MEMORY": "out of memory",
+    "PREEMPTED": "preempted",
+    "TIMEOUT": "timeout",
+}
+NO_END = ("PENDING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED")  # sacct lags behind squeue
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How sacct says that a job ended."""
+
+    state: str  # the first word: TIMEOUT, CANCELLED
+    text: str  # for people
+
+
+def runs_of(root: Path, jobs: Sequence[QueuedJob]) -> dict[Path, QueuedJob]:
+    """Which runs of a sweep have which jobs. A job is known by its name, whose end is a submission's folder."""
+    found: dict[Path, QueuedJob] = {}
+    lists: dict[str, list[str]] = {}
+    for job in jobs:
+        key = job.job_name.rpartition("-")[2]
+        if key and (root / SUBMISSIONS / key / "runs.txt").exists():
+            runs = lists.setdefault(key, _lines(root / SUBMISSIONS / key / "runs.txt"))
+            if job.index < len(runs):
+                found[Path(runs[job.index])] = job
+        elif job.comment == str(root) and job.job_name != f"{root.name}-{REPORT}":  # a run's own text, by hand
+            found[root / job.job_name] = job
+    return found
+
+
+@dataclass
+class Scheduler:
+    """Asked now and then; remembers what it was told, and asks more seldom where asking takes long or fails."""
+
+    patience_s: float = PATIENCE_S
+    clock: Callable[[], float] = time.monotonic
+    note: str | None = None  # what could not be asked
+    _jobs: list[QueuedJob] | None = None
+    _next: float = 0.0
+    _pause: float = 0.0
+    _ended: dict[str, Ended | None] = field(default_factory=dict)
+    _accounting: bool = True
+
+    def merge(self, views: Sequence[RunView], read_again: Callable[[RunView], RunView]) -> list[RunView]:
+        """The views with what Slurm adds. Asks nobody when none of them was submitted to a cluster.
+
+        Args:
+            read_again: reads a run's directory again.
+        """
+        roots = {Path(view.path).parent.resolve() for view in views}
+        roots = {root for root in roots if (root / SUBMISSIONS).is_dir()}
+        if not roots:
+            return list(views)
+        asked = self._ask(roots)
+        jobs = {run: job for root in roots for run, job in runs_of(root, self._jobs or []).items()}
+        result = []
+        for view in views:
+            path = Path(view.path).resolve()
+            if path.parent not in roots or self._jobs is None:
+                result.append(view)
+                continue
+            job = jobs.get(path)
+            if asked and job is None and _of_slurm(view) and view.live:
+                view = read_again(view)  # it may have ended since its directory was read
+            result.append(with_job(view, job))
+        return self._with_ends(result, jobs, asked)
+
+    def _ask(self, roots: set[Path]) -> bool:
+        """Ask squeue, if it is time to; true when it was."""
+        if self.clock() < self._next:
+            return False
+        began = self.clock()
+        self.note = None
+        try:
+            if shutil.which("squeue") is None:
+                raise SlurmError("no squeue on this machine")
+            users = ",".join(sorted({_owner(root) for root in roots}))
+            self._jobs = client.queue(users, self.patience_s)
+            self._pause = SHARE * (self.clock() - began)
+        except SlurmError as error:
+            self._jobs = None
+            self.note = f"queue unknown, from the run directories alone: {first_line(error)}"
+            self._pause = min(LONGEST_PAUSE_S, max(self.patience_s, 2 * self._pause))
+        self._next = self.clock() + self._pause
+        return True
+
+    def _with_ends(self, views: list[RunView], jobs: Mapping[Path, QueuedJob], asked: bool) -> list[RunView]:
+        """What sacct knows of runs that nobody works on, though they had a job."""
+        if self._jobs is None:
+            return views
+        names: dict[str, str] = {}
+        submitted: dict[Path, dict[Path, str]] = {}
+        for view in views:
+            path = Path(view.path).resolve()
+            if view.state not in ("interrupted", "new") or view.kind == "stopped" or path in jobs:
+                continue
+            if path.parent not in submitted:
+                submitted[path.parent] = submissions(path.parent)
+            name = job_name(view) or submitted[path.parent].get(path)
+            if name is not None:
+                names[view.path] = name
+        unknown = sorted({name for name in names.values() if self._ended.get(name) is None})
+        if unknown and asked and self._accounting:
+            self._ask_ends(unknown)
+        ends = {path: end for path, name in names.items() if (end := self._ended.get(name))}
+        return [with_end(view, names[view.path], ends[view.path]) if view.path in ends else view for view in views]
+
+    def _ask_ends(self, names: Sequence[str]) -> None:
+        bases = sorted({name.partition("_")[0] for name in names}, key=int)
+        form = "--format=JobID,State,ExitCode,NodeList"
+        command = ("sacct", "--noheader", "--parsable2", "--allocations", form, f"--jobs={','.join(bases)}")
+        try:
+            text = client.call(*command, timeout_s=self.patience_s)
+        except SlurmError as error:
+            if "disabled" in str(error) or "not on this machine" in str(error):
+                self._accounting = False
+                self.note = "no accounting on this cluster: how jobs without a last word ended is not known"
+            else:
+                self.note = f"how jobs without a last word ended is not known: {first_line(error)}"
+            return
+        self._ended.update(read_ends(text))
+
+
+def read_ends(text: str) -> dict[str, Ended]:
+    """Job -> its end, from sacct's lines `JobID|State|ExitCode|NodeList`; the last line of a requeued job holds."""
+    found: dict[str, Ended] = {}
+    for line in text.splitlines():
+        parts = line.strip().split("|")
+        if len(parts) != 4 or not parts[1]:
+            continue
+        name, state, code, nodes = parts
+        word = state.split()[0].rstrip("+")  # `CANCELLED by 1000`
+        for one in client.tasks_of(name):
+            if word in NO_END:
+                found.pop(one, None)
+            else:
+                where = f", on {nodes}" if nodes and nodes != "None assigned" else ""
+                found[one] = Ended(word, f"{state}, exit code {code}{where}")
+    return found
+
+
+def with_job(view: RunView, job: QueuedJob | None) -> RunView:
+    """A run whose directory and whose job in the queue say something together; None: it has no job there."""
+    if view.state == "done":
+        return view
+    if job is None:
+        if not (view.live and _of_slurm(view)) or view.held:
+            return view
+        reason = f"job {job_name(view)} is gone from the queue without a last word; run the sweep again to go on"
+        return dataclasses.replace(_inactive(view), state="interrupted", kind=None, reason=reason)
+    if job.waiting:
+        if view.held:  # somebody has it already, by hand
+            return view
+        return dataclasses.replace(_inactive(view), state="queued", kind=None, host=None, reason=why_waiting(job))
+    if view.live:
+        return dataclasses.replace(view, host=view.host or job.nodes or None)
+    if job.state in ("SUSPENDED", "STOPPED"):
+        return dataclasses.replace(view, state="running", kind="suspended", reason=f"job {job.name} is {job.state}")
+    if job.state == "COMPLETING" or view.state == "failed":
+        return view  # its last word is said
+    if job_name(view) == job.name and view.updated is not None:
+        quiet = (
+            f"job {job.name} runs on {job.nodes}, but has written nothing for {duration(time.time() - view.updated)}"
+        )
+        return dataclasses.replace(view, state="running", kind="silent", reason=quiet)
+    return dataclasses.replace(view, state="starting", kind=None, host=job.nodes or None, reason=f"job {job.name}")
+
+
+def _inactive(view: RunView) -> RunView:
+    """Without what only a run that works has."""
+    return dataclasses.replace(view, rate=None, eta_s=None, data_wait=None)
+
+
+def with_end(view: RunView, name: str, end: Ended) -> RunView:
+    """A run that nobody works on, with how its job ended."""
+    if end.state == "COMPLETED":
+        return view
+    text = f"job {name} ended: {end.text}; run the sweep again to go on"
+    return dataclasses.replace(view, kind=ENDS.get(end.state, view.kind), reason=text)
+
+
+def why_waiting(job: QueuedJob) -> str:
+    """squeue's reason in its own word and in ours."""
+    word = job.reason.partition(",")[0].strip("()")
+    known = next((text for key, text in WORDS.items() if word.startswith(key)), None)
+    state = "" if job.state == "PENDING" else f" {job.state}"
+    return f"job {job.name}{state}: {word}" + (f" ({known})" if known else "")
+
+
+def job_name(view: RunView) -> str | None:
+    """The job that a run has or had last, as squeue shows it: 4711_3 of 4711_3_0, the last number being restarts."""
+    match = re.fullmatch(r"(\d+(?:_\d+)?)_\d+", view.job or "")
+    return match[1] if match else None
+
+
+def submissions(root: Path) -> dict[Path, str]:
+    """The job that each run of a sweep was last submitted as."""
+    found: dict[Path, str] = {}
+    for file in sorted((root / SUBMISSIONS).glob("*/job"), key=lambda file: file.stat().st_mtime):
+        job, runs = file.read_text(encoding="utf-8").strip(), _lines(file.with_name("runs.txt"))
+        found |= {Path(run): f"{job}_{index}" if len(runs) > 1 else job for index, run in enumerate(runs)}
+    return found
+
+
+def _of_slurm(view: RunView) -> bool:
+    return job_name(view) is not None
+
+
+def _owner(root: Path) -> str:
+    """Whose jobs a sweep's are: a colleague may look at it."""
+    user = (root / SUBMISSIONS).stat().st_uid
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []

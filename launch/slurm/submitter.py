@@ -1,0 +1,258 @@
+"""Sweeps on a Slurm cluster: a sweep is one array, a job is a run directory.
+
+    runs/<sweep>/slurm/<key>/      one submission; <key> is in its jobs' name, so that squeue alone tells what is queued
+      submit.sbatch  runs.txt      array task n runs line n + 1
+      job                          its id, for people
+      4711_0.log                   what happened before the run's own log began
+
+Nothing has to be remembered: whether a run has a job is asked of squeue, by the name of the submission, whose folder
+was written before; how a run stands is read from its directory.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.jobs import snapshot
+from launch.jobs.submitter import JOB_SCRIPT, Job, JobCommand, JobState, Submitter, job_command, run_concurrently
+from launch.slurm import client
+from launch.slurm.client import QueuedJob, SlurmError
+from launch.slurm.profile import Profile
+from launch.slurm.queue import REPORT, SUBMISSIONS, runs_of
+from launch.slurm.script import Shape, array_text, command_text, run_text
+from toolkit.rundir import write_atomic
+from toolkit.wording import count, first_line, some
+
+POLL_S = 5.0
+OWN_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Jobs that one call of sbatch made."""
+
+    folder: Path
+    job: str
+    runs: tuple[Path, ...]
+
+    def jobs(self) -> list[tuple[Path, str]]:
+        """Its runs with the job of each, as squeue shows it."""
+        if len(self.runs) == 1:
+            return [(self.runs[0], self.job)]
+        return [(run, f"{self.job}_{index}") for index, run in enumerate(self.runs)]
+
+
+class SlurmSubmitter(Submitter):
+    """Jobs on a cluster; they outlive the caller."""
+
+    detached = True
+
+    def __init__(
+        self,
+        root: Path,
+        profile: Profile,
+        shape: Shape,
+        throttle: int | None = None,
+        command: JobCommand = job_command,
+    ) -> None:
+        """
+        Args:
+            root: the sweep's directory.
+            throttle: most jobs at a time; None: as many as the cluster likes.
+        """
+        self.root = root.resolve()
+        self.profile = profile
+        self.shape = shape
+        self.throttle = throttle
+        self.command = command
+        self._names: dict[Job, str] = {}
+        self._states: dict[Job, JobState] = {}
+        self._absent: dict[Job, int] = {}
+        self._asked_at = 0.0
+        self._queue: list[QueuedJob] = []
+        self._copy: snapshot.Snapshot | None = None
+
+    @property
+    def ranks_per_run(self) -> int:
+        return self.shape.ranks
+
+    def check(self) -> None:
+        """Find out whether this machine can submit, before anything is made.
+
+        Raises:
+            SlurmError: no Slurm here, or its controller doesn't answer.
+        """
+        client.check_installed()
+        self.array_size = client.max_array_size()
+        if kind := own_file_system(self.root):
+            print(f"note: {self.root} is in this machine's own storage ({kind}): can the nodes see it? (--runs DIR)")
+
+    def queued(self) -> dict[Path, QueuedJob]:
+        """The jobs that runs of this sweep have in the queue, whoever submitted them. Asks squeue once."""
+        self._queue = client.queue()
+        return runs_of(self.root, self._queue)
+
+    def adopt(self, queued: Mapping[Path, str]) -> list[Job]:
+        return [self._follow(run, name) for run, name in queued.items()]
+
+    def submit(self, runs: Sequence[Path]) -> list[Job]:
+        """Submit runs in as few arrays as the controller allows.
+
+        Raises:
+            SlurmError: refused; then none of them was submitted.
+        """
+        if not runs:
+            return []
+        runs = [run.resolve() for run in runs]
+        copy = self._copy = snapshot.take(self.root)
+        if copy.commit is None:
+            print(f"note: the code in {snapshot.ROOT} is not under version control: copied as it is, without a commit")
+        if copy.untracked:
+            print(f"note: copied though git doesn't know them: {some(copy.untracked)}")
+        changed = [run.name for run in runs if snapshot.point(run, copy.path)]
+        if changed:
+            print(f"note: these go on with changed code ({copy.path.name}): {some(changed)}")
+        run_concurrently(lambda run: self._write_text(run, copy.path), runs)
+        submissions: list[Submission] = []
+        try:
+            for part in self._parts(runs):
+                submissions.append(self._submit_part(part, self._predecessor(submissions)))
+        except BaseException:
+            client.cancel([submission.job for submission in submissions])
+            raise
+        jobs = [self._follow(run, name) for submission in submissions for run, name in submission.jobs()]
+        names = ", ".join(submission.job for submission in submissions)
+        kind = "array" if len(runs) > len(submissions) else "job"
+        print(f"submitted {len(runs)} runs as {kind}{'s' * (len(submissions) > 1)} {names}")
+        return jobs
+
+    def submit_report(self, fresh: bool) -> None:
+        """Submit the job that makes the report when all jobs of the sweep have ended, however; a refusal is only said.
+
+        Args:
+            fresh: jobs have come since the last call, so that one that waits for fewer of them is taken back.
+        """
+        name = f"{self.root.name}-{REPORT}"
+        old = [job.name for job in self._queue if (job.job_name, job.comment) == (name, str(self.root)) and job.waiting]
+        if old and not fresh:
+            return
+        copy = self._copy or snapshot.take(self.root)
+        folder = self.root / SUBMISSIONS / REPORT
+        folder.mkdir(parents=True, exist_ok=True)
+        python = self.profile.python or sys.executable
+        command = [python, str(copy.path / "launch" / "report.py"), str(self.root)]
+        after = sorted({job.partition("_")[0] for job in self._names.values()}, key=int)
+        cpus, comment = self.profile.cpus_per_task, str(self.root)
+        text = command_text(self.profile, cpus, folder, name, command, copy.path, Path.cwd(), comment, after=after)
+        write_atomic(folder / "submit.sbatch", text)
+        try:
+            client.cancel(old)
+            job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(self.profile))
+        except SlurmError as error:
+            print(f"note: no job for the report ({first_line(error)}): python launch/report.py {self.root}")
+            return
+        print(f"job {job} makes the report when all have ended: {self.root}/report/index.html")
+
+    def poll(self) -> dict[Job, JobState]:
+        """How every job stands; the queue is asked once in POLL_S at most."""
+        if time.monotonic() - self._asked_at < POLL_S:
+            return dict(self._states)
+        self._asked_at = time.monotonic()
+        try:
+            states = {job.name: job.state for job in client.queue()}
+        except SlurmError as error:
+            print(f"{error}\nasking again", file=sys.stderr, flush=True)
+            return dict(self._states)
+        for job, name in self._names.items():
+            word = states.get(name)
+            # Twice absent is ended: meanwhile a shared file system has shown what the job wrote last.
+            self._absent[job] = 0 if word else self._absent[job] + 1
+            if word:
+                self._states[job] = JobState.QUEUED if word in client.WAITING else JobState.RUNNING
+            elif self._absent[job] > 1:
+                self._states[job] = JobState.ENDED
+        return dict(self._states)
+
+    def cancel(self) -> None:
+        client.cancel([name for job, name in self._names.items() if self._states[job] is not JobState.ENDED])
+
+    def exit_reason(self, job: Job) -> str | None:
+        """How Slurm says that it ended."""
+        return client.exit_reason(self._names[job])
+
+    def _follow(self, run: Path, name: str) -> Job:
+        job = Job(run, len(self._names))
+        self._names[job], self._states[job], self._absent[job] = name, JobState.QUEUED, 0
+        return job
+
+    def _write_text(self, run: Path, code: Path) -> None:
+        (run / "logs").mkdir(exist_ok=True)
+        python = self.profile.python or sys.executable
+        replaced = {str(JOB_SCRIPT): str(code / JOB_SCRIPT.relative_to(snapshot.ROOT)), sys.executable: python}
+        command = [replaced.get(word, word) for word in self.command(run, 1, True)]
+        text = run_text(self.profile, self.shape, self.root, run, code, command, Path.cwd())
+        write_atomic(run / "submit.sbatch", text)
+
+    def announce(self, runs: int) -> list[str]:
+        """So many runs as jobs, in words; where no Slurm answers, nothing is said of arrays."""
+        try:
+            client.check_installed()
+            size = max(1, client.max_array_size())
+            jobs = f"in {count(-(-runs // size), 'array')} (of at most {size})"
+        except SlurmError:
+            jobs = "(no Slurm answers here that says how long an array may be)"
+        throttle = f", {self.throttle} runs at a time" if self.throttle else ""
+        gpus = count(self.shape.gpus_per_node, "GPU") if self.shape.gpus_per_node else "no GPUs"
+        return [f"{count(runs, 'run')} {jobs}, a run on {count(self.shape.nodes, 'node')} with {gpus}{throttle}"]
+
+    def _parts(self, runs: Sequence[Path]) -> list[Sequence[Path]]:
+        size = max(1, self.array_size)
+        return [runs[first : first + size] for first in range(0, len(runs), size)]
+
+    def _predecessor(self, submissions: Sequence[Submission]) -> str | None:
+        """The job that the next one waits for. A throttle holds within an array; so arrays run one after the other."""
+        lanes = 1 if self.array_size > 1 else self.throttle
+        return submissions[-lanes].job if self.throttle and lanes and len(submissions) >= lanes else None
+
+    def _submit_part(self, runs: Sequence[Path], after: str | None) -> Submission:
+        key = secrets.token_hex(4)
+        folder = self.root / SUBMISSIONS / key
+        folder.mkdir(parents=True)
+        throttle = f"%{self.throttle}" if self.throttle else ""
+        array = f"0-{len(runs) - 1}{throttle}" if len(runs) > 1 else None
+        name = f"{self.root.name}-{key}"
+        text = array_text(self.profile, self.shape, self.root, folder, name, array, after, Path.cwd())
+        write_atomic(folder / "runs.txt", "".join(f"{run}\n" for run in runs))
+        write_atomic(folder / "submit.sbatch", text)
+        try:
+            job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(self.profile))
+        except BaseException as error:
+            # An answer may have been lost on its way, or a Ctrl-C was quicker: the job may be there all the same.
+            accepted = [job.base for job in client.queue() if job.job_name == name]
+            if not accepted or not isinstance(error, SlurmError):
+                client.cancel(accepted[:1])
+                shutil.rmtree(folder)
+                raise
+            job = accepted[0]
+        write_atomic(folder / "job", job + "\n")
+        return Submission(folder, job, tuple(runs))
+
+
+def own_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
+    """The kind of file system of a path if it is in memory or on a disk here: no other machine sees it, unless this one
+    serves it to them. None where it is another, or unknown."""
+    best, kind = "", None
+    try:
+        for line in mounts.read_text(encoding="utf-8").splitlines():
+            _, point, found, *_ = line.split()
+            if len(point) >= len(best) and path.is_relative_to(point):
+                best, kind = point, found
+    except OSError:
+        return None
+    return kind if kind in OWN_FILE_SYSTEMS else None

@@ -1,0 +1,121 @@
+"""Follow the jobs of a sweep to their end, and report how its runs stand then."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.cli.parser import as_typed
+from launch.jobs import lock
+from launch.jobs.ranks import SignalRelay
+from launch.jobs.run_status import RunView
+from launch.jobs.submitter import Job, JobState, Submitter
+from launch.sweeps.plan import Item
+from launch.sweeps.progress import Board
+from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE
+from toolkit.wording import some
+
+POLL_S = 0.2
+FINAL = ("done", "failed")
+
+
+def wait(
+    items: Sequence[Item], submitted: Sequence[Job], submitter: Submitter, board: Board
+) -> tuple[list[RunView], bool]:
+    """Follow the jobs to their end; returns how the runs stand then, and whether a signal cut it short.
+
+    Raises:
+        KeyboardInterrupt: a signal told this command to leave while the jobs continue.
+    """
+    follower = _Follower(submitted, submitter, board)
+    watched = [item for item in items if item.active]
+    with SignalRelay() as relay:
+        while True:
+            if relay.take():
+                follower.interrupt()
+            views = follower.views(watched)
+            finished = len(follower.settled) == len(watched)
+            board.show(views, last=finished)
+            if finished:
+                return [follower.settled.get(item.run.path, item.before) for item in items], follower.stopping
+            time.sleep(POLL_S)
+
+
+class _Follower:
+    """How the runs stand, by what the submitter knows of their jobs and by their directories."""
+
+    def __init__(self, submitted: Sequence[Job], submitter: Submitter, board: Board) -> None:
+        self.jobs = {job.run: job for job in submitted}
+        self.submitter = submitter
+        self.board = board
+        self.since = time.time()
+        self.settled: dict[Path, RunView] = {}
+        self.stopping = False
+
+    def interrupt(self) -> None:
+        """Stop the jobs at the first signal, where they depend on this command; else, and at the second, leave them."""
+        if self.stopping:
+            self.board.say("left: the jobs end by themselves when their checkpoints are written")
+            raise KeyboardInterrupt
+        if not self.submitter.interrupt():
+            self.board.say("left: the jobs go on without this command")
+            raise KeyboardInterrupt
+        self.stopping = True
+        self.board.say("stopping: the running jobs write a checkpoint and end; once more (Ctrl-C) to leave them to it")
+
+    def views(self, items: Sequence[Item]) -> list[RunView]:
+        """Return how each run stands now."""
+        states = self.submitter.poll()
+        return [self._view(item, states) for item in items]
+
+    def _view(self, item: Item, states: dict[Job, JobState]) -> RunView:
+        job = self.jobs.get(item.run.path.resolve())
+        state = JobState.ENDED if job is None else states[job]
+        view = self.settled.get(item.run.path) or item.read_status()
+        if state is JobState.QUEUED:
+            return dataclasses.replace(view, state="queued", reason=None)
+        if state is JobState.RUNNING and lock.read_lock(item.run.path).get("started", 0.0) < self.since:
+            return dataclasses.replace(view, state="starting", reason=None)
+        if state is JobState.ENDED and (not view.live or (self.stopping and job is None)):
+            view = self.settled[item.run.path] = self._final(item, view, job)
+        return view
+
+    def _final(self, item: Item, view: RunView, job: Job | None) -> RunView:
+        """Name a job that ended without finishing its run, failing or being stopped: killed, or never begun."""
+        stopped = lock.read_lock(item.run.path).get("exit") == EXIT_REQUEUE
+        if job is None or self.stopping or view.state in FINAL or stopped:
+            return view
+        words = self.submitter.exit_reason(job)
+        reason = f"{view.state}: its job ended without a word" + (f" ({words})" if words else "")
+        return dataclasses.replace(view, state="killed", reason=reason)
+
+
+def report_outcome(items: Sequence[Item], views: Sequence[RunView], root: Path, again: str) -> int:
+    """Print what came of the runs and what to run next; returns the exit code."""
+    done = sum(view.state == "done" for view in views)
+    failed = [view for view in views if view.state in ("failed", "killed")]
+    unfinished = [view for view in views if view.state not in ("done", "failed", "killed")]
+    for view in failed:
+        print(f"{view.state}: {view.name}: {view.reason}\n    log: {view.log or f'{view.path}/logs'}", file=sys.stderr)
+    for state in dict.fromkeys(view.state for view in unfinished):
+        names = [view.name for view in unfinished if view.state == state]
+        print(f"{state}: {some(names)}", file=sys.stderr)
+    nothing = not any(item.submitted or item.before.live for item in items)
+    print(f"{done} of {len(views)} done" + (", nothing to do" if nothing and done == len(views) else ""))
+    if done == len(views):
+        print(as_typed(f"The report: python launch/report.py {root}"))
+        return EXIT_OK
+    _print_commands({view.state for view in (*unfinished, *failed)}, again)
+    return EXIT_FAILURE if failed else EXIT_REQUEUE
+
+
+def _print_commands(states: set[str], again: str) -> None:
+    """Print the command that resumes what did not finish, and the one that retries what failed."""
+    if states - {"failed"}:
+        print(f"Go on with: {again}")
+    if "failed" in states:
+        retry = again if "--retry" in again else f"{again} --retry failed"
+        print(f"Failed runs are not run again by themselves; to try them once more: {retry}")

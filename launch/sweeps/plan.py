@@ -1,0 +1,151 @@
+"""What a sweep is about to do: how each planned run stands, which runs are submitted, and what that will cost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.cli.table import render
+from launch.jobs import lock
+from launch.jobs.run_status import RunView, read_status
+from launch.jobs.submitter import QueueEntry, Submitter
+from launch.sweeps.record import place
+from launch.sweeps.resources import SUMMARY, hours_of, summary
+from launch.sweeps.spec import PlannedRun, SweepPlan
+from toolkit.errors import ConfigError
+from toolkit.models.registry import MODELS
+from toolkit.rundir import RunDir
+from toolkit.sweep_record import RecordedRun
+from toolkit.wording import count
+
+RETRY = {
+    "failed": "whatever went wrong",
+    "oom": "only what ran out of memory, or was killed as if",
+    "timeout": "only what hung; what reached its time limit goes on by itself",
+}
+WHAT = {
+    "new": "train",
+    "interrupted": "go on",
+    "trained": "evaluate",
+    "failed": "leave (--retry failed runs it again)",
+    "done": "nothing",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A planned run, where it lives, how it stood when the sweep was called, and what is done about it."""
+
+    planned: PlannedRun
+    run: RunDir
+    before: RunView
+    submitted: bool
+    job: QueueEntry | None = None  # what it has in a cluster's queue
+
+    @property
+    def active(self) -> bool:
+        """Whether there is something to wait for: it is submitted now, has a job in the queue, or is worked on."""
+        return self.submitted or self.before.live or self.job is not None
+
+    @property
+    def what(self) -> str:
+        if self.job is not None and not self.before.live:
+            return f"wait: job {self.job.name} is in the queue ({self.job.state})"
+        if self.before.live:
+            return f"wait: {lock.describe(lock.holder(self.run.path) or {})}"
+        if self.before.state == "new" and not MODELS[self.planned.config.model.name].trained:
+            return "evaluate: no training"
+        return "train again" if self.submitted and self.before.state == "failed" else WHAT[self.before.state]
+
+    @property
+    def recorded(self) -> RecordedRun:
+        planned = self.planned
+        return RecordedRun(self.run, planned.name, planned.group, planned.seed, planned.settings)
+
+    def read_status(self) -> RunView:
+        return read_status(self.run, self.planned.name, self.planned.config.eval.split)
+
+
+def collect_status(
+    plan: SweepPlan, root: Path, retry: Collection[str], queued: Mapping[Path, QueueEntry] | None = None
+) -> list[Item]:
+    """Return how every run of the plan stands, and whether it will be submitted; one with a job in the queue is not."""
+    wanted = {"new", "interrupted", "trained"}
+    items = []
+    for planned, run in zip(plan.runs, place(root, plan), strict=True):
+        view = read_status(run, planned.name, planned.config.eval.split)
+        job = (queued or {}).get(run.path.resolve()) if view.state != "done" else None
+        todo = view.state in wanted or (view.state == "failed" and is_retried(view, retry))
+        items.append(Item(planned, run, view, todo and job is None, job))
+    return items
+
+
+def is_retried(view: RunView, retry: Collection[str]) -> bool:
+    """Whether a failed run is one of those that are to be tried once more (RETRY)."""
+    killed = re.search(r"SIGKILL|returned 137", view.reason or "")
+    return (
+        "failed" in retry
+        or ("oom" in retry and (view.kind == "out of memory" or killed is not None))
+        or ("timeout" in retry and view.kind == "hung")
+    )
+
+
+def format_plan(plan: SweepPlan, items: Sequence[Item], hours: Sequence[float | None] | None = None) -> list[str]:
+    """The plan as a table; with each run's hours, what it needs is added."""
+    left_out = [f"{plan.duplicates} duplicates left out"] if plan.duplicates else []
+    left_out += [f"{plan.excluded} excluded"] if plan.excluded else []
+    head = ", ".join([f"{plan.name}: {len(items)} runs", *left_out])
+    header = ("run", "hash", "state", *(SUMMARY if hours else ()), "what will be done")
+    rows = []
+    for index, item in enumerate(items):
+        need = summary(item.planned.config, hours[index]) if hours else []
+        rows.append([item.planned.name, item.planned.hash8, item.before.state, *need, item.what])
+    return [head, *render(header, rows)]
+
+
+def estimate(items: Sequence[Item], tflops: float | None, ranks: int) -> tuple[list[float | None], str]:
+    """Each run's hours, where they can be known, and a line on those that are to be done."""
+    # A run is as fast as one that differs in the seed alone.
+    rates = {item.planned.group: item.before.rate for item in items if item.before.rate}
+    hours = [hours_of(item.planned.config, rates.get(item.planned.group), tflops, ranks) for item in items]
+    planned = [value for item, value in zip(items, hours, strict=True) if item.submitted]
+    known = [value for value in planned if value is not None]
+    effort = f"{sum(known) * ranks:,.0f} rank-hours of training on {count(ranks, 'rank')} each"
+    text = f"{count(len(planned), 'run')} to do: {effort}"
+    if len(known) < len(planned):
+        text += (
+            f", and {count(len(planned) - len(known), 'run')} unknown: nothing like them has run; make their stores "
+            "and say --tflops, what a rank reaches"
+        )
+    return hours, text
+
+
+def dry_run(plan: SweepPlan, items: Sequence[Item], submitter: Submitter, tflops: float | None) -> list[str]:
+    """Return the lines of `--dry-run`: the plan with what each run needs, the jobs it would become, the hours."""
+    hours, effort = estimate(items, tflops, submitter.ranks_per_run)
+    arrays = submitter.announce(sum(item.submitted for item in items))
+    return [*format_plan(plan, items, hours), *arrays, effort, "dry run: nothing was made or submitted"]
+
+
+def check_stores(items: Sequence[Item]) -> None:
+    """Check that every run to be submitted has a store: one message now instead of one from every job.
+
+    Raises:
+        ConfigError: naming each missing store and how many runs need it.
+    """
+    needed: dict[str, int] = {}
+    for item in items:
+        store = item.planned.config.data.store
+        if not item.submitted:
+            continue
+        if not store or ("://" not in store and not Path(store, "manifest.json").exists()):
+            needed[store] = needed.get(store, 0) + 1
+    if needed:
+        lines = [f"  {store or '(not set)'}: needed by {count} runs" for store, count in needed.items()]
+        raise ConfigError(
+            "data.store: no sequence store (manifest.json) there\n"
+            + "\n".join(lines)
+            + "\nMake one with `python -m shards convert`, or name one with --set data.store=FOLDER."
+        )

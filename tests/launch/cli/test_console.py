@@ -1,0 +1,81 @@
+"""The command `toolkit`, and that its commands speak one language."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import subprocess
+import sys
+from unittest import mock
+
+import pytest
+
+from launch.cli.console import main
+from launch.cli.parser import COMMANDS
+from tests.conftest import ROOT
+
+SCRIPTS = sorted(set(COMMANDS) - {"shards"})
+# One checkpoint or several, and which there can be, is each command's own; what there is to watch too.
+VARIES = {"--which", "--watch"}
+
+
+class _Found(BaseException):
+    """Carries the parser of a command out of it."""
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    def found(self: argparse.ArgumentParser, *_: object) -> None:
+        raise _Found(self)
+
+    with mock.patch.object(argparse.ArgumentParser, "parse_args", found), pytest.raises(_Found) as caught:
+        importlib.import_module(f"launch.{name}").main([])
+    parser = caught.value.args[0]
+    assert isinstance(parser, argparse.ArgumentParser)
+    return parser
+
+
+def test_a_flag_means_the_same_in_every_command() -> None:
+    seen: dict[str, tuple[str, tuple[object, ...]]] = {}
+    for name in SCRIPTS:
+        for action in parser_of(name)._actions:
+            assert action.help, f"{name}: {action.dest} says nothing of itself"
+            for flag in set(action.option_strings) - VARIES:
+                shape = (type(action), action.metavar, action.nargs, action.dest)
+                first, expected = seen.setdefault(flag, (name, shape))
+                assert shape == expected, f"{flag}: {name} {shape}, {first} {expected}"
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_command_has_a_version_and_no_abbreviations(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = parser_of(name)
+    assert not parser.allow_abbrev
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("modernn-toolkit ")
+
+
+def test_the_command_hands_on_its_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", str(ROOT / "configs" / "sweeps" / "demo.yaml"), "--dry-run"]) == 0
+    assert "demo: 6 runs" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--steps", "3"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --steps 3" in capsys.readouterr().err
+
+
+def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["trian"])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert all(name in error for name in COMMANDS)
+
+
+def test_a_login_node_needs_no_torch() -> None:
+    code = (
+        "import sys; from launch.cli.console import main; main(['sweep', 'configs/sweeps/demo.yaml', '--dry-run']); "
+        "assert not {'torch', 'deepspeed'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,233 @@
+"""The sbatch texts, whole, as tests/launch/slurm/golden holds them; and profiles.
+
+A change of a text that is meant: delete the files, run this twice, and read the difference.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch.slurm.client import explain, submission_environment
+from launch.slurm.profile import Profile, read_profile
+from launch.slurm.script import Shape, array_text, command_text, run_text
+from launch.slurm.submitter import own_file_system
+from toolkit.errors import ConfigError
+from toolkit.shipped import PROFILES
+
+GOLDEN = Path(__file__).parent / "golden"
+SWEEP = Path("/scratch/me/runs/demo")
+RUN = SWEEP / "modernn-seed1-1a2b3c4d"
+CODE = SWEEP / "code" / "0123456789ab"
+HOME = Path("/home/me/modernn")
+COMMAND = ["/venv/bin/python", f"{CODE}/launch/jobs/job.py", str(RUN), "--ranks", "1", "--log-files"]
+
+
+def text_of(profile: Profile, nodes: int | None = None, gpus: int | None = None, ranks: int | None = None) -> str:
+    return run_text(profile, Shape.of(profile, nodes, gpus, ranks), SWEEP, RUN, CODE, COMMAND, HOME)
+
+
+def texts() -> dict[str, str]:
+    plain = Profile()
+    folder = SWEEP / "slurm" / "8c9d0e1f"
+    array = array_text(
+        plain, Shape.of(plain, None, None, None), SWEEP, folder, "demo-8c9d0e1f", "0-99%10", "4711", HOME
+    )
+    command = ["/venv/bin/python", "-m", "shards.part", "/data/.x.partial-1/jobs"]
+    tasks = command_text(
+        Profile(partition="cpu", container="apptainer exec /images/x.sif"),
+        4,
+        Path("/data/.x.partial-1/jobs"),
+        "shards-x-1",
+        command,
+        Path("/home/me/modernn"),
+        HOME,
+        "/data/.x.partial-1/jobs",
+        array="0-7",
+        after=["4711", "4712"],
+        numbered=True,
+    )
+    return {
+        "tasks": tasks,
+        "one-gpu": text_of(plain),
+        "two-nodes": text_of(plain, nodes=2, gpus=4),
+        "array": array,
+        "modules": text_of(read_profile("gpu")),
+        "container": text_of(read_profile("container")),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(texts()))
+def test_the_text_is_the_one_that_was_reviewed(name: str) -> None:
+    file, text = GOLDEN / f"{name}.sbatch", texts()[name]
+    if not file.exists():
+        file.write_text(text)
+        pytest.fail(f"{file} was missing: written anew. Read it, then run this again")
+    assert text == file.read_text()
+    subprocess.run(["bash", "-n", str(file)], check=True)
+
+
+def test_ranks_without_gpus() -> None:
+    profile = Profile(gpus_per_node=0)
+    assert Shape.of(profile, 2, None, 8).ranks_per_node == 4
+    assert "--gpus" not in text_of(profile, nodes=2, ranks=8)
+    with pytest.raises(ConfigError, match="--ranks 3 can't be spread evenly over 2 nodes: use a multiple of 2"):
+        Shape.of(profile, 2, None, 3)
+
+
+def test_names_with_blanks_and_quotes_stay_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "it's here"
+    (folder / "logs").mkdir(parents=True)
+    profile = Profile(env={"WORDS": "a 'b' $c"}, setup=["true"])
+    text = run_text(profile, Shape(1, 1, 1), tmp_path, folder, CODE, ["python", str(folder)], tmp_path)
+    end = text.index("if [ ! -r")
+    shown = subprocess.run(["bash", "-c", text[:end] + 'echo "$run"'], capture_output=True, text=True, check=True)
+    assert shown.stdout == f"{folder}\n"
+    assert "export WORDS='a '\"'\"'b'\"'\"' $c'" in text
+
+
+HOSTILE = [
+    "it's here",
+    "$(touch RAN)",
+    "`touch RAN`",
+    'a"b',
+    "a; touch RAN;",
+    "$HOME",
+    "a\\b",
+    "'$(touch RAN)'",
+    "-n",
+    "!!",
+]
+
+
+def run_bash(text: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """The text in a folder of its own, where what got loose would leave RAN."""
+    (cwd / "text").write_text(text)
+    command = ["bash", str(cwd / "text")]
+    variables = {"PATH": f"{cwd}/bin:{os.environ['PATH']}", "HOME": "/nowhere", **environ}
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_an_array_runs_its_runs_wherever_they_lie(tmp_path: Path, name: str) -> None:
+    sweep = tmp_path / name
+    folder, runs = sweep / "slurm" / "key", [sweep / "run-1", sweep / "run-2"]
+    folder.mkdir(parents=True)
+    runs[1].mkdir()
+    (runs[1] / "submit.sbatch").write_text('printf "%s" "$0"')
+    (folder / "runs.txt").write_text("".join(f"{run}\n" for run in runs))
+    text = array_text(Profile(), Shape(1, 1, 1), sweep, folder, "demo-key", "0-1", None, tmp_path)
+    done = run_bash(text, tmp_path, SLURM_ARRAY_TASK_ID="1")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{runs[1]}/submit.sbatch", "")
+    done = run_bash(text, tmp_path, SLURM_ARRAY_TASK_ID="0")  # it isn't there
+    assert done.returncode == 2 and f"can't see '{runs[0]}', line 1 of {folder}/runs.txt" in done.stderr
+    assert not list(tmp_path.rglob("RAN"))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_task_runs_its_command_wherever_it_lies(tmp_path: Path, name: str) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "$WORDS" "$@" "$PYTHONPATH"\nexit 4\n')
+    (tmp_path / "bin" / "srun").chmod(0o755)
+    folder = tmp_path / name
+    profile = Profile(env={"WORDS": name})
+    command = ["python", name, str(folder)]
+    text = command_text(profile, 1, folder, "x", command, folder, tmp_path, str(folder), "0-1", numbered=True)
+    done = run_bash(text, tmp_path, SLURM_ARRAY_TASK_ID="1")
+    assert done.returncode == 2 and f"can't see {folder}\n" in done.stderr
+    folder.mkdir()
+    done = run_bash(text, tmp_path, SLURM_ARRAY_TASK_ID="1")
+    assert done.returncode == 4 and (folder / "1.code").read_text() == "4\n"
+    assert done.stdout.splitlines() == [name, "--ntasks=1", "--cpus-per-task=1", *command, "1", str(folder)]
+    assert not list(tmp_path.rglob("RAN"))
+
+
+def test_a_module_that_cannot_be_loaded_is_said_as_it_is_called(tmp_path: Path) -> None:
+    text = text_of(Profile(modules=["it's/1 $(touch RAN)"]))
+    (line,) = [line for line in text.splitlines() if line.startswith("module load")]
+    start = 'module() { return 1; }\nfail() { echo "$*"; }\n'
+    assert run_bash(start + line, tmp_path).stdout.startswith("module load it's/1 $(touch RAN): failed on ")
+    assert not (tmp_path / "RAN").exists()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r"])
+def test_no_path_begins_a_line_of_its_own(tmp_path: Path, end: str) -> None:
+    folder = tmp_path / f"a{end}touch RAN{end}"
+    shape = Shape(1, 1, 1)
+    for make in (
+        lambda: run_text(Profile(), shape, folder, folder / "run", CODE, ["python"], tmp_path),
+        lambda: array_text(Profile(), shape, folder, folder, "demo", None, None, tmp_path),
+        lambda: command_text(Profile(), 1, folder, "demo", ["python"], tmp_path, tmp_path, "demo"),
+        lambda: run_text(Profile(account=f"a{end}touch RAN"), shape, SWEEP, RUN, CODE, ["python"], HOME),
+    ):
+        with pytest.raises(ConfigError, match="holds the end of a line"):
+            make()
+    with pytest.raises(ConfigError, match=r"env: 'A;touch RAN' is no name of a variable"):
+        profile_of(tmp_path, "env: {'A;touch RAN': x}\n")
+
+
+@pytest.mark.parametrize("file", sorted(PROFILES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_profile_can_be_used(file: Path) -> None:
+    assert text_of(read_profile(file.stem)).startswith("#!/bin/bash\n")
+
+
+def test_the_default_profile_names_every_key_with_its_default() -> None:
+    text = (PROFILES / "default.yaml").read_text()
+    assert read_profile(None) == Profile()
+    for key in Profile.model_fields:
+        assert f"\n{key}:" in text
+
+
+def profile_of(tmp_path: Path, text: str) -> Profile:
+    (tmp_path / "mine.yaml").write_text(text)
+    return read_profile(str(tmp_path / "mine.yaml"))
+
+
+def test_times_are_not_yamls_base_sixty(tmp_path: Path) -> None:
+    assert profile_of(tmp_path, "time: 12:30:00\n").time == "12:30:00"
+    assert profile_of(tmp_path, "time: 90\nnodes: 2\nsbatch: {exclusive: true}\n").nodes == 2
+
+
+def test_all_faults_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        profile_of(tmp_path, "nodes: 0\ncpus: 3\nsbatch: {output: x}\nenv: [a]\n")
+    message = str(caught.value)
+    assert "4 faults" in message
+    assert "cpus: unknown key" in message
+    assert "sbatch: output is set by the toolkit" in message
+    assert "nodes: input should be greater than or equal to 1, got '0'" in message
+    assert f"Known keys: {', '.join(Profile.model_fields)}" in message
+    with pytest.raises(ConfigError, match="partition is a key of the profile itself"):
+        profile_of(tmp_path, "sbatch: {partition: gpu}\n")
+    with pytest.raises(ConfigError, match="must hold keys and values"):
+        profile_of(tmp_path, "gpu\n")
+    with pytest.raises(ConfigError, match="profiles there: container, default, devcluster, gpu"):
+        read_profile("no-such")
+
+
+def test_an_outer_jobs_environment_stays_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_CONF", "SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_OUTPUT", "PMI_RANK"):
+        monkeypatch.setenv(name, "x")
+    kept = submission_environment(Profile(partition="gpu"))
+    shown = {name for name in kept if name.startswith(("SLURM", "SBATCH", "PMI"))}
+    assert shown == {"SLURM_CONF", "SBATCH_ACCOUNT"}  # the profile has a partition, and no account
+
+
+def test_a_folder_of_this_machine_alone_is_noticed(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        "nas:/ / nfs rw 0 0\n/dev/vda /var xfs rw 0 0\ntmpfs /tmp tmpfs rw 0 0\nnas:/x /tmp/far nfs4 rw 0 0\n"
+    )
+    assert own_file_system(Path("/tmp/runs"), mounts) == "tmpfs"
+    assert own_file_system(Path("/var/runs"), mounts) == "xfs"
+    assert own_file_system(Path("/tmp/far/runs"), mounts) is None
+    assert own_file_system(Path("/home/runs"), mounts) is None
+    assert own_file_system(Path("/home/runs"), tmp_path / "absent") is None
+
+
+def test_a_refusal_without_a_hint_stands_as_it_is() -> None:
+    message = "sbatch: error: Something new\nsbatch: error: Batch job submission failed: Something new"
+    assert explain("sbatch", message) == "sbatch: Something new; Batch job submission failed: Something new"

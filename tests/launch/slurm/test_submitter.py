@@ -1,0 +1,176 @@
+"""What sbatch and squeue may say on somebody's cluster, by stand-ins: the sweep's jobs are known all the same."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from launch import sweep
+from launch.jobs.local import JobState
+from launch.jobs.snapshot import Snapshot
+from launch.slurm import client
+from launch.slurm import submitter as slurm_submitter
+from launch.slurm.client import SlurmError
+from launch.slurm.profile import Profile
+from launch.slurm.script import Shape
+from launch.slurm.submitter import SlurmSubmitter
+from tests.launch.conftest import Fakes
+
+# A job is a line of the file `queue`: id, state, name, comment. `sbatch.sh` and `squeue.sh` change what the tools do.
+SBATCH = """\
+#!/bin/bash
+cd {folder}
+text=$(cat "$1")
+accept() {{ # accept ID [STATE]
+  name=$(sed -nE 's/^#SBATCH --job-name=(.*)/\\1/p' <<<"$text")
+  last=$(sed -nE 's/^#SBATCH --array=0-([0-9]+).*/\\1/p' <<<"$text")
+  for index in $(seq 0 "${{last:-0}}"); do
+    echo "$1${{last:+_$index}} ${{2:-PENDING}} $name $(sed -nE 's/^#SBATCH --comment=(.*)/\\1/p' <<<"$text")" >>queue
+  done
+}}
+source ./sbatch.sh
+"""
+SQUEUE = """\
+#!/bin/bash
+cd {folder}
+for option; do case $option in --format=*) form=${{option#--format=}} ;; esac; done
+source ./squeue.sh
+[ ! -e queue ] || while read -r id state name comment; do
+  line=${{form//%i/$id}} line=${{line//%T/$state}} line=${{line//%j/$name}} line=${{line//%k/$comment}}
+  echo "$line"
+done <queue
+"""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Stand-ins for Slurm, and a sweep of three runs."""
+
+    folder: Path
+    runs: list[Path]
+
+    def set(self, tool: str, text: str) -> None:
+        (self.folder / f"{tool}.sh").write_text(text + "\n")
+
+    def submitter(self) -> SlurmSubmitter:
+        made = SlurmSubmitter(self.folder / "runs" / "demo", Profile(), Shape(1, 1, 1))
+        made.check()
+        return made
+
+    def folders(self) -> list[Path]:
+        return list(self.folder.glob("runs/demo/slurm/*"))
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    texts = {"sbatch": SBATCH, "squeue": SQUEUE, "scancel": "#!/bin/bash\necho $* >>{folder}/cancelled\n"}
+    texts["scontrol"] = "#!/bin/bash\necho 'MaxArraySize = 1001'\n"
+    for name, text in texts.items():
+        (tools / name).write_text(text.format(folder=tmp_path))
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    monkeypatch.setattr(slurm_submitter.snapshot, "take", lambda sweep: Snapshot(tmp_path / "code", (), None))
+    monkeypatch.setattr(slurm_submitter, "POLL_S", 0.0)
+    runs = [tmp_path / "runs" / "demo" / f"modernn-seed{seed}-1a2b3c4d" for seed in (1, 2, 3)]
+    for run in runs:
+        run.mkdir(parents=True)
+    made = Site(tmp_path, runs)
+    made.set("sbatch", "accept 4711; echo Submitted batch job 4711")
+    made.set("squeue", "")
+    return made
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "echo 'sbatch: warning: 3 of your jobs wait' >&2; echo Submitted batch job 4711",
+        "echo 'You have used 12 of 100 hours'; echo 'job 3 of this month'; echo Submitted batch job 4711",
+        "echo 4711",
+        "echo '4711;moon'",
+        "echo Submitted batch job 4711 on cluster moon",
+        "echo 'it is in the queue'",  # then the queue is asked
+        "",
+        "exit 1",  # the answer was lost on its way, not the job
+        "exec sleep 3",
+    ],
+)
+def test_what_sbatch_answers(site: Site, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    if answer.startswith("exec sleep"):
+        monkeypatch.setattr(client, "TIMEOUT_S", 0.5)
+    site.set("sbatch", f"accept 4711\n{answer}")
+    submitter = site.submitter()
+    assert len(submitter.submit(site.runs)) == 3
+    assert {run: job.name for run, job in submitter.queued().items()} == {
+        run: f"4711_{index}" for index, run in enumerate(site.runs)
+    }
+    (folder,) = site.folders()
+    assert (folder / "job").read_text() == "4711\n"
+
+
+@pytest.mark.parametrize("answer", ["", "echo it is in the queue", "echo no >&2; exit 1"])
+def test_what_was_not_accepted_leaves_nothing(site: Site, answer: str) -> None:
+    site.set("sbatch", answer)
+    with pytest.raises(SlurmError, match=r"sbatch: (names no job in its answer|no)"):
+        site.submitter().submit(site.runs)
+    assert site.folders() == []
+
+
+def test_not_knowing_whether_it_was_accepted_keeps_what_finds_it_later(site: Site) -> None:
+    """sbatch's answer is lost, and squeue doesn't answer either: the next call finds the jobs."""
+    site.set("sbatch", "accept 4711; exit 1")
+    site.set("squeue", "echo 'slurm_load_jobs error: Socket timed out on send/recv operation' >&2; exit 1")
+    with pytest.raises(SlurmError, match=r"squeue: slurm_load_jobs error: Socket timed out.*\nThe controller doesn't"):
+        site.submitter().submit(site.runs)
+    site.set("squeue", "")
+    assert len(site.submitter().queued()) == 3
+
+
+def test_a_squeue_that_fails_ends_no_job(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    submitter = site.submitter()
+    submitter.submit(site.runs)
+    queue = (site.folder / "queue").read_text()
+    site.set("squeue", "echo 'slurm_load_jobs error: rate limit' >&2; exit 1")
+    for _ in range(3):
+        assert set(submitter.poll().values()) == {JobState.QUEUED}
+    assert "asking again" in capsys.readouterr().err
+    site.set("squeue", "echo 'squeue: this cluster is drained on Monday'")
+    rows = zip(("RUNNING", "PREEMPTED", "REQUEUE_HOLD"), queue.splitlines(), strict=True)
+    (site.folder / "queue").write_text("".join(re.sub("PENDING", state, row) + "\n" for state, row in rows))
+    states = [JobState.RUNNING, JobState.RUNNING, JobState.QUEUED]
+    assert list(submitter.poll().values()) == states
+    (site.folder / "queue").write_text("")
+    assert list(submitter.poll().values()) == states  # gone once: what it wrote last may not be seen yet
+    assert list(submitter.poll().values()) == [JobState.ENDED] * 3
+
+
+def test_arrays_that_are_shown_as_one(site: Site) -> None:
+    submitter = site.submitter()
+    submitter.submit(site.runs)
+    queue = (site.folder / "queue").read_text().splitlines()
+    (site.folder / "queue").write_text(queue[0].replace("4711_0", "4711_[0,2%1]") + "\n" + queue[1] + "\n")
+    assert [job.name for job in submitter.queued().values()] == ["4711_0", "4711_2", "4711_1"]
+
+
+@pytest.mark.parametrize("gone", ["sbatch", "squeue", "scontrol"])
+def test_a_tool_that_is_not_on_the_path(site: Site, monkeypatch: pytest.MonkeyPatch, gone: str) -> None:
+    (site.folder / "bin" / gone).unlink()
+    monkeypatch.setenv("PATH", str(site.folder / "bin"))
+    with pytest.raises(
+        SlurmError, match=f"--cluster slurm: {gone} not found here. On a cluster, submit from its login"
+    ):
+        site.submitter()
+    assert site.folders() == []
+
+
+def test_no_slurm_here(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes.sweep_file("base: base.yaml\n")
+    monkeypatch.chdir(fakes.folder)
+    monkeypatch.setenv("PATH", str(fakes.folder))
+    with pytest.raises(SlurmError, match=r"sbatch, squeue, scontrol not found here.* --cluster local runs on this"):
+        sweep.main(["demo.yaml", "--cluster", "slurm"])
+    assert not (fakes.folder / "runs").exists()

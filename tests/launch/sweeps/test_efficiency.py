@@ -1,0 +1,97 @@
+"""What hours are said to be spent on, from records whose sums are known."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from launch import status
+from launch.jobs import lock
+from launch.jobs.run_status import read_status
+from launch.sweeps.efficiency import use_of
+from toolkit.config import RunConfig
+from toolkit.rundir import RunDir
+from toolkit.train.starts import Start, note_start, read_starts
+
+FIRST = {
+    "job": "4711_0_0",
+    "host": "node1",
+    "ranks": 4,
+    "gpus": 4,
+    "batch": 8,
+    "began": 1000.0,
+    "ready": 1030.0,
+    "step": 0,
+    "submitted": 940.0,
+    "last_step": None,
+    "last_time": None,
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """Two starts of 4 GPUs, a minute apart; a step takes 2 s. The first came to step 100, of which 80 were kept."""
+    run = RunDir.create(tmp_path / "demo" / "modernn-00000000", RunConfig())
+    second = {**FIRST, "job": "4711_0_1", "began": 1300.0, "ready": 1320.0, "step": 80, "submitted": None}
+    second |= {"last_step": 100, "last_time": 1240.0}
+    (run.path / "starts.jsonl").write_text(f"{json.dumps(FIRST)}\n{json.dumps(second)}\n" + '{"job": "47')
+    lines = [{"step": step, "kind": "train", "seq_per_s": 4.0, "data_wait": 0.1} for step in (1, 50, 80, 100)]
+    lines.insert(2, {"step": 50, "kind": "val", "mse": 1.0})
+    run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    record = {"job": "4711_0_1", "host": "node1", "pid": 2**22 + 1, "started": 1300.0, "ended": 1400.0}
+    (run.path / lock.LOCK_NAME).write_text(json.dumps(record))
+    run.mark_done()
+    return run
+
+
+def test_sums(run: RunDir) -> None:
+    use = use_of(read_status(run))
+    assert use is not None
+    assert (use.starts, use.on_gpus) == (2, True)
+    assert use.wall == pytest.approx(240 + 100)
+    assert use.hours == pytest.approx(4 * 340 / 3600)
+    assert use.steps == pytest.approx(200)  # 100 steps of 8 sequences at 4 a second
+    assert use.data_wait == pytest.approx(20)
+    assert use.repeated == pytest.approx(40)  # steps 81 to 100
+    assert use.start_up == pytest.approx(30 + 20)
+    assert use.rest == pytest.approx(340 - 200 - 40 - 50)
+    assert use.between == pytest.approx(60)
+    assert use.queued == pytest.approx(60)
+
+
+def test_table(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    RunDir.create(run.path.parent / "convlstm-00000001", RunConfig(seed=3))
+    assert status.main([str(run.path.parent), "--efficiency"]) == 0
+    header, row, _, total, waited, without = capsys.readouterr().out.splitlines()
+    names = ["run", "starts", "GPU-hours", "steps", "data wait", "repeated", "start-up", "rest", "between", "queued"]
+    assert re.split("  +", header) == names
+    assert row.split()[1:] == ["2", "0.38", "59%", "6%", "12%", "15%", "15%", "1:00", "1:00"]
+    assert total == (
+        "0.38 GPU-hours, 2 starts of 1 runs: 58.8% steps (5.9% waiting for data), 11.8% steps lost to restarts and "
+        "repeated, 14.7% start-up, 14.7% validation, checkpoints, scoring"
+    )
+    assert waited == "waited: 1:00 between starts, 1:00 in the queue before the first (1 runs)"
+    assert without.startswith("1 more without a record")
+
+
+def test_a_start_notes_how_far_the_one_before_had_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir.create(tmp_path / "run", RunConfig())
+    (run.path / "submit.sbatch").write_text("")
+    for name, value in {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with lock.hold(run.path, job="7_2_0"):
+        note_start(run, 0, 8, ranks=2, gpus=0)
+        began = lock.read_lock(run.path)["started"]
+    run.write_state(step=30)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with lock.hold(run.path, job="7_2_1"):
+        note_start(run, 20, 8, ranks=2, gpus=0)
+    one, two = read_starts(run)
+    assert (one.job, one.began, one.step, one.last_step) == ("7_2_0", began, 0, None)
+    assert one.submitted == (run.path / "submit.sbatch").stat().st_mtime
+    assert (two.job, two.step, two.last_step, two.submitted) == ("7_2_1", 20, 30, None)
+    assert two.last_time == run.read_state()["updated"]
+    assert isinstance(two, Start)

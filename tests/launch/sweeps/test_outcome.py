@@ -1,0 +1,102 @@
+"""Waiting for jobs, with a submitter that says what a test wants: signals to the waiting command, and jobs that end."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from launch.jobs.submitter import Job, JobState, Submitter
+from launch.sweeps import outcome
+from launch.sweeps.outcome import wait
+from launch.sweeps.plan import Item, collect_status
+from launch.sweeps.progress import Board
+from launch.sweeps.record import place
+from launch.sweeps.spec import plan_sweep
+from tests.conftest import ROOT
+from toolkit.rundir import RunDir
+
+
+class Scripted(Submitter):
+    """Does one thing at each look at its jobs."""
+
+    def __init__(self, *acts: Callable[[Scripted], None], detached: bool = False) -> None:
+        self.acts = list(acts)
+        self.detached = detached
+        self.state = JobState.RUNNING
+        self.jobs: list[Job] = []
+        self.cancelled = False
+
+    @property
+    def ranks_per_run(self) -> int:
+        return 1
+
+    def submit(self, runs: Sequence[Path]) -> list[Job]:
+        self.jobs = [Job(run.resolve(), number) for number, run in enumerate(runs)]
+        return self.jobs
+
+    def poll(self) -> dict[Job, JobState]:
+        if self.acts:
+            self.acts.pop(0)(self)
+        return dict.fromkeys(self.jobs, self.state)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def exit_reason(self, job: Job) -> str | None:
+        return "as the scheduler says"
+
+
+def interrupt(_: Scripted) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def end(submitter: Scripted) -> None:
+    submitter.state = JobState.ENDED
+
+
+@pytest.fixture
+def items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Item]:
+    monkeypatch.setattr(outcome, "POLL_S", 0.01)
+    file = tmp_path / "two.yaml"
+    file.write_text(f"base: {ROOT}/configs/demo.yaml\nseeds: 2\n")
+    plan = plan_sweep(file, [])
+    for planned, run in zip(plan.runs, place(tmp_path, plan), strict=True):
+        RunDir.create(run.path, planned.config)
+    return collect_status(plan, tmp_path, ())
+
+
+def test_a_job_that_leaves_no_status_has_its_exit_reason(items: list[Item]) -> None:
+    submitter, out = Scripted(end), io.StringIO()
+    jobs = submitter.submit([item.run.path for item in items])
+    views, stopped = wait(items, jobs, submitter, Board(out))
+    assert not stopped
+    assert {view.state for view in views} == {"killed"}
+    assert all("(as the scheduler says)" in str(view.reason) for view in views)
+
+
+def test_the_first_signal_stops_the_jobs_and_the_second_leaves_them(items: list[Item]) -> None:
+    submitter, out = Scripted(interrupt, end), io.StringIO()
+    jobs = submitter.submit([item.run.path for item in items])
+    views, stopped = wait(items, jobs, submitter, Board(out))
+    assert stopped and submitter.cancelled
+    assert {view.state for view in views} == {"new"}  # asked to end: no word is missing
+    submitter = Scripted(interrupt, interrupt)
+    jobs = submitter.submit([item.run.path for item in items])
+    with pytest.raises(KeyboardInterrupt):
+        wait(items, jobs, submitter, Board(out))
+    assert submitter.cancelled
+    assert "left: the jobs end by themselves" in out.getvalue()
+
+
+def test_jobs_that_do_not_depend_on_the_command_are_left_at_the_first_signal(items: list[Item]) -> None:
+    submitter, out = Scripted(interrupt, detached=True), io.StringIO()
+    jobs = submitter.submit([item.run.path for item in items])
+    with pytest.raises(KeyboardInterrupt):
+        wait(items, jobs, submitter, Board(out))
+    assert not submitter.cancelled
+    assert "left: the jobs go on without this command" in out.getvalue()
