@@ -23,10 +23,10 @@ from toolkit.evaluate.ensemble import Ensemble
 from toolkit.evaluate.probabilistic import Members
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.evaluate.table import ScoreTable
-from toolkit.report.aggregate import make_boards, mean_and_std
 from toolkit.report.build import build_report
-from toolkit.report.collect import collect
-from toolkit.report.ensemble_section import _frequencies
+from toolkit.report.data.aggregate import PERSISTENCE, make_boards, mean_and_std
+from toolkit.report.data.collect import collect
+from toolkit.report.html.ensembles import _frequencies
 from toolkit.rundir import RunDir
 
 ROOT = Path(__file__).parents[3]
@@ -71,7 +71,7 @@ def test_table_numbers_are_the_hand_computed_means(sweep: Path) -> None:
     alone = rows["best", "slots1", "all", "mse"]
     assert (alone["std"], alone["n"], alone["planned"], alone["missing_seeds"]) == ("", "1", "2", "2")
     assert rows["best", "convlstm", "all", "mse"]["mean"] == ""
-    persistence = rows["best", "repeat the last frame", "all", "mse"]
+    persistence = rows["best", PERSISTENCE, "all", "mse"]
     assert (
         float(persistence["mean"])
         == json.loads((sweep / "slots4-seed1/eval/test-best.json").read_text())["persistence"]["overall"]["mse"]
@@ -91,7 +91,7 @@ def test_markdown_and_page_round_the_numbers_of_the_csv(sweep: Path) -> None:
     row = rows["best", "slots4", "all", "ssim"]
     mean, std = f"{float(row['mean']):.3f}", f"{float(row['std']):.3f}"
     assert f"**{mean} ± {std}**" in markdown
-    assert f'<b>{mean}</b></td><td class="sd">± {std} <span' in page
+    assert f'<b>{mean}</b><span class="sd">± {std} <span' in page
     single = float(rows["best", "slots1", "all", "ssim"]["mean"])
     assert f"| {single:.3f} ± – |" in markdown
 
@@ -246,7 +246,7 @@ def test_numbers_of_two_protocols_never_share_a_column(sweep: Path) -> None:
         model={"name": "convlstm"}, protocol={"name": "openstl", "clamp": False},
     )  # fmt: skip
     page = build_report(sweep, None, quiet).read_text()
-    assert "These results were not all made in one way" in page
+    assert "These results are not comparable" in page
     boards = make_boards(collect(sweep))
     assert [board.facts["protocol"]["name"] for board in boards] == ["paper", "openstl"]
     scored = [{row.group for row in board.rows if row.seeds} for board in boards]
@@ -261,7 +261,7 @@ def test_radar_has_its_scale_and_its_clock(tmp_path: Path) -> None:
     assert "no data" in page
     assert "+15 min<br>00:10" in page  # the sixth frame of 5 minutes from 23:45
     assert "begins 2015-05-15 23:45:00 UTC" in page
-    assert "forecast less truth dBZ" in page
+    assert "error (forecast − observation) dBZ" in page
     assert "CSI ≥ 30 dBZ" in page
 
 
@@ -352,7 +352,7 @@ def test_ensembles_have_their_scores_and_figures_and_single_forecasts_a_crps(swe
         write_ensemble(sweep, "slots4", seed, 40)
     page = build_report(sweep, None, quiet).read_text()
     assert '<h2 id="ensembles">Ensembles</h2>' in page
-    assert "rank of the truth among 40 members, sum over seeds" in page
+    assert "rank of the observation among 40 members, sum over seeds" in page
     assert page.count("data:image/svg+xml") == 4  # losses, lead times, spread, ranks
     rows = {
         (row["group"], row["metric"]): row
@@ -362,13 +362,13 @@ def test_ensembles_have_their_scores_and_figures_and_single_forecasts_a_crps(swe
     assert float(rows["slots4", "spread_skill"]["mean"]) < 1
     assert rows["slots1", "spread_skill"]["mean"] == rows["slots1", "crps_fair"]["mean"] == ""
     assert rows["slots1", "crps"]["mean"] == rows["slots1", "mae"]["mean"] != ""
-    assert rows["repeat the last frame", "crps"]["mean"] == rows["repeat the last frame", "mae"]["mean"]
+    assert rows[PERSISTENCE, "crps"]["mean"] == rows[PERSISTENCE, "mae"]["mean"]
     (board,) = make_boards(collect(sweep))
     (shown,) = (row for row in board.rows_at("best") if row.group == "slots4")
     assert [cell.mean is not None for cell in shown.leads["spread"]] == [True] * 3
     counts = [result.data["ranks"]["overall"] for result in board.results.values() if result.data.get("ranks")]
     bars = _frequencies(counts)
     assert bars is not None and len(bars) == 21
-    assert bars[0] > 1.5 and bars[-1] > 1.5  # too sure: the truth lies outside
+    assert bars[0] > 1.5 and bars[-1] > 1.5  # under-dispersive: the observation lies outside
     assert _frequencies([[3] * 41]) == pytest.approx(np.ones(21))
     assert _frequencies([[3] * 41, None]) is None

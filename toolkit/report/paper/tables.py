@@ -1,7 +1,7 @@
 """Runs -> the cells of the paper's tables: ours over seeds, the paper's number beside it.
 
 Ours are means and sample standard deviations over the seeds that finished, at one checkpoint (`best` by validation
-unless asked otherwise). Which run fills which cell: toolkit/report/paper_numbers.py.
+unless asked otherwise). Which run fills which cell: numbers.py.
 
 `overall` of models trained on one mode each: every test sequence is scored by the model of its own mode, seed by seed;
 the stored scores of single sequences are put together and averaged like any others. (The paper's own overall numbers
@@ -12,7 +12,6 @@ Significance is a paired t-test over the seeds that two cells share, two-sided, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,9 +21,9 @@ from scipy import stats
 
 from toolkit.errors import ToolkitError
 from toolkit.evaluate.table import ScoreTable
-from toolkit.report.aggregate import PERSISTENCE, describe_metric, mean_and_std
-from toolkit.report.collect import Facts, Result, Run, Sweep
-from toolkit.report.paper_numbers import COSTS, MODES, OURS, OVERALL, TABLES, Column, PaperRow, PaperTable, Variant
+from toolkit.report.data.aggregate import OVERALL, PERSISTENCE, describe_metric, mean_and_std
+from toolkit.report.data.collect import Facts, Result, Run, Sweep
+from toolkit.report.paper.numbers import COSTS, MODES, OURS, TABLES, Column, PaperRow, PaperTable, Variant
 
 FEWEST_PAIRS = 3
 SUB = "-only-"
@@ -133,14 +132,10 @@ def _fill(table: PaperTable, runs: _Runs) -> FilledTable:
 def paired_p(first: Mapping[int, float], second: Mapping[int, float]) -> float | None:
     """Two-sided p of a paired t-test over the seeds of both; None under three, or where all differences are equal."""
     seeds = sorted(set(first) & set(second))
-    differences = np.array([first[seed] - second[seed] for seed in seeds])
-    if len(seeds) < FEWEST_PAIRS:
+    a, b = (np.array([values[seed] for seed in seeds]) for values in (first, second))
+    if len(seeds) < FEWEST_PAIRS or np.ptp(a - b) <= 1e-12 * np.abs(a - b).max():
         return None
-    spread = float(differences.std(ddof=1))
-    if spread <= 1e-12 * float(np.abs(differences).max()):
-        return None
-    t = float(differences.mean()) / (spread / math.sqrt(len(seeds)))
-    return float(2 * stats.t.sf(abs(t), len(seeds) - 1))
+    return float(stats.ttest_rel(a, b).pvalue)
 
 
 class _Runs:
@@ -202,7 +197,7 @@ class _Runs:
         return result
 
     def baseline(self, column: Column) -> float | None:
-        """What repeating the last frame scores; its results come with every other's."""
+        """The score of persistence; its results come with every other's."""
         found = self._baseline.get(column.data)
         if found is None:
             return None

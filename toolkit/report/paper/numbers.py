@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from toolkit.report.data.aggregate import OVERALL
+
 Variant = Literal["sub", "entire"]
-OVERALL = ""  # the mode that stands for all sequences
 
 
 @dataclass(frozen=True)
