@@ -39,10 +39,10 @@ def paper_table(filled: FilledTable) -> Table:
 
 
 def _cell(filled: FilledTable, row: PaperRow, column: Column, variant: Variant) -> Cell:
-    """`44.7 ± 0.3 (3)▲* [44.2]`; dashes where there is no number."""
+    """`44.7 ± 0.3 (3)▲* [44.2]`; a dash where we have no number."""
     cell = filled.cells[row, column, variant]
     ours, detail = _number(cell, column)
-    return Cell(ours, detail, _marks(filled, row, column, variant), f"[{_published(cell, column)}]")
+    return Cell(ours, detail, _marks(filled, row, column, variant), _published(cell, column))
 
 
 def _number(cell: PaperCell, column: Column) -> tuple[str, str]:
@@ -57,7 +57,7 @@ def _number(cell: PaperCell, column: Column) -> tuple[str, str]:
 
 
 def _published(cell: PaperCell, column: Column) -> str:
-    return "–" if cell.paper is None else f"{cell.paper:.{DECIMALS[column.metric]}f}"
+    return "" if cell.paper is None else f"[{cell.paper:.{DECIMALS[column.metric]}f}]"
 
 
 def _marks(filled: FilledTable, row: PaperRow, column: Column, variant: Variant) -> str:
