@@ -79,6 +79,8 @@ def test_the_wheel_holds_the_same_files_and_the_sdist_all_that_is_versioned(dist
     with zipfile.ZipFile(wheel) as archive:
         files = [name for name in archive.namelist() if ".dist-info/" not in name]
         assert {name.split("/")[0] for name in files} == {"launch", "shards", "toolkit"}
+        templates = (ROOT / "toolkit/report/html/templates").iterdir()
+        assert {file.relative_to(ROOT).as_posix() for file in templates} <= set(files)
         for name in files:
             assert archive.read(name) == (site_of(home) / name).read_bytes(), name
     with tarfile.open(sdist) as archive:

@@ -23,13 +23,15 @@ PACKAGES = ("modernn-toolkit", "torch", "deepspeed", "numpy", "python")
 RUN_COLUMNS = ("Run", "State", "Steps", "Best step", "Elapsed", "Sequences/s", "Directory and settings")
 
 
+def environment() -> Environment:
+    """Return what reads the templates: every value is escaped, an unknown name is an error."""
+    loader = FileSystemLoader(TEMPLATES)
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
 def fill(template: str, **values: object) -> str:
-    """Return the text of a template; every value is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    return environment.get_template(template).render(values)
+    """Return the text of a template."""
+    return environment().get_template(template).render(values)
 
 
 def report_page(sweep: Sweep, boards: Sequence[Board], made: str) -> str:
