@@ -11,6 +11,8 @@ from pathlib import Path
 
 import matplotlib
 
+from shards import colours
+from toolkit import table
 from toolkit.errors import ConfigError
 from toolkit.report.data.aggregate import make_boards
 from toolkit.report.data.collect import Sweep, collect
@@ -100,7 +102,8 @@ def build_paper(folder: Path, out: Path | None, which: str, say: Callable[[str],
 def inputs_digest(sweep: Sweep) -> str:
     """SHA-256 over all that the report shows, and over the code that shows it."""
     digest = hashlib.sha256(matplotlib.__version__.encode())
-    for source in sorted(path for path in Path(__file__).parent.rglob("*") if path.suffix in SOURCES):
+    own = sorted(path for path in Path(__file__).parent.rglob("*") if path.suffix in SOURCES)
+    for source in (*own, Path(table.__file__), Path(colours.__file__)):
         digest.update(source.read_bytes())
     digest.update(json.dumps(dataclasses.asdict(sweep), sort_keys=True, default=str).encode())
     for run in sweep.runs:

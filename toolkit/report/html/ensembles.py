@@ -28,7 +28,7 @@ from toolkit.report.html.figures import (
     lead_times,
     legend,
     looks,
-)
+)  # fmt: skip
 from toolkit.rundir import CHECKPOINTS
 from toolkit.table import Row, Table
 

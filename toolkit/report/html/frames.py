@@ -9,7 +9,7 @@ from typing import Any
 from shards.manifest import Codes, Scale
 from toolkit.report.data.aggregate import Board
 from toolkit.report.data.collect import Facts, Sweep
-from toolkit.report.data.samples import Samples, load_samples
+from toolkit.report.data.samples import Sample, load_samples
 from toolkit.report.html.animation import gif_uri
 from toolkit.report.html.figures import time_unit
 from toolkit.report.html.pictures import (
@@ -24,7 +24,7 @@ from toolkit.rundir import CHECKPOINTS
 
 SHORT = {"minutes": " min", "seconds": " s", "frames": ""}
 Stamp = tuple[str, str]  # lead time, and the hour where there is a clock
-Shown = tuple[str, int, str, Samples]  # group, seed, checkpoint and what of an ensemble, its frames
+Shown = tuple[str, int, str, dict[str, Sample], Scale]  # group, seed, checkpoint and what of an ensemble, its frames
 
 
 def frames(sweep: Sweep, board: Board) -> dict[str, Any] | None:
@@ -32,17 +32,17 @@ def frames(sweep: Sweep, board: Board) -> dict[str, Any] | None:
     shown = _choose(sweep, board)
     if not shown:
         return None
-    first = shown[0][3]
-    height, width = next(iter(first.truth.values())).shape[-2:]
+    *_, first, scale = shown[0]
+    height, width = next(iter(first.values())).truth.shape[-2:]
     columns, horizon = columns_for(height, width), int(board.facts["horizon"])
     modes: dict[str, list[dict[str, Any]]] = {}
-    for key in first.keys:
-        sequences = modes.setdefault(first.mode[key], [])
+    for key, sample in first.items():
+        sequences = modes.setdefault(sample.mode, [])
         sequences.append(_sequence(key, shown, columns, board.facts, detailed=not sequences))
     return {
         "columns": columns,
         "some": "" if horizon <= columns else f"{columns} of {horizon} lead times are shown.",
-        "keys": [frame_key(first.scale), difference_key(first.scale)],
+        "keys": [frame_key(scale), difference_key(scale)],
         "modes": modes,
     }
 
@@ -60,38 +60,38 @@ def _choose(sweep: Sweep, board: Board) -> list[Shown]:
             place, seed, result = min(candidates, key=lambda candidate: candidate[:2])
             assert result.samples is not None
             how = f", {ensemble['label']}" if (ensemble := result.data.get("ensemble")) else ""
-            chosen.append((group, seed, CHECKPOINTS[place] + how, load_samples(result.samples)))
+            chosen.append((group, seed, CHECKPOINTS[place] + how, *load_samples(result.samples)))
     return chosen
 
 
 def _sequence(key: str, shown: Sequence[Shown], columns: int, facts: Facts, detailed: bool) -> dict[str, Any]:
     """One sequence; `detailed`: with the errors, and as an animation."""
-    first = shown[0][3]
-    context, truth, start = first.context[key], first.truth[key], first.time[key]
+    *_, first, own_scale = shown[0]
+    context, truth, start = first[key].context, first[key].truth, first[key].time
     stamps = [
         (_time(place - len(context) + 1, facts), _clock(start, place, facts))
         for place in range(len(context) + len(truth))
     ]
     before, after = chosen_leads(len(context), columns), chosen_leads(len(truth), columns)
-    rows = [_row("observation", "", truth, after, first.scale)]
+    rows = [_row("observation", "", truth, after, own_scale)]
     panels = {"observation": truth}
-    for group, seed, which, samples in shown:
+    for group, seed, which, samples, scale in shown:
         note = f"seed {seed}, {which}"
-        if key not in samples.prediction:
+        if key not in samples:
             rows.append({"who": group, "note": f"{note}: kept no frames of this sequence", "images": []})
             continue
-        panels[group] = samples.prediction[key]
-        rows.append(_row(group, f"{note} · MSE {samples.mse[key]:.4g}", panels[group], after, samples.scale))
+        panels[group] = samples[key].prediction
+        rows.append(_row(group, f"{note} · MSE {samples[key].mse:.4g}", panels[group], after, scale))
         if detailed:
-            rows.append(_row("", "error", panels[group], after, samples.scale, truth))
+            rows.append(_row("", "error", panels[group], after, scale, truth))
     return {
         "key": key,
         "began": f", begins {start.replace('T', ' ').removesuffix('Z')} UTC" if start else "",
         "blocks": [
-            ([stamps[place] for place in before], [_row("context", "", context, before, first.scale)]),
+            ([stamps[place] for place in before], [_row("context", "", context, before, own_scale)]),
             ([stamps[len(context) + place] for place in after], rows),
         ],
-        "animation": _animation(context, panels, stamps, first.scale) if detailed else None,
+        "animation": _animation(context, panels, stamps, own_scale) if detailed else None,
     }
 
 

@@ -33,7 +33,7 @@ HOW = (
 
 def paper_table(filled: FilledTable) -> Table:
     """Return a table of the paper with our numbers, and its own in brackets."""
-    places = [(column, variant) for column in filled.table.columns for variant in column.variants]
+    places = filled.table.places
     rows = [Row((row.label, *(_cell(filled, row, *place) for place in places))) for row in filled.table.rows]
     return Table(("Model", *(_heading(*place) for place in places)), rows, stacked=True)
 

@@ -103,21 +103,18 @@ def fill_tables(sweep: Sweep, which: str) -> list[FilledTable]:
 def _fill(table: PaperTable, runs: _Runs) -> FilledTable:
     cells: dict[tuple[PaperRow, Column, Variant], PaperCell] = {}
     for row in table.rows:
-        paper = table.paper(row)
-        for column in table.columns:
-            for variant in column.variants:
-                values, missing = runs.values(row.model, column, variant)
-                mean, std = mean_and_std(list(values.values()))
-                cells[row, column, variant] = PaperCell(mean, std, values, paper[column, variant], missing)
+        for (column, variant), paper in table.paper(row).items():
+            values, missing = runs.values(row.model, column, variant)
+            mean, std = mean_and_std(list(values.values()))
+            cells[row, column, variant] = PaperCell(mean, std, values, paper, missing)
     ours = next((row for row in table.rows if row.model == OURS), None)
     for (row, column, variant), cell in list(cells.items()):
         if ours is not None and row is not ours and column.metric not in COSTS:
             p = paired_p(cell.values, cells[ours, column, variant].values)
             cells[row, column, variant] = replace(cell, p=p)
-    baseline = PaperRow(PERSISTENCE, "", (None,) * len(table.paper(table.rows[0])))
-    for column in table.columns:
-        for variant in column.variants:
-            cells[baseline, column, variant] = PaperCell(runs.baseline(column), None, {}, None, {})
+    baseline = PaperRow(PERSISTENCE, "", (None,) * len(table.places))
+    for column, variant in table.places:
+        cells[baseline, column, variant] = PaperCell(runs.baseline(column), None, {}, None, {})
     data = sorted({column.data for column in table.columns})
     protocols = tuple(sorted({name for each in data for name in runs.protocols.get(each, ())}))
     labels = {
