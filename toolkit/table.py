@@ -62,12 +62,12 @@ class Cell:
 class Row:
     """A row; its first cell is its heading. A `block` row is the heading of the rows below it, and has no other."""
 
-    cells: Sequence[Cell | str]
+    cells: Sequence[object]
     kind: Kind = ""
 
     def texts(self, columns: int) -> list[str]:
-        """Return the cells as text, as many as there are columns."""
-        return [*map(str, self.cells), *[""] * (columns - len(self.cells))]
+        """Return the cells as text, as many as there are columns; None is empty."""
+        return ["" if cell is None else str(cell) for cell in self.cells] + [""] * (columns - len(self.cells))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 from tests.toolkit.report.support import ROOT, quiet
 from tests.toolkit.report.synthetic import noise_scene, write_run
 from toolkit.errors import ConfigError, ToolkitError
-from toolkit.report.build import build_report
+from toolkit.report.build import SOURCES, build_report
 from toolkit.report.data.collect import collect
 
 
@@ -30,6 +30,11 @@ def test_nothing_changed_nothing_done(sweep: Path) -> None:
     (sweep / "report" / "table.csv").unlink()
     build_report(sweep, None, said.append)
     assert (sweep / "report" / "table.csv").exists()
+
+
+def test_every_file_that_makes_the_page_counts_as_a_change() -> None:
+    files = {path.suffix for path in (ROOT / "toolkit" / "report").rglob("*") if path.is_file()}
+    assert files - {".pyc"} == set(SOURCES)
 
 
 def test_a_single_run_and_a_folder_without_a_record(sweep: Path) -> None:

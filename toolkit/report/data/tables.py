@@ -97,7 +97,7 @@ def heading(metric: Metric) -> str:
 def to_csv(boards: Sequence[Board]) -> str:
     """All means, one per line, unrounded."""
     lines = [
-        Row(_csv_line(board, row, key, mode, score))
+        _csv_line(board, row, key, mode, score)
         for board in boards
         for row in board.rows
         for (key, mode), score in row.cells.items()
@@ -105,18 +105,16 @@ def to_csv(boards: Sequence[Board]) -> str:
     return Table(CSV_COLUMNS, lines).to_csv()
 
 
-def _csv_line(board: Board, row: GroupScores, key: str, mode: str, score: Score) -> list[str]:
-    facts = board.facts
-    values = ["" if value is None else repr(value) for value in (score.mean, score.std)]
-    counts = ["", ""] if row.baseline else [str(len(score.values)), str(len(row.planned))]
-    return [
-        *(facts["protocol"]["name"], facts["store"]["name"], facts["split"]),
-        *(row.which, row.group, mode or "all", key, *values, *counts, str(int(score.best))),
-        "" if row.baseline else " ".join(map(str, score.undefined)),
-        " ".join(map(str, row.missing)),
-        "" if row.parameters is None else str(row.parameters),
-        str(row.ensemble["label"]) if row.ensemble else "",
-    ]
+def _csv_line(board: Board, row: GroupScores, key: str, mode: str, score: Score) -> Row:
+    facts, undefined = board.facts, " ".join(map(str, score.undefined))
+    seeds = (None, None) if row.baseline else (len(score.values), len(row.planned))
+    return Row(
+        (
+            *(facts["protocol"]["name"], facts["store"]["name"], facts["split"], row.which, row.group, mode or "all"),
+            *(key, score.mean, score.std, *seeds, int(score.best), None if row.baseline else undefined),
+            *(" ".join(map(str, row.missing)), row.parameters, row.ensemble and row.ensemble["label"]),
+        )
+    )
 
 
 def to_markdown(title: str, boards: Sequence[Board]) -> str:

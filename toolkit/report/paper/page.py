@@ -140,9 +140,7 @@ def to_csv(tables: Sequence[FilledTable]) -> str:
 def _lines(tables: Sequence[FilledTable]) -> Iterator[Row]:
     for filled in tables:
         for (row, column, variant), cell in filled.cells.items():
-            facts = [filled.table.number, row.label, column.title, variant if column.sub else "", column.metric]
-            values = ["" if value is None else repr(value) for value in (cell.mean, cell.std)]
-            p = "" if cell.p is None else f"{cell.p:.4g}"
-            paper = "" if cell.paper is None else str(cell.paper)
+            facts = (filled.table.number, row.label, column.title, variant if column.sub else "", column.metric)
+            p = None if cell.p is None else f"{cell.p:.4g}"
             missing = "; ".join(cell.missing.values()).replace("\n", "; ")
-            yield Row([*facts, *values, str(len(cell.values)), paper, p, missing])
+            yield Row((*facts, cell.mean, cell.std, len(cell.values), cell.paper, p, missing))

@@ -196,19 +196,14 @@ class _Runs:
     def baseline(self, column: Column) -> float | None:
         """The score of persistence; its results come with every other's."""
         found = self._baseline.get(column.data)
-        if found is None:
-            return None
-        value = (found["overall"] if column.mode == OVERALL else found["modes"].get(column.mode, {})).get(column.metric)
-        return None if value is None else float(value)
+        return None if found is None else _score(found, column)
 
     def _value(self, groups: list[str], seed: int, results: list[Result], column: Column) -> float | None:
         if column.metric in COSTS:
             return self._cost(self.groups[groups[0]][seed], results[0], column.metric)
         if len(results) > 1:
             return _joined(results, MODES[column.data]).get(column.metric)
-        scores = results[0].data["overall"] if column.mode == OVERALL else results[0].data["modes"].get(column.mode, {})
-        value = scores.get(column.metric)
-        return None if value is None else float(value)
+        return _score(results[0].data, column)
 
     @staticmethod
     def _cost(run: Run, result: Result, metric: str) -> float | None:
@@ -217,6 +212,11 @@ class _Runs:
         if metric == "seconds":
             return 1000.0 / run.rate if run.rate else None
         return run.peak_memory / 1e9 if run.peak_memory else None
+
+
+def _score(found: Facts, column: Column) -> float | None:
+    value = (found["overall"] if column.mode == OVERALL else found["modes"].get(column.mode, {})).get(column.metric)
+    return None if value is None else float(value)
 
 
 def _joined(results: list[Result], modes: tuple[str, ...]) -> dict[str, Any]:
