@@ -69,6 +69,8 @@ def test_an_installed_toolkit_works_in_any_folder(home: Path, tmp_path: Path) ->
     assert "steps: 7" in call(command, "train", "--config", "mine.yaml", "--print-config", cwd=tmp_path)
     profile = "from launch.slurm_profile import read_profile as r; print(r('gpu').gpus_per_node, r(None).gpus_per_node)"
     assert call(home / "bin" / "python", "-c", profile, cwd=tmp_path) == "4 1\n"
+    pages = "from toolkit.report.html.page import environment as e; print(len(e().get_template('base.html').render()))"
+    assert int(call(home / "bin" / "python", "-c", pages, cwd=tmp_path)) > 5000  # the style sheet is in it
     configs = site_of(home) / "toolkit" / "configs"
     inside = {path.relative_to(configs) for path in configs.rglob("*.yaml")}
     assert inside == {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
