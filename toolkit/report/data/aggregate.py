@@ -6,7 +6,9 @@ are never put in one column.
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -227,33 +229,24 @@ def _score(values: Mapping[int, float | None]) -> Score:
 
 def mean_and_std(values: list[float]) -> tuple[float | None, float | None]:
     """Mean and sample standard deviation (n - 1); None where there are too few values."""
-    if not values:
-        return None, None
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    mean = statistics.fmean(values) if values else None
+    return mean, statistics.stdev(values) if len(values) > 1 else None
 
 
 def _with_best(rows: list[GroupScores], metrics: tuple[Metric, ...], modes: tuple[str, ...]) -> list[GroupScores]:
     """Mark the best mean of each column among the rows of one checkpoint, the baseline included."""
-    marked = {id(row): dict(row.cells) for row in rows}
-    for which in CHECKPOINTS:
-        for metric in metrics:
-            for mode in (OVERALL, *modes):
-                key = (metric.key, mode)
-                column = [
-                    (row, mean)
-                    for row in rows
-                    if row.which == which and row.competes and (mean := row.cells[key].mean) is not None
-                ]
-                if metric.direction == "none" or len(column) < 2:
-                    continue
-                badness = {id(row): _badness(mean, metric.direction) for row, mean in column}
-                for row, _ in column:
-                    if badness[id(row)] == min(badness.values()):
-                        marked[id(row)][key] = replace(row.cells[key], best=True)
-    return [replace(row, cells=marked[id(row)]) for row in rows]
+    marked = [dict(row.cells) for row in rows]
+    for which, metric, mode in itertools.product(CHECKPOINTS, metrics, (OVERALL, *modes)):
+        key = (metric.key, mode)
+        badness = {
+            place: _badness(mean, metric.direction)
+            for place, row in enumerate(rows)
+            if row.which == which and row.competes and (mean := row.cells[key].mean) is not None
+        }
+        if metric.direction != "none" and len(badness) > 1:
+            for place, bad in badness.items():
+                marked[place][key] = replace(marked[place][key], best=bad == min(badness.values()))
+    return [replace(row, cells=cells) for row, cells in zip(rows, marked, strict=True)]
 
 
 def _badness(mean: float, direction: Direction) -> float:

@@ -88,12 +88,8 @@ def _bars(by_group: Groups) -> Chart:
             axes[0].bar(
                 places + offset, means, 0.38, yerr=errors, label=label, color=colour, hatch=hatch, edgecolor="white"
             )
-        axes[0].set_xticks(
-            places,
-            list(by_group),
-            rotation=20 if len(by_group) > 3 else 0,
-            ha="right" if len(by_group) > 3 else "center",
-        )
+        rotation, place = (20, "right") if len(by_group) > 3 else (0, "center")
+        axes[0].set_xticks(places, list(by_group), rotation=rotation, ha=place)
         axes[0].set_ylabel("A-distance")
         axes[0].axhline(0, color="#555555", linewidth=0.8)
         legend(figure, axes[0])

@@ -25,7 +25,6 @@ from toolkit.report.html.figures import (
     draw_band,
     grid,
     lead_label,
-    lead_times,
     legend,
     looks,
 )  # fmt: skip
@@ -66,15 +65,14 @@ def _histograms(board: Board, row: GroupScores) -> list[Facts]:
 
 
 def _spread(board: Board, rows: Sequence[GroupScores], groups: Sequence[str]) -> Chart:
-    style = looks(groups)
-    leads = lead_times(board.facts)
+    style, facts = looks(groups), board.facts
     with matplotlib.rc_context(STYLE):
         figure, (both, ratio) = grid(2)
         for row in rows:
             look = style[row.group]
             for key, dashes, what in (("rmse_of_mean", "-", "RMSE of the mean"), ("spread", DASHES[1], "spread")):
-                draw_band(both, leads, row.leads[key], look.colour, dashes, look.marker, f"{row.group}: {what}")
-            draw_band(ratio, leads, row.leads["spread_skill"], look.colour, "-", look.marker, None)
+                draw_band(both, facts, row.leads[key], look, f"{row.group}: {what}", dashes)
+            draw_band(ratio, facts, row.leads["spread_skill"], look, None, "-")
         both.set_title("Spread and RMSE of the mean")
         both.set_ylim(bottom=0)
         ratio.set_title("Spread / skill")

@@ -7,7 +7,7 @@ Colours are Okabe and Ito's, which people with any common colour blindness tell 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from toolkit.report.data.aggregate import PERSISTENCE, Board, GroupScores, Metric, Score
+from toolkit.report.data.aggregate import PERSISTENCE, Board, Score
 from toolkit.report.data.collect import Curve, Facts, Run, Sweep
 from toolkit.report.data.tables import CHECKPOINT_TITLES
 from toolkit.report.html.pictures import data_uri
@@ -124,12 +124,12 @@ def lead_figure(board: Board, groups: Sequence[str], which: str) -> Chart | None
     rows = [row for row in board.rows_at(which) if row.baseline or row.seeds]
     if not any(row.seeds for row in rows) or not metrics:
         return None
-    style = looks(groups)
+    style = {PERSISTENCE: Look(BASELINE_COLOUR, ":", ""), **looks(groups)}
     with matplotlib.rc_context(STYLE):
         figure, axes = grid(len(metrics))
         for place, (axis, metric) in enumerate(zip(axes, metrics, strict=True)):
             for row in rows:
-                _draw_leads(axis, row, metric, board.facts, style)
+                draw_band(axis, board.facts, row.leads[metric.key], style[row.group], row.group)
             axis.set_title(metric.label)
             axis.set_xlabel(lead_label(board.facts))
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -170,30 +170,18 @@ def _thinned(curve: Curve) -> Curve:
     return tuple((stretch[-1, 0], stretch[:, 1].mean()) for stretch in stretches)
 
 
-def _draw_leads(axis: Axes, row: GroupScores, metric: Metric, facts: Facts, style: Mapping[str, Look]) -> None:
-    cells, leads = row.leads[metric.key], lead_times(facts)
-    if row.baseline:
-        draw_band(axis, leads, cells, BASELINE_COLOUR, ":", "", row.group)
-        return
-    look = style[row.group]
-    draw_band(axis, leads, cells, look.colour, look.dashes, look.marker, row.group)
-
-
 def draw_band(
-    axis: Axes,
-    leads: NDArray[np.float64],
-    cells: Sequence[Score],
-    colour: str,
-    dashes: object,
-    marker: str,
-    label: str | None,
+    axis: Axes, facts: Facts, scores: Sequence[Score], look: Look, label: str | None, dashes: object = None
 ) -> None:
     """A score over lead time: the mean over seeds, and a band of one standard deviation."""
-    means = np.array([np.nan if cell.mean is None else cell.mean for cell in cells])
-    axis.plot(leads, means, color=colour, linestyle=dashes, linewidth=1.7, marker=marker, markersize=3.6, label=label)
-    spread = np.array([np.nan if cell.std is None else cell.std for cell in cells])
+    leads = lead_times(facts)
+    means, spread = (
+        np.array([getattr(score, name) for score in scores], dtype=np.float64) for name in ("mean", "std")
+    )  # None is NaN
+    style: dict[str, Any] = {"linewidth": 1.7, "marker": look.marker, "markersize": 3.6, "label": label}
+    axis.plot(leads, means, color=look.colour, linestyle=dashes or look.dashes, **style)
     if not np.isnan(spread).all():
-        axis.fill_between(leads, means - spread, means + spread, color=colour, alpha=0.18, linewidth=0)
+        axis.fill_between(leads, means - spread, means + spread, color=look.colour, alpha=0.18, linewidth=0)
 
 
 def lead_times(facts: Facts) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -72,6 +72,7 @@ def _sequence(key: str, shown: Sequence[Shown], columns: int, facts: Facts, deta
         (_time(place - len(context) + 1, facts), _clock(start, place, facts))
         for place in range(len(context) + len(truth))
     ]
+    labels = [f"{lead}, {clock} UTC" if clock else lead for lead, clock in stamps]
     before, after = chosen_leads(len(context), columns), chosen_leads(len(truth), columns)
     rows = [_row("observation", "", truth, after, own_scale)]
     panels = {"observation": truth}
@@ -91,13 +92,8 @@ def _sequence(key: str, shown: Sequence[Shown], columns: int, facts: Facts, deta
             ([stamps[place] for place in before], [_row("context", "", context, before, own_scale)]),
             ([stamps[len(context) + place] for place in after], rows),
         ],
-        "animation": _animation(context, panels, stamps, own_scale) if detailed else None,
+        "animation": gif_uri(context, panels, labels, own_scale) if detailed else None,
     }
-
-
-def _animation(context: Codes, panels: Mapping[str, Codes], stamps: Sequence[Stamp], scale: Scale) -> str:
-    labels = [", ".join(part for part in (lead, f"{clock} UTC" if clock else "") if part) for lead, clock in stamps]
-    return gif_uri(context, panels, labels, scale)
 
 
 def _row(
