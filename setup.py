@@ -23,6 +23,7 @@ INSTALL = [
     "pyyaml>=6.0",
     "pillow>=10.1",
     "matplotlib>=3.8",
+    "jinja2>=3.1",  # the report's templates; 0.15 MB with MarkupSafe, and PyTorch needs it anyway
     "scipy>=1.11",  # scikit-learn's own; the t-test of the paper's tables
     "scikit-learn>=1.4",  # real handwritten digits without a download; t-SNE and linear probes
 ]
@@ -67,6 +68,7 @@ setup(
     package_dir=SHIPPED,
     package_data={
         "toolkit.plan": ["costs.json"],
+        "toolkit.report.html": ["templates/*"],
         "launch.slurm": ["job.sh"],
         **{name: ["*.yaml", "**/*.yaml"] for name in SHIPPED},
     },

@@ -27,7 +27,7 @@ sys.path[0] = str(ROOT)  # not this folder, whose shards.py is not the package
 from benchmarks.report import device, in_child, table, write_report  # noqa: E402
 from launch.sweeps.spec import plan_sweep  # noqa: E402
 from toolkit.config import make_config  # noqa: E402
-from toolkit.report.paper_numbers import COSTS, TABLES  # noqa: E402
+from toolkit.report.paper.numbers import COSTS, TABLES  # noqa: E402
 
 SWEEP = ROOT / "configs" / "sweeps" / "paper" / "table2.yaml"
 HEAD = ("model", "parameters (M)", "paper", "s per 1,000 sequences", "paper", "memory (GB)", "paper")

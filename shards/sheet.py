@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from shards.colours import norm_and_colours
 from shards.errors import UsageError
 from shards.manifest import Scale
 from shards.store import Event, Store
@@ -47,6 +48,10 @@ def draw_sheet(store: Store, file: Path, rows: int = 8) -> None:
     if spec.channels != 3 and shown is not None:
         scale = store.manifest.scale
         bar = figure.colorbar(shown, ax=list(axes), shrink=min(1.0, 3.5 / height), pad=0.01)
+        if scale.mapping is not None:  # colours are linear in codes, as in every other picture
+            codes = np.linspace(0, scale.max_code, 6).round().astype(np.uint8)
+            places = (scale.offset + scale.gain * codes).tolist()
+            bar.set_ticks(places, labels=[f"{value:.3g}" for value in scale.to_physical(codes)])
         bar.set_label(_scale_label(scale), fontsize=8)
         bar.ax.tick_params(labelsize=8)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -92,10 +97,10 @@ def _draw_event(ax: Axes, store: Store, split: str, event: Event) -> AxesImage:
         strip = np.full((height, step * COLUMNS), np.nan, dtype=np.float32)
         for i, frame in enumerate(frames):
             ax.add_patch(_missing_patch(i * step - 0.5, width, height))
-            strip[:, i * step : i * step + width] = scale.to_physical(frame[0])
-        low, high = scale.to_physical(np.array([0, scale.max_code], dtype=np.uint8))
-        colours = "gray" if scale.unit == "1" else "turbo"
-        shown = ax.imshow(strip, vmin=low, vmax=high, cmap=colours, interpolation="nearest", zorder=2)
+            values = scale.offset + scale.gain * frame[0].astype(np.float32)
+            strip[:, i * step : i * step + width] = np.where(frame[0] == scale.missing_code, np.nan, values)
+        norm, colours = norm_and_colours(scale)
+        shown = ax.imshow(strip, norm=norm, cmap=colours, interpolation="nearest", zorder=2)
     for i, place in enumerate(places):
         label = _moment(store, split, event, int(place))
         ax.text(i * step + width / 2, height, label, fontsize=6, ha="center", va="top")

@@ -78,6 +78,8 @@ def test_an_installed_toolkit_works_in_any_folder(home: Path, tmp_path: Path) ->
     assert (code / "launch" / "slurm" / "job.sh").exists()
     causes = [home / "bin" / "python", "-ESB", "-m", "launch.slurm.causes", "before", tmp_path, "7", "1"]
     assert call(*causes, cwd=code) == "\n\nit could not begin\n"
+    pages = "from toolkit.report.html.page import environment as e; print(len(e().get_template('base.html').render()))"
+    assert int(call(home / "bin" / "python", "-c", pages, cwd=tmp_path)) > 5000  # the style sheet is in it
     configs = site_of(home) / "toolkit" / "configs"
     inside = {path.relative_to(configs) for path in configs.rglob("*.yaml")}
     assert inside == {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
@@ -88,6 +90,8 @@ def test_the_wheel_holds_the_same_files_and_the_sdist_all_that_is_versioned(dist
     with zipfile.ZipFile(wheel) as archive:
         files = [name for name in archive.namelist() if ".dist-info/" not in name]
         assert {name.split("/")[0] for name in files} == {"launch", "shards", "toolkit"}
+        templates = (ROOT / "toolkit/report/html/templates").iterdir()
+        assert {file.relative_to(ROOT).as_posix() for file in templates} <= set(files)
         for name in files:
             assert archive.read(name) == (site_of(home) / name).read_bytes(), name
     with tarfile.open(sdist) as archive:

@@ -13,6 +13,7 @@ from toolkit.models.base import count_parameters
 from toolkit.models.cost import count_macs
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir, read_result
+from toolkit.table import Row, Table
 from toolkit.wording import computed_on
 
 COUNTS = ("events", "forecasts")  # kept beside the scores, but no scores
@@ -122,17 +123,14 @@ def _score_table(file: str, result: Mapping[str, Any]) -> str:
     protocol, ensemble = result["protocol"], result.get("ensemble")
     names = [name for name in result["overall"] if name.partition("@")[0] not in COUNTS]
     groups = {"all sequences": result["overall"], **{f"mode {mode}": of for mode, of in result["modes"].items()}}
-    rows = [("model, " + group, scores) for group, scores in groups.items()]
-    rows.append(("repeat the last frame, all sequences", result["persistence"]["overall"]))
+    rows = [Row(("model, " + group, *_values(scores, names))) for group, scores in groups.items()]
+    rows.append(Row(("persistence, all sequences", *_values(result["persistence"]["overall"], names))))
     limit = f" (only the first {result['limit']:,})" if result.get("limit") else ""
     lines = [
         f"Split `{result['split']}`, sequences: {result['n']:,}{limit}, {result['context']} → {result['horizon']} "
         f"frames, protocol `{protocol['name']}` ({protocol['title']}), from `{file}`. `@K`: at K {result['unit']}.",
         "",
-        "| | " + " | ".join(names) + " |",
-        "|---|" + "--:|" * len(names),
-        *(f"| {name} | " + " | ".join(_values(scores, names)) + " |" for name, scores in rows),
-        "",
+        Table(("", *names), rows).to_markdown(),
         *(f"- {sentence}" for sentence in [*protocol["text"], *([ensemble["text"]] if ensemble else [])]),
     ]
     return "\n".join(lines)

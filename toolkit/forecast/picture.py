@@ -1,6 +1,6 @@
 """A forecast for people: a PNG of observations and forecast side by side, or a GIF that runs through both.
 
-Colours are those of the report (toolkit/report/pictures.py): steps of 5 dBZ for reflectivity, grey otherwise.
+Colours: shards/colours.py.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageColor
 
+from shards.colours import BELOW_COLOUR, DBZ_COLOURS, MISSING_COLOUR, has_steps, norm_and_colours, value_range
 from shards.manifest import Codes, Scale
 from toolkit.errors import ConfigError
 from toolkit.forecast.make import Forecast
 from toolkit.models.registry import MODELS
-from toolkit.report.pictures import BELOW_COLOUR, DBZ_COLOURS, MISSING_COLOUR, chosen_leads, coloured
+from toolkit.report.html.pictures import chosen_leads, coloured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +70,7 @@ def _png(forecast: Forecast, truth: Codes | None) -> bytes:
     ]
     if truth is not None and len(truth):
         came = [(truth[i], _stamp(forecast, times[i], i + 1)) for i in shown if i < len(truth)]
-        rows.append(("what came", came))
+        rows.append(("observation", came))
     height, width = forecast.context.shape[-2:]
     columns = max(len(row) for _, row in rows)
     side = 1.9
@@ -105,7 +105,7 @@ def _gif(forecast: Forecast, truth: Codes | None) -> bytes:
     for i, codes in enumerate(predicted):
         pages.append([(f"{_name(forecast)}  {_stamp(forecast, times[i], i + 1)}", codes)])
         if truth is not None and i < len(truth):
-            pages[-1].append(("what came", truth[i]))
+            pages[-1].append(("observation", truth[i]))
     images = [_limited(_page(forecast, page, 2 if both else 1), forecast.scale) for page in pages]
     durations = [FRAME_MS] * len(images)
     durations[len(context) - 1] = durations[-1] = LAST_MS
@@ -143,7 +143,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _show(ax: Axes, codes: Codes, scale: Scale) -> None:
-    ax.imshow(np.asarray(coloured(codes, asdict(scale)).convert("RGB")), interpolation="nearest")
+    ax.imshow(np.asarray(coloured(codes, scale).convert("RGB")), interpolation="nearest")
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():
@@ -154,22 +154,14 @@ def _show(ax: Axes, codes: Codes, scale: Scale) -> None:
 def _legend(figure: Figure, forecast: Forecast, left: float) -> None:
     """The dBZ steps, or the range of grey, at the lower edge; lengths in inches."""
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
     from matplotlib.patches import Rectangle
 
     scale, (wide, tall) = forecast.scale, figure.get_size_inches()
     missing = scale.missing_code is not None and bool((forecast.context == scale.missing_code).any())
     length = min(4.6, wide - left - (1.4 if missing else 0.6))
     ax = figure.add_axes((left / wide, 0.26 / tall, length / wide, 0.12 / tall))
-    if scale.unit == "dBZ":
-        edges: Sequence[float] = [0, *(start for start, _ in DBZ_COLOURS), 65]
-        colours = ListedColormap([BELOW_COLOUR, *(colour for _, colour in DBZ_COLOURS)])
-        mappable = ScalarMappable(BoundaryNorm(edges, colours.N), colours)
-        ticks: Sequence[float] = edges[1:-1]
-    else:
-        low, high = scale.offset, scale.offset + scale.gain * scale.max_code
-        mappable, ticks = ScalarMappable(Normalize(low, high), "gray"), [low, high]
-    bar = figure.colorbar(mappable, cax=ax, orientation="horizontal", ticks=ticks)
+    ticks = [start for start, _ in DBZ_COLOURS] if has_steps(scale) else value_range(scale)
+    bar = figure.colorbar(ScalarMappable(*norm_and_colours(scale)), cax=ax, orientation="horizontal", ticks=ticks)
     bar.ax.tick_params(labelsize=7, length=2, pad=2, colors=SOFT)
     bar.outline.set_linewidth(0.5)
     unit = "" if scale.unit == "1" else scale.unit
@@ -182,7 +174,7 @@ def _legend(figure: Figure, forecast: Forecast, left: float) -> None:
 
 def _limited(image: Image.Image, scale: Scale) -> Image.Image:
     """With a palette: the colours of dBZ as they are and greys for text, or those that the image has most."""
-    if scale.unit != "dBZ":
+    if not has_steps(scale):
         return image.quantize(255, dither=Image.Dither.NONE)
     named = [BELOW_COLOUR, MISSING_COLOUR, *(colour for _, colour in DBZ_COLOURS)]
     colours = [ImageColor.getrgb(colour) for colour in named] + [(grey, grey, grey) for grey in range(0, 256, 8)]

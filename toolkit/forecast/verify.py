@@ -1,4 +1,4 @@
-"""A forecast beside what came: scores by lead time, and those of repeating the last observation."""
+"""Verification of a forecast by the observation: scores by lead time, and those of persistence."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from toolkit.data.windows import to_unit
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.evaluate.scoring import new_table, score_batch
 from toolkit.forecast.make import Forecast
+from toolkit.table import Row, Table
 
 Curves = Mapping[str, list[float | None]]
 
@@ -56,11 +57,11 @@ def as_text(forecast: Forecast, truth: Codes) -> str:
         return f"{unit * mean**0.5:.3f}"
 
     names = sorted(name for name in model if name.startswith("csi@") and "/" not in name)
-    heads = [f"RMSE {forecast.scale.unit}", *names]
-    lines = ["lead" + "".join(f"{head:>16}{'last frame':>14}" for head in heads)]
+    columns = [name for head in (f"RMSE {forecast.scale.unit}", *names) for name in (head, f"{head} persistence")]
+    rows = []
     for lead in range(len(truth)):
         cells = [rmse(model, lead), rmse(persistence, lead)]
         for name in names:
             cells += ["-" if (v := curves[name][lead]) is None else f"{v:.3f}" for curves in (model, persistence)]
-        lines.append(f"{lead + 1:>4}" + "".join(f"{cell:>{(16, 14)[i % 2]}}" for i, cell in enumerate(cells)))
-    return "\n".join(lines)
+        rows.append(Row((str(lead + 1), *cells)))
+    return "\n".join(Table(("lead", *columns), rows).to_text())

@@ -1,5 +1,5 @@
 """From run directories to one page: tables of mean ± std over seeds, curves, rows of frames. Does not import torch.
 
-collect.py reads run directories, aggregate.py takes means, tables.py writes CSV and Markdown, figures.py draws curves,
-pictures.py turns codes into images, page.py is the HTML, build.py puts them together.
+data/ reads run directories and aggregates them, html/ is the page (jinja2 templates, one style sheet, figures), paper/
+is the tables of the ModeRNN paper, build.py writes the files.
 """

@@ -7,22 +7,24 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 
 import matplotlib
 
+from shards import colours
+from toolkit import table
 from toolkit.errors import ConfigError
-from toolkit.report import collapse_section, ensemble_section, frames_section, paper_page
-from toolkit.report.aggregate import make_boards
-from toolkit.report.collect import Sweep, collect
-from toolkit.report.page import render
-from toolkit.report.paper import fill_tables
-from toolkit.report.tables import to_csv, to_markdown
+from toolkit.report.data.aggregate import make_boards
+from toolkit.report.data.collect import Sweep, collect
+from toolkit.report.data.tables import to_csv, to_markdown
+from toolkit.report.html.page import report_page
+from toolkit.report.paper import page as paper_page
+from toolkit.report.paper.tables import fill_tables
 from toolkit.rundir import write_atomic
 from toolkit.wording import count
 
 OUTPUTS = ("index.html", "table.csv", "table.md")
+SOURCES = (".py", ".html", ".css")  # a change of these makes another page
 
 
 def build_report(folder: Path, out: Path | None, say: Callable[[str], None], force: bool = False) -> Path:
@@ -58,7 +60,7 @@ def build_report(folder: Path, out: Path | None, say: Callable[[str], None], for
         return page
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     boards = make_boards(sweep)
-    write_atomic(page, render(sweep, boards, made))
+    write_atomic(page, report_page(sweep, boards, made))
     write_atomic(target / "table.csv", to_csv(boards))
     write_atomic(target / "table.md", to_markdown(sweep.name, boards))
     write_atomic(target / "inputs.json", json.dumps({"digest": digest, "made": made}, indent=1) + "\n")
@@ -76,7 +78,7 @@ def build_paper(folder: Path, out: Path | None, which: str, say: Callable[[str],
         The page.
 
     Raises:
-        ConfigError: there are no runs there, or none of them belongs into a table.
+        ConfigError: there are no runs there, or none of them belongs in a table.
         ToolkitError: a result that can't be read, or results of different kinds.
     """
     target = out or folder / "report" / "paper"
@@ -84,35 +86,26 @@ def build_paper(folder: Path, out: Path | None, which: str, say: Callable[[str],
     tables = fill_tables(sweep, which)
     if all(filled.empty for filled in tables):
         raise ConfigError(
-            f"{folder}: no finished and scored run of the paper's tables among {len(sweep.runs)} runs; their names are "
-            "those of configs/sweeps/paper, for example mmnist-modernn-seed1"
+            f"{folder}: no finished and scored run of the paper's tables among {count(len(sweep.runs), 'run')}; their "
+            "names are those of configs/sweeps/paper, for example mmnist-modernn-seed1"
         )
     for filled in tables:
         made = sum(cell.mean is not None for cell in filled.ours)
         say(f"Table {filled.table.number}: {made} of {len(filled.ours)} numbers")
-    write_atomic(target / "index.html", paper_page.to_html(sweep.name, tables, which, _figures(sweep)))
+    write_atomic(target / "index.html", paper_page.to_html(sweep, tables, which))
     write_atomic(target / "tables.md", paper_page.to_markdown(sweep.name, tables, which))
     write_atomic(target / "tables.csv", paper_page.to_csv(tables))
     write_atomic(target / "tables.tex", paper_page.to_latex(tables))
     return target / "index.html"
 
 
-def _figures(sweep: Sweep) -> str:
-    """The counterparts of the paper's Figures 3 and 5 (mode collapse) and 4, 6 and 7 (frames) as HTML."""
-    parts = [collapse_section.render(sweep)]
-    for board in make_boards(sweep):
-        if ensembles := ensemble_section.render(board, sweep.groups):
-            parts += [f"<h2>Ensembles: {escape(board.facts['store']['name'])}</h2>", ensembles]
-        parts += [f"<h2>Frames: {escape(board.facts['store']['name'])}</h2>", frames_section.render(sweep, board)]
-    return "\n".join(parts)
-
-
 def inputs_digest(sweep: Sweep) -> str:
     """SHA-256 over all that the report shows, and over the code that shows it."""
     digest = hashlib.sha256(matplotlib.__version__.encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    own = sorted(path for path in Path(__file__).parent.rglob("*") if path.suffix in SOURCES)
+    for source in (*own, Path(table.__file__), Path(colours.__file__)):
         digest.update(source.read_bytes())
-    digest.update(json.dumps(dataclasses.asdict(sweep), sort_keys=True, default=_plain).encode())
+    digest.update(json.dumps(dataclasses.asdict(sweep), sort_keys=True, default=str).encode())
     for run in sweep.runs:
         for result in run.results:
             if result.samples is not None:
@@ -120,10 +113,6 @@ def inputs_digest(sweep: Sweep) -> str:
         for analysis in sorted((run.folder / "analysis").glob("collapse-*")):
             digest.update(analysis.read_bytes())
     return digest.hexdigest()
-
-
-def _plain(value: object) -> str:
-    return str(value)
 
 
 def _known_digest(target: Path) -> str | None:

@@ -18,8 +18,9 @@ from toolkit.config import make_config
 from toolkit.errors import ToolkitError
 from toolkit.evaluate.table import save_npz
 from toolkit.models.base import Sampling, build_model
-from toolkit.report.collapse_section import read_diagnoses, render
-from toolkit.report.collect import collect
+from toolkit.report.build import build_report
+from toolkit.report.data.collect import collect
+from toolkit.report.data.diagnoses import read_diagnoses
 
 MODES = ("1-digit", "2-digit", "3-digit")
 EACH, STEPS, CHANNELS, SLOTS = 20, 5, 6, 4
@@ -130,9 +131,10 @@ def test_the_report_shows_every_model(tmp_path: Path) -> None:
     write_sweep(tmp_path, "demo", runs)
     sweep = collect(tmp_path)
     assert len(read_diagnoses(sweep)) == 4
-    text = render(sweep)
+    page = build_report(tmp_path, None, lambda _: None).read_text()
+    text = page[page.index('<h2 id="collapse">') : page.index('<h2 id="losses">')]
     assert text.count("<figure") == 3  # the bars, and each model's features
     assert "1-digit: 20, 2-digit: 20, 3-digit: 20" in text
     (tmp_path / "modernn-seed1" / "analysis" / "collapse-test-best.npz").write_bytes(b"")
-    with pytest.raises(ToolkitError, match=r"make it again: python launch/analyse\.py --run"):
-        render(sweep)
+    with pytest.raises(ToolkitError, match=r"regenerate it: python launch/analyse\.py --run"):
+        build_report(tmp_path, None, lambda _: None)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from shards.manifest import Scale
 from toolkit.config import make_config
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.evaluate.table import STATUS, ScoreTable, save_npz
 from toolkit.rundir import RunDir, write_atomic
 
-GREY: dict[str, Any] = {"unit": "1", "offset": 0.0, "gain": 1 / 255, "max_code": 255, "missing_code": None}
-DBZ: dict[str, Any] = {"unit": "dBZ", "offset": 0.0, "gain": 0.25, "max_code": 254, "missing_code": 255}
+GREY = Scale("intensity", "1", 0.0, 1 / 255)
+DBZ = Scale("radar reflectivity", "dBZ", 0.0, 0.25, max_code=254, missing_code=255)
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Scene:
     frames: np.ndarray
     modes: tuple[str, ...]
     context: int
-    scale: Mapping[str, Any] = field(default_factory=lambda: GREY)
+    scale: Scale = GREY
     thresholds: tuple[float, ...] = ()
     step_seconds: float | None = None
     name: str = "moving-mnist"
@@ -122,7 +123,7 @@ def write_scores(
             "mode": np.array([scene.modes[i] for i in shown]),
             "time": np.array(["2015-05-15T23:45:00Z" if scene.step_seconds else ""] * len(shown)),
             "mse": errors[shown].mean(1),
-            "scale": np.array(json.dumps(dict(scene.scale))),
+            "scale": np.array(json.dumps(asdict(scene.scale))),
         },
     )
     write_result(run, which, scene, table, baseline.as_dict(), protocol)
@@ -152,7 +153,7 @@ def write_result(
         "limit": None,
         "show": 2,
         "which": which,
-        "unit": scene.scale["unit"],
+        "unit": scene.scale.unit,
         "step_seconds": scene.step_seconds,
         "frames": list(scene.frames.shape[2:]),
         "parameters": 123_456 + 1000 * run.config().model.layers,

@@ -18,11 +18,12 @@ from tests.toolkit.report.synthetic import GREY, Scene, write_result, write_run,
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate.ensemble import Ensemble
 from toolkit.evaluate.table import STATUS, ScoreTable
-from toolkit.report.collect import collect
-from toolkit.report.paper import FilledTable, fill_tables, paired_p
-from toolkit.report.paper_numbers import MODES, TABLES, PaperTable
+from toolkit.report.data.aggregate import PERSISTENCE
+from toolkit.report.data.collect import collect
+from toolkit.report.paper.numbers import MODES, TABLES, PaperTable
+from toolkit.report.paper.tables import FilledTable, fill_tables, paired_p
 
-PAPER = Path(__file__).parents[3] / "configs" / "sweeps" / "paper.yaml"
+PAPER = Path(__file__).parents[4] / "configs" / "sweeps" / "paper.yaml"
 # Sequences of each mode: as many of each number of digits; 42 to 58 of the radar seasons (see the paper's Table 7).
 COUNTS = {"mmnist": (3, 3, 3), "kth": (1, 1), "radar": (42, 58)}
 
@@ -170,10 +171,10 @@ def test_the_command_writes_all_four_forms(tmp_path: Path, capsys: pytest.Captur
     assert "mmnist-predrnn" not in page
     markdown = (out / "tables.md").read_text()
     assert "| ModeRNN | 0.946 ± 0.000 (2) [0.946] | 0.951 ± 0.000 (2)▲ [0.951] |" in markdown
-    assert markdown.count("- Several forecasts of a sequence, ours: RIM: best of 10 by PSNR") == 2  # Tables 1 and 2
-    assert markdown.count("| repeat the last frame |") == 7
-    assert "| repeat the last frame | 99.5 [–] |" in markdown
-    assert "| SVG (best of 100) | – [27.73] | – [0.196] | – [–] | – [–] |" in markdown
+    assert markdown.count("- Ensembles, ours: RIM: best of 10 by PSNR") == 2  # Tables 1 and 2
+    assert markdown.count(f"| {PERSISTENCE} |") == 7
+    assert f"| {PERSISTENCE} | 99.5 |" in markdown
+    assert "| SVG (best of 100) | – [27.73] | – [0.196] | – | – |" in markdown
     assert r"44.7 $\pm$ 0.0 (2) [44.7]" in (out / "tables.tex").read_text()
     lines = list(csv.DictReader(io.StringIO((out / "tables.csv").read_text())))
     expected = sum(len(row.numbers) for table in TABLES for row in (*table.rows, table.rows[0]))  # and the baseline
@@ -184,7 +185,7 @@ def test_the_command_writes_all_four_forms(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_folder_of_other_runs_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "modernn", 1, scene_of("kth"), 1.0)
-    with pytest.raises(ConfigError, match=r"no finished and scored run of the paper's tables among 1 runs"):
+    with pytest.raises(ConfigError, match=r"no finished and scored run of the paper's tables among 1 run"):
         main(["--paper", str(tmp_path)])
 
 

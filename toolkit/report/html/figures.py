@@ -7,7 +7,7 @@ Colours are Okabe and Ito's, which people with any common colour blindness tell 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from toolkit.report.aggregate import Board, Cell, Metric, Row
-from toolkit.report.collect import Curve, Facts, Run, Sweep
+from toolkit.report.data.aggregate import PERSISTENCE, Board, Score
+from toolkit.report.data.collect import Curve, Facts, Run, Sweep
+from toolkit.report.data.tables import CHECKPOINT_TITLES
+from toolkit.report.html.pictures import data_uri
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES: tuple[object, ...] = (
@@ -58,6 +60,15 @@ STYLE: dict[Any, object] = {
 
 
 @dataclass(frozen=True)
+class Chart:
+    """A figure of a page; the SVG goes in as an image, so that its ids and styles stay its own."""
+
+    uri: str
+    text: str
+    caption: str
+
+
+@dataclass(frozen=True)
 class Look:
     """How one group is drawn."""
 
@@ -78,8 +89,8 @@ def looks(groups: Sequence[str]) -> dict[str, Look]:
     }
 
 
-def loss_figure(sweep: Sweep) -> str | None:
-    """Training loss and validation MSE: median over seeds, band from the least to the greatest. None without lines."""
+def loss_figure(sweep: Sweep) -> Chart | None:
+    """Training loss and validation MSE: median over seeds, min-max band. None without lines."""
     panels = [
         ("Training loss", {group: [run.train for run in _runs(sweep, group)] for group in sweep.groups}),
         ("Validation MSE", {group: [run.val for run in _runs(sweep, group)] for group in sweep.groups}),
@@ -99,27 +110,35 @@ def loss_figure(sweep: Sweep) -> str | None:
             _plain_log_ticks(axis)
             if place == 0:
                 legend(figure, axis)
-        return svg(figure)
+        caption = (
+            "Median over seeds, min–max band; log scale. Validation MSE by the run's protocol. "
+            f"Curves of more than {LOSS_POINTS} points are averaged over {LOSS_POINTS} equal intervals. "
+            "Unfinished runs are drawn up to their last logged step."
+        )
+        return chart(figure, "Training loss and validation MSE over optimizer steps, one line per model", caption)
 
 
-def lead_figure(board: Board, groups: Sequence[str], which: str) -> str | None:
+def lead_figure(board: Board, groups: Sequence[str], which: str) -> Chart | None:
     """Headline scores over lead time: mean over seeds, band of one standard deviation, and the baseline."""
     metrics = [metric for metric in board.metrics if metric.headline]
     rows = [row for row in board.rows_at(which) if row.baseline or row.seeds]
     if not any(row.seeds for row in rows) or not metrics:
         return None
-    style = looks(groups)
+    style = {PERSISTENCE: Look(BASELINE_COLOUR, ":", ""), **looks(groups)}
     with matplotlib.rc_context(STYLE):
         figure, axes = grid(len(metrics))
         for place, (axis, metric) in enumerate(zip(axes, metrics, strict=True)):
             for row in rows:
-                _draw_leads(axis, row, metric, board.facts, style)
+                draw_band(axis, board.facts, row.leads[metric.key], style[row.group], row.group)
             axis.set_title(metric.label)
             axis.set_xlabel(lead_label(board.facts))
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if place == 0:
                 legend(figure, axis)
-        return svg(figure)
+        caption = (
+            f"{CHECKPOINT_TITLES[which]}: mean over seeds, band ± one sample standard deviation. Dotted: {PERSISTENCE}."
+        )
+        return chart(figure, "Scores over lead time, one line per model", caption)
 
 
 def _runs(sweep: Sweep, group: str) -> list[Run]:
@@ -151,30 +170,18 @@ def _thinned(curve: Curve) -> Curve:
     return tuple((stretch[-1, 0], stretch[:, 1].mean()) for stretch in stretches)
 
 
-def _draw_leads(axis: Axes, row: Row, metric: Metric, facts: Facts, style: Mapping[str, Look]) -> None:
-    cells, leads = row.leads[metric.key], lead_times(facts)
-    if row.baseline:
-        draw_band(axis, leads, cells, BASELINE_COLOUR, ":", "", row.group)
-        return
-    look = style[row.group]
-    draw_band(axis, leads, cells, look.colour, look.dashes, look.marker, row.group)
-
-
 def draw_band(
-    axis: Axes,
-    leads: NDArray[np.float64],
-    cells: Sequence[Cell],
-    colour: str,
-    dashes: object,
-    marker: str,
-    label: str | None,
+    axis: Axes, facts: Facts, scores: Sequence[Score], look: Look, label: str | None, dashes: object = None
 ) -> None:
     """A score over lead time: the mean over seeds, and a band of one standard deviation."""
-    means = np.array([np.nan if cell.mean is None else cell.mean for cell in cells])
-    axis.plot(leads, means, color=colour, linestyle=dashes, linewidth=1.7, marker=marker, markersize=3.6, label=label)
-    spread = np.array([np.nan if cell.std is None else cell.std for cell in cells])
+    leads = lead_times(facts)
+    means, spread = (
+        np.array([getattr(score, name) for score in scores], dtype=np.float64) for name in ("mean", "std")
+    )  # None is NaN
+    style: dict[str, Any] = {"linewidth": 1.7, "marker": look.marker, "markersize": 3.6, "label": label}
+    axis.plot(leads, means, color=look.colour, linestyle=dashes or look.dashes, **style)
     if not np.isnan(spread).all():
-        axis.fill_between(leads, means - spread, means + spread, color=colour, alpha=0.18, linewidth=0)
+        axis.fill_between(leads, means - spread, means + spread, color=look.colour, alpha=0.18, linewidth=0)
 
 
 def lead_times(facts: Facts) -> NDArray[np.float64]:
@@ -223,8 +230,8 @@ def _plain_log_ticks(axis: Axes) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def svg(figure: Figure) -> str:
-    """The figure as text, the same for the same figure."""
-    out = io.StringIO()
+def chart(figure: Figure, text: str, caption: str) -> Chart:
+    """The figure for a page, the same for the same figure; `text` is for those who can't see it."""
+    out = io.BytesIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return out.getvalue()
+    return Chart(data_uri("image/svg+xml", out.getvalue()), text, caption)

@@ -6,16 +6,18 @@ are never put in one column.
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from toolkit.report.collect import Facts, Result, Run, Sweep
-from toolkit.report.paper_numbers import OVERALL
+from toolkit.report.data.collect import Facts, Result, Run, Sweep
 from toolkit.rundir import CHECKPOINTS
 
-PERSISTENCE = "repeat the last frame"
+OVERALL = ""  # the mode that stands for all sequences
+PERSISTENCE = "persistence (baseline)"  # a model of a sweep may be called `persistence`
 SINGLE = {"label": "one forecast"}  # in the place of an ensemble
 Direction = Literal["lower", "higher", "one", "none"]
 
@@ -31,7 +33,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Score:
     """A score over seeds.
 
     Attributes:
@@ -48,7 +50,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class GroupScores:
     """One group of a board (or the baseline), at one checkpoint."""
 
     group: str
@@ -57,8 +59,8 @@ class Row:
     planned: tuple[int, ...]
     missing: Mapping[int, str]  # seed -> reason
     parameters: int | None
-    cells: Mapping[tuple[str, str], Cell]  # (metric key, mode)
-    leads: Mapping[str, tuple[Cell, ...]]  # metric key -> one cell per lead time
+    cells: Mapping[tuple[str, str], Score]  # (metric key, mode)
+    leads: Mapping[str, tuple[Score, ...]]  # metric key -> one cell per lead time
     ensemble: Mapping[str, object] | None = None  # how several forecasts of a sequence became one score
 
     @property
@@ -84,10 +86,10 @@ class Board:
     metrics: tuple[Metric, ...]
     modes: tuple[str, ...]
     mode_counts: Mapping[str, int]
-    rows: tuple[Row, ...]
+    rows: tuple[GroupScores, ...]
     results: Mapping[tuple[str, str, int], Result]  # (group, which, seed)
 
-    def rows_at(self, which: str) -> list[Row]:
+    def rows_at(self, which: str) -> list[GroupScores]:
         return [row for row in self.rows if row.which == which]
 
 
@@ -157,57 +159,47 @@ def _row(
     results: Mapping[int, Result],
     metrics: tuple[Metric, ...],
     modes: tuple[str, ...],
-) -> Row:
+) -> GroupScores:
     elsewhere = f"no {which} score under this protocol, data and split"
     data = {seed: result.data for seed, result in sorted(results.items())}
     ensemble = next((found.get("ensemble") for found in data.values()), None)
     other = [seed for seed, found in data.items() if found.get("ensemble") != ensemble]
     missing = {run.seed: run.problem or elsewhere for run in runs if run.seed not in data}
     missing |= {seed: f"scored as {(data.pop(seed).get('ensemble') or SINGLE)['label']}" for seed in other}
-    cells = {
-        (metric.key, mode): _cell(_values(data, metric.key, mode)) for metric in metrics for mode in (OVERALL, *modes)
-    }
-    horizon = next((int(found["horizon"]) for found in data.values()), 0)
-    return Row(
+    return GroupScores(
         group=group,
         which=which,
         seeds=tuple(data),
         planned=tuple(sorted(run.seed for run in runs)),
         missing=dict(sorted(missing.items())),
         parameters=next((found.get("parameters") for found in data.values()), None),
-        cells=cells,
-        leads={
-            metric.key: tuple(
-                _cell({seed: _of_lead(found, metric.key, lead) for seed, found in data.items()})
-                for lead in range(horizon)
-            )
-            for metric in metrics
-        },
+        cells=_cells(data, metrics, modes),
+        leads=_leads(data, metrics),
         ensemble=ensemble,
     )
 
 
-def _baseline(which: str, facts: Facts, metrics: tuple[Metric, ...], modes: tuple[str, ...]) -> Row:
+def _baseline(which: str, facts: Facts, metrics: tuple[Metric, ...], modes: tuple[str, ...]) -> GroupScores:
     data = {0: facts["persistence"]}
-    return Row(
-        group=PERSISTENCE,
-        which=which,
-        seeds=(),
-        planned=(),
-        missing={},
-        parameters=0,
-        cells={
-            (metric.key, mode): _cell(_values(data, metric.key, mode))
-            for metric in metrics
-            for mode in (OVERALL, *modes)
-        },
-        leads={
-            metric.key: tuple(
-                _cell({0: _of_lead(data[0], metric.key, lead)}) for lead in range(int(data[0]["horizon"]))
-            )
-            for metric in metrics
-        },
-    )
+    return GroupScores(PERSISTENCE, which, (), (), {}, 0, _cells(data, metrics, modes), _leads(data, metrics))
+
+
+def _cells(
+    data: Mapping[int, Facts], metrics: tuple[Metric, ...], modes: tuple[str, ...]
+) -> dict[tuple[str, str], Score]:
+    return {
+        (metric.key, mode): _score(_values(data, metric.key, mode)) for metric in metrics for mode in (OVERALL, *modes)
+    }
+
+
+def _leads(data: Mapping[int, Facts], metrics: tuple[Metric, ...]) -> dict[str, tuple[Score, ...]]:
+    horizon = next((int(found["horizon"]) for found in data.values()), 0)
+    return {
+        metric.key: tuple(
+            _score({seed: _of_lead(found, metric.key, lead) for seed, found in data.items()}) for lead in range(horizon)
+        )
+        for metric in metrics
+    }
 
 
 def _values(data: Mapping[int, Mapping[str, object]], key: str, mode: str) -> dict[int, float | None]:
@@ -228,43 +220,33 @@ def _of_lead(found: Facts, key: str, lead: int) -> float | None:
     return None if values is None else values[lead]
 
 
-def _cell(values: Mapping[int, float | None]) -> Cell:
+def _score(values: Mapping[int, float | None]) -> Score:
     known = {seed: float(value) for seed, value in values.items() if value is not None}
     undefined = tuple(seed for seed, value in values.items() if value is None)
     mean, std = mean_and_std(list(known.values()))
-    return Cell(mean, std, known, undefined)
+    return Score(mean, std, known, undefined)
 
 
 def mean_and_std(values: list[float]) -> tuple[float | None, float | None]:
     """Mean and sample standard deviation (n - 1); None where there are too few values."""
-    if not values:
-        return None, None
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    mean = statistics.fmean(values) if values else None
+    return mean, statistics.stdev(values) if len(values) > 1 else None
 
 
-def _with_best(rows: list[Row], metrics: tuple[Metric, ...], modes: tuple[str, ...]) -> list[Row]:
+def _with_best(rows: list[GroupScores], metrics: tuple[Metric, ...], modes: tuple[str, ...]) -> list[GroupScores]:
     """Mark the best mean of each column among the rows of one checkpoint, the baseline included."""
-    marked = {id(row): dict(row.cells) for row in rows}
-    for which in CHECKPOINTS:
-        for metric in metrics:
-            for mode in (OVERALL, *modes):
-                key = (metric.key, mode)
-                column = [
-                    (row, mean)
-                    for row in rows
-                    if row.which == which and row.competes and (mean := row.cells[key].mean) is not None
-                ]
-                if metric.direction == "none" or len(column) < 2:
-                    continue
-                badness = {id(row): _badness(mean, metric.direction) for row, mean in column}
-                for row, _ in column:
-                    if badness[id(row)] == min(badness.values()):
-                        cell = row.cells[key]
-                        marked[id(row)][key] = Cell(cell.mean, cell.std, cell.values, cell.undefined, best=True)
-    return [replace(row, cells=marked[id(row)]) for row in rows]
+    marked = [dict(row.cells) for row in rows]
+    for which, metric, mode in itertools.product(CHECKPOINTS, metrics, (OVERALL, *modes)):
+        key = (metric.key, mode)
+        badness = {
+            place: _badness(mean, metric.direction)
+            for place, row in enumerate(rows)
+            if row.which == which and row.competes and (mean := row.cells[key].mean) is not None
+        }
+        if metric.direction != "none" and len(badness) > 1:
+            for place, bad in badness.items():
+                marked[place][key] = replace(marked[place][key], best=bad == min(badness.values()))
+    return [replace(row, cells=cells) for row, cells in zip(rows, marked, strict=True)]
 
 
 def _badness(mean: float, direction: Direction) -> float:

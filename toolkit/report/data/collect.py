@@ -1,4 +1,4 @@
-"""Run directories -> records. All reading of files that others wrote is here, pictures excepted."""
+"""Run directories -> records. All reading of what runs and evaluations wrote, frames and diagnoses excepted."""
 
 from __future__ import annotations
 

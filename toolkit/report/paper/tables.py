@@ -1,7 +1,7 @@
 """Runs -> the cells of the paper's tables: ours over seeds, the paper's number beside it.
 
 Ours are means and sample standard deviations over the seeds that finished, at one checkpoint (`best` by validation
-unless asked otherwise). Which run fills which cell: toolkit/report/paper_numbers.py.
+unless asked otherwise). Which run fills which cell: numbers.py.
 
 `overall` of models trained on one mode each: every test sequence is scored by the model of its own mode, seed by seed;
 the stored scores of single sequences are put together and averaged like any others. (The paper's own overall numbers
@@ -12,7 +12,6 @@ Significance is a paired t-test over the seeds that two cells share, two-sided, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,9 +21,9 @@ from scipy import stats
 
 from toolkit.errors import ToolkitError
 from toolkit.evaluate.table import ScoreTable
-from toolkit.report.aggregate import PERSISTENCE, describe_metric, mean_and_std
-from toolkit.report.collect import Facts, Result, Run, Sweep
-from toolkit.report.paper_numbers import COSTS, MODES, OURS, OVERALL, TABLES, Column, PaperRow, PaperTable, Variant
+from toolkit.report.data.aggregate import OVERALL, PERSISTENCE, describe_metric, mean_and_std
+from toolkit.report.data.collect import Facts, Result, Run, Sweep
+from toolkit.report.paper.numbers import COSTS, MODES, OURS, TABLES, Column, PaperRow, PaperTable, Variant
 
 FEWEST_PAIRS = 3
 SUB = "-only-"
@@ -104,21 +103,18 @@ def fill_tables(sweep: Sweep, which: str) -> list[FilledTable]:
 def _fill(table: PaperTable, runs: _Runs) -> FilledTable:
     cells: dict[tuple[PaperRow, Column, Variant], PaperCell] = {}
     for row in table.rows:
-        paper = table.paper(row)
-        for column in table.columns:
-            for variant in column.variants:
-                values, missing = runs.values(row.model, column, variant)
-                mean, std = mean_and_std(list(values.values()))
-                cells[row, column, variant] = PaperCell(mean, std, values, paper[column, variant], missing)
+        for (column, variant), paper in table.paper(row).items():
+            values, missing = runs.values(row.model, column, variant)
+            mean, std = mean_and_std(list(values.values()))
+            cells[row, column, variant] = PaperCell(mean, std, values, paper, missing)
     ours = next((row for row in table.rows if row.model == OURS), None)
     for (row, column, variant), cell in list(cells.items()):
         if ours is not None and row is not ours and column.metric not in COSTS:
             p = paired_p(cell.values, cells[ours, column, variant].values)
             cells[row, column, variant] = replace(cell, p=p)
-    baseline = PaperRow(PERSISTENCE, "", (None,) * len(table.paper(table.rows[0])))
-    for column in table.columns:
-        for variant in column.variants:
-            cells[baseline, column, variant] = PaperCell(runs.baseline(column), None, {}, None, {})
+    baseline = PaperRow(PERSISTENCE, "", (None,) * len(table.places))
+    for column, variant in table.places:
+        cells[baseline, column, variant] = PaperCell(runs.baseline(column), None, {}, None, {})
     data = sorted({column.data for column in table.columns})
     protocols = tuple(sorted({name for each in data for name in runs.protocols.get(each, ())}))
     labels = {
@@ -133,14 +129,10 @@ def _fill(table: PaperTable, runs: _Runs) -> FilledTable:
 def paired_p(first: Mapping[int, float], second: Mapping[int, float]) -> float | None:
     """Two-sided p of a paired t-test over the seeds of both; None under three, or where all differences are equal."""
     seeds = sorted(set(first) & set(second))
-    differences = np.array([first[seed] - second[seed] for seed in seeds])
-    if len(seeds) < FEWEST_PAIRS:
+    a, b = (np.array([values[seed] for seed in seeds]) for values in (first, second))
+    if len(seeds) < FEWEST_PAIRS or np.ptp(a - b) <= 1e-12 * np.abs(a - b).max():
         return None
-    spread = float(differences.std(ddof=1))
-    if spread <= 1e-12 * float(np.abs(differences).max()):
-        return None
-    t = float(differences.mean()) / (spread / math.sqrt(len(seeds)))
-    return float(2 * stats.t.sf(abs(t), len(seeds) - 1))
+    return float(stats.ttest_rel(a, b).pvalue)
 
 
 class _Runs:
@@ -202,21 +194,16 @@ class _Runs:
         return result
 
     def baseline(self, column: Column) -> float | None:
-        """What repeating the last frame scores; its results come with every other's."""
+        """The score of persistence; its results come with every other's."""
         found = self._baseline.get(column.data)
-        if found is None:
-            return None
-        value = (found["overall"] if column.mode == OVERALL else found["modes"].get(column.mode, {})).get(column.metric)
-        return None if value is None else float(value)
+        return None if found is None else _score(found, column)
 
     def _value(self, groups: list[str], seed: int, results: list[Result], column: Column) -> float | None:
         if column.metric in COSTS:
             return self._cost(self.groups[groups[0]][seed], results[0], column.metric)
         if len(results) > 1:
             return _joined(results, MODES[column.data]).get(column.metric)
-        scores = results[0].data["overall"] if column.mode == OVERALL else results[0].data["modes"].get(column.mode, {})
-        value = scores.get(column.metric)
-        return None if value is None else float(value)
+        return _score(results[0].data, column)
 
     @staticmethod
     def _cost(run: Run, result: Result, metric: str) -> float | None:
@@ -225,6 +212,11 @@ class _Runs:
         if metric == "seconds":
             return 1000.0 / run.rate if run.rate else None
         return run.peak_memory / 1e9 if run.peak_memory else None
+
+
+def _score(found: Facts, column: Column) -> float | None:
+    value = (found["overall"] if column.mode == OVERALL else found["modes"].get(column.mode, {})).get(column.metric)
+    return None if value is None else float(value)
 
 
 def _joined(results: list[Result], modes: tuple[str, ...]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ toolkit/evaluate/probabilistic.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import matplotlib
@@ -14,61 +13,43 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from toolkit.report.aggregate import Board, Row
-from toolkit.report.collect import Facts
-from toolkit.report.figures import (
+from toolkit.report.data.aggregate import Board, GroupScores
+from toolkit.report.data.collect import Facts
+from toolkit.report.data.tables import CHECKPOINT_TITLES, heading, score_cell
+from toolkit.report.html.figures import (
     COLOURS,
     DASHES,
     STYLE,
+    Chart,
+    chart,
     draw_band,
     grid,
     lead_label,
-    lead_times,
     legend,
     looks,
-    svg,
-)
-from toolkit.report.markup import chart, score_table
-from toolkit.report.paper_numbers import OVERALL
-from toolkit.report.tables import CHECKPOINT_TITLES, column_decimals, heading, text_of
+)  # fmt: skip
 from toolkit.rundir import CHECKPOINTS
+from toolkit.table import Row, Table
 
 SHOWN = ("crps", "crps_fair", "spread", "rmse_of_mean", "spread_skill")
 MOST_BARS = 21  # a histogram of more ranks is drawn in bars of several
-HOW = (
-    "CRPS: of the distribution that the members make, lower is better; a single forecast's is its MAE. Fair CRPS: as "
-    "of endlessly many members, so that ensembles of different sizes compare. Spread / skill: √((N + 1)/N) times the "
-    "members' standard deviation over the RMSE of their mean; 1 for a reliable ensemble, below it is too sure. Ranks: "
-    "how many members lie below the truth, in whole codes, ties at random; flat for a reliable ensemble, ∪ when it is "
-    "too sure, sloped when it is biased. All are of every member, whichever one the other scores are of."
-)
 
 
-def render(board: Board, groups: Sequence[str]) -> str:
-    """The section's HTML below its heading; empty without ensembles."""
+def ensembles(board: Board, groups: Sequence[str]) -> dict[str, Any] | None:
+    """What `ensembles.html` shows; None without ensembles."""
     rows = _rows(board)
     if not rows:
-        return ""
-    which = rows[0].which
+        return None
     metrics = [metric for metric in board.metrics if metric.key in SHOWN]
-    head = "".join(f"<th>{escape(heading(metric))}</th>" for metric in metrics)
-    body = [
-        f"<tr><th>{escape(row.label)}</th>"
-        + "".join(
-            f"<td>{text_of(row.cells[metric.key, OVERALL], column_decimals(board, metric))}</td>" for metric in metrics
-        )
-        + "</tr>"
-        for row in rows
-    ]
-    parts = [
-        f"<p>{escape(HOW)} {CHECKPOINT_TITLES[which]}.</p>",
-        score_table(f"<tr><th>Model</th>{head}</tr>", body),
-        _spread(board, rows, groups),
-    ]
-    return "\n".join([*parts, *(_ranks(board, row) for row in rows)])
+    lines = [Row((row.label, *(score_cell(board, row, metric) for metric in metrics))) for row in rows]
+    return {
+        "checkpoint": CHECKPOINT_TITLES[rows[0].which],
+        "table": Table(("Model", *map(heading, metrics)), lines),
+        "charts": [_spread(board, rows, groups), *(_ranks(board, row) for row in rows)],
+    }
 
 
-def _rows(board: Board) -> list[Row]:
+def _rows(board: Board) -> list[GroupScores]:
     """Rows of ensembles, at the first checkpoint that has some."""
     for which in CHECKPOINTS:
         rows = [row for row in board.rows_at(which) if row.ensemble and row.seeds and _histograms(board, row)]
@@ -77,22 +58,21 @@ def _rows(board: Board) -> list[Row]:
     return []
 
 
-def _histograms(board: Board, row: Row) -> list[Facts]:
+def _histograms(board: Board, row: GroupScores) -> list[Facts]:
     """`ranks` of each seed's result."""
     found = (board.results[row.group, row.which, seed].data.get("ranks") for seed in row.seeds)
     return [ranks for ranks in found if ranks]
 
 
-def _spread(board: Board, rows: Sequence[Row], groups: Sequence[str]) -> str:
-    style = looks(groups)
-    leads = lead_times(board.facts)
+def _spread(board: Board, rows: Sequence[GroupScores], groups: Sequence[str]) -> Chart:
+    style, facts = looks(groups), board.facts
     with matplotlib.rc_context(STYLE):
         figure, (both, ratio) = grid(2)
         for row in rows:
             look = style[row.group]
             for key, dashes, what in (("rmse_of_mean", "-", "RMSE of the mean"), ("spread", DASHES[1], "spread")):
-                draw_band(both, leads, row.leads[key], look.colour, dashes, look.marker, f"{row.group}: {what}")
-            draw_band(ratio, leads, row.leads["spread_skill"], look.colour, "-", look.marker, None)
+                draw_band(both, facts, row.leads[key], look, f"{row.group}: {what}", dashes)
+            draw_band(ratio, facts, row.leads["spread_skill"], look, None, "-")
         both.set_title("Spread and RMSE of the mean")
         both.set_ylim(bottom=0)
         ratio.set_title("Spread / skill")
@@ -103,12 +83,13 @@ def _spread(board: Board, rows: Sequence[Row], groups: Sequence[str]) -> str:
             axis.set_xlabel(lead_label(board.facts))
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(figure, both)
-        drawn = svg(figure)
-    caption = "Means over seeds, band ± one sample standard deviation. Reliable: both lines as one, and the ratio 1."
-    return chart(drawn, "Spread and skill of ensembles over lead time", caption)
+        caption = (
+            "Means over seeds, band ± one sample standard deviation. Reliable: both lines coincide, the ratio is 1."
+        )
+        return chart(figure, "Spread and skill of ensembles over lead time", caption)
 
 
-def _ranks(board: Board, row: Row) -> str:
+def _ranks(board: Board, row: GroupScores) -> Chart:
     found = _histograms(board, row)
     panels: list[tuple[str, list[object], list[object]]] = [
         ("All modes" if board.modes else "All", [one["overall"] for one in found], [one["leads"] for one in found])
@@ -122,13 +103,12 @@ def _ranks(board: Board, row: Row) -> str:
         for axis, (title, whole, leads) in zip(axes, panels, strict=True):
             _histogram(axis, title, whole, leads)
         legend(figure, axes[0])
-        drawn = svg(figure)
-    members = row.ensemble["samples"] if row.ensemble else 0
-    caption = (
-        f"{row.group}: rank of the truth among {members} members, sum over seeds; 1 is what a reliable ensemble gives "
-        "every rank."
-    )
-    return chart(drawn, f"Rank histograms of {row.group}", caption)
+        members = row.ensemble["samples"] if row.ensemble else 0
+        caption = (
+            f"{row.group}: rank of the observation among {members} members, sum over seeds; 1: as often as in a "
+            "reliable ensemble."
+        )
+        return chart(figure, f"Rank histograms of {row.group}", caption)
 
 
 def _histogram(axis: Axes, title: str, whole: Sequence[Any], leads: Sequence[Any]) -> None:
@@ -145,7 +125,7 @@ def _histogram(axis: Axes, title: str, whole: Sequence[Any], leads: Sequence[Any
         line = _frequencies([one[place] if one else None for one in leads])
         if line is not None:
             axis.stairs(line, edges, color=colour, linestyle=dashes, linewidth=1.5, label=label)
-    axis.set_xlabel("members below the truth")
+    axis.set_xlabel("members below the observation")
     axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 

@@ -1,8 +1,7 @@
-"""A sequence as an animated GIF: truth and every model side by side, context first. To keep, and for slides."""
+"""A sequence as an animated GIF: observation and every model side by side, context first. To keep, and for slides."""
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from shards.manifest import Codes
-from toolkit.report.pictures import ScaleFacts, coloured, resized
+from shards.manifest import Codes, Scale
+from toolkit.report.html.pictures import coloured, data_uri, resized
 
 PANELS_IN_A_ROW = 4
 LARGEST_PANEL = 256  # pixels of a side
@@ -20,7 +19,7 @@ FRAME_MS, LAST_MS = 300, 1500
 PAPER, INK, RULE = "#ffffff", "#1c1e21", "#9a9ea6"
 
 
-def gif_uri(context: Codes, panels: Mapping[str, Codes], labels: Sequence[str], scale: ScaleFacts) -> str:
+def gif_uri(context: Codes, panels: Mapping[str, Codes], labels: Sequence[str], scale: Scale) -> str:
     """The data URI of a GIF.
 
     Args:
@@ -38,10 +37,10 @@ def gif_uri(context: Codes, panels: Mapping[str, Codes], labels: Sequence[str], 
     out = io.BytesIO()
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_MS]
     frames[0].save(out, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
-    return "data:image/gif;base64," + base64.b64encode(out.getvalue()).decode()
+    return data_uri("image/gif", out.getvalue())
 
 
-def _page(panels: Mapping[str, Codes], label: str, scale: ScaleFacts) -> Image.Image:
+def _page(panels: Mapping[str, Codes], label: str, scale: Scale) -> Image.Image:
     """One frame: the label, and below it the panels in rows, each under its title."""
     images = {title: coloured(_panel(codes), scale).convert("RGB") for title, codes in panels.items()}
     width, height = next(iter(images.values())).size

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 from PIL import Image
 
+from shards.colours import DBZ_COLOURS, MISSING_COLOUR
 from tests.toolkit.report.synthetic import DBZ, GREY
-from toolkit.report.animation import gif_uri
-from toolkit.report.figures import looks
-from toolkit.report.pictures import (
-    DBZ_COLOURS,
-    MISSING_COLOUR,
+from toolkit.report.html.animation import gif_uri
+from toolkit.report.html.figures import looks
+from toolkit.report.html.pictures import (
     TOO_HIGH,
     TOO_LOW,
     chosen_leads,
     columns_for,
-    difference_svg,
+    difference_key,
     difference_uri,
-    legend_svg,
+    frame_key,
     png_uri,
 )
 
@@ -44,7 +44,7 @@ def test_large_frames_are_thinned() -> None:
 
 
 def test_codes_below_255_still_reach_white() -> None:
-    shown = pixels(png_uri(np.array([[[0, 50, 100]]], np.uint8), {**GREY, "max_code": 100}))
+    shown = pixels(png_uri(np.array([[[0, 50, 100]]], np.uint8), replace(GREY, max_code=100)))
     assert [int(shown[0, x, 0]) for x in (0, 60, 127)] == [0, 127, 255]
 
 
@@ -59,7 +59,7 @@ def test_dbz_steps_and_missing_pixels() -> None:
     shown = pixels(png_uri(codes, DBZ))[0, 20::40]
     as_hex = ["#" + "".join(f"{part:02x}" for part in colour) for colour in shown.tolist()]
     assert as_hex == ["#ffffff", "#ffffff", "#deebf7", "#20609f", "#fff3a3", "#4d0a35", "#c4c4c4"]
-    assert "no data" in legend_svg(DBZ)
+    assert frame_key(DBZ).missing == MISSING_COLOUR and frame_key(GREY).missing is None
 
 
 def test_which_frames_are_shown() -> None:
@@ -82,7 +82,8 @@ def test_differences_are_signed_symmetric_and_leave_out_what_is_missing() -> Non
     as_hex = ["#" + "".join(f"{part:02x}" for part in colour) for colour in shown.tolist()]
     assert as_hex == [TOO_LOW[-1], TOO_LOW[0], MISSING_COLOUR, "#ffffff", "#ffffff", TOO_HIGH[0], TOO_HIGH[-1]]
     assert len(TOO_LOW) == len(TOO_HIGH)
-    assert "−25" in difference_svg(DBZ) and "+0.5" in difference_svg(GREY)
+    assert [text for _, text in difference_key(DBZ).ticks] == ["−25", "0", "+25"]
+    assert difference_key(GREY).ticks[-1][1] == "+0.5"
 
 
 def lightness(colour: str) -> float:
@@ -107,7 +108,11 @@ def test_neighbouring_colours_differ_in_lightness_too() -> None:
 
 def test_an_animation_shows_all_frames_of_all_models() -> None:
     context, truth = np.zeros((2, 1, 16, 16), np.uint8), np.full((3, 1, 16, 16), 120, np.uint8)
-    panels = {"truth": truth, "a model with a very long name indeed": truth // 2, **{str(n): truth for n in range(3)}}
+    panels = {
+        "observation": truth,
+        "a model with a very long name indeed": truth // 2,
+        **{str(n): truth for n in range(3)},
+    }
     labels = ["−5 min, 23:55 UTC", "0 min, 00:00 UTC", "+5 min", "+10 min", "+15 min"]
     uri = gif_uri(context, panels, labels, DBZ)
     image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))

@@ -1,0 +1,88 @@
+"""Tables of synthetic sweeps: numbers as computed by hand, in CSV, Markdown and the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.toolkit.report.support import quiet, read_csv, score_as
+from tests.toolkit.report.synthetic import noise_scene, write_run
+from toolkit.evaluate.ensemble import Ensemble
+from toolkit.report.build import build_report
+from toolkit.report.data.aggregate import PERSISTENCE
+
+
+def test_table_numbers_are_the_hand_computed_means(sweep: Path) -> None:
+    build_report(sweep, None, quiet)
+    rows = {(row["checkpoint"], row["group"], row["mode"], row["metric"]): row for row in read_csv(sweep)}
+    for which in ("best", "last"):
+        results = [json.loads((sweep / f"slots4-seed{s}" / "eval" / f"test-{which}.json").read_text()) for s in (1, 2)]
+        for metric in ("mse", "ssim", "psnr", "csi@30", "far@30"):
+            for mode in ("all", "1 digits", "2 digits"):
+                values = [(r["overall"] if mode == "all" else r["modes"][mode])[metric] for r in results]
+                row = rows[which, "slots4", mode, metric]
+                assert float(row["mean"]) == pytest.approx(np.mean(values), rel=1e-14)
+                assert float(row["std"]) == pytest.approx(np.std(values, ddof=1), rel=1e-9)
+                assert (row["n"], row["planned"], row["missing_seeds"]) == ("2", "2", "")
+    alone = rows["best", "slots1", "all", "mse"]
+    assert (alone["std"], alone["n"], alone["planned"], alone["missing_seeds"]) == ("", "1", "2", "2")
+    assert rows["best", "convlstm", "all", "mse"]["mean"] == ""
+    persistence = rows["best", PERSISTENCE, "all", "mse"]
+    assert (
+        float(persistence["mean"])
+        == json.loads((sweep / "slots4-seed1/eval/test-best.json").read_text())["persistence"]["overall"]["mse"]
+    )
+
+
+def test_markdown_and_page_round_the_numbers_of_the_csv(sweep: Path) -> None:
+    page = build_report(sweep, None, quiet).read_text()
+    markdown = (sweep / "report" / "table.md").read_text()
+    rows = {(row["checkpoint"], row["group"], row["mode"], row["metric"]): row for row in read_csv(sweep)}
+    row = rows["best", "slots4", "all", "ssim"]
+    mean, std = f"{float(row['mean']):.3f}", f"{float(row['std']):.3f}"
+    assert f"**{mean} ± {std}**" in markdown
+    assert f'<b>{mean}</b><span class="sd">± {std} <span' in page
+    single = float(rows["best", "slots1", "all", "ssim"]["mean"])
+    assert f"| {single:.3f} ± – |" in markdown
+
+
+def test_undefined_scores_are_said_not_hidden(tmp_path: Path) -> None:
+    scene = noise_scene(thresholds=(30.0,))
+    for seed in (1, 2):
+        run = write_run(tmp_path / "s" / f"a-seed{seed}", "a", seed, scene, 1.0)
+        for which in ("best", "last"):
+            file = run.eval / f"test-{which}.json"
+            record = json.loads(file.read_text())
+            if seed == 2:
+                record["overall"]["mse"] = None
+                record["announced"]["nonfinite_frames"] = 3
+            record["overall"]["csi@30"] = None
+            file.write_text(json.dumps(record))
+    page = build_report(tmp_path / "s", None, quiet).read_text()
+    assert "modernn seed 2, best: 3 frames with a NaN or infinite prediction" in page
+    rows = {(row["checkpoint"], row["group"], row["mode"], row["metric"]): row for row in read_csv(tmp_path / "s")}
+    assert rows["best", "modernn", "all", "mse"]["undefined_seeds"] == "2"
+    assert rows["best", "modernn", "all", "mse"]["n"] == "1"
+    assert rows["best", "modernn", "all", "csi@30"]["mean"] == ""
+    assert "n/a" in page
+
+
+def test_ensembles_are_told_and_those_chosen_by_the_truth_are_never_marked(sweep: Path) -> None:
+    for seed in (1, 2):
+        score_as(sweep, "slots4", seed, Ensemble(100, "best"))
+    page = build_report(sweep, None, quiet).read_text()
+    assert "<th>slots4 (best of 100 by PSNR)</th>" in page
+    assert "slots4: Best of 100 forecasts: each sequence is scored by the one whose PSNR" in page
+    assert "| slots4 (best of 100 by PSNR) | 2 |" in (sweep / "report" / "table.md").read_text()
+    rows = [row for row in read_csv(sweep) if (row["metric"], row["mode"], row["checkpoint"]) == ("mse", "all", "best")]
+    assert {row["group"]: row["best"] for row in rows}["slots4"] == "0"  # it has the least MSE
+    assert sum(row["best"] == "1" for row in rows) == 1
+    assert {row["ensemble"] for row in rows} == {"", "best of 100 by PSNR"}
+    for seed in (1, 2):
+        score_as(sweep, "slots4", seed, Ensemble(100, "mean"))
+    build_report(sweep, None, quiet)
+    rows = [row for row in read_csv(sweep) if (row["metric"], row["mode"], row["checkpoint"]) == ("mse", "all", "best")]
+    assert {row["group"]: row["best"] for row in rows}["slots4"] == "1"

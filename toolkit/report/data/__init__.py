@@ -1,0 +1,1 @@
+"""What a report shows: run directories read, seeds aggregated, numbers as tables. No HTML."""

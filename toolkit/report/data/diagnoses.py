@@ -1,0 +1,58 @@
+"""The diagnoses of mode collapse that launch/analyse.py left in run directories."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import ToolkitError
+from toolkit.report.data.collect import Facts, Run, Sweep
+from toolkit.rundir import CHECKPOINTS
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One file of toolkit/analysis/diagnose.py."""
+
+    run: Run
+    facts: Facts
+    points: Mapping[str, NDArray[np.generic]]
+
+    def values(self, mode: str) -> tuple[float, float, float]:
+        """(mean A-distance to the other modes, drift, collapse score) of a mode."""
+        facts = self.facts["modes"][mode]
+        between = [distance["value"] for distance in facts["between"].values()]
+        return math.fsum(between) / len(between), facts["drift"]["value"], facts["score"]
+
+
+def read_diagnoses(sweep: Sweep) -> list[Diagnosis]:
+    """Of every run the diagnosis at its best checkpoint, or else its last.
+
+    Raises:
+        ToolkitError: a file that can't be read.
+    """
+    found = []
+    for run in sweep.runs:
+        candidates = [
+            path for which in CHECKPOINTS for path in sorted((run.folder / "analysis").glob(f"collapse-*-{which}.json"))
+        ]
+        if candidates:
+            found.append(_read(run, candidates[0]))
+    return found
+
+
+def _read(run: Run, path: Path) -> Diagnosis:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
+            return Diagnosis(run, facts, {name: stored[name] for name in stored.files})
+    except (OSError, EOFError, ValueError, KeyError) as error:
+        raise ToolkitError(
+            f"{path}: can't be read ({error}); regenerate it: python launch/analyse.py --run {run.folder}"
+        ) from None

@@ -1,0 +1,42 @@
+"""The frames that an evaluation kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from shards.manifest import Codes, Scale
+from toolkit.errors import ToolkitError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sequence; see `toolkit.evaluate.run.sample_frames`."""
+
+    context: Codes  # [Tc, C, H, W]
+    truth: Codes  # [T, C, H, W]
+    prediction: Codes
+    mse: float
+    mode: str
+    time: str  # of the first context frame, ISO-8601 UTC; "" without a clock
+
+
+def load_samples(path: Path) -> tuple[dict[str, Sample], Scale]:
+    """Read `eval/*.samples.npz`: sequences by key, and what their codes mean.
+
+    Raises:
+        ToolkitError: it is no such file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            found = {name: stored[name] for name in stored.files}
+        keys = found["key"].tolist()
+        found.setdefault("time", np.full(len(keys), ""))  # evaluations of before 2026-11-23 kept none
+        columns = (found[field.name] for field in fields(Sample))
+        samples = {key: Sample(*values) for key, *values in zip(keys, *columns, strict=True)}
+        return samples, Scale(**{"quantity": "", **json.loads(str(found["scale"]))})
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ToolkitError(f"{path}: not a file of sample frames ({error}); run launch/evaluate.py --force") from None

@@ -1,0 +1,140 @@
+"""The scores of a board as tables: how they are rounded, and the CSV and Markdown files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from toolkit.report.data.aggregate import OVERALL, Board, GroupScores, Metric, Score
+from toolkit.rundir import CHECKPOINTS
+from toolkit.table import Cell, Kind, Row, Table
+from toolkit.wording import count
+
+CHECKPOINT_TITLES = {"best": "Best-validation checkpoint", "last": "Last checkpoint"}
+FIXED_DECIMALS = {"psnr": 2, "spread_skill": 2} | dict.fromkeys(
+    ("ssim", "lpips", "csi", "mean_csi", "pod", "far", "bias", "hss", "fss"), 3
+)
+CSV_COLUMNS = (
+    "protocol", "store", "split", "checkpoint", "group", "mode", "metric", "mean", "std", "n", "planned", "best",
+    "undefined_seeds", "missing_seeds", "parameters", "ensemble",
+)  # fmt: skip
+ARROWS = {"lower": " ↓", "higher": " ↑", "one": " → 1", "none": ""}
+NOT_DEFINED = "n/a"
+
+
+def score_table(board: Board, checkpoints: Sequence[str] = CHECKPOINTS) -> Table:
+    """Return the headline scores over all sequences: a row for each group, a block for each of several checkpoints."""
+    metrics = [metric for metric in board.metrics if metric.headline]
+    rows = []
+    for which in checkpoints:
+        if len(checkpoints) > 1:
+            rows.append(Row((CHECKPOINT_TITLES[which],), "block"))
+        for row in board.rows_at(which):
+            cells = (score_cell(board, row, metric) for metric in metrics)
+            rows.append(Row((row.label, seeds_text(row), size_text(row), *cells), _kind(row)))
+    return Table(("Model", "Seeds", "Parameters", *map(heading, metrics)), rows)
+
+
+def mode_table(board: Board, metric: Metric, checkpoints: Sequence[str] = CHECKPOINTS) -> Table:
+    """Return one score by mode; checkpoints stand side by side."""
+    modes = (OVERALL, *board.modes)
+    rows = []
+    for pair in zip(*(board.rows_at(which) for which in checkpoints), strict=True):
+        label = " | ".join(dict.fromkeys(row.label for row in pair))
+        cells = (score_cell(board, row, metric, mode) for row in pair for mode in modes)
+        rows.append(Row((label, *cells), _kind(pair[0])))
+    titles = [mode or "all" for mode in modes] * len(checkpoints)
+    groups = [("", 1), *((CHECKPOINT_TITLES[which], len(modes)) for which in checkpoints)]
+    return Table(("Model", *titles), rows, groups)
+
+
+def _kind(row: GroupScores) -> Kind:
+    return "baseline" if row.baseline else ""
+
+
+def score_cell(board: Board, row: GroupScores, metric: Metric, mode: str = OVERALL) -> Cell:
+    """Return `44.67` with the detail `± 0.31`, `± –` for one seed; the baseline has no seeds and so no deviation."""
+    score, digits = row.cells[metric.key, mode], column_decimals(board, metric)
+    if score.mean is None:
+        return Cell(NOT_DEFINED if score.undefined else "–")
+    deviation = "–" if score.std is None else f"{score.std:.{digits}f}"
+    return Cell(f"{score.mean:.{digits}f}", "" if row.baseline else f"± {deviation}", best=score.best)
+
+
+def decimals(metric: Metric, scores: Sequence[Score]) -> int:
+    """Digits after the point for a column: fixed for ratios, four significant digits of the largest for errors."""
+    name = metric.key.partition("@")[0].partition("/")[0]
+    if name in FIXED_DECIMALS:
+        return FIXED_DECIMALS[name]
+    largest = max((abs(score.mean) for score in scores if score.mean), default=1.0)
+    return min(6, max(0, 3 - math.floor(math.log10(largest))))
+
+
+def column_decimals(board: Board, metric: Metric) -> int:
+    """One number of digits for all of a board's values of a metric."""
+    return decimals(metric, [row.cells[metric.key, mode] for row in board.rows for mode in (OVERALL, *board.modes)])
+
+
+def seeds_text(row: GroupScores) -> str:
+    """`2` or `1 of 2`."""
+    if row.baseline:
+        return "–"
+    return str(len(row.seeds)) if not row.missing else f"{len(row.seeds)} of {len(row.planned)}"
+
+
+def size_text(row: GroupScores) -> str:
+    """The number of parameters; without any there was no training."""
+    if row.baseline or row.parameters is None:
+        return "–"
+    return f"{row.parameters:,}" if row.parameters else "0 (no training)"
+
+
+def heading(metric: Metric) -> str:
+    """The label with the direction that is better."""
+    return metric.label + ARROWS[metric.direction]
+
+
+def to_csv(boards: Sequence[Board]) -> str:
+    """All means, one per line, unrounded."""
+    lines = [
+        _csv_line(board, row, key, mode, score)
+        for board in boards
+        for row in board.rows
+        for (key, mode), score in row.cells.items()
+    ]
+    return Table(CSV_COLUMNS, lines).to_csv()
+
+
+def _csv_line(board: Board, row: GroupScores, key: str, mode: str, score: Score) -> Row:
+    facts, undefined = board.facts, " ".join(map(str, score.undefined))
+    seeds = (None, None) if row.baseline else (len(score.values), len(row.planned))
+    return Row(
+        (
+            *(facts["protocol"]["name"], facts["store"]["name"], facts["split"], row.which, row.group, mode or "all"),
+            *(key, score.mean, score.std, *seeds, int(score.best), None if row.baseline else undefined),
+            *(" ".join(map(str, row.missing)), row.parameters, row.ensemble and row.ensemble["label"]),
+        )
+    )
+
+
+def to_markdown(title: str, boards: Sequence[Board]) -> str:
+    """Tables of rounded means; bold is the best of a column."""
+    parts = [f"# {title}\n"] + ([] if boards else ["No run is scored yet.\n"])
+    for board in boards:
+        facts = board.facts
+        parts.append(
+            f"Protocol `{facts['protocol']['name']}`, {facts['store']['name']}, split `{facts['split']}`, "
+            f"{count(facts['n'], 'sequence')}, {facts['context']} → {facts['horizon']} frames. "
+            "Mean ± sample standard deviation over seeds; bold: best of its column.\n"
+        )
+        for which, name in CHECKPOINT_TITLES.items():
+            parts += [f"## {name}\n", score_table(board, (which,)).to_markdown()]
+            for metric in board.metrics if board.modes else ():
+                parts += [f"### {heading(metric)} by mode, {name.lower()}\n"]
+                parts += [mode_table(board, metric, (which,)).to_markdown()]
+        parts += [
+            f"- missing: {row.group} seed {seed}: {reason}\n"
+            for row in board.rows_at("best")
+            for seed, reason in row.missing.items()
+        ]
+    return "\n".join(parts)

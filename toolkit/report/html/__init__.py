@@ -1,0 +1,1 @@
+"""The page: what its templates are given, and the figures and images in it."""

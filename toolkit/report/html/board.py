@@ -1,0 +1,89 @@
+"""Everything about one board: its tables, notes, curves over lead time, ensembles and frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toolkit.report.data.aggregate import Board
+from toolkit.report.data.collect import Sweep
+from toolkit.report.data.tables import heading, mode_table, score_table
+from toolkit.report.html.ensembles import ensembles
+from toolkit.report.html.figures import lead_figure
+from toolkit.report.html.frames import frames
+from toolkit.rundir import CHECKPOINTS
+from toolkit.wording import count
+
+STATUS_TEXT = {
+    "exact_frames": ("frame", "predicted exactly (PSNR capped)"),
+    "nonfinite_frames": ("frame", "with a NaN or infinite prediction: all scores that include it are n/a"),
+    "missing_pixels": ("missing pixel", "left out"),
+    "nonfinite_members": ("member's frame", "with a NaN or infinite value: the scores of the ensemble are n/a"),
+}
+
+
+def board_section(sweep: Sweep, board: Board, number: int, several: bool) -> dict[str, Any]:
+    """What `board.html` shows.
+
+    Args:
+        number: place of the board on the page; the first one's facts stand in the page's header.
+        several: there are other boards, so headings say which this is.
+    """
+    facts = board.facts
+    return {
+        "suffix": f"-{number + 1}" if number else "",
+        "name": f": {facts['protocol']['name']}, {facts['store']['name']} {facts['split']}" if several else "",
+        "facts": board_facts(board),
+        "scores": score_table(board),
+        "notes": _notes(board),
+        "modes": [(heading(metric), mode_table(board, metric)) for metric in board.metrics if board.modes],
+        "leads": lead_figure(board, sweep.groups, _first_scored(board)),
+        "ensembles": ensembles(board, sweep.groups),
+        "frames": frames(sweep, board),
+    }
+
+
+def _first_scored(board: Board) -> str:
+    return next((name for name in CHECKPOINTS if any(row.seeds for row in board.rows_at(name))), CHECKPOINTS[0])
+
+
+def board_facts(board: Board) -> dict[str, Any]:
+    """What was scored, and every choice of the protocol."""
+    facts = board.facts
+    height, width = facts["frames"][1:]
+    modes = ", ".join(f"{mode}: {number:,}" for mode, number in board.mode_counts.items())
+    sequences = count(facts["n"], "sequence")
+    sequences += f" (only the first {facts['limit']:,})" if facts.get("limit") else ""
+    sequences += f" ({modes})" if modes else ""
+    rules = {f"{row.group}: {row.ensemble['text']}": None for row in board.rows if row.ensemble}
+    return {
+        "store": facts["store"],
+        "split": facts["split"],
+        "data": f"{sequences}, {height}×{width} pixels, {facts['context']} → {facts['horizon']} frames",
+        "protocol": facts["protocol"],
+        "rules": [*facts["protocol"]["text"], *rules],
+    }
+
+
+def _notes(board: Board) -> list[str]:
+    """What the evaluations counted and a reader should know, and where a table has less than it seems."""
+    notes = []
+    for (group, which, seed), result in board.results.items():
+        counts = dict(result.data["announced"])
+        valueless = counts.pop("frames_without_value")
+        found = []
+        for name, number in counts.items():
+            one, what = STATUS_TEXT[name]
+            found += [f"{count(number, one)} {what}"] if number else []
+        found += [
+            f"{count(number, 'frame')} without a value for {name}" for name, number in valueless.items() if number
+        ]
+        if found:
+            notes.append(f"{group} seed {seed}, {which}: {'; '.join(found)}")
+    if any(score.undefined for row in board.rows for score in row.cells.values()):
+        notes.append("n/a: undefined, because no event reached the threshold or a prediction is not finite.")
+    absent: dict[str, list[str]] = {}
+    for row in board.rows:
+        for seed, reason in row.missing.items():
+            absent.setdefault(f"{row.group}: seed {seed} is missing, {reason}", []).append(row.which)
+    notes += [text if len(where) == len(CHECKPOINTS) else f"{text} ({where[0]})" for text, where in absent.items()]
+    return notes

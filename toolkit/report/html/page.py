@@ -1,0 +1,104 @@
+"""The report as one HTML file that needs nothing else: style, curves and frames are inside it, there is no script.
+
+Templates have all of its text; they escape every value that they are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from toolkit.report.data.aggregate import Board
+from toolkit.report.data.collect import Run, Sweep
+from toolkit.report.html.board import board_section
+from toolkit.report.html.collapse import collapse
+from toolkit.report.html.figures import loss_figure
+from toolkit.table import Cell, Row, Table
+from toolkit.wording import computed_on, count, duration
+
+TEMPLATES = Path(__file__).parent / "templates"
+PACKAGES = ("modernn-toolkit", "torch", "deepspeed", "numpy", "python")
+RUN_COLUMNS = ("Run", "State", "Steps", "Best step", "Elapsed", "Sequences/s", "Directory and settings")
+
+
+def environment() -> Environment:
+    """Return what reads the templates: every value is escaped, an unknown name is an error."""
+    loader = FileSystemLoader(TEMPLATES)
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+def fill(template: str, **values: object) -> str:
+    """Return the text of a template."""
+    return environment().get_template(template).render(values)
+
+
+def report_page(sweep: Sweep, boards: Sequence[Board], made: str) -> str:
+    """Return the whole page.
+
+    Args:
+        boards: from `make_boards`; none yet is fine.
+        made: when, for the header.
+    """
+    counted = sum(run.problem is None for run in sweep.runs)
+    models, seeds = count(len(sweep.groups), "model"), count(len({run.seed for run in sweep.runs}), "seed")
+    return fill(
+        "report.html",
+        name=sweep.name,
+        lede=f"{models}, {seeds}: {counted:,} of {count(len(sweep.runs), 'run')} finished and scored.",
+        provenance=_provenance(sweep),
+        made=made,
+        problems=[(run.name, run.problem) for run in sweep.runs if run.problem is not None],
+        others=count(sweep.others, "run directory", "run directories") if sweep.others else "",
+        boards=[board_section(sweep, board, number, len(boards) > 1) for number, board in enumerate(boards)],
+        collapse=collapse(sweep),
+        losses=loss_figure(sweep),
+        runs=Table(RUN_COLUMNS, [_run(run) for run in sweep.runs], prose=True),
+    )
+
+
+def _provenance(sweep: Sweep) -> dict[str, list[str]]:
+    """By heading the distinct texts, each with its number of runs where there are several."""
+    found: dict[str, list[str]] = {"Code": [], "Versions": [], "Trained on": []}
+    for run in sweep.runs:
+        if not run.env:
+            continue
+        git = run.env.get("git") or {}
+        commit = f"git {str(git['commit'])[:12]}" if git.get("commit") else "not from a git checkout"
+        found["Code"].append(commit + (" with uncommitted changes" if git.get("dirty") else ""))
+        packages = {**run.env.get("packages", {}), "python": run.env.get("python", "?")}
+        found["Versions"].append(", ".join(f"{name} {packages[name]}" for name in PACKAGES if name in packages))
+        if "trained_on" in run.env:
+            found["Trained on"].append(computed_on(run.env["trained_on"]))
+    return {name: _distinct(texts) for name, texts in found.items() if texts}
+
+
+def _distinct(texts: Sequence[str]) -> list[str]:
+    several = {text: texts.count(text) for text in dict.fromkeys(texts)}
+    if len(several) == 1:
+        return [texts[0]]
+    return [f"{text} ({count(number, 'run')})" for text, number in several.items()]
+
+
+def _run(run: Run) -> Row:
+    settings = ", ".join(f"{key} {value}" for key, value in run.settings.items())
+    return Row(
+        (
+            run.name,
+            run.standing,
+            _steps(run),
+            "–" if run.best_step is None else f"{run.best_step:,}",
+            "–" if run.elapsed_s is None else duration(run.elapsed_s),
+            "–" if run.rate is None else f"{run.rate:.1f}",
+            Cell(run.folder.name, settings),
+        )
+    )
+
+
+def _steps(run: Run) -> str:
+    if run.step is None:
+        return "–"
+    if run.steps == 0:
+        return "no training"
+    return f"{run.step:,}" if run.steps in (None, run.step) else f"{run.step:,} of {run.steps:,}"

@@ -1,0 +1,146 @@
+"""The paper's tables with our numbers, as HTML, Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from toolkit.report.data.aggregate import PERSISTENCE, make_boards
+from toolkit.report.data.collect import Sweep
+from toolkit.report.data.tables import ARROWS
+from toolkit.report.html.collapse import collapse
+from toolkit.report.html.ensembles import ensembles
+from toolkit.report.html.frames import frames
+from toolkit.report.html.page import fill
+from toolkit.report.paper.numbers import Column, PaperRow, Variant
+from toolkit.report.paper.tables import FilledTable, PaperCell, direction_of
+from toolkit.table import Cell, Row, Table
+
+DECIMALS = {"ssim": 3, "lpips": 3, "csi@30": 3, "psnr": 2, "mse": 1, "parameters": 2, "seconds": 1, "memory": 2}
+
+CHANGES = {"better": "▲", "worse": "▼"}
+SIGNIFICANT = 0.05
+CSV_COLUMNS = (
+    "table", "row", "column", "trained_on", "metric", "mean", "std", "n", "paper", "p_to_modernn", "missing",
+)  # fmt: skip
+HOW = (
+    "Ours: mean ± sample standard deviation over seeds (number of seeds); in brackets the paper's number. The two are "
+    "comparable only where data, model size and number of steps are the paper's. “alone”: trained on that mode only, "
+    "“all”: on all modes; ▲ and ▼: the latter is better or worse. *: differs from ModeRNN's number in this column, "
+    f"paired t-test over seeds, p < {SIGNIFICANT:g} (from three seeds on, not corrected for multiple comparisons). "
+    f"Last row: {PERSISTENCE}."
+)
+
+
+def paper_table(filled: FilledTable) -> Table:
+    """Return a table of the paper with our numbers, and its own in brackets."""
+    places = filled.table.places
+    rows = [Row((row.label, *(_cell(filled, row, *place) for place in places))) for row in filled.table.rows]
+    return Table(("Model", *(_heading(*place) for place in places)), rows, stacked=True)
+
+
+def _cell(filled: FilledTable, row: PaperRow, column: Column, variant: Variant) -> Cell:
+    """`44.7 ± 0.3 (3)▲* [44.2]`; a dash where we have no number."""
+    cell = filled.cells[row, column, variant]
+    ours, detail = _number(cell, column)
+    return Cell(ours, detail, _marks(filled, row, column, variant), _published(cell, column))
+
+
+def _number(cell: PaperCell, column: Column) -> tuple[str, str]:
+    """The mean, and its deviation and number of seeds; the baseline has no seeds and so one number."""
+    digits = DECIMALS[column.metric]
+    if cell.mean is None:
+        return "–", ""
+    if not cell.values:
+        return f"{cell.mean:.{digits}f}", ""
+    deviation = "" if cell.std is None else f"± {cell.std:.{digits}f} "
+    return f"{cell.mean:.{digits}f}", f"{deviation}({len(cell.values)})"
+
+
+def _published(cell: PaperCell, column: Column) -> str:
+    return "" if cell.paper is None else f"[{cell.paper:.{DECIMALS[column.metric]}f}]"
+
+
+def _marks(filled: FilledTable, row: PaperRow, column: Column, variant: Variant) -> str:
+    """▲ or ▼ after the number of the model trained on all modes, * for significance."""
+    cell = filled.cells[row, column, variant]
+    change = filled.change(row, column) if variant == "entire" else None
+    star = "*" if cell.p is not None and cell.p < SIGNIFICANT else ""
+    return (CHANGES[change] if change else "") + star
+
+
+def _heading(column: Column, variant: Variant) -> str:
+    trained = {"sub": "\nalone", "entire": "\nall"}[variant] if column.sub else ""
+    return f"{column.title}{ARROWS[direction_of(column)]}{trained}".replace(", ", "\n")
+
+
+def _title(filled: FilledTable) -> str:
+    rules = f" (protocol {', '.join(filled.protocols)})" if filled.protocols else ""
+    return f"Table {filled.table.number}. {filled.table.title}{rules}"
+
+
+def _missing(filled: FilledTable) -> list[str]:
+    """Every seed that isn't in the means, and why, each once."""
+    texts: dict[str, None] = {}
+    for cell in filled.cells.values():
+        texts |= dict.fromkeys(text for reason in cell.missing.values() for text in reason.splitlines())
+    return list(texts)
+
+
+def _ensembles(filled: FilledTable) -> str:
+    """What our numbers of ensembles are, which may differ from what the row's name says of the paper's."""
+    labels = "; ".join(f"{name}: {label}" for name, label in filled.ensembles.items())
+    return f"Ensembles, ours: {labels}" if labels else ""
+
+
+def to_html(sweep: Sweep, tables: Sequence[FilledTable], which: str) -> str:
+    """A page that needs nothing else; after the tables the counterparts of the paper's Figures 3 to 7."""
+    shown = [
+        {
+            "number": filled.table.number,
+            "title": _title(filled),
+            "table": paper_table(filled),
+            "ensembles": _ensembles(filled),
+            "missing": _missing(filled),
+        }
+        for filled in tables
+    ]
+    boards = [
+        {
+            "store": board.facts["store"]["name"],
+            "ensembles": ensembles(board, sweep.groups),
+            "frames": frames(sweep, board),
+        }
+        for board in make_boards(sweep)
+    ]
+    return fill(
+        "paper.html", name=sweep.name, how=HOW, which=which, tables=shown, collapse=collapse(sweep), boards=boards
+    )
+
+
+def to_markdown(name: str, tables: Sequence[FilledTable], which: str) -> str:
+    """The tables as Markdown, of checkpoint `which`."""
+    parts = [f"# {name}: the paper's tables\n", f"{HOW} Checkpoint: {which}.\n"]
+    for filled in tables:
+        parts += [f"## {_title(filled)}\n", paper_table(filled).to_markdown()]
+        parts += [f"- {text}\n" for text in [_ensembles(filled)] if text]
+        parts += [f"- not in these means: {text}\n" for text in _missing(filled)]
+    return "\n".join(parts)
+
+
+def to_latex(tables: Sequence[FilledTable]) -> str:
+    """One `tabular` for each table."""
+    return "\n".join(f"% {_title(filled)}\n{paper_table(filled).to_latex()}" for filled in tables)
+
+
+def to_csv(tables: Sequence[FilledTable]) -> str:
+    """One number a line, unrounded."""
+    return Table(CSV_COLUMNS, list(_lines(tables))).to_csv()
+
+
+def _lines(tables: Sequence[FilledTable]) -> Iterator[Row]:
+    for filled in tables:
+        for (row, column, variant), cell in filled.cells.items():
+            facts = (filled.table.number, row.label, column.title, variant if column.sub else "", column.metric)
+            p = None if cell.p is None else f"{cell.p:.4g}"
+            missing = "; ".join(cell.missing.values()).replace("\n", "; ")
+            yield Row((*facts, cell.mean, cell.std, len(cell.values), cell.paper, p, missing))
