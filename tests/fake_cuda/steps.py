@@ -40,6 +40,7 @@ from toolkit.models.base import Noise, Sampling, SequenceModel, StepModel, StepS
 from toolkit.train import graphed  # noqa: E402
 from toolkit.train import loss as losses  # noqa: E402
 from toolkit.train.build import build_engine  # noqa: E402
+from toolkit.train.deferred import DeferredGradients  # noqa: E402
 from toolkit.train.loss import TrainingLoss  # noqa: E402
 
 CUDA = torch.device("cuda", 0)
@@ -70,7 +71,8 @@ def passes(config: RunConfig, counter: Counter, form: dict[str, Any]) -> dict[st
     if form["what"] == "outside":
         assert isinstance(model, StepSequence)
         hide(model.cell, counter)
-    with counter:
+    deferred = config.train.is_deferred(gpu=True) and form["what"] == "passes"
+    with counter, DeferredGradients(model) if deferred else contextlib.nullcontext():
         loss = forward(config, counter, model)
         torch.autograd.backward([loss])
     without = [name for name, p in model.named_parameters() if p.grad is None]
