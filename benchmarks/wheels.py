@@ -50,6 +50,7 @@ FETCHED = (
 PRESENT = (
     "torch",
     "torchvision",  # of lpips, which is never imported
+    "jinja2",
     "numpy",
     "scipy",
     "scikit-learn",

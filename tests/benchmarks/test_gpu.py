@@ -186,7 +186,8 @@ def children(pid: int) -> list[int]:
 
 
 def dry(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ["make", "-n", "--no-print-directory", *arguments]  # these tests may run under make themselves
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_make_gpu_offline_installs_nothing_but_the_folders_wheels(tmp_path: Path) -> None:

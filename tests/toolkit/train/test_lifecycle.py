@@ -143,7 +143,7 @@ def test_several_ranks_are_one_training_and_a_dead_owners_lock_is_free(
 
 def test_a_training_knows_the_lock_of_its_own_job(config: Path, tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "run", load_config(config))
-    command = [sys.executable, str(ROOT / "launch" / "job.py"), str(run.path), "--ranks", "2"]
+    command = [sys.executable, str(ROOT / "launch" / "jobs" / "job.py"), str(run.path), "--ranks", "2"]
     with subprocess.Popen(command, cwd=ROOT, env=one_thread(), stderr=subprocess.PIPE, text=True) as job:
         assert job.stderr
         for line in job.stderr:
