@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards import __version__
+from shards import __version__, log
 from shards.commands import add_commands, add_store_options, chosen_cluster, report
 from shards.convert import convert
 from shards.errors import ShardError
@@ -42,6 +42,7 @@ UNRECORDED = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Usage errors found by argparse raise SystemExit(2), as is its habit."""
+    log.configure()
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         entries, words = resolve(words, SOURCES, lambda text: print(text, file=sys.stderr))

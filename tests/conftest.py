@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from shards import log
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # A shell starts what it puts in the background deaf to Ctrl-C, and so would be all processes that tests interrupt.
@@ -19,6 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
     cards. CUDA looks at the variable at its first use, which is after this."""
     if not asks_for_gpus(config.option.markexpr):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    log.configure()  # as the commands do, whose mains tests call
 
 
 def asks_for_gpus(expression: str) -> bool:

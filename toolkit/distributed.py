@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import distributed
 
+from shards import log
 from toolkit import device as devices
 from toolkit import slurm
 from toolkit.config import TrainConfig
@@ -131,6 +132,7 @@ def init(
     if len(missing) == 1:
         raise ConfigError(f"{missing[0]} is not set but its counterpart is: unset both, or start with torchrun")
     rank, size = int(given["RANK"] or 0), int(given["WORLD_SIZE"] or 1)
+    log.configure(rank, size)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     train = train or TrainConfig()
     devices.set_arithmetic(train)

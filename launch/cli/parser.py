@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from shards import log
 from toolkit import __version__, shipped
 from toolkit.errors import EXIT_USAGE
 
@@ -80,6 +81,7 @@ def add_device(parser: argparse.ArgumentParser, default: str) -> None:
 
 def run_script(main: Callable[[], int]) -> NoReturn:
     """Run a script's main and exit with its code; a user's mistake becomes one message on stderr, not a traceback."""
+    log.configure()
     try:
         code = main()
         sys.stdout.flush()
