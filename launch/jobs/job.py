@@ -21,7 +21,7 @@ from launch.cli.parser import make_parser, positive, run_script
 from launch.jobs.lock import HeldLock, RunBusyError, hold, read_lock
 from launch.jobs.ranks import SignalRelay, meaning, run_ranks
 from launch.jobs.run_status import missing_scores
-from toolkit import slurm
+from toolkit.distributed import slurm
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE
 from toolkit.rundir import RunDir
 from toolkit.train.heartbeat import beats_of

@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from shards.manifest import FrameSpec
 from toolkit.config import RunConfig
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.models.cost import count_macs
 from toolkit.rundir import RunDir, write_atomic
 from toolkit.train.engine import Engine

@@ -13,7 +13,7 @@ import socket
 import time
 from dataclasses import asdict, dataclass, fields
 
-from toolkit import slurm
+from toolkit.distributed import slurm
 from toolkit.rundir import RunDir, read_lines, read_lock
 
 NAME = "starts.jsonl"
