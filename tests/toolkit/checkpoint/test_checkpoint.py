@@ -314,6 +314,7 @@ READER = """
 import sys
 from pathlib import Path
 import torch
+from toolkit.checkpoint.checkpoint import hold
 with hold(Path(sys.argv[1]), int(sys.argv[2])) as held:
     print("holding", flush=True)
     sys.stdin.readline()
