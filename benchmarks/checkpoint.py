@@ -28,12 +28,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.report import device, table, timed, write_report  # noqa: E402
 from shards.manifest import FrameSpec  # noqa: E402
-from toolkit import distributed  # noqa: E402
 from toolkit.checkpoint.checkpoint import Progress  # noqa: E402
 from toolkit.checkpoint.saver import Saver  # noqa: E402
 from toolkit.config import RunConfig, make_config  # noqa: E402
 from toolkit.data.batches import Batch  # noqa: E402
-from toolkit.distributed.world import World  # noqa: E402
+from toolkit.distributed.world import World, init_world  # noqa: E402
 from toolkit.models.base import Sampling, build_model  # noqa: E402
 from toolkit.train.build import build_engine  # noqa: E402
 
@@ -160,7 +159,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where to write checkpoints (default: a temporary folder)")
     parser.add_argument("--out", type=Path, help="where to write the report (default: beside this file)")
     options = parser.parse_args()
-    world = distributed.init(group=True)
+    world = init_world(group=True)
     rows = []
     print(f"{device(torch.cuda.is_available())}\n", flush=True)
     for hidden in map(int, options.hidden.split(",")):

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import torch
 
 from shards.files import flush
+from toolkit.atomic import write_atomic
 from toolkit.checkpoint.checkpoint import (
     MANIFEST,
     Progress,
@@ -33,7 +34,6 @@ from toolkit.checkpoint.checkpoint import (
     steps_in,
 )
 from toolkit.errors import CheckpointError
-from toolkit.rundir import write_atomic
 
 SPARE_BYTES = 1 << 20  # names, headers and JSON beside the tensors
 

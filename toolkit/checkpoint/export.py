@@ -28,12 +28,13 @@ from shards.files import flush
 from shards.manifest import FrameSpec, Manifest
 from shards.recent import FRAME_OPTIONS
 from toolkit import __version__
+from toolkit.atomic import write_atomic
 from toolkit.checkpoint.card import model_card
 from toolkit.checkpoint.weights import load_model
 from toolkit.config import RunConfig, make_config
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel, build_model
-from toolkit.rundir import RunDir, write_atomic
+from toolkit.rundir import RunDir
 
 EXPORT_VERSION = 1
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"

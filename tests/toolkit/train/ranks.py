@@ -14,8 +14,8 @@ from pathlib import Path
 from toolkit.config import load_config
 from toolkit.distributed.world import init_world
 from toolkit.rundir import RunDir
+from toolkit.rundir.heartbeat import clear_beats
 from toolkit.signals import StopRequest
-from toolkit.train.heartbeat import clear_beats
 from toolkit.train.loop import train
 
 

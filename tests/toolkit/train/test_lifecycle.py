@@ -24,7 +24,7 @@ from tests.toolkit.train.warm import Warm
 from toolkit.checkpoint import checkpoint
 from toolkit.config import load_config
 from toolkit.rundir import RunDir
-from toolkit.train.heartbeat import beats_of
+from toolkit.rundir.heartbeat import beats_of
 
 QUICK = ("--set", "train.watchdog.step=4")
 
