@@ -56,7 +56,6 @@ class Bench:
                 folder / kind,
                 config.train.model_copy(update={"async_checkpoint": kind == "async"}),
                 config.hash8(),
-                lambda text: None,
             )
             for kind in KINDS[1:]
         }
@@ -64,7 +63,7 @@ class Bench:
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         frames = batch.frames.to(self.device).float() / 255
-        rollout = self.engine.engine(frames, self.context, Sampling())
+        rollout = self.engine.wrapped(frames, self.context, Sampling())
         return torch.stack(list(rollout.losses.values())).sum()
 
     def save(self, kind: str) -> None:

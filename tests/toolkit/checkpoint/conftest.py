@@ -1,3 +1,28 @@
 """Fixtures of the training tests: a tiny store and config, runs of several ranks."""
 
+import logging
+from collections.abc import Iterator
+
+import pytest
+
 from tests.toolkit.train.conftest import tiny_config, tiny_store, train_on  # noqa: F401
+
+
+class Messages(logging.Handler):
+    """Keeps the text of each record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What the toolkit logs during a test."""
+    messages = Messages()
+    logging.getLogger("toolkit").addHandler(messages)
+    yield messages.texts
+    logging.getLogger("toolkit").removeHandler(messages)
