@@ -602,6 +602,6 @@ def test_a_fault_of_ours_in_the_thread_is_not_taken_for_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(commit, "_bytes_of", lambda state: 1 / 0)
-    saver = saver_of(tmp_path, [], on_save_error="continue")
+    saver = saver_of(tmp_path, on_save_error="continue")
     with pytest.raises(ZeroDivisionError):
         saver.save(state_of(1), Progress(1, 8), last=True)
