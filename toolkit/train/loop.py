@@ -10,11 +10,11 @@ import torch
 
 from toolkit.checkpoint import checkpoint
 from toolkit.checkpoint.saver import Saver
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import RunConfig
 from toolkit.data.batches import Batch, read_batches
 from toolkit.distributed.world import World
 from toolkit.errors import EXIT_OK, EXIT_REQUEUE, NonFiniteError
-from toolkit.models.base import build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 from toolkit.rundir.events import note_start
@@ -129,7 +129,7 @@ class Training:
         if self.config.train.checkpoint_layers and self.world.device.type == "cpu":
             give_memory_back()
         torch.manual_seed(self.config.seed)
-        model = build_model(self.config, self.data.store.manifest.frames)
+        model = untrained_model(self.config, self.data.store.manifest.frames)
         state, progress = restore(self.run, resume, self.world)
         return build_engine(model, self.config, self.world, state), progress
 

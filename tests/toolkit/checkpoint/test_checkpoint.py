@@ -152,7 +152,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 def run(tiny_config: Path, tmp_path: Path) -> RunDir:
     """A run with loadable checkpoints of steps 2, 4, 6; 4 is the best."""
     made = RunDir.create(tmp_path / "run", load_config(tiny_config))
-    model = build_model(made.config(), open_store(made.config().data.store).manifest.frames)
+    model = build_model(made.config().model, open_store(made.config().data.store).manifest.frames)
     for step in (2, 4, 6):
         commit.save(made.checkpoints, TrainState(model.state_dict(), {}, step), Progress(step, 4 * step), HASH)
     commit.mark_best(made.checkpoints, 4)
