@@ -22,7 +22,7 @@ from torch import distributed
 from shards import log
 from toolkit import device as devices
 from toolkit import slurm
-from toolkit.config import TrainConfig
+from toolkit.config_sections import TrainConfig
 from toolkit.errors import EXIT_FAILURE, ConfigError, PeerError, ToolkitError
 from toolkit.rendezvous import LIMIT_VARIABLE, limit_s, meet
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.config import TrainConfig
+from toolkit.config_sections import TrainConfig
 from toolkit.data.batches import Batch, Share
 from toolkit.distributed import World
 from toolkit.models.base import SequenceModel
