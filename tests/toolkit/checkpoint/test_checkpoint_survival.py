@@ -119,7 +119,7 @@ def test_a_run_killed_while_it_saves_ends_as_if_nothing_had_been(
 def test_a_run_killed_all_over_its_saves_ends_as_if_nothing_had_been(
     undisturbed: dict[bool, Any], tiny_config: Path, crash: Crash, tmp_path: Path
 ) -> None:
-    """Every fifth write of every checkpoint; every single one of a save: tests/toolkit/train/test_checkpoint.py."""
+    """Every fifth write of every checkpoint; every single one of a save: tests/toolkit/checkpoint/test_checkpoint.py."""
     killed_and_restarted(undisturbed, tiny_config, crash, tmp_path, lambda writes: range(1, writes + 1, 5))
 
 
