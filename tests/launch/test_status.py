@@ -19,7 +19,7 @@ from launch.cli.table import render
 from launch.jobs import lock
 from launch.jobs.run_status import RunView, read_status
 from launch.sweeps.progress import Board, line, metric, run_row
-from tests.launch.conftest import as_from_a_terminal
+from tests.support.process import as_from_a_terminal
 from toolkit.config import RunConfig
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir

@@ -16,8 +16,8 @@ import yaml
 from launch import status, sweep
 from launch.jobs import lock
 from launch.jobs.run_status import read_status
-from tests.launch.conftest import Fakes
-from tests.launch.jobs.test_ranks import wait_for
+from tests.support.fakes import Fakes
+from tests.support.process import wait_for
 from toolkit.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,8 @@ from launch import status
 from launch.jobs import lock
 from launch.jobs.restarts import restarts_of
 from launch.jobs.run_status import read_status
-from tests.slurm.conftest import Site, eventually, live, starts
+from tests.support.devcluster import Site, live, starts
+from tests.support.process import eventually
 from toolkit.rundir import RunDir
 
 SLOW = "base: base.yaml\nset: {train.steps: 3000}\n"

@@ -17,8 +17,8 @@ from launch.jobs.job import run_job
 from launch.jobs.lock import RunBusyError
 from launch.jobs.ranks import meaning
 from launch.jobs.run_status import missing_scores, read_status
-from tests.launch.conftest import Fakes
-from tests.launch.jobs.test_ranks import wait_for
+from tests.support.fakes import Fakes
+from tests.support.process import wait_for
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir

@@ -11,7 +11,7 @@ import pytest
 from launch.jobs import lock
 from launch.jobs.run_status import read_status
 from launch.sweeps.plan import is_retried
-from tests.launch.conftest import Fakes
+from tests.support.fakes import Fakes
 from toolkit.config import RunConfig
 from toolkit.errors import EXIT_HANG
 from toolkit.rundir import RunDir

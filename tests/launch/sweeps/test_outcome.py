@@ -17,7 +17,7 @@ from launch.sweeps.plan import Item, collect_status
 from launch.sweeps.progress import Board
 from launch.sweeps.record import place
 from launch.sweeps.spec import plan_sweep
-from tests.conftest import ROOT
+from tests.support.process import ROOT
 from toolkit.rundir import RunDir
 
 

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from shards import open_store
-from tests.toolkit.train.crash import Countdown, ended, start
+from tests.support.crash import Countdown, ended, start
 from toolkit.config import TrainConfig, load_config
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import build_model

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from launch.jobs import lock
-from tests.slurm.conftest import ROOT, SCRIPT, DevCluster, Site, eventually, live, starts
+from tests.support.devcluster import SCRIPT, DevCluster, Site, live, starts
+from tests.support.process import ROOT, eventually
 
 LAUNCH = ROOT / "launch"
 
