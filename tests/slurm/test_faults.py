@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from launch.jobs import lock
-from launch.jobs.restarts import restarts_of
-from launch.jobs.run_status import read_status
 from tests.support import slurm_faults
 from tests.support.devcluster import DevCluster
 from tests.support.process import eventually
 from tests.support.slurm_trials import PARKED_S, PacedSweeps, Trial
 from tests.support.training_faults import STEPS, difference
+from toolkit.rundir import lock
+from toolkit.rundir.events import restarts_of
+from toolkit.rundir.status import read_status
 
 WIDE = ("--nodes", 2, "--ranks", 2)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs import lock
 from tests.support.devcluster import SCRIPT, DevCluster, Site, live, starts
 from tests.support.process import ROOT, eventually
+from toolkit.rundir import lock
 
 LAUNCH = ROOT / "launch"
 

@@ -18,7 +18,7 @@ from tests.support.devcluster import DevCluster
 from tests.support.process import ROOT, eventually
 from tests.support.training_faults import difference
 from toolkit.rundir import RunDir
-from toolkit.train.starts import read_starts
+from toolkit.rundir.events import read_starts
 
 MODERNN = "  - {model: {name: modernn, layers: 2, hidden: 8, slots: 2, patch: 4}}\n"
 SWEEP = f"""\

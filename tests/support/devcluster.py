@@ -9,9 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.jobs import lock
 from tests.support.fakes import Fakes
 from tests.support.process import ROOT, eventually
+from toolkit.rundir import lock
 
 SCRIPT = ROOT / "slurm" / "devcluster" / "cluster"
 

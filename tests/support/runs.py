@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from shards import open_store
+from toolkit.checkpoint import commit
+from toolkit.checkpoint.checkpoint import Progress, TrainState
 from toolkit.config import make_config
 from toolkit.models.base import build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
-from toolkit.train import commit
-from toolkit.train.checkpoint import Progress
-from toolkit.train.engine import TrainState
 
 
 def write_run(path: Path, tree: Mapping[str, Any], *steps: int, best: int | None = None) -> RunDir:

@@ -31,8 +31,8 @@ import yaml
 
 from tests.support.process import ROOT
 from tests.support.process_pool import ProcessPool
+from toolkit.checkpoint import checkpoint
 from toolkit.rundir import RunDir
-from toolkit.train import checkpoint
 
 STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 STEPS = 24

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs.restarts import Restart, restarts_of
 from launch.jobs.snapshot import MARK, ROOT
 from launch.slurm.profile import Profile
 from launch.slurm.script import Shape, run_text
 from tests.support.process import SLURM_TOOLS, wait_for
+from toolkit.rundir.events import Restart, restarts_of
 
 JOB = "JobId=7 JobState={state} Reason=None Requeue=1 Restarts={restarts} TimeLimit=01:00:00 EndTime={end} {more}\n"
 NODE = (

@@ -14,11 +14,11 @@ from launch import evaluate
 from launch.analyse import main
 from shards import open_store
 from tests.support.runs import write_run
+from toolkit.checkpoint.weights import load_model
 from toolkit.data.windows import WindowSet, to_unit
 from toolkit.errors import ConfigError
 from toolkit.models.capture import capture
 from toolkit.rundir import RunDir
-from toolkit.train.checkpoint import load_model
 
 ROOT = Path(__file__).parents[3]
 

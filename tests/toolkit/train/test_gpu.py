@@ -14,14 +14,15 @@ from tests.support.graphs import SCALE, small
 from tests.support.models import TRAINED
 from tests.support.precision import LIMITS, apart, gradients
 from tests.support.training import call, compared
+from toolkit.checkpoint import checkpoint
 from toolkit.config import make_config
 from toolkit.data.batches import Batch
-from toolkit.device import set_arithmetic
-from toolkit.distributed import World
+from toolkit.distributed.device import set_arithmetic
+from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
 from toolkit.models.base import Noise, build_model
-from toolkit.rundir import RunDir, read_lines
-from toolkit.train import checkpoint
+from toolkit.rundir import RunDir
+from toolkit.rundir.metrics import read_lines
 from toolkit.train.build import build_engine
 from toolkit.train.loss import Forward, Inputs, TrainingLoss
 

@@ -1,4 +1,4 @@
-"""A tiny real store and config, and a way to train on several real ranks."""
+"""A tiny config, and a way to train on several real ranks."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
 from tests.support.process import torchrun
-from tests.support.training import Train
+
+if TYPE_CHECKING:
+    from tests.support.training import Train  # imports torch
 
 
 @pytest.fixture(scope="session")

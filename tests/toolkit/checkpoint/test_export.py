@@ -16,12 +16,12 @@ from launch.evaluate import main as evaluate
 from launch.export import main
 from tests.support.models import SMALL, needing_extras
 from tests.support.runs import write_run
+from toolkit.checkpoint.export import CARD, CONFIG, WEIGHTS, load_exported
+from toolkit.checkpoint.weights import load_model
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.export import CARD, CONFIG, WEIGHTS, load_exported
 from toolkit.models.base import SequenceModel
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
-from toolkit.train import checkpoint
 
 CONTEXT, HORIZON = 4, 4
 
@@ -56,7 +56,7 @@ def test_every_model_comes_back_bit_for_bit_without_run_and_store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = make_run(name)
-    expected = forecast(checkpoint.load_model(run, "last", torch.device("cpu"))[0])
+    expected = forecast(load_model(run, "last", torch.device("cpu"))[0])
     assert torch.equal(forecast(toolkit.load(run.path)), expected)
     assert main(["--run", str(run.path), "--out", str(tmp_path / "out" / name)]) == 0
     shutil.rmtree(run.path)
