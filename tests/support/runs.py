@@ -11,8 +11,8 @@ import torch
 from shards import open_store
 from toolkit.checkpoint import commit
 from toolkit.checkpoint.checkpoint import Progress, TrainState
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
-from toolkit.models.base import build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 
@@ -26,7 +26,7 @@ def write_run(path: Path, tree: Mapping[str, Any], *steps: int, best: int | None
     run = RunDir.create(path, config)
     for step in steps if MODELS[config.model.name].trained else ():
         torch.manual_seed(step)
-        weights = build_model(config, open_store(config.data.store).manifest.frames).state_dict()
+        weights = untrained_model(config, open_store(config.data.store).manifest.frames).state_dict()
         state, digest = TrainState(weights, {}, step), config.hash8(execution=False)
         commit.save(run.checkpoints, state, Progress(step, 8 * step), digest)
     if best is not None:

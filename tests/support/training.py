@@ -14,10 +14,11 @@ import torch
 
 from shards import open_store
 from tests.support.process import ROOT, one_thread
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import RunConfig
 from toolkit.data.batches import Share, read_batches
 from toolkit.data.windows import WindowSet, to_unit
-from toolkit.models.base import Sampling, build_model
+from toolkit.models.base import Sampling
 from toolkit.train.sampling import draw_noise, draw_teacher
 
 
@@ -34,8 +35,8 @@ def plain_losses(
     store = open_store(config.data.store)
     windows = WindowSet(store, "train", config.data.context + config.data.horizon, 1)
     torch.manual_seed(config.seed)
-    model = build_model(config, store.manifest.frames)
-    work = build_model(config, store.manifest.frames).bfloat16() if bf16 else model
+    model = untrained_model(config, store.manifest.frames)
+    work = untrained_model(config, store.manifest.frames).bfloat16() if bf16 else model
     adam = torch.optim.Adam(model.parameters(), lr=cfg.lr, betas=cfg.betas)
     if late:
         for parameter in model.parameters():
