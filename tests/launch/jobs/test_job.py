@@ -25,7 +25,8 @@ from toolkit.rundir.status import missing_scores, read_status
 
 
 def make_run(fakes: Fakes, fake: str | None = None, steps: int = 3) -> RunDir:
-    tree = {"data": {"store": "store"}, "train": {"steps": steps, "deepspeed": {"fake": fake} if fake else {}}}
+    asked = {"comms_logger": {"prof_ops": [f"fake: {fake}"]}} if fake else {}
+    tree = {"data": {"store": "store"}, "train": {"steps": steps, "deepspeed": asked}}
     return RunDir.create(fakes.folder / "run", make_config(tree, "test"))
 
 

@@ -1,4 +1,4 @@
-"""Counts its starts, counts steps, stops on a signal with a checkpoint; train.deepspeed.fake says how it misbehaves.
+"""Counts starts and steps, stops on a signal with a checkpoint; `fake: ...` in train.deepspeed says how it misbehaves.
 
 The standard library alone (toolkit takes a quarter of a second to import, and the tests start dozens of these).
 """
@@ -18,7 +18,7 @@ for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(number, lambda *_: stop.append(1))
 config = (run / "config.yaml").read_text()
 steps = int(re.search(r"^  steps: (\d+)$", config, re.M)[1])
-fake = (re.search(r"fake: (\S+)", config) or ["", ""])[1]
+fake = (re.search(r"fake: ([a-z-]+)", config) or ["", ""])[1]
 with open(run / "starts", "a") as file:
     file.write(f"{os.getpid()} {os.environ.get('RANK', 'alone')}\n")
 checkpoint = run / "checkpoint"
