@@ -1,11 +1,9 @@
-"""Fixtures of the training tests: a tiny store and config, runs of several ranks."""
+"""What the toolkit logs, for tests of checkpoints."""
 
 import logging
 from collections.abc import Iterator
 
 import pytest
-
-from tests.toolkit.train.conftest import tiny_config, tiny_store, train_on  # noqa: F401
 
 
 class Messages(logging.Handler):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.toolkit.train.conftest import ROOT, one_thread
+from tests.support.process import ROOT, one_thread
 from toolkit.rundir import RunDir
 
 Crash = Callable[[Iterable[dict[str, Any]]], list[dict[str, Any]]]
@@ -21,12 +21,12 @@ CLOCKS = {"time", "seq_per_s", "data_wait"}
 
 @pytest.fixture(scope="module")
 def crash(tmp_path_factory: pytest.TempPathFactory) -> Crash:
-    """crash(jobs): run tests/toolkit/train/crash.py; jobs and results as it describes."""
+    """crash(jobs): run tests/support/crash.py; jobs and results as it describes."""
 
     def run(jobs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         folder = tmp_path_factory.mktemp("jobs")
         (folder / "jobs.json").write_text(json.dumps(list(jobs)))
-        command = [sys.executable, "-m", "tests.toolkit.train.crash", "jobs.json", "results.json"]
+        command = [sys.executable, "-m", "tests.support.crash", "jobs.json", "results.json"]
         command[-2:] = [str(folder / name) for name in command[-2:]]
         done = subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=3600)
         assert done.returncode == 0, done.stderr[-4000:]
@@ -119,7 +119,7 @@ def test_a_run_killed_while_it_saves_ends_as_if_nothing_had_been(
 def test_a_run_killed_all_over_its_saves_ends_as_if_nothing_had_been(
     undisturbed: dict[bool, Any], tiny_config: Path, crash: Crash, tmp_path: Path
 ) -> None:
-    """Every fifth write of every checkpoint; every single one of a save: tests/toolkit/checkpoint/test_checkpoint.py."""
+    """Every fifth write of every checkpoint; every single one of a save: test_checkpoint.py."""
     killed_and_restarted(undisturbed, tiny_config, crash, tmp_path, lambda writes: range(1, writes + 1, 5))
 
 
