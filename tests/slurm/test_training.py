@@ -110,7 +110,7 @@ def test_two_nodes_of_two_ranks_train_as_four_ranks_of_one_machine_and_as_one_pr
     assert losses(run)[:6] == pytest.approx(losses(alone)[:6], rel=1e-5)
     assert losses(run) == pytest.approx(losses(alone), rel=1e-2)  # sums in another order drift apart with time
     log = next(run.logs.glob("*_0_0.log")).read_text()
-    assert "batch 4 = 4 ranks x 1 x 1" in log
+    assert "batch 4 = 4 ranks x 1 micro-batch x 1 sequence" in log
     assert {path.name.split("_")[-1] for path in run.logs.glob("*_0_[0-3].log")} == {"0.log", "1.log", "2.log", "3.log"}
 
 

@@ -95,8 +95,8 @@ def log_run_summary(run: RunDir, config: RunConfig, data: Data, engine: Engine, 
         f"{windows}"
     )
     logger.info(
-        f"batch {share.batch} = {count(share.world_size, 'rank')} x {share.accumulation} micro-batches x "
-        f"{count(share.micro_batch, 'sequence')}, {cfg.precision}, {engine.describe()}, activation checkpointing "
+        f"batch {share.batch} = {count(share.world_size, 'rank')} x "
+        f"{count(share.accumulation, 'micro-batch', 'micro-batches')} x {count(share.micro_batch, 'sequence')}, {cfg.precision}, {engine.describe()}, activation checkpointing "
         f"{engine.model.checkpointing}, {computed_on(trained_on)}"
     )
     if step:
