@@ -96,8 +96,9 @@ def log_run_summary(run: RunDir, config: RunConfig, data: Data, engine: Engine, 
     )
     logger.info(
         f"batch {share.batch} = {count(share.world_size, 'rank')} x "
-        f"{count(share.accumulation, 'micro-batch', 'micro-batches')} x {count(share.micro_batch, 'sequence')}, {cfg.precision}, {engine.describe()}, activation checkpointing "
-        f"{engine.model.checkpointing}, {computed_on(trained_on)}"
+        f"{count(share.accumulation, 'micro-batch', 'micro-batches')} x {count(share.micro_batch, 'sequence')}, "
+        f"{cfg.precision}, {engine.describe()}, activation checkpointing {engine.model.checkpointing}, "
+        f"{computed_on(trained_on)}"
     )
     if step:
         logger.info("resuming from step %d", step)
