@@ -1,7 +1,7 @@
 """Drives a step function over time; owns scheduled sampling's mixing and activation checkpointing.
 
-Policies (`activation_checkpointing.policy`): what is kept between the forward and the backward pass of T steps. A is what
-autograd keeps of one step, S the state between two steps; at 384x384 ModeRNN's A is 70 times S.
+Policies (`activation_checkpointing.policy`): what is kept between the forward and the backward pass of T steps. A is
+what autograd keeps of one step, S the state between two steps; at 384x384 ModeRNN's A is 70 times S.
 
     policy      memory                steps run forward       T = 20 frames      T = 200 frames
     none        T A                   T                       19 A               199 A

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 TRAIN = '''\
-"""Counts its starts, counts steps, stops on a signal with a checkpoint; train.deepspeed.fake says how it misbehaves.
+"""Counts its starts, counts steps, stops on a signal with a checkpoint.
+
+How it misbehaves is in `train.deepspeed.communication_data_type`, a key whose value is any text.
 
 The standard library alone (toolkit takes a quarter of a second to import, and the tests start dozens of these).
 """
@@ -25,7 +27,7 @@ for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(number, lambda *_: stop.append(1))
 config = (run / "config.yaml").read_text()
 steps = int(re.search(r"^  steps: (\\d+)$", config, re.M)[1])
-fake = (re.search(r"fake: (\\S+)", config) or ["", ""])[1]
+fake = (re.search(r"communication_data_type: (\\S+)", config) or ["", ""])[1]
 with open(run / "starts", "a") as file:
     file.write(f"{os.getpid()} {os.environ.get('RANK', 'alone')}\\n")
 checkpoint = run / "checkpoint"
@@ -54,7 +56,7 @@ import sys
 from pathlib import Path
 
 run = Path(sys.argv[sys.argv.index("--run") + 1])
-if "fake: no-score" in (run / "config.yaml").read_text():
+if "communication_data_type: no-score" in (run / "config.yaml").read_text():
     sys.exit(5)
 (run / "eval").mkdir(exist_ok=True)
 for which in ("best", "last"):

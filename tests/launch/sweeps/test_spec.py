@@ -160,10 +160,12 @@ def test_names_of_other_values(configs: Path) -> None:
 
 
 def test_two_keys_with_one_last_part_are_written_whole(configs: Path) -> None:
+    key = "train.deepspeed"
     text = (
-        "base: base.yaml\ngrid: {train.sampling.start: [0.5, 1.0], train.deepspeed: [{a: {start: 1}}, {a: {start: 2}}]}"
+        f"base: base.yaml\nzip: {{{key}.comms_logger.enabled: [true, false], {key}.timers.throughput.enabled: [1, 0]}}"
     )
-    assert names(configs, text)[0] == "train.sampling.start0.5-train.deepspeed.a.start1"
+    text = text.replace("[1, 0]", "[true, false]")
+    assert names(configs, text)[0] == f"{key}.comms_logger.enabled_on-{key}.timers.throughput.enabled_on"
 
 
 def test_a_named_entry_bears_its_name(configs: Path) -> None:
