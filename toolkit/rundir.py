@@ -37,6 +37,7 @@ from typing import Any, BinaryIO
 
 from toolkit.config import RunConfig, load_config
 from toolkit.errors import EXIT_MEANING, ConfigError, ToolkitError
+from toolkit.shipped import command
 from toolkit.tree import flatten
 from toolkit.wording import some
 
@@ -78,7 +79,8 @@ def read_result(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ToolkitError(
-            f"{path}: can't be read ({error}); delete it and evaluate the run again: launch/evaluate.py"
+            f"{path}: can't be read ({error}); delete it and evaluate the run again: "
+            + command("evaluate", "--run", path.parents[1])
         ) from None
 
 
@@ -134,10 +136,10 @@ class RunDir:
             ConfigError: when the folder holds none, or one that can't be used.
         """
         if not self.path.is_dir():
-            raise ConfigError(f"{self.path}: no such folder; launch/status.py shows the runs of a sweep's folder")
+            raise ConfigError(f"{self.path}: no such folder; {command('status', 'FOLDER')} shows the runs of a sweep")
         if not self.config_file.exists():
             below = sorted(file.parent.name for file in self.path.glob("*/config.yaml"))
-            hint = f"runs in there: {some(below, 3)}" if below else "make one with launch/sweep.py"
+            hint = f"runs in there: {some(below, 3)}" if below else f"start one: {command('sweep')}"
             raise ConfigError(f"{self.path}: not a run directory (no config.yaml); {hint}")
         return load_config(self.config_file)
 

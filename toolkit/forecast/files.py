@@ -123,7 +123,7 @@ def as_dataset(forecast: Forecast) -> xarray.Dataset:
             "observations": forecast.source,
             "observations_licence": forecast.licence,
             "observations_used": len(forecast.context),
-            "history": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} written by launch/predict.py",
+            "history": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} written by modernn-toolkit",
         },
     )
 

@@ -41,6 +41,7 @@ from toolkit.errors import EXIT_USAGE, CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel, build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
+from toolkit.shipped import command
 from toolkit.train.engine import TrainState
 from toolkit.wording import first_line
 
@@ -308,7 +309,7 @@ def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceM
             rescue = f"the newest whole one is {name_of(whole)}: delete {run.path / 'DONE'} if it is there and train on"
         raise CheckpointError(
             f"{run.checkpoints / name_of(step)} (asked for: {which}): {fault}; {rescue}: "
-            f"python launch/train.py --run {run.path}"
+            + command("train", "--run", run.path)
         )
     with hold(run.checkpoints, step) as held:
         weights = held.tensors("weights.pt")
@@ -334,7 +335,7 @@ def _step_of(run: RunDir, which: str) -> int:
     if latest is None and not there:
         if run.standing() == "running":
             raise ConfigError(f"{folder}: no checkpoint yet, and its training goes on: wait for the first one")
-        raise ConfigError(f"{folder}: no checkpoint; train first: python launch/train.py --run {run.path}")
+        raise ConfigError(f"{folder}: no checkpoint; train first: {command('train', '--run', run.path)}")
     last = max([*there, *([latest] if latest is not None else [])])
     if latest != last:
         print(f"{folder / 'latest'} doesn't name the newest checkpoint; taking {name_of(last)}", file=sys.stderr)
