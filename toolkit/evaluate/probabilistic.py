@@ -186,5 +186,6 @@ def _room(shape: tuple[int, ...]) -> NDArray[np.float32]:
     except OSError as error:
         raise ToolkitError(
             f"eval.ensemble_size {shape[0]}: a batch's members are {needed / 1e9:.1f} GB, and {tempfile.gettempdir()} "
-            f"has no room for them ({error.strerror}): set TMPDIR to a larger folder, or a smaller --batch (eval.batch)"
+            f"has no room for them ({error.strerror}): name a larger folder in TMPDIR, or take a smaller --batch "
+            "(eval.batch)"
         ) from None

@@ -10,7 +10,7 @@ import torch
 
 from toolkit.config_sections import TrainConfig
 from toolkit.data.batches import Share
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.errors import MemoryShortageError
 from toolkit.shipped import command
 from toolkit.wording import first_line
