@@ -117,12 +117,12 @@ class RunDir:
             if run.config().hash8() != config.hash8():
                 raise ConfigError(
                     f"{path}: holds another run ({run.config().hash8()}, this one is {config.hash8()}): "
-                    f"{differences(run.config(), config)}; choose another --run-dir, or delete that folder"
+                    f"{differences(run.config(), config)}; choose another --out, or delete that folder"
                 )
             return run
         # A creation that was killed leaves env.json or a temporary file; config.yaml, written last, makes it a run.
         if path.exists() and any(item.name != "env.json" and not item.name.endswith(".tmp") for item in path.iterdir()):
-            raise ConfigError(f"{path}: exists and is not a run directory: choose another --run-dir")
+            raise ConfigError(f"{path}: exists and is not a run directory: choose another --out")
         path.mkdir(parents=True, exist_ok=True)
         write_atomic(path / "env.json", json.dumps(environment(), indent=2) + "\n")
         write_atomic(run.config_file, config.to_yaml())
