@@ -66,7 +66,7 @@ def test_without_an_output_the_name_tells_the_time(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--run", "nowhere"], "neither a run directory"),
+        (["--run", "nowhere"], "no such run"),
         (["--watch", "--at", "2016-07-11"], "leave --at and --verify out"),
         (["--watch", "--every", "0"], "--every 0"),
         (["--which", "7"], "step-00000007|not trained"),
