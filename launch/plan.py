@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli.parser import add_run, make_parser, positive, run_given, run_script
-from launch.cli.runs import find_run
+from launch.cli.runs import find_folder
 from launch.sweeps.resources import format_resources, frames_of, make_plan
 from launch.sweeps.spec import plan_sweep
 from toolkit.config import RunConfig, load_config
@@ -130,7 +130,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     given = run_given(options)
-    options.run = None if given is None else find_run(given).path
+    options.run = None if given is None else find_folder(given)
     return options
 
 

@@ -48,7 +48,7 @@ def runs_of(folder: Path) -> list[RecordedRun]:
     runs = read_runs(folder)
     if not runs and not (folder / RECORD_NAME).exists():
         below = sorted({record.parent.name for record in folder.glob(f"*/{RECORD_NAME}")})
-        hint = f"sweeps there: {', '.join(below)}" if below else f"start one: {command('sweep')}"
+        hint = f"sweeps there: {', '.join(below)}" if below else f"start one: {command('sweep', 'FILE')}"
         kind = "holds no runs" if folder.is_dir() else "no such folder"
         raise ConfigError(f"{folder}: {kind}; {hint}")
     return runs

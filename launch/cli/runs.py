@@ -26,17 +26,20 @@ def find_run(given: str | Path | None) -> RunDir:
     if given is None:
         raise ConfigError("no run is given: name one, as status shows it (see --help)")
     path = Path(given)
-    if RunDir(path).config_file.exists():
-        return RunDir(path)
-    if below := sorted(file.parent.name for file in path.glob("*/config.yaml")):
-        raise ConfigError(f"{path}: holds several runs; name one of them: {some(below)}")
-    found = _named(path.name, _folders(path))
+    try:
+        if RunDir(path).config_file.exists():
+            return RunDir(path)
+        if path.is_dir():
+            RunDir(path).config()  # raises, and names the runs in it
+        found = _named(path.name, _folders(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
     if len(found) == 1:
         return found[0]
     if found:
         names = some([str(run.path) for run in found])
         raise ConfigError(f"{path}: {len(found)} runs have names that begin so: {names}; write more of the name")
-    raise ConfigError(f"{path}: no such run; {command('status', 'FOLDER')} lists those of a sweep's folder")
+    raise ConfigError(f"{path}: no such run or folder; {command('status', 'FOLDER')} shows the runs of a sweep")
 
 
 def find_folder(given: str | Path | None) -> Path:

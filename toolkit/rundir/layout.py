@@ -101,7 +101,7 @@ class RunDir:
             raise ConfigError(f"{self.path}: no such folder; {command('status', 'FOLDER')} shows the runs of a sweep")
         if not self.config_file.exists():
             below = sorted(file.parent.name for file in self.path.glob("*/config.yaml"))
-            hint = f"runs in there: {some(below, 3)}" if below else f"start one: {command('sweep')}"
+            hint = f"runs in there: {some(below, 3)}" if below else f"start one: {command('sweep', 'FILE')}"
             raise ConfigError(f"{self.path}: not a run directory (no config.yaml); {hint}")
         return load_config(self.config_file)
 

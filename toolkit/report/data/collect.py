@@ -114,7 +114,9 @@ def collect(folder: Path) -> Sweep:
         return Sweep(name, folder, runs, sum(path.resolve() not in planned for path in _find_runs(folder)))
     found = _find_runs(folder)
     if not found:
-        raise ConfigError(f"{folder}: no sweep.yaml and no run directory below it; start runs: {command('sweep')}")
+        raise ConfigError(
+            f"{folder}: no sweep.yaml and no run directory below it; start runs: {command('sweep', 'FILE')}"
+        )
     configs = [RunDir(path).config() for path in found]
     labels = _label_groups(configs)
     runs = tuple(
