@@ -85,7 +85,7 @@ def test_what_happened_before_a_log_began(run: RunDir, capsys: pytest.CaptureFix
 
 def test_wrong_names(run: RunDir) -> None:
     sweep = run.path.parent
-    with pytest.raises(ConfigError, match="not a run directory .*; runs in there: modernn-seed1-00000000"):
+    with pytest.raises(ConfigError, match=r"not a run directory .*; runs in there: modernn-seed1-00000000"):
         logs.main([str(sweep)])
     with pytest.raises(ConfigError, match=r"no such run or folder; python launch/status.py FOLDER"):
         logs.main([str(sweep / "convlstm")])

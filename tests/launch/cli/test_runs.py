@@ -1,4 +1,4 @@
-"""Which run directory is meant by what somebody types, in every command that takes a run; options by their old names."""
+"""Which run directory is meant by what somebody types, in every command that takes a run; old names of options."""
 
 from __future__ import annotations
 
