@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.cli.parser import add_renamed, add_run, make_parser, positive, run_given, run_script
 from launch.cli.runs import find_run
@@ -22,6 +23,10 @@ from toolkit.rundir.lock import claim
 from toolkit.rundir.sweep import in_sweep
 from toolkit.shipped import command
 from toolkit.signals import StopRequest
+from toolkit.wording import count
+
+if TYPE_CHECKING:
+    from toolkit.distributed.world import World
 
 EXAMPLES = """\
   python launch/train.py --config configs/demo.yaml                       one process
@@ -153,7 +158,7 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
     world = init_world(config.train, group=True, stop=lambda: bool(stop), timeout=patience)
     path = Path(arguments.run or arguments.out or Path("runs/single") / f"{config.name}-{config.hash8()}")
     with contextlib.ExitStack() as stack:
-        world.together(lambda: _take(path, config, world.world_size, stack))
+        world.together(lambda: _take(path, config, world, stack))
         run = RunDir(path)
         if run.done:
             if world.is_main:
@@ -172,16 +177,19 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
     return code
 
 
-def _take(path: Path, config: RunConfig, ranks: int, stack: contextlib.ExitStack) -> None:
+def _take(path: Path, config: RunConfig, world: World, stack: contextlib.ExitStack) -> None:
     """Rank 0: make or open the run directory, and hold it until the end of `stack`."""
     from toolkit.train.prepare import open_data
+    from toolkit.train.size import check_size
 
     if not RunDir(path).config_file.exists():
-        open_data(config)  # a store that can't be used leaves no run behind
+        data = open_data(config)  # a store that can't be used leaves no run behind
+        if MODELS[config.model.name].trained:
+            check_size(config, data.store.manifest.frames, world.world_size, world.device)
     run = RunDir.create(path, config)
     if run.done:
         return
-    held = claim(path, job=f"by hand ({ranks} ranks)", ranks=ranks, phase="train")
+    held = claim(path, job=f"by hand ({count(world.world_size, 'rank')})", ranks=world.world_size, phase="train")
     if held is not None:
         stack.callback(held.release)
         stack.callback(lambda: held.note(ended=time.time()))

@@ -143,7 +143,7 @@ def test_every_command_that_is_printed_works_where_it_is_read(home: Path, tmp_pa
 
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"PATH": f"{home / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    typed("python -m shards convert moving-mnist s --size 32 --frames 20 --train 4 --val 2 --test 8")
+    typed("python -m shards convert moving-mnist s --size 32 --train 4 --val 2 --test 8")
     typed("toolkit train --config config.yaml --out run")
     order = ["train", "evaluate", "analyse", "export"]
     commands = sorted(printed_commands(), key=lambda words: order.index(words[0]) if words[0] in order else len(order))

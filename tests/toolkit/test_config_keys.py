@@ -13,7 +13,7 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from launch.sweeps.spec import plan_sweep
-from tests.conftest import ROOT
+from tests.support.process import ROOT
 from toolkit import config_renamed
 from toolkit.config import RunConfig, load_config, make_config
 from toolkit.config_deepspeed import ALLOWED, REFUSED, ZERO
