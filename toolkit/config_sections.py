@@ -207,7 +207,7 @@ class TrainConfig(Options):
         description="sequences per forward pass on one rank; null: batch / ranks, without gradient accumulation",
         json_schema_extra=COSMETIC,
     )
-    lr: float = Field(3e-4, gt=0, le=1000, description="Adam's learning rate")
+    lr: float = Field(3e-4, gt=0, le=1e38, description="Adam's learning rate")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="Adam's decay rates of both moments, each in [0, 1)")
     clip: float | None = Field(
         None, gt=0, le=1e9, description="maximum gradient norm (L2, over all parameters); null: no clipping"

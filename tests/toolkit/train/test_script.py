@@ -173,9 +173,9 @@ def test_a_damaged_sample_ends_the_run_or_is_skipped_and_told(
         (["--set", "train.lr=-1"], 2, "train.lr: input should be greater than 0, got -1"),
         (["--set", "model.slotz=2"], 2, "model.slotz: unknown key; did you mean slots?"),
         (["--set", "data.context=30"], 2, "windows of 34 frames .* longest unbroken run, 8 frames"),
-        (["--set", "data.store=nowhere"], 2, "nowhere is not a store"),
+        (["--set", "data.store=nowhere"], 2, "nowhere: no such folder in the working directory"),
         (["--resume", "sometimes"], 2, "--resume sometimes: use auto, none or the number of a step"),
-        (["--run", "x"], 2, "give one of --config FILE and --run DIR"),
+        (["--run", "x"], 2, "give either --config FILE or a run"),
     ],
 )
 def test_mistakes_get_one_message_and_a_code(
