@@ -14,6 +14,7 @@ from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel, build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
+from toolkit.shipped import command
 from toolkit.unroll import Checkpointing
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceM
             rescue = f"the newest whole one is {name_of(whole)}: delete {run.path / 'DONE'} if it is there and train on"
         raise CheckpointError(
             f"{run.checkpoints / name_of(step)} (asked for: {which}): {fault}; {rescue}: "
-            f"python launch/train.py --run {run.path}"
+            + command("train", "--run", run.path)
         )
     with hold(run.checkpoints, step) as held:
         weights = held.tensors("weights.pt")
@@ -77,7 +78,7 @@ def _step_of(run: RunDir, which: str) -> int:
     if latest is None and not there:
         if run.standing() == "running":
             raise ConfigError(f"{folder}: no checkpoint yet, and its training goes on: wait for the first one")
-        raise ConfigError(f"{folder}: no checkpoint; train first: python launch/train.py --run {run.path}")
+        raise ConfigError(f"{folder}: no checkpoint; train first: {command('train', '--run', run.path)}")
     last = max([*there, *([latest] if latest is not None else [])])
     if latest != last:
         logger.warning("%s does not name the newest checkpoint; taking %s", folder / "latest", name_of(last))

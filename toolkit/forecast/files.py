@@ -40,14 +40,14 @@ def check_output(path: Path, overwrite: bool = False) -> None:
         ShardError: xarray or h5netcdf isn't installed.
     """
     if path.suffix not in SUFFIXES:
-        raise ConfigError(f"--output {path}: ends in {path.suffix or 'nothing'}, takes {' or '.join(SUFFIXES)}")
+        raise ConfigError(f"--out {path}: ends in {path.suffix or 'nothing'}, takes {' or '.join(SUFFIXES)}")
     need("xarray", "cf", "writing forecasts")
     if path.suffix == ".nc":
         need("h5netcdf", "cf", "writing netCDF")
     else:
         import shards.zarr_store  # noqa: F401  refused where zarr 3 is missing
     if os.path.lexists(path) and not overwrite:
-        raise ConfigError(f"--output {path}: exists; choose another name, or --overwrite it")
+        raise ConfigError(f"--out {path}: exists; choose another name, or --overwrite it")
 
 
 def write_forecast(forecast: Forecast, path: Path) -> None:
@@ -73,7 +73,7 @@ def write_forecast(forecast: Forecast, path: Path) -> None:
         os.replace(temporary, path)
         flush(path.parent)
     except OSError as error:
-        raise ConfigError(f"{path}: can't be written ({error}): choose another --output") from None
+        raise ConfigError(f"{path}: can't be written ({error}): choose another --out") from None
     finally:
         for rest in (temporary, old):
             _remove(rest)
@@ -123,7 +123,7 @@ def as_dataset(forecast: Forecast) -> xarray.Dataset:
             "observations": forecast.source,
             "observations_licence": forecast.licence,
             "observations_used": len(forecast.context),
-            "history": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} written by launch/predict.py",
+            "history": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} written by modernn-toolkit",
         },
     )
 

@@ -1,7 +1,7 @@
 """Heartbeats: what each rank last did, in `<run>/heartbeat/rank-N.json`. Does not import torch.
 
 Written by the watchdog of each rank every few seconds (see watchdog.py), read by the other ranks' watchdogs, by jobs
-and by launch/status.py. A file is rewritten in place, at one size: a full disk doesn't silence a rank, and a reader who
+and by `status`. A file is rewritten in place, at one size: a full disk doesn't silence a rank, and a reader who
 meets half a record keeps the one before.
 """
 

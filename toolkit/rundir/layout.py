@@ -37,6 +37,7 @@ from toolkit.atomic import write_atomic
 from toolkit.config import RunConfig, load_config
 from toolkit.errors import EXIT_MEANING, ConfigError, ToolkitError
 from toolkit.rundir.metrics import read_lines
+from toolkit.shipped import command
 from toolkit.tree import flatten
 from toolkit.wording import some
 
@@ -51,7 +52,8 @@ def read_result(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ToolkitError(
-            f"{path}: can't be read ({error}); delete it and evaluate the run again: launch/evaluate.py"
+            f"{path}: can't be read ({error}); delete it and evaluate the run again: "
+            + command("evaluate", "--run", path.parents[1])
         ) from None
 
 
@@ -96,10 +98,10 @@ class RunDir:
             ConfigError: when the folder holds none, or one that can't be used.
         """
         if not self.path.is_dir():
-            raise ConfigError(f"{self.path}: no such folder; launch/status.py shows the runs of a sweep's folder")
+            raise ConfigError(f"{self.path}: no such folder; {command('status', 'FOLDER')} shows the runs of a sweep")
         if not self.config_file.exists():
             below = sorted(file.parent.name for file in self.path.glob("*/config.yaml"))
-            hint = f"runs in there: {some(below, 3)}" if below else "make one with launch/sweep.py"
+            hint = f"runs in there: {some(below, 3)}" if below else f"start one: {command('sweep', 'FILE')}"
             raise ConfigError(f"{self.path}: not a run directory (no config.yaml); {hint}")
         return load_config(self.config_file)
 
@@ -115,12 +117,12 @@ class RunDir:
             if run.config().hash8() != config.hash8():
                 raise ConfigError(
                     f"{path}: holds another run ({run.config().hash8()}, this one is {config.hash8()}): "
-                    f"{differences(run.config(), config)}; choose another --run-dir, or delete that folder"
+                    f"{differences(run.config(), config)}; choose another --out, or delete that folder"
                 )
             return run
         # A creation that was killed leaves env.json or a temporary file; config.yaml, written last, makes it a run.
         if path.exists() and any(item.name != "env.json" and not item.name.endswith(".tmp") for item in path.iterdir()):
-            raise ConfigError(f"{path}: exists and is not a run directory: choose another --run-dir")
+            raise ConfigError(f"{path}: exists and is not a run directory: choose another --out")
         path.mkdir(parents=True, exist_ok=True)
         write_atomic(path / "env.json", json.dumps(environment(), indent=2) + "\n")
         write_atomic(run.config_file, config.to_yaml())

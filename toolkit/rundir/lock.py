@@ -23,6 +23,7 @@ from typing import Any
 
 from toolkit.errors import EXIT_BUSY, ToolkitError
 from toolkit.rundir.heartbeat import BEAT_S, beats_of
+from toolkit.shipped import command
 
 LOCK_NAME = "job.lock"
 TOKEN_VARIABLE = "MODERNN_JOB_TOKEN"  # noqa: S105  names the job, is no secret
@@ -124,7 +125,7 @@ def _lock(fd: int, run: Path, token: str | None) -> bool:
                 time.sleep(0.05)
                 continue
             raise RunBusyError(
-                f"{run}: {describe(record)}; look at it with launch/status.py, or wait until it has ended"
+                f"{run}: {describe(record)}; look at it ({command('status', run)}), or wait until it has ended"
             ) from None
         except OSError as error:
             raise ToolkitError(

@@ -4,8 +4,8 @@ States: `new` (nothing began), `starting` (a job has it, no step yet), `running`
 `interrupted` (began, nobody works on it), `failed`, `trained` (scores are missing), `done` (trained and scored).
 Some have kinds, which people are shown instead: `first step` of running (it may compile for long), `stopped` of
 interrupted (asked to, with a checkpoint; else it was killed), and by exit code `hung`, `not finite`, `bad data`,
-`killed`, `out of memory` of failed. Where a scheduler was asked (launch/slurm/queue.py) there is also `queued`, and
-there are kinds that only it knows.
+`killed`, `out of memory` of failed. Where a scheduler was asked there is also `queued`, and there
+are kinds that only it knows.
 """
 
 from __future__ import annotations

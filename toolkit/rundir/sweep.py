@@ -23,6 +23,7 @@ import yaml
 from toolkit.atomic import write_atomic
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir
+from toolkit.shipped import command
 from toolkit.tree import to_yaml
 
 RECORD_NAME = "sweep.yaml"
@@ -79,7 +80,7 @@ def read_record(root: Path) -> tuple[str, list[RecordedRun]]:
         return str(tree["name"]), runs
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
-            f"{file}: not a sweep's record ({error}); run launch/sweep.py again to write it anew"
+            f"{file}: not a sweep's record ({error}); write it again: {command('sweep', 'FILE')} with the sweep's file"
         ) from None
 
 

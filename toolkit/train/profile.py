@@ -1,4 +1,4 @@
-"""Where a training step goes: `python launch/train.py ... --profile-steps N`.
+"""Where a training step goes: `train --profile-steps N`.
 
 After a warm-up N steps are timed and traced; training goes on as it would have. Nothing is in the way of a run that is
 not profiled: the engine's own methods are replaced by timed ones only here. On a GPU every phase waits for the device,

@@ -157,7 +157,7 @@ def test_the_cpu_is_used_where_it_is_asked_for(tiny_config: Path, tmp_path: Path
 def trained(config: Path, path: Path, settings: list[str]) -> RunDir:
     """A run of the real command."""
     options = [part for setting in settings for part in ("--set", setting)]
-    done = call("--config", config, "--run-dir", path, *options)
+    done = call("--config", config, "--out", path, *options)
     assert done.returncode == 0, done.stderr
     return RunDir(path)
 

@@ -14,6 +14,7 @@ from toolkit.errors import ConfigError, ToolkitError
 from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir, read_result
 from toolkit.rundir.metrics import read_lines
 from toolkit.rundir.sweep import RECORD_NAME, RecordedRun, read_record
+from toolkit.shipped import command
 from toolkit.tree import flatten
 from toolkit.wording import first_line
 
@@ -113,7 +114,9 @@ def collect(folder: Path) -> Sweep:
         return Sweep(name, folder, runs, sum(path.resolve() not in planned for path in _find_runs(folder)))
     found = _find_runs(folder)
     if not found:
-        raise ConfigError(f"{folder}: no sweep.yaml and no run directory below it; make runs with launch/sweep.py")
+        raise ConfigError(
+            f"{folder}: no sweep.yaml and no run directory below it; start runs: {command('sweep', 'FILE')}"
+        )
     configs = [RunDir(path).config() for path in found]
     labels = _label_groups(configs)
     runs = tuple(
@@ -188,7 +191,7 @@ def _problem(
         if results:
             return None
         failure = run.failure()
-        why = f"failed: {first_line(failure)}" if failure else f"run launch/evaluate.py --run {run.path}"
+        why = f"failed: {first_line(failure)}" if failure else "run " + command("evaluate", "--run", run.path)
         return f"trained, not evaluated ({why})"
     at = "" if step is None else f" at step {step:,}" + ("" if steps is None else f" of {steps:,}")
     left_out = "; its scores are left out" if results else ""
@@ -207,7 +210,7 @@ def _read_results(run: RunDir) -> list[Result]:
         if data.get("version") != RESULT_VERSION:
             raise ToolkitError(
                 f"{path}: written in version {data.get('version')}, this report reads {RESULT_VERSION}; "
-                f"score it again: python launch/evaluate.py --run {run.path} --split {split} --force"
+                f"score it again: " + command("evaluate", "--run", run.path, "--split", split, "--force")
             )
         samples = path.with_name(f"{stem}.samples.npz")
         results.append(Result(split, which, data, samples if samples.exists() else None, path.parent))
