@@ -22,7 +22,7 @@ from tests.slurm.conftest import DevCluster, eventually
 from tests.slurm.life import PARKED_S, Life, Trial
 from tests.toolkit.train.chaos import STEPS, difference
 from toolkit.rundir import lock
-from toolkit.rundir.events import restarts_of
+from toolkit.rundir.events import read_restarts
 from toolkit.rundir.status import read_status
 
 WIDE = ("--nodes", 2, "--ranks", 2)
@@ -171,7 +171,7 @@ def test_a_run_ends_as_the_undisturbed_one(fleet: dict[str, Any], name: str) -> 
     trial = fleet[name].result()
     whole = fleet["undisturbed-wide" if scenario.options == WIDE else "undisturbed"].result()
     assert difference(whole.run.path, trial.run.path, STEPS) is None
-    said = restarts_of(trial.run.path)
+    said = read_restarts(trial.run.path)
     assert len(said) == read_status(trial.run).restarts, trial.tell()
     assert len(said) == scenario.starts - 1 or (name in ("time-limit", "node-down") and len(said) > 1), trial.tell()
     assert scores(trial) == scores(whole)
@@ -199,7 +199,7 @@ def test_a_dead_node_that_slurm_believes_in_for_longer_than_the_ranks(
     assert node not in trial.nodes(1)
     trial.finish()
     assert difference(whole.run.path, trial.run.path, STEPS) is None
-    assert [restart.cause for restart in restarts_of(trial.run.path)] == [f"lost {node}"]
+    assert [restart.cause for restart in read_restarts(trial.run.path)] == [f"lost {node}"]
     assert trial.run.failure() is None
 
 

@@ -21,9 +21,9 @@ import numpy as np
 from shards.files import flush
 from shards.sources.inputs import need
 from toolkit import __version__
+from toolkit.atomic import alive
 from toolkit.errors import ConfigError
 from toolkit.forecast.make import Forecast
-from toolkit.rundir.heartbeat import alive
 
 if TYPE_CHECKING:
     import xarray
