@@ -145,7 +145,7 @@ class Job:
         return [node for node in hostnames(self.nodes) if not _reaches(node)]
 
     def avoided(self, lost: str = "") -> str:
-        """Return the nodes to keep away from, with commas: `lost`, or what was lost last by the run's record, if lately.
+        """Return the nodes to keep away from, with commas: `lost`, or what the run has lost last, if lately.
 
         Empty where the partition has too few others that are up.
         """
@@ -234,7 +234,7 @@ def _call(command: "list[str]", timeout_s: float) -> "tuple[int, str]":
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path if os.path.isfile(path) else os.devnull, encoding="utf-8", errors="replace") as file:
             return file.read()
     except OSError:
         return ""

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.rundir.lock import read_lock
-from toolkit.rundir.records import read_lines, read_object
+from toolkit.rundir.records import read_lines, read_object, read_text
 
 NAME = "events.jsonl"
 OLD_STARTS, OLD_RESTARTS = "starts.jsonl", "restarts.tsv"
@@ -95,7 +95,7 @@ def append_event(run: Path, event: str, **values: object) -> None:
 
 def append_line(path: Path, line: bytes) -> None:
     """Append to a file in one write, on a line of its own even where a kill has left half a line."""
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o644)
     try:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
@@ -174,11 +174,10 @@ def _start(values: dict[str, Any]) -> StartEvent:
 def read_restarts(run: Path) -> list[RestartEvent]:
     """Return all restarts of a run's jobs by Slurm, oldest first."""
     restarts: list[RestartEvent] = []
-    with contextlib.suppress(OSError):
-        for line in (run / OLD_RESTARTS).read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                when, job, start, nodes, lost, cause = line.split("\t")
-                restarts.append(RestartEvent(float(when), job, int(start), nodes, lost, cause))
+    for line in read_text(run / OLD_RESTARTS).splitlines():
+        with contextlib.suppress(ValueError):
+            when, job, start, nodes, lost, cause = line.split("\t")
+            restarts.append(RestartEvent(float(when), job, int(start), nodes, lost, cause))
     for record in read_events(run, "restart"):
         with contextlib.suppress(KeyError, ValueError, TypeError):
             nodes, lost = (str(record.get(name, "")) for name in ("nodes", "lost"))

@@ -18,7 +18,6 @@ Small files are replaced whole (write, fsync, rename), so a reader never sees ha
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import logging
@@ -39,7 +38,7 @@ from toolkit.config import RunConfig, load_config
 from toolkit.errors import EXIT_MEANING, EXIT_OK, ConfigError, ToolkitError
 from toolkit.rundir.events import append_event, read_events, timestamp
 from toolkit.rundir.metrics import logged_steps
-from toolkit.rundir.records import Types, read_object
+from toolkit.rundir.records import Types, read_object, read_text
 from toolkit.tree import flatten
 from toolkit.wording import some
 
@@ -201,9 +200,8 @@ class RunDir:
         marker = self.path / "FAILED"
         if not marker.is_file():
             return None
-        with contextlib.suppress(OSError):
-            if text := marker.read_text(encoding="utf-8", errors="replace").strip():
-                return text
+        if text := read_text(marker).strip():
+            return text
         causes = [str(event.get("cause", "")) for event in read_events(self.path, "fail")]
         return next((cause for cause in reversed(causes) if cause), "no reason was recorded")
 

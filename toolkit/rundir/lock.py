@@ -167,13 +167,15 @@ def _acquire(run: Path, values: dict[str, object], token: str | None) -> HeldLoc
 
 
 def _open(path: Path) -> int:
-    """Open the lock's file, made if it isn't there; a folder of its name is moved aside."""
+    """Open the lock's file, made if it isn't there; what is no regular file is moved aside."""
     while True:
         try:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
-        except IsADirectoryError:
-            with contextlib.suppress(FileNotFoundError):
-                logger.warning("%s: was a folder; it is now %s", path, move_aside(path))
+            if os.path.lexists(path) and not path.is_file():
+                logger.warning("%s: is no regular file; it is now %s", path, move_aside(path).name)
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except (FileNotFoundError, IsADirectoryError):
+            if not path.parent.is_dir():
+                raise ToolkitError(f"{path}: can't be made: there is no folder {path.parent}") from None
         except OSError as error:
             raise ToolkitError(f"{path}: can't be opened for writing ({error.strerror})") from None
 
@@ -239,7 +241,7 @@ def _busy(run: Path, why: str = "") -> RunBusyError:
 def holder(run: Path) -> dict[str, Any] | None:
     """The record of the live job of this run, or None when no job is live. Never blocks."""
     try:
-        fd = os.open(run / LOCK_NAME, os.O_RDONLY | os.O_NONBLOCK)
+        fd = os.open(run / LOCK_NAME, os.O_RDONLY | os.O_NONBLOCK)  # of a pipe of that name, too
     except OSError:
         return None
     try:

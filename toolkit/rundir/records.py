@@ -16,6 +16,14 @@ from typing import Any
 Types = Mapping[str, type]
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a file; empty where there is no regular file (a pipe would never end), or none to be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    except OSError:
+        return ""
+
+
 def read_object(path: Path, types: Types | None = None) -> dict[str, Any]:
     """Return the JSON object in a file; empty where there is no file, or none that can be read.
 
@@ -24,8 +32,8 @@ def read_object(path: Path, types: Types | None = None) -> dict[str, Any]:
             type is left out.
     """
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = json.loads(read_text(path))
+    except (ValueError, RecursionError):
         return {}
     return keep_typed(found, types or {}) if isinstance(found, dict) else {}
 
@@ -70,11 +78,7 @@ def damaged_lines(path: Path) -> int:
 
 
 def _parsed(path: Path) -> Iterator[dict[str, Any] | None]:
-    try:
-        lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    except OSError:
-        lines = []
-    for line in lines:
+    for line in read_text(path).split("\n"):
         if not line.strip():
             continue
         try:

@@ -454,7 +454,7 @@ def test_a_skipped_step_leaves_no_trace_but_is_counted(
     arguments = ["--config", config, "--run-dir", run, *options]
     pids = warm.ranks(2, free_port(), arguments, log, fault=f"{kind} 1 2")
     assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
-    assert "this step is skipped, the 1. of this run" in text_of(tmp_path / "log.0")
+    assert "this step is skipped; 1 skipped step in this run" in text_of(tmp_path / "log.0")
     assert RunDir(run).read_state()["skipped"] == 1
     shown = lines(run)
     assert [line["step"] for line in shown if line["kind"] == "skipped"] == [3]
