@@ -57,8 +57,6 @@ def _pipe(path: Path) -> None:
 
 
 WRONG = b'{"step": "x", "steps": [], "updated": {}, "pid": "y", "val": 7, "host": 1, "seq_per_s": 1e999, "job": 2.5}'
-    b'{"step": "x", "steps": [], "updated": {}, "pid": "y", "val": 7, "host": 1, "seq_per_s": 1e999, "restarts": -1.5}'
-)
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "empty": _text(b""),
     "half": _half,
