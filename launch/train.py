@@ -20,6 +20,7 @@ from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 from toolkit.rundir.heartbeat import clear_beats
 from toolkit.rundir.lock import claim
+from toolkit.rundir.mend import mend
 from toolkit.rundir.sweep import in_sweep
 from toolkit.shipped import command
 from toolkit.signals import StopRequest
@@ -193,6 +194,7 @@ def _take(path: Path, config: RunConfig, world: World, stack: contextlib.ExitSta
     if held is not None:
         stack.callback(held.release)
         stack.callback(lambda: held.note(ended=time.time()))
+    mend(run)
     run.clear_failed()
     clear_beats(path)
 

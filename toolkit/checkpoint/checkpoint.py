@@ -20,7 +20,6 @@ without locks a checkpoint can be deleted under a reader, who is told so.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -37,6 +36,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from shards.filelock import lock_file
 from toolkit.errors import EXIT_USAGE, CheckpointError
 from toolkit.wording import first_line
 
@@ -207,9 +207,8 @@ def _try_to_hold(folder: Path, step: int, stack: contextlib.ExitStack) -> Held |
         except OSError:
             return held  # unfinished, or unreadable: `fault` will say so
         try:
-            fcntl.flock(manifest, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None  # it is being deleted
+            if not lock_file(manifest.fileno(), shared=True):
+                return None  # it is being deleted
         except OSError:
             pass  # no locks here
         with contextlib.suppress(FileNotFoundError):

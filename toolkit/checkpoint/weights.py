@@ -14,6 +14,7 @@ from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel, build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
+from toolkit.rundir.status import read_status
 from toolkit.shipped import command
 from toolkit.unroll import Checkpointing
 
@@ -76,7 +77,7 @@ def _step_of(run: RunDir, which: str) -> int:
         return best
     latest, there = pointed(folder, "latest"), steps_in(folder)
     if latest is None and not there:
-        if run.standing() == "running":
+        if read_status(run).live:
             raise ConfigError(f"{folder}: no checkpoint yet, and its training goes on: wait for the first one")
         raise ConfigError(f"{folder}: no checkpoint; train first: {command('train', '--run', run.path)}")
     last = max([*there, *([latest] if latest is not None else [])])

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import yaml
 
+from shards.filelock import lock_file
 from toolkit.atomic import write_atomic
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir
@@ -97,7 +97,7 @@ def preparing(root: Path) -> Iterator[None]:
     """Make run directories and the record one sweep.py at a time: a second one waits, then finds them made."""
     root.mkdir(parents=True, exist_ok=True)
     with open(root / ".preparing", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_file(file.fileno(), wait=True)
         yield
 
 

@@ -105,7 +105,9 @@ class Training:
             config, data.train.scale, world.device, self.engine.forward, self._before_forward, self._after_forward
         )
         if world.is_main:
-            note_start(run, self.step, cfg.batch, world.world_size, world.world_size * (world.device.type == "cuda"))
+            note_start(
+                run.path, self.step, cfg.batch, world.world_size, world.world_size * (world.device.type == "cuda")
+            )
         self.recorder = Recorder(run, self.step, cfg.steps, cfg.batch) if world.is_main else None
         self.saver = None
         if self.recorder:
@@ -280,7 +282,7 @@ class Training:
     def _leave(self) -> int:
         """Log where the run stopped; return the exit code."""
         if self.recorder:
-            self.recorder.put_state("stopped", self.step)
+            self.recorder.stopped(self.step)
             saved = f"at step {self.step} with a checkpoint" if self.step else "before the first step"
             logger.info("stopped %s; the same command resumes it", saved)
         return EXIT_REQUEUE
