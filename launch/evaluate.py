@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli.parser import add_device, as_typed, make_parser, positive, run_script
-from launch.sweeps.record import in_sweep
 from toolkit.errors import EXIT_OK
 from toolkit.rundir import RunDir
+from toolkit.rundir.sweep import in_sweep
 
 EXAMPLES = """\
   python launch/evaluate.py --run runs/demo/modernn-slots4-seed1-1a2b3c4d

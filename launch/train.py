@@ -12,13 +12,13 @@ from datetime import timedelta
 from pathlib import Path
 
 from launch.cli.parser import as_typed, make_parser, positive, run_script
-from launch.jobs.lock import claim
-from launch.sweeps.record import in_sweep
 from toolkit.config import RunConfig, load_config
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, ConfigError, PeerError, StoppedError
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
-from toolkit.train.heartbeat import clear_beats
+from toolkit.rundir.heartbeat import clear_beats
+from toolkit.rundir.lock import claim
+from toolkit.rundir.sweep import in_sweep
 from toolkit.train.signals import StopRequest
 
 EXAMPLES = """\

@@ -28,11 +28,12 @@ from shards.files import flush
 from shards.manifest import FrameSpec, Manifest
 from shards.recent import FRAME_OPTIONS
 from toolkit import __version__
+from toolkit.atomic import write_atomic
 from toolkit.card import model_card
 from toolkit.config import RunConfig, make_config
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel, build_model
-from toolkit.rundir import RunDir, write_atomic
+from toolkit.rundir import RunDir
 from toolkit.train.checkpoint import load_model
 
 EXPORT_VERSION = 1

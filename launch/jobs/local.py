@@ -17,8 +17,8 @@ from typing import Protocol
 import submitit
 from submitit.helpers import CommandFunction
 
-from launch.jobs import lock
 from launch.jobs.submitter import Job, JobCommand, JobState, Submitter, job_command
+from toolkit.rundir import lock
 
 NO_TIMEOUT_MIN = 10 * 365 * 24 * 60  # submitit's local default would end a job after two minutes
 WATCHERS = ".watching"  # <sweep>/.watching/HOST-PID, locked by each sweep.py that waits for jobs of this machine

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from toolkit.atomic import replacing, write_atomic
 from toolkit.config import RunConfig
 from toolkit.data.windows import open_windows
 from toolkit.distributed import World
@@ -28,7 +29,7 @@ from toolkit.evaluate.run import SINGLE, evaluate_model, sample_frames
 from toolkit.evaluate.table import ScoreTable, save_npz
 from toolkit.models.base import SequenceModel
 from toolkit.models.baselines import Persistence
-from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir, replacing, write_atomic
+from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir
 from toolkit.train.checkpoint import load_model
 from toolkit.wording import speed
 

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 import torch
 
 from shards.files import flush
+from toolkit.atomic import write_atomic
 from toolkit.errors import CheckpointError
-from toolkit.rundir import write_atomic
 from toolkit.train.checkpoint import (
     MANIFEST,
     Progress,

@@ -14,7 +14,7 @@ from pathlib import Path
 from toolkit import distributed
 from toolkit.config import load_config
 from toolkit.rundir import RunDir
-from toolkit.train.heartbeat import clear_beats
+from toolkit.rundir.heartbeat import clear_beats
 from toolkit.train.loop import train
 from toolkit.train.signals import StopRequest
 

@@ -21,7 +21,8 @@ from toolkit.device import set_arithmetic
 from toolkit.distributed import World
 from toolkit.errors import ConfigError
 from toolkit.models.base import Noise, build_model
-from toolkit.rundir import RunDir, read_lines
+from toolkit.rundir import RunDir
+from toolkit.rundir.metrics import read_lines
 from toolkit.train import checkpoint
 from toolkit.train.build import build_engine
 from toolkit.train.loss import Forward, Inputs, TrainingLoss

@@ -23,8 +23,8 @@ from tests.toolkit.train.test_engine import cut_back, plain_losses
 from tests.toolkit.train.warm import Warm
 from toolkit.config import load_config
 from toolkit.rundir import RunDir
+from toolkit.rundir.heartbeat import beats_of
 from toolkit.train import checkpoint
-from toolkit.train.heartbeat import beats_of
 
 QUICK = ("--set", "train.watchdog.step=4")
 
