@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             limit=arguments.limit,
             batch=arguments.batch,
             device=world.device,
-            say=lambda text: print(text, file=sys.stderr, flush=True),
         )
         print("\n".join(map(str, written)))
     finally:

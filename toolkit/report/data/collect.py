@@ -1,4 +1,4 @@
-"""Run directories -> records. All reading of what runs and evaluations wrote, frames and diagnoses excepted."""
+"""Read run directories into records: everything that runs and evaluations wrote, except frames and diagnoses."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from toolkit.rundir.sweep import RECORD_NAME, RecordedRun, read_record
 from toolkit.tree import flatten
 from toolkit.wording import first_line
 
-Facts = Mapping[str, Any]  # a result or a diagnosis as its JSON file says it
-Curve = tuple[tuple[int, float], ...]  # (step, value), steps rising
+Facts = Mapping[str, Any]  # the JSON file of a result or a diagnosis
+Curve = tuple[tuple[int, float], ...]  # (step, value), steps ascending
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class Result:
     split: str
     which: str
     data: Facts
-    samples: Path | None  # frames to show, where they were kept
+    samples: Path | None  # frames for figures, if they were kept
     folder: Path
 
     @property
     def table(self) -> Path:
-        """Its scores per sequence and lead time."""
+        """The file of scores per sequence and lead time."""
         return self.folder / f"{self.split}-{self.which}.table.npz"
 
     @property
     def comparable(self) -> str:
-        """Equal for results that may stand in one column: same protocol, data, split and task."""
+        """A key, equal for comparable results: same protocol, data, split and task."""
         keys = ("protocol", "split", "thresholds", "context", "horizon", "stride", "limit", "n")
         kept: dict[str, object] = {key: self.data.get(key) for key in keys}
         kept["protocol"] = {key: value for key, value in dict(self.data["protocol"]).items() if key != "text"}
@@ -48,15 +48,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a sweep, as far as it got.
+    """The record of one run of a sweep.
 
     Attributes:
-        name, group, seed, settings: as the sweep planned it; `group` is what seeds are aggregated over.
-        standing: `done`, `failed`, `running`, `interrupted`, `new`, or `missing` without a directory.
-        problem: why its scores are not in the tables, or None when they are.
-        elapsed_s: from the first to the last line of its log, waiting included.
-        rate: training sequences per second, as last logged.
-        peak_memory: bytes, of training's rank 0: allocated on its GPU, or the process's.
+        name, group, seed, settings: as planned by the sweep; seeds of one `group` are aggregated.
+        standing: `done`, `failed`, `running`, `interrupted`, `new`, or `missing` if there is no directory.
+        problem: why its scores are not in the tables; None if they are.
+        elapsed_s: from the first to the last line of its log, including time in the queue.
+        rate: training sequences per second, last logged value.
+        peak_memory: bytes, of rank 0 in training: allocated on the GPU, or resident memory of the process.
     """
 
     name: str
@@ -79,13 +79,13 @@ class Run:
 
     @property
     def scored(self) -> tuple[Result, ...]:
-        """Results that count: those of a finished run."""
+        """Results that are included: those of a finished run."""
         return self.results if self.problem is None else ()
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The runs of a report, in the order of the sweep, and how many others lie beside them."""
+    """The runs of a report in the order of the sweep, and the number of other run directories."""
 
     name: str
     folder: Path
@@ -101,11 +101,11 @@ def collect(folder: Path) -> Sweep:
     """Read a sweep directory, a folder of run directories, or one run directory.
 
     Raises:
-        ConfigError: nothing of that kind is there, or sweep.yaml can't be read.
-        ToolkitError: a result that can't be read.
+        ConfigError: no such directory, or sweep.yaml cannot be read.
+        ToolkitError: a result cannot be read.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; name a sweep's, for example runs/demo")
+        raise ConfigError(f"{folder}: no such folder; pass the folder of a sweep, for example runs/demo")
     if (folder / RECORD_NAME).exists():
         name, recorded = read_record(folder)
         runs = tuple(map(_read_run, recorded))
@@ -113,7 +113,7 @@ def collect(folder: Path) -> Sweep:
         return Sweep(name, folder, runs, sum(path.resolve() not in planned for path in _find_runs(folder)))
     found = _find_runs(folder)
     if not found:
-        raise ConfigError(f"{folder}: no sweep.yaml and no run directory below it; make runs with launch/sweep.py")
+        raise ConfigError(f"{folder}: no sweep.yaml and no run directory below it; start runs with launch/sweep.py")
     configs = [RunDir(path).config() for path in found]
     labels = _label_groups(configs)
     runs = tuple(
@@ -130,12 +130,12 @@ def _find_runs(folder: Path) -> list[Path]:
         folders.sort()
         if "config.yaml" in files:
             found.append(Path(parent))
-            folders.clear()  # a run holds a snapshot of the code, with configs in it
+            folders.clear()  # a run contains a snapshot of the code, including configs
     return found
 
 
 def _label_groups(configs: list[RunConfig]) -> list[str]:
-    """Names for runs that no sweep named: the model, and what differs from other runs of it, less the seed."""
+    """Return names for runs without a sweep: the model, and settings (except the seed) that differ between its runs."""
     flat = []
     for config in configs:
         values = flatten(config.identity())
@@ -183,7 +183,7 @@ def _read_run(recorded: RecordedRun) -> Run:
 def _problem(
     run: RunDir, standing: str, step: int | None, steps: int | None, results: tuple[Result, ...]
 ) -> str | None:
-    """Why a run doesn't count; scores of an unfinished training never do."""
+    """Return why a run is excluded, or None; scores of an unfinished training are always excluded."""
     if run.done:
         if results:
             return None
@@ -191,10 +191,10 @@ def _problem(
         why = f"failed: {first_line(failure)}" if failure else f"run launch/evaluate.py --run {run.path}"
         return f"trained, not evaluated ({why})"
     at = "" if step is None else f" at step {step:,}" + ("" if steps is None else f" of {steps:,}")
-    left_out = "; its scores are left out" if results else ""
+    excluded = "; its scores are excluded" if results else ""
     if standing == "failed":
-        return f"failed{at}: {first_line(run.failure() or 'no reason given')}{left_out}"
-    return f"{'not started' if standing == 'new' else standing}{at}{left_out}"
+        return f"failed{at}: {first_line(run.failure() or 'no reason given')}{excluded}"
+    return f"{'not started' if standing == 'new' else standing}{at}{excluded}"
 
 
 def _read_results(run: RunDir) -> list[Result]:
@@ -215,7 +215,7 @@ def _read_results(run: RunDir) -> list[Result]:
 
 
 def _read_metrics(path: Path) -> tuple[Curve, Curve, int | None, float | None, float | None]:
-    """(training loss, validation MSE, best step, elapsed seconds, sequences per second) of metrics.jsonl."""
+    """Return (training loss, validation MSE, best step, elapsed seconds, sequences per second) from metrics.jsonl."""
     train: dict[int, float] = {}
     val: dict[int, float] = {}
     best_step, times, rates = None, [], []
