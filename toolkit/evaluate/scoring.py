@@ -49,8 +49,8 @@ def threshold_codes(thresholds: Sequence[float], scale: Scale) -> list[int]:
         if not 0 < code <= scale.max_code:
             low, high = scale.offset, scale.offset + scale.gain * scale.max_code
             raise ConfigError(
-                f"eval.thresholds: {threshold:g} can't be told apart in this store, whose values are {low:g} to "
-                f"{high:g} {scale.unit}: choose eval.thresholds above the first and at most the second"
+                f"eval.thresholds: {threshold:g} is outside of this store, whose values are {low:g} to {high:g} "
+                f"{scale.unit}: choose eval.thresholds above the first and at most the second"
             )
         codes.append(code)
     return codes

@@ -88,8 +88,8 @@ def _spread(board: Board, rows: Sequence[GroupScores], groups: Sequence[str]) ->
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(figure, both)
         caption = (
-            "Mean over seeds, band: ± one sample standard deviation. For a reliable ensemble the lines coincide and the "
-            "ratio is 1."
+            "Mean over seeds, band: ± one sample standard deviation. For a reliable ensemble the lines coincide and "
+            "the ratio is 1."
         )
         return chart(figure, "Spread and skill of ensembles over lead time", caption)
 

@@ -135,8 +135,10 @@ def lead_figure(board: Board, groups: Sequence[str], which: str) -> Chart | None
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if place == 0:
                 legend(figure, axis)
-        caption = f"{CHECKPOINT_TITLES[which]}: mean over seeds, band: ± one sample standard deviation. "
+        caption = (
+            f"{CHECKPOINT_TITLES[which]}: mean over seeds, band: ± one sample standard deviation. "
             f"Dotted: {PERSISTENCE}."
+        )
         return chart(figure, "Scores over lead time, one line per model", caption)
 
 

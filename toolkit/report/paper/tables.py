@@ -127,7 +127,7 @@ def _fill(table: PaperTable, runs: _Runs) -> FilledTable:
 
 
 def paired_p(first: Mapping[int, float], second: Mapping[int, float]) -> float | None:
-    """Return the two-sided p of a paired t-test over common seeds; None below three, or if all differences are equal."""
+    """Return the two-sided p of a paired t-test over common seeds; None below three, or if differences are equal."""
     seeds = sorted(set(first) & set(second))
     a, b = (np.array([values[seed] for seed in seeds]) for values in (first, second))
     if len(seeds) < FEWEST_PAIRS or np.ptp(a - b) <= 1e-12 * np.abs(a - b).max():
@@ -183,8 +183,8 @@ class _Runs:
         known, by = self._comparable.setdefault(data, (result.comparable, run.name))
         if result.comparable != known:
             raise ToolkitError(
-                f"{run.name} and {by} are not comparable: protocol, store, split or task differ. Evaluate them with the "
-                f"same settings: python launch/evaluate.py --run {run.folder} --force"
+                f"{run.name} and {by} are not comparable: protocol, store, split or task differ. Evaluate them with "
+                f"the same settings: python launch/evaluate.py --run {run.folder} --force"
             )
         self.protocols.setdefault(data, set()).add(str(result.data["protocol"]["name"]))
         self._baseline.setdefault(data, result.data["persistence"])
@@ -219,7 +219,7 @@ def _score(found: Facts, column: Column) -> float | None:
 
 
 def _joined(results: list[Result], modes: tuple[str, ...]) -> dict[str, Any]:
-    """Compute overall scores if the sequences of each mode are scored by a separate result (in the order of `modes`)."""
+    """Compute overall scores if the sequences of each mode are in a separate result (in the order of `modes`)."""
     parts = [ScoreTable.load(result.table).only(mode) for result, mode in zip(results, modes, strict=True)]
     merged = parts[0]
     for part in parts[1:]:
