@@ -56,9 +56,10 @@ def measure(options: argparse.Namespace, policy: str, frames: int) -> dict[str, 
     import torch
 
     from shards.manifest import FrameSpec
+    from toolkit.checkpoint.weights import untrained_model
     from toolkit.config import make_config
-    from toolkit.device import set_arithmetic
-    from toolkit.models.base import Noise, Sampling, build_model
+    from toolkit.distributed.device import set_arithmetic
+    from toolkit.models.base import Noise, Sampling
     from toolkit.unroll import give_memory_back
 
     device = torch.device(options.device)
@@ -71,7 +72,7 @@ def measure(options: argparse.Namespace, policy: str, frames: int) -> dict[str, 
     sizes = {key: getattr(options, key) for key in ("layers", "hidden", "patch")}
     config = make_config({"model": {"name": options.model, **sizes}, "train": train}, "benchmark")
     set_arithmetic(config.train)
-    model = build_model(config, FrameSpec(1, options.size, options.size))
+    model = untrained_model(config, FrameSpec(1, options.size, options.size))
     model.to(device, torch.bfloat16 if options.precision == "bf16" else torch.float32)
     adam = torch.optim.Adam(model.parameters(), fused=True)
     batch = torch.rand(options.batch, frames, 1, options.size, options.size, device=device)

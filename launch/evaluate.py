@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch is imported late: --help and a mistyped path answer at once.
     run = RunDir(arguments.run)
     train = run.config().train
-    from toolkit import distributed
     from toolkit.analysis.job import analyse_after_evaluation
+    from toolkit.distributed.world import init_world
     from toolkit.evaluate.job import Request, check_which, evaluate_run
 
     which = tuple(name for name in arguments.which.split(",") if name)
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.force,
     )
 
-    world = distributed.init(train.model_copy(update={"device": arguments.device or train.device}))
+    world = init_world(train.model_copy(update={"device": arguments.device or train.device}))
     try:
         written = evaluate_run(run, request, world)
     finally:

@@ -19,9 +19,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from shards.manifest import FrameSpec
 from tests.toolkit.models.test_models import SMALL
 from tests.toolkit.train.conftest import torchrun
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import TrainConfig, make_config
 from toolkit.errors import ConfigError
-from toolkit.models.base import Noise, Sampling, StepModel, StepSequence, build_model
+from toolkit.models.base import Noise, Sampling, StepModel, StepSequence
 from toolkit.unroll import MORE_STATES, Checkpointing, OnHost, Schedule, covered, schedule_of, unroll
 
 LAYERS = {"checkpoint_layers": True}
@@ -211,7 +212,7 @@ def train_once(name: str, dtype: torch.dtype, frames: int, **train: Any) -> list
     """Gradients of one batch of 13x18 frames, with noise, scheduled sampling and a padded edge."""
     torch.manual_seed(3)
     config = make_config({"model": {"name": name, **SMALL[name]}, "train": train}, "test")
-    model = build_model(config, FrameSpec(1, 13, 18)).to(dtype)
+    model = untrained_model(config, FrameSpec(1, 13, 18)).to(dtype)
     batch, context = torch.rand(2, frames, 1, 13, 18), min(3, frames - 1)
     teacher = torch.rand(2, frames - 1 - context) < 0.5
     sum(model(batch, context, Sampling(teacher, Noise([5, 6]))).losses.values()).backward()
@@ -265,7 +266,7 @@ STEP_MODELS = [name for name in SMALL if name not in ("trajgru", "svg_lp", "simv
 def test_every_layer_is_recomputed_by_itself(name: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All layers of all step models are run through `layer`, and no more often than steps are without it."""
     config = make_config({"model": {"name": name, **SMALL[name]}, "train": {"checkpointing": policy, **LAYERS}}, "test")
-    model = build_model(config, FrameSpec(1, 8, 8))
+    model = untrained_model(config, FrameSpec(1, 8, 8))
     assert isinstance(model, StepSequence)
     calls = 0
 

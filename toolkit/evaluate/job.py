@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.atomic import replacing, write_atomic
+from toolkit.checkpoint.weights import load_model
 from toolkit.config import RunConfig
 from toolkit.data.windows import open_windows
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
 from toolkit.evaluate.ensemble import Ensemble
 from toolkit.evaluate.perceptual import load_lpips
@@ -31,7 +32,6 @@ from toolkit.evaluate.table import ScoreTable, save_npz
 from toolkit.models.base import SequenceModel
 from toolkit.models.baselines import Persistence
 from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir
-from toolkit.train.checkpoint import load_model
 from toolkit.wording import count, duration, speed
 
 logger = logging.getLogger(__name__)

@@ -20,9 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from shards.manifest import FrameSpec
 from tests.toolkit.models.test_models import SMALL
 from tests.toolkit.train.conftest import torchrun
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.errors import ConfigError, ToolkitError
-from toolkit.models.base import Noise, Sampling, SequenceModel, build_model
+from toolkit.models.base import Noise, Sampling, SequenceModel
 from toolkit.train import deferred
 from toolkit.train.deferred import DeferredGradients, _layout_for
 
@@ -49,7 +50,7 @@ class Kernels(TorchDispatchMode):
 def model_of(name: str, dtype: torch.dtype = torch.float64, train: dict | None = None, **options: Any) -> SequenceModel:
     torch.manual_seed(0)
     settings = {"name": name, **EVERY[name], **options}
-    model = build_model(make_config({"model": settings, "train": train or {}}, "test"), FrameSpec(1, 12, 12))
+    model = untrained_model(make_config({"model": settings, "train": train or {}}, "test"), FrameSpec(1, 12, 12))
     with torch.no_grad():  # what starts at zero holds back the gradients of what lies before it
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))

@@ -15,12 +15,13 @@ import torch
 
 from shards import open_store
 from tests.toolkit.train.conftest import ROOT, Train, one_thread, torchrun
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import RunConfig, load_config
 from toolkit.data.batches import Share, read_batches
 from toolkit.data.windows import WindowSet, to_unit
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
-from toolkit.models.base import Sampling, build_model
+from toolkit.models.base import Sampling
 from toolkit.rundir import RunDir
 from toolkit.train.deepspeed_settings import check_precision, deepspeed_config, share_of
 from toolkit.train.memory import is_shortage, remedies
@@ -40,8 +41,8 @@ def plain_losses(
     store = open_store(config.data.store)
     windows = WindowSet(store, "train", config.data.context + config.data.horizon, 1)
     torch.manual_seed(config.seed)
-    model = build_model(config, store.manifest.frames)
-    work = build_model(config, store.manifest.frames).bfloat16() if bf16 else model
+    model = untrained_model(config, store.manifest.frames)
+    work = untrained_model(config, store.manifest.frames).bfloat16() if bf16 else model
     adam = torch.optim.Adam(model.parameters(), lr=cfg.lr, betas=cfg.betas)
     if late:
         for parameter in model.parameters():
@@ -306,16 +307,17 @@ def test_what_cannot_be_computed_is_refused_at_the_start(tiny_config: Path, monk
 SHORTAGE = """
 import resource, sys, torch
 from shards.manifest import FrameSpec
-from toolkit import distributed
+from toolkit.distributed.world import init_world
 from toolkit.config import make_config
 from toolkit.errors import MemoryShortageError
-from toolkit.models.base import Sampling, build_model
+from toolkit.checkpoint.weights import untrained_model
+from toolkit.models.base import Sampling
 from toolkit.train.build import build_engine
 
-world = distributed.init(group=True)
+world = init_world(group=True)
 tree = {"model": {"name": "modernn", "hidden": 16}, "train": {"checkpointing": sys.argv[1]}}
 config = make_config(tree, "test")
-engine = build_engine(build_model(config, FrameSpec(1, 64, 64)), config, world, None)
+engine = build_engine(untrained_model(config, FrameSpec(1, 64, 64)), config, world, None)
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 200 * 2**20,) * 2)
 frames = torch.rand(8, 20, 1, 64, 64)
