@@ -73,7 +73,7 @@ def _measure() -> int:
     """Make the table anew, but for what it holds of the code as it is; written as it grows, so it can be cut short."""
     wanted = {costs.key_of(config, 1): config for config in shipped()}
     kept = ((key, costs.table().get(key)) for key in wanted)
-    entries = {key: entry for key, entry in kept if entry and not costs.is_old(wanted[key], entry)}
+    entries = {key: entry for key, entry in kept if entry and not costs.is_outdated(wanted[key], entry)}
     missing = [key for key in wanted if key not in entries]
     costs.write_table(entries)
     for key, entry in zip(missing, costs.measured([wanted[key] for key in missing], 1), strict=True):

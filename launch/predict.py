@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import shlex
 import sys
@@ -17,6 +18,9 @@ from launch.export import checkpoint_name
 from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import RunDir
 from toolkit.signals import StopRequest
+from toolkit.wording import count
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from shards.recent import Archive, Frame
@@ -157,12 +161,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_picture(picture, arguments.overwrite)
     task = _task(arguments, (output, *arguments.picture), stamped)
     trained = task.trained
-    print(f"{arguments.checkpoint}: {trained.title}", file=sys.stderr)
+    logger.info("%s: %s", arguments.checkpoint, trained.title)
     _check_source(arguments, trained, argv)
-    look = partial(open_archive, arguments.input, trained.archive, options, arguments.source)
+    open_now = partial(open_archive, arguments.input, trained.archive, options, arguments.source)
     if arguments.watch:
-        return _watch(task, look, stop, arguments)
-    archive = look()
+        return _watch(task, open_now, stop, arguments)
+    archive = open_now()
     _make(task, archive, archive.series(arguments.at)[-1])
     return EXIT_OK
 
@@ -218,13 +222,13 @@ def _make(task: Task, archive: Archive, frame: Frame) -> None:
     step = (trained.step_seconds or archive.description.step_seconds) if frame.time is not None else None
     frames = archive.up_to(frame, trained.config.data.context, step)
     size = by((archive.description.frames.height, archive.description.frames.width))
-    print(f"{archive.where}: {len(frames)} frames of {size}, {frames[0]} to {frames[-1]}", file=sys.stderr)
+    logger.info("%s: %s of %s, %s to %s", archive.where, count(len(frames), "frame"), size, frames[0], frames[-1])
     forecast = make_forecast(trained, archive, frames, request)
     truth = None
     if task.verify:
         following = archive.following(frame, request.lead, step)
         if not following:
-            raise ConfigError(f"--verify: nothing follows {frame} in {archive.where}: name an earlier moment with --at")
+            raise ConfigError(f"--verify: no frame follows {frame} in {archive.where}: pass an earlier time with --at")
         truth = forecast.recoded(archive, following)
         print(as_text(forecast, truth))
     for picture in pictures:
@@ -233,20 +237,19 @@ def _make(task: Task, archive: Archive, frame: Frame) -> None:
     print("\n".join(str(path) for path in (data, *pictures)), flush=True)
 
 
-def _watch(task: Task, look: partial[Archive], stop: StopRequest, arguments: argparse.Namespace) -> int:
+def _watch(task: Task, open_now: partial[Archive], stop: StopRequest, arguments: argparse.Namespace) -> int:
     from toolkit.forecast.watch import Watch
 
     watch = Watch(
-        look=look,
+        open_archive=open_now,
         make=lambda archive, frame: _make(task, archive, frame),
-        written=lambda frame: task.paths(frame)[0].exists(),
-        stop=lambda: bool(stop),
-        say=lambda text: print(text, file=sys.stderr, flush=True),
+        is_written=lambda frame: task.paths(frame)[0].exists(),
+        should_stop=lambda: bool(stop),
         every=arguments.every,
         patience=arguments.patience,
     )
     made = watch.run()
-    print(f"{stop.name}: ended after {made} forecasts", file=sys.stderr)
+    logger.info("%s: stopped after %s", stop.name, count(made, "forecast"))
     return EXIT_OK
 
 

@@ -1,6 +1,6 @@
-"""Configs as plain trees: read from YAML with their bases, laid over one another, written. Nothing is checked here.
+"""Configs as plain trees: read from YAML with their bases, merged, written. Values are not validated here.
 
-How files, bases and `--set` go together is said in toolkit/config.py.
+Precedence of files, bases and `--set`: toolkit/config.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def read_tree(path: str | Path) -> dict[str, object]:
-    """The merged mapping of a YAML file and its bases, unchecked."""
+    """Return the merged mapping of a YAML file and its bases, not validated."""
     return _read(find_config(Path(path)), trail=())
 
 
@@ -48,7 +48,7 @@ def _read(path: Path, trail: tuple[Path, ...]) -> dict[str, object]:
 
 
 def merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
-    """`over` laid on `base`: mappings key by key, all else replaced; another model's section starts anew."""
+    """Merge `over` into `base`: mappings key by key, other values replaced; a different model replaces the section."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
@@ -61,7 +61,7 @@ def merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, o
 
 
 def with_overrides(tree: Mapping[str, object], overrides: Iterable[str]) -> dict[str, object]:
-    """Lay `a.b=value` settings on a tree; the value is YAML (`1e-4`, `[a, b]`, `null`)."""
+    """Apply `a.b=value` settings to a tree; the value is YAML (`1e-4`, `[a, b]`, `null`)."""
     result = dict(tree)
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -76,14 +76,14 @@ def with_overrides(tree: Mapping[str, object], overrides: Iterable[str]) -> dict
 
 
 def nested(key: str, value: Any) -> dict[str, object]:
-    """{'a': {'b': value}} for 'a.b'."""
+    """Return {'a': {'b': value}} for 'a.b'."""
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)
 
 
 def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """{'a.b': value} for {'a': {'b': value}}; an empty mapping stays a value."""
+    """Return {'a.b': value} for {'a': {'b': value}}; an empty mapping is kept as a value."""
     flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
@@ -94,5 +94,5 @@ def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 
 def to_yaml(tree: Mapping[str, object]) -> str:
-    """Plain values as YAML, keys in their order."""
+    """Write plain values as YAML, keeping the order of keys."""
     return str(yaml.dump(dict(tree), Dumper=_DUMPER, sort_keys=False, allow_unicode=True))

@@ -29,7 +29,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def as_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The table taken for one of the code as it is, so that nothing is measured."""
-    monkeypatch.setattr(costs, "is_old", lambda *_: False)
+    monkeypatch.setattr(costs, "is_outdated", lambda *_: False)
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
@@ -50,7 +50,7 @@ def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     tight = str((totals["none", 1] - 1) / 0.9 / 2**30)
     assert planned(capsys, *DEMO, "--gpu-memory", tight)["recommended"]["policy"].startswith("step")
     assert plan.main([*DEMO, "--gpu-memory", "0.001"]) == 0
-    assert "nothing fits: the least is" in capsys.readouterr().out
+    assert "out of memory: the smallest is" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("as_measured")
@@ -123,7 +123,7 @@ def test_a_sweep_foresees_its_hours(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_neither_torch_nor_numpy_is_imported(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path[0] = 'launch'; from launch import plan; from toolkit.plan import cost; "
-        "cost.is_old = lambda *_: False; "
+        "cost.is_outdated = lambda *_: False; "
         f"assert plan.main({[*DEMO]!r}) == 0; "
         "heavy = {'torch', 'deepspeed', 'numpy'} & set(sys.modules); assert not heavy, heavy"
     )
