@@ -16,7 +16,7 @@ PROFILES = PACKAGE / "profiles" if CHECKOUT is None else CHECKOUT / "slurm" / "p
 
 
 def find_config(path: Path, folder: Path | None = None) -> Path:
-    """The file that somebody means by `path`.
+    """Return the config file that `path` refers to.
 
     Args:
         path: as it was typed, or written under `base:`.
@@ -35,7 +35,7 @@ def find_config(path: Path, folder: Path | None = None) -> Path:
 
 
 def instead_of(path: Path) -> str:
-    """What a message says of a YAML file that isn't there: what its folder holds, and what may have been meant."""
+    """Describe alternatives to a missing YAML file: the files in its folder, and the most similar name."""
     beside = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))[:12]) or "no YAML file"
     text = f"That folder holds: {beside}" if path.parent.is_dir() else f"There is no folder {path.parent} either"
     ours = ["configs/" + file.relative_to(CONFIGS).as_posix() for file in sorted(CONFIGS.rglob("*.yaml"))]

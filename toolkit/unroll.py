@@ -151,7 +151,7 @@ def unroll(
         return torch.where(known, frames[:, t], previous)
 
     def span(part: Schedule, t: int, previous: Tensor | None, state: Any, outermost: bool) -> tuple[list[Tensor], Any]:
-        """The predictions of one part of the schedule, whose first step is t, and the state after it."""
+        """Return the predictions of one part of the schedule, which starts at step t, and the state after it."""
         out: list[Tensor] = []
         if isinstance(part, int):
             for at in range(t, t + part):
@@ -174,7 +174,7 @@ def unroll(
 
 
 def schedule_of(policy: str, steps: int) -> Schedule:
-    """What is recomputed as one under a policy."""
+    """Return the parts that a policy recomputes together."""
     if policy == "none":
         return steps
     if policy == "step":

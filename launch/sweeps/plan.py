@@ -123,8 +123,8 @@ def estimate(items: Sequence[Item], tflops: float | None, ranks: int) -> tuple[l
     text = f"{count(len(planned), 'run')} to do: {effort}"
     if len(known) < len(planned):
         text += (
-            f", and {count(len(planned) - len(known), 'run')} unknown: nothing like them has run; make their stores "
-            "and say --tflops, what a rank reaches"
+            f", and {count(len(planned) - len(known), 'run')} unknown: no comparable run to estimate from; create "
+            "their stores and pass --tflops per rank"
         )
     return hours, text
 

@@ -87,7 +87,7 @@ def test_what_is_not_in_the_table_is_measured_once(capsys: pytest.CaptureFixture
     assert planned(capsys, *DEMO, *small) == first
     monkeypatch.setattr(costs, "code_digest", lambda _: "other code")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert planned(capsys, *DEMO, *small) == {**first, "old": True}
+    assert planned(capsys, *DEMO, *small) == {**first, "outdated": True}
 
 
 def test_models_without_parameters(capsys: pytest.CaptureFixture[str]) -> None:

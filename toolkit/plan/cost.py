@@ -207,8 +207,8 @@ def get(config: RunConfig, channels: int) -> Cost:
         if known:
             return known
         raise CostError(
-            f"{config.model.name} with these options is not in {TABLE.name}, and torch, which is needed to measure it, "
-            f"is not installed: run the same command where torch is installed, then copy its cache ({cache_folder()}) to "
+            f"{config.model.name} with these options is not in {TABLE.name}, and torch, needed to measure it, is not "
+            f"installed: run the same command where torch is installed, then copy its cache ({cache_folder()}) to "
             "this machine"
         )
     (entry,) = measured([config], channels)
