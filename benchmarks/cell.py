@@ -64,7 +64,9 @@ def prepare(options: argparse.Namespace, form: str) -> tuple[Any, Any, Any]:
     device = torch.device(options.device)
     torch.manual_seed(0)
     tree = {"name": options.model, "layers": options.layers, "hidden": options.hidden}
-    config = make_config({"model": tree, "train": {"checkpointing": policy[0] if policy else "none"}}, "benchmark")
+    config = make_config(
+        {"model": tree, "train": {"activation_checkpointing": {"policy": policy[0] if policy else "none"}}}, "benchmark"
+    )
     master = untrained_model(config, FrameSpec(1, options.size, options.size))
     assert isinstance(master, StepSequence)
     if kind == "plain":
@@ -210,7 +212,7 @@ def child(options: argparse.Namespace, task: str, model: str, form: str = "") ->
 
 
 def run_child(text: str) -> None:
-    from toolkit.config import TrainConfig
+    from toolkit.config_sections import TrainConfig
     from toolkit.distributed.device import set_arithmetic
 
     set_arithmetic(TrainConfig())  # fp32 is fp32 on a GPU too, in every form and in the roof

@@ -54,7 +54,9 @@ class Bench:
         self.savers = {
             kind: Saver(
                 folder / kind,
-                config.train.model_copy(update={"async_checkpoint": kind == "async"}),
+                config.train.model_copy(
+                    update={"checkpoint": config.train.checkpoint.model_copy(update={"async_save": kind == "async"})}
+                ),
                 config.hash8(),
                 lambda text: None,
             )
@@ -91,7 +93,7 @@ def measure(hidden: int, options: argparse.Namespace, folder: Path, world: World
     """One row: a model of this width."""
     tree = {
         "model": {"name": "modernn", "hidden": hidden},
-        "train": {"batch": options.batch, "checkpoint_every": options.every, "graph": "off"},
+        "train": {"batch": options.batch, "checkpoint": {"every": options.every}, "graph": "off"},
     }
     bench = Bench(make_config(tree, "benchmark"), options.frames, folder, world)
     bench.block("none", 2)
@@ -155,7 +157,7 @@ def main() -> int:
     parser.add_argument("--hidden", default="64,192", help="widths of ModeRNN's four layers (default 64,192)")
     parser.add_argument("--batch", type=int, default=1, help="sequences per step (default 1)")
     parser.add_argument("--frames", type=int, default=6, help="per sequence (default 6)")
-    parser.add_argument("--every", type=int, default=2000, help="train.checkpoint_every of the shares (default 2000)")
+    parser.add_argument("--every", type=int, default=2000, help="train.checkpoint.every of the shares (default 2000)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", type=Path, help="where to write checkpoints (default: a temporary folder)")
     parser.add_argument("--out", type=Path, help="where to write the report (default: beside this file)")

@@ -6,11 +6,12 @@
     python benchmarks/unroll.py --frames 20 --policies none step+layers --steps 5
 
 Each point is a fresh process: forward, backward and Adam of the paper's model (4 x 64, N = 4). The peak is that of the
-whole process (CPU: resident set; CUDA: allocated). Policies have the names of `train.checkpointing`; `+layers` and
-`+offload` stand for `train.checkpoint_layers` and `train.offload_states`. Gradients are compared bit for bit with those
-of the first policy at the same T: a difference ends in exit code 1 where equality is promised, which on a GPU is with
---deterministic. On a CPU seconds are those of the processors, summed over threads: other work on the
-machine disturbs them less than the clock's. Says at the start how many it will take; writes unroll-..., .json and .png
+whole process (CPU: resident set; CUDA: allocated). Policies have the names of
+`train.activation_checkpointing.policy`; `+layers` and `+offload` stand for `per_layer` and `offload` of the same
+section. Gradients are compared bit for bit with those of the first policy at the same T: a difference ends in exit code
+1 where equality is promised, which on a GPU is with --deterministic. On a CPU seconds are those of the processors,
+summed over threads: other work on the machine disturbs them less than the clock's. Says at the start how many it will
+take; writes unroll-..., .json and .png
 (unroll-large-... for --large) after every point.
 """
 
@@ -67,8 +68,8 @@ def measure(options: argparse.Namespace, policy: str, frames: int) -> dict[str, 
     name, *extras = policy.split("+")
     if device.type == "cpu" and "layers" in extras:  # as in training
         give_memory_back()
-    train = {"checkpointing": name, "checkpoint_layers": "layers" in extras, "offload_states": "offload" in extras}
-    train["deterministic"] = options.deterministic
+    way = {"policy": name, "per_layer": "layers" in extras, "offload": "offload" in extras}
+    train = {"activation_checkpointing": way, "deterministic": options.deterministic}
     sizes = {key: getattr(options, key) for key in ("layers", "hidden", "patch")}
     config = make_config({"model": {"name": options.model, **sizes}, "train": train}, "benchmark")
     set_arithmetic(config.train)

@@ -65,7 +65,7 @@ def worker(options: argparse.Namespace) -> None:
         "train": {
             "batch": RANKS * options.batch,
             "precision": options.precision,
-            "checkpointing": options.checkpointing,
+            "activation_checkpointing": {"policy": options.checkpointing},
             "graph": "off",
             **STAGES[options.stage],
         },

@@ -22,9 +22,8 @@ logger = logging.getLogger(__name__)
 def untrained_model(config: RunConfig, shape: FrameSpec) -> SequenceModel:
     """Return the untrained model of a run's config, for frames of a shape; draws from torch's global generator."""
     train = config.train
-    checkpointing = Checkpointing(
-        train.checkpointing, train.checkpoint_layers, train.offload_states, train.checkpointing_backend
-    )
+    asked = train.activation_checkpointing
+    checkpointing = Checkpointing(asked.policy, asked.per_layer, asked.offload, asked.backend)
     return build_model(config.model, shape, checkpointing, train.loss_frames, config.data.horizon)
 
 

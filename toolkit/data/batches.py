@@ -195,6 +195,6 @@ def _from_readers(batches: Iterator[Batch], workers: int) -> Iterator[Batch]:
             how = str(error) or type(error).__name__
             raise ToolkitError(
                 f"one of the {workers} reader processes died ({how}): probably killed by the out-of-memory killer. "
-                "Run it again, with fewer data.workers if memory is short"
+                "Run it again, with fewer data.num_workers if memory is short"
             ) from None
         yield batch

@@ -1,4 +1,4 @@
-"""Ensembles: how N forecasts of a sequence are reduced to the one that is scored (`eval.samples`, `eval.select`).
+"""Ensembles: how N forecasts of a sequence are reduced to the one that is scored (`eval.ensemble_size`, `eval.select`).
 
     mean    the ensemble mean, pixel by pixel
     best    "best of N" (SVG: N = 100). One member per sequence is selected: the one whose score in the protocol's

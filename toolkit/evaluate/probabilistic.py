@@ -184,7 +184,7 @@ def _room(shape: tuple[int, ...]) -> NDArray[np.float32]:
             return np.memmap(file, np.float32, mode="r+", shape=shape)
     except OSError as error:
         raise ToolkitError(
-            f"eval.samples {shape[0]}: the members of a batch take {needed / 1e9:.1f} GB, which "
+            f"eval.ensemble_size {shape[0]}: the members of a batch take {needed / 1e9:.1f} GB, which "
             f"{tempfile.gettempdir()} cannot hold ({error.strerror}): set TMPDIR to a larger file system, or reduce "
             "--batch (eval.batch)"
         ) from None

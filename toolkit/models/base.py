@@ -87,7 +87,7 @@ class SequenceModel(nn.Module, ABC):
 
     Attributes:
         checkpointing: what is recomputed backward. Models without a step say what they recompute under any policy but
-            `none`, and for `checkpoint_layers`.
+            `none`, and for `per_layer`.
         stochastic: forecasts under a generator differ from one another; False: an ensemble has equal members.
         loss_frames: `train.loss_frames`; models that predict the horizon only have no other frames in their loss.
         horizon: frames that `predict` gives unless told: those of the training.
@@ -178,7 +178,7 @@ class StepModel(nn.Module, ABC):
         """
 
     def layer(self, cell: Callable[..., Result], *args: Any) -> Result:
-        """cell(*args), one layer of a step; under `train.checkpoint_layers` it is recomputed by itself."""
+        """cell(*args), one layer of a step; under `activation_checkpointing.per_layer` it is recomputed by itself."""
         return self.checkpointing.run_layer(cell, *args)
 
     @abstractmethod

@@ -20,7 +20,10 @@ from toolkit.models.conv_tt_lstm import ConvTTLSTMCell
 def built(checkpointing: str = "none", **options) -> StepSequence:
     torch.manual_seed(0)
     small = {"layers": 2, "hidden": 2, "kernel": 3, "rank": 3, "patch": 2}
-    tree = {"model": {"name": "conv_tt_lstm", **small, **options}, "train": {"checkpointing": checkpointing}}
+    tree = {
+        "model": {"name": "conv_tt_lstm", **small, **options},
+        "train": {"activation_checkpointing": {"policy": checkpointing}},
+    }
     return untrained_model(make_config(tree, "test"), FrameSpec(1, 10, 12))
 
 

@@ -18,7 +18,7 @@ from toolkit.models.mim import MIM
 def built(checkpointing: str = "none", **options) -> StepSequence:
     torch.manual_seed(0)
     options = {"name": "mim", "layers": 3, "hidden": 4, "kernel": 3, "patch": 2, **options}
-    config = make_config({"model": options, "train": {"checkpointing": checkpointing}}, "test")
+    config = make_config({"model": options, "train": {"activation_checkpointing": {"policy": checkpointing}}}, "test")
     model = untrained_model(config, FrameSpec(1, 10, 12))
     with torch.no_grad():  # MIM-N starts at +-0.001 and peepholes at 0: too small to show a fault
         for p in model.parameters():

@@ -40,7 +40,8 @@ SU = {"layers": 3, "hidden": 16, "blocks": [2, 3, 3, 2], "skip": 2, "patch": 1} 
 
 
 def config_of(name: str, **options) -> RunConfig:
-    train = {key: options.pop(key) for key in ("checkpointing", "loss_frames") if key in options}
+    train = {key: options.pop(key) for key in ("loss_frames",) if key in options}
+    train["activation_checkpointing"] = {"policy": options.pop("checkpointing", "none")}
     return make_config({"model": {"name": name, **SMALL.get(name, {}), **options}, "train": train}, "test")
 
 

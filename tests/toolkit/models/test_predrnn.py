@@ -20,7 +20,9 @@ SIZE = FrameSpec(1, 10, 12)
 def built(checkpointing: str = "none", shape: FrameSpec = SIZE, **options) -> StepSequence:
     torch.manual_seed(0)
     model = {"name": "predrnn", "layers": 3, "hidden": 4, "kernel": 3, "patch": 2, **options}
-    return untrained_model(make_config({"model": model, "train": {"checkpointing": checkpointing}}, "test"), shape)
+    return untrained_model(
+        make_config({"model": model, "train": {"activation_checkpointing": {"policy": checkpointing}}}, "test"), shape
+    )
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])

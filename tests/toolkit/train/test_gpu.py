@@ -76,7 +76,11 @@ def test_deterministic_gradients_are_equal_to_the_last_bit(name: str, dtype: tor
         ["train.precision=bf16"],
         ["train.tf32=true"],
         ["train.compile=default"],
-        ["train.checkpointing=recursive", "train.checkpoint_layers=true", "train.offload_states=true"],
+        [
+            "train.activation_checkpointing.policy=recursive",
+            "train.activation_checkpointing.per_layer=true",
+            "train.activation_checkpointing.offload=true",
+        ],
     ],
 )
 def test_training_on_the_device(tiny_config: Path, tmp_path: Path, settings: list[str]) -> None:
@@ -97,7 +101,11 @@ def test_two_deterministic_runs_end_in_the_same_bits(tiny_config: Path, tmp_path
 @pytest.mark.timeout(180)
 def test_a_graphed_step_trains_as_deepspeeds_does(tmp_path: Path) -> None:
     """Every form of it, on a grid as large as attention's tiles; a replay is given other inputs each time."""
-    settings = [{}, {"micro_batch": 2, "clip": 0.01}, {"checkpointing": "step", "checkpoint_layers": True}]
+    settings = [
+        {},
+        {"micro_batch": 2, "clip": 0.01},
+        {"activation_checkpointing": {"policy": "step", "per_layer": True}},
+    ]
     settings += [{"defer_weight_gradients": "off"}, {"sampling": {"start": 0.5, "slope": 0.0}}]
     cases = [
         {"model": small(name), "train": {**train, "precision": precision}, "steps": 8, "size": 64}
