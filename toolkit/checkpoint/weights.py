@@ -76,7 +76,7 @@ def _step_of(run: RunDir, which: str) -> int:
     latest, there = pointed(folder, "latest"), steps_in(folder)
     if latest is None and not there:
         if run.standing() == "running":
-            raise ConfigError(f"{folder}: no checkpoint yet, and its training goes on: wait for the first one")
+            raise ConfigError(f"{folder}: no checkpoint yet, training is still running: wait for the first one")
         raise ConfigError(f"{folder}: no checkpoint; train first: python launch/train.py --run {run.path}")
     last = max([*there, *([latest] if latest is not None else [])])
     if latest != last:
