@@ -38,7 +38,7 @@ TERMS = {
     r"\bwhat a run tells\b": "metrics logging",
     r"\bvouch(?:es|ed)?\b": "check",
     r"\bthe \d+\. of (?:this|that|the) run\b": "the first in this run",
-    r"(?<![\d.,:-])(?<!- )1 (?:runs|ranks|windows|samples|sequences|frames|seeds|jobs|nodes|steps)\b": "count()",
+    r"(?<![\w.,:-])(?<!- )1 (?:runs|ranks|windows|samples|sequences|frames|seeds|jobs|nodes|steps)\b": "count()",
     r"\bby its paper's text\b": "from the paper",
     r"\bchose nothing\b": "never used for model selection",
     r"\bthe house\b|\bbeside others\b|\btake it for\b": "repository layout, comparison, best suited for",
@@ -62,9 +62,8 @@ NAMES = {
 }  # fmt: skip
 # Not clean yet: files and folders.
 LATER = (
-    "configs", "launch", "shards", "slurm/profiles", "toolkit/card.py", "toolkit/checkpoint", "toolkit/config.py",
-    "toolkit/device.py", "toolkit/distributed", "toolkit/distributed.py", "toolkit/export.py", "toolkit/models",
-    "toolkit/rundir", "toolkit/shipped.py", "toolkit/signals.py", "toolkit/train", "toolkit/unroll.py",
+    "launch", "shards", "toolkit/checkpoint", "toolkit/config.py", "toolkit/config_sections.py",
+    "toolkit/distributed/world.py", "toolkit/rundir", "toolkit/signals.py", "toolkit/train",
 )  # fmt: skip
 CODE = sorted(file for package in ("launch", "shards", "toolkit") for file in (ROOT / package).rglob("*.py"))
 
@@ -133,7 +132,7 @@ def test_names_are_standard_terms() -> None:
         for file in CODE
         if not is_later(file)
         for line, name in defined_names(file)
-        if name in NAMES
+        if name in NAMES and not (name in ("together", "whole") and file.is_relative_to(ROOT / "shards"))
     ]
     assert not wrong, "\n".join(wrong)
 

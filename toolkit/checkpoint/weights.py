@@ -28,7 +28,7 @@ def untrained_model(config: RunConfig, shape: FrameSpec) -> SequenceModel:
 
 
 def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceModel, int]:
-    """A trained model in evaluation mode, in fp32, and the step that its weights are from (0 where there are none).
+    """Return a trained model in evaluation mode, in fp32, and the step of its weights (0 if there are none).
 
     Args:
         which: `last`, `best` (the best validation score; without validation the last) or a step number.
@@ -61,7 +61,7 @@ def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceM
 
 
 def _step_of(run: RunDir, which: str) -> int:
-    """The step meant by `last`, `best` or a number. A pointer that names nothing is told and not followed."""
+    """Return the step of `last`, `best` or a number. A pointer to a missing checkpoint is reported and not followed."""
     folder = run.checkpoints
     if which not in ("best", "last"):
         return int(which)
