@@ -1,4 +1,4 @@
-"""What a run will need, before it is started: memory by policy and micro-batch, communication, hours. Without torch."""
+"""Resource estimate of a run: memory by policy and micro-batch, communication, hours. Does not import torch."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ EXAMPLES = """\
   python launch/plan.py --config configs/mixed-moving-mnist.yaml --frames 1x64x64 --gpu-memory 80
   python launch/plan.py --config configs/radar.yaml --frames 1x384x384 --nodes 2 --gpus-per-node 4 --gpu-memory 80
   python launch/plan.py --config configs/radar.yaml --set model.patch=4 --frames 1x384x384 --tflops 40
-  python launch/plan.py --run runs/demo/NAME              # with the rate that the run has had
+  python launch/plan.py --run runs/demo/NAME              # with the measured rate of the run
   python launch/plan.py --config configs/demo.yaml --frames 1x32x32 --json
-  python launch/plan.py --measure                         # the table of shipped configs anew (needs torch; minutes)"""
+  python launch/plan.py --measure                         # regenerate the table (needs torch; minutes)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def shipped() -> list[RunConfig]:
-    """What the table holds: configs, models, ModeRNN with 1 to 5 slots and in bf16, the runs of every sweep."""
+    """Return the configs of the table: configs, models, ModeRNN with 1 to 5 slots and in bf16, runs of all sweeps."""
     found: dict[str, RunConfig] = {}
 
     def add(config: RunConfig) -> None:
@@ -70,7 +70,7 @@ def shipped() -> list[RunConfig]:
 
 
 def _measure() -> int:
-    """Make the table anew, but for what it holds of the code as it is; written as it grows, so it can be cut short."""
+    """Regenerate missing and outdated entries of the table; it is written after each, so this can be stopped."""
     wanted = {costs.key_of(config, 1): config for config in shipped()}
     kept = ((key, costs.table().get(key)) for key in wanted)
     entries = {key: entry for key, entry in kept if entry and not costs.is_outdated(wanted[key], entry)}
@@ -97,7 +97,7 @@ def _config(options: argparse.Namespace) -> RunConfig:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = make_parser("plan.py", "Say what a run will need: memory, communication, time.", EXAMPLES)
+    parser = make_parser("plan.py", "Estimate the resources of a run: memory, communication, time.", EXAMPLES)
     parser.add_argument("--config", metavar="FILE", help="a config file")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a config value")
     parser.add_argument(
@@ -116,7 +116,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--tflops", type=float, metavar="N", help="TFLOP/s that one rank reaches (--profile-steps tells)"
     )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
-    parser.add_argument("--measure", action="store_true", help="make the table of shipped configs anew (needs torch)")
+    parser.add_argument("--measure", action="store_true", help="regenerate the table of shipped configs (needs torch)")
     return parser.parse_args(arguments)
 
 

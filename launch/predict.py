@@ -54,7 +54,7 @@ class Task:
     verify: bool
 
     def paths(self, frame: Frame) -> tuple[Path, ...]:
-        """The files of the forecast that begins with a frame."""
+        """Return the files of the forecast for a frame."""
         stamp = re.sub("[@/.]", "-", str(frame)) if frame.time is None else f"{frame.time:%Y%m%dT%H%M%SZ}"
         return tuple(
             path.with_name(f"{path.stem}-{stamp}{path.suffix}") if stamped else path
@@ -63,7 +63,7 @@ class Task:
 
 
 def _split(argv: Sequence[str] | None) -> tuple[list[str], int]:
-    """The words of the command line, and where the options of the source begin: at a lone `--`."""
+    """Return the arguments of the command line, and the index of a separate `--`, where options of the source begin."""
     words = list(sys.argv[1:] if argv is None else argv)
     return words, words.index("--") if "--" in words else len(words)
 

@@ -67,7 +67,7 @@ class Item:
 
 
 def place(root: Path, plan: SweepPlan) -> list[RunDir]:
-    """The run directory of every planned run.
+    """Return the run directory of every planned run.
 
     A run that is there already under another name (the sweep has grown, and names say what differs) stays there.
     """
@@ -100,7 +100,7 @@ def is_retried(view: RunView, retry: Collection[str]) -> bool:
 
 
 def format_plan(plan: SweepPlan, items: Sequence[Item], hours: Sequence[float | None] | None = None) -> list[str]:
-    """The plan as a table; with each run's hours, what it needs is added."""
+    """Return the plan as a table; with the hours of each run, its resource estimate is added."""
     left_out = [f"{plan.duplicates} duplicates left out"] if plan.duplicates else []
     left_out += [f"{plan.excluded} excluded"] if plan.excluded else []
     head = ", ".join([f"{plan.name}: {len(items)} runs", *left_out])

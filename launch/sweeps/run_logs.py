@@ -52,7 +52,7 @@ class Start:
 
 
 def find_run(given: Path) -> RunDir:
-    """The run directory of that name, the one that its sweep calls so, or the only one whose name begins so.
+    """Return the run directory with this name, this name in its sweep, or the only one whose name begins with it.
 
     Raises:
         ConfigError: none or several.
@@ -111,7 +111,7 @@ def chosen(start: Start, rank: int | None) -> list[Log]:
 
 
 def listing(starts: Sequence[Start]) -> list[str]:
-    """A line for each file."""
+    """Return one line for each file."""
     rows = []
     for number, start in enumerate(starts, 1):
         for log in start.logs:
@@ -131,7 +131,7 @@ class Reader:
         self._ended = True
 
     def show(self, log: Log, lines: int = 0) -> bool:
-        """What is new in a file; `lines` > 0: at most so many of the last, where it is new. True when there was any."""
+        """Print what is new in a file, at most the last `lines` of a new one (0: all). Return whether there was any."""
         place = self._places.get(log.path, 0)
         try:
             with open(log.path, "rb") as file:

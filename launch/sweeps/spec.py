@@ -110,7 +110,7 @@ def plan_sweep(path: str | Path, overrides: Iterable[str] = ()) -> SweepPlan:
 
 
 def _parts(spec: SweepSpec) -> list[SweepSpec]:
-    """The sweep files whose runs make up a sweep: itself, or those that it includes."""
+    """Return the sweep files whose runs form a sweep: itself, or those that it includes."""
     if not spec.include:
         return [spec]
     parts = [read_spec(spec.file.parent / name) for name in spec.include]
@@ -287,7 +287,7 @@ class _Found:
                 self.faults[f"{spec.file}: exclude, entry {exclude.number} fits no run: {exclude.faults[0]}"] = None
 
     def plan(self, spec: SweepSpec) -> SweepPlan:
-        """The runs, named.
+        """Return the runs with their names.
 
         Raises:
             ConfigError: with the faults of all configs, or when there is no run.
@@ -331,7 +331,7 @@ class _BaseFiles:
         self.cache: dict[tuple[str, ...], dict[str, object]] = {}
 
     def merged(self, files: tuple[str, ...]) -> dict[str, object]:
-        """The configs of several files, each laid over those before."""
+        """Merge the configs of several files; later ones take precedence."""
         if files not in self.cache:
             tree: dict[str, object] = {}
             for name in files:

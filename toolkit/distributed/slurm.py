@@ -42,7 +42,7 @@ class Task:
 
 
 def task(environ: Mapping[str, str] = os.environ) -> Task | None:
-    """Return the rank of this process in its step; None outside a step, in one of one task, and in an interactive shell.
+    """Return the rank of this process in its step; None outside a step, in a step of one task, and in a shell.
 
     Raises:
         ConfigError: a step whose variables are incomplete.

@@ -63,8 +63,8 @@ def _card(device: torch.device) -> str:
 
 
 def deepspeed_config(config: TrainConfig, share: Share, parameters: int) -> dict[str, Any]:
-    """DeepSpeed's JSON for a model of so many parameters. `train.deepspeed` is laid over it, but may not set what the
-    toolkit owns.
+    """Return DeepSpeed's JSON for a number of parameters, merged with `train.deepspeed`, which may not set keys of the
+    toolkit.
 
     Under ZeRO-3 DeepSpeed keeps parameters of less than 100,000 numbers whole on every rank, and in these models most
     are smaller: `train.deepspeed: {zero_optimization: {stage3_param_persistence_threshold: 0}}` divides all of them,

@@ -85,7 +85,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _step(self, batches: Sequence[Batch], loss_of: LossOf, stop: bool) -> StepResult:
-        """What `step` does, but for the count and the errors."""
+        """Run the step without counting it and without handling errors."""
 
     def step(self, batches: Sequence[Batch], loss_of: LossOf, stop: bool) -> StepResult:
         """Take one optimizer step.
@@ -176,7 +176,7 @@ def norms_of(gradients: Sequence[Tensor]) -> Tensor:
 
 @contextmanager
 def evaluating(model: SequenceModel) -> Iterator[SequenceModel]:
-    """The model in evaluation mode; afterwards in the mode it was in."""
+    """Put the model into evaluation mode, and restore its mode afterwards."""
     training = model.training
     model.eval()
     try:

@@ -38,10 +38,10 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
     Args:
         resume: `auto` (the newest whole checkpoint, or from scratch), `none` (from scratch; refused when there are
             checkpoints) or a step number.
-        profile: so many steps, after a warm-up, are timed and traced (toolkit/train/profile.py).
+        profile: number of steps to time and trace after a warm-up (toolkit/train/profile.py).
 
     Returns:
-        EXIT_OK when the run is complete, EXIT_REQUEUE when it was asked to stop and can go on.
+        EXIT_OK when the run is complete, EXIT_REQUEUE when it was asked to stop and can be resumed.
 
     Raises:
         NonFiniteError, ConfigError, ...: what went wrong here or on all ranks.
@@ -69,7 +69,7 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
 
 
 def _without_training(run: RunDir, world: World) -> int:
-    """A model without parameters is trained as it is made: no step, no checkpoint."""
+    """Finish the run of a model without parameters: no training step, no checkpoint."""
     if world.is_main:
         print(f"{run.config().model.name} has no parameters: nothing to train, evaluate it", file=sys.stderr)
         run.write_state(phase="trained", step=0, steps=0)
@@ -125,7 +125,7 @@ class Training:
             self.batches = self.profiler.watch(self.batches)
 
     def _start(self, resume: str) -> tuple[Engine, checkpoint.Progress]:
-        """The engine at the first step, or where a checkpoint stands; that one's copy in memory is gone afterwards."""
+        """Return the engine at the first step or at a checkpoint, whose copy in memory is freed."""
         if self.config.train.activation_checkpointing.per_layer and self.world.device.type == "cpu":
             give_memory_back()
         torch.manual_seed(self.config.seed)
@@ -203,7 +203,7 @@ class Training:
         self.watchdog.at(self.step, "backward and update")
 
     def _record(self, result: StepResult, mine: list[Batch], seconds: float, waited: float) -> None:
-        """What a step leaves in the log, metrics.jsonl and state.json (collective)."""
+        """Write a step to the log, metrics.jsonl and state.json (collective)."""
         cfg, step = self.config.train, self.step
         log = step % cfg.log_every == 0 or step in (1, cfg.steps)
         samples = _fingerprint(mine, self.world) if log else None
@@ -245,7 +245,7 @@ class Training:
         return improved
 
     def _save(self, last: bool) -> None:
-        """A checkpoint of this step; `last`: none follows in this process."""
+        """Save a checkpoint of this step; `last`: it is the last one of this process."""
         self.watchdog.at(self.step, "checkpoint")
         if self.saver:
             self.saver.wait()  # before another snapshot is made

@@ -46,7 +46,7 @@ def open_data(config: RunConfig) -> Data:
 
 
 def check_scoring(config: RunConfig) -> None:
-    """A run is scored when it is trained: what that will need is looked for before.
+    """Check before training what the evaluation after it will need.
 
     Raises:
         ConfigError: `eval.lpips`, and its weights can't be had here.
@@ -56,7 +56,7 @@ def check_scoring(config: RunConfig) -> None:
 
 
 def restore(run: RunDir, resume: str, world: World) -> tuple[TrainState | None, checkpoint.Progress]:
-    """The state to start from; rank 0 chooses the checkpoint, so that all ranks take the same one."""
+    """Return the state to start from; rank 0 chooses the checkpoint, so that all ranks use the same one."""
     folder = run.checkpoints
     step = world.together(lambda: _choose(folder, resume))
     if step is None:
@@ -66,7 +66,7 @@ def restore(run: RunDir, resume: str, world: World) -> tuple[TrainState | None, 
 
 
 def _choose(folder: Path, resume: str) -> int | None:
-    """The step to go on from; None: from scratch."""
+    """Return the step to resume from; None: from scratch."""
     there = checkpoint.steps_in(folder)
     if resume == "none" and there:
         raise ConfigError(f"{folder}: holds checkpoints: use --resume auto, or delete them to start over")
@@ -87,7 +87,7 @@ def _say(text: str) -> None:
 
 
 def introduce(recorder: Recorder, config: RunConfig, data: Data, engine: Engine, step: int) -> None:
-    """The first lines of a log: the model, the data, how the batch is divided, and on what it is computed."""
+    """Return the first lines of a log: model, data, division of the batch, and device."""
     share, cfg, device = engine.share, config.train, engine.world.device
     trained_on = facts(cfg, device)
     recorder.run.note_env(trained_on=trained_on)

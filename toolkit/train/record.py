@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard, state.json and lines on the terminal. Rank 0 only."""
+"""Metrics logging: metrics.jsonl, TensorBoard, state.json and lines on the terminal. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ class OwnTime:
         self._began: Any = None
 
     def reset(self) -> None:
-        """A new step."""
+        """Start a new step."""
         self._spans = []
 
     def begin(self) -> None:
-        """A forward pass begins."""
+        """Start a forward pass."""
         self._began = self._tick()
 
     def end(self) -> None:
-        """It ends."""
+        """End a forward pass."""
         self._spans.append((self._began, self._tick()))
 
     def seconds(self) -> float:
@@ -90,7 +90,7 @@ def peak_memory() -> int:
 
 
 class Recorder:
-    """Writes a run's records; a restarted run goes on at its step without a doubled line."""
+    """Writes a run's records; a restarted run continues at its step without duplicate lines."""
 
     def __init__(self, run: RunDir, step: int, steps: int, batch: int) -> None:
         self.run, self.steps = run, steps
@@ -164,7 +164,7 @@ class Recorder:
         )
 
     def say(self, text: str) -> None:
-        """A line for people."""
+        """Log a line."""
         print(text, file=sys.stderr, flush=True)
 
     def sync(self) -> None:
