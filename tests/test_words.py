@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.markdown import pages
+from tests.support.markdown import pages
+from tests.support.process import ROOT
 
 # Pattern -> the standard term. Case is ignored; word boundaries keep other uses (floor(x), 0.1 s, stand-alone) allowed.
 TERMS = {

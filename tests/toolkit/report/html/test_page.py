@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch.report import main
-from tests.toolkit.report.synthetic import DBZ, noise_scene, write_run, write_sweep
+from tests.support.synthetic import DBZ, noise_scene, write_run, write_sweep
 from toolkit.report.build import build_report
 
 
