@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from toolkit.plan.predict import GIB, Machine
 from toolkit.rundir import RunDir
 from toolkit.shipped import CONFIGS
 
+logger = logging.getLogger(__name__)
+
 SLOTS = (1, 2, 3, 4, 5)  # the paper's Table 3
 EXAMPLES = """\
   python launch/plan.py --config configs/mixed-moving-mnist.yaml --frames 1x64x64 --gpu-memory 80
@@ -30,7 +32,7 @@ EXAMPLES = """\
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script; returns the exit code."""
+    """Run the command; return the exit code."""
     options = _parse(argv)
     if options.measure:
         return _measure()
@@ -81,8 +83,8 @@ def _measure() -> int:
         what = f"{config.model.name} {config.data.context}+{config.data.horizon} {config.train.precision}"
         entries[key] = {"what": what, **entry}
         costs.write_table(entries)
-        print(f"{len(entries)}/{len(wanted)}  {what}", file=sys.stderr, flush=True)
-    print(f"{costs.TABLE}: {len(entries)} costs, {len(missing)} of them measured now")
+        logger.info("%d of %d: %s", len(entries), len(wanted), what)
+    print(f"{costs.TABLE}: {len(entries)} costs, {len(missing)} of them measured in this run")
     return EXIT_OK
 
 

@@ -19,13 +19,13 @@ from toolkit.rundir.sweep import RecordedRun, find_runs
 from toolkit.wording import count
 
 RETRY = {
-    "failed": "whatever went wrong",
-    "oom": "only what ran out of memory, or was killed as if",
-    "timeout": "only what hung; what reached its time limit goes on by itself",
+    "failed": "all failed runs",
+    "oom": "only runs that ran out of memory or were killed by the out-of-memory killer",
+    "timeout": "only runs that hung; runs at their time limit resume automatically",
 }
 WHAT = {
     "new": "train",
-    "interrupted": "go on",
+    "interrupted": "resume",
     "trained": "evaluate",
     "failed": "leave (--retry failed runs it again)",
     "done": "nothing",

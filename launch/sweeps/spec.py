@@ -1,10 +1,10 @@
-"""A sweep file -> the runs it plans. Imports neither torch nor anything that starts a job.
+"""Plan the runs of a sweep file. Imports neither torch nor anything that starts a job.
 
     name: demo                      # folder below runs/; default: the file's name
     base: ../demo.yaml              # config file or files, relative to this file
-    seeds: [1, 2]                   # an axis of its own; `seeds: 3` means 1, 2, 3
-    set: {train.steps: 300}         # laid on every run
-    list:                           # one entry, one variant; `base:` lays config files on, `name:` names it
+    seeds: [1, 2]                   # an axis; `seeds: 3` means 1, 2, 3
+    set: {train.steps: 300}         # applied to every run
+    list:                           # one entry, one variant; `base:` adds config files, `name:` names it
       - {base: ../models/modernn.yaml, model.slots: 4}
       - {base: ../models/convlstm.yaml, name: baseline}
     grid: {train.lr: [1e-3, 3e-4]}  # every combination
@@ -13,9 +13,9 @@
 
     include: [a.yaml, b.yaml]       # instead of all these but `name`: the runs of other sweep files
 
-The runs are list x grid x zip x seeds, less `exclude`, each config once. What is laid on what: the base files, the
-entry's base files, `set`, the entry, grid, zip, the seed, and last `--set` of the command line. A `model.name` among
-these settings is laid first, because it starts the section `model` anew.
+The runs are list x grid x zip x seeds, without `exclude`, each config once. Precedence, lowest first: the base
+files, the entry's base files, `set`, the entry, grid, zip, the seed, `--set` of the command line. A `model.name` among
+these settings is applied first, because it replaces the section `model`.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class SweepPlan:
 
 
 def plan_sweep(path: str | Path, overrides: Iterable[str] = ()) -> SweepPlan:
-    """Read a sweep file and plan its runs; `overrides` (`a.b=value`) are laid on every run, last.
+    """Read a sweep file and plan its runs; `overrides` (`a.b=value`) are applied to every run, last.
 
     Raises:
         ConfigError: with every fault of the file, or every fault of the configs that it describes.

@@ -118,8 +118,8 @@ def _ssim_block(first: Tensor, second: Tensor, data_range: float, window: int, m
     similarity = numerator / denominator
     if mask is None:
         return similarity.flatten(1).mean(1)
-    whole = _window_sum(mask.double(), window) == pixels
-    return similarity.masked_fill(~whole, 0.0).flatten(1).sum(1) / whole.flatten(1).sum(1)
+    complete = _window_sum(mask.double(), window) == pixels
+    return similarity.masked_fill(~complete, 0.0).flatten(1).sum(1) / complete.flatten(1).sum(1)
 
 
 def _window_sum(frames: Tensor, window: int) -> Tensor:

@@ -25,7 +25,7 @@ class Protocol:
     error_reduction: Literal["sum", "mean"]  # MSE and MAE of one frame, over pixels and channels
     image_levels: int | None  # SSIM and PSNR see floor(x * image_levels) of truth and prediction; None: x in 0..1
 
-    ssim_window: int  # side of the uniform window, pixels; sample covariances, whole windows only
+    ssim_window: int  # side of the uniform window, pixels; sample covariances, windows inside the frame only
     ssim_data_range: float
     psnr_data_range: float
     psnr_cap: float  # dB, given to exact frames and to anything above
