@@ -42,7 +42,7 @@ def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.main([*DEMO, "--gpus-per-node", "2", "--nodes", "2", "--gpu-memory", "1", "--tflops", "1"]) == 0
     text = capsys.readouterr().out
     assert "modernn, 203,904 parameters, fp32, a CUDA graph" in text
-    assert "4, 2 sequences each a step" in text
+    assert "4, 2 sequences per rank and step" in text
     assert "recommended --set train.activation_checkpointing.policy=none --set train.micro_batch=2" in text
     assert "ms at 25 GB/s" in text and "rank-hours" in text
     totals = {(c["policy"], c["micro_batch"]): c["total"] for c in planned(capsys, *DEMO)["choices"]}
@@ -73,7 +73,7 @@ def test_the_rate_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_without_frames_or_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"no manifest.json there .* --frames 1x384x384"):
+    with pytest.raises(ConfigError, match=r"no manifest.json .* --frames 1x384x384"):
         plan.main([*DEMO[:2], "--set", "data.store=nowhere"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(costs.CostError, match=r"is not in costs.json and torch, which could measure it, is not"):

@@ -77,7 +77,7 @@ def test_what_is_watched_is_what_lives() -> None:
     assert watch.live[3] == 0
 
 
-def test_attention_is_not_stored_and_convolutions_have_scratch() -> None:
+def test_attention_is_not_stored_and_convolutions_have_workspace() -> None:
     found = cost.Cost.from_json(measure.measure(config_of(SMALL[0]), 1, ("none",)))
     assert found.macs.batch_area2 > 0
     assert all(line.batch_area2 == 0 for line in found.peaks["none"].with_gradients)
@@ -85,7 +85,7 @@ def test_attention_is_not_stored_and_convolutions_have_scratch() -> None:
     kernel = torch.empty(4, 8, 1, 1, device="meta")
     out = torch.empty(1, 4, 3, 3, device="meta", dtype=torch.bfloat16)
     convolution = torch.ops.aten.convolution.default
-    assert measure.scratch_of(convolution, (query, kernel), out) == [4 * 9 * 4]
+    assert measure.workspace_of(convolution, (query, kernel), out) == [4 * 9 * 4]
 
 
 @pytest.mark.parametrize("file", ["demo.yaml", "models/convlstm.yaml"])

@@ -132,7 +132,7 @@ def test_seeds_are_aggregated_missing_ones_named_and_differences_tested(tmp_path
     half = table.cells[rim, mse, "entire"]
     assert sorted(half.values) == [1, 3]
     assert half.missing == {
-        2: "mmnist-rim-seed2: failed at step 200 of 200: killed by SIGKILL; its scores are left out"
+        2: "mmnist-rim-seed2: failed at step 200 of 200: killed by SIGKILL; its scores are excluded"
     }
     random = np.random.default_rng(0)
     first, second = (dict(enumerate(random.normal(size=5))) for _ in range(2))
