@@ -35,6 +35,7 @@ from toolkit.evaluate.table import save_npz
 from toolkit.models.base import SequenceModel
 from toolkit.models.capture import Captured, capture
 from toolkit.rundir import RunDir
+from toolkit.wording import count
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +68,13 @@ def write_features(
     data, split, batch = config.data, split or config.eval.split, batch or config.eval.batch
     windows = open_windows(config, split)
     model, step = load_model(run, which, device)
-    count = min(limit, len(windows))
-    chosen = [place * len(windows) // count for place in range(count)]
+    number = min(limit, len(windows))
+    chosen = [place * len(windows) // number for place in range(number)]
     parts = []
-    for first in range(0, count, batch):
+    for first in range(0, number, batch):
         parts.append(batch_features(model, windows, chosen[first : first + batch], data.context, data.horizon, device))
-        logger.info("%s-%s: %d of %d sequences", split, which, min(first + batch, count), count)
+        done = min(first + batch, number)
+        logger.info("%s-%s: %d of %s", split, which, done, count(number, "sequence"))
     arrays = _joined(parts)
     steps = np.arange(data.context + data.horizon - 1)
     about = {
