@@ -76,7 +76,7 @@ def test_without_frames_or_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"no manifest.json .* --frames 1x384x384"):
         plan.main([*DEMO[:2], "--set", "data.store=nowhere"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(costs.CostError, match=r"is not in costs.json and torch, which could measure it, is not"):
+    with pytest.raises(costs.CostError, match=r"is not in costs\.json, and torch, needed to measure it, is not"):
         plan.main([*DEMO, "--set", "model.hidden=17"])
 
 
