@@ -96,7 +96,7 @@ class RunConfig(Options):
                 )
 
     def identity(self, execution: bool = True) -> dict[str, object]:
-        """The values that make this run another run than the default one.
+        """Return the values that distinguish this run from one with default values.
 
         Args:
             execution: also those that say how it is computed (ZeRO stage, activation checkpointing).

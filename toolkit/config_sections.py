@@ -350,7 +350,7 @@ class TrainConfig(Options):
         return self.batch // ranks
 
     def bucket(self, parameters: int) -> int:
-        """How many of so many numbers DeepSpeed's buffer for reducing gradients holds.
+        """Return the size of DeepSpeed's buffer for reducing gradients, in elements.
 
         DeepSpeed's own choice is 500 M: up to 2 GB of a card for the gradients of a small model.
         """

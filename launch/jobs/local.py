@@ -33,7 +33,7 @@ class Machine:
 
     @staticmethod
     def here() -> Machine:
-        """The processors that this process may use, and the NVIDIA GPUs, found without torch."""
+        """Return the processors that this process may use, and the NVIDIA GPUs, without importing torch."""
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is None:

@@ -144,7 +144,7 @@ class Held:
         return None if digest.hexdigest() == sha256 else f"{name} differs from its SHA-256 in the manifest"
 
     def tensors(self, name: str) -> Any:
-        """The tree of tensors in weights.pt or moments.pt, on the CPU.
+        """Return the tree of tensors in weights.pt or moments.pt, on the CPU.
 
         Raises:
             CheckpointError: it holds something else, which is not unpickled, or was deleted.
@@ -191,7 +191,7 @@ def hold(folder: Path, step: int) -> Iterator[Held]:
 
 
 def _try_to_hold(folder: Path, step: int, stack: contextlib.ExitStack) -> Held | None:
-    """The open checkpoint, or None when there is none or it is on its way out."""
+    """Open a checkpoint; None if there is none or it is being deleted."""
     for name in (name_of(step), old_name_of(step)):
         path = folder / name
         try:
@@ -219,7 +219,7 @@ def _try_to_hold(folder: Path, step: int, stack: contextlib.ExitStack) -> Held |
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, oldest first, whole or not.
+    """Return the steps of the checkpoints in a folder, oldest first, complete or not.
 
     Raises:
         AccessError: the folder can't be listed.
@@ -246,7 +246,7 @@ def fault_of(folder: Path, step: int) -> str | None:
 
 
 def newest(folder: Path) -> int | None:
-    """Return the step of the newest whole checkpoint, None when there is none. What is passed over is logged, and why.
+    """Return the step of the newest complete checkpoint, or None; skipped ones are logged with the reason.
 
     Raises:
         AccessError: a newer one can't be read.
@@ -281,7 +281,7 @@ def load(folder: Path, step: int, config_hash: str) -> tuple[TrainState, Progres
 
 
 def pointed(folder: Path, pointer: str) -> int | None:
-    """The step that `latest` or `best` names; None when there is no such file or no name in it. Raises AccessError."""
+    """Return the step that `latest` or `best` names; None if the file is missing or empty. Raises AccessError."""
     try:
         match = NAME.fullmatch((folder / pointer).read_text().strip())
     except (FileNotFoundError, UnicodeDecodeError):

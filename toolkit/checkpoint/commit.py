@@ -191,7 +191,7 @@ def _delete(path: Path) -> bool:
 
 
 def _trash_of(path: Path) -> Path:
-    """A free name for something that is no longer a checkpoint."""
+    """Return an unused name for a folder that is no longer a checkpoint."""
     return path.with_name(f".{path.name.strip('.')}.{time.time_ns()}.trash")
 
 

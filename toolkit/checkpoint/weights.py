@@ -30,7 +30,7 @@ def untrained_model(config: RunConfig, shape: FrameSpec) -> SequenceModel:
 
 
 def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceModel, int]:
-    """A trained model in evaluation mode, in fp32, and the step that its weights are from (0 where there are none).
+    """Return a trained model in evaluation mode, in fp32, and the step of its weights (0 if there are none).
 
     Args:
         which: `last`, `best` (the best validation score; without validation the last) or a step number.
@@ -63,7 +63,7 @@ def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceM
 
 
 def _step_of(run: RunDir, which: str) -> int:
-    """The step meant by `last`, `best` or a number. A pointer that names nothing is told and not followed."""
+    """Return the step of `last`, `best` or a number. A pointer to a missing checkpoint is reported and not followed."""
     folder = run.checkpoints
     if which not in ("best", "last"):
         return int(which)
@@ -78,7 +78,7 @@ def _step_of(run: RunDir, which: str) -> int:
     latest, there = pointed(folder, "latest"), steps_in(folder)
     if latest is None and not there:
         if read_status(run).live:
-            raise ConfigError(f"{folder}: no checkpoint yet, and its training goes on: wait for the first one")
+            raise ConfigError(f"{folder}: no checkpoint yet, training is still running: wait for the first one")
         raise ConfigError(f"{folder}: no checkpoint; train first: {command('train', '--run', run.path)}")
     last = max([*there, *([latest] if latest is not None else [])])
     if latest != last:

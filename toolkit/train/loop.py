@@ -40,7 +40,7 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
     Args:
         resume: `auto` (the newest whole checkpoint, or from scratch), `none` (from scratch; refused when there are
             checkpoints) or a step number.
-        profile: steps that are timed and traced after a warm-up (toolkit/train/profile.py).
+        profile: number of steps to time and trace after a warm-up (toolkit/train/profile.py).
 
     Returns:
         EXIT_OK when the run is complete, EXIT_REQUEUE when it was asked to stop and can be resumed.
@@ -71,7 +71,7 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
 
 
 def _without_training(run: RunDir, world: World) -> int:
-    """Mark a run done whose model has no parameters: no step, no checkpoint."""
+    """Finish the run of a model without parameters: no training step, no checkpoint."""
     if world.is_main:
         logger.info("%s has no parameters: nothing to train, evaluate it", run.config().model.name)
         run.write_state(phase="trained", step=0, steps=0)
@@ -129,7 +129,7 @@ class Training:
             self.batches = self.profiler.watch(self.batches)
 
     def _start(self, resume: str) -> tuple[Engine, checkpoint.Progress]:
-        """The engine at the first step, or where a checkpoint stands; that one's copy in memory is gone afterwards."""
+        """Return the engine at the first step or at a checkpoint, whose copy in memory is freed."""
         if self.config.train.activation_checkpointing.per_layer and self.world.device.type == "cpu":
             give_memory_back()
         torch.manual_seed(self.config.seed)
@@ -260,7 +260,7 @@ class Training:
         return improved
 
     def _save(self, last: bool) -> None:
-        """A checkpoint of this step; `last`: none follows in this process."""
+        """Save a checkpoint of this step; `last`: it is the last one of this process."""
         self.watchdog.at(self.step, "checkpoint")
         if self.saver:
             self.saver.wait()  # before another snapshot is made
