@@ -209,7 +209,7 @@ def child(options: argparse.Namespace, task: str, model: str, form: str = "") ->
 
 def run_child(text: str) -> None:
     from toolkit.config import TrainConfig
-    from toolkit.device import set_arithmetic
+    from toolkit.distributed.device import set_arithmetic
 
     set_arithmetic(TrainConfig())  # fp32 is fp32 on a GPU too, in every form and in the roof
     options = argparse.Namespace(**json.loads(text))

@@ -29,13 +29,13 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.report import device, table, timed, write_report  # noqa: E402
 from shards.manifest import FrameSpec  # noqa: E402
 from toolkit import distributed  # noqa: E402
+from toolkit.checkpoint.checkpoint import Progress  # noqa: E402
+from toolkit.checkpoint.saver import Saver  # noqa: E402
 from toolkit.config import RunConfig, make_config  # noqa: E402
 from toolkit.data.batches import Batch  # noqa: E402
-from toolkit.distributed import World  # noqa: E402
+from toolkit.distributed.world import World  # noqa: E402
 from toolkit.models.base import Sampling, build_model  # noqa: E402
 from toolkit.train.build import build_engine  # noqa: E402
-from toolkit.train.checkpoint import Progress  # noqa: E402
-from toolkit.train.saver import Saver  # noqa: E402
 
 KINDS = ("none", "sync", "async")
 TARGET = 0.05  # of the training time

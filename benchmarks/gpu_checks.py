@@ -41,10 +41,10 @@ def environment(job: Job) -> None:
         )
     _ceilings(job, rows)
     with rows.trying(what="import deepspeed, join a process group") as row:
-        from toolkit import distributed
+        from toolkit.distributed.world import init_world
         from toolkit.train.deepspeed_settings import import_deepspeed
 
-        world = distributed.init(group=True)
+        world = init_world(group=True)
         import_deepspeed(world)
         row["device"] = str(world.device)
     for what in ("first collective", "second collective"):

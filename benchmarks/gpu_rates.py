@@ -68,13 +68,13 @@ def trainer(job: Job, config: Any, size: int) -> Callable[[], object]:
     import torch
 
     from shards.manifest import FrameSpec, Scale
-    from toolkit import distributed
     from toolkit.data.batches import Batch
+    from toolkit.distributed.world import init_world
     from toolkit.models.base import build_model
     from toolkit.train.build import build_engine
     from toolkit.train.loss import TrainingLoss
 
-    world = distributed.init(config.train, group=True)
+    world = init_world(config.train, group=True)
     torch.manual_seed(0)
     model = build_model(config, FrameSpec(1, size, size))
     shape = (config.train.batch, config.data.context + config.data.horizon, 1, size, size)

@@ -209,7 +209,7 @@ def setting(key: str, value: object) -> str:
 
 def run(job: Job) -> None:
     """The paper's own run with the time that is left: its curve, its checkpoint in fp16."""
-    from toolkit.train import checkpoint  # noqa: F401  imported while there is time
+    from toolkit.checkpoint import checkpoint  # noqa: F401  imported while there is time
 
     rows = Rows(job)
     wait_for_store(job)
@@ -253,8 +253,8 @@ def halve(folder: Path, file: Path) -> Row:
     import torch
     from safetensors.torch import save_file
 
+    from toolkit.checkpoint.weights import load_model
     from toolkit.rundir import RunDir
-    from toolkit.train.checkpoint import load_model
 
     run_dir = RunDir(folder)
     model, step = load_model(run_dir, "last", torch.device("cpu"))

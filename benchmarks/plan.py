@@ -82,14 +82,14 @@ def measure_case(case: dict[str, Any]) -> dict[str, int]:
     import torch
 
     from shards.manifest import FrameSpec
-    from toolkit import distributed
+    from toolkit.distributed.world import init_world
     from toolkit.models.base import Noise, Sampling, build_model
     from toolkit.train.build import build_engine
 
     class Keys:
         keys: tuple[str, ...] = ()
 
-    world = distributed.init(group=True)
+    world = init_world(group=True)
 
     def train(config: Any, size: int, frames: int, steps: int) -> None:
         torch.manual_seed(0)

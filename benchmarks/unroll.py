@@ -57,7 +57,7 @@ def measure(options: argparse.Namespace, policy: str, frames: int) -> dict[str, 
 
     from shards.manifest import FrameSpec
     from toolkit.config import make_config
-    from toolkit.device import set_arithmetic
+    from toolkit.distributed.device import set_arithmetic
     from toolkit.models.base import Noise, Sampling, build_model
     from toolkit.unroll import give_memory_back
 

@@ -53,12 +53,12 @@ def worker(options: argparse.Namespace) -> None:
     import torch
 
     from shards.manifest import FrameSpec
-    from toolkit import distributed
     from toolkit.config import make_config
+    from toolkit.distributed.world import init_world
     from toolkit.models.base import Noise, Sampling, build_model
     from toolkit.train.build import build_engine
 
-    world = distributed.init(group=True)
+    world = init_world(group=True)
     tree = {
         "model": {"name": "modernn", "hidden": options.hidden, "layers": options.layers, "patch": options.patch},
         "train": {

@@ -106,7 +106,7 @@ class TrainConfig(Options):
     )
     deterministic: bool = Field(
         False,
-        description="on a GPU too the same bits in every run of the same command, see toolkit/device.py; slower",
+        description="on a GPU too the same bits in every run of the same command; slower, see docs/gpu.md",
         json_schema_extra=EXECUTION,
     )
     device: Device = Field(

@@ -19,8 +19,8 @@ from launch.slurm import client
 from launch.slurm.client import SlurmError
 from launch.slurm.profile import read_profile
 from launch.slurm.script import command_text
+from toolkit.atomic import write_atomic
 from toolkit.errors import EXIT_FAILURE, EXIT_OK
-from toolkit.rundir import write_atomic
 from toolkit.wording import first_line
 
 POLL_S = 2.0

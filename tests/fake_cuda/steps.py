@@ -34,7 +34,7 @@ device.install()
 from shards.manifest import FrameSpec, Scale  # noqa: E402
 from toolkit.config import RunConfig, load_config  # noqa: E402
 from toolkit.data.batches import Batch  # noqa: E402
-from toolkit.distributed import World  # noqa: E402
+from toolkit.distributed.world import World  # noqa: E402
 from toolkit.models import fused  # noqa: E402
 from toolkit.models.base import Noise, Sampling, SequenceModel, StepModel, StepSequence, build_model  # noqa: E402
 from toolkit.train import graphed  # noqa: E402

@@ -14,11 +14,10 @@ import pytest
 import yaml
 
 from launch import status, sweep
-from launch.jobs import lock
-from launch.jobs.run_status import read_status
 from tests.launch.conftest import Fakes
 from tests.launch.jobs.test_ranks import wait_for
-from toolkit.rundir import RunDir
+from toolkit.rundir import RunDir, lock
+from toolkit.rundir.status import read_status
 
 ROOT = Path(__file__).resolve().parents[2]
 TWO = "base: base.yaml\nseeds: 2\n"

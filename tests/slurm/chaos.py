@@ -24,11 +24,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.jobs import lock
-from launch.jobs.restarts import restarts_of
 from tests.slurm.conftest import DevCluster
 from tests.slurm.life import CONVLSTM, MODERNN, Life, Trial
 from tests.toolkit.train.chaos import difference
+from toolkit.rundir import lock
+from toolkit.rundir.events import restarts_of
 
 NODES = 6
 OUT_AT_ONCE = 2  # nodes that are gone at a time: the others can run everything

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs import lock
 from tests.launch.conftest import Fakes, fakes
+from toolkit.rundir import lock
 
 __all__ = ["fakes"]  # the fixture, for these tests too
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import yaml
 
-from launch.jobs import lock
 from tests.slurm.conftest import ROOT, DevCluster, eventually
 from tests.toolkit.train.chaos import STEPS, TREE
-from toolkit.rundir import RunDir, write_atomic
+from toolkit.atomic import write_atomic
+from toolkit.rundir import RunDir, lock
 
 MODERNN = {"name": "modernn", "layers": 1, "hidden": 8, "slots": 2, "patch": 8}
 PARKED_S = 40.0  # a step of a run that is to stay where it is; less than the watchdog allows

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from launch.jobs import lock
-from launch.jobs.restarts import restarts_of
-from launch.jobs.run_status import read_status
 from tests.slurm import chaos
 from tests.slurm.conftest import DevCluster, eventually
 from tests.slurm.life import PARKED_S, Life, Trial
 from tests.toolkit.train.chaos import STEPS, difference
+from toolkit.rundir import lock
+from toolkit.rundir.events import restarts_of
+from toolkit.rundir.status import read_status
 
 WIDE = ("--nodes", 2, "--ranks", 2)
 

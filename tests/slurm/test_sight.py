@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs import lock
 from tests.slurm.conftest import ROOT, SCRIPT, DevCluster, Site, eventually, live, starts
+from toolkit.rundir import lock
 
 LAUNCH = ROOT / "launch"
 

@@ -17,7 +17,7 @@ import torch
 from tests.slurm.conftest import ROOT, DevCluster, eventually
 from tests.toolkit.train.chaos import difference
 from toolkit.rundir import RunDir
-from toolkit.train.starts import read_starts
+from toolkit.rundir.events import read_starts
 
 MODERNN = "  - {model: {name: modernn, layers: 2, hidden: 8, slots: 2, patch: 4}}\n"
 SWEEP = f"""\

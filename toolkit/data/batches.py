@@ -21,7 +21,7 @@ from toolkit.data.augment import augment
 from toolkit.data.order import rank_positions, window_at
 from toolkit.data.windows import Window, WindowSet
 from toolkit.errors import ToolkitError
-from toolkit.train.signals import CAUGHT
+from toolkit.signals import CAUGHT
 
 MOST_SKIPS = 100  # that many damaged samples in a row are no longer an accident
 

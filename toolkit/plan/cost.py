@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from toolkit.atomic import write_atomic
 from toolkit.config import RunConfig
 from toolkit.errors import ToolkitError
 from toolkit.models.registry import MODELS, StepOptions
-from toolkit.rundir import write_atomic
 
 PACKAGE = Path(__file__).resolve().parents[1]
 TABLE = Path(__file__).with_name("costs.json")

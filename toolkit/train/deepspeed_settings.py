@@ -11,7 +11,7 @@ import torch
 
 from toolkit.config import TrainConfig
 from toolkit.data.batches import Share
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
 
 # Not in train.deepspeed. `torch_autocast` names modules, which DeepSpeed would import.

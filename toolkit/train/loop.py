@@ -8,24 +8,26 @@ import time
 
 import torch
 
+from toolkit.checkpoint import checkpoint
+from toolkit.checkpoint.saver import Saver
 from toolkit.config import RunConfig
 from toolkit.data.batches import Batch, read_batches
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.errors import EXIT_OK, EXIT_REQUEUE, NonFiniteError
 from toolkit.models.base import build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
-from toolkit.train import checkpoint, validation
+from toolkit.rundir.events import note_start
+from toolkit.rundir.metrics import has_validation
+from toolkit.signals import StopRequest
+from toolkit.train import validation
 from toolkit.train.build import build_engine
 from toolkit.train.engine import Engine, StepResult
 from toolkit.train.loss import TrainingLoss
 from toolkit.train.prepare import Data, check_scoring, introduce, open_data, restore
 from toolkit.train.profile import Profiler
-from toolkit.train.record import OwnTime, Recorder, has_validation
+from toolkit.train.record import OwnTime, Recorder
 from toolkit.train.sampling import teacher_rate
-from toolkit.train.saver import Saver
-from toolkit.train.signals import StopRequest
-from toolkit.train.starts import note_start
 from toolkit.train.watchdog import Watchdog
 from toolkit.unroll import give_memory_back
 

@@ -10,7 +10,7 @@ import torch
 
 from toolkit.config import TrainConfig
 from toolkit.data.batches import Share
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.errors import MemoryShortageError
 from toolkit.wording import first_line
 

@@ -23,10 +23,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from shards.manifest import FrameSpec
+from toolkit.atomic import write_atomic
 from toolkit.config import RunConfig
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.models.cost import count_macs
-from toolkit.rundir import RunDir, write_atomic
+from toolkit.rundir import RunDir
 from toolkit.train.engine import Engine
 from toolkit.wording import speed
 

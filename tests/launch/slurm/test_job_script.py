@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs.restarts import Restart, restarts_of
 from launch.jobs.snapshot import MARK, ROOT
 from launch.slurm.profile import Profile
 from launch.slurm.script import Shape, run_text
 from tests.launch.jobs.test_ranks import wait_for
+from toolkit.rundir.events import Restart, restarts_of
 
 SCONTROL = """\
 #!/bin/bash

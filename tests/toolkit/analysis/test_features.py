@@ -15,15 +15,15 @@ import torch
 from launch import evaluate
 from launch.analyse import main
 from shards import open_store
+from toolkit.checkpoint import commit
+from toolkit.checkpoint.checkpoint import Progress, TrainState
+from toolkit.checkpoint.weights import load_model
 from toolkit.config import make_config
 from toolkit.data.windows import WindowSet, to_unit
 from toolkit.errors import ConfigError
 from toolkit.models.base import build_model
 from toolkit.models.capture import capture
 from toolkit.rundir import RunDir
-from toolkit.train import commit
-from toolkit.train.checkpoint import Progress, load_model
-from toolkit.train.engine import TrainState
 
 ROOT = Path(__file__).parents[3]
 

@@ -14,14 +14,13 @@ import torch
 
 from launch.evaluate import main
 from shards import open_store
+from toolkit.checkpoint import commit
+from toolkit.checkpoint.checkpoint import Progress, TrainState
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
 from toolkit.evaluate.table import ScoreTable
 from toolkit.models.base import build_model
 from toolkit.rundir import RunDir
-from toolkit.train import commit
-from toolkit.train.checkpoint import Progress
-from toolkit.train.engine import TrainState
 
 ROOT = Path(__file__).parents[3]
 

@@ -14,13 +14,13 @@ from shards import open_store
 from shards.cli import main as shards
 from shards.recent import Archive, open_archive
 from tests.shards.conftest import write_radar
+from toolkit.checkpoint import checkpoint, commit
+from toolkit.checkpoint.checkpoint import TrainState
 from toolkit.config import make_config
 from toolkit.forecast.trained import Trained, load_trained
 from toolkit.models.base import build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
-from toolkit.train import checkpoint, commit
-from toolkit.train.engine import TrainState
 
 START = datetime(2016, 7, 11, 20, 45)
 SVG = {"size": 32, "width": 8, "latent": 8, "z": 2, "rnn": 8}

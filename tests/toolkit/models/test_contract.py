@@ -14,12 +14,12 @@ import torch
 from shards.manifest import FrameSpec
 from shards.sources.moving_mnist import SKLEARN, MovingMnist
 from tests.toolkit.models.test_models import SMALL
+from toolkit.checkpoint import checkpoint, commit
+from toolkit.checkpoint.checkpoint import TrainState
 from toolkit.config import RunConfig, make_config
 from toolkit.errors import ConfigError
 from toolkit.models.base import Noise, Sampling, SequenceModel, build_model
 from toolkit.models.registry import MODELS
-from toolkit.train import checkpoint, commit
-from toolkit.train.engine import TrainState
 
 CONTEXT, HORIZON = 10, 30
 SIZES = ((33, 47), (40, 56), (8, 24))

@@ -12,10 +12,11 @@ import numpy as np
 import yaml
 
 from shards.manifest import Scale
+from toolkit.atomic import write_atomic
 from toolkit.config import make_config
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.evaluate.table import STATUS, ScoreTable, save_npz
-from toolkit.rundir import RunDir, write_atomic
+from toolkit.rundir import RunDir
 
 GREY = Scale("intensity", "1", 0.0, 1 / 255)
 DBZ = Scale("radar reflectivity", "dBZ", 0.0, 0.25, max_code=254, missing_code=255)

@@ -30,8 +30,8 @@ import torch
 import yaml
 
 from tests.toolkit.train.warm import ROOT, Warm
+from toolkit.checkpoint import checkpoint
 from toolkit.rundir import RunDir
-from toolkit.train import checkpoint
 
 STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 STEPS = 24

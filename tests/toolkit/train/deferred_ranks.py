@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 
 from shards.manifest import FrameSpec
-from toolkit import distributed
 from toolkit.config import make_config
-from toolkit.distributed import World
+from toolkit.distributed.world import World, init_world
 from toolkit.models.base import Sampling, build_model
 from toolkit.train.build import build_engine
 from toolkit.train.deepspeed_engine import DeepSpeedEngine
@@ -48,7 +47,7 @@ def norms(stage: int, deferred: bool, world: World) -> list[float]:
 
 
 def main() -> None:
-    world = distributed.init(group=True)
+    world = init_world(group=True)
     seen = {stage: [norms(stage, deferred, world) for deferred in (False, True)] for stage in (0, 1, 2)}
     if world.is_main:
         Path(sys.argv[1]).write_text(json.dumps(seen))

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from shards.manifest import FrameSpec
-from toolkit import distributed
+from toolkit.checkpoint.checkpoint import TrainState
 from toolkit.config import load_config
-from toolkit.distributed import World
+from toolkit.distributed.world import World, init_world
 from toolkit.models.base import Sampling, build_model
 from toolkit.train.build import build_engine
-from toolkit.train.engine import TrainState, norms_of
+from toolkit.train.engine import norms_of
 
 STEPS, BROKEN, UNWANTED = 5, 2, 3  # the last rank's gradients are infinite; they are finite and discarded
 
@@ -67,7 +67,7 @@ def probe(config: str, settings: list[str], world: World) -> dict[str, Any]:
 
 def main() -> None:
     config, settings, out = sys.argv[1:]
-    world = distributed.init(group=True)
+    world = init_world(group=True)
     seen = [probe(config, one, world) for one in json.loads(Path(settings).read_text())]
     if world.is_main:
         Path(out).write_text(json.dumps(seen))

@@ -18,7 +18,7 @@ from tests.toolkit.train.conftest import ROOT, Train, one_thread, torchrun
 from toolkit.config import RunConfig, load_config
 from toolkit.data.batches import Share, read_batches
 from toolkit.data.windows import WindowSet, to_unit
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
 from toolkit.models.base import Sampling, build_model
 from toolkit.rundir import RunDir
@@ -306,13 +306,13 @@ def test_what_cannot_be_computed_is_refused_at_the_start(tiny_config: Path, monk
 SHORTAGE = """
 import resource, sys, torch
 from shards.manifest import FrameSpec
-from toolkit import distributed
+from toolkit.distributed.world import init_world
 from toolkit.config import make_config
 from toolkit.errors import MemoryShortageError
 from toolkit.models.base import Sampling, build_model
 from toolkit.train.build import build_engine
 
-world = distributed.init(group=True)
+world = init_world(group=True)
 tree = {"model": {"name": "modernn", "hidden": 16}, "train": {"checkpointing": sys.argv[1]}}
 config = make_config(tree, "test")
 engine = build_engine(build_model(config, FrameSpec(1, 64, 64)), config, world, None)

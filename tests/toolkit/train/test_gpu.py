@@ -15,14 +15,15 @@ from tests.toolkit.models.test_precision import TRAINED
 from tests.toolkit.train.graphs import SCALE
 from tests.toolkit.train.test_graphed import compared, small
 from tests.toolkit.train.test_script import call
+from toolkit.checkpoint import checkpoint
 from toolkit.config import make_config
 from toolkit.data.batches import Batch
-from toolkit.device import set_arithmetic
-from toolkit.distributed import World
+from toolkit.distributed.device import set_arithmetic
+from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
 from toolkit.models.base import Noise, build_model
-from toolkit.rundir import RunDir, read_lines
-from toolkit.train import checkpoint
+from toolkit.rundir import RunDir
+from toolkit.rundir.metrics import read_lines
 from toolkit.train.build import build_engine
 from toolkit.train.loss import Forward, Inputs, TrainingLoss
 

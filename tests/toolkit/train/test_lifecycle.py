@@ -21,10 +21,10 @@ import yaml
 from tests.toolkit.train.conftest import ROOT, one_thread
 from tests.toolkit.train.test_engine import cut_back, plain_losses
 from tests.toolkit.train.warm import Warm
+from toolkit.checkpoint import checkpoint
 from toolkit.config import load_config
 from toolkit.rundir import RunDir
-from toolkit.train import checkpoint
-from toolkit.train.heartbeat import beats_of
+from toolkit.rundir.heartbeat import beats_of
 
 QUICK = ("--set", "train.watchdog.step=4")
 
@@ -280,7 +280,7 @@ def group_of(process: Path) -> int:
 
 def test_a_second_ctrl_c_ends_at_once_but_one_that_arrives_twice_does_not() -> None:
     code = (
-        "import time\nfrom toolkit.train.signals import StopRequest\n"
+        "import time\nfrom toolkit.signals import StopRequest\n"
         "stop = StopRequest('stopping soon'); stop.install()\nprint('ready', flush=True)\nwhile True: time.sleep(0.1)\n"
     )
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

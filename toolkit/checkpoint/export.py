@@ -2,7 +2,7 @@
 
     model.safetensors    fp32 weights by parameter name; no pickle
     config.json          everything needed to rebuild: the resolved config, frames, scale; what it was made from
-    README.md            the model card (toolkit/card.py): what it is, scores, how to load it
+    README.md            the model card (toolkit/checkpoint/card.py): what it is, scores, how to load it
 
 The folder appears whole or not at all. A model that is loaded from it gives, bit for bit, what the run's checkpoint
 gives. Paths of the machine that trained are not in it.
@@ -28,12 +28,13 @@ from shards.files import flush
 from shards.manifest import FrameSpec, Manifest
 from shards.recent import FRAME_OPTIONS
 from toolkit import __version__
-from toolkit.card import model_card
+from toolkit.atomic import write_atomic
+from toolkit.checkpoint.card import model_card
+from toolkit.checkpoint.weights import load_model
 from toolkit.config import RunConfig, make_config
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel, build_model
-from toolkit.rundir import RunDir, write_atomic
-from toolkit.train.checkpoint import load_model
+from toolkit.rundir import RunDir
 
 EXPORT_VERSION = 1
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"

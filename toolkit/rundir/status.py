@@ -10,19 +10,15 @@ there are kinds that only it knows.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from launch.jobs import lock
-from launch.jobs.restarts import Restart, restarts_of
 from toolkit.errors import EXIT_DATA, EXIT_HANG, EXIT_NONFINITE
-from toolkit.rundir import CHECKPOINTS, RunDir
-from toolkit.train.heartbeat import alive
+from toolkit.rundir import CHECKPOINTS, RunDir, lock
+from toolkit.rundir.events import Restart, restarts_of
+from toolkit.rundir.heartbeat import alive
 
 KINDS = {EXIT_NONFINITE: "not finite", EXIT_DATA: "bad data", EXIT_HANG: "hung"}
 LIVE_STATES = ("starting", "running", "validating", "evaluating")
@@ -170,11 +166,3 @@ def _why_not_live(word: str, state: Mapping[str, object]) -> str | None:
         "interrupted": "killed, or its machine lost: it stopped before the end; run the sweep again to go on",
         "trained": "not evaluated yet",
     }.get(word)
-
-
-def find_runs(folder: Path) -> list[RunDir]:
-    """The run directories right below a folder, by name."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir())
-        return [RunDir(folder / name) for name in names if (folder / name / "config.yaml").exists()]
-    return []

@@ -22,13 +22,20 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import EXIT_BUSY, ToolkitError
-from toolkit.rundir import LOCK_NAME
-from toolkit.rundir import read_lock as read_lock
-from toolkit.train.heartbeat import BEAT_S, beats_of
+from toolkit.rundir.heartbeat import BEAT_S, beats_of
 
+LOCK_NAME = "job.lock"
 TOKEN_VARIABLE = "MODERNN_JOB_TOKEN"  # noqa: S105  names the job, is no secret
 PATIENCE_S = 1.0  # someone who merely looks (`holder`) has the lock for an instant
 FAR_PATIENCE_S = 5 * BEAT_S
+
+
+def read_lock(run: Path) -> dict[str, Any]:
+    """What the present or last job wrote of itself into its lock; empty when there was none."""
+    try:
+        return dict(json.loads((run / LOCK_NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
 
 
 class RunBusyError(ToolkitError):

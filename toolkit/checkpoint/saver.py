@@ -12,11 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from toolkit.checkpoint.checkpoint import Progress, TrainState
+from toolkit.checkpoint.commit import mark_best, prune, save
 from toolkit.config import TrainConfig
 from toolkit.errors import CheckpointError
-from toolkit.train.checkpoint import Progress
-from toolkit.train.commit import mark_best, prune, save
-from toolkit.train.engine import TrainState
 
 TELL_WAIT_S = 0.05
 

@@ -24,14 +24,14 @@ import torch
 
 from shards import open_store
 from tests.toolkit.train.crash import Countdown, ended, start
+from toolkit.checkpoint import checkpoint, commit
+from toolkit.checkpoint.checkpoint import FILES, MANIFEST, Progress, TrainState, fault_of, hold, load, newest, steps_in
+from toolkit.checkpoint.saver import Saver
+from toolkit.checkpoint.weights import load_model
 from toolkit.config import TrainConfig, load_config
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import build_model
 from toolkit.rundir import RunDir
-from toolkit.train import checkpoint, commit
-from toolkit.train.checkpoint import FILES, MANIFEST, Progress, fault_of, hold, load, newest, steps_in
-from toolkit.train.engine import TrainState
-from toolkit.train.saver import Saver
 
 HASH = "0123abcd"
 
@@ -160,7 +160,7 @@ def run(tiny_config: Path, tmp_path: Path) -> RunDir:
 
 
 def step_loaded(run: RunDir, which: str) -> int:
-    return checkpoint.load_model(run, which, torch.device("cpu"))[1]
+    return load_model(run, which, torch.device("cpu"))[1]
 
 
 def test_pointers_are_checked_not_trusted(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +170,7 @@ def test_pointers_are_checked_not_trusted(run: RunDir, capsys: pytest.CaptureFix
     for text in ("", "step-00000004\n", "../../somewhere\n", "\0\0\0"):
         latest.write_text(text)
         assert step_loaded(run, "last") == 6
-        assert "doesn't name the newest checkpoint; taking step-00000006" in capsys.readouterr().err
+        assert "does not name the newest checkpoint; taking step-00000006" in capsys.readouterr().err
     latest.write_text("step-00000008\n")
     with pytest.raises(CheckpointError, match=r"step-00000008 .*there is none; the newest whole one is step-00000006"):
         step_loaded(run, "last")
@@ -314,7 +314,7 @@ READER = """
 import sys
 from pathlib import Path
 import torch
-from toolkit.train.checkpoint import hold
+from toolkit.checkpoint.checkpoint import hold
 with hold(Path(sys.argv[1]), int(sys.argv[2])) as held:
     print("holding", flush=True)
     sys.stdin.readline()

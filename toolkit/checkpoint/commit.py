@@ -21,11 +21,11 @@ from typing import Any, BinaryIO
 import torch
 
 from shards.files import flush
-from toolkit.errors import CheckpointError
-from toolkit.rundir import write_atomic
-from toolkit.train.checkpoint import (
+from toolkit.atomic import write_atomic
+from toolkit.checkpoint.checkpoint import (
     MANIFEST,
     Progress,
+    TrainState,
     fault_of,
     manifest_text,
     name_of,
@@ -33,7 +33,7 @@ from toolkit.train.checkpoint import (
     pointed,
     steps_in,
 )
-from toolkit.train.engine import TrainState
+from toolkit.errors import CheckpointError
 
 SPARE_BYTES = 1 << 20  # names, headers and JSON beside the tensors
 

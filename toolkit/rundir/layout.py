@@ -19,7 +19,6 @@ Small files are replaced whole (write, fsync, rename), so a reader never sees ha
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
@@ -29,47 +28,21 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from toolkit.atomic import write_atomic
 from toolkit.config import RunConfig, load_config
 from toolkit.errors import EXIT_MEANING, ConfigError, ToolkitError
+from toolkit.rundir.metrics import read_lines
 from toolkit.tree import flatten
 from toolkit.wording import some
 
-LOCK_NAME = "job.lock"
 CHECKPOINTS = ("best", "last")  # those that are scored
 RESULT_VERSION = 1  # of eval/*.json
 STALE_AFTER_S = 120.0  # a live run rewrites state.json at least every few seconds
-
-
-def read_lock(run: Path) -> dict[str, Any]:
-    """What the present or last job wrote of itself into its lock (launch/jobs/lock.py); empty when there was none."""
-    try:
-        return dict(json.loads((run / LOCK_NAME).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` whole: a reader sees the old bytes or the new ones."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a small text file whole."""
-    with replacing(path) as file:
-        file.write(text.encode())
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -80,17 +53,6 @@ def read_result(path: Path) -> dict[str, Any]:
         raise ToolkitError(
             f"{path}: can't be read ({error}); delete it and evaluate the run again: launch/evaluate.py"
         ) from None
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file of JSON lines, none where there is no file; what a kill cut short is left out."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            yield record
 
 
 @dataclass(frozen=True)

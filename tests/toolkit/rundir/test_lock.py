@@ -14,16 +14,15 @@ from typing import Any
 
 import pytest
 
-from launch.jobs import lock
-from launch.jobs.lock import RunBusyError, claim, hold
 from toolkit.errors import EXIT_BUSY, ToolkitError
-from toolkit.train import heartbeat
-from toolkit.train.heartbeat import Beat, write_beat
+from toolkit.rundir import heartbeat, lock
+from toolkit.rundir.heartbeat import Beat, write_beat
+from toolkit.rundir.lock import RunBusyError, claim, hold
 
 TAKE = """
 import sys, time
 from pathlib import Path
-from launch.jobs.lock import RunBusyError, claim
+from toolkit.rundir.lock import RunBusyError, claim
 while time.time() < float(sys.argv[2]): pass
 try:
     claim(Path(sys.argv[1]), job="race")

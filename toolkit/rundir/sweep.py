@@ -11,14 +11,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
+from toolkit.atomic import write_atomic
 from toolkit.errors import ConfigError
-from toolkit.rundir import RunDir, write_atomic
+from toolkit.rundir import RunDir
 from toolkit.tree import to_yaml
 
 RECORD_NAME = "sweep.yaml"
@@ -77,3 +81,36 @@ def read_record(root: Path) -> tuple[str, list[RecordedRun]]:
         raise ConfigError(
             f"{file}: not a sweep's record ({error}); run launch/sweep.py again to write it anew"
         ) from None
+
+
+def find_runs(folder: Path) -> list[RunDir]:
+    """The run directories right below a folder, by name."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir())
+        return [RunDir(folder / name) for name in names if (folder / name / "config.yaml").exists()]
+    return []
+
+
+@contextlib.contextmanager
+def preparing(root: Path) -> Iterator[None]:
+    """Make run directories and the record one sweep.py at a time: a second one waits, then finds them made."""
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / ".preparing", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def in_sweep(run: Path) -> bool:
+    """Whether a run directory lies in a sweep's folder: what comes next is then the sweep's business."""
+    return (run.parent / RECORD_NAME).exists()
+
+
+def read_runs(folder: Path) -> list[RecordedRun]:
+    """The runs of a sweep directory in the sweep's order, then those that lie there besides.
+
+    Raises:
+        ConfigError: when the record can't be read.
+    """
+    recorded = read_record(folder)[1] if (folder / RECORD_NAME).exists() else []
+    known = {item.run.path for item in recorded}
+    return recorded + [RecordedRun(run, run.path.name) for run in find_runs(folder) if run.path not in known]

@@ -12,9 +12,12 @@ import os
 import socket
 import time
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
-from toolkit import slurm
-from toolkit.rundir import RunDir, read_lines, read_lock
+from toolkit.distributed import slurm
+from toolkit.rundir import RunDir
+from toolkit.rundir.lock import read_lock
+from toolkit.rundir.metrics import read_lines
 
 NAME = "starts.jsonl"
 
@@ -79,3 +82,29 @@ def read_starts(run: RunDir) -> list[Start]:
         with contextlib.suppress(KeyError):
             found.append(Start(**{field.name: values[field.name] for field in fields(Start)}))
     return found
+
+
+RESTARTS = "restarts.tsv"
+
+
+@dataclass(frozen=True)
+class Restart:
+    """One line."""
+
+    time: float
+    job: str
+    start: int  # 2 for the first restart
+    nodes: str  # as Slurm writes lists of them
+    lost: str  # with commas
+    cause: str
+
+
+def restarts_of(run: Path) -> list[Restart]:
+    """All restarts of a run, oldest first; a line that a kill left half is no restart that is known."""
+    restarts: list[Restart] = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in (run / RESTARTS).read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                when, job, start, nodes, lost, cause = line.split("\t")
+                restarts.append(Restart(float(when), job, int(start), nodes, lost, cause))
+    return restarts
