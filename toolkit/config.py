@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from toolkit.errors import ConfigError
-from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options
+from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options, StepOptions
+from toolkit.recipe import InitialisationConfig, LossConfig, SamplingConfig, ScheduleConfig
 from toolkit.tree import read_tree, to_yaml, with_overrides
 from toolkit.wording import nearest
 
@@ -50,6 +51,7 @@ def _folder_name(name: str) -> str:
     return name
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
 SplitName = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]{0,31}$")]  # a store's splits; names of files begin so
 
 
@@ -73,14 +75,6 @@ class DataConfig(Options):
     workers: int = Field(0, ge=0, description="reader processes per rank", json_schema_extra=COSMETIC)
 
 
-class SamplingConfig(Options):
-    """Scheduled sampling: the chance that a future input is the true frame, as a function of the optimizer step."""
-
-    start: float = Field(1.0, ge=0, le=1, description="chance at step 0")
-    slope: float = Field(2e-5, ge=0, description="fall of the chance per optimizer step")
-    stop: int = Field(50_000, ge=0, description="step from which on the chance is 0")
-
-
 class WatchdogConfig(Options):
     """How long a rank may get nowhere before the run is ended as hung, see toolkit/train/watchdog.py."""
 
@@ -96,8 +90,25 @@ class TrainConfig(Options):
     micro_batch: int | None = Field(
         None, ge=1, description="sequences per forward on one rank; None: batch / ranks", json_schema_extra=COSMETIC
     )
-    lr: float = Field(3e-4, gt=0, description="Adam's learning rate")
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr: float = Field(3e-4, gt=0, description="learning rate; where a schedule varies it, its greatest value")
+    schedule: ScheduleConfig = ScheduleConfig()
+    optimizer: Literal["adam", "adamw", "sgd"] = Field(
+        "adam", description="torch's own; under adamw weight decay is decoupled (Loshchilov and Hutter 2019)"
+    )
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="adam, adamw: decay of the two moments")
+    momentum: Decay = Field(0.9, description="sgd: decay of the momentum")
+    weight_decay: float = Field(0.0, ge=0, le=10, description="of weights; biases and norms have none")
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of an exponential moving average of the weights, which is scored and exported as `ema`",
+    )
+    loss: LossConfig = LossConfig()
+    init_from: InitialisationConfig = InitialisationConfig()
+    patience: int | None = Field(
+        None, ge=1, description="early stopping: validations in a row without a better one; None: all steps are run"
+    )
     clip: float | None = Field(None, gt=0, description="greatest gradient norm; None: no clipping")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps fp32 master weights")
     tf32: bool = Field(
@@ -292,6 +303,11 @@ class RunConfig(Options):
             raise ValueError(
                 f"train.micro_batch {self.train.micro_batch} doesn't divide train.batch {self.train.batch}: "
                 "choose a divisor or leave it out"
+            )
+        if self.train.sampling.kind == "reverse" and not isinstance(self.model, StepOptions):
+            raise ValueError(
+                f"train.sampling.kind reverse replaces inputs of the context, and {self.model.name} has no input but "
+                "the true context: use linear"
             )
         if self.train.tf32 and self.train.precision == "bf16":
             raise ValueError(

@@ -62,7 +62,9 @@ def draw_teacher(
     return torch.from_numpy(mask)
 
 
-def _coins(name: str, seed: int, positions: Sequence[int], count: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def _coins(
+    name: str, seed: int, positions: Sequence[int], count: int
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     stream = Restarted()
     return np.stack([stream.named(name, seed, position).random_sample(count) for position in positions])
 

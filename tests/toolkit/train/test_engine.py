@@ -53,7 +53,7 @@ def plain_losses(
         work.load_state_dict(model.state_dict())
         teacher = draw_teacher(config.seed, batch.positions, step, config.data.horizon, cfg.sampling)
         sampling = Sampling(teacher, draw_noise(config.seed, batch.positions, torch.device("cpu")))
-        loss = work(to_unit(batch.frames, windows.scale), config.data.context, sampling).losses["mse"]
+        loss = work(to_unit(batch.frames, windows.scale), config.data.context, sampling).losses["data"]
         for parameter, grad in zip(model.parameters(), torch.autograd.grad(loss, list(work.parameters())), strict=True):
             parameter.grad = grad.float()
         assert cfg.clip is not None
@@ -320,7 +320,7 @@ size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 200 * 2**20,) * 2)
 frames = torch.rand(8, 20, 1, 64, 64)
 try:
-    engine.step([frames], lambda batch: engine.engine(batch, 10, Sampling()).losses["mse"], False)
+    engine.step([frames], lambda batch: engine.engine(batch, 10, Sampling()).losses["data"], False)
 except MemoryShortageError as error:
     print(error)
 """
