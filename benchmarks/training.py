@@ -80,9 +80,9 @@ def tree_of(model: str, archive: str, store: Path, steps: int, way: tuple[str, i
     train = {"steps": steps, "batch": 2, "lr": 1e-3, "clip": 1.0, "precision": precision, "zero": zero}
     train |= {
         "deterministic": True,
-        "checkpointing": policy,
+        "activation_checkpointing": {"policy": policy},
         "validate_every": steps,
-        "checkpoint_every": steps,
+        "checkpoint": {"every": steps},
         "log_every": 1,
         "images": 0,
     }

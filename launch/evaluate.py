@@ -30,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=positive, help="sequences per forward (default: eval.batch)")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N sequences of the split")
     parser.add_argument(
-        "--samples", type=positive, metavar="N", help="forecasts of each sequence, of models with chance (eval.samples)"
+        "--samples",
+        type=positive,
+        metavar="N",
+        help="forecasts of each sequence, of models with chance (eval.ensemble_size)",
     )
     parser.add_argument("--select", choices=("mean", "best"), help="score their mean or the best one (eval.select)")
     parser.add_argument("--force", action="store_true", help="score again what is scored already")

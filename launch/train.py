@@ -62,8 +62,11 @@ def _list_models() -> int:
     shape, rows = FrameSpec(1, 64, 64), []
     for name, entry in MODELS.items():
         config = make_config({"model": {"name": name}}, name)
-        parameters = count_parameters(config, shape)
-        macs = f"{count_macs(config, shape) / 1e9:.2f}" if parameters else "-"  # what isn't trained has no such pass
+        times = config.data.context, config.data.horizon
+        parameters = count_parameters(config.model, shape)
+        macs = (
+            f"{count_macs(config.model, shape, *times) / 1e9:.2f}" if parameters else "-"
+        )  # what isn't trained has no such pass
         rows.append([name, f"{parameters:,}", macs, f"{entry.title}: {entry.paper}"])
     print("\n".join(render(("name", "parameters", "GMACs/sequence", "paper"), rows)))
     print("\nat each model's default options; one forward pass in training over 10 + 10 frames of 64 x 64, one channel")
@@ -91,7 +94,7 @@ def _dry_run(config: RunConfig) -> int:
         shape, where = FrameSpec(1, 64, 64), "no store yet: 64x64 frames of one channel assumed"
     print(f"model       {config.model.name} ({', '.join(f'{k} {v}' for k, v in config.model if k != 'name')})")
     print(f"frames      {shape.channels} x {shape.height} x {shape.width} ({where})")
-    print(f"parameters  {count_parameters(config, shape):,}")
+    print(f"parameters  {count_parameters(config.model, shape):,}")
     training = f"{config.train.steps:,} of {config.train.batch} sequences, Adam {config.train.lr:g}"
     print(f"steps       {training if MODELS[config.model.name].trained else 'none: no training, only evaluation'}")
     print(f"identity    {config.hash8()}")

@@ -30,10 +30,10 @@ from shards.recent import FRAME_OPTIONS
 from toolkit import __version__
 from toolkit.atomic import write_atomic
 from toolkit.checkpoint.card import model_card
-from toolkit.checkpoint.weights import load_model
+from toolkit.checkpoint.weights import load_model, untrained_model
 from toolkit.config import RunConfig, make_config
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.models.base import SequenceModel, build_model
+from toolkit.models.base import SequenceModel
 from toolkit.rundir import RunDir
 
 EXPORT_VERSION = 1
@@ -92,7 +92,7 @@ def read_export(path: str | Path) -> tuple[SequenceModel, RunConfig, dict[str, A
         raise CheckpointError(
             f"{folder / WEIGHTS}: differs from its SHA-256 in {CONFIG}; fetch it again, or export the run again"
         )
-    model = build_model(config, shape)
+    model = untrained_model(config, shape)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

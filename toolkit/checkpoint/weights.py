@@ -1,4 +1,4 @@
-"""The trained model of a run directory: which checkpoint is meant, and its weights."""
+"""The model of a run: untrained, by its config; trained, with the weights of one of its checkpoints."""
 
 from __future__ import annotations
 
@@ -7,13 +7,24 @@ import logging
 import torch
 
 from shards import open_store
+from shards.manifest import FrameSpec
 from toolkit.checkpoint.checkpoint import fault_of, hold, name_of, newest, pointed, steps_in
+from toolkit.config import RunConfig
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel, build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
+from toolkit.unroll import Checkpointing
 
 logger = logging.getLogger(__name__)
+
+
+def untrained_model(config: RunConfig, shape: FrameSpec) -> SequenceModel:
+    """Return the untrained model of a run's config, for frames of a shape; draws from torch's global generator."""
+    train = config.train
+    asked = train.activation_checkpointing
+    checkpointing = Checkpointing(asked.policy, asked.per_layer, asked.offload, asked.backend)
+    return build_model(config.model, shape, checkpointing, train.loss_frames, config.data.horizon)
 
 
 def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceModel, int]:
@@ -29,7 +40,7 @@ def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceM
     if not MODELS[config.model.name].trained:
         if which not in ("best", "last", "0"):
             raise CheckpointError(f"{run.path}: {config.model.name} is not trained: there is no step {which}, only 0")
-        return build_model(config, open_store(config.data.store).manifest.frames).to(device).eval(), 0
+        return untrained_model(config, open_store(config.data.store).manifest.frames).to(device).eval(), 0
     step = _step_of(run, which)
     given = which not in ("best", "last")
     fault = None if given and step not in steps_in(run.checkpoints) else fault_of(run.checkpoints, step)
@@ -44,7 +55,7 @@ def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceM
         )
     with hold(run.checkpoints, step) as held:
         weights = held.tensors("weights.pt")
-    model = build_model(config, open_store(config.data.store).manifest.frames)
+    model = untrained_model(config, open_store(config.data.store).manifest.frames)
     model.load_state_dict(weights)
     return model.to(device).eval(), step
 

@@ -193,6 +193,6 @@ def _from_readers(batches: Iterator[Batch], workers: int) -> Iterator[Batch]:
             how = str(error) or type(error).__name__
             raise ToolkitError(
                 f"one of the {workers} reader processes died ({how}): killed, most likely for want of memory. "
-                "Run it again; with fewer data.workers if that is it"
+                "Run it again; with fewer data.num_workers if that is it"
             ) from None
         yield batch

@@ -44,7 +44,7 @@ class Request:
     split: str | None = None
     batch: int | None = None
     limit: int | None = None
-    samples: int | None = None
+    ensemble_size: int | None = None
     select: Literal["mean", "best"] | None = None
     force: bool = False
 
@@ -68,7 +68,7 @@ class Evaluation:
         asked = self.config.eval
         self.lpips = load_lpips(world.device) if asked.lpips else None
         self.ensemble = Ensemble(
-            request.samples or asked.samples, request.select or asked.select, self.protocol.best_by
+            request.ensemble_size or asked.ensemble_size, request.select or asked.select, self.protocol.best_by
         )
 
     def file(self, which: str, suffix: str) -> Path:

@@ -1,4 +1,4 @@
-"""The loss of predictions against observations: `train.loss`, over observed pixels, weighted by rain rate and lead time.
+"""The loss of predictions against observations (`train.loss`), over observed pixels, by rain rate and lead time.
 
 Each sample's loss is the weighted mean over its observed pixels, the batch's the mean over its samples: it does not
 depend on how a batch is divided. A sample without an observed pixel counts as 0. All of it runs on the device without
@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shards import Scale
-from toolkit.config import TrainConfig
+from toolkit.config_recipe import LossConfig
+from toolkit.config_sections import TrainConfig
 from toolkit.errors import ConfigError
 from toolkit.models.base import Criterion, mean_square
-from toolkit.recipe import LossConfig
 
 RATES = ("mm/h", "mm h-1", "kg m-2 h-1")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toolkit.checkpoint.checkpoint import TrainState
-from toolkit.config import TrainConfig
+from toolkit.config_sections import TrainConfig
 from toolkit.data.batches import Batch, Share
 from toolkit.distributed.world import World
 from toolkit.models.base import SequenceModel

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from toolkit.checkpoint.checkpoint import TrainState
-from toolkit.config import TrainConfig
+from toolkit.config_sections import TrainConfig
 from toolkit.data.batches import Batch, Share
 from toolkit.distributed.world import World
 from toolkit.errors import NonFiniteError

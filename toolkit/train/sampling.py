@@ -1,7 +1,7 @@
 """Randomness of training as a pure function of (seed, position of the sample): nothing to store, nothing to restore.
 
 Scheduled sampling (Bengio et al. 2015): at optimizer step s, each future input of each sample is the true frame with a
-chance that falls with s and is 0 from `stop` on (`train.sampling`; S is its scale):
+probability that falls with s and is 0 from `stop` on (`train.sampling`; S is its scale):
 
     linear         max(0, start - slope s)
     exponential    exp(-s / S)
@@ -9,8 +9,8 @@ chance that falls with s and is 0 from `stop` on (`train.sampling`; S is its sca
     reverse        1/2 before reverse_start, then linearly to 0 at `stop`
 
 Reverse scheduled sampling (PredRNN-V2, Wang et al., arXiv:2103.09504) also samples the inputs of the context after its
-first frame: true with chance 1/2 before reverse_start, then 1 - 1/2 exp(-(s - reverse_start) / S), and 1 from `stop` on.
-The schedule depends on the step alone: a resumed run continues it.
+first frame: they are true with probability 1/2 before reverse_start, then 1 - 1/2 exp(-(s - reverse_start) / S), and 1
+from `stop` on. The schedule depends on the step alone: a resumed run continues it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toolkit.config_recipe import SamplingConfig
 from toolkit.data.order import Restarted
 from toolkit.models.base import Noise
-from toolkit.recipe import SamplingConfig
 
 
 def teacher_rate(step: int, config: SamplingConfig) -> float:
-    """Return the chance that an input of the horizon is the true frame."""
+    """Return the probability that an input of the horizon is the true frame."""
     if step >= config.stop:
         return 0.0
     if config.kind == "exponential":
@@ -42,7 +42,7 @@ def teacher_rate(step: int, config: SamplingConfig) -> float:
 
 
 def context_rate(step: int, config: SamplingConfig) -> float:
-    """Return the chance that an input of the context, after its first frame, is the true frame."""
+    """Return the probability that an input of the context, after its first frame, is the true frame."""
     if config.kind != "reverse" or step >= config.stop:
         return 1.0
     if step < config.reverse_start:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from toolkit.config import TrainConfig
+from toolkit.config_sections import TrainConfig
 
 MOMENTA = (0.85, 0.95)  # one-cycle: beta1 falls to the first while the rate rises, and rises to the second after it
 
@@ -46,7 +46,7 @@ def _lowest(config: TrainConfig) -> float:
 
 
 def _one_cycle(step: int, config: TrainConfig, first: float, middle: float, last: float) -> float:
-    """Return the value at a step of two half cosines, as OneCycleLR computes them (Smith and Topin, arXiv:1708.07120)."""
+    """Return the value at a step of the two half cosines of OneCycleLR (Smith and Topin, arXiv:1708.07120)."""
     turn = config.schedule.rise * config.steps - 1.0
     if step <= turn:
         return _cosine(first, middle, step / turn if turn > 0 else 1.0)

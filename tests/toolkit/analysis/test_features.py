@@ -45,7 +45,7 @@ def make_run(store: Path, tmp_path: Path) -> Callable[..., RunDir]:
         data = {"store": str(store), "context": 3, "horizon": 2}
         config = make_config({"model": model, "data": data, "eval": {"batch": 2}}, "test")
         run = RunDir.create(tmp_path / "run", config)
-        weights = build_model(config, open_store(store).manifest.frames).state_dict()
+        weights = build_model(config.model, open_store(store).manifest.frames).state_dict()
         state = TrainState(weights, {}, 7)
         commit.save(run.checkpoints, state, Progress(7, 56), config.hash8(execution=False))
         return run

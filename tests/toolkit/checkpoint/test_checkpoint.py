@@ -28,7 +28,8 @@ from toolkit.checkpoint import checkpoint, commit
 from toolkit.checkpoint.checkpoint import FILES, MANIFEST, Progress, TrainState, fault_of, hold, load, newest, steps_in
 from toolkit.checkpoint.saver import Saver
 from toolkit.checkpoint.weights import load_model
-from toolkit.config import TrainConfig, load_config
+from toolkit.config import load_config
+from toolkit.config_sections import CheckpointConfig, TrainConfig
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import build_model
 from toolkit.rundir import RunDir
@@ -152,7 +153,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 def run(tiny_config: Path, tmp_path: Path) -> RunDir:
     """A run with loadable checkpoints of steps 2, 4, 6; 4 is the best."""
     made = RunDir.create(tmp_path / "run", load_config(tiny_config))
-    model = build_model(made.config(), open_store(made.config().data.store).manifest.frames)
+    model = build_model(made.config().model, open_store(made.config().data.store).manifest.frames)
     for step in (2, 4, 6):
         commit.save(made.checkpoints, TrainState(model.state_dict(), {}, step), Progress(step, 4 * step), HASH)
     commit.mark_best(made.checkpoints, 4)
@@ -511,12 +512,12 @@ def test_a_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
 
 
 def saver_of(folder: Path, said: list[str], **settings: object) -> Saver:
-    return Saver(folder, TrainConfig(**{"keep_last": 2, **settings}), HASH, said.append)
+    return Saver(folder, TrainConfig(checkpoint=CheckpointConfig(**settings)), HASH, said.append)
 
 
 def test_a_background_save_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     for background in (True, False):
-        saver = saver_of(tmp_path / str(background), [], async_checkpoint=background)
+        saver = saver_of(tmp_path / str(background), [], async_save=background)
         for step in (1, 2, 3):
             saver.save(state_of(step), Progress(step, 8 * step, {"step": 1, "score": 0.5}), last=step == 3)
         saver.close()
@@ -576,7 +577,7 @@ def test_a_failed_save_ends_training_at_the_next_step(tmp_path: Path, monkeypatc
 
 def test_a_failed_save_can_be_said_counted_and_tried_again(tmp_path: Path) -> None:
     obstacle, said = blocked(tmp_path / "run"), []
-    saver = saver_of(obstacle, said, on_save_error="continue")
+    saver = saver_of(obstacle, said, on_error="continue")
     for step in (1, 2):
         saver.save(state_of(step), Progress(step, 8 * step), last=False)
         saver.wait()
@@ -595,6 +596,6 @@ def test_a_fault_of_ours_in_the_thread_is_not_taken_for_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(commit, "_bytes_of", lambda state: 1 / 0)
-    saver = saver_of(tmp_path, [], on_save_error="continue")
+    saver = saver_of(tmp_path, [], on_error="continue")
     with pytest.raises(ZeroDivisionError):
         saver.save(state_of(1), Progress(1, 8), last=True)

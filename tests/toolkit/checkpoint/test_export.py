@@ -21,10 +21,10 @@ from tests.toolkit.train.conftest import tiny_store  # noqa: F401  (a fixture)
 from toolkit.checkpoint import checkpoint, commit
 from toolkit.checkpoint.checkpoint import TrainState
 from toolkit.checkpoint.export import CARD, CONFIG, WEIGHTS, load_exported
-from toolkit.checkpoint.weights import load_model
+from toolkit.checkpoint.weights import load_model, untrained_model
 from toolkit.config import make_config
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.models.base import SequenceModel, build_model
+from toolkit.models.base import SequenceModel
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 
@@ -46,7 +46,7 @@ def make_run(tiny_store: Path, tmp_path: Path) -> Callable[..., RunDir]:  # noqa
         run = RunDir.create(tmp_path / "run", config)
         for step in steps if MODELS[name].trained else ():
             torch.manual_seed(step)
-            weights = build_model(config, open_store(tiny_store).manifest.frames).state_dict()
+            weights = untrained_model(config, open_store(tiny_store).manifest.frames).state_dict()
             progress = checkpoint.Progress(step, 8 * step)
             commit.save(run.checkpoints, TrainState(weights, {}, step), progress, config.hash8(execution=False))
         return run

@@ -50,7 +50,7 @@ def make_run(store: Path, tmp_path: Path) -> Callable[..., RunDir]:
         run = RunDir.create(tmp_path / "run", config)
         for step in steps:
             torch.manual_seed(step)
-            weights = build_model(config, open_store(store).manifest.frames).state_dict()
+            weights = build_model(config.model, open_store(store).manifest.frames).state_dict()
             progress = Progress(step, 8 * step)
             commit.save(run.checkpoints, TrainState(weights, {}, step), progress, config.hash8())
         if best is not None:

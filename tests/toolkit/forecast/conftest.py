@@ -56,7 +56,7 @@ def make_run(radar: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         run = RunDir.create(path, config)
         if MODELS[name].trained:
             torch.manual_seed(1)
-            weights = build_model(config, open_store(store).manifest.frames).state_dict()
+            weights = build_model(config.model, open_store(store).manifest.frames).state_dict()
             digest = config.hash8(execution=False)
             commit.save(run.checkpoints, TrainState(weights, {}, 5), checkpoint.Progress(5, 40), digest)
         return path

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 from shards.manifest import FrameSpec
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.distributed.world import World, init_world
-from toolkit.models.base import Sampling, build_model
+from toolkit.models.base import Sampling
 from toolkit.train.build import build_engine
 from toolkit.train.deepspeed_engine import DeepSpeedEngine
 from toolkit.train.deferred import DeferredGradients
@@ -29,7 +30,7 @@ def norms(stage: int, deferred: bool, world: World) -> list[float]:
     train = {"zero": stage, "batch": 4, "defer_weight_gradients": "on" if deferred else "off"}
     config = make_config({"model": model, "train": train}, "test")
     torch.manual_seed(0)
-    engine = build_engine(build_model(config, FrameSpec(1, 16, 16)), config, world, None)
+    engine = build_engine(untrained_model(config, FrameSpec(1, 16, 16)), config, world, None)
     assert isinstance(engine, DeepSpeedEngine)
     generator = torch.Generator().manual_seed(1)
     found = []

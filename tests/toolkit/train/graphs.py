@@ -17,10 +17,10 @@ import torch
 
 from shards.manifest import FrameSpec, Scale
 from toolkit.checkpoint.checkpoint import TrainState
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.data.batches import Batch
 from toolkit.distributed.world import init_world
-from toolkit.models.base import build_model
 from toolkit.train.build import build_engine
 from toolkit.train.engine import StepResult
 from toolkit.train.loss import TrainingLoss
@@ -38,7 +38,7 @@ def train(case: dict[str, Any], graph: str) -> tuple[list[StepResult], TrainStat
     world = init_world(config.train, group=True)
     torch.manual_seed(0)
     size = case.get("size", 16)
-    engine = build_engine(build_model(config, FrameSpec(1, size, size)), config, world, None)
+    engine = build_engine(untrained_model(config, FrameSpec(1, size, size)), config, world, None)
     loss = TrainingLoss(config, SCALE, world.device, engine.forward)
     generator = torch.Generator().manual_seed(1)
     results = []

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 
 from shards.manifest import FrameSpec
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.data.batches import Batch
 from toolkit.distributed.world import World, init_world
-from toolkit.models.base import Noise, Sampling, build_model
+from toolkit.models.base import Noise, Sampling
 from toolkit.train.build import build_engine
 
 SIZE = FrameSpec(1, 13, 18)  # no multiples of the patch
@@ -37,7 +38,7 @@ def digest_of(tree: dict[str, Any], world: World) -> str | None:
     config = make_config(tree, "test")
     context, frames = config.data.context, config.data.context + config.data.horizon
     torch.manual_seed(3)
-    engine = build_engine(build_model(config, SIZE), config, world, None)
+    engine = build_engine(untrained_model(config, SIZE), config, world, None)
 
     def loss_of(batch: Batch) -> torch.Tensor:
         size = len(batch.keys)

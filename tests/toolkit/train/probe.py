@@ -18,9 +18,10 @@ import torch
 
 from shards.manifest import FrameSpec
 from toolkit.checkpoint.checkpoint import TrainState
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import load_config
 from toolkit.distributed.world import World, init_world
-from toolkit.models.base import Sampling, build_model
+from toolkit.models.base import Sampling
 from toolkit.train.build import build_engine
 from toolkit.train.engine import norms_of
 
@@ -41,7 +42,7 @@ def probe(config: str, settings: list[str], world: World) -> dict[str, Any]:
     """{told, used: the gradient's norm before the update and DeepSpeed's own; kept: discarding changed nothing}."""
     made = load_config(config, settings)
     torch.manual_seed(made.seed)
-    engine = build_engine(build_model(made, FrameSpec(1, 16, 16)), made, world, None)
+    engine = build_engine(untrained_model(made, FrameSpec(1, 16, 16)), made, world, None)
     generator = torch.Generator().manual_seed(1)
     told, used, kept = [], [], []
     for step in range(STEPS):

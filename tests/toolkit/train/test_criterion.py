@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional as F
 
 from shards import Scale
-from toolkit.config import TrainConfig
+from toolkit.config_recipe import LossConfig
+from toolkit.config_sections import TrainConfig
 from toolkit.errors import ConfigError
 from toolkit.models.base import mean_square
-from toolkit.recipe import LossConfig
 from toolkit.train.criterion import make_criterion, threshold_levels
 
 UNIT = Scale("intensity", "1", 0.0, 1 / 255)

@@ -232,7 +232,7 @@ def test_a_signal_to_the_whole_group_leaves_the_readers_to_the_training(
 ) -> None:
     """As a terminal and Slurm send it."""
     run, log = tmp_path / "run", tmp_path / "log"
-    arguments = ["--config", config, "--run-dir", run, "--set", "data.workers=2", "--set", "train.steps=2000"]
+    arguments = ["--config", config, "--run-dir", run, "--set", "data.num_workers=2", "--set", "train.steps=2000"]
     pid = warm.start(arguments, log)
     wait_until(lambda: said(log, " 2/2000"), "step 2")
     for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM):
@@ -243,7 +243,7 @@ def test_a_signal_to_the_whole_group_leaves_the_readers_to_the_training(
 
 def test_a_killed_reader_process_ends_the_run_with_a_clear_error(warm: Warm, config: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    arguments = ["--config", config, "--run-dir", run, "--set", "data.workers=1", "--set", "train.steps=20000"]
+    arguments = ["--config", config, "--run-dir", run, "--set", "data.num_workers=1", "--set", "train.steps=20000"]
     pid = warm.start(arguments, log)
     wait_until(lambda: said(log, " 2/20000"), "step 2")
     # The process group's members, less the training: forkserver, its tracker, the reader. The youngest reads.
@@ -256,7 +256,7 @@ def test_a_killed_reader_process_ends_the_run_with_a_clear_error(warm: Warm, con
 
 def test_a_killed_training_leaves_no_process_behind(warm: Warm, config: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    options = ["--set", "data.workers=2", "--set", "train.steps=20000"]
+    options = ["--set", "data.num_workers=2", "--set", "train.steps=20000"]
     pid = warm.start(["--config", config, "--run-dir", tmp_path / "run", *options], log)
     wait_until(lambda: said(log, " 2/20000"), "step 2")
 

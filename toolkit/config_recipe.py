@@ -77,30 +77,30 @@ class LossConfig(Options):
 
 
 class SamplingConfig(Options):
-    """Scheduled sampling (Bengio et al. 2015): the chance that an input is the true frame, by optimizer step."""
+    """Scheduled sampling (Bengio et al. 2015): the probability that an input is the true frame, by optimizer step."""
 
     kind: Literal["linear", "exponential", "sigmoid", "reverse"] = Field(
         "linear",
-        description="decay of the chance for inputs of the horizon; reverse: PredRNN-V2's, in which inputs of the "
+        description="decay of the probability for inputs of the horizon; reverse: PredRNN-V2's, in which inputs of the "
         "context too are the model's own predictions at first",
     )
-    start: float = Field(1.0, ge=0, le=1, description="linear: chance at step 0")
-    slope: float = Field(2e-5, ge=0, le=1, description="linear: decrease of the chance per optimizer step")
-    stop: int = Field(50_000, ge=0, description="all kinds: the step from which on the chance is 0")
+    start: float = Field(1.0, ge=0, le=1, description="linear: probability at step 0")
+    slope: float = Field(2e-5, ge=0, le=1, description="linear: decrease of the probability per optimizer step")
+    stop: int = Field(50_000, ge=0, description="all kinds: the step from which on the probability is 0")
     scale: float = Field(
         5_000.0,
         gt=0,
         le=1e9,
-        description="optimizer steps: exponential exp(-s / scale), sigmoid k / (k + exp(s / k)) with k = scale, reverse: "
-        "how fast the chance of true frames in the context approaches 1",
+        description="optimizer steps: exponential exp(-s / scale), sigmoid k / (k + exp(s / k)) with k = scale, "
+        "reverse: how fast the probability of true frames in the context approaches 1",
     )
-    reverse_start: int = Field(25_000, ge=0, description="reverse: the step up to which both chances are one half")
+    reverse_start: int = Field(25_000, ge=0, description="reverse: the step up to which both probabilitys are one half")
 
     @model_validator(mode="after")
     def _reverse_ends(self) -> SamplingConfig:
         if self.kind == "reverse" and self.reverse_start >= self.stop:
             raise ValueError(
-                f"reverse_start {self.reverse_start} must be before stop {self.stop}: the chance falls between the two"
+                f"reverse_start {self.reverse_start} must be before stop {self.stop}: the probability falls between the two"
             )
         return self
 
