@@ -100,7 +100,8 @@ class SamplingConfig(Options):
     def _reverse_ends(self) -> SamplingConfig:
         if self.kind == "reverse" and self.reverse_start >= self.stop:
             raise ValueError(
-                f"reverse_start {self.reverse_start} must be before stop {self.stop}: the probability falls between the two"
+                f"reverse_start {self.reverse_start} must be before stop {self.stop}: it decreases from the "
+                "one to the other"
             )
         return self
 

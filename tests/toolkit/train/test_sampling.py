@@ -78,5 +78,5 @@ def test_context_inputs_are_replaced_by_predictions() -> None:
 
 @pytest.mark.parametrize("name", ["simvp", "trajgru", "svg_lp"])
 def test_models_without_inputs_to_replace_refuse(name: str) -> None:
-    with pytest.raises(ConfigError, match="train.sampling.kind reverse"):
+    with pytest.raises(ConfigError, match=r"train\.sampling\.kind reverse"):
         make_config({"model": {"name": name}, "train": {"sampling": {"kind": "reverse"}}}, "test")
