@@ -53,6 +53,11 @@ class DeepSpeedEngine(Engine):
         self.deferred = DeferredGradients(self.model) if deferred else nullcontext()
         self.stage = int(self.engine.zero_optimization_stage())
         self.partitioned = self.stage > 0
+        if self.stage in (1, 2) and len(groups) > 1:
+            # DeepSpeed links parameters to their moments after the first group's first update, when a second group
+            # has none yet, and never again.
+            for held in self._held():
+                self._torch_optimizer().state[held] = state_of(held, 0, config)
         self._start_average()
 
     @property

@@ -1,7 +1,8 @@
-"""Recipes: optimizers, schedules, weight decay, averages and losses equal plain PyTorch, in both engines, and resume."""
+"""Recipes (optimizers, schedules, weight decay, averages, losses) equal plain PyTorch in both engines, and resume."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,9 @@ def test_a_recipe_equals_plain_pytorch(tiny_config: Path, trained: dict[str, Pat
         found = weights_of(run, STEPS, file)
         assert list(found) == list(expected)
         for name, value in found.items():
-            assert torch.allclose(value, expected[name], rtol=0, atol=2e-3 if bf16 else 2e-6), (file, name)
+            # In bf16 masters start from rounded weights: 8 bits.
+            rtol, atol = (2**-8, 5e-3) if bf16 else (0, 2e-6)
+            assert torch.allclose(value, expected[name], rtol=rtol, atol=atol), (file, name)
     assert any(not torch.equal(plain.weights[name], plain.average[name]) for name in plain.weights)
 
 
@@ -72,8 +75,6 @@ def test_a_resumed_recipe_is_the_uninterrupted_one_to_the_last_bit(
     tiny_config: Path, train_on: Train, trained: dict[str, Path], tmp_path: Path
 ) -> None:
     """From the checkpoint of step 3, on 2 ranks: weights, moments, average and the rates' schedule."""
-    import shutil
-
     jobs, kept = [], {}
     for number, settings in enumerate(RECIPES):
         run = tmp_path / f"run{number}"
