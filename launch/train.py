@@ -135,7 +135,7 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
     world = init_world(config.train, group=True, stop=lambda: bool(stop), timeout=patience)
     path = Path(arguments.run or arguments.run_dir or Path("runs/single") / f"{config.name}-{config.hash8()}")
     with contextlib.ExitStack() as stack:
-        world.together(lambda: _take(path, config, world.world_size, stack))
+        world.run_on_rank_zero(lambda: _take(path, config, world.world_size, stack))
         run = RunDir(path)
         if run.done:
             if world.is_main:

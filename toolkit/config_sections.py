@@ -215,7 +215,7 @@ class TrainConfig(Options):
     )
     deterministic: bool = Field(
         False,
-        description="bitwise reproducible on a GPU too, see toolkit/device.py; slower",
+        description="bitwise reproducible on a GPU too, see toolkit/distributed/device.py; slower",
         json_schema_extra=EXECUTION,
     )
     device: Device = Field(

@@ -24,12 +24,13 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import pickle
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,6 +40,8 @@ from torch import Tensor
 
 from toolkit.errors import EXIT_USAGE, CheckpointError
 from toolkit.wording import first_line
+
+logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"step-(\d{8})")
 FILES = ("weights.pt", "moments.pt", "trainer.json")
@@ -255,8 +258,8 @@ def fault_of(folder: Path, step: int) -> str | None:
         return "there is none"
 
 
-def newest(folder: Path, say: Callable[[str], None]) -> int | None:
-    """The step of the newest whole checkpoint; what is passed over, and why, goes to `say`. None when there is none.
+def newest(folder: Path) -> int | None:
+    """Return the step of the newest whole checkpoint, None when there is none. What is passed over is logged, and why.
 
     Raises:
         AccessError: a newer one can't be read.
@@ -265,7 +268,7 @@ def newest(folder: Path, say: Callable[[str], None]) -> int | None:
         fault = fault_of(folder, step)
         if fault is None:
             return step
-        say(f"passing over {folder / name_of(step)}: {fault}")
+        logger.warning("passing over %s: %s", folder / name_of(step), fault)
     return None
 
 

@@ -45,7 +45,7 @@ def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceM
     given = which not in ("best", "last")
     fault = None if given and step not in steps_in(run.checkpoints) else fault_of(run.checkpoints, step)
     if fault is not None:
-        whole = newest(run.checkpoints, lambda text: None)
+        whole = newest(run.checkpoints)
         rescue = "there is no whole one: train again"
         if whole is not None:
             rescue = f"the newest whole one is {name_of(whole)}: delete {run.path / 'DONE'} if it is there and train on"
