@@ -64,6 +64,11 @@ class RunConfig(Options):
                 f"train.micro_batch {self.train.micro_batch} doesn't divide train.batch {self.train.batch}: "
                 "choose a divisor or leave it out"
             )
+        if self.train.init_from.freeze and self.train.zero == 3:
+            raise ValueError(
+                "train.init_from.freeze can't be used under train.zero 3, which partitions every parameter: set "
+                "train.zero to 0, 1 or 2"
+            )
         if self.train.sampling.kind == "reverse" and not isinstance(self.model, StepOptions):
             raise ValueError(
                 f"train.sampling.kind reverse replaces inputs of the context, and {self.model.name} has no input but "
