@@ -214,3 +214,12 @@ def modules_of(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             names |= {str(node.module), *(f"{node.module or ''}.{alias.name}" for alias in node.names)}
     return names
+
+
+@pytest.mark.parametrize("room", ["shards", "toolkit"])
+def test_no_text_below_launch_names_a_file_of_it(room: str) -> None:
+    """Messages, pages and cards print commands by `toolkit.shipped.command`, which knows a checkout from a wheel."""
+    for file in [*(ROOT / room).rglob("*.py"), *(ROOT / room).rglob("*.html")]:
+        if file != ROOT / "toolkit" / "shipped.py":
+            found = re.findall(r"launch/[a-z/]*\.py|-m launch\.\w+", file.read_text())
+            assert not found, f"{file.relative_to(ROOT)}: {found}"

@@ -6,6 +6,8 @@ NaN and infinity are refused everywhere (`Options`).
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
@@ -50,10 +52,26 @@ def _as_text(value: object) -> object:
 Mode = Annotated[str, BeforeValidator(_as_text)]
 
 
+def _expanded(store: str) -> str:
+    """Return a store's path with ~ and $NAME replaced; a URL as it is."""
+    if "://" in store:
+        return store
+    path = os.path.expandvars(store)
+    if unset := re.findall(r"\$\w+|\$\{[^}]*\}", path):
+        raise ValueError(f"{', '.join(unset)} is not set in the environment: export it, or write the path")
+    home = os.path.expanduser(path)
+    if home.startswith("~"):
+        raise ValueError(f"{home.partition('/')[0]} has no home directory here: write the path")
+    return home
+
+
+Store = Annotated[str, AfterValidator(_expanded)]
+
+
 class DataConfig(Options):
     """Which sequences are read, and how windows are cut from them."""
 
-    store: str = Field(
+    store: Store = Field(
         "",
         description="folder or URL of a sequence store (`python -m shards convert` makes one); ~ and $NAME are "
         "expanded, a relative path is relative to the working directory",
@@ -182,7 +200,7 @@ class TrainConfig(Options):
         description="sequences per forward pass on one rank; null: batch / ranks, without gradient accumulation",
         json_schema_extra=COSMETIC,
     )
-    lr: float = Field(3e-4, gt=0, le=1000, description="learning rate; where a schedule varies it, its maximum")
+    lr: float = Field(3e-4, gt=0, le=1e38, description="learning rate; where a schedule varies it, its maximum")
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="the learning rate by optimizer step")
     optimizer: Literal["adam", "adamw", "sgd"] = Field(
         "adam", description="torch's own; adamw decouples the weight decay (Loshchilov and Hutter 2019)"
@@ -346,7 +364,7 @@ class TrainConfig(Options):
         return self.batch // ranks
 
     def bucket(self, parameters: int) -> int:
-        """How many of so many numbers DeepSpeed's buffer for reducing gradients holds.
+        """Return the size of DeepSpeed's buffer for reducing gradients, in elements.
 
         DeepSpeed's own choice is 500 M: up to 2 GB of a card for the gradients of a small model.
         """

@@ -21,7 +21,6 @@ without locks a checkpoint can be deleted under a reader, who is told so.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -38,6 +37,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from shards.filelock import lock_file
 from toolkit.errors import EXIT_USAGE, CheckpointError
 from toolkit.wording import first_line
 
@@ -156,7 +156,7 @@ class Held:
         return None if digest.hexdigest() == sha256 else f"{name} differs from its SHA-256 in the manifest"
 
     def tensors(self, name: str) -> Any:
-        """The tree of tensors in weights.pt or moments.pt, on the CPU.
+        """Return the tree of tensors in weights.pt or moments.pt, on the CPU.
 
         Raises:
             CheckpointError: it holds something else, which is not unpickled, or was deleted.
@@ -203,7 +203,7 @@ def hold(folder: Path, step: int) -> Iterator[Held]:
 
 
 def _try_to_hold(folder: Path, step: int, stack: contextlib.ExitStack) -> Held | None:
-    """The open checkpoint, or None when there is none or it is on its way out."""
+    """Open a checkpoint; None if there is none or it is being deleted."""
     for name in (name_of(step), old_name_of(step)):
         path = folder / name
         try:
@@ -219,9 +219,8 @@ def _try_to_hold(folder: Path, step: int, stack: contextlib.ExitStack) -> Held |
         except OSError:
             return held  # unfinished, or unreadable: `fault` will say so
         try:
-            fcntl.flock(manifest, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None  # it is being deleted
+            if not lock_file(manifest.fileno(), shared=True):
+                return None  # it is being deleted
         except OSError:
             pass  # no locks here
         with contextlib.suppress(FileNotFoundError):
@@ -232,7 +231,7 @@ def _try_to_hold(folder: Path, step: int, stack: contextlib.ExitStack) -> Held |
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, oldest first, whole or not.
+    """Return the steps of the checkpoints in a folder, oldest first, complete or not.
 
     Raises:
         AccessError: the folder can't be listed.
@@ -259,7 +258,7 @@ def fault_of(folder: Path, step: int) -> str | None:
 
 
 def newest(folder: Path) -> int | None:
-    """Return the step of the newest whole checkpoint, None when there is none. What is passed over is logged, and why.
+    """Return the step of the newest complete checkpoint, or None; skipped ones are logged with the reason.
 
     Raises:
         AccessError: a newer one can't be read.
@@ -295,7 +294,7 @@ def load(folder: Path, step: int, config_hash: str) -> tuple[TrainState, Progres
 
 
 def pointed(folder: Path, pointer: str) -> int | None:
-    """The step that `latest` or `best` names; None when there is no such file or no name in it. Raises AccessError."""
+    """Return the step that `latest` or `best` names; None if the file is missing or empty. Raises AccessError."""
     try:
         match = NAME.fullmatch((folder / pointer).read_text().strip())
     except (FileNotFoundError, UnicodeDecodeError):

@@ -8,7 +8,6 @@ know, and deleted by `prune`. Nothing older is deleted before the new one stands
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from shards.filelock import lock_file
 from shards.files import flush
 from toolkit.atomic import write_atomic
 from toolkit.checkpoint.checkpoint import (
@@ -183,9 +183,8 @@ def _delete(path: Path) -> bool:
     with contextlib.ExitStack() as stack:
         try:
             manifest = stack.enter_context(open(path / MANIFEST, "r+b"))  # NFS wants it writable for this lock
-            fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            if not lock_file(manifest.fileno()):
+                return False
         except OSError:
             pass  # unfinished, or no locks here
         trash = _trash_of(path)
@@ -195,7 +194,7 @@ def _delete(path: Path) -> bool:
 
 
 def _trash_of(path: Path) -> Path:
-    """A free name for something that is no longer a checkpoint."""
+    """Return an unused name for a folder that is no longer a checkpoint."""
     return path.with_name(f".{path.name.strip('.')}.{time.time_ns()}.trash")
 
 

@@ -68,11 +68,11 @@ class DeepSpeedEngine(Engine):
 
     @contextmanager
     def gathered_parameters(self) -> Iterator[SequenceModel]:
-        """The model to predict with, in evaluation mode.
+        """Return the model for predictions, in evaluation mode.
 
         All ranks enter together; inside, each calls it as often as it likes. Under ZeRO-3 a forward pass of the
         trained module itself is collective (it gathers weights layer by layer), and ranks with unequal numbers of
-        batches would wait for each other for ever: there it is a copy with all weights, gone afterwards.
+        batches would wait for each other forever: there it is a copy with all weights, gone afterwards.
         """
         if self._blank is None:
             model = self.model
@@ -152,7 +152,7 @@ class DeepSpeedEngine(Engine):
         self.wrapped.step()
 
     def held_gradients(self) -> list[Tensor]:
-        """The averaged gradients that this rank updates with: its partition, without ZeRO all of them."""
+        """Return the averaged gradients used by this rank: its partition, or all of them without ZeRO."""
         if not self.partitioned:
             return [p.grad for p in self.wrapped.module.parameters() if p.grad is not None]
         if self.wrapped.zero_cpu_offload():
@@ -162,7 +162,7 @@ class DeepSpeedEngine(Engine):
         return [part for group in self.optimizer.averaged_gradients.values() for part in group]
 
     def masters(self) -> list[Tensor]:
-        """The flat fp32 weights of this rank's partition, under ZeRO."""
+        """Return the flat fp32 weights of the partition of this rank under ZeRO."""
         optimizer = self.optimizer
         return list(
             optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
@@ -235,14 +235,14 @@ class DeepSpeedEngine(Engine):
                     inner.state[parameter][key].copy_(moment)
 
     def _part(self, parameter: nn.Parameter, full: Tensor) -> Tensor:
-        """This rank's part of a parameter-sized tensor under ZeRO-3."""
+        """Return the partition of this rank of a parameter-sized tensor under ZeRO-3."""
         size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         filled = F.pad(full.flatten(), (0, size * self.world.world_size - full.numel()))
         return filled[size * self.world.rank :][:size]
 
 
 def _full(parameter: nn.Parameter, moment: str | None) -> Tensor:
-    """A master weight or a moment under ZeRO, whole on every rank's device (collective)."""
+    """Gather a master weight or a moment under ZeRO on the device of every rank (collective)."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     full = safe_get_full_fp32_param(parameter) if moment is None else safe_get_full_optimizer_state(parameter, moment)

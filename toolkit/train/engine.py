@@ -260,7 +260,7 @@ def norms_of(gradients: Sequence[Tensor]) -> Tensor:
 
 @contextmanager
 def evaluating(model: SequenceModel) -> Iterator[SequenceModel]:
-    """The model in evaluation mode; afterwards in the mode it was in."""
+    """Put the model into evaluation mode, and restore its mode afterwards."""
     training = model.training
     model.eval()
     try:

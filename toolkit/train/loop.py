@@ -42,7 +42,7 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
     Args:
         resume: `auto` (the newest whole checkpoint, or from scratch), `none` (from scratch; refused when there are
             checkpoints) or a step number.
-        profile: steps that are timed and traced after a warm-up (toolkit/train/profile.py).
+        profile: number of steps to time and trace after a warm-up (toolkit/train/profile.py).
 
     Returns:
         EXIT_OK when the run is complete, EXIT_REQUEUE when it was asked to stop and can be resumed.
@@ -73,7 +73,7 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
 
 
 def _without_training(run: RunDir, world: World) -> int:
-    """Mark a run done whose model has no parameters: no step, no checkpoint."""
+    """Finish the run of a model without parameters: no training step, no checkpoint."""
     if world.is_main:
         logger.info("%s has no parameters: nothing to train, evaluate it", run.config().model.name)
         run.write_state(phase="trained", step=0, steps=0)
@@ -107,7 +107,9 @@ class Training:
             config, data.train.scale, world.device, self.engine.forward, self._before_forward, self._after_forward
         )
         if world.is_main:
-            note_start(run, self.step, cfg.batch, world.world_size, world.world_size * (world.device.type == "cuda"))
+            note_start(
+                run.path, self.step, cfg.batch, world.world_size, world.world_size * (world.device.type == "cuda")
+            )
         self.recorder = Recorder(run, self.step, cfg.steps, cfg.batch) if world.is_main else None
         self.saver = None
         if self.recorder:
@@ -129,7 +131,7 @@ class Training:
             self.batches = self.profiler.watch(self.batches)
 
     def _start(self, resume: str) -> tuple[Engine, checkpoint.Progress]:
-        """The engine at the first step, or where a checkpoint stands; that one's copy in memory is gone afterwards."""
+        """Return the engine at the first step or at a checkpoint, whose copy in memory is freed."""
         if self.config.train.activation_checkpointing.per_layer and self.world.device.type == "cpu":
             give_memory_back()
         torch.manual_seed(self.config.seed)
@@ -281,7 +283,7 @@ class Training:
         return improved
 
     def _save(self, last: bool) -> None:
-        """A checkpoint of this step; `last`: none follows in this process."""
+        """Save a checkpoint of this step; `last`: it is the last one of this process."""
         self.watchdog.at(self.step, "checkpoint")
         if self.saver:
             self.saver.wait()  # before another snapshot is made
@@ -303,7 +305,7 @@ class Training:
     def _leave(self) -> int:
         """Log where the run stopped; return the exit code."""
         if self.recorder:
-            self.recorder.put_state("stopped", self.step)
+            self.recorder.stopped(self.step)
             saved = f"at step {self.step} with a checkpoint" if self.step else "before the first step"
             logger.info("stopped %s; the same command resumes it", saved)
         return EXIT_REQUEUE

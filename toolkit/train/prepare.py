@@ -48,7 +48,7 @@ def open_data(config: RunConfig) -> Data:
 
 
 def check_scoring(config: RunConfig) -> None:
-    """Check before training what scoring will need after it.
+    """Check before training what the evaluation after it will need.
 
     Raises:
         ConfigError: `eval.lpips`, and its weights can't be had here.
@@ -58,7 +58,7 @@ def check_scoring(config: RunConfig) -> None:
 
 
 def restore(run: RunDir, resume: str, world: World) -> tuple[TrainState | None, checkpoint.Progress]:
-    """Return the state to start from; rank 0 chooses the checkpoint, so that all ranks take the same one."""
+    """Return the state to start from; rank 0 chooses the checkpoint, so that all ranks use the same one."""
     folder = run.checkpoints
     step = world.run_on_rank_zero(lambda: _choose(folder, resume))
     if step is None:
@@ -95,9 +95,10 @@ def log_run_summary(run: RunDir, config: RunConfig, data: Data, engine: Engine, 
         f"{windows}"
     )
     logger.info(
-        f"batch {share.batch} = {count(share.world_size, 'rank')} x {share.accumulation} micro-batches x "
-        f"{count(share.micro_batch, 'sequence')}, {cfg.precision}, {engine.describe()}, activation checkpointing "
-        f"{engine.model.checkpointing}, {computed_on(trained_on)}"
+        f"batch {share.batch} = {count(share.world_size, 'rank')} x "
+        f"{count(share.accumulation, 'micro-batch', 'micro-batches')} x {count(share.micro_batch, 'sequence')}, "
+        f"{cfg.precision}, {engine.describe()}, activation checkpointing {engine.model.checkpointing}, "
+        f"{computed_on(trained_on)}"
     )
     if step:
         logger.info("resuming from step %d", step)
