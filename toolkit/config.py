@@ -22,7 +22,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from toolkit.config_renamed import original_names, with_new_names
 from toolkit.config_sections import COSMETIC, DataConfig, EvalConfig, TrainConfig
 from toolkit.errors import ConfigError
-from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options
+from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options, StepOptions
 from toolkit.shipped import command
 from toolkit.tree import read_tree, to_yaml, with_overrides
 from toolkit.wording import nearest
@@ -64,6 +64,16 @@ class RunConfig(Options):
             raise ValueError(
                 f"train.micro_batch {self.train.micro_batch} doesn't divide train.batch {self.train.batch}: "
                 "choose a divisor or leave it out"
+            )
+        if self.train.init_from.freeze and self.train.zero == 3:
+            raise ValueError(
+                "train.init_from.freeze can't be used under train.zero 3, which partitions every parameter: set "
+                "train.zero to 0, 1 or 2"
+            )
+        if self.train.sampling.kind == "reverse" and not isinstance(self.model, StepOptions):
+            raise ValueError(
+                f"train.sampling.kind reverse replaces inputs of the context, and {self.model.name} has no input but "
+                "the true context: use linear"
             )
         if self.train.tf32 and self.train.precision == "bf16":
             raise ValueError(
