@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [f"{job}_{index}" if array else job for index in range(options.count)]
     failed = [name for index, name in enumerate(names) if _code(folder, index) != 0]
     for name in failed:
-        said = client.exit_reason(name) or "without a word"
-        print(f"job {name} failed ({said}); its log: {folder / name}.log", file=sys.stderr)
+        reason = client.exit_reason(name) or "exited without a final status"
+        print(f"job {name} failed ({reason}); its log: {folder / name}.log", file=sys.stderr)
     return EXIT_FAILURE if failed else EXIT_OK
 
 
