@@ -22,7 +22,7 @@ TERMS = {
     r"\bfloors?\b(?!\(| *division)": "baseline",
     r"\bwith(?:out)? chance\b": "stochastic, deterministic",
     r"\bforecasts of each sequence\b(?! in)": "ensemble size",
-    r"\b(?:said|told)\b": "logged, reported",
+    r"\bsaid\b|\btold\b(?! apart)": "logged, reported",
     r"\bfor ever\b": "permanently",
     r"\bso many\b": "N, this many",
     r"\bwithout a (?:last )?word\b|\blast words?\b": "without a final status; exit reason",

@@ -42,7 +42,7 @@ class Machine:
         return Machine(cpus, tuple(part.strip() for part in visible.split(",") if part.strip()))
 
     def jobs(self, ranks: int) -> int:
-        """Return how many jobs of that many ranks run at the same time by default."""
+        """How many jobs of so many ranks run side by side by default."""
         return max(1, (len(self.gpus) or self.cpus) // ranks)
 
     def environment(self, jobs: int, ranks: int, slot: int) -> list[str]:
@@ -63,7 +63,7 @@ class Machine:
 
 
 class _LocalLayer(Submitter):
-    """A queue in front of this machine: N jobs at a time, each in a slot. Subclasses define how one starts."""
+    """A queue in front of this machine: so many jobs at a time, each in a slot. Subclasses say how one starts."""
 
     def __init__(self, ranks: int, jobs: int, command: JobCommand = job_command) -> None:
         self.ranks = ranks

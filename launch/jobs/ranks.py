@@ -1,7 +1,7 @@
 """Run a command as N ranks on this machine, hand signals on to them, and never leave one behind.
 
 This does for one node what srun does for several. torchrun isn't used under a job: it returns 1 whatever its workers
-return, so that "stopped with a checkpoint" (3) and "not finite" (4) could not be distinguished, and it kills a worker that
+return, so that "stopped with a checkpoint" (3) and "not finite" (4) could not be told apart, and it kills a worker that
 needs more than 30 seconds for the checkpoint after a signal. By hand, `torchrun launch/train.py` works as ever.
 """
 

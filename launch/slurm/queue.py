@@ -1,9 +1,9 @@
 """The status of a sweep's runs from Slurm, merged with that from their directories. Does not import torch.
 
-Directories come first: they hold the progress of a training, and they are right where no scheduler answers. Slurm knows
-two things that they don't: which jobs are pending and why; and how a job ended that left no final status. Each takes one
-call, whatever the number of runs: squeue, and sacct only when a run lacks a final status. Where a call fails or takes too
-long, one line reports it and the table is made without it.
+Directories come first: they hold the progress of a training, and they are right where no scheduler answers. Slurm
+knows two things that they don't: which jobs are pending and why; and how a job ended that left no final status. Each
+takes one call, whatever the number of runs: squeue, and sacct only when a run lacks a final status. Where a call fails
+or takes too long, one line reports it and the table is made without it.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def with_job(view: RunView, job: QueuedJob | None) -> RunView:
     if job is None:
         if not (view.live and _of_slurm(view)) or view.held:
             return view
-        reason = f"job {job_name(view)} left the queue without a final status; run the sweep again to resume"
+        reason = f"job {job_name(view)} is gone from the queue without a last word; run the sweep again to go on"
         return dataclasses.replace(_inactive(view), state="interrupted", kind=None, reason=reason)
     if job.waiting:
         if view.held:  # somebody has it already, by hand
@@ -204,7 +204,7 @@ def with_job(view: RunView, job: QueuedJob | None) -> RunView:
     if job.state in ("SUSPENDED", "STOPPED"):
         return dataclasses.replace(view, state="running", kind="suspended", reason=f"job {job.name} is {job.state}")
     if job.state == "COMPLETING" or view.state == "failed":
-        return view  # its final status is written
+        return view  # its last word is said
     if job_name(view) == job.name and view.updated is not None:
         quiet = (
             f"job {job.name} runs on {job.nodes}, but has written nothing for {duration(time.time() - view.updated)}"

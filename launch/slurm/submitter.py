@@ -117,7 +117,7 @@ class SlurmSubmitter(Submitter):
             print(f"note: copied though git doesn't know them: {some(copy.untracked)}")
         changed = [run.name for run in runs if snapshot.point(run, copy.path)]
         if changed:
-            print(f"note: these resume with changed code ({copy.path.name}): {some(changed)}")
+            print(f"note: these go on with changed code ({copy.path.name}): {some(changed)}")
         run_concurrently(lambda run: self._write_text(run, copy.path), runs)
         submissions: list[Submission] = []
         try:
@@ -133,7 +133,7 @@ class SlurmSubmitter(Submitter):
         return jobs
 
     def submit_report(self, fresh: bool) -> None:
-        """Submit the job that makes the report when all jobs of the sweep have ended, however; a refusal is only logged.
+        """Submit the job that makes the report when all jobs of the sweep have ended, however; a refusal is only said.
 
         Args:
             fresh: jobs have come since the last call, so that one that waits for fewer of them is taken back.
@@ -183,7 +183,7 @@ class SlurmSubmitter(Submitter):
         client.cancel([name for job, name in self._names.items() if self._states[job] is not JobState.ENDED])
 
     def exit_reason(self, job: Job) -> str | None:
-        """Return the state and exit code of its end, from Slurm."""
+        """How Slurm says that it ended."""
         return client.exit_reason(self._names[job])
 
     def _follow(self, run: Path, name: str) -> Job:
@@ -200,7 +200,7 @@ class SlurmSubmitter(Submitter):
         write_atomic(run / "submit.sbatch", text)
 
     def announce(self, runs: int) -> list[str]:
-        """Return lines on the jobs of that many runs; without arrays where no Slurm answers."""
+        """So many runs as jobs, in words; where no Slurm answers, nothing is said of arrays."""
         try:
             client.check_installed()
             size = max(1, client.max_array_size())
