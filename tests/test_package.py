@@ -177,5 +177,4 @@ def test_commands_are_named_as_they_were_typed(monkeypatch: pytest.MonkeyPatch) 
         as_typed(text)
         == "run toolkit evaluate --force; toolkit train --run R; torchrun -n 2 -m -- launch.train --run R"
     )
-    assert as_typed("python launch/jobs/job.py RUN") == "python -m launch.jobs.job RUN"
     assert as_typed("launch/sweeps/spec.py says more") == "launch/sweeps/spec.py says more"

@@ -44,7 +44,6 @@ def as_typed(text: str) -> str:
     """Replace `python launch/train.py` in a text by the command that is available: `toolkit train` if installed."""
     if shipped.CHECKOUT is not None and Path(sys.argv[0]).stem != "toolkit":
         return text
-    text = text.replace("python launch/jobs/job.py", "python -m launch.jobs.job")
     return SCRIPT.sub(lambda m: f"{m[1]}-m {m[2] or ''}launch.{m[3]}" if m[1] else f"toolkit {m[3]}", text)
 
 
@@ -86,9 +85,9 @@ RUN_HELP = "a run: its directory, or its name as status shows it, which may be s
 
 
 def add_run(parser: argparse.ArgumentParser, what: str = RUN_HELP) -> None:
-    """Add a run, which is given as an argument or by `--run`; `run_given` tells which."""
+    """Add a run, which is given as an argument or by `--run`; `run_given` returns it."""
     parser.add_argument("run_argument", nargs="?", metavar="RUN", help=what)
-    parser.add_argument("--run", dest="run_option", metavar="RUN", help="the same")
+    parser.add_argument("--run", dest="run_option", metavar="RUN", help="same as the argument RUN")
 
 
 def run_given(arguments: argparse.Namespace) -> str | None:
@@ -131,7 +130,7 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         # The errors of toolkit and of shards carry an exit code; one without is a bug, and its traceback is wanted.
         if not hasattr(error, "exit_code"):
             raise
-        print(as_typed(f"error: {error}"), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         code = int(error.exit_code)
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]

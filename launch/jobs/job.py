@@ -212,7 +212,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser(
         "launch.jobs.job", "Train and evaluate one run directory, as the jobs of a sweep do.", EXAMPLES
     )
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run directory")
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the run directory")
     parser.add_argument("--ranks", type=positive, default=1, metavar="N", help="processes to train with (default: 1)")
     parser.add_argument("--log-files", action="store_true", help="write the output to RUN_DIR/logs instead of here")
     return parser.parse_args(argv)
