@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_run(parser, "a sweep's directory or its name in runs/, or a single run, whose name may be shortened")
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="folder to write to (default: report in the sweep's directory)"
+        "--out", metavar="PATH", type=Path, help="folder to write to (default: report in the sweep's directory)"
     )
     parser.add_argument("--force", action="store_true", help="write the page even if nothing has changed")
     parser.add_argument(

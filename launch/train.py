@@ -59,7 +59,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="override a config value, for example train.lr=1e-4; repeatable, with --config",
     )
     parser.add_argument(
-        "--out", metavar="DIR", help="run directory to create, with --config (default: runs/single/NAME-HASH)"
+        "--out", metavar="PATH", help="run directory to create, with --config (default: runs/single/NAME-HASH)"
     )
     add_renamed(parser, "--run-dir", "--out", "out", metavar="DIR")
     parser.add_argument(
