@@ -103,9 +103,11 @@ def run_given(arguments: argparse.Namespace) -> str | None:
 
 
 class _Renamed(argparse.Action):
-    """An option by its old name: taken for one release, with a warning, and not shown by --help."""
+    """An option under its old name: accepted for one release, with a warning, and hidden from --help."""
 
-    new = ""
+    def __init__(self, *arguments: Any, new: str, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.new = new
 
     def __call__(
         self, parser: object, namespace: argparse.Namespace, values: object, option: str | None = None
@@ -115,9 +117,9 @@ class _Renamed(argparse.Action):
 
 
 def add_renamed(parser: argparse.ArgumentParser, old: str, new: str, dest: str, **options: Any) -> None:
-    """Take the option `new`, which sets `dest`, by its old name too."""
-    action = type("_Renamed", (_Renamed,), {"new": new})
-    parser.add_argument(old, dest=dest, action=action, help=argparse.SUPPRESS, default=argparse.SUPPRESS, **options)
+    """Accept the option `new`, which sets `dest`, under its old name too."""
+    hidden = argparse.SUPPRESS
+    parser.add_argument(old, dest=dest, action=_Renamed, new=new, help=hidden, default=hidden, **options)
 
 
 def run_script(main: Callable[[], int]) -> NoReturn:
