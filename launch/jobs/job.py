@@ -1,7 +1,7 @@
-"""What a job runs: train the run directory if it isn't DONE, then evaluate its best and last checkpoint.
+"""What a job runs: train the run directory if it isn't DONE, then score its best and last checkpoint.
 
-Its only argument that matters is the run directory, so requeueing is running the same command again. Returns the exit
-code of the training (see toolkit/errors.py): 3 means "run me again". Imports neither torch nor a scheduler.
+Its only argument that matters is the run directory, so requeueing is running the same command again. Returns the code
+of the training (see toolkit/errors.py): 3 means "run me again". Imports neither torch nor a scheduler.
 
 In a step of Slurm with several tasks it runs once per rank: the first task is the job, the others only train with it.
 """
