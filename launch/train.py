@@ -124,9 +124,7 @@ def _dry_run(config: RunConfig) -> int:
     print(f"model       {config.model.name} ({', '.join(f'{k} {v}' for k, v in config.model if k != 'name')})")
     print(f"frames      {shape.channels} x {shape.height} x {shape.width} ({where})")
     print(f"parameters  {count_parameters(config.model, shape):,}")
-    training = (
-        f"{config.train.steps:,} of {config.train.batch} sequences, {config.train.optimizer}, lr {config.train.lr:g}"
-    )
+    training = f"{config.train.steps:,} of {config.train.batch} sequences, Adam {config.train.lr:g}"
     print(f"steps       {training if MODELS[config.model.name].trained else 'none: no training, only evaluation'}")
     print(f"identity    {config.hash8()}")
     return EXIT_OK

@@ -136,12 +136,3 @@ class LocalFiles(Files):
         if isinstance(error, FileNotFoundError):
             return f"{self.folder / file}: this file is absent{wanted}; {verify_hint(self.folder)}"
         return f"{self.folder / file}: can't be read: {error.strerror}{wanted}; {verify_hint(self.folder)}"
-
-
-def flush(path: Path) -> None:
-    """Put a file, or a folder's list of names, onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

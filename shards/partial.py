@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from shards.errors import UsageError
-from shards.files import flush
+from shards.fsync import flush
 from shards.sources.base import Source
 
 LOCK_NAME = "lock"
