@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from shards import __version__, log
 from shards.commands import add_commands, add_store_options, chosen_cluster, report
 from shards.convert import convert
-from shards.errors import ShardError
+from shards.errors import ShardError, UsageError, printable
 from shards.sources import SOURCES, SourceEntry
 from shards.sources.choose import AUTO, resolve
 
@@ -41,10 +41,11 @@ UNRECORDED = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. Usage errors found by argparse raise SystemExit(2), as is its habit."""
+    """Run one command and return the exit code. Usage errors found by argparse raise SystemExit(2), as is its habit."""
     log.configure()
     words = sys.argv[1:] if argv is None else list(argv)
     try:
+        _check_utf8(words)
         entries, words = resolve(words, SOURCES, lambda text: print(text, file=sys.stderr))
         args = _parser(entries).parse_args(words)
         return int(args.run(args))
@@ -52,11 +53,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"error: {error}; free space or grant access, then run the same command again", file=sys.stderr)
+        print(
+            f"error: {printable(str(error))}; free space or grant access, then run the same command again",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the shards that were finished", file=sys.stderr)
         return 130
+
+
+def _check_utf8(words: Sequence[str]) -> None:
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{word}: isn't UTF-8, which a store can't record; rename it, or link to it") from None
 
 
 class _Parser(argparse.ArgumentParser):

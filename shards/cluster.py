@@ -117,7 +117,7 @@ def _failure(folder: Path, parts: Sequence[Sequence[ShardJob]], missing: Sequenc
         return ShardError(f"{lost}{words}. {again}; raise `time` or `mem` in the profile if that is why")
     number, file = said[0]
     told = json.loads(file.read_text(encoding="utf-8"))
-    error = ShardError(f"{told['message']}\n{lost}, the first is job {number}. {again}")
+    error = ShardError(f"{told['message']}; {lost}, the first is job {number}. {again}")
     error.exit_code = int(told["code"])
     return error
 

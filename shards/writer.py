@@ -128,7 +128,8 @@ def record(plan: StorePlan, result: ShardResult) -> None:
     """Note that a shard is finished; its files are in their places."""
     data = {"info": asdict(result.info), "events": [[event.crc32, event.metadata] for event in result.events]}
     temporary = plan.work / uuid.uuid4().hex
-    temporary.write_text(json.dumps(data), encoding="utf-8")
+    with temporary.open("x", encoding="utf-8") as file:
+        json.dump(data, file)
     temporary.replace(_record_path(plan, result.job))
 
 
@@ -171,7 +172,7 @@ class HashedFile:
         self.size = 0
         self._hash = hashlib.sha256()
         self._temporary = work / uuid.uuid4().hex
-        self._file = self._temporary.open("wb", buffering=0)
+        self._file = self._temporary.open("xb", buffering=0)  # a new file, never through a link
 
     def write(self, data: bytes | memoryview) -> None:
         """Append."""
