@@ -42,13 +42,14 @@ def moment(name: str) -> datetime | None:
     if len(found) != 1:
         return None
     try:
-        return datetime(*(int(part) for part in found[0] if part))
+        year, month, day, hour, minute, second = (int(part or 0) for part in found[0])
+        return datetime(year, month, day, hour, minute, second)
     except ValueError:
         return None
 
 
 def by_moment(files: Sequence[str], times: Sequence[datetime], step_seconds: float) -> Order:
-    """Put files in order of time; a run ends where the step is half as long again as `step_seconds`, or half as long."""
+    """Put files in order of time; a run ends where a step is half or one and a half times `step_seconds`."""
     ordered = sorted(zip(times, files, strict=True))
     moments = tuple(time for time, _ in ordered)
     steps = [(two - one).total_seconds() / step_seconds for one, two in itertools.pairwise(moments)]

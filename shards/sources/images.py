@@ -103,13 +103,13 @@ def _orders(
         orders |= {name: by_number(part) for name, part in grouped.items()}
         if dated := sum(map(len, known.values())):
             notes.append(
-                f"{dated} of {plural(len(pictures), 'name')} look like dates, not each one of its own: they give no times"
+                f"{dated} of {plural(len(pictures), 'name')} look like dates, but are not unique or not all: no times"
             )
     else:
         orders |= {name: Order(tuple(sorted(part, key=natural))) for name, part in grouped.items()}
     broken = {name: order for name, order in orders.items() if order.breaks}
     if broken:
-        name, order = min(broken.items())
+        order = broken[min(broken)]
         notes.append(
             f"{plural(sum(len(order.breaks) for order in broken.values()), 'gap')} by the files' names, "
             f"{plural(sum(order.missing for order in broken.values()), 'frame')} missing, the first before "

@@ -190,7 +190,7 @@ def open_image(path: Path, formats: Sequence[str] = IMAGE_FORMATS) -> Image.Imag
     try:
         if not path.is_file():
             raise FileNotFoundError("absent, or no regular file")
-        return Image.open(path, formats=formats)
+        return Image.open(path, formats=tuple(formats))
     except IMAGE_ERRORS as error:
         raise unreadable(path, error) from None
 

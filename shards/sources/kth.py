@@ -26,8 +26,8 @@ from shards.sources import videos
 from shards.sources.base import Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
 from shards.sources.geometry import Geometry, add_geometry_arguments, parse_crop, parse_size
 from shards.sources.inputs import Listing, plural, two_sizes, walk
-from shards.sources.pictures import image_size, read_sequence
 from shards.sources.kth_sequences import TABLE_NAME, Clip, read_table
+from shards.sources.pictures import image_size, read_sequence
 
 SECONDS = 1 / 25
 TEST_PERSONS = range(17, 26)

@@ -62,14 +62,20 @@ class Sequences:
 
     def describe(self) -> Description:
         """Grey or RGB intensity."""
-        codes = {"max_code": MISSING - 1, "missing_code": MISSING} if self.missing else {}
         height, width = self.geometry.shape
         modes = {self._mode(sequence.name) for sequence in self.sequences}
         return Description(
             name=self.name,
             frames=FrameSpec(channels=self.channels, height=height, width=width),
             step_seconds=self.step_seconds,
-            scale=Scale(quantity="intensity", unit="1", offset=0.0, gain=1 / 255, **codes),
+            scale=Scale(
+                quantity="intensity",
+                unit="1",
+                offset=0.0,
+                gain=1 / 255,
+                max_code=MISSING - self.missing,
+                missing_code=MISSING if self.missing else None,
+            ),
             modes=tuple(sorted(mode for mode in modes if mode is not None)),
             source=self.options.info,
         )

@@ -162,8 +162,8 @@ def _in_time(lengths: Mapping[str, int], shares: Shares, gap: int) -> tuple[dict
         if min(train, *sizes.values()) < max(gap, 1):
             parts[name] = [Part("train", 0, length)]
             notes.append(
-                f"splits: all of {name} is train: {plural(length, 'frame')} are too few to be divided in time with gaps "
-                f"of {gap}; lower --split-gap, or convert more sequences"
+                f"splits: all of {name} is train: {plural(length, 'frame')} are too few to be divided in time with "
+                f"gaps of {gap}; lower --split-gap, or convert more sequences"
             )
             continue
         found, begin = [Part("train", 0, train)], train
