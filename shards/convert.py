@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.cluster import CLUSTERS, Cluster, run_on_cluster
+from shards.encoding import LARGEST_UNPACKED
 from shards.errors import ManifestError, SourceError, UsageError
 from shards.manifest import ENCODINGS, FORMATS, KEY_PATTERN, MANIFEST_NAME, SPLIT_PATTERN, Manifest, SplitInfo
 from shards.partial import partial_code, partial_folder, put_in_place, remove_partials
@@ -69,6 +70,7 @@ def convert(
         )
     description, plan = source.describe(), source.plan()
     _check_plan(plan)
+    _check_unpacked(plan, description, encoding)
     digest = plan_digest(plan)
     conversion = {**arguments, "format": format, "name": name or description.name, "shard_mb": shard_mb}
     if encoding != "raw":
@@ -176,6 +178,16 @@ def _check_plan(plan: Plan) -> None:
             seen.add(event.key)
 
 
+def _check_unpacked(plan: Plan, description: Description, encoding: str) -> None:
+    """Refuse events too large to be unpacked again."""
+    longest = max((event.length for events in plan.splits.values() for event in events), default=0)
+    if encoding != "raw" and longest * description.frames.bytes > LARGEST_UNPACKED:
+        raise UsageError(
+            f"an event of {longest} frames has {longest * description.frames.bytes} bytes, compressed ones may have "
+            f"{LARGEST_UNPACKED}; shorten them (--event-frames), or write them with --encoding raw"
+        )
+
+
 def _look_at_target(output: Path, conversion: Mapping[str, object], overwrite: bool) -> Manifest | None:
     """The manifest of the store that is there already if it is the one asked for; None if the way is free.
 
@@ -218,7 +230,7 @@ def _look_at_target(output: Path, conversion: Mapping[str, object], overwrite: b
 def _writer(format: str, plan: StorePlan) -> StoreWriter:
     """The formats' writers; zarr is imported only by those who want it."""
     if format == "zarr":
-        from shards.zarr_store import ZarrWriter
+        from shards.zarr_writer import ZarrWriter
 
         return ZarrWriter(plan)
     from shards.tar_store import TarWriter

@@ -23,6 +23,7 @@ import numpy as np
 
 from shards.manifest import Codes
 
+LARGEST_UNPACKED = 1 << 32  # bytes of a compressed event: a small file may claim any size
 SUFFIXES = {"raw": "", "zstd": ".zst", "lz4": ".lz4"}  # after .npy in a tar's member name
 
 ZSTD_LEVEL = 1  # of uint8 radar, level 9 saves 6 % more bytes for 8 times the time

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shards.encoding import decode
-from shards.errors import StoreError, UsageError
+from shards.errors import ContentError, StoreError, UsageError, printable
 from shards.files import LocalFiles
 from shards.manifest import MANIFEST_NAME, FrameSpec, Manifest, ShardInfo, manifest_digest
 from shards.remote import location
@@ -47,7 +47,7 @@ class Problem:
             place.append(self.key)
         if self.offset is not None:
             place.append(f"byte {self.offset}")
-        return f"{', '.join(place)}: {self.what}"
+        return printable(f"{', '.join(place)}: {self.what}")
 
 
 def verify(path: str | Path, quick: bool = False) -> list[Problem]:
@@ -267,7 +267,7 @@ def _zarr_problems(folder: Path, manifest: Manifest, split: str, keys: dict[str,
     try:
         events = store.events(split)
     except StoreError as error:
-        told = error.shard is not None and not quick  # by the file's own digest
+        told = isinstance(error, ContentError) and not quick  # by the file's own digest
         return changed if told else [*changed, Problem(error.shard or split, _short(error, folder))]
     finer = [problem for event in events for problem in _key_problems(event.key, split, keys)]
     if not quick:

@@ -45,7 +45,7 @@ def check_output(path: Path, overwrite: bool = False) -> None:
     if path.suffix == ".nc":
         need("h5netcdf", "cf", "writing netCDF")
     else:
-        import shards.zarr_store  # noqa: F401  refused where zarr 3 is missing
+        import shards.zarr_writer  # noqa: F401  refused where zarr 3 is missing
     if os.path.lexists(path) and not overwrite:
         raise ConfigError(f"--output {path}: exists; choose another name, or --overwrite it")
 
