@@ -238,8 +238,9 @@ def open_store(
 ) -> Store:
     """Open the store in a folder, or behind an http(s)://, s3:// or file:// URL (see remote.py).
 
-    `cache` is a folder for shards fetched from a URL (default: what SHARDS_CACHE says; none: every window is a
-    request of its whole event), `retry` how long to insist. Raises ManifestError if there is no store, UsageError for another kind of URL.
+    `cache` is a folder for shards fetched from a URL (default: what SHARDS_CACHE says; none: every read is a request
+    for its whole event), `retry` how long to insist. Raises ManifestError if there is no store, UsageError for another
+    kind of URL.
     """
     place = location(path)
     if isinstance(place, Path):

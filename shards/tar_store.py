@@ -198,8 +198,8 @@ def parse_index(files: Files, shard: ShardInfo, spec: FrameSpec, encoding: str) 
     for row in unfit:
         raise StoreError(
             f"{where}: {str(row.key)[:80]!r} has {str(row.length)[:20]} frames of {spec.bytes} bytes, in "
-            f"{str(row.size)[:20]} bytes at {str(row.offset)[:20]} of a shard of {shard.bytes}, or fields of other types; "
-            f"{hint}",
+            f"{str(row.size)[:20]} bytes at {str(row.offset)[:20]} of a shard of {shard.bytes}, or fields "
+            f"of other types; {hint}",
             shard=shard.file,
             key=str(row.key)[:80],
         )

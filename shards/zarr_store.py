@@ -10,7 +10,7 @@ Variables of a split (CF 1.10 attributes; `xarray` decodes codes to physical val
   `event_run_offset`, `event_start_time` and `event_metadata` (the text of KEY.json): the table of events.
 
 Reading needs no zarr: shard files are read by zarr_shard.py, and the tables that say where frames lie by
-zarr_tables.py, which compares them with their digests in the manifest before they are used.
+zarr_metadata.py, which compares them with their digests in the manifest before they are used.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from shards.encoding import decode_chunk
 from shards.errors import ContentError, StoreError, verify_hint
 from shards.manifest import Codes
 from shards.store import Event, Store, is_sound
+from shards.zarr_metadata import ZarrMetadata, read_column, read_metadata
 from shards.zarr_shard import ABSENT, Index, index_bytes, parse_shard_index
-from shards.zarr_tables import ZarrMetadata, read_column, read_metadata
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ class ZarrStore(Store):
         for event in events:
             if not is_sound(event):
                 raise StoreError(
-                    f"{self.path}/{split}: event {event.index} can't be ({ascii(event)[:200]}); {verify_hint(self.path)}",
+                    f"{self.path}/{split}: event {event.index} can't be ({ascii(event)[:200]}); "
+                    + verify_hint(self.path),
                     key=event.key[:80],
                 )
         return ZarrTable(events, column("crc32"), SplitLayout(starts, metadata.chunk, metadata.shard))

@@ -1,4 +1,4 @@
-"""Writing the zarr format (zarr_store.py says what it is): shard files by zarr_shard.py, everything else by zarr itself.
+"""Writing the zarr format (zarr_store.py says what it is): shard files by zarr_shard.py, everything else by zarr.
 Metadata are consolidated, so opening costs one file.
 """
 

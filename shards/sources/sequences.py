@@ -68,17 +68,15 @@ class Sequences:
             name=self.name,
             frames=FrameSpec(channels=self.channels, height=height, width=width),
             step_seconds=self.step_seconds,
-            scale=Scale(
-                quantity="intensity",
-                unit="1",
-                offset=0.0,
-                gain=1 / 255,
-                max_code=MISSING - self.missing,
-                missing_code=MISSING if self.missing else None,
-            ),
+            scale=self.scale(),
             modes=tuple(sorted(mode for mode in modes if mode is not None)),
             source=self.options.info,
         )
+
+    def scale(self) -> Scale:
+        """Return what codes mean: intensities 0..1."""
+        codes = (MISSING - 1, MISSING) if self.missing else (MISSING, None)
+        return Scale("intensity", "1", 0.0, 1 / 255, *codes)
 
     def plan(self) -> Plan:
         """List sequences in the order of their names."""
@@ -135,12 +133,13 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[-48:].strip("-") or "sequence"
 
 
-def add_sequence_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what images and video take."""
+def add_sequence_arguments(parser: argparse.ArgumentParser, channels: bool = True) -> None:
+    """Add what images, video and arrays take; arrays have no `channels` to choose."""
     add_geometry_arguments(parser, "none", None)
-    parser.add_argument(
-        "--channels", choices=("auto", "grey", "rgb"), default="auto", help="(default: as the first frame has them)"
-    )
+    if channels:
+        parser.add_argument(
+            "--channels", choices=("auto", "grey", "rgb"), default="auto", help="(default: as the files have them)"
+        )
     parser.add_argument("--step", type=float, metavar="SECONDS", help="from frame to frame (default: not stated)")
     add_grouping_arguments(parser)
     parser.add_argument(

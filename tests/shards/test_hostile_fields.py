@@ -357,7 +357,7 @@ def test_log_lines_can_not_be_forged():
         "logging.getLogger('shards.x').warning('%s: odd', 'a\\n2026-01-01T00:00:00Z INFO all is well\\x1b[2K')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    first, second = done.stderr.splitlines()
+    _, second = done.stderr.splitlines()
     assert second.startswith("    ") and "\x1b" not in done.stderr and "\\x1b[2K" in second
 
 

@@ -347,7 +347,7 @@ def test_bytes_that_change_after_the_first_read_are_noticed(tmp_path, site, form
     site.faults = ["garbled"]
     assert np.array_equal(store.read("train", 1, 2, 4), SOURCE.frames(SOURCE.plan().splits["train"][1])[2:4])
     site.faults = ["garbled"] * 9
-    with pytest.raises(StoreError, match="CRC|changed|outside"):
+    with pytest.raises(StoreError, match=r"CRC|changed|outside"):
         store.read("train", 1, 2, 4)
 
 
@@ -385,6 +385,6 @@ def test_an_answer_without_end_is_cut(tmp_path, site, fault, only, monkeypatch):
     make_store(tmp_path / "s", "webdataset", SOURCE)
     site.faults, site.only = [fault] * 9, only
     begin = time.monotonic()
-    with pytest.raises((StoreError, ManifestError), match="bytes|SHA-256"):
+    with pytest.raises((StoreError, ManifestError), match=r"bytes|SHA-256"):
         open_store(f"{site.url}/s", cache=tmp_path / "cache", retry=FAST).read("train", 0, 0, 5)
     assert time.monotonic() - begin < 10

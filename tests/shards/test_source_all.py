@@ -107,7 +107,21 @@ def moving_mnist_file(folder, rng):
     frames = np.array([[numbered(20 * n + t) for n in range(30)] for t in range(20)])
     folder.mkdir()
     np.save(folder / "mnist_seq.npy", frames)
-    return {20 * n + t for n in range(30) for t in range(20)}, ["--split-seed", str(rng.integers(9))]
+    return {20 * n + t for n in range(30) for t in range(20)}, [
+        "--layout",
+        "tnhw",
+        "--split-seed",
+        str(rng.integers(9)),
+    ]
+
+
+def arrays(folder, rng):
+    folder.mkdir()
+    for part in range(2):
+        sequences = [[numbered(1000 * part + 20 * n + t) for t in range(20)] for n in range(10)]
+        np.save(folder / f"part{part}.npy", np.array(sequences))
+    options = ["--layout", "nthw", "--split-seed", str(rng.integers(9)), "--event-frames", "7"]
+    return {1000 * part + 20 * n + t for part in range(2) for n in range(10) for t in range(20)}, options
 
 
 ARCHIVES = {
@@ -122,6 +136,7 @@ ARCHIVES = {
     "images": ("images", images),
     "video": ("video", video),
     "moving-mnist-file": ("moving-mnist-file", moving_mnist_file),
+    "arrays": ("arrays", arrays),
 }
 
 
