@@ -10,6 +10,7 @@ import argparse
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +71,7 @@ def survey(parts: Iterable[npt.NDArray[np.generic]], asked: tuple[float, float] 
     count = nan = infinite = below = above = 0
     least, greatest, whole = math.inf, -math.inf, True
     for part in parts:
-        values = part.astype(np.float64) if part.dtype.kind == "f" else part
+        values: npt.NDArray[Any] = part.astype(np.float64) if part.dtype.kind == "f" else part
         count += values.size
         if values.dtype.kind == "f":
             absent = np.isnan(values)
