@@ -145,9 +145,9 @@ def _range(folder: Path, blocks: list[Block], asked: tuple[float, float] | None)
     if len(chosen) > 1:
         missing = any(values.missing for values in chosen)
         if len({(values.low, values.high) for values in chosen}) > 1:
-            told = "; ".join(f"{where} {values.low:g}..{values.high:g}" for values, where in chosen.items())
+            spans = "; ".join(f"{where} {values.low:g}..{values.high:g}" for values, where in chosen.items())
             raise SourceError(
-                f"{folder}: values of several ranges ({told}); say --range, or convert them as two archives"
+                f"{folder}: values of several ranges ({spans}); say --range, or convert them as two archives"
             )
         return ValueRange(next(iter(chosen)).low, next(iter(chosen)).high, missing), notes
     return next(iter(chosen)), notes

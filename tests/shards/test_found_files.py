@@ -18,22 +18,14 @@ from shards import ShardError, SourceError, UsageError, open_store
 from shards.cli import main
 from shards.sources.inputs import Listing, walk
 from shards.sources.pictures import probe, read_picture
-
-from . import archives
-from .archives import numbered
-from .test_source_all import build
+from tests.support import archives
+from tests.support.archives import build, image_sequence, numbered
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def notes_of(source) -> str:
     return "; ".join(source.plan().notes)
-
-
-def sequence(folder: Path, count: int, first: int = 0, pattern: str = "{:04d}.png", skip: tuple[int, ...] = ()) -> None:
-    for i in range(count):
-        if i not in skip:
-            archives.save(folder / pattern.format(i), numbered(first + i))
 
 
 def numbers(source, event) -> list[int]:
@@ -45,7 +37,7 @@ def numbers(source, event) -> list[int]:
 
 def test_a_folder_that_can_not_be_listed_ends_the_conversion(tmp_path, monkeypatch, capsys):
     for name in "abcd":
-        sequence(tmp_path / "in" / name, 2)
+        image_sequence(tmp_path / "in" / name, 2)
     scandir = os.scandir
 
     def refused(path="."):
@@ -61,7 +53,7 @@ def test_a_folder_that_can_not_be_listed_ends_the_conversion(tmp_path, monkeypat
 
 
 def test_links_to_folders_are_followed_and_cycles_refused(tmp_path):
-    sequence(tmp_path / "elsewhere/x", 3)
+    image_sequence(tmp_path / "elsewhere/x", 3)
     (tmp_path / "in/deep").mkdir(parents=True)
     (tmp_path / "in/a").symlink_to(tmp_path / "elsewhere/x")
     (tmp_path / "in/deep/b").symlink_to("../../elsewhere/x")  # the same folder twice is no cycle
@@ -72,7 +64,7 @@ def test_links_to_folders_are_followed_and_cycles_refused(tmp_path):
 
 
 def test_what_tools_leave_and_what_is_no_file_is_passed_over_and_counted(tmp_path, caplog):
-    sequence(tmp_path / "a", 3)
+    image_sequence(tmp_path / "a", 3)
     for name in (".ipynb_checkpoints/0000.png", "__MACOSX/a/0000.png", "a/._0000.png", "a/@eaDir/0000.png"):
         archives.save(tmp_path / name, numbered(9))
     (tmp_path / "a/Thumbs.db").write_bytes(b"x")
@@ -91,14 +83,14 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 def test_a_link_to_nothing_is_a_frame_that_is_absent(tmp_path):
-    sequence(tmp_path, 3)
+    image_sequence(tmp_path, 3)
     (tmp_path / "0003.png").symlink_to("gone.png")
     with pytest.raises(SourceError, match=r"0003.png: unreadable frame \(absent"):
         build("images", tmp_path)
 
 
 def test_names_that_are_not_utf8(tmp_path, capsys):
-    sequence(tmp_path / "in/a", 3)
+    image_sequence(tmp_path / "in/a", 3)
     os.rename(tmp_path / "in/a/0001.png", os.fsencode(tmp_path / "in/a/1") + b"\xff.png")
     assert main(["convert", "images", str(tmp_path / "in"), str(tmp_path / "out")]) == 5
     assert "a/1\\udcff.png: a name that isn't UTF-8" in capsys.readouterr().err
@@ -229,7 +221,7 @@ def test_channels_are_decided_over_all_files(tmp_path):
     "pattern", ["2023060112{:02d}.png", "cam_2023-06-01T12-{:02d}-00.png", "2023_06_01_12.{:02d}.png"]
 )
 def test_times_in_names_are_kept_and_gaps_with_them(tmp_path, pattern):
-    sequence(tmp_path / "in/a", 60, pattern=pattern, skip=(*range(1, 60, 2), 20, 22))
+    image_sequence(tmp_path / "in/a", 60, pattern=pattern, skip=(*range(1, 60, 2), 20, 22))
     arguments = ["--val-fraction", "0", "--test-fraction", "0"]
     source = build("images", tmp_path / "in", *arguments)
     assert source.describe().step_seconds == 120
@@ -249,7 +241,7 @@ def test_times_in_names_are_kept_and_gaps_with_them(tmp_path, pattern):
 
 
 def test_missing_numbers_are_told_and_end_a_run(tmp_path):
-    sequence(tmp_path / "a", 40, pattern="frame{}.png", skip=(7, 8, 30))
+    image_sequence(tmp_path / "a", 40, pattern="frame{}.png", skip=(7, 8, 30))
     source = build("images", tmp_path, "--val-fraction", "0", "--test-fraction", "0")
     events = source.plan().splits["train"]
     assert [numbers(source, event) for event in events] == [list(range(7)), list(range(9, 30)), list(range(31, 40))]
@@ -257,8 +249,8 @@ def test_missing_numbers_are_told_and_end_a_run(tmp_path):
 
 
 def test_two_rows_of_numbers_in_a_folder_are_not_joined(tmp_path):
-    sequence(tmp_path, 5, pattern="left_{:02d}.png")
-    sequence(tmp_path, 5, first=50, pattern="right_{:02d}.png")
+    image_sequence(tmp_path, 5, pattern="left_{:02d}.png")
+    image_sequence(tmp_path, 5, first=50, pattern="right_{:02d}.png")
     source = build("images", tmp_path, "--val-fraction", "0", "--test-fraction", "0")
     assert [numbers(source, e) for e in source.plan().splits["train"]] == [[*range(5)], [*range(50, 55)]]
 
@@ -275,7 +267,7 @@ def test_names_that_count_nothing_only_give_the_order(tmp_path, names):
 
 
 def test_one_long_sequence_is_divided_in_time_with_gaps(tmp_path):
-    sequence(tmp_path / "in", 300)
+    image_sequence(tmp_path / "in", 300)
     source = build("images", tmp_path / "in")
     frames = {
         split: [n for event in part for n in numbers(source, event)] for split, part in source.plan().splits.items()
@@ -289,7 +281,7 @@ def test_one_long_sequence_is_divided_in_time_with_gaps(tmp_path):
 
 
 def test_one_short_sequence_is_train_and_says_so(tmp_path):
-    sequence(tmp_path, 30)
+    image_sequence(tmp_path, 30)
     source = build("images", tmp_path)
     assert list(source.plan().splits) == ["train"]
     assert "all of . is train: 30 frames are too few to be divided in time with gaps of 20" in notes_of(source)
@@ -310,7 +302,7 @@ def test_one_long_video(tmp_path):
 
 @pytest.mark.parametrize("closed", ["2>&-", "2>&- >&-", "0<&- 2>&-"])
 def test_without_a_standard_stream(tmp_path, closed):
-    sequence(tmp_path / "in", 3)
+    image_sequence(tmp_path / "in", 3)
     command = f"{sys.executable} -m shards convert images {tmp_path}/in {tmp_path}/out {closed}"
     assert subprocess.run(command, shell=True, cwd=ROOT, check=False).returncode == 0
     assert main(["verify", str(tmp_path / "out")]) == 0

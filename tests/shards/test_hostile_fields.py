@@ -20,10 +20,9 @@ from shards.info import describe
 from shards.manifest import Manifest, manifest_digest
 from shards.recent import open_archive
 from shards.verify import verify
-
-from .conftest import Clips, make_store
-from .damage import reseal
-from .test_found_files import sequence
+from tests.support.archives import image_sequence
+from tests.support.clips import Clips, make_store
+from tests.support.damage import reseal
 
 SOURCE = Clips(lengths={"train": (5, 7, 5), "test": (3,)}, size=(1, 16, 16))
 ROOT = Path(__file__).resolve().parents[2]
@@ -304,7 +303,7 @@ def test_zarr_tables(tmp_path, array, data):
 
 
 def unfinished(tmp_path, monkeypatch) -> tuple[list[str], Path]:
-    sequence(tmp_path / "in", 4)
+    image_sequence(tmp_path / "in", 4)
     words = ["convert", "images", str(tmp_path / "in"), str(tmp_path / "out")]
     seen: list[Path] = []
     with monkeypatch.context() as patch:
@@ -333,7 +332,7 @@ def test_links_in_an_unfinished_store_are_not_followed(tmp_path, monkeypatch, ca
 
 
 def test_an_earlier_unfinished_store_that_is_a_link_is_left_alone(tmp_path):
-    sequence(tmp_path / "in", 4)
+    image_sequence(tmp_path / "in", 4)
     (tmp_path / "theirs").mkdir()
     (tmp_path / ".out.partial-0123").symlink_to(tmp_path / "theirs")
     assert main(["convert", "images", str(tmp_path / "in"), str(tmp_path / "out")]) == 0

@@ -11,8 +11,7 @@ from shards.cli import main
 from shards.sources import hdf
 from shards.sources.layouts import frames_of, guess_layout, parse_layout
 from shards.verify import verify
-
-from .test_source_all import build
+from tests.support.archives import build
 
 ALL = ("--val-fraction", "0", "--test-fraction", "0")
 
