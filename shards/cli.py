@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from shards import __version__, log
 from shards.commands import add_commands, add_store_options, chosen_cluster, report
 from shards.convert import convert
+from shards.damaged import DEFAULT_LIMIT
 from shards.errors import ShardError, UsageError, printable
 from shards.sources import SOURCES, SourceEntry
 from shards.sources.choose import AUTO, resolve
@@ -37,6 +38,8 @@ UNRECORDED = (
     "cluster",
     "jobs",
     "profile",
+    "on_error",
+    "skip_limit",
 )
 
 
@@ -111,6 +114,20 @@ def _add_convert(commands: Commands, entries: Mapping[str, SourceEntry]) -> None
         source.add_argument("output", type=Path, metavar="OUTPUT", help="folder to make; it appears when all is done")
         entry.add_arguments(source)
         source.add_argument("--name", help="name in the manifest (default: the source's)")
+        source.add_argument(
+            "--on-error",
+            choices=("stop", "skip"),
+            default="stop",
+            help="a damaged file ends the conversion, or is left out: its moment is a gap, and it is listed in the "
+            "manifest; all files are then decoded twice (default: %(default)s)",
+        )
+        source.add_argument(
+            "--skip-limit",
+            type=int,
+            default=DEFAULT_LIMIT,
+            metavar="N",
+            help="with --on-error skip: more damaged frames than these end the conversion (default: %(default)s)",
+        )
         add_store_options(source, defaults=True)
         source.set_defaults(run=_convert, entry=entry)
 
@@ -142,5 +159,6 @@ def _convert(args: argparse.Namespace) -> int:
         workers=args.workers,
         cluster=chosen_cluster(args),
         overwrite=args.overwrite,
+        skip_limit=args.skip_limit if args.on_error == "skip" else None,
     )
     return report(args.output, outcome.already_complete)

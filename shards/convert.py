@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from shards.cluster import CLUSTERS, Cluster, run_on_cluster
+from shards.damaged import without_damaged
 from shards.encoding import LARGEST_UNPACKED
 from shards.errors import ManifestError, SourceError, UsageError
 from shards.manifest import ENCODINGS, FORMATS, KEY_PATTERN, MANIFEST_NAME, SPLIT_PATTERN, Manifest, SplitInfo
+from shards.overlap import overlap_warnings
 from shards.partial import partial_code, partial_folder, put_in_place, remove_partials
 from shards.progress import Progress
 from shards.sources.base import Description, Plan, PlannedEvent, Source
+from shards.store import open_store
 from shards.verify import stray_files, verify
 from shards.workers import run_jobs
 from shards.writer import ShardResult, StorePlan, StoreWriter, recorded
@@ -50,6 +53,7 @@ def convert(
     workers: int = 1,
     cluster: Cluster | None = None,
     overwrite: bool = False,
+    skip_limit: int | None = None,
     plan_sha256: str | None = None,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> Outcome:
@@ -59,7 +63,8 @@ def convert(
     there already is the very one asked for. `workers` processes write shards side by side, here or in each job of a
     `cluster`; their number doesn't show in the bytes. `overwrite` replaces another store, and nothing but a store.
     `plan_sha256` is recorded instead of the digest of the source's own plan (where the source is a store, that of the
-    archive). Raises ShardErrors.
+    archive). With a `skip_limit`, so many frames that are damaged are left out (damaged.py); None: the first one ends
+    the conversion. Raises ShardErrors.
     """
     if cluster is not None and (cluster.name not in CLUSTERS or cluster.jobs < 1):
         raise UsageError(f"cluster {cluster.name!r} ({', '.join(CLUSTERS)}) with {cluster.jobs} jobs (>= 1)")
@@ -71,8 +76,12 @@ def convert(
     description, plan = source.describe(), source.plan()
     _check_plan(plan)
     _check_unpacked(plan, description, encoding)
+    skipped: Mapping[str, object] = {}
+    if skip_limit is not None:
+        plan, damages = without_damaged(source, plan, skip_limit, workers, getattr(source, "skipped", ()))
+        skipped = {"on_error": "skip", "skipped": [damage.as_json() for damage in damages]}
     digest = plan_digest(plan)
-    conversion = {**arguments, "format": format, "name": name or description.name, "shard_mb": shard_mb}
+    conversion = {**arguments, **skipped, "format": format, "name": name or description.name, "shard_mb": shard_mb}
     if encoding != "raw":
         conversion["encoding"] = encoding
     conversion["plan_sha256"] = plan_sha256 or digest
@@ -89,6 +98,8 @@ def convert(
         manifest = _manifest(writer, description, conversion, format, results)
         (writer.plan.store / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
         put_in_place(writer.plan.store, output)
+    for warning in overlap_warnings(open_store(output)):
+        say(f"warning: {warning}")
     return Outcome(manifest, already_complete=False)
 
 

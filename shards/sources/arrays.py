@@ -22,7 +22,7 @@ from shards.sources.base import PlannedEvent, RawEvent, Source, SourceEntry
 from shards.sources.geometry import Geometry, parse_crop, parse_size
 from shards.sources.inputs import Listing, by, plural, walk
 from shards.sources.layouts import AXES, frames_of, guess_layout, parse_layout, sides_of
-from shards.sources.sequences import Sequence, Sequences, add_sequence_arguments, sequence_options
+from shards.sources.sequences import Sequence, Sequences, add_sequence_arguments, kept, sequence_options
 from shards.sources.splits import named_split
 from shards.sources.value_range import BYTES, ValueRange, choose_range, parse_range, survey
 
@@ -116,9 +116,10 @@ def _blocks(arrays: list[ArrayInfo], layout: str | None) -> tuple[list[Block], l
     return blocks, notes
 
 
-def _chosen(folder: Path, files: list[str], keys: list[str]) -> tuple[list[ArrayInfo], list[str]]:
+def _chosen(
+    folder: Path, files: list[str], found: list[ArrayInfo], keys: list[str]
+) -> tuple[list[ArrayInfo], list[str]]:
     """Return the arrays to convert: those named by --key, or all that can be sequences."""
-    found = [info for file in files for info in list_arrays(folder, file)]
     fits = [info for info in found if (info.key in keys if keys else len(info.shape) >= 3)]
     fits = [info for info in fits if min(info.shape, default=0) > 0]
     holds = ", ".join(f"{info} {by(info.shape)}" for info in found[:6]) or "none"
@@ -169,7 +170,10 @@ def _build(args: argparse.Namespace) -> Source:
     named = [file for file in files if file.lower().endswith(SUFFIXES)]
     if not named:
         raise SourceError(f"{path}: no arrays ({', '.join(SUFFIXES)})")
-    arrays, notes = _chosen(folder, named, args.key.split(",") if args.key else [])
+    listed, skipped = kept(named, lambda file: list_arrays(folder, file), args)
+    arrays, notes = _chosen(
+        folder, named, [info for infos in listed.values() for info in infos], args.key.split(",") if args.key else []
+    )
     if others := len(files) - len(named):
         notes.append(f"{plural(others, 'file')} of other kinds passed over")
     blocks, told = _blocks(arrays, args.layout)
@@ -196,6 +200,7 @@ def _build(args: argparse.Namespace) -> Source:
         options=options,
         notes=(*notes, *_few(told), *_few(ranges)),
         missing=values.missing,
+        skipped=skipped,
         blocks=tuple(blocks),
         values=values,
         quantity=args.quantity,

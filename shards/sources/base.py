@@ -59,6 +59,20 @@ class RawEvent:
     details: Mapping[str, object] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Damage:
+    """Frames [begin, end) of an event, or a whole file that planning left out, and why."""
+
+    what: str
+    begin: int
+    end: int
+    error: str
+
+    def as_json(self) -> dict[str, object]:
+        """Return plain JSON for the manifest."""
+        return {"what": self.what, "frames": [self.begin, self.end], "error": self.error[:300]}
+
+
 class Source(Protocol):
     """See the module's docstring. Errors in the archive are SourceErrors that name the file."""
 

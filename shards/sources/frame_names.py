@@ -30,6 +30,19 @@ class Order:
     times: tuple[datetime, ...] = ()
     missing: int = 0
 
+    def without(self, absent: set[str]) -> Order:
+        """Leave out files; a run ends where one was."""
+        if absent.isdisjoint(self.files):
+            return self
+        kept = [place for place, file in enumerate(self.files) if file not in absent]
+        breaks = [
+            now
+            for now, (one, two) in enumerate(itertools.pairwise(kept), 1)
+            if two > one + 1 or any(one < place <= two for place in self.breaks)
+        ]
+        times = tuple(self.times[place] for place in kept) if self.times else ()
+        return Order(tuple(self.files[place] for place in kept), tuple(breaks), times, self.missing)
+
 
 def natural(name: str) -> list[tuple[int, int | str]]:
     """Return a sorting key by which frame2 comes before frame10."""

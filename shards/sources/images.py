@@ -20,7 +20,9 @@ from shards.sources.frame_names import Order, by_moment, by_number, moment, natu
 from shards.sources.geometry import Geometry, parse_crop, parse_size
 from shards.sources.inputs import IMAGE_SUFFIXES, Listing, plural, two_sizes, walk
 from shards.sources.pictures import MISSING, Picture, probe, read_sequence, transparent_pixels
-from shards.sources.sequences import Sequence, Sequences, add_sequence_arguments, sequence_options
+from shards.sources.sequences import Sequence, Sequences, add_sequence_arguments, kept, sequence_options
+
+ABSENT = Picture((0, 0), False, False, 1)  # a file that can't be read, and has its place in the order
 
 
 class Images(Sequences):
@@ -43,14 +45,16 @@ def _build(args: argparse.Namespace) -> Source:
             f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}); it has "
             + (f"{plural(len(files), 'file')}, the first is {files[0]}" if files else "no files")
         )
-    pictures = {file: probe(folder / file) for file in chosen}
-    orders, step, notes = _orders(pictures, args.names if "names" in args else "auto", args.step)
+    pictures, skipped = kept(chosen, lambda file: probe(folder / file), args)
+    places = {file: pictures.get(file, ABSENT) for file in chosen}
+    orders, step, notes = _orders(places, args.names if "names" in args else "auto", args.step)
     args.step = step
     sequences = [
         Sequence(name, len(order.files), order.files, order.breaks, order.times)
         for name, order in sorted(orders.items())
+        if order.files
     ]
-    size = pictures[sequences[0].payload[0].rpartition("#")[0] or sequences[0].payload[0]].size
+    size = next(iter(pictures.values())).size
     for file, picture in pictures.items():
         if picture.size != size:
             raise two_sizes(folder / file, picture.size, size)
@@ -73,6 +77,7 @@ def _build(args: argparse.Namespace) -> Source:
         options=options,
         notes=tuple(notes),
         missing=bool(transparent),
+        skipped=skipped,
     )
 
 
@@ -107,6 +112,8 @@ def _orders(
             )
     else:
         orders |= {name: Order(tuple(sorted(part, key=natural))) for name, part in grouped.items()}
+    absent = {file for file, picture in pictures.items() if picture is ABSENT}
+    orders = {name: order.without(absent) for name, order in orders.items()}
     broken = {name: order for name, order in orders.items() if order.breaks}
     if broken:
         order = broken[min(broken)]

@@ -8,19 +8,22 @@ import argparse
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from shards.errors import UsageError
+from shards.errors import SourceError, UsageError
 from shards.manifest import FrameSpec, Scale, SourceInfo
-from shards.sources.base import Description, Plan, PlannedEvent
+from shards.sources.base import Damage, Description, Plan, PlannedEvent
 from shards.sources.geometry import Geometry, add_geometry_arguments
+from shards.sources.inputs import plural
 from shards.sources.pictures import MISSING
 from shards.sources.splits import SPLIT_WORDS, Grouping, add_grouping_arguments, divide, grouping_of, named_split
 from shards.sources.timeline import iso
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Sequences:
     options: SequenceOptions
     notes: tuple[str, ...]
     missing: bool = False
+    skipped: tuple[Damage, ...] = ()  # damaged files that were left out
 
     def describe(self) -> Description:
         """Grey or RGB intensity."""
@@ -167,3 +171,23 @@ def sequence_options(args: argparse.Namespace) -> SequenceOptions:
         raise UsageError(f"--step {args.step:g}: seconds from frame to frame, above 0")
     info = SourceInfo(name="given by the user", licence=args.licence, citation=args.citation, url=args.url)
     return SequenceOptions(grouping_of(args), args.event_frames, args.mode_by, info)
+
+
+def kept(
+    files: Iterable[str], look: Callable[[str], _T], args: argparse.Namespace
+) -> tuple[dict[str, _T], tuple[Damage, ...]]:
+    """Look at every file; with `--on-error skip` those that are damaged are left out. Raises SourceError, where all are
+    too.
+    """
+    found: dict[str, _T] = {}
+    damages: list[Damage] = []
+    for file in files:
+        try:
+            found[file] = look(file)
+        except SourceError as error:
+            if getattr(args, "on_error", "stop") != "skip":
+                raise
+            damages.append(Damage(file, 0, 1, str(error)))
+    if damages and not found:
+        raise SourceError(f"all of {plural(len(damages), 'file')} are damaged, the first: {damages[0].error}")
+    return found, tuple(damages)
