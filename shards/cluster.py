@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from shards import errors
 from shards.errors import ShardError, UsageError
 from shards.part import WORK, main
 from shards.plain import to_plain
@@ -146,7 +147,10 @@ def _failure(folder: Path, parts: Sequence[Sequence[ShardJob]], missing: Sequenc
         return ShardError(f"{lost}{words}. {again}; raise `time` or `mem` in the profile if that is why")
     number, file = said[0]
     told = json.loads(file.read_text(encoding="utf-8"))
-    error = ShardError(f"{told['message']}; {lost}, the first is job {number}. {again}")
+    kind = getattr(errors, str(told.get("kind")), ShardError)
+    error: ShardError = (kind if kind in ShardError.__subclasses__() else ShardError)(
+        f"{told['message']}; {lost}, the first is job {number}. {again}"
+    )
     error.exit_code = int(told["code"])
     return error
 

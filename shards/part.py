@@ -36,7 +36,7 @@ def main(folder: Path, sha256: str, module: str, number: int) -> int:
         temporary = errors.with_suffix(".tmp")
         temporary.unlink(missing_ok=True)
         with temporary.open("x", encoding="utf-8") as file:
-            json.dump({"code": code, "message": str(error)}, file)
+            json.dump({"code": code, "kind": type(error).__name__, "message": str(error)}, file)
         temporary.replace(errors)
         print(f"error: {error}", file=sys.stderr)
         return code

@@ -1,8 +1,8 @@
 """Plain data as JSON: what a job of a cluster is told, written by the call that submits it and read by its jobs.
 
 Numbers, texts, lists, tuples, paths, times and dataclasses of this package (or of the module that the source is from)
-come back as they were; other objects of these modules by being made anew without arguments. Nothing else is written, and
-nothing that is read can do more than make such objects.
+come back as they were; other objects of these modules by being made anew without arguments. Nothing else is written,
+and nothing that is read can do more than make such objects.
 """
 
 from __future__ import annotations
@@ -73,10 +73,12 @@ def from_plain(data: Any, module: str) -> Any:
     except (TypeError, ValueError, KeyError, AttributeError, ImportError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(
-            f"{str(data)[:200]}: not written by this version ({error}); run the same command again"
-        ) from None
-    raise UsageError(f"{str(data)[:200]}: not written by this version; run the same command again")
+        raise _unknown(data, error) from None
+    raise _unknown(data, "unknown kind")
+
+
+def _unknown(data: object, why: object) -> UsageError:
+    return UsageError(f"{str(data)[:200]}: not written by this version ({why}); run the same command again")
 
 
 def _class(name: str, module: str) -> Any:

@@ -39,7 +39,7 @@ def test_verify_tells_by_its_exit_code(tmp_path, capsys):
     make_store(tmp_path / "s", "webdataset")
     assert main(["verify", str(tmp_path / "s")]) == 0
     assert main(["verify", str(tmp_path / "s"), "--quick"]) == 0
-    assert "without --quick the frames too" in capsys.readouterr().out
+    assert "without --quick: checksums of all frames too" in capsys.readouterr().out
     (tmp_path / "s/test/000000.idx").unlink()
     assert main(["verify", str(tmp_path / "s"), "--quick"]) == 5
     assert f"{tmp_path}/s/test/000000.idx: " in capsys.readouterr().err

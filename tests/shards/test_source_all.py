@@ -2,6 +2,7 @@
 the folder, and a plain word when a package is missing."""
 
 import itertools
+import json
 import pickle
 import sys
 from datetime import datetime, timedelta
@@ -11,6 +12,7 @@ import pytest
 
 from shards import ShardError, SourceError, UsageError, open_store
 from shards.cli import main
+from shards.plain import from_plain, to_plain
 from shards.sources import SOURCES
 from shards.sources.choose import guess
 from shards.verify import verify
@@ -138,7 +140,13 @@ def test_every_source_is_here():
 def test_no_frame_is_in_two_splits_and_none_is_lost(tmp_path, archive, seed):
     name, write = ARCHIVES[archive]
     written, options = write(tmp_path / "in", np.random.default_rng(seed))
-    source = pickle.loads(pickle.dumps(build(name, tmp_path / "in", *options)))
+    built = build(name, tmp_path / "in", *options)
+    source = pickle.loads(pickle.dumps(built))
+    handed_out = from_plain(json.loads(json.dumps(to_plain(built))), "shards")  # as jobs of a cluster get it
+    assert (handed_out.describe(), handed_out.plan()) == (source.describe(), source.plan())
+    events = next(iter(source.plan().splits.values()))
+    planned = from_plain(json.loads(json.dumps(to_plain(events))), "shards")
+    assert planned == events and np.array_equal(handed_out.read(planned[-1]).frames, source.read(events[-1]).frames)
     threshold = {"radar": 100 if archive == "radar images" else 150}.get(name, 110)
     met: dict[str, set[int]] = {}
     for split, events in source.plan().splits.items():

@@ -16,6 +16,7 @@ import pytest
 from shards import SourceError, UsageError, open_store, part
 from shards.cli import main
 from shards.part import WORK
+from shards.plain import from_plain
 from shards.recent import open_archive
 from tests.support.archives import radar_times, write_gifs
 
@@ -94,6 +95,28 @@ def test_a_job_unpickles_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "RAN").exists()
     assert "was replaced, and is not run" in capsys.readouterr().err
     assert json.loads((tmp_path / "0.error").read_text())["code"] == 2
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"class": "os:mkdir", "fields": {}},
+        {"class": "subprocess:Popen", "fields": {"args": "touch ran"}},
+        {"class": "shards.sources.custom:_module", "fields": {"file": {"path": "x.py"}}},
+        {"class": "shards.writer:os.mkdir", "fields": {}},
+        {"class": "shards.nowhere:X", "fields": {}},
+        {"class": "shards.writer:ShardJob", "fields": {"x": 1}},
+        {"class": 5, "fields": []},
+        {"eval": "1"},
+        {},
+        {"tuple": 5},
+    ],
+)
+def test_work_names_no_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: object) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError):
+        from_plain(data, "shards")
+    assert list(tmp_path.iterdir()) == []
 
 
 def partial_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Path]:
