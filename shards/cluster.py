@@ -148,11 +148,11 @@ def _failure(folder: Path, parts: Sequence[Sequence[ShardJob]], missing: Sequenc
     number, file = said[0]
     told = json.loads(file.read_text(encoding="utf-8"))
     kind = getattr(errors, str(told.get("kind")), ShardError)
-    error: ShardError = (kind if kind in ShardError.__subclasses__() else ShardError)(
+    failure: ShardError = (kind if kind in ShardError.__subclasses__() else ShardError)(
         f"{told['message']}; {lost}, the first is job {number}. {again}"
     )
-    error.exit_code = int(told["code"])
-    return error
+    failure.exit_code = int(told["code"])
+    return failure
 
 
 def _last_line(log: Path) -> str:

@@ -17,6 +17,8 @@ import numpy as np
 from shards.errors import NoArchiveError, SourceError
 from shards.manifest import Codes
 
+LARGEST = 1 << 30  # bytes of images; MNIST and what looks like it have a tenth
+DEFLATE_RATIO = 1032  # no gzip file unpacks to more times its size
 IMAGES_MAGIC = 0x00000803  # unsigned bytes, three dimensions: count, rows, columns
 
 
@@ -46,11 +48,19 @@ def read_images(path: Path) -> Codes:
 
     Raises SourceError for a wrong magic number, and for a file shorter or longer than its header says.
     """
+    if not path.is_file():
+        raise SourceError(f"{path}: absent, or no regular file; fetch it again")
+    size = path.stat().st_size
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             header = file.read(16)
             shape = _image_shape(path, header)
             expected = math.prod(shape)
+            if expected > (most := min(LARGEST, size * (DEFLATE_RATIO if path.suffix == ".gz" else 1))):
+                raise SourceError(
+                    f"{path}: truncated or damaged: its header promises {shape[0]} images of {shape[1]}x{shape[2]} = "
+                    f"{expected} bytes, it can hold {most}; fetch the file again"
+                )
             body = file.read(expected)
             surplus = len(file.read(1))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
