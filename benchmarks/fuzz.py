@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -76,8 +77,8 @@ ODD_JSON: tuple[object, ...] = (*ODD, [], {}, [[]], {"a": 1}, float("nan"), floa
 
 @dataclass(frozen=True)
 class Target:
-    """One format: `make` writes a sound file, or a store, below a folder and returns the file to damage; `read` reads it,
-    and may raise ShardErrors alone. `reseal` makes a store's digests fit again.
+    """One format: `make` writes a sound file, or a store, below a folder and returns the file to damage; `read` reads
+    it, and may raise ShardErrors alone. `reseal` makes a store's digests fit again.
     """
 
     make: Callable[[Path], Path]
@@ -377,7 +378,9 @@ class Case:
         for cached in _CACHES:
             cached.cache_clear()
         try:
-            self.target.read(self.folder, self.file)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow warns of metadata that we don't use
+                self.target.read(self.folder, self.file)
         except ShardError as error:
             if not str(error).isprintable():
                 raise AssertionError(f"control characters in {str(error)!r}") from None

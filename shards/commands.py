@@ -222,7 +222,7 @@ def _repack(args: argparse.Namespace) -> int:
 
 
 def report(output: Path, already_complete: bool) -> int:
-    """What `convert` and `repack` say in the end."""
+    """Print what `convert` and `repack` have made."""
     if already_complete:
         print(f"{output}: already complete, nothing to do")
         return 0

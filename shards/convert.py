@@ -200,7 +200,7 @@ def _check_unpacked(plan: Plan, description: Description, encoding: str) -> None
 
 
 def _look_at_target(output: Path, conversion: Mapping[str, object], overwrite: bool) -> Manifest | None:
-    """The manifest of the store that is there already if it is the one asked for; None if the way is free.
+    """Return the manifest of the store that is there already if it is the one asked for; None if the way is free.
 
     Raises UsageError if the folder holds anything else, or another store without `overwrite`.
     """
@@ -239,7 +239,7 @@ def _look_at_target(output: Path, conversion: Mapping[str, object], overwrite: b
 
 
 def _writer(format: str, plan: StorePlan) -> StoreWriter:
-    """The formats' writers; zarr is imported only by those who want it."""
+    """Return the format's writer; zarr is imported only by those who want it."""
     if format == "zarr":
         from shards.zarr_writer import ZarrWriter
 

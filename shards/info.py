@@ -59,7 +59,7 @@ def _split(store: Store, split: str) -> dict[str, object]:
 
 
 def describe(path: str | Path) -> str:
-    """A table."""
+    """Return a table."""
     data = summary(path)
     scale = open_store(path).manifest.scale
     frames = data["frames"]

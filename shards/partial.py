@@ -43,8 +43,8 @@ def partial_code(conversion: Mapping[str, object], plan_sha256: str, source: Sou
 
 @contextmanager
 def partial_folder(output: Path, code: str, say: Callable[[str], None]) -> Iterator[Path]:
-    """The locked folder for this conversion to `output`, perhaps with finished shards. It is removed at the end, with
-    those of earlier conversions to `output`; after an error it stays if it holds finished shards.
+    """Yield the locked folder for this conversion to `output`, perhaps with finished shards. It is removed at the end,
+    with those of earlier conversions to `output`; after an error it stays if it holds finished shards.
 
     Raises UsageError if another conversion to `output` is running, or the folder is somebody else's.
     """
@@ -129,7 +129,9 @@ def put_in_place(store: Path, output: Path) -> None:
 
 
 def remove_partials(output: Path) -> None:
-    """What earlier conversions to `output` left, now that it stands; those that are still running are left alone."""
+    """Remove what earlier conversions to `output` left, now that it stands; those that are still running are left
+    alone.
+    """
     for folder in _partials(output):
         with ExitStack() as locks, suppress(UsageError):
             _lock(locks, folder, output)
@@ -143,12 +145,12 @@ def _partials(output: Path) -> list[Path]:
 
 
 def _plain(text: str) -> str:
-    """A glob pattern that matches `text` only."""
+    """Return a glob pattern that matches `text` only."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
 
 
 def _lock(locks: ExitStack, partial: Path, output: Path) -> None:
-    """The lock ends with its process, however that ends."""
+    """Take the lock, which ends with its process, however that ends."""
     busy = UsageError(f"another conversion to {output} is running (it writes {partial}); wait for it, or stop it")
     try:
         descriptor = os.open(partial / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -165,5 +167,5 @@ def _lock(locks: ExitStack, partial: Path, output: Path) -> None:
 
 
 def _flush_parent(path: Path) -> None:
-    """The folder's entry for `path`."""
+    """Flush the folder's entry for `path`."""
     flush(path.parent)

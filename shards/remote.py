@@ -239,7 +239,7 @@ class RangeStream(io.RawIOBase):
                 self.end = int(total)
 
     def _refused(self, error: urllib.error.HTTPError) -> None:
-        """Raises StoreError for an answer that another attempt will not change."""
+        """Raise StoreError for an answer that another attempt will not change."""
         if 400 <= error.code < 500 and error.code not in _PASSING:
             what = {404: "this file is absent on the server", 416: "the file is shorter than it should be"}
             raise StoreError(

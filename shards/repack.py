@@ -35,7 +35,7 @@ class StoreSource:
         return _opened(self.path)
 
     def describe(self) -> Description:
-        """What the manifest says."""
+        """Return what the manifest says."""
         manifest = self.store.manifest
         return Description(
             name=manifest.name,
@@ -67,7 +67,7 @@ class StoreSource:
         )
 
     def read(self, event: PlannedEvent) -> RawEvent:
-        """The frames, checked, and what the archive said of them."""
+        """Return the frames, checked, and what the archive said of them."""
         split, index, _ = event.recipe
         details = self.store.metadata(split, index).get("details", {})
         return RawEvent(self.store.read(split, index, 0, event.length), details)

@@ -191,10 +191,10 @@ class Store(ABC):
 
     @abstractmethod
     def _metadata(self, split: str, index: int) -> str:
-        """The text of KEY.json, checked."""
+        """Return the text of KEY.json, checked."""
 
     def _table(self, split: str) -> Any:
-        """The format's table of a split's events, loaded once per process; it has at least `events`."""
+        """Return the format's table of a split's events, loaded once per process; it has at least `events`."""
         table = self._tables.get(split)
         if table is None:
             if split not in self.manifest.splits:
@@ -205,7 +205,7 @@ class Store(ABC):
         return table
 
     def _check_sizes(self, split: str) -> None:
-        """A shard that is absent or cut off is told before the first frame is read."""
+        """Raise StoreError for a shard that is absent or cut off, before the first frame is read."""
         for shard in self.manifest.splits[split].shards:
             found = self.files.size(shard.file)
             if found is None:
@@ -262,7 +262,7 @@ def open_store(
 
 
 def _remote_manifest(files: HttpFiles) -> Manifest:
-    """The manifest behind a URL; from then on, `files` knows what to expect."""
+    """Return the manifest behind a URL; from then on, `files` knows what to expect."""
     try:
         text = files.read_all(MANIFEST_NAME).decode("utf-8")
     except UnicodeDecodeError as error:

@@ -76,18 +76,18 @@ class TarTable:
 
 
 def index_name(shard: str) -> str:
-    """The index's file name for a shard's."""
+    """Return the index's file name for a shard's."""
     return shard.removesuffix(".tar") + ".idx"
 
 
 def frames_name(key: str, encoding: str) -> str:
-    """The member with the frames of an event."""
+    """Return the member with the frames of an event."""
     return key + FRAMES_SUFFIX + SUFFIXES[encoding]
 
 
 @lru_cache(maxsize=64)
 def npy_header(length: int, spec: FrameSpec) -> bytes:
-    """The npy 1.0 header of frames uint8 [length, C, H, W]."""
+    """Return the npy 1.0 header of frames uint8 [length, C, H, W]."""
     buffer = io.BytesIO()
     header = {"descr": "|u1", "fortran_order": False, "shape": (length, *spec.shape)}
     npy_format.write_array_header_1_0(buffer, header)
@@ -180,7 +180,7 @@ def _add_member(tar: HashedFile, name: str, *parts: bytes | memoryview) -> int:
 
 
 def parse_index(files: Files, shard: ShardInfo, spec: FrameSpec, encoding: str) -> list[IndexRow]:
-    """The rows of a shard's .idx file, checked against its digest and the shard's size. Raises StoreError."""
+    """Return the rows of a shard's .idx file, checked against its digest and the shard's size. Raises StoreError."""
     name = index_name(shard.file)
     where, hint = f"{files.where}/{name}", verify_hint(files.where)
     # A row has a key, a mode, a run and a dozen numbers; an event has at least four blocks in the tar.

@@ -116,7 +116,7 @@ def _file_problems(folder: Path, name: str, size: int, sha256: str | None) -> li
 def _tar_problems(
     folder: Path, shard: ShardInfo, manifest: Manifest, keys: dict[str, str], quick: bool
 ) -> tuple[list[IndexRow], list[Problem]]:
-    """The rows of a shard's index (none if it is damaged), and what is wrong with the shard."""
+    """Return the rows of a shard's index (none if it is damaged), and what is wrong with the shard."""
     index = index_name(shard.file)
     rows: list[IndexRow] = []
     problems: list[Problem] = []
@@ -245,7 +245,9 @@ class TarWalk:
         return [self._problem(f"{name} and the index disagree on {', '.join(differ)}", payload, name)] if differ else []
 
     def _ends(self, at: int) -> bool:
-        """A zero block ends a tar; where the index has a header, only if nothing else follows."""
+        """Return whether the tar ends here: a zero block ends it; where the index has a header, only if nothing else
+        follows.
+        """
         if any(self.tar[at : at + BLOCK]):
             return False
         return at not in self.header_of or not any(self.tar[at:])
@@ -286,5 +288,5 @@ def _event_problems(store: ZarrStore, split: str, event: Event) -> list[Problem]
 
 
 def _short(error: StoreError, folder: Path) -> str:
-    """The message without the store's path and the advice, which stand around it already."""
+    """Return the message without the store's path and the advice, which stand around it already."""
     return str(error).split("; run:")[0].replace(f"{folder}/", "")

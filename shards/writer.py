@@ -111,8 +111,8 @@ class StoreWriter(Protocol):
 
 
 def write_or_recall(writer: StoreWriter, source: Source, job: ShardJob, tick: Tick, recalled: Tick) -> ShardResult:
-    """The job done: taken over from an earlier call that finished it, or written now. Calls `recalled` for the former
-    and `tick` for the latter.
+    """Return the job's result: taken over from an earlier call that finished it, or written now. Calls `recalled` for
+    the former and `tick` for the latter.
     """
     result = recall(writer.plan, job)
     if result is not None:
@@ -134,7 +134,7 @@ def record(plan: StorePlan, result: ShardResult) -> None:
 
 
 def recall(plan: StorePlan, job: ShardJob, compare: bool = True) -> ShardResult | None:
-    """The result of a job that was finished; None if it has to be done.
+    """Return the result of a job that was finished; None if it has to be done.
 
     Args:
         compare: its files with their digests, as is due when they were written by an earlier call.
@@ -202,8 +202,8 @@ class HashedFile:
 
 
 def read_event(source: Source, planned: PlannedEvent, spec: FrameSpec, scale: Scale) -> tuple[Codes, WrittenEvent]:
-    """The frames [L, C, H, W], contiguous, and the record of one event. Raises SourceError if they aren't what was
-    planned.
+    """Return the frames [L, C, H, W], contiguous, and the record of one event. Raises SourceError if they aren't what
+    was planned.
     """
     raw = source.read(planned)
     expected = (planned.length, *spec.shape)

@@ -47,7 +47,7 @@ class SplitLayout:
 
 
 def shard_name(split: str, number: int) -> str:
-    """The file of a shard of `frames`, below the store."""
+    """Return the file of a shard of `frames`, below the store."""
     return f"{split}/frames/c/{number}/0/0/0"
 
 

@@ -114,7 +114,7 @@ class ZarrWriter:
         )
 
     def _create_frames(self, group: zarr.Group, split: str) -> None:
-        """The array's metadata; its shards are there already."""
+        """Write the array's metadata; its shards are there already."""
         layout, spec = self._layout(split), self.plan.frames
         codecs: dict[str, Any] = {
             "raw": None,

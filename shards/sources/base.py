@@ -83,7 +83,7 @@ class Source(Protocol):
         """Every event of every split, in ascending order of keys, without decoding frames."""
 
     def read(self, event: PlannedEvent) -> RawEvent:
-        """The frames of one planned event. Called in any order, in any process, more than once."""
+        """Return the frames of one planned event. Called in any order, in any process, more than once."""
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _not_listed(error: OSError) -> None:
-    """What is in there would be absent from the store, and nobody would know."""
+    """Refuse it: what is in there would be absent from the store, and nobody would know."""
     raise SourceError(
         f"{error.filename}: this folder can't be listed ({error.strerror}); grant access or move it away, and run the "
         "same command again"
@@ -118,7 +118,7 @@ def _utf8(name: str, root: Path) -> str:
 
 
 def _is_file_or_dangling(path: Path) -> bool:
-    """A link to nothing stays: where it should be a frame, reading it says so."""
+    """Return whether it is a file; a link to nothing stays: where it should be a frame, reading it says so."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError:

@@ -78,7 +78,7 @@ class MovingMnistFile:
         )
 
     def plan(self) -> Plan:
-        """A file's own split, or shares of its sequences, drawn."""
+        """Return a file's own split, or shares of its sequences, drawn."""
         splits: dict[str, list[PlannedEvent]] = defaultdict(list)
         notes = []
         for number, file in enumerate(self.files):
@@ -136,7 +136,7 @@ def _npz_sequence(path: Path, file: SequenceFile, index: int) -> npt.NDArray[Any
 
 @functools.lru_cache(maxsize=1)
 def _stream(path: Path) -> tuple[IO[bytes], int, np.dtype[np.generic], int]:
-    """The open member RAW, where its numbers begin, their type, and the bytes of a frame."""
+    """Return the open member RAW, where its numbers begin, their type, and the bytes of a frame."""
     archive = zipfile.ZipFile(path)
     member = archive.open(f"{RAW}.npy")
     shape, dtype = _npy_header(path, member, archive.getinfo(f"{RAW}.npy").file_size)

@@ -123,7 +123,7 @@ class Sequences:
         return sequence.payload[offset : offset + length]
 
     def _mode(self, name: str) -> str | None:
-        """The first folder of the name, below that of the split."""
+        """Return the first folder of the name, below that of the split."""
         if self.options.mode_by == "none":
             return None
         folders = name.split("/")
