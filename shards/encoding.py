@@ -48,7 +48,7 @@ def encode(encoding: str, data: bytes) -> bytes:
 
 
 def decode(encoding: str, data: Codes, size: int) -> Codes:
-    """Return what `encode` was given, which must have had `size` bytes: uint8 [size]. Raises ValueError if it hadn't."""
+    """Return what `encode` was given, which must have `size` bytes: uint8 [size]. Raises ValueError if it hadn't."""
     if encoding == "raw":
         declared = len(data)
     else:
