@@ -40,12 +40,14 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.errors import ManifestError, NoStoreError, UsageError
+from shards.georeference import Grid
 from shards.mappings import MAPPINGS, nearest
 
 FORMAT_VERSION = 1
 FORMATS = ("webdataset", "zarr")
 ENCODINGS = ("raw", "zstd", "lz4")
 MANIFEST_NAME = "manifest.json"
+SHARES = ("missing", "clipped", "mask_changes")  # of a split's pixels
 GENERATOR = "modernn-toolkit shards 0.1.0"
 
 # Names that become parts of paths (splits) or of tar member names (keys; webdataset cuts a name at its first dot).
@@ -157,11 +159,16 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """What one split holds."""
+    """What one split holds, and which share of its pixels is missing, was clipped to the codes' range, or changes
+    between missing and observed from a frame to the next; None where it isn't known.
+    """
 
     events: int
     frames: int
     shards: tuple[ShardInfo, ...]
+    missing: float | None = None
+    clipped: float | None = None
+    mask_changes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -191,13 +198,20 @@ class Manifest:
     conversion: Mapping[str, Any]
     files: tuple[FileInfo, ...] = ()
     encoding: str = "raw"
+    grid: Grid | None = None  # where the frames lie on the earth
     generator: str = GENERATOR
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
         """The text of manifest.json; its last key is a digest of all the others."""
-        data = {"format_version": self.format_version, "format": self.format}
+        data: dict[str, Any] = {"format_version": self.format_version, "format": self.format}
         data.update((key, value) for key, value in dataclasses.asdict(self).items() if key not in data)
+        if self.grid is None:
+            del data["grid"]
+        for split in data["splits"].values():
+            for share in SHARES:
+                if split[share] is None:
+                    del split[share]
         data["digest"] = manifest_digest(data)
         return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
@@ -234,6 +248,7 @@ class Manifest:
             source=_flat(SourceInfo, fields.inner("source")),
             conversion=fields.take("conversion", dict),
             files=tuple(_flat(FileInfo, inner) for inner in fields.items("files")),
+            grid=_grid(fields),
             generator=fields.take("generator", str),
         )
         digest = fields.take("digest", str)
@@ -360,6 +375,11 @@ def _scale(fields: _Fields) -> Scale:
     return scale
 
 
+def _grid(fields: _Fields) -> Grid | None:
+    data = fields.take("grid", dict) if "grid" in fields.data else None
+    return None if data is None else Grid.from_json(data, f"{fields.where}: grid")
+
+
 def _split(fields: _Fields, name: str) -> SplitInfo:
     if not SPLIT_PATTERN.fullmatch(name):
         raise ManifestError(f"{fields.where}: {name!r} is not a name for a split (small letters, digits, - and _)")
@@ -367,6 +387,7 @@ def _split(fields: _Fields, name: str) -> SplitInfo:
         events=fields.take("events", int),
         frames=fields.take("frames", int),
         shards=tuple(_flat(ShardInfo, item) for item in fields.items("shards")),
+        **{share: fields.take(share, float) for share in SHARES if share in fields.data},
     )
     fields.done()
     return split

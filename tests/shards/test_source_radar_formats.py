@@ -10,7 +10,8 @@ import pytest
 from shards import ShardError, SourceError, UsageError
 from shards.sources.hko7 import Hko7Png
 from shards.sources.radar import READERS
-from shards.sources.radar_readers import rain_to_dbz, read_pgm
+from shards.sources.radar_pictures import read_pgm
+from shards.sources.radar_readers import rain_to_dbz
 from shards.sources.timeline import Stamped, TimeOptions, commonest_step, mode_label, parse_period
 
 from . import archives
@@ -231,10 +232,10 @@ def test_hko7_damaged_masks(tmp_path, damage, message):
     ],
 )
 def test_times_in_names(reader, name, time):
-    found = READERS[reader].time_of(name)
-    assert found == (datetime.fromisoformat(time) if time else None)
-    assert READERS[reader].time_of(READERS[reader].looks_like) is not None
-    assert Hko7Png().time_of(name) is None
+    found = READERS[reader].parse(name)
+    assert (found and found.time) == (datetime.fromisoformat(time) if time else None)
+    assert READERS[reader].parse(READERS[reader].looks_like) is not None
+    assert Hko7Png().parse(name) is None
 
 
 def test_damaged_hdf5(tmp_path):

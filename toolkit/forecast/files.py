@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shards.files import flush
+from shards.georeference import MAPPING
 from shards.sources.inputs import need
 from toolkit import __version__
 from toolkit.errors import ConfigError
@@ -104,9 +105,9 @@ def as_dataset(forecast: Forecast) -> xarray.Dataset:
     if scale.quantity in STANDARD_NAMES:
         attributes["standard_name"] = STANDARD_NAMES[scale.quantity]
     variables: dict[str, Any] = {}
-    if forecast.grid is not None and forecast.grid.projection:
-        attributes["grid_mapping"] = "projection"
-        variables["projection"] = ((), np.int32(0), dict(forecast.grid.projection))
+    if forecast.grid is not None:
+        attributes["grid_mapping"] = MAPPING
+        variables[MAPPING] = ((), np.int32(0), forecast.grid.mapping_attributes())
     name = re.sub(r"\W+", "_", scale.quantity).strip("_").lower() or "forecast"
     return xarray.Dataset(
         {name: (dims, values, attributes), **variables},
@@ -159,13 +160,7 @@ def _axes(forecast: Forecast) -> dict[str, Any]:
     grid = forecast.grid
     if grid is None:
         return {}
-    degrees = grid.units.startswith("degree")
-    names = ("longitude", "latitude") if degrees else ("projection_x_coordinate", "projection_y_coordinate")
-    units = ("degrees_east", "degrees_north") if degrees else (grid.units, grid.units)
-    return {
-        axis: (axis, values, {"standard_name": name, "units": unit})
-        for axis, values, name, unit in zip(("x", "y"), (grid.x, grid.y), names, units, strict=True)
-    }
+    return {axis: (axis, values, grid.axis_attributes(axis)) for axis, values in (("x", grid.x), ("y", grid.y))}
 
 
 def _members(forecast: Forecast) -> dict[str, Any]:

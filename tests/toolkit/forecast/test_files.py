@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shards.sources.grid import Grid, from_proj
 
 from shards.errors import ShardError
 from shards.recent import Archive, open_archive
-from shards.sources.grid import Grid, from_proj
 from tests.shards.archives import numbered, save
 from tests.toolkit.forecast.conftest import SVG, MakeRun
 from toolkit.errors import ConfigError
