@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from shards.bench import bench
 from shards.cluster import CLUSTERS, Cluster
+from shards.coverage import text_of
 from shards.errors import UsageError
 from shards.info import describe, summary
-from shards.manifest import ENCODINGS, FORMATS
+from shards.manifest import ENCODINGS, FORMATS, Manifest
 from shards.repack import repack
 from shards.sheet import draw_sheet
 from shards.store import open_store
@@ -116,6 +117,9 @@ def _verify(args: argparse.Namespace) -> int:
     print(
         f"{args.path}: whole" + (" (sizes, indexes and counts; without --quick the frames too)" if args.quick else "")
     )
+    for name, split in Manifest.load(Path(args.path)).splits.items():
+        if text := text_of(split):
+            print(f"{name}: {text} of the pixels")
     return 0
 
 

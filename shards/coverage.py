@@ -32,7 +32,7 @@ def shares_of(events: Sequence[WrittenEvent]) -> dict[str, float]:
 
 def text_of(split: SplitInfo) -> str:
     """Return "missing 12.1 %, clipped 0.3 %", or "" where nothing is."""
-    words = [f"{share} {value:.2%}" for share in SHARES[:2] if (value := getattr(split, share))]
+    words = [f"{share} {value:.1%}" for share in SHARES[:2] if (value := getattr(split, share))]
     return ", ".join(words)
 
 

@@ -29,6 +29,7 @@ ROW_ORDER = "north first"
 EVEN = 1e-2  # of a pixel: how far a coordinate may lie from an evenly spaced one; float32 rounds by so much
 UNITS = {"metre": "m", "meter": "m", "kilometre": "km", "degree": "degree", "US survey foot": "US_survey_foot"}
 MAPPING = "spatial_ref"  # name of the grid mapping variable, the one that rioxarray looks for
+_NAMES = ("reference_ellipsoid_name", "prime_meridian_name", "horizontal_datum_name")
 LonLat = tuple[float, float]
 
 
@@ -243,9 +244,19 @@ def _proj4(system: CRS) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _cf_cached(wkt: str) -> tuple[tuple[str, Any], ...]:
-    return tuple(crs_of(wkt).to_cf().items())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what CF has no parameter for is in the WKT
+        return tuple(crs_of(wkt).to_cf().items())
 
 
 def _cf_parameters(wkt: str) -> dict[str, Any]:
     """CF's parameters of a projection; none where CF has no name for it (gnomonic), which leaves the WKT."""
-    return {key: value for key, value in _cf_cached(wkt) if key != "crs_wkt" and value not in (None, "unknown")}
+    found = {key: value for key, value in _cf_cached(wkt) if key != "crs_wkt" and value not in (None, "unknown")}
+    if any(name not in found for name in _NAMES):  # CF wants all of them or none
+        found = {key: value for key, value in found.items() if key not in _NAMES}
+    if found.get("grid_mapping_name") == "polar_stereographic":
+        pole = float(np.copysign(90.0, found.get("standard_parallel", 90.0)))
+        found.setdefault("latitude_of_projection_origin", pole)
+    if "azimuth_of_central_line" in found:
+        found["azimuth"] = found["azimuth_of_central_line"]  # the IOOS checker asks for it by this name
+    return found

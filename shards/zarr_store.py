@@ -166,7 +166,11 @@ class ZarrWriter:
             compressors=codecs[self.plan.encoding],
             fill_value=0,
             dimension_names=DIMENSIONS,
-            attributes={**cf_attributes(self.plan.scale), **({"grid_mapping": MAPPING} if self.plan.grid else {})},
+            attributes={
+                **cf_attributes(self.plan.scale),
+                "coordinates": "event",  # so that xarray groups by it
+                **({"grid_mapping": MAPPING} if self.plan.grid else {}),
+            },
         )
 
 

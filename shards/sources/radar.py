@@ -202,7 +202,7 @@ def build(
     notes = [f"{reader.name}: crop {args.crop} of {by(size)} pixels, a frame every {step:g} s"]
     if step != reader.step_seconds and not args.step:
         notes.append(f"the usual step of this format is {reader.step_seconds:g} s; say --step if {step:g} s is wrong")
-    said = [f"{name} {value}" for name, value in composite.facts.items() if value and len(value) < 100]
+    said = [f"{name} {value}" for name, value in composite.facts.items() if value and name != "grid"]
     notes += [f"header: {', '.join(said)}"] * bool(said)
     notes += found.notes
     args.step = step

@@ -104,7 +104,7 @@ class Odim:
 
         codes, clipped = coded(raw, to_dbz)
         facts = {"quantity": field.quantity, "object": top["object"], "product": str(field.what.get("product", ""))}
-        facts |= {name: str(value) for name, value in where.items() if name in _GRID_FACTS}
+        facts["grid"] = str({name: where[name] for name in _GRID_FACTS if name in where})
         return Composite(codes, clipped, top["time"], facts)
 
     def grid(self, path: Path) -> Grid | None:

@@ -105,10 +105,11 @@ def test_meteoswiss_by_season(real_data, tmp_path, capsys):
     assert "80 files named like AQC" in capsys.readouterr().err
 
 
-def test_radar_of_four_formats_in_one_folder(real_data, tmp_path, capsys):
+def test_radar_of_six_formats_in_one_folder(real_data, tmp_path, capsys):
     assert main(["convert", "auto", str(real_data / "radar"), str(tmp_path / "s")]) == 2
     said = capsys.readouterr().err
-    assert re.search(r"frames of several formats \(meteoswiss 80, knmi 92, bom 61, mrms 3.*--reader", said)
+    counts = r"frames of several formats \(bom 61, geotiff 1, knmi 92, meteoswiss 80, mrms 3, odim 2\).*--reader"
+    assert re.search(counts, said)
 
 
 def test_sevir_layout(real_data, tmp_path):

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import warnings
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,15 +59,16 @@ def write_forecast(forecast: Forecast, path: Path) -> None:
     clear_leftovers(path.parent)
     writer = f"{socket.gethostname()}-{os.getpid()}"
     temporary, old = (path.with_name(f".{path.name}.{writer}.{kind}") for kind in ("tmp", "old"))
-    name = str(next(iter(data.data_vars)))
+    encoding = _encoding(data)
     try:
         if path.suffix == ".nc":
-            packed = {"zlib": True, "complevel": 4, "shuffle": True, "_FillValue": np.float32(np.nan)}
-            data.to_netcdf(temporary, engine="h5netcdf", encoding={name: packed})
+            encoding[str(next(iter(data.data_vars)))] |= {"zlib": True, "complevel": 4, "shuffle": True}
+            data.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
         else:
-            data.to_zarr(
-                temporary, zarr_format=3, consolidated=False, encoding={name: {"_FillValue": np.float32(np.nan)}}
-            )
+            with warnings.catch_warnings():
+                # zarr v3's text doesn't have consolidated metadata yet; xarray looks for them, and warns without.
+                warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+                data.to_zarr(temporary, zarr_format=3, consolidated=True, encoding=encoding)
         for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
             flush(file)
         if path.is_dir():  # a folder can't be renamed onto another
@@ -78,6 +80,18 @@ def write_forecast(forecast: Forecast, path: Path) -> None:
     finally:
         for rest in (temporary, old):
             _remove(rest)
+
+
+def _encoding(data: xarray.Dataset) -> dict[str, dict[str, Any]]:
+    """NaN is missing in the forecast; coordinates have nothing missing, and so no fill value (CF 2.5.1)."""
+    encoding: dict[str, dict[str, Any]] = {str(name): {"_FillValue": None} for name in data.variables}
+    for name in data.data_vars:
+        if data[name].dtype.kind == "f":
+            encoding[str(name)]["_FillValue"] = np.float32(np.nan)
+    for name in data.variables:
+        if data[name].dtype.kind == "M":
+            encoding[str(name)] |= {"dtype": "int64", "units": "seconds since 1970-01-01 00:00:00"}
+    return encoding
 
 
 def clear_leftovers(folder: Path) -> None:
