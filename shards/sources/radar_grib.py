@@ -61,7 +61,7 @@ class Mrms:
 
     def read(self, path: Path) -> Composite:
         """The first message of the file; its header says whether it is rain or reflectivity."""
-        eccodes = need("eccodes", "grib", "reading GRIB2")
+        eccodes = _eccodes()
         try:
             values, about = first_message(eccodes, content(path))
         except (ValueError, eccodes.CodesInternalError) as error:
@@ -77,7 +77,7 @@ class Mrms:
 
     def grid(self, path: Path) -> Grid | None:
         """Latitudes and longitudes of the first message."""
-        eccodes = need("eccodes", "grib", "reading GRIB2")
+        eccodes = _eccodes()
         try:
             handle = eccodes.codes_new_from_message(content(path))
         except eccodes.CodesInternalError as error:
@@ -96,6 +96,12 @@ class Mrms:
 
 
 EARTH = "+proj=longlat +ellps=WGS84 +no_defs"
+
+
+def _eccodes() -> ModuleType:
+    """eccodes, after pyproj: it brings a PROJ of another version, and pyproj imported later finds no database."""
+    need("pyproj", "grib", "reading GRIB2")
+    return need("eccodes", "grib", "reading GRIB2")
 
 
 def _rain(values: npt.NDArray[Any]) -> Values:
