@@ -183,7 +183,7 @@ def test_an_empty_folder(tmp_path):
     with pytest.raises(SourceError, match=r"no radar frames; it has no files; known names: meteoswiss: AQC"):
         radar(tmp_path)
     (tmp_path / "a.png").touch()
-    with pytest.raises(SourceError, match=r"it has 1 files, the first is a.png"):
+    with pytest.raises(SourceError, match=r"it has 1 file, the first is a.png"):
         radar(tmp_path)
     with pytest.raises(SourceError, match=r"nowhere is not a folder"):
         radar(tmp_path / "nowhere")
