@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_checks import switched
-from benchmarks.gpu_rows import Job, Row, Rows, has_setting, kernels, milliseconds, noted
+from benchmarks.gpu_rows import Job, Row, Rows, kernels, milliseconds, noted
 
 FORMS = ("plain", "eager", "graph", "graph+deferred", "graph+compiled", "compiled")
 DEFAULT = "graph+deferred"  # with changes behind commas, to see what the defaults are worth
@@ -41,18 +41,10 @@ def settings_of(form: str, precision: str) -> dict[str, object]:
 
 
 def config_of(job: Job, name: str, train: dict[str, object]) -> Any:
-    """The paper's sizes; tiny on a CPU.
-
-    Raises:
-        NotImplementedError: this version of the toolkit has no such setting.
-    """
+    """The paper's sizes; tiny on a CPU."""
     from toolkit.config import make_config
 
-    missing = [key for key in train if not has_setting(key)]
-    asked = [f"train.{k}={train[k]}" for k in missing if k != "tf32" and train[k] != "off"]  # `rates` switches TF32
-    if asked:
-        raise NotImplementedError(f"this version has no {', '.join(asked)}")
-    tree: dict[str, Any] = {"model": {"name": name}, "train": {k: v for k, v in train.items() if k not in missing}}
+    tree: dict[str, Any] = {"model": {"name": name}, "train": dict(train)}
     if not job.cuda:
         tree["model"] |= {"layers": 1, "hidden": 8}
         tree["data"] = {"context": 2, "horizon": 2}
@@ -68,15 +60,15 @@ def trainer(job: Job, config: Any, size: int) -> Callable[[], object]:
     import torch
 
     from shards.manifest import FrameSpec, Scale
-    from toolkit import distributed
+    from toolkit.checkpoint.weights import untrained_model
     from toolkit.data.batches import Batch
-    from toolkit.models.base import build_model
+    from toolkit.distributed.world import init_world
     from toolkit.train.build import build_engine
     from toolkit.train.loss import TrainingLoss
 
-    world = distributed.init(config.train, group=True)
+    world = init_world(config.train, group=True)
     torch.manual_seed(0)
-    model = build_model(config, FrameSpec(1, size, size))
+    model = untrained_model(config, FrameSpec(1, size, size))
     shape = (config.train.batch, config.data.context + config.data.horizon, 1, size, size)
     codes = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     codes = codes.pin_memory() if job.cuda else codes
@@ -97,10 +89,11 @@ def plain_trainer(job: Job, config: Any, size: int, precision: str) -> Callable[
 
     from benchmarks.plain import plain_model
     from shards.manifest import FrameSpec
-    from toolkit.models.base import Noise, Sampling, StepSequence, build_model
+    from toolkit.checkpoint.weights import untrained_model
+    from toolkit.models.base import Noise, Sampling, StepSequence
 
     torch.manual_seed(0)
-    ours = build_model(config, FrameSpec(1, size, size))
+    ours = untrained_model(config, FrameSpec(1, size, size))
     assert isinstance(ours, StepSequence)
     master = plain_model(ours).to(job.device)
     model = copy.deepcopy(master).bfloat16() if precision == "bf16" else master
@@ -135,10 +128,11 @@ def peer_trainer(job: Job, config: Any, size: int) -> Callable[[], object]:
 
     from benchmarks.peer import training_step
     from shards.manifest import FrameSpec
-    from toolkit.models.base import StepSequence, build_model
+    from toolkit.checkpoint.weights import untrained_model
+    from toolkit.models.base import StepSequence
 
     assert job.predrnn_pytorch is not None
-    ours = build_model(config, FrameSpec(1, size, size)).to(job.device)
+    ours = untrained_model(config, FrameSpec(1, size, size)).to(job.device)
     assert isinstance(ours, StepSequence)
     length = config.data.context + config.data.horizon
     frames = torch.rand(config.train.batch, length, 1, size, size, device=job.device)
@@ -205,7 +199,7 @@ def rates(job: Job) -> None:
     rows = Rows(job)
     for case in rows.each(cases(job), least=8 if job.cuda else 2):
         torch._dynamo.reset()
-        ours = case["form"].split(",")[0] in FORMS[1:] and has_setting("tf32")
+        ours = case["form"].split(",")[0] in FORMS[1:]
         arithmetic = nullcontext() if ours else switched(tf32=case["precision"] == "TF32")
         with rows.trying(**case) as row, arithmetic, changed(case["form"], case["precision"]):
             _forget(job)

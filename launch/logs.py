@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli.parser import make_parser, positive, run_script
-from launch.jobs.run_status import read_status
 from launch.sweeps.run_logs import Log, Reader, Start, chosen, find_run, follow, listing, starts_of
 from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import RunDir
+from toolkit.rundir.status import read_status
 
 LINES = 50
 EXAMPLES = """\

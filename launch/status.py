@@ -13,14 +13,13 @@ from pathlib import Path
 
 from launch.cli.parser import make_parser, positive, run_script
 from launch.cli.table import render
-from launch.jobs.run_status import RunView, read_status
 from launch.slurm.queue import Scheduler
 from launch.sweeps.efficiency import efficiency
 from launch.sweeps.progress import RUN_HEADER, run_row
-from launch.sweeps.record import read_runs
 from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import RunDir
-from toolkit.sweep_record import RECORD_NAME, RecordedRun
+from toolkit.rundir.status import RunView, read_status
+from toolkit.rundir.sweep import RECORD_NAME, RecordedRun, read_runs
 
 EXAMPLES = """\
   python launch/status.py runs/demo                    # every run of a sweep

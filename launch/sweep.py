@@ -21,12 +21,11 @@ from launch.sweeps.cancel import cancel
 from launch.sweeps.outcome import report_outcome, wait
 from launch.sweeps.plan import RETRY, Item, check_stores, collect_status, dry_run, format_plan
 from launch.sweeps.progress import Board
-from launch.sweeps.record import preparing
 from launch.sweeps.spec import SweepPlan, plan_sweep
 from toolkit.errors import EXIT_OK, EXIT_REQUEUE
 from toolkit.rundir import RunDir
+from toolkit.rundir.sweep import preparing, write_record
 from toolkit.shipped import CONFIGS
-from toolkit.sweep_record import write_record
 
 PAPER = CONFIGS / "sweeps" / "paper.yaml"
 EXAMPLES = """\

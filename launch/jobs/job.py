@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli.parser import make_parser, positive, run_script
-from launch.jobs.lock import HeldLock, RunBusyError, hold, read_lock
 from launch.jobs.ranks import SignalRelay, meaning, run_ranks
-from launch.jobs.run_status import missing_scores
-from toolkit import slurm
+from toolkit.distributed import slurm
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE
 from toolkit.rundir import RunDir
-from toolkit.train.heartbeat import beats_of
+from toolkit.rundir.heartbeat import beats_of
+from toolkit.rundir.lock import HeldLock, RunBusyError, hold, read_lock
+from toolkit.rundir.status import missing_scores
 
 SCRIPTS = Path(__file__).resolve().parents[1]  # with train.py and evaluate.py
 WAIT_S = 0.2  # between two looks at the run's lock

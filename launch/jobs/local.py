@@ -17,8 +17,8 @@ from typing import Protocol
 import submitit
 from submitit.helpers import CommandFunction
 
-from launch.jobs import lock
 from launch.jobs.submitter import Job, JobCommand, JobState, Submitter, job_command
+from toolkit.rundir import lock
 
 NO_TIMEOUT_MIN = 10 * 365 * 24 * 60  # submitit's local default would end a job after two minutes
 WATCHERS = ".watching"  # <sweep>/.watching/HOST-PID, locked by each sweep.py that waits for jobs of this machine
@@ -49,7 +49,7 @@ class Machine:
         """Arguments of `env` for the job in a slot: its share of processors and GPUs.
 
         A number of threads that the user set stays. Jobs share GPUs when there are fewer than jobs times ranks; the
-        ranks of one job can't, and its training says so (toolkit/device.py), unless `train.device` is `cpu`.
+        ranks of one job can't, and its training says so (`check_seats`), unless `train.device` is `cpu`.
         """
         settings = []
         if "OMP_NUM_THREADS" not in os.environ:

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.atomic import write_atomic
 from toolkit.errors import ConfigError
-from toolkit.rundir import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("launch", "toolkit", "shards", "configs")  # what a job runs; outside git, and installed, all that is copied
@@ -39,7 +39,7 @@ class Snapshot:
 def take(sweep: Path, root: Path = ROOT) -> Snapshot:
     """Copy the code of the checkout `root` into `<sweep>/code/<hash>`, unless it is there already.
 
-    The caller keeps others from doing the same at the same time (`launch.sweeps.record.preparing`).
+    The caller keeps others from doing the same at the same time (`toolkit.rundir.sweep.preparing`).
 
     Raises:
         ConfigError: when a copy by that hash is there but incomplete, or isn't the code of that hash.

@@ -1,7 +1,8 @@
 """A command run N times side by side as one array of a cluster, and waited for. Does not import torch.
 
-What isn't a run of a sweep goes to a cluster by this: `python -m shards convert --cluster slurm` calls it. The profiles
-are those of sweeps. Tasks must bear to be run twice: what a cluster interrupts, it starts again.
+What isn't a run of a sweep goes to a cluster by this: setup.py registers it as the job layer of conversions (see
+shards/cluster.py). The profiles are those of sweeps. Tasks must bear to be run twice: what a cluster
+interrupts, it starts again.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from launch.slurm import client
 from launch.slurm.client import SlurmError
 from launch.slurm.profile import read_profile
 from launch.slurm.script import command_text
+from toolkit.atomic import write_atomic
 from toolkit.errors import EXIT_FAILURE, EXIT_OK
-from toolkit.rundir import write_atomic
 from toolkit.wording import first_line
 
 POLL_S = 2.0

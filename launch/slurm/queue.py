@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.jobs.run_status import RunView
 from launch.slurm import client
 from launch.slurm.client import QueuedJob, SlurmError
+from toolkit.rundir.status import RunView
 from toolkit.wording import duration, first_line
 
 SUBMISSIONS = "slurm"  # folder of a sweep: slurm/<key>/ is one submission, <key> ends the name of its jobs

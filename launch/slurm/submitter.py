@@ -26,7 +26,7 @@ from launch.slurm.client import QueuedJob, SlurmError
 from launch.slurm.profile import Profile
 from launch.slurm.queue import REPORT, SUBMISSIONS, runs_of
 from launch.slurm.script import Shape, array_text, command_text, run_text
-from toolkit.rundir import write_atomic
+from toolkit.atomic import write_atomic
 from toolkit.wording import count, first_line, some
 
 POLL_S = 5.0

@@ -15,11 +15,11 @@ import socket
 from collections import Counter
 from pathlib import Path
 
-from launch.jobs import lock
 from launch.jobs.local import WATCHERS
 from launch.slurm import client
 from launch.slurm.queue import REPORT, SUBMISSIONS, runs_of
-from launch.sweeps.record import preparing, read_runs
+from toolkit.rundir import lock
+from toolkit.rundir.sweep import preparing, read_runs
 
 
 def cancel(root: Path) -> list[str]:

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.cli.table import render
-from launch.jobs import lock
-from launch.jobs.run_status import RunView
-from toolkit.rundir import RunDir
-from toolkit.train.starts import Start, read_starts
+from toolkit.rundir import RunDir, lock
+from toolkit.rundir.events import Start, read_starts
+from toolkit.rundir.status import RunView
 from toolkit.wording import duration
 
 HEADER = ("run", "starts", "hours", "steps", "data wait", "repeated", "start-up", "rest", "between", "queued")

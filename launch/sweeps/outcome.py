@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli.parser import as_typed
-from launch.jobs import lock
 from launch.jobs.ranks import SignalRelay
-from launch.jobs.run_status import RunView
 from launch.jobs.submitter import Job, JobState, Submitter
 from launch.sweeps.plan import Item
 from launch.sweeps.progress import Board
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE
+from toolkit.rundir import lock
+from toolkit.rundir.status import RunView
 from toolkit.wording import some
 
 POLL_S = 0.2

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.cli.table import render
-from launch.jobs import lock
-from launch.jobs.run_status import RunView, read_status
 from launch.jobs.submitter import QueueEntry, Submitter
-from launch.sweeps.record import place
 from launch.sweeps.resources import SUMMARY, hours_of, summary
 from launch.sweeps.spec import PlannedRun, SweepPlan
 from toolkit.errors import ConfigError
 from toolkit.models.registry import MODELS
-from toolkit.rundir import RunDir
-from toolkit.sweep_record import RecordedRun
+from toolkit.rundir import RunDir, lock
+from toolkit.rundir.status import RunView, read_status
+from toolkit.rundir.sweep import RecordedRun, find_runs
 from toolkit.wording import count
 
 RETRY = {
@@ -66,6 +64,15 @@ class Item:
 
     def read_status(self) -> RunView:
         return read_status(self.run, self.planned.name, self.planned.config.eval.split)
+
+
+def place(root: Path, plan: SweepPlan) -> list[RunDir]:
+    """The run directory of every planned run.
+
+    A run that is there already under another name (the sweep has grown, and names say what differs) stays there.
+    """
+    present = {run.path.name[-8:]: run for run in find_runs(root)}
+    return [present.get(planned.hash8) or RunDir(root / planned.folder) for planned in plan.runs]
 
 
 def collect_status(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from launch.cli.table import render
-from launch.jobs.run_status import RunView
+from toolkit.rundir.status import RunView
 from toolkit.wording import duration, first_line, speed
 
 RUN_HEADER = ("run", "state", "step", "seq/s", "ETA", "loss", "val", "wait", "host", "restarts", "note")

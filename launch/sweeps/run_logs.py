@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import TextIO
 
 from launch.cli.table import render
-from launch.jobs import lock
-from launch.jobs.run_status import read_status
 from launch.slurm.queue import SUBMISSIONS, submissions
-from launch.sweeps.record import read_runs
 from toolkit.errors import ConfigError
-from toolkit.rundir import RunDir
+from toolkit.rundir import RunDir, lock
+from toolkit.rundir.status import read_status
+from toolkit.rundir.sweep import read_runs
 from toolkit.wording import some
 
 POLL_S = 0.5

@@ -16,13 +16,12 @@ import pytest
 from launch import status
 from launch.cli.parser import run_script
 from launch.cli.table import render
-from launch.jobs import lock
-from launch.jobs.run_status import RunView, read_status
 from launch.sweeps.progress import Board, line, metric, run_row
-from tests.launch.conftest import as_from_a_terminal
+from tests.support.process import as_from_a_terminal
 from toolkit.config import RunConfig
 from toolkit.errors import ConfigError
-from toolkit.rundir import RunDir
+from toolkit.rundir import RunDir, lock
+from toolkit.rundir.status import RunView, read_status
 from toolkit.wording import duration
 
 ROOT = Path(__file__).resolve().parents[2]

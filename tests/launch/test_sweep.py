@@ -14,11 +14,10 @@ import pytest
 import yaml
 
 from launch import status, sweep
-from launch.jobs import lock
-from launch.jobs.run_status import read_status
-from tests.launch.conftest import Fakes
-from tests.launch.jobs.test_ranks import wait_for
-from toolkit.rundir import RunDir
+from tests.support.fakes import Fakes
+from tests.support.process import wait_for
+from toolkit.rundir import RunDir, lock
+from toolkit.rundir.status import read_status
 
 ROOT = Path(__file__).resolve().parents[2]
 TWO = "base: base.yaml\nseeds: 2\n"
@@ -69,7 +68,7 @@ def test_a_sweep_runs_then_has_nothing_to_do_and_may_grow(fakes: Fakes, capsys: 
 
 
 def test_failed_runs_are_named_and_wait_for_retry(fakes: Fakes) -> None:
-    text = TWO + "grid: {train.deepspeed: [{}, {fake: fail}]}\nexclude: [{seed: 2}]\n"
+    text = TWO + "grid: {train.deepspeed: [{}, {comms_logger: {prof_ops: ['fake: fail']}}]}\nexclude: [{seed: 2}]\n"
     file = str(fakes.sweep_file(text))
     code, output = fakes.sweep(file, "--jobs", "2")
     assert code == 1

@@ -18,12 +18,12 @@ import pytest
 
 from launch.jobs.local import _SubmititJob
 from launch.sweeps.cancel import WATCHERS, cancel
-from launch.sweeps.record import read_runs
 from toolkit.config import RunConfig, make_config
 from toolkit.errors import ConfigError
 from toolkit.plan import cost
-from toolkit.rundir import LOCK_NAME, RunDir
-from toolkit.sweep_record import RECORD_NAME
+from toolkit.rundir import RunDir
+from toolkit.rundir.lock import LOCK_NAME
+from toolkit.rundir.sweep import RECORD_NAME, read_runs
 from toolkit.tree import to_yaml
 
 

@@ -15,17 +15,11 @@ from shards.cli import main
 from shards.georeference import grid_of
 from shards.manifest import Manifest
 from shards.sources.geometry import Geometry, parse_crop
-
-from .radar_files import LAEA, PLACED, place_archive
+from tests.support.radar_files import LAEA, PLACED, need_reader, place_archive
 
 pyproj = pytest.importorskip("pyproj")
 pytest.importorskip("h5py")
 SOURCE = {"cf": "cf"}
-
-
-def need_reader(reader: str) -> None:
-    """Skip where the package that writes the archive of a reader is absent."""
-    pytest.importorskip({"mrms": "eccodes", "geotiff": "rasterio", "cf": "xarray"}.get(reader, "h5py"))
 
 
 def store_of(folder: Path, reader: str, *options: str):

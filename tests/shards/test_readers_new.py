@@ -15,11 +15,19 @@ import pytest
 
 from shards import SourceError, UsageError
 from shards.cli import main
-
-from .archives import radar_times, save
-from .radar_files import wet, write_fmi_header, write_geotiff, write_mrms, write_odim, write_radolan
-from .test_source_all import build
-from .test_source_radar_formats import ONE_SPLIT, dbz, only_event, physical
+from tests.support.archives import build, radar_times, save
+from tests.support.radar_files import (
+    ONE_SPLIT,
+    dbz,
+    only_event,
+    physical,
+    wet,
+    write_fmi_header,
+    write_geotiff,
+    write_mrms,
+    write_odim,
+    write_radolan,
+)
 
 h5py = pytest.importorskip("h5py")
 TIMES = radar_times(4)

@@ -13,27 +13,9 @@ from shards.sources.radar import READERS
 from shards.sources.radar_pictures import read_pgm
 from shards.sources.radar_readers import rain_to_dbz
 from shards.sources.timeline import Stamped, TimeOptions, commonest_step, mode_label, parse_period
-
-from . import archives
-from .archives import numbered, radar_times
-from .test_source_all import build
-
-
-def physical(source, event) -> np.ndarray:
-    return source.describe().scale.to_physical(source.read(event).frames)[:, 0]
-
-
-def dbz(rate: np.ndarray) -> np.ndarray:
-    """Independent of the readers: Z = 200 R^1.6 within 0..63.5 dBZ."""
-    return np.clip(10 * np.log10(np.maximum(200 * np.asarray(rate, np.float64) ** 1.6, 1.0)), 0, 63.5)
-
-
-def only_event(source):
-    (event,) = [event for events in source.plan().splits.values() for event in events]
-    return event
-
-
-ONE_SPLIT = ("--val-fraction", "0", "--test-fraction", "0", "--crop", "none")
+from tests.support import archives
+from tests.support.archives import build, numbered, radar_times
+from tests.support.radar_files import ONE_SPLIT, dbz, only_event, physical
 
 
 def test_knmi(tmp_path):

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from launch import status
-from launch.jobs import lock
-from launch.jobs.restarts import restarts_of
-from launch.jobs.run_status import read_status
-from tests.slurm.conftest import Site, eventually, live, starts
-from toolkit.rundir import RunDir
+from tests.support.devcluster import Site, live, starts
+from tests.support.process import eventually
+from toolkit.rundir import RunDir, lock
+from toolkit.rundir.events import restarts_of
+from toolkit.rundir.status import read_status
 
 SLOW = "base: base.yaml\nset: {train.steps: 3000}\n"
 

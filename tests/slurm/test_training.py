@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.slurm.conftest import ROOT, DevCluster, eventually
-from tests.toolkit.train.chaos import difference
+from tests.support.devcluster import DevCluster
+from tests.support.process import ROOT, eventually
+from tests.support.training_faults import difference
 from toolkit.rundir import RunDir
-from toolkit.train.starts import read_starts
+from toolkit.rundir.events import read_starts
 
 MODERNN = "  - {model: {name: modernn, layers: 2, hidden: 8, slots: 2, patch: 4}}\n"
 SWEEP = f"""\
@@ -29,7 +30,7 @@ list:
 SLURM = ("slurm", "--profile", "devcluster")
 BASE = """\
 data: {store: store, context: 4, horizon: 4}
-train: {steps: 60, batch: 4, lr: 3.0e-3, validate_every: 30, checkpoint_every: 60, log_every: 1, images: 1}
+train: {steps: 60, batch: 4, lr: 3.0e-3, validate_every: 30, checkpoint: {every: 60}, log_every: 1, images: 1}
 """
 
 

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.analysis.distance import FEWEST, Collapse, collapse, embed
+from toolkit.atomic import write_atomic
 from toolkit.errors import ToolkitError
 from toolkit.evaluate.table import save_npz
-from toolkit.rundir import write_atomic
 
 VERSION = 1
 TRUTH, PREDICTION = 0, 1  # places in the features' first axis

@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.atomic import replacing
 from toolkit.errors import ToolkitError
-from toolkit.rundir import replacing
 
 Values = NDArray[np.generic]
 Cells = dict[str, float | int | None]  # {score: value}

@@ -25,7 +25,7 @@ from shards.sources.inputs import need
 from toolkit import __version__
 from toolkit.errors import ConfigError
 from toolkit.forecast.make import Forecast
-from toolkit.train.heartbeat import alive
+from toolkit.rundir.heartbeat import alive
 
 if TYPE_CHECKING:
     import xarray

@@ -13,6 +13,7 @@ import matplotlib
 
 from shards import colours
 from toolkit import table
+from toolkit.atomic import write_atomic
 from toolkit.errors import ConfigError
 from toolkit.report.data.aggregate import make_boards
 from toolkit.report.data.collect import Sweep, collect
@@ -20,7 +21,6 @@ from toolkit.report.data.tables import to_csv, to_markdown
 from toolkit.report.html.page import report_page
 from toolkit.report.paper import page as paper_page
 from toolkit.report.paper.tables import fill_tables
-from toolkit.rundir import write_atomic
 from toolkit.wording import count
 
 OUTPUTS = ("index.html", "table.csv", "table.md")

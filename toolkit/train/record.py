@@ -8,13 +8,13 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from toolkit.rundir import RunDir, read_lines, write_atomic
+from toolkit.rundir import RunDir
+from toolkit.rundir.metrics import forget_after
 from toolkit.wording import duration, speed
 
 STATE_EVERY_S = 2.0
@@ -181,22 +181,3 @@ class Recorder:
         self.lines.write(json.dumps(line) + "\n")
         for name, value in values.items():
             self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
-
-
-def forget_after(path: Path, step: int) -> None:
-    """Drop lines of steps after `step` (they will be run again), and a half line that a kill left."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue  # the half line; its step is run again
-    write_atomic(path, "".join(kept))
-
-
-def has_validation(path: Path, step: int) -> bool:
-    """Whether the validation of a step was written down."""
-    return any(record["kind"] == "val" and record["step"] == step for record in read_lines(path))

@@ -32,10 +32,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from toolkit.config import WatchdogConfig
+from toolkit.config_sections import WatchdogConfig
 from toolkit.errors import EXIT_FAILURE, EXIT_HANG, EXIT_MEANING, EXIT_OK, PeerError
 from toolkit.rundir import RunDir
-from toolkit.train.heartbeat import BEAT_S, Beat, alive, beats_of, path_of, read_beat, stacks_of, write_beat
+from toolkit.rundir.heartbeat import BEAT_S, Beat, alive, beats_of, path_of, read_beat, stacks_of, write_beat
 
 SILENT_S = 20.0  # a heartbeat that old, while the training stands still, is a dead or frozen rank
 LEAVE_S = 60.0  # for a process that has ended its training to be gone

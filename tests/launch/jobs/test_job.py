@@ -12,20 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs import job, lock
+from launch.jobs import job
 from launch.jobs.job import run_job
-from launch.jobs.lock import RunBusyError
 from launch.jobs.ranks import meaning
-from launch.jobs.run_status import missing_scores, read_status
-from tests.launch.conftest import Fakes
-from tests.launch.jobs.test_ranks import wait_for
+from tests.support.fakes import Fakes
+from tests.support.process import wait_for
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
-from toolkit.rundir import RunDir
+from toolkit.rundir import RunDir, lock
+from toolkit.rundir.lock import RunBusyError
+from toolkit.rundir.status import missing_scores, read_status
 
 
 def make_run(fakes: Fakes, fake: str | None = None, steps: int = 3) -> RunDir:
-    tree = {"data": {"store": "store"}, "train": {"steps": steps, "deepspeed": {"fake": fake} if fake else {}}}
+    asked = {"comms_logger": {"prof_ops": [f"fake: {fake}"]}} if fake else {}
+    tree = {"data": {"store": "store"}, "train": {"steps": steps, "deepspeed": asked}}
     return RunDir.create(fakes.folder / "run", make_config(tree, "test"))
 
 

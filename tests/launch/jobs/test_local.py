@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs import lock
 from launch.jobs.local import DebugSubmitter, Job, JobState, LocalSubmitter, Machine, Submitter, job_command
+from toolkit.rundir import lock
 
 HOLDER = """
 import os, signal, sys, time
 from pathlib import Path
 from launch.jobs.job import job_id
-from launch.jobs.lock import hold
+from toolkit.rundir.lock import hold
 run = Path(sys.argv[1])
 stop = []
 signal.signal(signal.SIGTERM, lambda *_: stop.append(1))

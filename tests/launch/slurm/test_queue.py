@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from launch import status
-from launch.jobs import lock
-from launch.jobs.run_status import RunView
 from launch.slurm.client import tasks_of
 from launch.slurm.queue import Scheduler, read_ends
 from toolkit.config import RunConfig
-from toolkit.rundir import RunDir
+from toolkit.rundir import RunDir, lock
+from toolkit.rundir.status import RunView
 
 NO_PROCESS = 2**22 + 1
 

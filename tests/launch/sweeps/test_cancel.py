@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs import lock
-from launch.jobs.run_status import read_status
 from launch.sweeps.plan import is_retried
-from tests.launch.conftest import Fakes
+from tests.support.fakes import Fakes
 from toolkit.config import RunConfig
 from toolkit.errors import EXIT_HANG
-from toolkit.rundir import RunDir
+from toolkit.rundir import RunDir, lock
+from toolkit.rundir.status import read_status
 
 SLOW = "base: base.yaml\nseeds: 2\nset: {train.steps: 3000}\n"
 

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from launch import status
-from launch.jobs import lock
-from launch.jobs.run_status import read_status
 from launch.sweeps.efficiency import use_of
 from toolkit.config import RunConfig
-from toolkit.rundir import RunDir
-from toolkit.train.starts import Start, note_start, read_starts
+from toolkit.rundir import RunDir, lock
+from toolkit.rundir.events import Start, note_start, read_starts
+from toolkit.rundir.status import read_status
 
 FIRST = {
     "job": "4711_0_0",

@@ -13,11 +13,10 @@ import pytest
 from launch.jobs.submitter import Job, JobState, Submitter
 from launch.sweeps import outcome
 from launch.sweeps.outcome import wait
-from launch.sweeps.plan import Item, collect_status
+from launch.sweeps.plan import Item, collect_status, place
 from launch.sweeps.progress import Board
-from launch.sweeps.record import place
 from launch.sweeps.spec import plan_sweep
-from tests.conftest import ROOT
+from tests.support.process import ROOT
 from toolkit.rundir import RunDir
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from shards.manifest import FrameSpec
-from tests.toolkit.evaluate.stand_ins import ListedWindows
-from tests.toolkit.report.synthetic import noise_scene, write_run, write_sweep
+from tests.support.scoring import ListedWindows
+from tests.support.synthetic import noise_scene, write_run, write_sweep
 from toolkit.analysis.diagnose import TooFewModesError, diagnose
 from toolkit.analysis.features import batch_features
 from toolkit.config import make_config
@@ -80,7 +80,7 @@ def test_a_model_that_is_made_to_collapse_scores_above_the_healthy_one(seed: int
     torch.manual_seed(seed)
     windows, scores = still_windows(seed), {}
     tree = {"model": {"name": "convlstm", "layers": 1, "hidden": 8, "kernel": 3}}
-    model = build_model(make_config(tree, "test"), FrameSpec(1, 8, 8))
+    model = build_model(make_config(tree, "test").model, FrameSpec(1, 8, 8))
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
     frames = torch.from_numpy(windows.frames).float() / 255
     for _ in range(80):

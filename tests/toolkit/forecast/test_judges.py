@@ -13,8 +13,7 @@ import pytest
 
 from shards.cli import main as shards
 from shards.recent import open_archive
-from tests.shards.radar_files import PLACED, place_archive
-from tests.shards.test_georeference import need_reader
+from tests.support.radar_files import PLACED, need_reader, place_archive
 from toolkit.forecast.files import write_forecast
 from toolkit.forecast.make import Request, make_forecast
 from toolkit.forecast.trained import Trained

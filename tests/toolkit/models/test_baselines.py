@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from shards.manifest import FrameSpec
+from tests.support.models import blobs
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
 from toolkit.models.base import Sampling, build_model, count_parameters
@@ -13,24 +14,8 @@ from toolkit.models.baselines import OpticalFlow, Persistence, displaced, smooth
 from toolkit.models.registry import MODELS, OpticalFlowOptions
 
 
-def blobs(shift: tuple[float, float], length: int, size: int = 48) -> torch.Tensor:
-    """Frames [1, T, 1, size, size] of smooth spots that move by (right, down) pixels per frame."""
-    grid = torch.arange(size, dtype=torch.float32)
-    spots = ((18, 14, 3.0), (30, 22, 4.0), (16, 34, 5.0), (26, 8, 3.5))  # x, y, width
-    frames = []
-    for t in range(length):
-        right, down = shift[0] * t, shift[1] * t
-        frames.append(
-            sum(
-                torch.exp(-((grid - x - right).square() + (grid - y - down).square().unsqueeze(1)) / (2 * width**2))
-                for x, y, width in spots
-            )
-        )
-    return torch.stack(frames)[None, :, None] / 2
-
-
 def test_persistence_repeats_the_last_frame() -> None:
-    model = build_model(make_config({"model": {"name": "persistence"}}, "test"), FrameSpec(1, 7, 9))
+    model = build_model(make_config({"model": {"name": "persistence"}}, "test").model, FrameSpec(1, 7, 9))
     context = torch.rand(2, 3, 1, 7, 9)
     forecast = model.predict(context, 4, samples=2)
     assert forecast.shape == (2, 2, 4, 1, 7, 9)
@@ -88,12 +73,12 @@ def test_smoothing_keeps_a_constant() -> None:
 
 @pytest.mark.parametrize("name", ["persistence", "optical_flow"])
 def test_baselines_cannot_be_trained(name: str) -> None:
-    model = build_model(make_config({"model": {"name": name}}, "test"), FrameSpec(1, 8, 8))
+    model = build_model(make_config({"model": {"name": name}}, "test").model, FrameSpec(1, 8, 8))
     with pytest.raises(ConfigError, match="has no parameters: it is evaluated, not trained"):
         model(torch.rand(1, 4, 1, 8, 8), 2, Sampling())
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_registry_says_truly_what_is_trained(name: str) -> None:
-    parameters = count_parameters(make_config({"model": {"name": name}}, "test"), FrameSpec(1, 16, 16))
+    parameters = count_parameters(make_config({"model": {"name": name}}, "test").model, FrameSpec(1, 16, 16))
     assert MODELS[name].trained == (parameters > 0)

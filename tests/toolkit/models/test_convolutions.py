@@ -15,8 +15,8 @@ from torch.nn import functional as F
 pytest.importorskip("triton", reason="no Triton: it comes with PyTorch for CUDA, or by pip install triton (Linux)")
 
 from shards.manifest import FrameSpec
-from tests.toolkit.models.precision import SameNoise
-from tests.toolkit.models.test_kernels import BFLOAT16, interpret
+from tests.support.kernels import BFLOAT16, interpret
+from tests.support.precision import SameNoise
 from toolkit.config import make_config
 from toolkit.models import convolutions, fused
 from toolkit.models.base import Noise, Sampling, SequenceModel, build_model
@@ -219,7 +219,7 @@ def test_layers_in_a_deferred_step(name: str, device: str, monkeypatch: pytest.M
 def model_of(device: str, dtype: torch.dtype) -> SequenceModel:
     torch.manual_seed(0)
     config = make_config({"model": {"name": "modernn", "hidden": 6, "layers": 1, "slots": 3}}, "test")
-    model = build_model(config, FrameSpec(1, 8, 8)).to(device, dtype)
+    model = build_model(config.model, FrameSpec(1, 8, 8)).to(device, dtype)
     model.layout = LAST
     return model
 

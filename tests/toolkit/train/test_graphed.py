@@ -7,27 +7,20 @@ import math
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.toolkit.train.conftest import ROOT, Train, one_thread
-from tests.toolkit.train.test_engine import cut_back, logged, weights_of
-from tests.toolkit.train.test_script import SCRIPT, call
+from tests.support.graphs import small
+from tests.support.process import ROOT, one_thread
+from tests.support.training import SCRIPT, Train, call, compared, cut_back, logged, weights_of
 from toolkit.config import load_config
 from toolkit.errors import EXIT_NONFINITE, ConfigError
 from toolkit.models.base import Noise
 from toolkit.train.graphed import FlatTensor, StaticNoise
 
-SMALL: dict[str, dict[str, Any]] = {
-    "trajgru": {"hidden": [8, 12], "flows": [5, 5], "strides": [4, 2], "stem": 4, "flow_hidden": 8},
-    "svg_lp": {"size": 16, "width": 4, "latent": 16, "rnn": 16, "z": 4},
-    "simvp": {"frames": 2, "spatial_hidden": 8, "spatial_layers": 2, "hidden": 16, "layers": 2, "mlp_ratio": 2},
-    "rim": {"layers": 1, "hidden": 24},
-}
 TRAINED = (
     "modernn",
     "modernn_released",
@@ -41,20 +34,6 @@ TRAINED = (
     "simvp",
 )
 FAST = ("modernn", "predrnn")
-
-
-def small(name: str) -> dict[str, Any]:
-    return {"name": name, **SMALL.get(name, {"layers": 2, "hidden": 8})}
-
-
-def compared(cases: list[dict[str, Any]], folder: Path, timeout: float = 280) -> list[dict[str, Any]]:
-    """What tests/toolkit/train/graphs.py saw of each case."""
-    (folder / "cases.json").write_text(json.dumps(cases))
-    command = [sys.executable, str(Path(__file__).parent / "graphs.py"), folder / "cases.json", folder / "out.json"]
-    done = subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: list[dict[str, Any]] = json.loads((folder / "out.json").read_text())
-    return found
 
 
 @pytest.mark.parametrize(
@@ -74,8 +53,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"clip": 0.01, "micro_batch": 2},
     {"precision": "bf16"},
     {"precision": "bf16", "micro_batch": 1},
-    {"checkpointing": "step", "checkpoint_layers": True},
-    {"checkpointing": "recursive", "precision": "bf16"},
+    {"activation_checkpointing": {"policy": "step", "per_layer": True}},
+    {"activation_checkpointing": {"policy": "recursive"}, "precision": "bf16"},
     {"sampling": {"start": 0.5, "slope": 0.1, "stop": 3}},
     {"loss_frames": "future"},
 ]
@@ -142,7 +121,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(two_ranks: Path, trai
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tiny_config: Path, tmp_path: Path, precision: str) -> None:
     options = ["--set", "train.graph=on", "--set", f"train.precision={precision}"]
-    options += ["--set", "train.steps=30", "--set", "train.checkpoint_every=5", "--set", "train.validate_every=30"]
+    options += ["--set", "train.steps=30", "--set", "train.checkpoint.every=5", "--set", "train.validate_every=30"]
     assert call("--config", tiny_config, "--run-dir", tmp_path / "whole", *options).returncode == 0
     command = [*SCRIPT, "--config", str(tiny_config), "--run-dir", str(tmp_path / "killed"), *options]
     process = subprocess.Popen(command, cwd=ROOT, env=one_thread(), stderr=subprocess.PIPE, text=True)
@@ -177,8 +156,14 @@ def test_what_cannot_be_graphed_says_why(tiny_config: Path, tmp_path: Path) -> N
     assert load_config(tiny_config).train.why_not_graphed() is None
     for settings, words in {
         ("train.zero=2",): r"train\.zero 2 reduces gradients by hooks",
-        ("train.checkpointing=step", "train.offload_states=true"): r"train\.offload_states copies to the host",
-        ("train.checkpointing=step", "train.checkpointing_backend=deepspeed"): r"checkpointing_backend deepspeed",
+        (
+            "train.activation_checkpointing.policy=step",
+            "train.activation_checkpointing.offload=true",
+        ): r"train\.activation_checkpointing\.offload copies to the host",
+        (
+            "train.activation_checkpointing.policy=step",
+            "train.activation_checkpointing.backend=deepspeed",
+        ): r"activation_checkpointing.backend deepspeed",
         ("train.deepspeed={dump_state: true}",): r"train\.deepspeed sets dump_state",
     }.items():
         reason = load_config(tiny_config, settings).train.why_not_graphed()
@@ -189,7 +174,7 @@ def test_what_cannot_be_graphed_says_why(tiny_config: Path, tmp_path: Path) -> N
     )
     assert done.returncode == 2
     assert "train.graph on: train.zero 1" in done.stderr
-    for clash in ("train.checkpointing=step", "train.compile=default", "train.zero=3"):
+    for clash in ("train.activation_checkpointing.policy=step", "train.compile=default", "train.zero=3"):
         with pytest.raises(ConfigError, match=r"train\.defer_weight_gradients on can't be used with"):
             load_config(tiny_config, ["train.defer_weight_gradients=on", clash])
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from toolkit.config import RunConfig
 from toolkit.errors import ConfigError, ToolkitError
-from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir, read_lines, read_result
-from toolkit.sweep_record import RECORD_NAME, RecordedRun, read_record
+from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir, read_result
+from toolkit.rundir.metrics import read_lines
+from toolkit.rundir.sweep import RECORD_NAME, RecordedRun, read_record
 from toolkit.tree import flatten
 from toolkit.wording import first_line
 

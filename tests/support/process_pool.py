@@ -1,0 +1,218 @@
+"""Trainings in real processes of their own that start in a blink: forked from one that has done the imports.
+
+As a script it reads requests from stdin, one JSON line each, forks a process per request that runs launch/train.py's
+main with those arguments, and answers with the process ids and, later, with how they ended. `ProcessPool` is
+its client.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.support.process import ROOT
+
+
+class ProcessPool:
+    """Starts trainings; use as a context. A process's code is as in subprocess: negative for a signal."""
+
+    def __enter__(self) -> ProcessPool:
+        self.server = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.process_pool"],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.codes: dict[int, int] = {}
+        self.pids: list[int] = []
+        self._news = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in self.pids:
+            if pid not in self.codes:
+                os.kill(pid, signal.SIGKILL)
+        assert self.server.stdin and self.server.stdout
+        self.server.stdin.close()
+        self.server.wait(30)
+        self._reader.join(10)
+        self.server.stdout.close()
+
+    def start(self, arguments: Sequence[object], log: Path, fault: str = "", **environment: object) -> int:
+        """Start launch/train.py; returns its process id. `fault`: see `_break`."""
+        request = {
+            "arguments": [str(value) for value in arguments],
+            "log": str(log),
+            "fault": fault,
+            "environment": {key: str(value) for key, value in environment.items()},
+        }
+        assert self.server.stdin
+        known = len(self.pids)
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        with self._news:
+            assert self._news.wait_for(lambda: len(self.pids) > known, 120)
+        return self.pids[-1]
+
+    def ranks(self, count: int, port: int, arguments: Sequence[object], log: Path, fault: str = "") -> list[int]:
+        """Start `count` ranks; rank N logs to `log`.N."""
+        return [
+            self.start(
+                arguments,
+                log.with_name(f"{log.name}.{rank}"),
+                fault,
+                RANK=rank,
+                LOCAL_RANK=rank,
+                WORLD_SIZE=count,
+                LOCAL_WORLD_SIZE=count,
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port,
+                MODERNN_RENDEZVOUS_S=20,  # nobody but this limit ends a rank whose peer is killed before it comes
+            )
+            for rank in range(count)
+        ]
+
+    def wait(self, pid: int, timeout: float = 120) -> int:
+        with self._news:
+            assert self._news.wait_for(lambda: pid in self.codes, timeout), f"process {pid} goes on"
+        return self.codes[pid]
+
+    def run(self, arguments: Sequence[object], log: Path, fault: str = "", **environment: object) -> int:
+        return self.wait(self.start(arguments, log, fault, **environment))
+
+    def _read(self) -> None:
+        assert self.server.stdout
+        for line in self.server.stdout:
+            news = json.loads(line)
+            with self._news:
+                if "code" in news:
+                    self.codes[news["pid"]] = news["code"]
+                else:
+                    self.pids.append(news["pid"])
+                self._news.notify_all()
+
+
+def _break(fault: str) -> None:
+    """Make this training misbehave: `KIND RANK STEP [AMOUNT]`, in the forward of step STEP on rank RANK.
+
+    sleep (for AMOUNT seconds), slow (AMOUNT seconds in every step), kill, error; validate (AMOUNT seconds in each
+    forecast of a validation, from STEP on, on all ranks); loss, gradient: not finite in AMOUNT
+    steps from STEP on.
+    """
+    if not fault:
+        return
+    import torch
+
+    from toolkit.evaluate import run
+    from toolkit.train import loss
+
+    kind, rank, step, *rest = fault.split()
+    seconds = float(rest[0]) if rest else 0.0
+    draw = loss.draw_teacher
+
+    def faulty(seed: int, positions: Any, at: int, *more: Any) -> Any:
+        mine = os.environ.get("RANK", "0") == rank
+        if mine and kind == "slow":
+            time.sleep(seconds)
+        if mine and at == int(step):
+            if kind == "sleep":
+                time.sleep(seconds)
+            elif kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif kind == "error":
+                raise KeyError("a bug")
+        return draw(seed, positions, at, *more)
+
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+            return loss * (float("nan") if kind == "loss" else 1.0)
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            return grad * float("inf")
+
+    compute = loss.TrainingLoss.compute
+
+    def poisoned(self: Any, *more: Any) -> Any:  # what both engines call, the graphed one on a CPU too
+        mine = os.environ.get("RANK", "0") == rank and kind in ("loss", "gradient")
+        hit = mine and int(step) <= self.step < int(step) + (seconds or 1)
+        return Poison.apply(compute(self, *more)) if hit else compute(self, *more)
+
+    predict = run.predict
+
+    def tardy(*more: Any, **named: Any) -> Any:
+        if kind == "validate":
+            time.sleep(seconds)
+        return predict(*more, **named)
+
+    loss.draw_teacher, run.predict = faulty, tardy
+    loss.TrainingLoss.compute = poisoned  # type: ignore[method-assign]
+
+
+def _child(request: Mapping[str, Any]) -> int:
+    os.setsid()
+    output = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.update(request["environment"])
+    sys.argv = ["launch/train.py", *request["arguments"]]
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    from launch.cli.parser import run_script
+    from launch.train import main
+
+    _break(request["fault"])
+    try:
+        run_script(main)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def _serve() -> None:
+    import deepspeed  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
+
+    import toolkit.train.loop  # noqa: F401
+
+    def say(**news: int) -> None:
+        with lock:
+            print(json.dumps(news), flush=True)
+
+    def reap(pid: int) -> None:
+        say(pid=pid, code=os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    lock = threading.Lock()
+    for line in sys.stdin:
+        request = json.loads(line)
+        with lock:
+            pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                code = _child(request)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        say(pid=pid)
+        threading.Thread(target=reap, args=(pid,), daemon=True).start()
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,114 @@
+"""The lock of a run directory where it is hard: no locks at all, locks per host, and many who want it at once."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+
+from toolkit.errors import EXIT_BUSY, ToolkitError
+from toolkit.rundir import heartbeat, lock
+from toolkit.rundir.heartbeat import Beat, write_beat
+from toolkit.rundir.lock import RunBusyError, claim, hold
+
+TAKE = """
+import sys, time
+from pathlib import Path
+from toolkit.rundir.lock import RunBusyError, claim
+while time.time() < float(sys.argv[2]): pass
+try:
+    claim(Path(sys.argv[1]), job="race")
+    print("mine", flush=True)
+    time.sleep(3)
+except RunBusyError as error:
+    print(error.exit_code)
+"""
+
+
+def test_of_many_at_the_same_instant_one_has_it(tmp_path: Path) -> None:
+    at = time.time() + 2
+    racers = [
+        subprocess.Popen([sys.executable, "-c", TAKE, str(tmp_path), str(at)], stdout=subprocess.PIPE, text=True)
+        for _ in range(6)
+    ]
+    said = sorted(racer.communicate(timeout=60)[0].strip() for racer in racers)
+    assert said == [str(EXIT_BUSY)] * 5 + ["mine"]
+
+
+def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    with pytest.raises(ToolkitError, match=r"job.lock: can't be locked \(No locks available\): put the run"):
+        claim(tmp_path)
+
+
+def beat(run: Path, now: float, ended: str | None = None) -> None:
+    (run / heartbeat.FOLDER).mkdir(exist_ok=True)
+    write_beat(run, Beat(0, "far", 7, 3, 0, "forward", now, now, ended=ended))
+
+
+def test_a_lock_that_does_not_reach_another_host_is_seen_by_its_heartbeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.1)
+    monkeypatch.setattr(lock, "FAR_PATIENCE_S", 0.5)
+    (tmp_path / lock.LOCK_NAME).write_text(json.dumps({"host": "far", "pid": 7, "job": "123"}))
+    claimed = claim(tmp_path)  # no heartbeat at all: it is dead
+    assert claimed is not None
+    claimed.release()
+    (tmp_path / lock.LOCK_NAME).write_text(json.dumps({"host": "far", "pid": 7, "job": "123"}))
+    stop = Event()
+
+    def live() -> None:
+        while not stop.wait(0.1):
+            beat(tmp_path, time.time())
+
+    beat(tmp_path, time.time())
+    thread = Thread(target=live)
+    thread.start()
+    try:
+        with pytest.raises(RunBusyError, match=r"job 123 \(process 7 on far\) .* grants locks per host"):
+            claim(tmp_path)
+    finally:
+        stop.set()
+        thread.join()
+    claimed = claim(tmp_path)  # silent for a while: dead
+    assert claimed is not None
+    claimed.release()
+
+
+def test_a_job_killed_without_its_ranks_leaves_the_lock_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hold(tmp_path, job="a") as held:
+        monkeypatch.setenv(lock.TOKEN_VARIABLE, held.environment[lock.TOKEN_VARIABLE])
+        assert claim(tmp_path) is None
+        child = subprocess.Popen(["sleep", "1"], pass_fds=[held.fd])
+    assert lock.holder(tmp_path) is not None
+    monkeypatch.delenv(lock.TOKEN_VARIABLE)
+    monkeypatch.setattr(lock, "PATIENCE_S", 0.1)
+    with pytest.raises(RunBusyError, match=rf"job a \(process {os.getpid()} on "):
+        claim(tmp_path)
+    child.wait()
+    mine = claim(tmp_path)
+    assert mine is not None
+    mine.release()
+
+
+def test_a_far_child_takes_a_lock_that_its_dead_job_has_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hold(tmp_path, job="a") as held:
+        monkeypatch.setenv(lock.TOKEN_VARIABLE, held.environment[lock.TOKEN_VARIABLE])
+    mine = claim(tmp_path)
+    assert mine is not None
+    assert mine.record["token"] != os.environ[lock.TOKEN_VARIABLE]
+    mine.release()

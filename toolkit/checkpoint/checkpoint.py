@@ -1,0 +1,289 @@
+"""Contract 4: a checkpoint, and how it is read. It is written by toolkit/checkpoint/commit.py.
+
+    checkpoints/step-00001000/
+      weights.pt      fp32 weights by parameter name
+      moments.pt      Adam's moments by parameter name
+      trainer.json    step, samples consumed, best-so-far, config identity, who wrote it
+      manifest.json   bytes and SHA-256 of the others, written last
+    checkpoints/step-00001000.old    the one that it replaces, while that is being done
+    checkpoints/latest    the name of the newest complete one
+    checkpoints/best      the name of the one with the best validation score
+
+It does not depend on the world size or ZeRO stage that wrote it. No random state is in it: every random number of
+training is a function of (seed, sample position), see toolkit/train/sampling.py.
+
+A reader holds a shared lock (`flock`) on manifest.json and opens the files through the folder that it has open: while
+it reads, in whichever process, the checkpoint is neither deleted nor mixed with one that replaces it. On a file system
+without locks a checkpoint can be deleted under a reader, who is told so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import pickle
+import re
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import EXIT_USAGE, CheckpointError
+from toolkit.wording import first_line
+
+NAME = re.compile(r"step-(\d{8})")
+FILES = ("weights.pt", "moments.pt", "trainer.json")
+MANIFEST = "manifest.json"
+ZIP = b"PK\x03\x04"
+PATIENCE_S = 5.0  # a checkpoint that is being replaced or deleted is out of reach for an instant
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Everything the optimisation knows, whole and in fp32, on the CPU."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, dict[str, Tensor]]  # parameter name -> exp_avg, exp_avg_sq; empty before the first step
+    step: int
+    skipped: int = 0  # steps among them without an update; Adam has not counted those
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands, beside weights and optimizer."""
+
+    step: int
+    samples: int
+    best: dict[str, float] | None = None  # {"step", "score"}
+    written_by: Mapping[str, object] = field(default_factory=dict)
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def old_name_of(step: int) -> str:
+    return f"{name_of(step)}.old"
+
+
+def manifest_text(files: dict[str, dict[str, object]]) -> str:
+    return _canonical({"files": files})
+
+
+def _canonical(tree: object) -> str:
+    return json.dumps(tree, indent=1) + "\n"
+
+
+class AccessError(CheckpointError):
+    """This user may not read a checkpoint. It is neither damaged nor absent: nothing is passed over or made anew."""
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path}: permission denied: whether this checkpoint is whole can't be known. Ask who made it to run: "
+            f"chmod -R a+rX {shlex.quote(str(path.absolute().parent))}"
+        )
+
+
+class Held:
+    """A checkpoint, opened: see `hold`."""
+
+    def __init__(self, path: Path, folder: int) -> None:
+        self.path, self._folder = path, folder
+
+    def open(self, name: str) -> BinaryIO:
+        return open(name, "rb", opener=lambda file, flags: os.open(file, flags, dir_fd=self._folder))
+
+    def fault(self) -> str | None:
+        """Why it can't be used, or None when it is whole. Raises AccessError."""
+        try:
+            with self.open(MANIFEST) as file:
+                text = file.read().decode()
+            tree = json.loads(text)
+            expected = {name: (int(tree["files"][name]["bytes"]), str(tree["files"][name]["sha256"])) for name in FILES}
+        except FileNotFoundError:
+            return f"no {MANIFEST}: it was not finished"
+        except PermissionError:
+            raise AccessError(self.path / MANIFEST) from None
+        except OSError as error:
+            return f"{MANIFEST} can't be read: {error.strerror}"
+        except (ValueError, KeyError, TypeError):
+            return f"{MANIFEST} is damaged"
+        if text != _canonical(tree):
+            return f"{MANIFEST} is damaged"
+        faults = (self._fault_of(name, *facts) for name, facts in expected.items())
+        return next((fault for fault in faults if fault), None)
+
+    def _fault_of(self, name: str, size: int, sha256: str) -> str | None:
+        try:
+            with self.open(name) as file:
+                found = os.fstat(file.fileno()).st_size
+                if found != size:
+                    return f"{name} has {found} bytes, the manifest says {size}"
+                digest = hashlib.sha256()
+                for block in iter(lambda: file.read(1 << 20), b""):
+                    digest.update(block)
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except PermissionError:
+            raise AccessError(self.path / name) from None
+        except OSError as error:
+            return f"{name} can't be read: {error.strerror}"
+        return None if digest.hexdigest() == sha256 else f"{name} differs from its SHA-256 in the manifest"
+
+    def tensors(self, name: str) -> Any:
+        """The tree of tensors in weights.pt or moments.pt, on the CPU.
+
+        Raises:
+            CheckpointError: it holds something else, which is not unpickled, or was deleted.
+        """
+        try:
+            with self.open(name) as file:
+                # Tars, from before PyTorch 1.6, run code in torch 2.5 in spite of weights_only (CVE-2025-32434).
+                if file.read(len(ZIP)) != ZIP:
+                    raise pickle.UnpicklingError("no zip archive, as torch.save writes.")
+                file.seek(0)
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise CheckpointError(f"{self.path / name}: was deleted while it was read; try again") from None
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            first = first_line(error)
+            raise CheckpointError(
+                f"{self.path / name}: is refused, it holds more than tensors or is no file of torch.save: {first} "
+                "Don't use this checkpoint unless you know who wrote it"
+            ) from None
+
+    def record(self) -> dict[str, Any]:
+        """trainer.json."""
+        with self.open("trainer.json") as file:
+            return dict(json.loads(file.read()))
+
+
+@contextlib.contextmanager
+def hold(folder: Path, step: int) -> Iterator[Held]:
+    """Open the checkpoint of a step, whole or not; it isn't deleted before it is let go.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while step in steps_in(folder) and time.monotonic() < deadline:
+        with contextlib.ExitStack() as stack:
+            held = _try_to_hold(folder, step, stack)
+            if held is not None:
+                yield held
+                return
+        time.sleep(0.02)
+    there = ", ".join(map(str, steps_in(folder))) or "none"
+    raise CheckpointError(f"{folder / name_of(step)}: no such checkpoint; there are: {there}")
+
+
+def _try_to_hold(folder: Path, step: int, stack: contextlib.ExitStack) -> Held | None:
+    """The open checkpoint, or None when there is none or it is on its way out."""
+    for name in (name_of(step), old_name_of(step)):
+        path = folder / name
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError:
+            raise AccessError(path) from None
+        stack.callback(os.close, descriptor)
+        held = Held(path, descriptor)
+        try:
+            manifest = stack.enter_context(held.open(MANIFEST))
+        except OSError:
+            return held  # unfinished, or unreadable: `fault` will say so
+        try:
+            fcntl.flock(manifest, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None  # it is being deleted
+        except OSError:
+            pass  # no locks here
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return held
+        return None
+    return None
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, oldest first, whole or not.
+
+    Raises:
+        AccessError: the folder can't be listed.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    except PermissionError:
+        raise AccessError(folder) from None
+    found = (NAME.fullmatch(name.removesuffix(".old")) for name in names)
+    return sorted({int(match.group(1)) for match in found if match})
+
+
+def fault_of(folder: Path, step: int) -> str | None:
+    """Why the checkpoint of a step can't be used, or None when it is whole. Raises AccessError."""
+    try:
+        with hold(folder, step) as held:
+            return held.fault()
+    except AccessError:
+        raise
+    except CheckpointError:
+        return "there is none"
+
+
+def newest(folder: Path, say: Callable[[str], None]) -> int | None:
+    """The step of the newest whole checkpoint; what is passed over, and why, goes to `say`. None when there is none.
+
+    Raises:
+        AccessError: a newer one can't be read.
+    """
+    for step in reversed(steps_in(folder)):
+        fault = fault_of(folder, step)
+        if fault is None:
+            return step
+        say(f"passing over {folder / name_of(step)}: {fault}")
+    return None
+
+
+def load(folder: Path, step: int, config_hash: str) -> tuple[TrainState, Progress]:
+    """Read the checkpoint of a step.
+
+    Raises:
+        CheckpointError: it isn't there, isn't whole, or belongs to a run of another config.
+    """
+    with hold(folder, step) as held:
+        fault = held.fault()
+        if fault is not None:
+            raise CheckpointError(f"{held.path}: {fault}. Use --resume auto to take the newest whole one")
+        record = held.record()
+        if record["config"] != config_hash:
+            raise CheckpointError(
+                f"{held.path}: is of the run {record['config']}, this one is {config_hash}: "
+                "give each run a folder of its own"
+            )
+        weights, moments = held.tensors("weights.pt"), held.tensors("moments.pt")
+    state = TrainState(weights, moments, record["step"], record.get("skipped", 0))
+    return state, Progress(record["step"], record["samples"], record["best"], record["written_by"])
+
+
+def pointed(folder: Path, pointer: str) -> int | None:
+    """The step that `latest` or `best` names; None when there is no such file or no name in it. Raises AccessError."""
+    try:
+        match = NAME.fullmatch((folder / pointer).read_text().strip())
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    except PermissionError:
+        raise AccessError(folder / pointer) from None
+    return int(match.group(1)) if match else None

@@ -1,0 +1,266 @@
+"""Writing checkpoints so that a kill, a full disk or a power cut at any moment leaves a whole one. One process writes.
+
+A checkpoint is written under a temporary name; every file is fsynced, then the manifest, then the folder; it is
+renamed, and only then named by `latest`. One of the same step is renamed out of the way first, to a name that readers
+know, and deleted by `prune`. Nothing older is deleted before the new one stands, and nothing that a reader holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from shards.files import flush
+from toolkit.atomic import write_atomic
+from toolkit.checkpoint.checkpoint import (
+    MANIFEST,
+    Progress,
+    TrainState,
+    fault_of,
+    manifest_text,
+    name_of,
+    old_name_of,
+    pointed,
+    steps_in,
+)
+from toolkit.errors import CheckpointError
+
+SPARE_BYTES = 1 << 20  # names, headers and JSON beside the tensors
+
+
+def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) -> Path:
+    """Write one complete checkpoint and point `latest` at it.
+
+    Raises:
+        CheckpointError: the disk is full, read-only or broken. What was there before is as it was.
+    """
+    final = folder / name_of(progress.step)
+    temporary = folder / f".{final.name}.tmp"
+    needed = _bytes_of(state)
+    record = {
+        "step": progress.step,
+        "samples": progress.samples,
+        "skipped": state.skipped,
+        "best": progress.best,
+        "config": config_hash,
+        "written_by": progress.written_by,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
+        _check_room(folder, needed)
+        temporary.mkdir()
+        files = {
+            "weights.pt": _write(temporary / "weights.pt", lambda sink: torch.save(state.weights, sink)),
+            "moments.pt": _write(temporary / "moments.pt", lambda sink: torch.save(state.moments, sink)),
+            "trainer.json": _write(temporary / "trainer.json", _text(json.dumps(record, indent=1) + "\n")),
+        }
+        _write(temporary / MANIFEST, _text(manifest_text(files)))
+        flush(temporary)
+        _put_in_place(temporary, folder, progress.step)
+        point(folder, "latest", progress.step)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            _remove(temporary)
+        raise CheckpointError(
+            f"{final}: not written: {error.strerror or error} (needs {needed:,} bytes; {_free(folder)}). The "
+            "checkpoints before it are untouched. Make room or mend the disk, then run the same command again"
+        ) from error
+    return final
+
+
+def _put_in_place(temporary: Path, folder: Path, step: int) -> None:
+    """Rename the new one to its name. At every moment a reader finds a whole one, as `step-N` or `step-N.old`."""
+    final, old = folder / name_of(step), folder / old_name_of(step)
+    if final.exists():
+        if old.exists() and not _delete(old):
+            os.rename(old, _trash_of(old))  # its reader goes on through the folder that it has open
+        os.rename(final, old)
+    os.rename(temporary, final)
+    flush(folder)
+
+
+def point(folder: Path, pointer: str, step: int | None) -> None:
+    """Make `latest` or `best` name the checkpoint of a step, or none."""
+    if step is None:
+        (folder / pointer).unlink(missing_ok=True)
+    else:
+        write_atomic(folder / pointer, name_of(step) + "\n")
+    flush(folder)
+
+
+def mark_best(folder: Path, step: int) -> None:
+    """Point `best` at a checkpoint."""
+    point(folder, "best", step)
+
+
+class _Sink:
+    """A file that torch.save writes to, which counts and digests what goes by."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest, self.bytes = file, hashlib.sha256(), 0
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(data)
+        self.bytes += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _write(path: Path, put: Callable[[Any], object]) -> dict[str, object]:
+    """Write and fsync one file; its facts for the manifest."""
+    with open(path, "xb") as file:
+        sink = _Sink(file)
+        try:
+            put(sink)
+        except RuntimeError:  # torch's own complaint that its file was cut short hides the reason
+            if sink.error is None:
+                raise
+            raise sink.error from None
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": sink.bytes, "sha256": sink.digest.hexdigest()}
+
+
+def _text(text: str) -> Callable[[Any], object]:
+    return lambda sink: sink.write(text.encode())
+
+
+def _bytes_of(state: TrainState) -> int:
+    tensors = [*state.weights.values(), *(part for parts in state.moments.values() for part in parts.values())]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + SPARE_BYTES
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """Raise OSError where the file system says that it has less room. A quota shows at writing only."""
+    usage = shutil.disk_usage(folder)
+    if usage.total and usage.free < needed:
+        raise OSError(0, "not enough room")
+
+
+def _free(folder: Path) -> str:
+    """Free bytes of the file system that a folder is on or would be on, for a message."""
+    for place in (folder, *folder.parents):
+        with contextlib.suppress(OSError):
+            return f"{shutil.disk_usage(place).free:,} bytes are free in {place}"
+    return "free bytes unknown"
+
+
+def _remove(path: Path) -> None:
+    """Delete a file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _delete(path: Path) -> bool:
+    """Delete a checkpoint; False when a reader holds it. It is gone at once or not at all: first it is renamed."""
+    with contextlib.ExitStack() as stack:
+        try:
+            manifest = stack.enter_context(open(path / MANIFEST, "r+b"))  # NFS wants it writable for this lock
+            fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # unfinished, or no locks here
+        trash = _trash_of(path)
+        os.rename(path, trash)
+        _remove(trash)
+    return True
+
+
+def _trash_of(path: Path) -> Path:
+    """A free name for something that is no longer a checkpoint."""
+    return path.with_name(f".{path.name.strip('.')}.{time.time_ns()}.trash")
+
+
+def prune(
+    folder: Path,
+    step: int,
+    keep_last: int,
+    keep_every: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[int]:
+    """Delete what need not be kept, once the checkpoint of `step` stands; returns the steps deleted.
+
+    Kept are the newest `keep_last` up to `step`, the best, and those of every `keep_every`-th step. Those after `step`
+    are of a course that training left when it went back (or damaged): they go. One that is being read stays for now.
+    """
+    steps = steps_in(folder)
+    past = [other for other in steps if other <= step]
+    kept = {step, *past[-keep_last:], *(other for other in past if keep_every and other % keep_every == 0)}
+    kept |= {best for best in [pointed(folder, "best")] if best is not None}
+    deleted = []
+    for doomed in (other for other in steps if other not in kept):
+        there = [path for path in (folder / name_of(doomed), folder / old_name_of(doomed)) if path.exists()]
+        if all(_try_to_delete(path, say) for path in there):
+            deleted.append(doomed)
+    for old in folder.glob("step-*.old"):
+        if old.with_suffix("").exists():
+            _try_to_delete(old, say)
+    return deleted
+
+
+def _try_to_delete(path: Path, say: Callable[[str], None]) -> bool:
+    try:
+        if _delete(path):
+            return True
+        say(f"{path}: is being read, so it is kept for now")
+    except OSError as error:
+        say(f"{path}: can't be deleted: {error.strerror}. Delete it by hand")
+    return False
+
+
+def tidy(folder: Path, say: Callable[[str], None]) -> None:
+    """Clear away what a killed writer left; each thing is named. Called before training, by the process that writes."""
+    for old in sorted(folder.glob("step-*.old")):
+        final = old.with_suffix("")
+        if not final.exists():
+            os.rename(old, final)
+            say(f"{final}: put back; its replacement was not finished")
+        elif _try_to_delete(old, say):
+            say(f"removed {old}: it was replaced")
+    for path in sorted(folder.glob(".*.tmp")):
+        _remove(path)
+        say(f"removed {path}: a save that was not finished")
+    for path in sorted(folder.glob(".*.trash")):
+        if _try_to_delete(path, say):
+            say(f"removed {path}: it was being deleted")
+
+
+def repair(folder: Path, progress: Progress, say: Callable[[str], None]) -> Progress:
+    """Make `latest` and `best` agree with the checkpoint that training goes on from; a kill can come between them.
+
+    Returns:
+        The progress, without a best whose checkpoint is gone: the best so far is to be one that can be loaded.
+    """
+    point(folder, "latest", progress.step)
+    best = progress.best
+    fault = fault_of(folder, int(best["step"])) if best else None
+    if best and fault:
+        say(f"{folder / name_of(int(best['step']))}, the best so far: {fault}. The next validation counts as the best")
+        best = None
+    point(folder, "best", int(best["step"]) if best else None)
+    later = [step for step in steps_in(folder) if step > progress.step]
+    if later:
+        say(f"going on from step {progress.step}: the checkpoints of steps {later} are deleted at the next save")
+    return Progress(progress.step, progress.samples, best, progress.written_by)

@@ -1,0 +1,214 @@
+"""A trained model as a folder that needs neither its run directory nor its store.
+
+    model.safetensors    fp32 weights by parameter name; no pickle
+    config.json          everything needed to rebuild: the resolved config, frames, scale; what it was made from
+    README.md            the model card (toolkit/checkpoint/card.py): what it is, scores, how to load it
+
+The folder appears whole or not at all. A model that is loaded from it gives, bit for bit, what the run's checkpoint
+gives. Paths of the machine that trained are not in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from shards import open_store
+from shards.files import flush
+from shards.manifest import FrameSpec, Manifest
+from shards.recent import FRAME_OPTIONS
+from toolkit import __version__
+from toolkit.atomic import write_atomic
+from toolkit.checkpoint.card import model_card
+from toolkit.checkpoint.weights import load_model, untrained_model
+from toolkit.config import RunConfig, make_config
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.models.base import SequenceModel
+from toolkit.rundir import RunDir
+
+EXPORT_VERSION = 1
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+
+
+def export_run(run: RunDir, which: str, folder: Path) -> str:
+    """Write a run's model into a new folder; returns what was done, in words.
+
+    Args:
+        which: `best`, `last` or a step number, as for `load_model`.
+        folder: must not exist, unless it holds this very export: then only its card is brought up to date.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or a damaged one.
+        ConfigError: the folder holds something else.
+    """
+    config = run.config()
+    model, step = load_model(run, which, torch.device("cpu"))
+    manifest = open_store(config.data.store).manifest
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    record = _record(config, manifest, step, weights)
+    card = model_card(run, config, manifest, step)
+    if os.path.lexists(folder):
+        _check_same(folder, record)
+        if (folder / CARD).exists() and (folder / CARD).read_text(encoding="utf-8") == card:
+            return f"{folder}: already exported; nothing to do"
+        write_atomic(folder / CARD, card)
+        return f"{folder}: already exported; its {CARD} is brought up to date"
+    _write_folder(folder, weights, json.dumps(record, indent=1) + "\n", card)
+    return f"{folder}: {config.model.name} at step {step:,}"
+
+
+def load_exported(path: str | Path) -> SequenceModel:
+    """The model of an exported folder; see `read_export`."""
+    return read_export(path)[0]
+
+
+def read_export(path: str | Path) -> tuple[SequenceModel, RunConfig, dict[str, Any]]:
+    """The model of an exported folder, on the CPU, in fp32 and evaluation mode; its run's config; its config.json.
+
+    Raises:
+        CheckpointError: it is no such folder, was written by a later version, or is damaged.
+        ConfigError: its config names what this version doesn't know.
+    """
+    folder = Path(path)
+    record = _read_record(folder)
+    try:
+        config = make_config(record["config"], origin=f"{folder / CONFIG} (of toolkit {record['toolkit']})")
+        shape = FrameSpec(**record["frames"])
+        expected = str(record["weights"]["sha256"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: damaged, no usable {error}; export the run again") from None
+    weights = _read_weights(folder / WEIGHTS)
+    if weights_digest(weights) != expected:
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: differs from its SHA-256 in {CONFIG}; fetch it again, or export the run again"
+        )
+    model = untrained_model(config, shape)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: the weights don't fit the config ({error}); export the run again") from None
+    return model.eval(), config, record
+
+
+def load(path: str | Path) -> SequenceModel:
+    """The model of an exported folder, or of a run directory: there of its best checkpoint.
+
+    Raises:
+        CheckpointError, ConfigError: it is neither, or can't be used; see `load_exported` and `load_model`.
+    """
+    run = RunDir(Path(path))
+    return load_model(run, "best", torch.device("cpu"))[0] if run.config_file.exists() else load_exported(path)
+
+
+def weights_digest(weights: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values in order of the names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _record(config: RunConfig, manifest: Manifest, step: int, weights: dict[str, Tensor]) -> dict[str, object]:
+    tree = config.model_dump(mode="json")
+    tree["data"]["store"] = ""  # a path of the machine that trained
+    return {
+        "format": "modernn-toolkit model",
+        "version": EXPORT_VERSION,
+        "toolkit": __version__,
+        "run": {"name": config.name, "hash": config.hash8(), "step": step},
+        "config": tree,
+        "frames": dataclasses.asdict(manifest.frames),
+        "scale": dataclasses.asdict(manifest.scale),
+        "step_seconds": manifest.step_seconds,
+        "archive": frame_options(manifest),
+        "store": {
+            "name": manifest.name,
+            "digest": manifest.digest,
+            "source": dataclasses.asdict(manifest.source),
+        },
+        "weights": {"file": WEIGHTS, "sha256": weights_digest(weights)},
+    }
+
+
+def frame_options(manifest: Manifest) -> dict[str, object]:
+    """How an archive becomes frames such as the model knows: the source's name and options, without any path."""
+    options = {key: value for key, value in manifest.conversion.items() if key in FRAME_OPTIONS}
+    return {"source": Path(str(manifest.conversion.get("source", ""))).name, **options}
+
+
+def _check_same(folder: Path, record: dict[str, Any]) -> None:
+    try:
+        there = _read_record(folder)
+    except CheckpointError:
+        raise ConfigError(f"{folder}: exists and is not an exported model: choose another folder") from None
+    keys = ("run", "store", "weights")
+    differing = [key for key in keys if there.get(key) != record[key]]
+    if differing:
+        old, new = (tree.get("run", {}) for tree in (there, record))
+        raise ConfigError(
+            f"{folder}: holds another export (run {old.get('hash')} at step {old.get('step')}, this one is "
+            f"{new['hash']} at step {new['step']}; they differ in {', '.join(differing)}): choose another folder"
+        )
+    load_exported(folder)  # its weights are whole
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if record["format"] != "modernn-toolkit model":
+            raise KeyError("format")
+        version = int(record["version"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(
+            f"{folder}: no exported model (no {CONFIG}); make one with python launch/export.py --run RUN --out FOLDER"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG}: not of an exported model ({error!r}); export the run again"
+        ) from None
+    if version != EXPORT_VERSION:
+        raise CheckpointError(
+            f"{folder / CONFIG}: written in version {version}, this toolkit reads {EXPORT_VERSION}: export the run "
+            f"again with this one ({__version__}), or load it with toolkit {record.get('toolkit')}"
+        )
+    return dict(record)
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: is missing; fetch it again, or export the run again") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: damaged ({error}); fetch it again, or export the run again") from None
+
+
+def _write_folder(folder: Path, weights: dict[str, Tensor], record: str, card: str) -> None:
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+        (temporary / CONFIG).write_text(record, encoding="utf-8")
+        (temporary / CARD).write_text(card, encoding="utf-8")
+        # safetensors gives its file to nobody else; an export is for handing on.
+        (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)
+        for path in (*temporary.iterdir(), temporary):
+            flush(path)
+        os.rename(temporary, folder)
+        flush(folder.parent)
+    except OSError as error:
+        raise ConfigError(f"{folder}: can't be written ({error.strerror}): choose another folder") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,16 @@
+"""A run directory: its layout, events, status, lock, heartbeats, metrics, and the record of a sweep of them.
+
+Imports no torch, and nothing of the toolkit but errors, atomic, wording, tree, config and signals.
+"""
+
+from toolkit.rundir.layout import (
+    CHECKPOINTS,
+    RESULT_VERSION,
+    RunDir,
+    differences,
+    environment,
+    git_state,
+    read_result,
+)
+
+__all__ = ["CHECKPOINTS", "RESULT_VERSION", "RunDir", "differences", "environment", "git_state", "read_result"]
