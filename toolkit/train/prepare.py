@@ -46,13 +46,22 @@ def open_data(config: RunConfig) -> Data:
 
 
 def check_scoring(config: RunConfig) -> None:
-    """A run is scored when it is trained: what that will need is looked for before.
+    """A run is scored when it is trained: what that will need is looked for before, and a split of the store that holds
+    no window, such as a short test split, is reported.
 
     Raises:
         ConfigError: `eval.lpips`, and its weights can't be had here.
     """
     if config.eval.lpips:
         load_lpips()
+    data = config.data
+    store = open_store(store_of(config))
+    for split in store.splits:
+        if split not in (data.train_split, data.val_split):
+            try:
+                WindowSet(store, split, data.context + data.horizon, data.eval_stride)
+            except ConfigError as error:
+                _say(f"warning: this run can't be evaluated on {split}: {error}")
 
 
 def restore(run: RunDir, resume: str, world: World) -> tuple[TrainState | None, checkpoint.Progress]:
