@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from launch.cli.parser import make_parser, positive, run_script
+from launch.cli.runs import find_folder
 from launch.cli.table import render
 from launch.slurm.queue import Scheduler
 from launch.sweeps.efficiency import efficiency
@@ -20,6 +21,7 @@ from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import RunDir
 from toolkit.rundir.status import RunView, read_status
 from toolkit.rundir.sweep import RECORD_NAME, RecordedRun, read_runs
+from toolkit.shipped import command
 
 EXAMPLES = """\
   python launch/status.py runs/demo                    # every run of a sweep
@@ -36,7 +38,7 @@ states: new; queued: the note says why; starting, first step, running, validatin
 
 
 def runs_of(folder: Path) -> list[RecordedRun]:
-    """The runs that a sweep directory holds, or the run directory itself.
+    """Return the runs of a sweep directory, or the run directory itself.
 
     Raises:
         ConfigError: when it is neither.
@@ -46,7 +48,7 @@ def runs_of(folder: Path) -> list[RecordedRun]:
     runs = read_runs(folder)
     if not runs and not (folder / RECORD_NAME).exists():
         below = sorted({record.parent.name for record in folder.glob(f"*/{RECORD_NAME}")})
-        hint = f"sweeps there: {', '.join(below)}" if below else "start one with launch/sweep.py"
+        hint = f"sweeps there: {', '.join(below)}" if below else f"start one: {command('sweep', 'FILE')}"
         kind = "holds no runs" if folder.is_dir() else "no such folder"
         raise ConfigError(f"{folder}: {kind}; {hint}")
     return runs
@@ -58,12 +60,12 @@ def views_of(folders: Sequence[Path]) -> list[RunView]:
 
 
 def again(view: RunView) -> RunView:
-    """The same run as it stands by now."""
+    """Read the current status of the same run."""
     return read_status(RunDir(Path(view.path)), view.name)
 
 
 def report(views: Sequence[RunView], width: int | None, note: str | None = None) -> list[str]:
-    """The table and a line of counts; `note` is what the scheduler could not be asked."""
+    """Return the table and a line of counts; `note` reports failed queries to the scheduler."""
     counts = Counter(view.label for view in views)
     total = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     lines = [*render(RUN_HEADER, [run_row(view) for view in views], width), "", f"{len(views)} runs: {total}"]
@@ -75,7 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "status.py", "A table of runs: state, step, speed, ETA, last scores, what went wrong.", EXAMPLES
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="sweep or run directories")
+    parser.add_argument(
+        "folders", nargs="*", metavar="RUN", help="sweeps or runs: directories, or names, which may be shortened"
+    )
+    parser.add_argument("--run", dest="runs", action="append", default=[], metavar="RUN", help="the same; repeatable")
     parser.add_argument(
         "--watch", nargs="?", type=positive, const=5, metavar="S", help="show it again every S seconds (default: 5)"
     )
@@ -83,11 +88,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-queue", action="store_true", help="run directories alone: ask no scheduler")
     parser.add_argument("--efficiency", action="store_true", help="what the hours were spent on")
     options = parser.parse_args(argv)
+    folders = [find_folder(name) for name in (*options.folders, *options.runs)]
+    if not folders:
+        raise ConfigError("no run is given: name a sweep or a run (see --help)")
     if options.watch and (options.json or options.efficiency):
         parser.error("--json and --efficiency show one moment; leave --watch out")
     scheduler = None if options.no_queue else Scheduler()
     while True:
-        views = views_of(options.folders)
+        views = views_of(folders)
         if scheduler:
             views = scheduler.merge(views, again)
         note = scheduler.note if scheduler else None

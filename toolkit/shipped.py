@@ -1,10 +1,12 @@
-"""The configs and cluster profiles that come with the toolkit. Does not import torch.
+"""The configs, cluster profiles and commands that come with the toolkit. Does not import torch.
 
 In a checkout they are `configs/` and `slurm/profiles/` beside the packages; `pip install .` puts them into this one.
 """
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 
 from toolkit.wording import nearest
@@ -15,8 +17,20 @@ CONFIGS = PACKAGE / "configs" if CHECKOUT is None else CHECKOUT / "configs"
 PROFILES = PACKAGE / "profiles" if CHECKOUT is None else CHECKOUT / "slurm" / "profiles"
 
 
+def command(name: str, *arguments: object) -> str:
+    """Return a command as it is typed here: `python launch/train.py` in a checkout, `toolkit train` from a wheel.
+
+    Args:
+        name: of the command, as in `toolkit NAME`.
+        arguments: of it, quoted for a shell where they need it.
+    """
+    words = [shlex.quote(str(argument)) for argument in arguments]
+    installed = CHECKOUT is None or Path(sys.argv[0]).stem == "toolkit"
+    return " ".join([f"toolkit {name}" if installed else f"python launch/{name}.py", *words])
+
+
 def find_config(path: Path, folder: Path | None = None) -> Path:
-    """The file that somebody means by `path`.
+    """Return the config file that `path` refers to.
 
     Args:
         path: as it was typed, or written under `base:`.
@@ -35,7 +49,7 @@ def find_config(path: Path, folder: Path | None = None) -> Path:
 
 
 def instead_of(path: Path) -> str:
-    """What a message says of a YAML file that isn't there: what its folder holds, and what may have been meant."""
+    """Describe alternatives to a missing YAML file: the files in its folder, and the most similar name."""
     beside = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))[:12]) or "no YAML file"
     text = f"That folder holds: {beside}" if path.parent.is_dir() else f"There is no folder {path.parent} either"
     ours = ["configs/" + file.relative_to(CONFIGS).as_posix() for file in sorted(CONFIGS.rglob("*.yaml"))]

@@ -4,7 +4,7 @@
 #   run_step  the step: srun of launch/jobs/job.py, once per rank
 #
 # - causes.py says which signals Slurm sends, and finds why, and what nodes were lost; where no Python starts it, jobs
-#   stop and requeue all the same. Every restart leaves a line in restarts.tsv (launch/jobs/restarts.py).
+#   stop and requeue all the same. It records restarts and failures in events.jsonl (toolkit/rundir/events.py).
 # - Only a job that Slurm calls running, and by the number of this start, is requeued from here: one that was cancelled
 #   must not come back, and one that was preempted or has lost a node is in the queue already.
 # - A start that Slurm has given up may be alive, where only slurmd died or the network did. Once the next start has
@@ -17,11 +17,12 @@ job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_J
 restart=${SLURM_RESTART_COUNT:-0}
 log=$run/logs/${job}_${restart}_batch.log
 next=$run/logs/${job}_$((restart + 1))_batch.log
-gone='' nodes='' lost='' why='' step='' said='' asked=''
+gone='' why='' step='' said='' asked=''
 tell() { echo "$(date '+%F %T') $*"; }
 told() { said=$1 && tell "told to stop: $1"; }
 about() { scontrol --oneliner show job "$job"; } # an array's task by its number: the plain id may be the whole array's
-fail() { echo "error: $*" >&2; [ ! -w "$run" ] || echo "job $job: $*" >"$run/FAILED"; exit 2; }
+fail() { echo "error: $*" >&2; [ ! -w "$run" ] || failed "$*"; exit 2; }
+failed() { echo "job $job: $1" >"$run/FAILED" && causes fail --cause "job $job: $1" "${@:2}"; }
 causes() ( # prints causes.py's answer to question $1, by the run's Python or, where only a container has that, another
   trap '' TERM
   cd "$code" && for program in "$python" python3; do
@@ -61,11 +62,10 @@ mkdir -p "$run/logs"
 exec >>"$log" 2>&1
 tell "job $job, start $((restart + 1)), on $SLURM_JOB_NODELIST"
 if ((restart > 0)); then
-  { read -r nodes && read -r lost && read -r why; } <<<"$(causes before)"
-  why=${why:-$UNKNOWN}
-  ((restart <= max_restarts)) || why="$why; not begun again, as max_restarts is $max_restarts"
-  printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$(date +%s)" "$job" $((restart + 1)) "$nodes" "$lost" "$why" >>"$run/restarts.tsv"
-  tell "the start before, on ${nodes:-no node}: $why"
+  why=$(causes restart --max-restarts "$max_restarts")
+  [ -n "$why" ] || printf '{"time": "%s", "event": "restart", "host": "%s", "job": "%s", "start": %d, "cause": "%s"}\n' \
+    "$(date -u +%FT%TZ)" "$(hostname)" "$job" $((restart + 1)) "${why:=$UNKNOWN}" >>"$run/events.jsonl"
+  tell "the start before, on $why"
   ((restart <= max_restarts)) || exit $REQUEUE
 fi
 cd "$home" || fail "node $(hostname) can't see $home, where the run was submitted"
@@ -93,7 +93,7 @@ if ! is_stop $result || [ -e "$run/FAILED" ]; then
   # Ranks see the loss of a node long before Slurm does, and fail of it. That is no failure of the run.
   gone=$(causes lost) state=$(about 2>/dev/null)
   if [ -z "$gone" ] && ! no_step && [[ -z $state || $state == *" Restarts=$restart "* ]]; then
-    [ -e "$run/FAILED" ] || echo "job $job: srun returned $result; see $log" >"$run/FAILED"
+    [ -e "$run/FAILED" ] || failed "srun returned $result; see $log" --exit-code $result
     exit $result
   fi
   rm -f "$run/FAILED"

@@ -81,7 +81,7 @@ class Shape:
 
     @staticmethod
     def of(profile: Profile, nodes: int | None, gpus_per_node: int | None, ranks: int | None) -> Shape:
-        """The profile's, less what the command line says; one rank per GPU, or one per node without GPUs.
+        """Return the values of the profile, overridden by the command line; one rank per GPU, or per node without GPUs.
 
         Raises:
             ConfigError: ranks that can't be spread evenly.
@@ -168,7 +168,7 @@ def command_text(
     after: Sequence[str] = (),
     numbered: bool = False,
 ) -> str:
-    """A text for something else than a run: one task on `cpus` processors, no GPU, in the profile's surroundings.
+    """Return a batch script for another task than a run: `cpus` processors, no GPU, in the profile's environment.
 
     Args:
         folder: where its log goes, and `<index>.code`, its exit code.

@@ -94,7 +94,7 @@ class SlurmSubmitter(Submitter):
             print(f"note: {self.root} is in this machine's own storage ({kind}): can the nodes see it? (--runs DIR)")
 
     def queued(self) -> dict[Path, QueuedJob]:
-        """The jobs that runs of this sweep have in the queue, whoever submitted them. Asks squeue once."""
+        """Return the jobs of runs of this sweep in the queue, whoever submitted them. Query squeue once."""
         self._queue = client.queue()
         return runs_of(self.root, self._queue)
 
@@ -216,7 +216,7 @@ class SlurmSubmitter(Submitter):
         return [runs[first : first + size] for first in range(0, len(runs), size)]
 
     def _predecessor(self, submissions: Sequence[Submission]) -> str | None:
-        """The job that the next one waits for. A throttle holds within an array; so arrays run one after the other."""
+        """Return the job on which the next one depends. A throttle is per array, so arrays run one after the other."""
         lanes = 1 if self.array_size > 1 else self.throttle
         return submissions[-lanes].job if self.throttle and lanes and len(submissions) >= lanes else None
 
@@ -245,8 +245,8 @@ class SlurmSubmitter(Submitter):
 
 
 def own_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
-    """The kind of file system of a path if it is in memory or on a disk here: no other machine sees it, unless this one
-    serves it to them. None where it is another, or unknown."""
+    """Return the type of a path's file system if it is in memory or on a local disk: not shared, unless this
+    machine serves it. None for another type, or if it is unknown."""
     best, kind = "", None
     try:
         for line in mounts.read_text(encoding="utf-8").splitlines():

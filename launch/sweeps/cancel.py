@@ -8,7 +8,6 @@ by the locks that they hold, and with them every sweep.py that would start the n
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ from pathlib import Path
 from launch.jobs.local import WATCHERS
 from launch.slurm import client
 from launch.slurm.queue import REPORT, SUBMISSIONS, runs_of
+from shards.filelock import lock_file
 from toolkit.rundir import lock
 from toolkit.rundir.sweep import preparing, read_runs
 
@@ -78,6 +78,8 @@ def _end_here(root: Path) -> list[str]:
             continue
         if record.get("host") != socket.gethostname():
             lines.append(f"{item.name}: {lock.describe(record)}: end it there")
+        elif "pid" not in record:  # damaged; its holder writes it anew within seconds
+            lines.append(f"{item.name}: {lock.LOCK_NAME} doesn't say who holds it: try again in a moment")
         elif lock.is_held_by(item.run.path, int(record["pid"])):
             os.kill(int(record["pid"]), signal.SIGTERM)
             lines.append(
@@ -90,8 +92,5 @@ def _end_here(root: Path) -> list[str]:
 
 def _locked(file: Path) -> bool:
     with contextlib.suppress(FileNotFoundError), open(file) as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+        return not lock_file(handle.fileno(), shared=True)
     return False

@@ -19,13 +19,13 @@ from toolkit.rundir.sweep import RecordedRun, find_runs
 from toolkit.wording import count
 
 RETRY = {
-    "failed": "whatever went wrong",
-    "oom": "only what ran out of memory, or was killed as if",
-    "timeout": "only what hung; what reached its time limit goes on by itself",
+    "failed": "all failed runs",
+    "oom": "only runs that ran out of memory or were killed by the out-of-memory killer",
+    "timeout": "only runs that hung; runs at their time limit resume automatically",
 }
 WHAT = {
     "new": "train",
-    "interrupted": "go on",
+    "interrupted": "resume",
     "trained": "evaluate",
     "failed": "leave (--retry failed runs it again)",
     "done": "nothing",
@@ -67,7 +67,7 @@ class Item:
 
 
 def place(root: Path, plan: SweepPlan) -> list[RunDir]:
-    """The run directory of every planned run.
+    """Return the run directory of every planned run.
 
     A run that is there already under another name (the sweep has grown, and names say what differs) stays there.
     """
@@ -100,7 +100,7 @@ def is_retried(view: RunView, retry: Collection[str]) -> bool:
 
 
 def format_plan(plan: SweepPlan, items: Sequence[Item], hours: Sequence[float | None] | None = None) -> list[str]:
-    """The plan as a table; with each run's hours, what it needs is added."""
+    """Return the plan as a table; with the hours of each run, its resource estimate is added."""
     left_out = [f"{plan.duplicates} duplicates left out"] if plan.duplicates else []
     left_out += [f"{plan.excluded} excluded"] if plan.excluded else []
     head = ", ".join([f"{plan.name}: {len(items)} runs", *left_out])
@@ -123,8 +123,8 @@ def estimate(items: Sequence[Item], tflops: float | None, ranks: int) -> tuple[l
     text = f"{count(len(planned), 'run')} to do: {effort}"
     if len(known) < len(planned):
         text += (
-            f", and {count(len(planned) - len(known), 'run')} unknown: nothing like them has run; make their stores "
-            "and say --tflops, what a rank reaches"
+            f", and {count(len(planned) - len(known), 'run')} unknown: no comparable run to estimate from; create "
+            "their stores and pass --tflops per rank"
         )
     return hours, text
 
@@ -150,9 +150,12 @@ def check_stores(items: Sequence[Item]) -> None:
         if not store or ("://" not in store and not Path(store, "manifest.json").exists()):
             needed[store] = needed.get(store, 0) + 1
     if needed:
-        lines = [f"  {store or '(not set)'}: needed by {count} runs" for store, count in needed.items()]
+        where = f"; relative paths are relative to {Path.cwd()}" * any(
+            not Path(store).is_absolute() for store in needed
+        )
+        lines = [f"  {store or '(not set)'}: needed by {count(number, 'run')}" for store, number in needed.items()]
         raise ConfigError(
-            "data.store: no sequence store (manifest.json) there\n"
+            f"data.store: no sequence store (manifest.json) there{where}\n"
             + "\n".join(lines)
             + "\nMake one with `python -m shards convert`, or name one with --set data.store=FOLDER."
         )

@@ -1,16 +1,15 @@
-"""The files that the jobs of a run printed to, and how to show and follow them across restarts.
+"""The log files of the jobs of a run: find, show and follow them across restarts.
 
-<run>/logs/4711_3_0_batch.log        what Slurm and the batch script said in job 4711_3, first start
-<run>/logs/4711_3_1_2.log            what rank 2 of the training said in its second start
-<run>/logs/4711_3_1_evaluate.log     what the scoring said
+<run>/logs/4711_3_0_batch.log        output of Slurm and the batch script in job 4711_3, first start
+<run>/logs/4711_3_1_2.log            output of rank 2 of the training in its second start
+<run>/logs/4711_3_1_evaluate.log     output of the evaluation
 <run>/logs/local-4711_0.log          rank 0 of a job of this machine
-<run>/logs/submitit/4711_0_log.out   what happened on this machine before a run's own log began
+<run>/logs/submitit/4711_0_log.out   output on this machine before the log of the run begins
 <sweep>/slurm/<key>/4711_3.log       the same on a cluster
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +18,8 @@ from typing import TextIO
 
 from launch.cli.table import render
 from launch.slurm.queue import SUBMISSIONS, submissions
-from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.status import read_status
-from toolkit.rundir.sweep import read_runs
-from toolkit.wording import some
 
 POLL_S = 0.5
 BEFORE, BATCH, EVALUATE = "before", "batch", "evaluate"
@@ -49,35 +45,6 @@ class Start:
     def at(self) -> float:
         """When something was last written."""
         return max(_written(log.path) for log in self.logs)
-
-
-def find_run(given: Path) -> RunDir:
-    """The run directory of that name, the one that its sweep calls so, or the only one whose name begins so.
-
-    Raises:
-        ConfigError: none or several.
-    """
-    if RunDir(given).config_file.exists():
-        return RunDir(given)
-    below = sorted(path.parent.name for path in given.glob("*/config.yaml"))
-    if below:
-        raise ConfigError(f"{given}: holds several runs; name one of them: {some(below)}")
-    # As launch/status.py names it: of two that begin alike, the one that the sweep's record means.
-    named = [item.run for item in read_runs(given.parent) if item.name == given.name]
-    if len(named) == 1:
-        return named[0]
-    fits = [path.parent for path in sorted(given.parent.glob(f"{_plain(given.name)}*/config.yaml"))]
-    if len(fits) == 1:
-        return RunDir(fits[0])
-    names = some([path.name for path in fits])
-    raise ConfigError(
-        f"{given}: "
-        + (
-            f"fits several runs: {names}; write more of the name"
-            if fits
-            else "no such run; launch/status.py lists them"
-        )
-    )
 
 
 def starts_of(run: RunDir) -> list[Start]:
@@ -111,7 +78,7 @@ def chosen(start: Start, rank: int | None) -> list[Log]:
 
 
 def listing(starts: Sequence[Start]) -> list[str]:
-    """A line for each file."""
+    """Return one line for each file."""
     rows = []
     for number, start in enumerate(starts, 1):
         for log in start.logs:
@@ -131,7 +98,7 @@ class Reader:
         self._ended = True
 
     def show(self, log: Log, lines: int = 0) -> bool:
-        """What is new in a file; `lines` > 0: at most so many of the last, where it is new. True when there was any."""
+        """Print what is new in a file, at most the last `lines` of a new one (0: all). Return whether there was any."""
         place = self._places.get(log.path, 0)
         try:
             with open(log.path, "rb") as file:
@@ -180,7 +147,3 @@ def _written(path: Path) -> float:
         return path.stat().st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", text)

@@ -13,6 +13,7 @@ from toolkit.models.base import count_parameters
 from toolkit.models.cost import count_macs
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir, read_result
+from toolkit.shipped import command
 from toolkit.table import Row, Table
 from toolkit.wording import computed_on
 
@@ -20,7 +21,7 @@ COUNTS = ("events", "forecasts")  # kept beside the scores, but no scores
 
 
 def model_card(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> str:
-    """The text of README.md.
+    """Return the text of README.md.
 
     Raises:
         ToolkitError: a result of the run can't be read.
@@ -105,7 +106,7 @@ def _model(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> dic
 
 
 def _scores(run: RunDir, step: int) -> str:
-    """A table for each split, of the evaluation of these very weights."""
+    """Return a table for each split, from the evaluation of the exported weights."""
     found: dict[str, tuple[Path, dict[str, object]]] = {}
     for path in run.scores().values():
         result = read_result(path)
@@ -114,7 +115,7 @@ def _scores(run: RunDir, step: int) -> str:
     if not found:
         return (
             "These weights are not scored. To score the run's best and last checkpoint: "
-            "`python launch/evaluate.py --run RUN`, then export again."
+            f"`{command('evaluate', '--run', 'RUN')}`, then export again."
         )
     return "\n\n".join(_score_table(f"{run.path.name}/eval/{path.name}", result) for path, result in found.values())
 

@@ -35,6 +35,7 @@ from toolkit.config import RunConfig, make_config
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel
 from toolkit.rundir import RunDir
+from toolkit.shipped import command
 
 EXPORT_VERSION = 1
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -68,12 +69,12 @@ def export_run(run: RunDir, which: str, folder: Path) -> str:
 
 
 def load_exported(path: str | Path) -> SequenceModel:
-    """The model of an exported folder; see `read_export`."""
+    """Return the model of an exported folder; see `read_export`."""
     return read_export(path)[0]
 
 
 def read_export(path: str | Path) -> tuple[SequenceModel, RunConfig, dict[str, Any]]:
-    """The model of an exported folder, on the CPU, in fp32 and evaluation mode; its run's config; its config.json.
+    """Return the model of an exported folder (CPU, fp32, evaluation mode), the config of its run, and config.json.
 
     Raises:
         CheckpointError: it is no such folder, was written by a later version, or is damaged.
@@ -101,7 +102,7 @@ def read_export(path: str | Path) -> tuple[SequenceModel, RunConfig, dict[str, A
 
 
 def load(path: str | Path) -> SequenceModel:
-    """The model of an exported folder, or of a run directory: there of its best checkpoint.
+    """Return the model of an exported folder, or of the best checkpoint of a run directory.
 
     Raises:
         CheckpointError, ConfigError: it is neither, or can't be used; see `load_exported` and `load_model`.
@@ -171,7 +172,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         version = int(record["version"])
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
-            f"{folder}: no exported model (no {CONFIG}); make one with python launch/export.py --run RUN --out FOLDER"
+            f"{folder}: no exported model ({CONFIG}); make one: {command('export', '--run', 'RUN', '--out', 'FOLDER')}"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

@@ -46,7 +46,7 @@ class Noise:
         return cls([int(seed) for seed in drawn], device)
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers [batch, *shape] in float32."""
+        """Return standard normal numbers [batch, *shape] in float32."""
         draws = [torch.randn(shape, generator=generator, device=self.device) for generator in self.generators]
         return torch.stack(draws)
 
@@ -90,7 +90,7 @@ class SequenceModel(nn.Module, ABC):
             `none`, and for `per_layer`.
         stochastic: forecasts under a generator differ from one another; False: an ensemble has equal members.
         loss_frames: `train.loss_frames`; models that predict the horizon only have no other frames in their loss.
-        horizon: frames that `predict` gives unless told: those of the training.
+        horizon: frames that `predict` gives by default: the horizon of training.
     """
 
     checkpointing: Checkpointing = NO_CHECKPOINTING
@@ -142,7 +142,7 @@ class SequenceModel(nn.Module, ABC):
 
     @abstractmethod
     def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
-        """What `predict` returns, of arguments that it has looked at; without gradients."""
+        """Compute what `predict` returns, from validated arguments, without gradients."""
 
 
 class Probe(nn.Identity):
@@ -168,7 +168,7 @@ class StepModel(nn.Module, ABC):
 
     @abstractmethod
     def init_state(self, batch: int, height: int, width: int, like: Tensor, noise: Noise | None) -> State:
-        """The state before the first frame, for a grid of height x width, with the device and dtype of `like`."""
+        """Return the state before the first frame for a grid of height x width, device and dtype as `like`."""
 
     @abstractmethod
     def step(self, frame: Tensor, state: State) -> tuple[Tensor, State]:
@@ -183,13 +183,13 @@ class StepModel(nn.Module, ABC):
 
     @abstractmethod
     def memories(self, state: State) -> list[Tensor]:
-        """What each layer remembers after a step, [B, channels, h, w], first layer first: C_t, or ModeRNN's B_t."""
+        """Return the memory of each layer after a step, [B, channels, h, w], first layer first: C_t (ModeRNN: B_t)."""
 
     def forward(self, frame: Tensor, state: State) -> tuple[Tensor, State]:
         return self.step(frame, state)
 
     def losses(self, state: State, steps: int) -> dict[str, Tensor]:
-        """The model's own terms of the training loss: scalars in float32, already weighted.
+        """Return additional terms of the training loss: scalars in float32, already weighted.
 
         A term over time is summed up in the state, so that checkpointing sees it like everything else; here it is
         read from the state after the last of `steps` steps.
@@ -231,7 +231,7 @@ class StepSequence(SequenceModel):
         return torch.stack(members)
 
     def _run(self, frames: Tensor, steps: int, context: int, sampling: Sampling) -> tuple[Tensor, State]:
-        """The predictions [B, steps, C, H, W] and the state after the last step."""
+        """Return the predictions [B, steps, C, H, W] and the state after the last step."""
         dtype = next(self.parameters()).dtype
         height, width = (-(-size // self.patch) for size in frames.shape[-2:])
         whole = pad_to(frames.to(dtype), height * self.patch, width * self.patch)
@@ -268,7 +268,7 @@ def laid_out(tree: State, layout: torch.memory_format) -> State:
 
 
 def mean_square(predictions: Tensor, frames: Tensor, observed: Tensor | None) -> Tensor:
-    """The L2 loss of the last P frames, in float32.
+    """Compute the L2 loss of the last P frames, in float32.
 
     Args:
         predictions: [B, P, C, H, W] of the last P of frames [B, T, C, H, W].
@@ -311,7 +311,7 @@ def to_patches(frames: Tensor, patch: int) -> Tensor:
 
 
 def from_patches(patched: Tensor, patch: int, height: int, width: int) -> Tensor:
-    """The inverse of `to_patches`: depth to space, cropped to height x width."""
+    """Invert `to_patches`: depth to space, cropped to height x width."""
     return F.pixel_shuffle(patched, patch)[..., :height, :width]
 
 

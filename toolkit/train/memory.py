@@ -1,4 +1,4 @@
-"""Out of memory, said so that one knows what to change."""
+"""Out-of-memory errors that list which settings to change."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from toolkit.config_sections import TrainConfig
 from toolkit.data.batches import Share
 from toolkit.distributed.world import World
 from toolkit.errors import MemoryShortageError
+from toolkit.shipped import command
 from toolkit.wording import first_line
 
 
@@ -41,12 +42,12 @@ def explain_shortage(config: TrainConfig, share: Share, step: int, world: World)
             f"train.precision={config.precision}; "
             f"{held(world.device)}.\n{first_line(error)}\n"
             f"Change, in this order, until it fits:\n{changes}\n"
-            "What fits, without trying: python launch/plan.py --config FILE"
+            f"What fits, without trying: {command('plan', '--config', 'FILE')}"
         ) from error
 
 
 def remedies(config: TrainConfig, share: Share) -> list[str]:
-    """What to change, the cheapest first; what is done already is left out."""
+    """Return the settings to change, cheapest first, without those in use already."""
     found = []
     now, key = config.activation_checkpointing, "train.activation_checkpointing"
     if now.policy == "none":

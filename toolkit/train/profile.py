@@ -1,6 +1,6 @@
-"""Where a training step goes: `python launch/train.py ... --profile-steps N`.
+"""Where a training step goes: `train --profile-steps N`.
 
-After a warm-up N steps are timed and traced; training goes on as it would have. Nothing is in the way of a run that is
+After a warm-up N steps are timed and traced; training continues unchanged. Nothing is in the way of a run that is
 not profiled: the engine's own methods are replaced by timed ones only here. On a GPU every phase waits for the device,
 so that its time is its own; a step is that much slower than otherwise.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,12 +32,14 @@ from toolkit.rundir import RunDir
 from toolkit.train.engine import Engine
 from toolkit.wording import speed
 
+logger = logging.getLogger(__name__)
+
 WARM_UP = 3  # steps; the first ones compile, allocate and fill caches
 Item = TypeVar("Item")
 
 
 class Profiler:
-    """Times the phases of some steps and writes them down; every rank has one, rank 0 traces and tells.
+    """Times the phases of some steps and writes them down; every rank has one, rank 0 traces and reports.
 
     Args:
         engine: methods that are its phases are replaced by timed ones until the end.
@@ -59,7 +62,7 @@ class Profiler:
             setattr(self.timed, method, self._timed(phase, getattr(self.timed, method)))
 
     def watch(self, batches: Iterator[Item]) -> Iterator[Item]:
-        """The same batches; a step begins with the first one that is asked for."""
+        """Yield the same batches; a step begins with its first batch."""
         while True:
             if not self.began:
                 self._begin()
@@ -87,10 +90,9 @@ class Profiler:
             if self.tracer:
                 self.tracer.stop()
             if self.world.is_main:
-                print(
+                logger.warning(
                     f"profile: training ended after {self.seen} steps, {WARM_UP} to warm up and {self.steps} to "
-                    "profile were asked for: raise train.steps or profile fewer",
-                    flush=True,
+                    "profile were asked for: raise train.steps or profile fewer"
                 )
 
     def _begin(self) -> None:
@@ -192,7 +194,7 @@ def _span(event: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def merged(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The union of spans, as spans that don't overlap."""
+    """Return the union of spans as spans that do not overlap."""
     union: list[tuple[float, float]] = []
     for begin, end in sorted(spans):
         if union and begin <= union[-1][1]:
@@ -219,7 +221,7 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def tell(summary: Mapping[str, Any]) -> list[str]:
-    """The summary for people."""
+    """Return the summary as text."""
     whole = summary["step_ms"]
     lines = [
         f"profile of {summary['steps']} steps: {whole:.1f} ms a step, {speed(summary['sequences_per_s'])} sequences/s"

@@ -1,7 +1,8 @@
 """Randomness of training as a pure function of (seed, position of the sample): nothing to store, nothing to restore.
 
-Scheduled sampling (Bengio et al. 2015): at optimizer step s, each future input of each sample is the true frame with
-chance max(0, start - slope * s), 0 from `stop` on. The schedule depends on the step alone: a resumed run continues it.
+Scheduled sampling (Bengio et al. 2015): at optimizer step s, each future input of each sample is the observed frame
+with probability max(0, start - slope * s), 0 from `stop` on. The schedule depends on the step alone: a resumed run
+continues it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from toolkit.models.base import Noise
 
 
 def teacher_rate(step: int, config: SamplingConfig) -> float:
-    """The chance that a future input is the true frame."""
+    """Return the probability that a future input is the observed frame."""
     if step >= config.stop:
         return 0.0
     return max(0.0, config.start - config.slope * step)

@@ -58,7 +58,7 @@ def test_thresholds_are_in_the_stores_unit() -> None:
     assert threshold_codes((30.1,), DBZ) == [121]
     assert threshold_codes((0.3,), Scale("rain", "mm/h", 0.0, 0.1, max_code=254)) == [3]
     assert threshold_codes((-10, 30), Scale("r", "dBZ", -32.0, 0.5)) == [44, 124]
-    with pytest.raises(ConfigError, match=r"70 can't be told apart in this store, whose values are 0 to 63.5 dBZ"):
+    with pytest.raises(ConfigError, match=r"70 .* 0 to 63.5 dBZ"):
         threshold_codes((70,), DBZ)
     with pytest.raises(ConfigError, match="gain -1"):
         threshold_codes((3,), Scale("x", "1", 0.0, -1.0))

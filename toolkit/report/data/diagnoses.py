@@ -1,4 +1,4 @@
-"""The diagnoses of mode collapse that launch/analyse.py left in run directories."""
+"""Read the diagnoses of mode collapse that `analyse` wrote into run directories."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from toolkit.errors import ToolkitError
 from toolkit.report.data.collect import Facts, Run, Sweep
 from toolkit.rundir import CHECKPOINTS
+from toolkit.shipped import command
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,17 @@ class Diagnosis:
     points: Mapping[str, NDArray[np.generic]]
 
     def values(self, mode: str) -> tuple[float, float, float]:
-        """(mean A-distance to the other modes, drift, collapse score) of a mode."""
+        """Return (mean A-distance to the other modes, drift, collapse score) of a mode."""
         facts = self.facts["modes"][mode]
         between = [distance["value"] for distance in facts["between"].values()]
         return math.fsum(between) / len(between), facts["drift"]["value"], facts["score"]
 
 
 def read_diagnoses(sweep: Sweep) -> list[Diagnosis]:
-    """Of every run the diagnosis at its best checkpoint, or else its last.
+    """Return for every run the diagnosis of its best checkpoint, or else of its last.
 
     Raises:
-        ToolkitError: a file that can't be read.
+        ToolkitError: a file cannot be read.
     """
     found = []
     for run in sweep.runs:
@@ -54,5 +55,5 @@ def _read(run: Run, path: Path) -> Diagnosis:
             return Diagnosis(run, facts, {name: stored[name] for name in stored.files})
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise ToolkitError(
-            f"{path}: can't be read ({error}); regenerate it: python launch/analyse.py --run {run.folder}"
+            f"{path}: can't be read ({error}); regenerate it: {command('analyse', '--run', run.folder)}"
         ) from None

@@ -1,4 +1,4 @@
-"""The frames that an evaluation kept."""
+"""Read the frames that an evaluation kept."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from shards.manifest import Codes, Scale
 from toolkit.errors import ToolkitError
+from toolkit.shipped import command
 
 
 @dataclass(frozen=True)
@@ -21,22 +22,23 @@ class Sample:
     prediction: Codes
     mse: float
     mode: str
-    time: str  # of the first context frame, ISO-8601 UTC; "" without a clock
+    time: str  # of the first context frame, ISO-8601 UTC; "" without time stamps
 
 
 def load_samples(path: Path) -> tuple[dict[str, Sample], Scale]:
-    """Read `eval/*.samples.npz`: sequences by key, and what their codes mean.
+    """Read `eval/*.samples.npz`: sequences by key, and the scale of their codes.
 
     Raises:
-        ToolkitError: it is no such file.
+        ToolkitError: not a file of sample frames.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
             found = {name: stored[name] for name in stored.files}
         keys = found["key"].tolist()
-        found.setdefault("time", np.full(len(keys), ""))  # evaluations of before 2026-11-23 kept none
+        found.setdefault("time", np.full(len(keys), ""))  # missing in evaluations from before 2026-11-23
         columns = (found[field.name] for field in fields(Sample))
         samples = {key: Sample(*values) for key, *values in zip(keys, *columns, strict=True)}
         return samples, Scale(**{"quantity": "", **json.loads(str(found["scale"]))})
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ToolkitError(f"{path}: not a file of sample frames ({error}); run launch/evaluate.py --force") from None
+        again = command("evaluate", "--run", path.parents[1], "--force")
+        raise ToolkitError(f"{path}: not a file of sample frames ({error}); write it again: {again}") from None
