@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from shards.bench import bench
 from shards.cluster import CLUSTERS, Cluster, job_layer
+from shards.coverage import text_of
 from shards.errors import UsageError
 from shards.info import describe, summary
-from shards.manifest import ENCODINGS, FORMATS
+from shards.manifest import ENCODINGS, FORMATS, Manifest
 from shards.overlap import overlap_warnings
 from shards.repack import repack
 from shards.sheet import draw_sheet
@@ -116,13 +117,21 @@ def _verify(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return BAD_DATA
+    shares = {name: text_of(split) for name, split in Manifest.load(Path(args.path)).splits.items()}
     if args.quick:
         print(f"{args.path}: OK: sizes, indexes and counts match (without --quick: checksums of all frames too)")
-        return 0
-    for warning in overlap_warnings(open_store(args.path)):
-        print(f"warning: {args.path}: {warning}", file=sys.stderr)
-    print(f"{args.path}: OK: all checksums match")
+    else:
+        _verify_windows(args.path)
+    for name, text in shares.items():
+        if text:
+            print(f"{name}: {text} of the pixels")
     return 0
+
+
+def _verify_windows(path: str) -> None:
+    for warning in overlap_warnings(open_store(path)):
+        print(f"warning: {path}: {warning}", file=sys.stderr)
+    print(f"{path}: OK: all checksums match")
 
 
 def _add_info(commands: Commands) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.cluster import CLUSTERS, Cluster, run_on_cluster
+from shards.coverage import shares_of, warnings_of
 from shards.damaged import without_damaged
 from shards.encoding import LARGEST_UNPACKED
 from shards.errors import ManifestError, SourceError, UsageError
@@ -98,7 +99,7 @@ def convert(
         manifest = _manifest(writer, description, conversion, format, results)
         (writer.plan.store / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
         put_in_place(writer.plan.store, output)
-    for warning in overlap_warnings(open_store(output)):
+    for warning in (*warnings_of(manifest), *overlap_warnings(open_store(output))):
         say(f"warning: {warning}")
     return Outcome(manifest, already_complete=False)
 
@@ -125,6 +126,7 @@ def _store_plan(folder: Path, description: Description, plan: Plan, shard_bytes:
         frames=description.frames,
         scale=description.scale,
         step_seconds=description.step_seconds,
+        grid=description.grid,
         splits={split: events for split, events in plan.splits.items() if events},
         shard_bytes=shard_bytes,
         encoding=encoding,
@@ -152,6 +154,7 @@ def _manifest(
         source=description.source,
         conversion=conversion,
         files=files,
+        grid=description.grid,
     )
 
 
@@ -251,4 +254,5 @@ def _writer(format: str, plan: StorePlan) -> StoreWriter:
 
 def _split_info(split: str, events: Sequence[PlannedEvent], results: Sequence[ShardResult]) -> SplitInfo:
     shards = tuple(result.info for result in results if result.job.split == split)
-    return SplitInfo(len(events), sum(event.length for event in events), shards)
+    written = [event for result in results if result.job.split == split for event in result.events]
+    return SplitInfo(len(events), sum(event.length for event in events), shards, **shares_of(written))

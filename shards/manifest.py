@@ -43,6 +43,7 @@ from shards.errors import ManifestError, NoStoreError, UsageError
 from shards.fields import Fields, parse_json
 from shards.files import LARGEST, read_regular
 from shards.files import Codes as Codes
+from shards.georeference import Grid
 from shards.mappings import MAPPINGS, nearest
 
 FORMAT_VERSION = 1
@@ -50,6 +51,7 @@ FORMATS = ("webdataset", "zarr")
 ENCODINGS = ("raw", "zstd", "lz4")
 MANIFEST_NAME = "manifest.json"
 LARGEST_SIDE = 1 << 16  # pixels, or channels
+SHARES = ("missing", "clipped", "mask_changes")  # of a split's pixels
 GENERATOR = "modernn-toolkit shards 0.1.0"
 
 # Names that become parts of paths (splits) or of tar member names (keys; webdataset cuts a name at its first dot).
@@ -159,11 +161,16 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """What one split holds."""
+    """What one split holds, and which share of its pixels is missing, was clipped to the codes' range, or changes
+    between missing and observed from a frame to the next; None where it isn't known.
+    """
 
     events: int
     frames: int
     shards: tuple[ShardInfo, ...]
+    missing: float | None = None
+    clipped: float | None = None
+    mask_changes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -193,13 +200,20 @@ class Manifest:
     conversion: Mapping[str, Any]
     files: tuple[FileInfo, ...] = ()
     encoding: str = "raw"
+    grid: Grid | None = None  # where the frames lie on the earth
     generator: str = GENERATOR
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
         """Return the text of manifest.json; its last key is a digest of all the others."""
-        data = {"format_version": self.format_version, "format": self.format}
+        data: dict[str, Any] = {"format_version": self.format_version, "format": self.format}
         data.update((key, value) for key, value in dataclasses.asdict(self).items() if key not in data)
+        if self.grid is None:
+            del data["grid"]
+        for split in data["splits"].values():
+            for share in SHARES:
+                if split[share] is None:
+                    del split[share]
         data["digest"] = manifest_digest(data)
         return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
@@ -233,6 +247,7 @@ class Manifest:
             source=fields.inner("source").flat(SourceInfo),
             conversion=fields.plain("conversion"),
             files=tuple(inner.flat(FileInfo) for inner in fields.items("files")),
+            grid=_grid(fields),
             generator=fields.take("generator", str),
         )
         digest = fields.take("digest", str)
@@ -249,6 +264,8 @@ class Manifest:
         """Raise ManifestError where fields that are right by themselves can't be together."""
         if self.step_seconds is not None and not self.step_seconds > 0:
             raise ManifestError(f"{where}: step_seconds is {self.step_seconds:g}, should be above 0")
+        if self.grid is not None and (self.grid.height, self.grid.width) != self.frames.shape[1:]:
+            raise ManifestError(f"{where}: a grid of {self.grid.height}x{self.grid.width} for other frames")
         shards = [shard for split in self.splits.values() for shard in split.shards]
         tars = self.format == "webdataset"
         for shard in shards:
@@ -309,6 +326,11 @@ def _scale(fields: Fields) -> Scale:
     return scale
 
 
+def _grid(fields: Fields) -> Grid | None:
+    data = fields.plain("grid") if "grid" in fields.data else None
+    return None if data is None else Grid.from_json(data, f"{fields.where}: grid")
+
+
 def _split(fields: Fields, name: str) -> SplitInfo:
     if not SPLIT_PATTERN.fullmatch(name):
         raise ManifestError(f"{fields.where}: {name!r} is not a name for a split (small letters, digits, - and _)")
@@ -316,6 +338,7 @@ def _split(fields: Fields, name: str) -> SplitInfo:
         events=fields.take("events", int),
         frames=fields.take("frames", int),
         shards=tuple(item.flat(ShardInfo) for item in fields.items("shards")),
+        **{share: fields.take(share, float) for share in SHARES if share in fields.data},
     )
     fields.done()
     if split.events > split.frames or (split.events > 0) != bool(split.shards):

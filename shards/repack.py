@@ -44,6 +44,7 @@ class StoreSource:
             scale=manifest.scale,
             modes=manifest.modes,
             source=manifest.source,
+            grid=manifest.grid,
         )
 
     def plan(self) -> Plan:

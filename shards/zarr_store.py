@@ -6,6 +6,8 @@ Variables of a split (CF 1.10 attributes; `xarray` decodes codes to physical val
 - `frames` (time, channel, y, x) uint8: all events one after another. A chunk has the frames of one event (of the
   commonest length, where lengths differ), raw or compressed (encoding.py), and many chunks lie in one shard file.
 - `time` (time): seconds since 1970, where the frames have a clock. `event` (time): which event a frame belongs to.
+- `x`, `y` and `spatial_ref`: coordinates of pixel centres, and the projection (CRS as WKT, CF's parameters), where the
+  archive knows its grid.
 - `event_first`, `event_length`, `event_crc32`, `event_key`, `event_mode` ("" for none), `event_run`,
   `event_run_offset`, `event_start_time` and `event_metadata` (the text of KEY.json): the table of events.
 

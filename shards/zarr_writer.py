@@ -8,19 +8,19 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from shards.encoding import BLOSC_LEVEL, ZSTD_LEVEL
 from shards.errors import UsageError
-from shards.manifest import FileInfo, Scale, ShardInfo
-from shards.writer import HashedFile, ShardJob, ShardResult, StorePlan, Tick, WrittenEvent, file_digest, read_event
+from shards.georeference import MAPPING
+from shards.manifest import FileInfo, ShardInfo
+from shards.writer import HashedFile, ShardJob, ShardResult, StorePlan, Tick, file_digest, read_event
 from shards.zarr_shard import ShardWriter
 from shards.zarr_store import SplitLayout, shard_name
+from shards.zarr_tables import cf_attributes, write_grid, write_tables
 
 try:
     import zarr
@@ -96,8 +96,9 @@ class ZarrWriter:
         for split in self.plan.splits:
             group = root.create_group(split, attributes={"Conventions": "CF-1.10"})
             self._create_frames(group, split)
+            write_grid(group, self.plan.grid)
             events = [event for result in results if result.job.split == split for event in result.events]
-            _write_tables(group, events, self.plan.step_seconds)
+            write_tables(group, events, self.plan.step_seconds)
         with warnings.catch_warnings():
             # zarr v3's text doesn't have consolidated metadata yet; zarr, xarray and others read it, and none must.
             warnings.filterwarnings(
@@ -130,7 +131,11 @@ class ZarrWriter:
             compressors=codecs[self.plan.encoding],
             fill_value=0,
             dimension_names=DIMENSIONS,
-            attributes=cf_attributes(self.plan.scale),
+            attributes={
+                **cf_attributes(self.plan.scale),
+                "coordinates": "event",  # so that xarray groups by it
+                **({"grid_mapping": MAPPING} if self.plan.grid else {}),
+            },
         )
 
 
@@ -141,75 +146,3 @@ def _remove_others(folder: Path, shards: set[str]) -> None:
             path.unlink()
         elif path.is_dir() and not any(path.iterdir()):
             path.rmdir()
-
-
-def cf_attributes(scale: Scale) -> dict[str, Any]:
-    """Return the CF attributes that turn codes into values: value = add_offset + scale_factor * code."""
-    attributes: dict[str, object] = {
-        "long_name": scale.quantity,
-        "units": scale.unit,
-        "scale_factor": scale.gain,
-        "add_offset": scale.offset,
-        "valid_max": scale.max_code,
-    }
-    if scale.missing_code is not None:
-        attributes["_FillValue"] = scale.missing_code
-    return attributes
-
-
-def _write_tables(group: zarr.Group, events: Sequence[WrittenEvent], step_seconds: float | None) -> None:
-    """Everything of a split but its frames."""
-    planned = [event.planned for event in events]
-    lengths = np.array([event.length for event in planned], dtype=np.int32)
-    number = np.repeat(np.arange(len(planned), dtype=np.int32), lengths)
-    _put(group, "event", number, "time", {"long_name": "index of the frame's event in the split"})
-    stamps = [_frame_times(event, step_seconds) for event in planned]
-    if planned and all(stamp is not None for stamp in stamps):
-        seconds = np.concatenate([stamp for stamp in stamps if stamp is not None])
-        attributes = {"standard_name": "time", "units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian"}
-        _put(group, "time", seconds, "time", attributes)
-    first = np.cumsum(lengths, dtype=np.int64) - lengths
-    _put(group, "event_first", first, "event", {"long_name": "index of the event's first frame along time"})
-    _put(group, "event_length", lengths, "event", {"long_name": "frames of the event"})
-    crc = np.array([event.crc32 for event in events], dtype=np.uint32)
-    _put(group, "event_crc32", crc, "event", {"long_name": "zlib.crc32 of the event's frames"})
-    offsets = np.array([event.run_offset for event in planned], dtype=np.int64)
-    _put(group, "event_run_offset", offsets, "event", {"long_name": "index of the first frame in the unbroken run"})
-    texts = {
-        "event_key": [event.key for event in planned],
-        "event_mode": [event.mode or "" for event in planned],
-        "event_run": [event.run or event.key for event in planned],
-        "event_start_time": [event.start_time or "" for event in planned],
-        "event_metadata": [event.metadata for event in events],
-    }
-    for name, column in texts.items():
-        _put(group, name, np.array(column, dtype=object), "event", {})
-
-
-def _put(group: zarr.Group, name: str, values: npt.NDArray[Any], dimension: str, attributes: dict[str, Any]) -> None:
-    array = group.create_array(
-        name,
-        shape=values.shape,
-        chunks=values.shape,
-        dtype="string" if values.dtype == object else values.dtype,
-        compressors=None,
-        dimension_names=(dimension,),
-        attributes=attributes,
-    )
-    array[:] = values
-
-
-def _frame_times(event: PlannedEvent, step_seconds: float | None) -> npt.NDArray[np.int64] | None:
-    """Seconds since 1970 of every frame, or None without a clock."""
-    if event.times is not None:
-        return np.array([round(_moment(text).timestamp()) for text in event.times], dtype=np.int64)
-    if event.start_time is None or step_seconds is None:
-        return None
-    start = _moment(event.start_time)
-    return np.array(
-        [round((start + timedelta(seconds=step_seconds * i)).timestamp()) for i in range(event.length)], dtype=np.int64
-    )
-
-
-def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=timezone.utc)

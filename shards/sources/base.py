@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from shards.georeference import Grid
 from shards.manifest import Codes, FrameSpec, Scale, SourceInfo
 from shards.sources.inputs import Listing
 
@@ -27,6 +28,7 @@ class Description:
     scale: Scale
     modes: tuple[str, ...]
     source: SourceInfo
+    grid: Grid | None = None  # where the frames lie on the earth, if the archive says so
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +20,27 @@ HDF5_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowE
 def opened(path: Path, what: str) -> Iterator[Any]:
     """The open file; `what` names the archive's format for who hasn't h5py. Raises SourceError where bytes are bad."""
     h5py = need("h5py", "radar", what)
+    packed = path.suffix.lower() in (".gz", ".bz2")
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(_Unpacked(path) if packed else path, "r") as file:
             yield file
     except HDF5_ERRORS as error:  # a file that is none, is cut off, or has a damaged chunk
         if isinstance(error, ShardError):
             raise
         raise unreadable(path, error or type(error).__name__) from None
+
+
+class _Unpacked(io.BytesIO):
+    """A packed file's content; h5py calls a file of this kind by its repr."""
+
+    def __init__(self, path: Path) -> None:
+        from shards.sources.radar_readers import content
+
+        super().__init__(content(path))
+        self._path = path
+
+    def __repr__(self) -> str:
+        return str(self._path)
 
 
 def dataset(file: Any, name: str, shape: Sequence[int | None] | None = None, dtypes: Sequence[str] = ()) -> Any:
