@@ -22,8 +22,6 @@ from shards.errors import ManifestError, SourceError, UsageError
 if TYPE_CHECKING:
     from pyproj import CRS
 
-    from shards.sources.geometry import Geometry
-
 Axis = npt.NDArray[np.float64]
 ROW_ORDER = "north first"
 EVEN = 1e-2  # of a pixel: how far a coordinate may lie from an evenly spaced one; float32 rounds by so much
@@ -72,21 +70,16 @@ class Grid:
         """Whether x and y are longitude and latitude."""
         return self.unit == "degree"
 
-    def cut(self, geometry: Geometry) -> Grid:
-        """Return the grid of frames after a crop and a size. Raises SourceError if this grid isn't of the frames."""
-        crop, (height, width) = geometry.crop, geometry.shape
-        if (self.height, self.width) != geometry.source:
-            raise SourceError(
-                f"the grid has {self.height}x{self.width} pixels, the frames have "
-                f"{geometry.source[0]}x{geometry.source[1]}; repair the source"
-            )
-        if (crop.height, crop.width, height, width) == (self.height, self.width, self.height, self.width):
+    def cut(self, top: int, left: int, rows: int, columns: int, shape: tuple[int, int]) -> Grid:
+        """Return the grid of `rows` x `columns` pixels from (top, left) on, resized to `shape` (height, width)."""
+        height, width = shape
+        if (rows, columns, height, width) == (self.height, self.width, self.height, self.width):
             return self
-        wide, high = crop.width / width, crop.height / height  # old pixels in a new one
+        wide, high = columns / width, rows / height  # old pixels in a new one
         return _grid(
             self.crs_wkt,
-            self.x0 + self.dx * (crop.left + wide / 2 - 0.5),
-            self.y0 + self.dy * (crop.top + high / 2 - 0.5),
+            self.x0 + self.dx * (left + wide / 2 - 0.5),
+            self.y0 + self.dy * (top + high / 2 - 0.5),
             self.dx * wide,
             self.dy * high,
             width,

@@ -213,7 +213,7 @@ def _build(args: argparse.Namespace) -> Source:
         options=options,
         info=info,
         notes=tuple(notes),
-        place=None if place is None else place.cut(geometry),
+        place=None if place is None else geometry.place(place),
         no_echo=getattr(args, "no_echo", "missing"),
     )
 

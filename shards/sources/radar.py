@@ -231,7 +231,7 @@ def _place(reader: FrameReader, path: Path, geometry: Geometry) -> tuple[Grid | 
             f"the grid isn't kept: the format's has {whole.height}x{whole.width} pixels, these frames have "
             f"{by(geometry.source)}"
         )
-    return whole.cut(geometry), ""
+    return geometry.place(whole), ""
 
 
 def add_radar_arguments(parser: argparse.ArgumentParser, crop: str | None, note: str) -> None:

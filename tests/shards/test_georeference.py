@@ -70,17 +70,17 @@ def test_a_round_trip_of_stores_keeps_the_grid(tmp_path: Path, reader: str) -> N
 def test_crop_and_size_move_the_grid() -> None:
     grid = grid_of(1000 + 2000.0 * np.arange(10), -1000 - 2000.0 * np.arange(8), LAEA)
     assert grid.metres_per_pixel == (2000, 2000) and grid.unit == "m"
-    cut = grid.cut(Geometry((8, 10), parse_crop("2,4,4,6", (8, 10))))
+    cut = Geometry((8, 10), parse_crop("2,4,4,6", (8, 10))).place(grid)
     assert (cut.x0, cut.y0, cut.width, cut.height) == (9000, -5000, 6, 4)
-    half = grid.cut(Geometry((8, 10), parse_crop("2,4,4,6", (8, 10)), (2, 3)))
+    half = Geometry((8, 10), parse_crop("2,4,4,6", (8, 10)), (2, 3)).place(grid)
     assert (half.x0, half.y0, half.dx, half.dy) == (10000, -6000, 4000, -4000)
     assert half.corners == cut.corners  # resizing moves no corner
-    larger = grid.cut(Geometry((8, 10), parse_crop("none", (8, 10)), (16, 20)))
+    larger = Geometry((8, 10), parse_crop("none", (8, 10)), (16, 20)).place(grid)
     assert (larger.x0, larger.dx, larger.metres_per_pixel) == (500, 1000, (1000, 1000))
-    one = grid.cut(Geometry((8, 10), parse_crop("0,0,1,1", (8, 10))))
+    one = Geometry((8, 10), parse_crop("0,0,1,1", (8, 10))).place(grid)
     assert (one.x0, one.dx) == (1000, 2000)
     with pytest.raises(SourceError, match="8x10 pixels, the frames have 9x10"):
-        grid.cut(Geometry((9, 10), parse_crop("none", (9, 10))))
+        Geometry((9, 10), parse_crop("none", (9, 10))).place(grid)
 
 
 @pytest.mark.parametrize(
