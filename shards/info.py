@@ -63,7 +63,7 @@ def _split(store: Store, split: str) -> dict[str, object]:
 
 
 def describe(path: str | Path) -> str:
-    """A table."""
+    """Return a table."""
     data = summary(path)
     manifest = open_store(path).manifest
     frames = data["frames"]

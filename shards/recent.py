@@ -90,7 +90,7 @@ class Archive:
         return np.concatenate(parts)
 
     def series(self, at: str | None = None) -> tuple[Frame, ...]:
-        """The frames up to the moment `at`, of its series; None: of the last one.
+        """Return the frames up to the moment `at`, of its series; None: of the last one.
 
         Args:
             at: a time, the key of an event, or what a frame without a time is called, FOLDER/FILE.
@@ -116,7 +116,7 @@ class Archive:
         return tuple(part[1 : gaps[0] if gaps else len(part)])
 
     def up_to(self, last: Frame, count: int, step_seconds: float | None) -> tuple[Frame, ...]:
-        """The `count` frames that end with `last`, one every `step_seconds` (None: no clock, one after another).
+        """Return the `count` frames that end with `last`, one every `step_seconds` (None: no clock, one after another).
 
         Raises:
             UsageError: there are fewer, or frames are missing between them.
@@ -270,7 +270,7 @@ def _of_source(source: Source, path: Path) -> Archive:
 
 
 def _file_of(path: Path, event: PlannedEvent, place: int) -> Path | None:
-    """The file of a frame, where the source's recipe is a name for each (cf's with #POSITION)."""
+    """Return the file of a frame, where the source's recipe is a name for each (cf's with #POSITION)."""
     recipe = event.recipe
     if not isinstance(recipe, tuple) or len(recipe) != event.length or not isinstance(recipe[place], str):
         return None

@@ -114,8 +114,8 @@ class StoreWriter(Protocol):
 
 
 def write_or_recall(writer: StoreWriter, source: Source, job: ShardJob, tick: Tick, recalled: Tick) -> ShardResult:
-    """The job done: taken over from an earlier call that finished it, or written now. Calls `recalled` for the former
-    and `tick` for the latter.
+    """Return the job's result: taken over from an earlier call that finished it, or written now. Calls `recalled` for
+    the former and `tick` for the latter.
     """
     result = recall(writer.plan, job)
     if result is not None:
@@ -131,12 +131,13 @@ def record(plan: StorePlan, result: ShardResult) -> None:
     """Note that a shard is finished; its files are in their places."""
     data = {"info": asdict(result.info), "events": [[event.crc32, event.metadata] for event in result.events]}
     temporary = plan.work / uuid.uuid4().hex
-    temporary.write_text(json.dumps(data), encoding="utf-8")
+    with temporary.open("x", encoding="utf-8") as file:
+        json.dump(data, file)
     temporary.replace(_record_path(plan, result.job))
 
 
 def recall(plan: StorePlan, job: ShardJob, compare: bool = True) -> ShardResult | None:
-    """The result of a job that was finished; None if it has to be done.
+    """Return the result of a job that was finished; None if it has to be done.
 
     Args:
         compare: its files with their digests, as is due when they were written by an earlier call.
@@ -174,7 +175,7 @@ class HashedFile:
         self.size = 0
         self._hash = hashlib.sha256()
         self._temporary = work / uuid.uuid4().hex
-        self._file = self._temporary.open("wb", buffering=0)
+        self._file = self._temporary.open("xb", buffering=0)  # a new file, never through a link
 
     def write(self, data: bytes | memoryview) -> None:
         """Append."""
@@ -204,8 +205,8 @@ class HashedFile:
 
 
 def read_event(source: Source, planned: PlannedEvent, spec: FrameSpec, scale: Scale) -> tuple[Codes, WrittenEvent]:
-    """The frames [L, C, H, W], contiguous, and the record of one event. Raises SourceError if they aren't what was
-    planned.
+    """Return the frames [L, C, H, W], contiguous, and the record of one event. Raises SourceError if they aren't what
+    was planned.
     """
     raw = source.read(planned)
     expected = (planned.length, *spec.shape)

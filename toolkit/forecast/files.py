@@ -43,7 +43,7 @@ def check_output(path: Path, overwrite: bool = False) -> None:
     if path.suffix == ".nc":
         need("h5netcdf", "cf", "writing netCDF")
     else:
-        import shards.zarr_store  # noqa: F401  raises an error without zarr 3
+        import shards.zarr_writer  # noqa: F401  raises an error without zarr 3
     if os.path.lexists(path) and not overwrite:
         raise ConfigError(f"--out {path}: exists; choose another name, or pass --overwrite")
 
