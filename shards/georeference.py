@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.errors import ManifestError, SourceError, UsageError
+from shards.fields import Fields
 
 if TYPE_CHECKING:
     from pyproj import CRS
@@ -128,20 +129,36 @@ class Grid:
         return dataclasses.asdict(self)
 
     @staticmethod
-    def from_json(data: Any, where: str) -> Grid:
-        """Read what `to_json` gave. Raises ManifestError that names `where`."""
-        try:
-            fields = dict(data)
-            fields["corners"] = tuple((float(lon), float(lat)) for lon, lat in fields["corners"])
-            fields["metres_per_pixel"] = tuple(float(number) for number in fields["metres_per_pixel"])
-            grid = Grid(**fields)
-            numbers = [float(getattr(grid, name)) for name in ("x0", "y0", "dx", "dy")]
-            sound = len(grid.corners) == 4 and len(grid.metres_per_pixel) == 2 and np.isfinite(numbers).all()
-            if not sound or 0 in numbers[2:] or min(int(grid.width), int(grid.height)) < 1:
-                raise ValueError(f"x0, y0, dx, dy = {numbers}, {grid.width} columns, {grid.height} rows")
-        except (TypeError, ValueError, KeyError) as error:
-            raise ManifestError(f"{where}: no grid ({error}); convert the archive again") from None
-        return grid
+    def from_fields(fields: Fields) -> Grid:
+        """Read what `to_json` gave. Raises ManifestError that names the key at fault."""
+        texts = (fields.take(name, str) for name in ("crs_wkt", "proj4", "unit"))
+        crs_wkt, proj4, unit = texts
+        x0, y0, dx, dy = (fields.take(name, float) for name in ("x0", "y0", "dx", "dy"))
+        width, height = (fields.take(name, int) for name in ("width", "height"))
+        corners = [_pair(corner, fields) for corner in fields.take("corners", list)]
+        metres = _pair(fields.take("metres_per_pixel", list), fields)
+        row_order = fields.one_of("row_order", (ROW_ORDER,))
+        fields.done()
+        if len(corners) != 4 or 0 in (dx, dy, width, height):
+            raise ManifestError(
+                f"{fields.where}: no grid: {len(corners)} corners, {width} x {height} pixels of {dx} x {dy}; convert "
+                "the archive again"
+            )
+        return Grid(
+            crs_wkt, proj4, unit, x0, y0, dx, dy, width, height,
+            (corners[0], corners[1], corners[2], corners[3]), metres, row_order,
+        )  # fmt: skip
+
+
+def _pair(values: object, fields: Fields) -> LonLat:
+    """Two finite numbers of a JSON list."""
+    numbers = values if isinstance(values, list) else []
+    kept = [float(n) for n in numbers if isinstance(n, (int, float)) and not isinstance(n, bool) and abs(n) < 1e30]
+    if len(kept) != 2 or len(numbers) != 2:
+        raise ManifestError(
+            f"{fields.where}: no grid: {str(values)[:60]!r} aren't two numbers; convert the archive again"
+        )
+    return kept[0], kept[1]
 
 
 def grid_of(x: npt.ArrayLike, y: npt.ArrayLike, crs: str | Mapping[str, Any], unit: str = "") -> Grid:

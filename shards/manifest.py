@@ -50,8 +50,8 @@ FORMAT_VERSION = 1
 FORMATS = ("webdataset", "zarr")
 ENCODINGS = ("raw", "zstd", "lz4")
 MANIFEST_NAME = "manifest.json"
-LARGEST_SIDE = 1 << 16  # pixels, or channels
 SHARES = ("missing", "clipped", "mask_changes")  # of a split's pixels
+LARGEST_SIDE = 1 << 16  # pixels, or channels
 GENERATOR = "modernn-toolkit shards 0.1.0"
 
 # Names that become parts of paths (splits) or of tar member names (keys; webdataset cuts a name at its first dot).
@@ -247,7 +247,7 @@ class Manifest:
             source=fields.inner("source").flat(SourceInfo),
             conversion=fields.plain("conversion"),
             files=tuple(inner.flat(FileInfo) for inner in fields.items("files")),
-            grid=_grid(fields),
+            grid=Grid.from_fields(fields.inner("grid")) if "grid" in fields.data else None,
             generator=fields.take("generator", str),
         )
         digest = fields.take("digest", str)
@@ -324,11 +324,6 @@ def _scale(fields: Fields) -> Scale:
             f"{fields.where}: max_code should be 1..255, gain not 0 and missing_code 0..255, found {scale}"
         )
     return scale
-
-
-def _grid(fields: Fields) -> Grid | None:
-    data = fields.plain("grid") if "grid" in fields.data else None
-    return None if data is None else Grid.from_json(data, f"{fields.where}: grid")
 
 
 def _split(fields: Fields, name: str) -> SplitInfo:

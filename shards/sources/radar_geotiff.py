@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import html
 import re
+import warnings
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -169,14 +171,22 @@ class _opened:
         need("rasterio.io", "geo", "reading GeoTIFF")
         self._memory: Any = None
         try:
-            if self._path.suffix.lower() in PACKED:
-                self._memory = rasterio.io.MemoryFile(content(self._path))
-                self._image = self._memory.open(driver="GTiff")
-            else:
-                self._image = rasterio.open(self._path, driver="GTiff")
+            with warnings.catch_warnings():
+                # A plain TIFF has no geokeys: then there is no grid, which is reported.
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                self._open(rasterio)
         except rasterio.errors.RasterioError as error:
             raise unreadable(self._path, error) from None
+        if len(self._image.subdatasets) > 1:
+            raise unreadable(self._path, f"{len(self._image.subdatasets)} images in one file, and one is one frame")
         return self._image, _items(self._image)
+
+    def _open(self, rasterio: ModuleType) -> None:
+        if self._path.suffix.lower() in PACKED:
+            self._memory = rasterio.io.MemoryFile(content(self._path))
+            self._image = self._memory.open(driver="GTiff")
+        else:
+            self._image = rasterio.open(self._path, driver="GTiff")
 
     def __exit__(self, *_: object) -> None:
         self._image.close()

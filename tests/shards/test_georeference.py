@@ -142,7 +142,7 @@ def test_a_manifest_with_a_damaged_grid(tmp_path: Path) -> None:
     for key, value in (("dx", 0), ("x0", "west"), ("corners", [[1, 2]]), ("more", 1), ("width", -3)):
         data = json.loads(path.read_text())
         data["grid"][key] = value
-        with pytest.raises(ManifestError, match=r"grid: no grid \(.*convert the archive again"):
+        with pytest.raises(ManifestError, match=r"grid: (no grid|x0 should|unknown keys|width should)"):
             Manifest.from_json(json.dumps(data), sealed=False)
     without = dataclasses.replace(store.manifest, grid=None)
     assert "grid" not in json.loads(without.to_json()) and Manifest.from_json(without.to_json()).grid is None
