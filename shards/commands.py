@@ -117,15 +117,6 @@ def _verify(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return BAD_DATA
-<<<<<<< HEAD
-    shares = {name: text_of(split) for name, split in Manifest.load(Path(args.path)).splits.items()}
-    if args.quick:
-        print(f"{args.path}: OK: sizes, indexes and counts match (without --quick: checksums of all frames too)")
-    else:
-        _verify_windows(args.path)
-    for name, text in shares.items():
-        if text:
-=======
     if args.quick:
         print(f"{args.path}: OK: sizes, indexes and counts match (without --quick: checksums of all frames too)")
     else:
@@ -134,15 +125,8 @@ def _verify(args: argparse.Namespace) -> int:
         print(f"{args.path}: OK: all checksums match")
     for name, split in Manifest.load(Path(args.path)).splits.items():
         if text := text_of(split):
->>>>>>> readers
             print(f"{name}: {text} of the pixels")
     return 0
-
-
-def _verify_windows(path: str) -> None:
-    for warning in overlap_warnings(open_store(path)):
-        print(f"warning: {path}: {warning}", file=sys.stderr)
-    print(f"{path}: OK: all checksums match")
 
 
 def _add_info(commands: Commands) -> None:
