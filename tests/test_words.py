@@ -62,8 +62,7 @@ NAMES = {
 }  # fmt: skip
 # Not clean yet: files and folders.
 LATER = (
-    "launch/jobs", "launch/slurm", "launch/evaluate.py", "launch/logs.py", "launch/predict.py", "launch/sweep.py",
-    "launch/train.py", "launch/sweeps/efficiency.py", "launch/sweeps/progress.py", "launch/cli", "shards",
+    "launch/jobs", "launch/slurm", "launch/sweep.py",
     "toolkit/checkpoint", "toolkit/config", "toolkit/distributed/world.py",
     "toolkit/rundir", "toolkit/signals.py", "toolkit/train",
 )  # fmt: skip
