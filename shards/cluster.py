@@ -178,8 +178,9 @@ def _by_submitit(task: tuple[Path, str, str], count: int, show: Callable[[], Non
                 job.result()
             except (FailedJobError, UncompletedJobError) as error:
                 code = 1
-                last = str(error).strip().splitlines()[-1]
-                message = f"job {job.job_id} failed, its log is {job.paths.stderr}: {last}"
+                log = job.paths.stderr  # it may go with the unfinished store
+                last = _last_line(log) if log.exists() else str(error).strip().splitlines()[-1]
+                message = f"job {job.job_id} failed, its log ends: {last}"
                 (task[0] / f"{number}.error").write_text(json.dumps({"code": 1, "message": message}), encoding="utf-8")
     finally:
         for job in submitted:

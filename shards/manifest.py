@@ -264,6 +264,8 @@ class Manifest:
         """Raise ManifestError where fields that are right by themselves can't be together."""
         if self.step_seconds is not None and not self.step_seconds > 0:
             raise ManifestError(f"{where}: step_seconds is {self.step_seconds:g}, should be above 0")
+        if self.grid is not None and (self.grid.height, self.grid.width) != self.frames.shape[1:]:
+            raise ManifestError(f"{where}: a grid of {self.grid.height}x{self.grid.width} for other frames")
         shards = [shard for split in self.splits.values() for shard in split.shards]
         tars = self.format == "webdataset"
         for shard in shards:

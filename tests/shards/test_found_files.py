@@ -317,3 +317,33 @@ def test_control_characters_are_escaped_in_errors(tmp_path):
     with pytest.raises(SourceError) as error:
         read_picture(odd, 1)
     assert "a\\nerror: all is well\\x1b[2K.png" in str(error.value)
+
+
+WITHOUT_A_NAME = """
+import os, pwd, sys
+def unknown(uid): raise KeyError(f"getpwuid(): uid not found: {uid}")
+pwd.getpwuid = unknown
+for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME"): os.environ.pop(name, None)
+from shards.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_user_without_a_name(tmp_path):
+    image_sequence(tmp_path / "in", 3)
+    words = [sys.executable, "-c", WITHOUT_A_NAME, "convert", "images", str(tmp_path / "in"), str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(30, "Read-only file system")])
+def test_a_place_that_can_not_be_written(tmp_path, monkeypatch, capsys, error):
+    image_sequence(tmp_path / "in", 3)
+
+    def refused(self, *arguments, **options):
+        raise type(error)(*error.args, str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    assert main(["convert", "images", str(tmp_path / "in"), str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and error.args[1] in said and str(tmp_path) in said

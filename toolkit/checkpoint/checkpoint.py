@@ -2,7 +2,8 @@
 
     checkpoints/step-00001000/
       weights.pt      fp32 weights by parameter name
-      moments.pt      Adam's moments by parameter name
+      moments.pt      the optimizer's moments by parameter name
+      average.pt      (train.ema) moving average of the weights
       trainer.json    step, samples consumed, best-so-far, config identity, who wrote it
       manifest.json   bytes and SHA-256 of the others, written last
     checkpoints/step-00001000.old    the one that it replaces, while that is being done
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"step-(\d{8})")
 FILES = ("weights.pt", "moments.pt", "trainer.json")
+AVERAGE = "average.pt"
 MANIFEST = "manifest.json"
 ZIP = b"PK\x03\x04"
 PATIENCE_S = 5.0  # a checkpoint that is being replaced or deleted is out of reach for an instant
@@ -54,9 +56,10 @@ class TrainState:
     """Everything the optimisation knows, whole and in fp32, on the CPU."""
 
     weights: dict[str, Tensor]
-    moments: dict[str, dict[str, Tensor]]  # parameter name -> exp_avg, exp_avg_sq; empty before the first step
+    moments: dict[str, dict[str, Tensor]]  # parameter name -> the optimizer's moments; empty before the first step
     step: int
     skipped: int = 0  # steps among them without an update; Adam has not counted those
+    average: dict[str, Tensor] | None = None  # of the weights, under `train.ema`
 
 
 @dataclass(frozen=True)
@@ -106,13 +109,22 @@ class Held:
     def open(self, name: str) -> BinaryIO:
         return open(name, "rb", opener=lambda file, flags: os.open(file, flags, dir_fd=self._folder))
 
+    def has(self, name: str) -> bool:
+        """Return whether there is such a file."""
+        try:
+            self.open(name).close()
+        except FileNotFoundError:
+            return False
+        return True
+
     def fault(self) -> str | None:
         """Why it can't be used, or None when it is whole. Raises AccessError."""
         try:
             with self.open(MANIFEST) as file:
                 text = file.read().decode()
             tree = json.loads(text)
-            expected = {name: (int(tree["files"][name]["bytes"]), str(tree["files"][name]["sha256"])) for name in FILES}
+            names = [*FILES, AVERAGE] if AVERAGE in tree["files"] else FILES
+            expected = {name: (int(tree["files"][name]["bytes"]), str(tree["files"][name]["sha256"])) for name in names}
         except FileNotFoundError:
             return f"no {MANIFEST}: it was not finished"
         except PermissionError:
@@ -276,7 +288,8 @@ def load(folder: Path, step: int, config_hash: str) -> tuple[TrainState, Progres
                 "give each run a folder of its own"
             )
         weights, moments = held.tensors("weights.pt"), held.tensors("moments.pt")
-    state = TrainState(weights, moments, record["step"], record.get("skipped", 0))
+        average = held.tensors(AVERAGE) if held.has(AVERAGE) else None
+    state = TrainState(weights, moments, record["step"], record.get("skipped", 0), average)
     return state, Progress(record["step"], record["samples"], record["best"], record["written_by"])
 
 

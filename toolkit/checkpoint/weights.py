@@ -6,10 +6,11 @@ import logging
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from shards import open_store
 from shards.manifest import FrameSpec
-from toolkit.checkpoint.checkpoint import fault_of, hold, name_of, newest, pointed, steps_in
+from toolkit.checkpoint.checkpoint import AVERAGE, fault_of, hold, name_of, newest, pointed, steps_in
 from toolkit.config import RunConfig
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel, build_model
@@ -20,6 +21,8 @@ from toolkit.shipped import command
 from toolkit.unroll import Checkpointing
 
 logger = logging.getLogger(__name__)
+
+NAMES = ("best", "last", "ema")
 
 
 def untrained_model(config: RunConfig, shape: FrameSpec) -> SequenceModel:
@@ -53,18 +56,34 @@ def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceM
     """Return a trained model in evaluation mode, in fp32, and the step of its weights (0 if there are none).
 
     Args:
-        which: `last`, `best` (the best validation score; without validation the last) or a step number.
+        which: `last`, `best` (the best validation score; without validation the last), `ema` (the moving average of
+            the weights at the last step) or a step number.
 
     Raises:
         CheckpointError: no such checkpoint, a damaged one (the newest whole one is named), or one that can't be read.
     """
     config = run.config()
     if not MODELS[config.model.name].trained:
-        if which not in ("best", "last", "0"):
+        if which not in (*NAMES, "0"):
             raise CheckpointError(f"{run.path}: {config.model.name} is not trained: there is no step {which}, only 0")
         return untrained_model(config, open_store(store_of_run(run, config)).manifest.frames).to(device).eval(), 0
+    weights, step = read_weights(run, which)
+    model = untrained_model(config, open_store(store_of_run(run, config)).manifest.frames)
+    model.load_state_dict(weights)
+    return model.to(device).eval(), step
+
+
+def read_weights(run: RunDir, which: str) -> tuple[dict[str, Tensor], int]:
+    """Return the weights of a run's checkpoint, and its step.
+
+    Args:
+        which: as in `load_model`.
+
+    Raises:
+        CheckpointError: as `load_model`; `ema` of a run without `train.ema`.
+    """
     step = _step_of(run, which)
-    given = which not in ("best", "last")
+    given = which not in NAMES
     fault = None if given and step not in steps_in(run.checkpoints) else fault_of(run.checkpoints, step)
     if fault is not None:
         whole = newest(run.checkpoints)
@@ -76,16 +95,17 @@ def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceM
             + command("train", "--run", run.path)
         )
     with hold(run.checkpoints, step) as held:
-        weights = held.tensors("weights.pt")
-    model = untrained_model(config, open_store(store_of_run(run, config)).manifest.frames)
-    model.load_state_dict(weights)
-    return model.to(device).eval(), step
+        if which == "ema" and not held.has(AVERAGE):
+            raise CheckpointError(
+                f"{held.path}: holds no moving average of the weights: set train.ema for the training"
+            )
+        return held.tensors(AVERAGE if which == "ema" else "weights.pt"), step
 
 
 def _step_of(run: RunDir, which: str) -> int:
     """Return the step of `last`, `best` or a number. A pointer to a missing checkpoint is reported and not followed."""
     folder = run.checkpoints
-    if which not in ("best", "last"):
+    if which not in NAMES:
         return int(which)
     best = pointed(folder, "best")
     if which == "best" and (folder / "best").exists():

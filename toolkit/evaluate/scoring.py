@@ -56,6 +56,17 @@ def threshold_codes(thresholds: Sequence[float], scale: Scale) -> list[int]:
     return codes
 
 
+def threshold_level(threshold: float, code: int, scale: Scale) -> float:
+    """Return a threshold in the models' unit (code / max_code), for forecasts of float32.
+
+    A threshold that is the value of a code becomes that code's own float32 image, so that a forecast which repeats an
+    observed frame has the observation's events; any other lies between two codes and is compared as it is.
+    """
+    exact = (threshold - scale.offset) / scale.gain
+    nearest = code if abs(exact - code) < 1e-6 else exact
+    return float(torch.tensor(nearest, dtype=torch.float32) / scale.max_code)
+
+
 class Compared:
     """A batch of predictions and observations, prepared for metrics by a protocol.
 
@@ -153,10 +164,8 @@ def score_batch(
 
 
 def _events(compared: Compared, codes: Tensor, threshold: float, code: int, scale: Scale) -> dict[str, Tensor]:
-    """Compute the columns of one threshold."""
-    # In float32 like the frames: a prediction that equals a code then compares like that code.
-    reached = torch.tensor(float(code), dtype=torch.float32, device=codes.device) / scale.max_code
-    forecast, event = compared.predicted >= reached, codes >= code
+    """Return a threshold's columns: the forecast is compared in the store's unit, the observation by its code."""
+    forecast, event = compared.predicted >= threshold_level(threshold, code, scale), codes >= code
     columns: dict[str, Tensor] = {}
     for side in compared.protocol.event_pools:
         table = metrics.contingency(forecast, event, compared.mask, side)

@@ -12,7 +12,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from toolkit.models.registry import MODELS, ModelOptions, StepOptions
 from toolkit.unroll import NO_CHECKPOINTING, Checkpointing, unroll
 
 State = Any  # any tree of tensors
+# The loss of predictions [B, P, C, H, W] of the last P of frames [B, T, C, H, W], over observed pixels (`Sampling`).
+Criterion: TypeAlias = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 Result = TypeVar("Result")
 
 
@@ -57,15 +59,22 @@ class Sampling:
 
     Attributes:
         teacher: bool [B, horizon - 1]; where True, a future input is the true frame instead of the model's own
-            (scheduled sampling). None: never.
+            (scheduled sampling). Of more columns the first ones are for the context's inputs but the first (reverse
+            scheduled sampling). None: the context's inputs are true frames, later ones the model's own.
         noise: source of the model's random numbers; None: the mean is taken instead.
         observed: bool [B, T, C, H, W]; False where the archive has no value: those pixels are not in the loss. None:
             every pixel has one.
+        criterion: the loss of predictions; None: `mean_square`.
     """
 
     teacher: Tensor | None = None
     noise: Noise | None = None
     observed: Tensor | None = None
+    criterion: Criterion | None = None
+
+    def loss(self, predictions: Tensor, frames: Tensor) -> Tensor:
+        """Return the loss of predictions [B, P, C, H, W] of the last P of frames [B, T, C, H, W], float32."""
+        return (self.criterion or mean_square)(predictions, frames, self.observed)
 
 
 @dataclass(frozen=True)
@@ -215,10 +224,11 @@ class StepSequence(SequenceModel):
     def forward(self, frames: Tensor, context: int, sampling: Sampling) -> Rollout:
         check_context(frames, context)
         steps = frames.shape[1] - 1
-        predictions, state = self._run(frames, steps, context, sampling)
+        known = context if sampling.teacher is None else steps - sampling.teacher.shape[1]
+        predictions, state = self._run(frames, steps, known, sampling)
         first = 0 if self.loss_frames == "all" else context - 1
-        mse = mean_square(predictions[:, first:steps], frames, sampling.observed)
-        return Rollout(predictions, {"mse": mse, **self.cell.losses(state, steps)})
+        data = sampling.loss(predictions[:, first:steps], frames)
+        return Rollout(predictions, {"data": data, **self.cell.losses(state, steps)})
 
     def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
         batch, known = context.shape[:2]

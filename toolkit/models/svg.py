@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from shards.manifest import FrameSpec
 from toolkit.errors import ConfigError
-from toolkit.models.base import Noise, Rollout, Sampling, SequenceModel, check_context, mean_square, pad_to
+from toolkit.models.base import Noise, Rollout, Sampling, SequenceModel, check_context, pad_to
 from toolkit.models.registry import SVGOptions
 
 SLOPE = 0.2
@@ -222,8 +222,7 @@ class SVG(SequenceModel):
         first = 0 if self.loss_frames == "all" else context - 1
         rollout = torch.stack(predictions, 1)[..., : frames.shape[-2], : frames.shape[-1]]
         kl = torch.stack(divergences[first:]).mean()
-        mse = mean_square(rollout[:, first:], frames, sampling.observed)
-        return Rollout(rollout, {"mse": mse, "kl": self.beta * kl})
+        return Rollout(rollout, {"data": sampling.loss(rollout[:, first:], frames), "kl": self.beta * kl})
 
     def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
         """As in `SequenceModel`. The first members of an ensemble don't depend on its size."""

@@ -85,7 +85,7 @@ def test_a_model_that_is_made_to_collapse_scores_above_the_healthy_one(seed: int
     frames = torch.from_numpy(windows.frames).float() / 255
     for _ in range(80):
         optimizer.zero_grad()
-        model(frames, 4, Sampling()).losses["mse"].backward()
+        model(frames, 4, Sampling()).losses["data"].backward()
         optimizer.step()
     for name in ("healthy", "collapsed"):
         if name == "collapsed":

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from toolkit.config_renamed import original_names, with_new_names
-from toolkit.config_sections import COSMETIC, DataConfig, EvalConfig, TrainConfig
+from toolkit.config.renamed import original_names, with_new_names
+from toolkit.config.sections import COSMETIC, DataConfig, EvalConfig, TrainConfig
+from toolkit.config.tree import read_tree, to_yaml, with_overrides
 from toolkit.errors import ConfigError
-from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options
+from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options, StepOptions
 from toolkit.shipped import command
-from toolkit.tree import read_tree, to_yaml, with_overrides
 from toolkit.wording import nearest
 
 if TYPE_CHECKING:
@@ -64,6 +64,16 @@ class RunConfig(Options):
             raise ValueError(
                 f"train.micro_batch {self.train.micro_batch} doesn't divide train.batch {self.train.batch}: "
                 "choose a divisor or leave it out"
+            )
+        if self.train.init_from.freeze and self.train.zero == 3:
+            raise ValueError(
+                "train.init_from.freeze can't be used under train.zero 3, which partitions every parameter: set "
+                "train.zero to 0, 1 or 2"
+            )
+        if self.train.sampling.kind == "reverse" and not isinstance(self.model, StepOptions):
+            raise ValueError(
+                f"train.sampling.kind reverse replaces inputs of the context, and {self.model.name} has no input but "
+                "the true context: use linear"
             )
         if self.train.tf32 and self.train.precision == "bf16":
             raise ValueError(
@@ -157,7 +167,7 @@ def make_config(tree: Mapping[str, object], origin: str) -> RunConfig:
         sweep = f"\nThis is a sweep file: {command('sweep', origin)}" * bool(
             set(tree) & {"seeds", "list", "grid", "zip", "include"}
         )
-        raise ConfigError(f"{origin}: {count}\n{lines}\nSee toolkit/config.py for every key.{sweep}") from None
+        raise ConfigError(f"{origin}: {count}\n{lines}\nSee toolkit/config/sections.py for every key.{sweep}") from None
 
 
 def _explain(fault: ErrorDetails, tree: Mapping[str, Any]) -> str:
