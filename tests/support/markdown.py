@@ -71,6 +71,8 @@ def check(command: str, root: Path) -> None:
         parse("shards", rest[2:])
     elif program == "python" and rest[:2] == ["-m", "pytest"]:
         assert all((root / word).exists() for word in rest[2:] if word.startswith("tests/")), command
+    elif program == "python" and rest[0] == "-m" and rest[1].startswith("launch."):
+        parse(rest[1].removeprefix("launch."), rest[2:])
     elif program == "python" and rest[0].startswith("launch/"):
         parse(rest[0].removesuffix(".py").removeprefix("launch/").replace("/", "."), rest[1:])
     elif program == "python" and rest[0].startswith("benchmarks/"):
