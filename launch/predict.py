@@ -101,7 +101,7 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     parser.add_argument(
         "--out",
         type=Path,
-        metavar="FILE",
+        metavar="PATH",
         help="file to write, .nc (CF netCDF) or .zarr (default: forecast-TIME.nc in the working directory)",
     )
     add_renamed(parser, "--output", "--out", "out", type=Path)

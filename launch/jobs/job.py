@@ -33,8 +33,8 @@ LOG_WAIT_S = 10.0
 logger = logging.getLogger(__name__)
 WAIT_S = 0.2  # between two looks at the run's lock
 EXAMPLES = """\
-  python launch/jobs/job.py runs/demo/modernn-seed1-1a2b3c4d             # go on with a run, here, in the foreground
-  python launch/jobs/job.py runs/demo/modernn-seed1-1a2b3c4d --ranks 2   # on two processes"""
+  python -m launch.jobs.job runs/demo/modernn-seed1-1a2b3c4d             # start or resume a run, in the foreground
+  python -m launch.jobs.job runs/demo/modernn-seed1-1a2b3c4d --ranks 2   # on two processes"""
 
 
 def job_id() -> str:
@@ -89,16 +89,16 @@ def _acquire_lock(run: RunDir, ranks: int, relay: SignalRelay, stack: contextlib
     Slurm may begin a job again that is still alive (slurmd or the network died, not the node), or the file system may
     keep a lost node's lock for a while: an earlier start of this very job is waited for, any other job is not.
     """
-    told = False
+    logged = False
     while not relay.received:
         try:
             return stack.enter_context(hold(run.path, job=job_id(), ranks=ranks, submitted=_submitted(run)))
         except RunBusyError as error:
             if not slurm.is_earlier_start(read_lock(run.path).get("job")):
                 raise
-            if not told:
+            if not logged:
                 logger.warning("%s: an earlier start of this job; waiting until it has ended", error)
-            told = True
+            logged = True
             time.sleep(WAIT_S)
     return None
 
@@ -209,8 +209,10 @@ def main(argv: Sequence[str] | None = None, scripts: Path = SCRIPTS) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = make_parser("jobs/job.py", "Train and score one run directory: what the jobs of a sweep run.", EXAMPLES)
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="made by launch/sweep.py")
+    parser = make_parser(
+        "launch.jobs.job", "Train and evaluate one run directory, as the jobs of a sweep do.", EXAMPLES
+    )
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the run directory")
     parser.add_argument("--ranks", type=positive, default=1, metavar="N", help="processes to train with (default: 1)")
     parser.add_argument("--log-files", action="store_true", help="write the output to RUN_DIR/logs instead of here")
     return parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""The code that jobs run: a copy made when they are submitted, so that editing goes on while they wait.
+"""The code that jobs run: a copy made when they are submitted, so that files can be edited while they wait.
 
 runs/<sweep>/code/<hash>/        the files, by the hash of their names and contents: equal code is kept once
   uncommitted.diff               what differed from the commit

@@ -1,6 +1,6 @@
 """Cluster profiles: slurm/profiles/NAME.yaml says what a job asks of one cluster, and what its nodes need.
 
-A profile is no part of a run's identity: the same run may go on under another one.
+A profile is no part of a run's identity: the same run may resume under another one.
 """
 
 from __future__ import annotations

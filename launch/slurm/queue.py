@@ -1,9 +1,9 @@
-"""What Slurm says of the runs of a sweep, merged with what their directories say. Does not import torch.
+"""The status of a sweep's runs from Slurm, merged with that from their directories. Does not import torch.
 
-Directories come first: they say how a training goes, and they are right where nobody can be asked. Slurm knows two
-things that they don't: who waits, and why; and how a job ended that left no word. Both are asked in one call each,
-whatever the number of runs: squeue, and sacct only when a run lacks a word. Where a call fails or takes too long, that
-is said in one line and the table is made without it.
+Directories come first: they hold the progress of a training, and they are right where no scheduler answers. Slurm
+knows two things that they don't: which jobs are pending and why; and how a job ended that left no final status. Each
+takes one call, whatever the number of runs: squeue, and sacct only when a run lacks a final status. Where a call fails
+or takes too long, one line reports it and the table is made without it.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ PATIENCE_S = 10.0
 SHARE = 20  # of the time that --watch watches, at most 1/20 is spent asking
 LONGEST_PAUSE_S = 600.0
 WORDS = {  # of squeue's reasons
-    "AssocGrpGRES": "the account has as many GPUs as it may",
-    "BeginTime": "requeued, begins again soon",
+    "AssocGrpGRES": "the account is at its GPU limit",
+    "BeginTime": "requeued, starts again soon",
     "Dependency": "another job has to end first",
-    "JobArrayTaskLimit": "as many run as --jobs allows",
+    "JobArrayTaskLimit": "limit of --jobs reached",
     "JobHeldAdmin": "held by an administrator",
     "JobHeldUser": "held; scontrol release lets it go",
     "PartitionTimeLimit": "`time` is more than the partition allows",
-    "Priority": "others come first",
-    "QOSMaxJobsPerUserLimit": "as many run as you may",
-    "ReqNodeNotAvail": "the nodes are away",
+    "Priority": "jobs of higher priority come first",
+    "QOSMaxJobsPerUserLimit": "limit of running jobs per user reached",
+    "ReqNodeNotAvail": "nodes are down, drained or reserved",
     "Resources": "waits for free nodes",
 }
 ENDS = {  # of sacct's states, those that say more than that a job is gone
@@ -77,7 +77,7 @@ def runs_of(root: Path, jobs: Sequence[QueuedJob]) -> dict[Path, QueuedJob]:
 
 @dataclass
 class Scheduler:
-    """Asked now and then; remembers what it was told, and asks more seldom where asking takes long or fails."""
+    """Queries Slurm at intervals and caches the answers; the intervals grow where a query takes long or fails."""
 
     patience_s: float = PATIENCE_S
     clock: Callable[[], float] = time.monotonic
@@ -161,9 +161,9 @@ class Scheduler:
         except SlurmError as error:
             if "disabled" in str(error) or "not on this machine" in str(error):
                 self._accounting = False
-                self.note = "no accounting on this cluster: how jobs without a last word ended is not known"
+                self.note = "no accounting on this cluster: the exit reason of jobs without a final status is unknown"
             else:
-                self.note = f"how jobs without a last word ended is not known: {first_line(error)}"
+                self.note = f"exit reason of jobs without a final status unknown: {first_line(error)}"
             return
         self._ended.update(read_ends(text))
 
@@ -222,12 +222,12 @@ def with_end(view: RunView, name: str, end: Ended) -> RunView:
     """Return the view of a run without a live process, with the end of its job."""
     if end.state == "COMPLETED":
         return view
-    text = f"job {name} ended: {end.text}; run the sweep again to go on"
+    text = f"job {name} ended: {end.text}; run the sweep again to resume"
     return dataclasses.replace(view, kind=ENDS.get(end.state, view.kind), reason=text)
 
 
 def why_waiting(job: QueuedJob) -> str:
-    """squeue's reason in its own word and in ours."""
+    """Return squeue's reason for a pending job, with an explanation."""
     word = job.reason.partition(",")[0].strip("()")
     known = next((text for key, text in WORDS.items() if word.startswith(key)), None)
     state = "" if job.state == "PENDING" else f" {job.state}"

@@ -129,8 +129,8 @@ def _total(uses: Sequence[Use], unit: str) -> list[str]:
     ]
 
 
-def _end(start: StartEvent, heard: float | None) -> float:
-    return max(start.ready, heard or start.ready)
+def _end(start: StartEvent, last_update: float | None) -> float:
+    return max(start.ready, last_update or start.ready)
 
 
 def _last_end(run: RunDir, view: RunView, start: StartEvent, now: float) -> float:

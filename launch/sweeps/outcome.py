@@ -58,13 +58,13 @@ class _Follower:
     def interrupt(self) -> None:
         """Stop the jobs at the first signal, where they depend on this command; else, and at the second, leave them."""
         if self.stopping:
-            self.board.say("left: the jobs end by themselves when their checkpoints are written")
+            self.board.log("left: the jobs end by themselves when their checkpoints are written")
             raise KeyboardInterrupt
         if not self.submitter.interrupt():
-            self.board.say("left: the jobs continue without this command")
+            self.board.log("left: the jobs continue without this command")
             raise KeyboardInterrupt
         self.stopping = True
-        self.board.say("stopping: the running jobs write a checkpoint and end; once more (Ctrl-C) to leave them to it")
+        self.board.log("stopping: the running jobs write a checkpoint and end; once more (Ctrl-C) to leave them to it")
 
     def views(self, items: Sequence[Item]) -> list[RunView]:
         """Return the current status of each run."""

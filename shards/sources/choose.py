@@ -18,7 +18,7 @@ _SWISS = re.compile(r"[A-Z]{3}\d{9}[0-9A-Z]{1,2}_\d+\.\d{3}\.gif", re.IGNORECASE
 
 
 def resolve(
-    argv: Sequence[str], sources: Mapping[str, SourceEntry], say: Callable[[str], None]
+    argv: Sequence[str], sources: Mapping[str, SourceEntry], report: Callable[[str], None]
 ) -> tuple[dict[str, SourceEntry], list[str]]:
     """Return the sources that the command line should offer, and the command line itself with `convert auto INPUT`
     replaced by what INPUT looks like. Raises ShardErrors.
@@ -30,7 +30,7 @@ def resolve(
         entries[words[1]] = custom_entry(Path(words[1]))
     elif words[1] == AUTO and len(words) > 2 and not words[2].startswith("-"):
         name, why = guess(Path(words[2]), sources)
-        say(f"{words[2]} looks like {name}: {why}")
+        report(f"{words[2]} looks like {name}: {why}")
         words[1] = name
     return entries, words
 
