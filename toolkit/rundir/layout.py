@@ -1,4 +1,4 @@
-"""A run directory: everything about one run, and the only thing a job needs to be told. Does not import torch.
+"""A run directory: everything about one run, and the only argument a job receives. Does not import torch.
 
     runs/<sweep>/<name>-<hash8>/
       config.yaml  env.json            resolved config; versions, git state, command, what it was trained on
@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A file of eval/ or analysis/. Raises ToolkitError where it can't be read."""
+    """Return a file of eval/ or analysis/. Raises ToolkitError where it can't be read."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
@@ -100,7 +100,7 @@ class RunDir:
         return self.path / "analysis"
 
     def config(self) -> RunConfig:
-        """The run's resolved config.
+        """Return the run's resolved config.
 
         Raises:
             ConfigError: when the folder holds none, or one that can't be used.
@@ -208,22 +208,22 @@ class RunDir:
         return next((cause for cause in reversed(causes) if cause), "no reason was recorded")
 
     def scores(self) -> dict[str, Path]:
-        """Evaluation results by name, for example {'test-best': .../eval/test-best.json}."""
+        """Return evaluation results by name, for example {'test-best': .../eval/test-best.json}."""
         return {path.stem: path for path in sorted(self.eval.glob("*-*.json"))}
 
 
 def differences(there: RunConfig, asked: RunConfig, limit: int = 4) -> str:
-    """What sets two runs apart, for a message: `train.steps is 200 there, 8 here`."""
+    """Return what sets two runs apart, for a message: `train.steps is 200 there, 8 here`."""
     one, two = flatten(there.identity()), flatten(asked.identity())  # without what is at its default
     keys = sorted(key for key in {*one, *two} if one.get(key) != two.get(key))
     one, two = flatten(there.model_dump(mode="json")), flatten(asked.model_dump(mode="json"))
-    said = [[json.dumps(flat[key]) if key in flat else "absent" for flat in (one, two)] for key in keys[:limit]]
-    shown = [f"{key} is {mine} there, {other} here" for key, (mine, other) in zip(keys, said, strict=False)]
+    pairs = [[json.dumps(flat[key]) if key in flat else "absent" for flat in (one, two)] for key in keys[:limit]]
+    shown = [f"{key} is {mine} there, {other} here" for key, (mine, other) in zip(keys, pairs, strict=False)]
     return "; ".join(shown + [f"and {len(keys) - limit} keys more"] * (len(keys) > limit))
 
 
 def environment() -> dict[str, object]:
-    """What made this run: versions, host, command, working directory and the state of the git checkout."""
+    """Return what made this run: versions, host, command, working directory and the state of the git checkout."""
     return {
         "created": timestamp(),
         "command": sys.argv,
