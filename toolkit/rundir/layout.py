@@ -170,7 +170,7 @@ class RunDir:
         return self._write("state.json", json.dumps(kept, indent=1) + "\n")
 
     def _write(self, name: str, text: str) -> bool:
-        """Replace one of the files that tell about a run; a disk that refuses it ends no run, and is logged."""
+        """Replace a status file of the run; a disk that refuses it is logged and ends no run."""
         try:
             write_atomic(self.path / name, text)
         except OSError as error:
@@ -185,7 +185,7 @@ class RunDir:
         append_event(self.path, "done", exit_code=EXIT_OK)
 
     def mark_failed(self, reason: str, code: int | None = None) -> None:
-        """Mark the run as failed, until its next start. The exit code tells kinds of failure apart."""
+        """Mark the run as failed, until its next start. The exit code distinguishes kinds of failure."""
         known = f"\nexit code {code} ({EXIT_MEANING.get(code, 'unknown')})" if code is not None else ""
         append_event(self.path, "fail", cause=reason.rstrip(), exit_code=code)
         self._write("FAILED", reason.rstrip() + known + "\n")
@@ -198,7 +198,7 @@ class RunDir:
         return (self.path / "DONE").is_file()
 
     def failure(self) -> str | None:
-        """Return why the run failed, or None. Of an empty marker (a full disk) the last event tells."""
+        """Return why the run failed, or None. Where the marker is empty (a full disk), the last event is used."""
         marker = self.path / "FAILED"
         if not marker.is_file():
             return None

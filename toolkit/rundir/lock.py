@@ -1,10 +1,10 @@
-"""One live job or training per run directory: a lock on `<run>/job.lock`, which also says who holds it.
+"""One live job or training per run directory: a lock on `<run>/job.lock`, which also records who holds it.
 
 The lock is the kernel's (`flock`), so it can't go stale: it is free the moment the last process that holds it is gone,
 however it went. A job passes the open file on to the ranks it starts; should the job itself be killed, the run still
 counts as live until its ranks have ended too. A training takes the lock itself, unless the job that started it has it:
 it knows its own job by a token, which is in the record and in the environment, so that ranks on other nodes know it
-too. The file stays behind and tells about the last job.
+too. The file remains, with the record of the last job.
 
 A lock can be had though somebody works on the run: its file was deleted (a purge of scratch space), or the file system
 grants locks per host. Two things guard against that. Who takes a lock whose record doesn't say that its job has ended
@@ -65,7 +65,7 @@ class HeldLock:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return what tells a child process that its job has the lock."""
+        """Return the variable by which a child process knows that its job has the lock."""
         return {TOKEN_VARIABLE: str(self.record["token"])}
 
     def note(self, **values: object) -> None:

@@ -55,7 +55,7 @@ class RunView:
 
     @property
     def label(self) -> str:
-        """The state in a word for people."""
+        """The state as shown in tables: the kind where there is one."""
         return self.kind or self.state
 
     @property

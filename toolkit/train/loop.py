@@ -52,7 +52,9 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
         PeerError: another rank failed or died.
     """
     config = run.config()
-    name = world.broadcast(secrets.token_hex(4))  # tells this training's heartbeats from those of one that was given up
+    name = world.broadcast(
+        secrets.token_hex(4)
+    )  # sets its heartbeats apart from those of an abandoned training
     with Watchdog(run, world.rank, world.world_size, config.train.watchdog, name) as watchdog:
         try:
             data = open_data(config)
@@ -147,7 +149,7 @@ class Training:
 
     def __exit__(self, *error: object) -> None:
         # Readers end when nothing refers to their batches: at once, for this object is part of a cycle (`loss`), and at
-        # the interpreter's end they would be waited for without having been told.
+        # the interpreter's end they would be waited for without having been stopped.
         del self.batches
         if self.profiler:
             self.profiler.close()
