@@ -47,7 +47,7 @@ class StartEvent:
     batch: int  # sequences per step
     began: float  # the job, or the training by hand
     ready: float  # all is loaded, the first step can begin
-    step: int  # it goes on from
+    step: int  # that it resumes from
     submitted: float | None  # when it entered the queue; None: not known, or it was requeued
     last_step: int | None  # how far the start before had come
     last_time: float | None  # and when it was last heard of

@@ -1,15 +1,16 @@
-"""One live job or training per run directory: a lock on `<run>/job.lock`, which also says who holds it.
+"""One live job or training per run directory: a lock on `<run>/job.lock`, which also records who holds it.
 
 The lock is the kernel's (`flock`), so it can't go stale: it is free the moment the last process that holds it is gone,
 however it went. A job passes the open file on to the ranks it starts; should the job itself be killed, the run still
 counts as live until its ranks have ended too. A training takes the lock itself, unless the job that started it has it:
 it knows its own job by a token, which is in the record and in the environment, so that ranks on other nodes know it
-too. The file stays behind and tells about the last job.
+too. The file remains, with the record of the last job.
 
 A lock can be had though somebody works on the run: its file was deleted (a purge of scratch space), or the file system
 grants locks per host. Two things guard against that. Who takes a lock whose record doesn't say that its job has ended
 watches the heartbeats first, by its own clock (`_refuse_live_ranks`). And who holds it compares the file with its path
-every few seconds (`check_lock`): a deleted file is made and locked anew, and where somebody else has that, it ends.
+every few seconds (`check_lock`): a deleted file is created and locked again, and the process ends if somebody else has
+locked that.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class HeldLock:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What tells a child process that its job has the lock."""
+        """Return the variable by which a child process knows that its job has the lock."""
         return {TOKEN_VARIABLE: str(self.record["token"])}
 
     def note(self, **values: object) -> None:
@@ -79,14 +80,14 @@ class HeldLock:
             logger.warning("%s: can't be written (%s)", self.run / LOCK_NAME, error.strerror)
 
     def check(self) -> None:
-        """Hold the lock still: make a deleted file anew, and mend its record.
+        """Check that the lock is still ours: create and lock a deleted file again, and repair its record.
 
         Raises:
             RunBusyError: somebody else has the file that is there now.
         """
         path = self.run / LOCK_NAME
         if not _is_at(self.fd, path):
-            logger.warning("%s: was deleted or replaced while this job held it; it is locked anew", path)
+            logger.warning("%s: was deleted or replaced while this job held it; it is locked again", path)
             fd = _open(path)
             if not lock_file(fd):
                 os.close(fd)
@@ -95,7 +96,7 @@ class HeldLock:
             os.close(fd)
             self.note()
         elif read_lock(self.run).get("token") != self.record["token"]:
-            logger.warning("%s: was damaged; its record is written anew", path)
+            logger.warning("%s: was damaged; its record is written again", path)
             self.note()
 
     def release(self) -> None:
@@ -124,7 +125,7 @@ def hold(run: Path, **values: object) -> Iterator[HeldLock]:
 
 
 def claim(run: Path, **values: object) -> HeldLock | None:
-    """The run's lock for a training, until it is released; None when the job that started this process holds it.
+    """Return the run's lock for a training, until it is released; None when the job that started this process holds it.
 
     Raises:
         RunBusyError, ToolkitError: as `hold`.
@@ -189,7 +190,7 @@ def _is_at(fd: int, path: Path) -> bool:
 
 
 def _lock(fd: int, run: Path, token: str | None) -> bool:
-    """True: it is ours now. False: the job of this token has it."""
+    """Return True: it is ours now, or False: the job of this token has it."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -240,7 +241,7 @@ def _busy(run: Path, why: str = "") -> RunBusyError:
 
 
 def holder(run: Path) -> dict[str, Any] | None:
-    """The record of the live job of this run, or None when no job is live. Never blocks."""
+    """Return the record of the live job of this run, or None when no job is live. Never blocks."""
     try:
         fd = os.open(run / LOCK_NAME, os.O_RDONLY | os.O_NONBLOCK)  # of a pipe of that name, too
     except OSError:
@@ -274,6 +275,6 @@ def has_open(pid: int, file: Path) -> bool:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """Who holds the lock, for people."""
+    """Return who holds the lock, for a message."""
     job, pid, host = record.get("job", "another job"), record.get("pid", "?"), record.get("host", "?")
     return f"job {job} (process {pid} on {host}) is working on this run"
