@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli.parser import as_typed, make_parser, positive, run_script
-from launch.jobs.local import DebugSubmitter, LocalSubmitter, Machine
+from launch.jobs.local import DebugSubmitter, LocalSubmitter
+from launch.jobs.machine import Machine
 from launch.jobs.submitter import Job, JobCommand, Submitter, job_command, run_concurrently
-from launch.slurm.profile import read_profile
+from launch.slurm.profile import as_pack, read_profile
 from launch.slurm.script import Shape
 from launch.slurm.submitter import SlurmSubmitter
 from launch.sweeps.cancel import cancel
@@ -92,12 +93,13 @@ def _submit(
 def _submitter(options: argparse.Namespace, root: Path, command: JobCommand) -> Submitter:
     if options.cluster == "slurm":
         profile = read_profile(options.profile)
-        shape = Shape.of(profile, options.nodes, options.gpus_per_node, options.ranks)
+        shape = Shape.of(profile, options.nodes, options.gpus_per_node, options.ranks, options.pack)
         return SlurmSubmitter(root, profile, shape, options.jobs, command)
     ranks = options.ranks or 1
     if options.cluster == "debug":
         return DebugSubmitter(ranks, command)
-    return LocalSubmitter(ranks, options.jobs or Machine.here().jobs(ranks), command)
+    together = None if options.pack == "auto" else options.pack and int(options.pack)
+    return LocalSubmitter(ranks, options.jobs or together or Machine.here().jobs(ranks), command)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -116,6 +118,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--jobs", type=positive, metavar="N", help="runs at a time (default: local GPUs or cores / ranks)"
+    )
+    parser.add_argument(
+        "--pack",
+        type=_pack,
+        metavar="N",
+        help="runs side by side in a job, sharing out its GPUs; auto: as many as it has GPUs for (local: as --jobs)",
     )
     parser.add_argument(
         "--ranks", type=positive, metavar="N", help="processes per run (default: 1; slurm: one for each GPU)"
@@ -138,8 +146,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     cluster.add_argument("--wait", action="store_true", help="stay, and follow the jobs to their end")
     options = parser.parse_args(arguments)
-    if options.cluster == "debug" and options.jobs:
-        parser.error("--cluster debug runs one job at a time; leave --jobs out")
+    if options.cluster == "debug" and (options.jobs or options.pack):
+        parser.error("--cluster debug runs one job at a time; leave --jobs and --pack out")
+    if (
+        options.cluster == "local"
+        and options.pack not in (None, "auto")
+        and options.jobs not in (None, int(options.pack))
+    ):
+        parser.error(f"--jobs {options.jobs} and --pack {options.pack} both say how many runs go on here; give one")
     for name in ("profile", "nodes", "gpus_per_node", "wait"):
         if options.cluster != "slurm" and getattr(options, name) not in (None, False):
             parser.error(f"--{name.replace('_', '-')} goes with --cluster slurm")
@@ -152,6 +166,13 @@ def _kinds(text: str) -> tuple[str, ...]:
         if kind not in RETRY:
             raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(RETRY)}")
     return kinds
+
+
+def _pack(text: str) -> str:
+    try:
+        return as_pack(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
 
 def _count(text: str) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 JOB_SCRIPT = Path(__file__).resolve().parent / "job.py"
+ENDING = "COMPLETING"  # a job of a queue that ends at this moment
 WRITERS = 16
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,10 +53,10 @@ JobCommand = Callable[[Path, int, bool], list[str]]
 """(run directory, ranks, output to log files?) -> the command of its job."""
 
 
-def job_command(run: Path, ranks: int, log_files: bool) -> list[str]:
+def job_command(run: Path, ranks: int, log_files: bool, script: Path = JOB_SCRIPT) -> list[str]:
     """Return the command that a job runs, the same on every cluster."""
     flags = ["--log-files"] if log_files else []
-    return [sys.executable, str(JOB_SCRIPT), str(run), "--ranks", str(ranks), *flags]
+    return [sys.executable, str(script), str(run), "--ranks", str(ranks), *flags]
 
 
 class Submitter(ABC):

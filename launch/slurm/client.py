@@ -60,6 +60,7 @@ class QueuedJob:
     comment: str
     reason: str = ""  # why it waits
     nodes: str = ""
+    packed: bool = False  # it runs several runs
 
     @property
     def index(self) -> int:

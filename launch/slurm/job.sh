@@ -1,10 +1,11 @@
 # What the text of every job does around its step; `<run>/submit.sbatch` (script.py) sources it from the snapshot of the
 # code, after it has set run, code, home, python, max_restarts, signal_s and exclude, and defined
 #   prepare   what is done before the step: modules, the profile's own lines, variables
-#   run_step  the step: srun of launch/jobs/job.py, once per rank
+#   run_step  the step: srun of launch/jobs/job.py, once per rank, or of launch/jobs/pack.py, once: then `run` is the
+#             folder of the submission
 #
 # - causes.py says which signals Slurm sends, and finds why, and what nodes were lost; where no Python starts it, jobs
-#   stop and requeue all the same. Every restart leaves a line in restarts.tsv (launch/jobs/restarts.py).
+#   stop and requeue all the same. Every restart leaves a line in restarts.tsv (toolkit/rundir/events.py).
 # - Only a job that Slurm calls running, and by the number of this start, is requeued from here: one that was cancelled
 #   must not come back, and one that was preempted or has lost a node is in the queue already.
 # - A start that Slurm has given up may be alive, where only slurmd died or the network did. Once the next start has
@@ -14,14 +15,13 @@ UNKNOWN="cause unknown: no Python on this node could look for it"
 REQUEUE=3 BUSY=7 # exit codes (toolkit/errors.py)
 is_stop() { [[ $1 == @(3|138|140|143) ]]; } # 128 + n: signal n ended tasks while Python was starting: nothing to save
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
-restart=${SLURM_RESTART_COUNT:-0}
-log=$run/logs/${job}_${restart}_batch.log
-next=$run/logs/${job}_$((restart + 1))_batch.log
-gone='' nodes='' lost='' why='' step='' said='' asked=''
+failed=$run/FAILED && [ ! -e "$run/pack.json" ] || failed=$run/logs/$job.failed
+restart=${SLURM_RESTART_COUNT:-0} log=$run/logs/${job}_${restart}_batch.log
+next=$run/logs/${job}_$((restart + 1))_batch.log gone='' nodes='' lost='' why='' step='' said='' asked=''
 tell() { echo "$(date '+%F %T') $*"; }
 told() { said=$1 && tell "told to stop: $1"; }
 about() { scontrol --oneliner show job "$job"; } # an array's task by its number: the plain id may be the whole array's
-fail() { echo "error: $*" >&2; [ ! -w "$run" ] || echo "job $job: $*" >"$run/FAILED"; exit 2; }
+fail() { echo "error: $*" >&2; [ ! -w "$run" ] || echo "job $job: $*" >"$failed"; exit 2; }
 causes() ( # prints causes.py's answer to question $1, by the run's Python or, where only a container has that, another
   trap '' TERM
   cd "$code" && for program in "$python" python3; do
@@ -56,7 +56,7 @@ no_step() { # whether srun has started nothing: a controller that is away, or st
 leave_to_next() { [ ! -e "$next" ] || { tell "Slurm has begun this job again: left to that start"; exit $REQUEUE; }; }
 
 # --- it begins
-[ -r "$run/config.yaml" ] || fail "node $(hostname) can't see $run: put runs where all nodes can (--runs DIR)"
+[ -r "$run" ] || fail "node $(hostname) can't see $run: put runs where all nodes can (--runs DIR)"
 mkdir -p "$run/logs"
 exec >>"$log" 2>&1
 tell "job $job, start $((restart + 1)), on $SLURM_JOB_NODELIST"
@@ -69,7 +69,7 @@ if ((restart > 0)); then
   ((restart <= max_restarts)) || exit $REQUEUE
 fi
 cd "$home" || fail "node $(hostname) can't see $home, where the run was submitted"
-rm -f "$run/FAILED"
+rm -f "$failed"
 [ -z "$(causes revisited)" ] || { told "on a node that this run has lost lately" && again; }
 # --- the step
 said=
@@ -89,14 +89,14 @@ done
 # --- it ends
 leave_to_next
 ((result != 0 && result != BUSY)) || exit $result # done; or another job has the run
-if ! is_stop $result || [ -e "$run/FAILED" ]; then
+if ! is_stop $result || [ -e "$failed" ]; then
   # Ranks see the loss of a node long before Slurm does, and fail of it. That is no failure of the run.
   gone=$(causes lost) state=$(about 2>/dev/null)
   if [ -z "$gone" ] && ! no_step && [[ -z $state || $state == *" Restarts=$restart "* ]]; then
-    [ -e "$run/FAILED" ] || echo "job $job: srun returned $result; see $log" >"$run/FAILED"
+    [ -e "$failed" ] || echo "job $job: srun returned $result; see $log" >"$failed"
     exit $result
   fi
-  rm -f "$run/FAILED"
+  rm -f "$failed"
   no_step && said="no step could be started"
   [ -z "$gone" ] || said="lost $gone"
   told "${said:-$(causes step)}"

@@ -35,6 +35,13 @@ def _lines(value: object) -> object:
 Lines = Annotated[tuple[str, ...], BeforeValidator(_lines)]
 
 
+def as_pack(text: str) -> str:
+    """Check a number of runs in a job. Raises ValueError."""
+    if text != "auto" and not re.fullmatch(r"[1-9]\d*", text):
+        raise ValueError("write a number of runs, or auto")
+    return text
+
+
 class Profile(Options):
     """One cluster. Every key may be left out; what is left out is the cluster's own default."""
 
@@ -47,6 +54,7 @@ class Profile(Options):
     mem: str | None = Field(None, description="memory per node, for example 64G; 0: all of it")
     nodes: int = Field(1, ge=1, description="nodes per run")
     gpus_per_node: int = Field(1, ge=0, description="GPUs per node, one rank for each; 0: ranks on CPUs")
+    pack: str | None = Field(None, description="runs side by side in a job on one node; auto: as its GPUs allow")
     gpu_type: str | None = Field(None, description="for example h100")
     cpus_per_task: int = Field(4, ge=1, description="CPUs per rank: one for the step, the rest for readers")
     modules: Lines = Field((), description="loaded on the node, in this order")
@@ -66,6 +74,11 @@ class Profile(Options):
         if value is not None and not re.fullmatch(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}", value):
             raise ValueError("write minutes, HH:MM:SS or D-HH:MM:SS")
         return value
+
+    @field_validator("pack")
+    @classmethod
+    def _is_pack(cls, value: str | None) -> str | None:
+        return value if value is None else as_pack(value)
 
     @field_validator("env")
     @classmethod

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.cli.table import render
-from launch.jobs.submitter import QueueEntry, Submitter
+from launch.jobs.submitter import ENDING, QueueEntry, Submitter
 from launch.sweeps.resources import SUMMARY, hours_of, summary
 from launch.sweeps.spec import PlannedRun, SweepPlan
 from toolkit.errors import ConfigError
@@ -84,6 +84,8 @@ def collect_status(
     for planned, run in zip(plan.runs, place(root, plan), strict=True):
         view = read_status(run, planned.name, planned.config.eval.split)
         job = (queued or {}).get(run.path.resolve()) if view.state != "done" else None
+        if job is not None and job.state == ENDING:
+            job = None  # no work is to come of it; what is submitted now waits until it is gone
         todo = view.state in wanted or (view.state == "failed" and is_retried(view, retry))
         items.append(Item(planned, run, view, todo and job is None, job))
     return items

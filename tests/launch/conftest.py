@@ -28,6 +28,7 @@ steps = int(re.search(r"^  steps: (\\d+)$", config, re.M)[1])
 fake = (re.search(r"fake: (\\S+)", config) or ["", ""])[1]
 with open(run / "starts", "a") as file:
     file.write(f"{os.getpid()} {os.environ.get('RANK', 'alone')}\\n")
+(run / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
 checkpoint = run / "checkpoint"
 step = int(checkpoint.read_text()) if checkpoint.exists() else 0
 state = {"phase": "training", "steps": steps, "host": socket.gethostname(), "pid": os.getpid(), "seq_per_s": 9.0}

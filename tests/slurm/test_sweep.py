@@ -71,7 +71,7 @@ def test_what_is_in_the_queue_is_not_submitted_again(site: Site) -> None:
     assert len(re.findall(r"wait: job \d+_\d is in the queue \(PENDING\)", output)) == 3
     assert len(site.cluster.queue()) == 3
     site.fakes.sweep_file("base: base.yaml\nseeds: 4\n")  # the sweep grows: only the new one goes
-    assert "submitted 1 runs as job" in site.sweep()[1]
+    assert "submitted 1 run as job" in site.sweep()[1]
     assert len(site.cluster.queue()) >= 3
 
 

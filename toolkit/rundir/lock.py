@@ -26,6 +26,7 @@ from toolkit.rundir.heartbeat import BEAT_S, beats_of
 
 LOCK_NAME = "job.lock"
 TOKEN_VARIABLE = "MODERNN_JOB_TOKEN"  # noqa: S105  names the job, is no secret
+FD_VARIABLE = "MODERNN_LOCK_FD"  # an open file that holds the lock already, for the job that is started with it
 PATIENCE_S = 1.0  # someone who merely looks (`holder`) has the lock for an instant
 FAR_PATIENCE_S = 5 * BEAT_S
 
@@ -95,7 +96,8 @@ def claim(run: Path, **values: object) -> HeldLock | None:
 
 
 def _acquire(run: Path, values: dict[str, object], token: str | None) -> HeldLock | None:
-    fd = os.open(run / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    inherited = _inherited(run)
+    fd = os.open(run / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644) if inherited is None else inherited
     try:
         if not _lock(fd, run, token):
             os.close(fd)
@@ -108,6 +110,29 @@ def _acquire(run: Path, values: dict[str, object], token: str | None) -> HeldLoc
         os.close(fd)
         raise
     return lock
+
+
+def lock_for_child(run: Path) -> int | None:
+    """Return an open file that holds the run's lock, for a child that is given it by FD_VARIABLE; None if it is held.
+
+    Never waits. The caller closes its own copy when the child has started: the lock is then the child's alone.
+    """
+    fd = os.open(run / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _inherited(run: Path) -> int | None:
+    """Return the open file of `lock_for_child`, once; None without one, or where it is another run's."""
+    fd = int(os.environ.pop(FD_VARIABLE, "-1"))
+    try:
+        return fd if fd >= 0 and os.path.samestat(os.fstat(fd), os.stat(run / LOCK_NAME)) else None
+    except OSError:
+        return None
 
 
 def _lock(fd: int, run: Path, token: str | None) -> bool:
