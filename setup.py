@@ -72,7 +72,10 @@ setup(
         "launch.slurm": ["job.sh"],
         **{name: ["*.yaml", "**/*.yaml"] for name in SHIPPED},
     },
-    entry_points={"console_scripts": ["toolkit = launch.cli.console:console"]},
+    entry_points={
+        "console_scripts": ["toolkit = launch.cli.console:console"],
+        "shards.clusters": ["slurm = launch.slurm.array"],  # the job layer of conversions
+    },
     install_requires=INSTALL,
     extras_require={
         **ARCHIVES,

@@ -56,15 +56,18 @@ def prepare(options: argparse.Namespace, form: str) -> tuple[Any, Any, Any]:
 
     from benchmarks.plain import plain_model
     from shards.manifest import FrameSpec
+    from toolkit.checkpoint.weights import untrained_model
     from toolkit.config import make_config
-    from toolkit.models.base import Noise, Sampling, StepSequence, build_model
+    from toolkit.models.base import Noise, Sampling, StepSequence
 
     kind, precision, *policy = form.split()
     device = torch.device(options.device)
     torch.manual_seed(0)
     tree = {"name": options.model, "layers": options.layers, "hidden": options.hidden}
-    config = make_config({"model": tree, "train": {"checkpointing": policy[0] if policy else "none"}}, "benchmark")
-    master = build_model(config, FrameSpec(1, options.size, options.size))
+    config = make_config(
+        {"model": tree, "train": {"activation_checkpointing": {"policy": policy[0] if policy else "none"}}}, "benchmark"
+    )
+    master = untrained_model(config, FrameSpec(1, options.size, options.size))
     assert isinstance(master, StepSequence)
     if kind == "plain":
         master = plain_model(master)
@@ -80,7 +83,7 @@ def prepare(options: argparse.Namespace, form: str) -> tuple[Any, Any, Any]:
     adam = torch.optim.Adam(master.parameters(), lr=3e-4, fused=True)
     model = master
     if precision == "bf16":  # as DeepSpeed trains: the passes in bf16, the weights and Adam in fp32
-        model = build_model(config, FrameSpec(1, options.size, options.size)).to(device, torch.bfloat16)
+        model = untrained_model(config, FrameSpec(1, options.size, options.size)).to(device, torch.bfloat16)
     if options.compile != "none" and kind == "ours":
         model.cell.compile()
 
@@ -192,7 +195,8 @@ def gigaflop(options: argparse.Namespace) -> float:
     model = {"name": options.model, "layers": options.layers, "hidden": options.hidden}
     context = options.frames // 2
     data = {"context": context, "horizon": options.frames - context}
-    return 6 * count_macs(make_config({"model": model, "data": data}, "benchmark"), frame(options)) / 1e9
+    config = make_config({"model": model, "data": data}, "benchmark")
+    return 6 * count_macs(config.model, frame(options), config.data.context, config.data.horizon) / 1e9
 
 
 def frame(options: argparse.Namespace) -> Any:
@@ -208,8 +212,8 @@ def child(options: argparse.Namespace, task: str, model: str, form: str = "") ->
 
 
 def run_child(text: str) -> None:
-    from toolkit.config import TrainConfig
-    from toolkit.device import set_arithmetic
+    from toolkit.config_sections import TrainConfig
+    from toolkit.distributed.device import set_arithmetic
 
     set_arithmetic(TrainConfig())  # fp32 is fp32 on a GPU too, in every form and in the roof
     options = argparse.Namespace(**json.loads(text))

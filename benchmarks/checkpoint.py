@@ -28,14 +28,14 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.report import device, table, timed, write_report  # noqa: E402
 from shards.manifest import FrameSpec  # noqa: E402
-from toolkit import distributed  # noqa: E402
+from toolkit.checkpoint.checkpoint import Progress  # noqa: E402
+from toolkit.checkpoint.saver import Saver  # noqa: E402
+from toolkit.checkpoint.weights import untrained_model  # noqa: E402
 from toolkit.config import RunConfig, make_config  # noqa: E402
 from toolkit.data.batches import Batch  # noqa: E402
-from toolkit.distributed import World  # noqa: E402
-from toolkit.models.base import Sampling, build_model  # noqa: E402
+from toolkit.distributed.world import World, init_world  # noqa: E402
+from toolkit.models.base import Sampling  # noqa: E402
 from toolkit.train.build import build_engine  # noqa: E402
-from toolkit.train.checkpoint import Progress  # noqa: E402
-from toolkit.train.saver import Saver  # noqa: E402
 
 KINDS = ("none", "sync", "async")
 TARGET = 0.05  # of the training time
@@ -45,7 +45,7 @@ class Bench:
     """One model in training, with a saver of each kind."""
 
     def __init__(self, config: RunConfig, frames: int, folder: Path, world: World) -> None:
-        self.engine = build_engine(build_model(config, FrameSpec(1, 64, 64)), config, world, None)
+        self.engine = build_engine(untrained_model(config, FrameSpec(1, 64, 64)), config, world, None)
         shape = (config.train.batch, frames, 1, 64, 64)
         generator = torch.Generator().manual_seed(0)
         codes = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -54,7 +54,9 @@ class Bench:
         self.savers = {
             kind: Saver(
                 folder / kind,
-                config.train.model_copy(update={"async_checkpoint": kind == "async"}),
+                config.train.model_copy(
+                    update={"checkpoint": config.train.checkpoint.model_copy(update={"async_save": kind == "async"})}
+                ),
                 config.hash8(),
                 lambda text: None,
             )
@@ -91,7 +93,7 @@ def measure(hidden: int, options: argparse.Namespace, folder: Path, world: World
     """One row: a model of this width."""
     tree = {
         "model": {"name": "modernn", "hidden": hidden},
-        "train": {"batch": options.batch, "checkpoint_every": options.every, "graph": "off"},
+        "train": {"batch": options.batch, "checkpoint": {"every": options.every}, "graph": "off"},
     }
     bench = Bench(make_config(tree, "benchmark"), options.frames, folder, world)
     bench.block("none", 2)
@@ -155,12 +157,12 @@ def main() -> int:
     parser.add_argument("--hidden", default="64,192", help="widths of ModeRNN's four layers (default 64,192)")
     parser.add_argument("--batch", type=int, default=1, help="sequences per step (default 1)")
     parser.add_argument("--frames", type=int, default=6, help="per sequence (default 6)")
-    parser.add_argument("--every", type=int, default=2000, help="train.checkpoint_every of the shares (default 2000)")
+    parser.add_argument("--every", type=int, default=2000, help="train.checkpoint.every of the shares (default 2000)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", type=Path, help="where to write checkpoints (default: a temporary folder)")
     parser.add_argument("--out", type=Path, help="where to write the report (default: beside this file)")
     options = parser.parse_args()
-    world = distributed.init(group=True)
+    world = init_world(group=True)
     rows = []
     print(f"{device(torch.cuda.is_available())}\n", flush=True)
     for hidden in map(int, options.hidden.split(",")):

@@ -41,10 +41,10 @@ def environment(job: Job) -> None:
         )
     _ceilings(job, rows)
     with rows.trying(what="import deepspeed, join a process group") as row:
-        from toolkit import distributed
+        from toolkit.distributed.world import init_world
         from toolkit.train.deepspeed_settings import import_deepspeed
 
-        world = distributed.init(group=True)
+        world = init_world(group=True)
         import_deepspeed(world)
         row["device"] = str(world.device)
     for what in ("first collective", "second collective"):
@@ -189,7 +189,7 @@ def gradient(config: Any, size: int, batch: int, device: str, dtype: Any) -> tup
     from toolkit.models.base import Sampling, build_model
 
     torch.manual_seed(0)
-    model = build_model(config, FrameSpec(1, size, size)).to(device, dtype)
+    model = build_model(config.model, FrameSpec(1, size, size)).to(device, dtype)
     context, horizon = config.data.context, config.data.horizon
     generator = torch.Generator().manual_seed(1)
     frames = torch.rand(batch, context + horizon, 1, size, size, generator=generator)

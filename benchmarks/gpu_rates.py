@@ -68,15 +68,15 @@ def trainer(job: Job, config: Any, size: int) -> Callable[[], object]:
     import torch
 
     from shards.manifest import FrameSpec, Scale
-    from toolkit import distributed
+    from toolkit.checkpoint.weights import untrained_model
     from toolkit.data.batches import Batch
-    from toolkit.models.base import build_model
+    from toolkit.distributed.world import init_world
     from toolkit.train.build import build_engine
     from toolkit.train.loss import TrainingLoss
 
-    world = distributed.init(config.train, group=True)
+    world = init_world(config.train, group=True)
     torch.manual_seed(0)
-    model = build_model(config, FrameSpec(1, size, size))
+    model = untrained_model(config, FrameSpec(1, size, size))
     shape = (config.train.batch, config.data.context + config.data.horizon, 1, size, size)
     codes = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     codes = codes.pin_memory() if job.cuda else codes
@@ -97,10 +97,11 @@ def plain_trainer(job: Job, config: Any, size: int, precision: str) -> Callable[
 
     from benchmarks.plain import plain_model
     from shards.manifest import FrameSpec
-    from toolkit.models.base import Noise, Sampling, StepSequence, build_model
+    from toolkit.checkpoint.weights import untrained_model
+    from toolkit.models.base import Noise, Sampling, StepSequence
 
     torch.manual_seed(0)
-    ours = build_model(config, FrameSpec(1, size, size))
+    ours = untrained_model(config, FrameSpec(1, size, size))
     assert isinstance(ours, StepSequence)
     master = plain_model(ours).to(job.device)
     model = copy.deepcopy(master).bfloat16() if precision == "bf16" else master
@@ -135,10 +136,11 @@ def peer_trainer(job: Job, config: Any, size: int) -> Callable[[], object]:
 
     from benchmarks.peer import training_step
     from shards.manifest import FrameSpec
-    from toolkit.models.base import StepSequence, build_model
+    from toolkit.checkpoint.weights import untrained_model
+    from toolkit.models.base import StepSequence
 
     assert job.predrnn_pytorch is not None
-    ours = build_model(config, FrameSpec(1, size, size)).to(job.device)
+    ours = untrained_model(config, FrameSpec(1, size, size)).to(job.device)
     assert isinstance(ours, StepSequence)
     length = config.data.context + config.data.horizon
     frames = torch.rand(config.train.batch, length, 1, size, size, device=job.device)

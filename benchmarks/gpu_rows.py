@@ -139,7 +139,7 @@ def noted(row: Row, key: str) -> Iterator[None]:
 
 def has_setting(key: str) -> bool:
     """Whether the toolkit has a setting `train.KEY`."""
-    from toolkit.config import TrainConfig
+    from toolkit.config_sections import TrainConfig
 
     return key in TrainConfig.model_fields
 

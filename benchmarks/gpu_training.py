@@ -118,7 +118,7 @@ class Training:
 def short(job: Job, steps: int, every: int) -> list[str]:
     """Settings of a run that only trains."""
     base = [f"train.steps={steps}", f"train.log_every={every}", "train.validate_every=1000000", "train.images=0"]
-    return [*base, f"train.checkpoint_every={steps // 2}", "train.validate_samples=8"]
+    return [*base, f"train.checkpoint.every={steps // 2}", "train.validate_samples=8"]
 
 
 def compared(losses: Sequence[float], others: Sequence[float]) -> Row:
@@ -168,7 +168,11 @@ def training(job: Job) -> None:
     precisions = ("bf16", "fp32") if job.cuda else ("fp32",)
     losses: dict[tuple[str, str], list[float]] = {}
     for case in rows.each({"precision": p, "graph": g} for p in precisions for g in ("on", "off")):
-        settings = [*short(job, steps, every), f"train.precision={case['precision']}", f"data.workers={2 * job.cuda}"]
+        settings = [
+            *short(job, steps, every),
+            f"train.precision={case['precision']}",
+            f"data.num_workers={2 * job.cuda}",
+        ]
         settings.append(setting("graph", case["graph"]))
         with rows.trying(**case) as row:
             one = Training(job, f"{case['precision']}-{case['graph']}", settings)
@@ -209,7 +213,7 @@ def setting(key: str, value: object) -> str:
 
 def run(job: Job) -> None:
     """The paper's own run with the time that is left: its curve, its checkpoint in fp16."""
-    from toolkit.train import checkpoint  # noqa: F401  imported while there is time
+    from toolkit.checkpoint import checkpoint  # noqa: F401  imported while there is time
 
     rows = Rows(job)
     wait_for_store(job)
@@ -218,8 +222,8 @@ def run(job: Job) -> None:
         return
     form, settings = fastest(job)
     every = 100 if job.cuda else 2
-    base = [f"train.log_every={every // 2}", f"train.validate_every={every * 5 // 2}", "train.checkpoint_every=1000000"]
-    one = Training(job, "paper", [*base, "train.validate_samples=96", f"data.workers={4 * job.cuda}", *settings])
+    base = [f"train.log_every={every // 2}", f"train.validate_every={every * 5 // 2}", "train.checkpoint.every=1000000"]
+    one = Training(job, "paper", [*base, "train.validate_samples=96", f"data.num_workers={4 * job.cuda}", *settings])
     one.start()
     kept = job.out / "gpu-run.jsonl"
     told, began = 0, time.time()
@@ -253,8 +257,8 @@ def halve(folder: Path, file: Path) -> Row:
     import torch
     from safetensors.torch import save_file
 
+    from toolkit.checkpoint.weights import load_model
     from toolkit.rundir import RunDir
-    from toolkit.train.checkpoint import load_model
 
     run_dir = RunDir(folder)
     model, step = load_model(run_dir, "last", torch.device("cpu"))

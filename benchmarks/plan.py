@@ -82,18 +82,19 @@ def measure_case(case: dict[str, Any]) -> dict[str, int]:
     import torch
 
     from shards.manifest import FrameSpec
-    from toolkit import distributed
-    from toolkit.models.base import Noise, Sampling, build_model
+    from toolkit.checkpoint.weights import untrained_model
+    from toolkit.distributed.world import init_world
+    from toolkit.models.base import Noise, Sampling
     from toolkit.train.build import build_engine
 
     class Keys:
         keys: tuple[str, ...] = ()
 
-    world = distributed.init(group=True)
+    world = init_world(group=True)
 
     def train(config: Any, size: int, frames: int, steps: int) -> None:
         torch.manual_seed(0)
-        model = build_model(config, FrameSpec(1, size, size))
+        model = untrained_model(config, FrameSpec(1, size, size))
         engine = build_engine(model, config, world, None)
         batch, context = config.train.batch, frames // 2
 

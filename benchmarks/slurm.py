@@ -37,7 +37,7 @@ CLUSTER = ROOT / "slurm" / "devcluster" / "cluster"
 BASE = """\
 model: {name: convlstm, layers: 1, hidden: 8, patch: 8}
 data: {store: store, context: 4, horizon: 4}
-train: {steps: 3, batch: 2, log_every: 1, validate_every: 100, checkpoint_every: 100, images: 0}
+train: {steps: 3, batch: 2, log_every: 1, validate_every: 100, checkpoint: {every: 100}, images: 0}
 """
 HELD = "gpus_per_node: 1\ncpus_per_task: 1\nenv: {OMP_NUM_THREADS: 1}\nsbatch: {hold: true}\n"
 TIMED = """\

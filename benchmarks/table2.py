@@ -43,8 +43,9 @@ def measure(tree: dict[str, Any], steps: int) -> dict[str, float]:
     import torch
 
     from shards.manifest import FrameSpec
-    from toolkit import distributed
-    from toolkit.models.base import Noise, Sampling, build_model
+    from toolkit.checkpoint.weights import untrained_model
+    from toolkit.distributed.world import init_world
+    from toolkit.models.base import Noise, Sampling
     from toolkit.train.build import build_engine
     from toolkit.train.record import peak_memory
 
@@ -52,9 +53,9 @@ def measure(tree: dict[str, Any], steps: int) -> dict[str, float]:
         keys: tuple[str, ...] = ()
 
     config = make_config({**tree, "train": {**tree.get("train", {}), "graph": "off"}}, "benchmark")
-    world = distributed.init(config.train, group=True)
+    world = init_world(config.train, group=True)
     torch.manual_seed(config.seed)
-    model = build_model(config, FrameSpec(1, 64, 64))
+    model = untrained_model(config, FrameSpec(1, 64, 64))
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     engine = build_engine(model, config, world, None)
     batch, data = config.train.batch, config.data

@@ -80,9 +80,9 @@ def tree_of(model: str, archive: str, store: Path, steps: int, way: tuple[str, i
     train = {"steps": steps, "batch": 2, "lr": 1e-3, "clip": 1.0, "precision": precision, "zero": zero}
     train |= {
         "deterministic": True,
-        "checkpointing": policy,
+        "activation_checkpointing": {"policy": policy},
         "validate_every": steps,
-        "checkpoint_every": steps,
+        "checkpoint": {"every": steps},
         "log_every": 1,
         "images": 0,
     }
@@ -98,13 +98,13 @@ def name_of(way: tuple[str, int, str]) -> str:
 
 def train_all(jobs: list[dict[str, Any]]) -> int:
     """On each rank: train the runs one after the other."""
-    from toolkit import distributed
     from toolkit.config import make_config
+    from toolkit.distributed.world import init_world
     from toolkit.rundir import RunDir
+    from toolkit.signals import StopRequest
     from toolkit.train.loop import train
-    from toolkit.train.signals import StopRequest
 
-    world = distributed.init(make_config(jobs[0]["tree"], "benchmark").train, group=True)
+    world = init_world(make_config(jobs[0]["tree"], "benchmark").train, group=True)
     for job in jobs:
         path = Path(job["run"])
         if world.is_main:

@@ -6,10 +6,10 @@
     python benchmarks/unroll.py --frames 20 --policies none step+layers --steps 5
 
 Each point is a fresh process: forward, backward and Adam of the paper's model (4 x 64, N = 4). The peak is that of the
-whole process (CPU: resident set; CUDA: allocated). Policies have the names of `train.checkpointing`; `+layers` and
-`+offload` stand for `train.checkpoint_layers` and `train.offload_states`. Gradients are compared bit for bit with those
-of the first policy at the same T: a difference ends in exit code 1 where equality is promised, which on a GPU is with
---deterministic. On a CPU seconds are those of the processors, summed over threads: other work on the
+whole process (CPU: resident set; CUDA: allocated). Policies have the names of
+`train.activation_checkpointing.policy`; `+layers` and `+offload` stand for `per_layer` and `offload` of the same
+section. Gradients are compared bit for bit with those of the first policy at the same T: a difference ends in exit code
+1 where equality is promised, which on a GPU is with --deterministic. On a CPU seconds are those of the processors, summed over threads: other work on the
 machine disturbs them less than the clock's. Says at the start how many it will take; writes unroll-..., .json and .png
 (unroll-large-... for --large) after every point.
 """
@@ -56,9 +56,10 @@ def measure(options: argparse.Namespace, policy: str, frames: int) -> dict[str, 
     import torch
 
     from shards.manifest import FrameSpec
+    from toolkit.checkpoint.weights import untrained_model
     from toolkit.config import make_config
-    from toolkit.device import set_arithmetic
-    from toolkit.models.base import Noise, Sampling, build_model
+    from toolkit.distributed.device import set_arithmetic
+    from toolkit.models.base import Noise, Sampling
     from toolkit.unroll import give_memory_back
 
     device = torch.device(options.device)
@@ -66,12 +67,12 @@ def measure(options: argparse.Namespace, policy: str, frames: int) -> dict[str, 
     name, *extras = policy.split("+")
     if device.type == "cpu" and "layers" in extras:  # as in training
         give_memory_back()
-    train = {"checkpointing": name, "checkpoint_layers": "layers" in extras, "offload_states": "offload" in extras}
-    train["deterministic"] = options.deterministic
+    way = {"policy": name, "per_layer": "layers" in extras, "offload": "offload" in extras}
+    train = {"activation_checkpointing": way, "deterministic": options.deterministic}
     sizes = {key: getattr(options, key) for key in ("layers", "hidden", "patch")}
     config = make_config({"model": {"name": options.model, **sizes}, "train": train}, "benchmark")
     set_arithmetic(config.train)
-    model = build_model(config, FrameSpec(1, options.size, options.size))
+    model = untrained_model(config, FrameSpec(1, options.size, options.size))
     model.to(device, torch.bfloat16 if options.precision == "bf16" else torch.float32)
     adam = torch.optim.Adam(model.parameters(), fused=True)
     batch = torch.rand(options.batch, frames, 1, options.size, options.size, device=device)

@@ -53,18 +53,19 @@ def worker(options: argparse.Namespace) -> None:
     import torch
 
     from shards.manifest import FrameSpec
-    from toolkit import distributed
+    from toolkit.checkpoint.weights import untrained_model
     from toolkit.config import make_config
-    from toolkit.models.base import Noise, Sampling, build_model
+    from toolkit.distributed.world import init_world
+    from toolkit.models.base import Noise, Sampling
     from toolkit.train.build import build_engine
 
-    world = distributed.init(group=True)
+    world = init_world(group=True)
     tree = {
         "model": {"name": "modernn", "hidden": options.hidden, "layers": options.layers, "patch": options.patch},
         "train": {
             "batch": RANKS * options.batch,
             "precision": options.precision,
-            "checkpointing": options.checkpointing,
+            "activation_checkpointing": {"policy": options.checkpointing},
             "graph": "off",
             **STAGES[options.stage],
         },
@@ -72,7 +73,7 @@ def worker(options: argparse.Namespace) -> None:
     config = make_config(tree, "benchmark")
     torch.manual_seed(0)
     before = peak()
-    engine = build_engine(build_model(config, FrameSpec(1, options.size, options.size)), config, world, None)
+    engine = build_engine(untrained_model(config, FrameSpec(1, options.size, options.size)), config, world, None)
     frames = torch.rand(options.batch, options.frames, 1, options.size, options.size)
     times = []
     held: dict[str, int] = {}

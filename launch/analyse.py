@@ -38,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch is imported late: --help and a mistyped path answer at once.
     run = RunDir(arguments.run)
     train = run.config().train
-    from toolkit import distributed
     from toolkit.analysis.job import analyse_run
+    from toolkit.distributed.world import init_world
     from toolkit.evaluate.job import check_which
 
     chosen = tuple(name for name in arguments.which.split(",") if name)
     check_which(chosen)
-    world = distributed.init(train.model_copy(update={"device": arguments.device or train.device}))
+    world = init_world(train.model_copy(update={"device": arguments.device or train.device}))
     try:
         if not world.is_main:  # under torchrun the others have nothing to do
             return EXIT_OK

@@ -30,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=positive, help="sequences per forward (default: eval.batch)")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N sequences of the split")
     parser.add_argument(
-        "--samples", type=positive, metavar="N", help="forecasts of each sequence, of models with chance (eval.samples)"
+        "--samples",
+        type=positive,
+        metavar="N",
+        help="forecasts of each sequence, of models with chance (eval.ensemble_size)",
     )
     parser.add_argument("--select", choices=("mean", "best"), help="score their mean or the best one (eval.select)")
     parser.add_argument("--force", action="store_true", help="score again what is scored already")
@@ -40,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch is imported late: --help and a mistyped path answer at once.
     run = RunDir(arguments.run)
     train = run.config().train
-    from toolkit import distributed
     from toolkit.analysis.job import analyse_after_evaluation
+    from toolkit.distributed.world import init_world
     from toolkit.evaluate.job import Request, check_which, evaluate_run
 
     which = tuple(name for name in arguments.which.split(",") if name)
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    world = distributed.init(train.model_copy(update={"device": arguments.device or train.device}))
+    world = init_world(train.model_copy(update={"device": arguments.device or train.device}))
     try:
         written = evaluate_run(run, request, world, say)
     finally:

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch is imported late: --help and a mistyped path answer at once.
     run = RunDir(arguments.run)
     run.config()
-    from toolkit.export import export_run
+    from toolkit.checkpoint.export import export_run
 
     print(export_run(run, arguments.which, arguments.out))
     return EXIT_OK

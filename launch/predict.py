@@ -16,7 +16,7 @@ from launch.cli.parser import add_device, make_parser, positive, run_script
 from launch.export import checkpoint_name
 from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import RunDir
-from toolkit.train.signals import StopRequest
+from toolkit.signals import StopRequest
 
 if TYPE_CHECKING:
     from shards.recent import Archive, Frame
@@ -191,7 +191,7 @@ def _check_source(arguments: argparse.Namespace, trained: Trained, argv: Sequenc
 
 
 def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: tuple[bool, ...]) -> Task:
-    from toolkit.device import choose, set_arithmetic
+    from toolkit.distributed.device import choose, set_arithmetic
     from toolkit.forecast.make import Request
     from toolkit.forecast.trained import load_trained
 

@@ -19,7 +19,7 @@ from toolkit.rundir import RunDir
 from toolkit.rundir.heartbeat import clear_beats
 from toolkit.rundir.lock import claim
 from toolkit.rundir.sweep import in_sweep
-from toolkit.train.signals import StopRequest
+from toolkit.signals import StopRequest
 
 EXAMPLES = """\
   python launch/train.py --config configs/demo.yaml                       one process
@@ -62,8 +62,11 @@ def _list_models() -> int:
     shape, rows = FrameSpec(1, 64, 64), []
     for name, entry in MODELS.items():
         config = make_config({"model": {"name": name}}, name)
-        parameters = count_parameters(config, shape)
-        macs = f"{count_macs(config, shape) / 1e9:.2f}" if parameters else "-"  # what isn't trained has no such pass
+        times = config.data.context, config.data.horizon
+        parameters = count_parameters(config.model, shape)
+        macs = (
+            f"{count_macs(config.model, shape, *times) / 1e9:.2f}" if parameters else "-"
+        )  # what isn't trained has no such pass
         rows.append([name, f"{parameters:,}", macs, f"{entry.title}: {entry.paper}"])
     print("\n".join(render(("name", "parameters", "GMACs/sequence", "paper"), rows)))
     print("\nat each model's default options; one forward pass in training over 10 + 10 frames of 64 x 64, one channel")
@@ -91,7 +94,7 @@ def _dry_run(config: RunConfig) -> int:
         shape, where = FrameSpec(1, 64, 64), "no store yet: 64x64 frames of one channel assumed"
     print(f"model       {config.model.name} ({', '.join(f'{k} {v}' for k, v in config.model if k != 'name')})")
     print(f"frames      {shape.channels} x {shape.height} x {shape.width} ({where})")
-    print(f"parameters  {count_parameters(config, shape):,}")
+    print(f"parameters  {count_parameters(config.model, shape):,}")
     training = f"{config.train.steps:,} of {config.train.batch} sequences, Adam {config.train.lr:g}"
     print(f"steps       {training if MODELS[config.model.name].trained else 'none: no training, only evaluation'}")
     print(f"identity    {config.hash8()}")
@@ -120,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) -> int:
-    from toolkit import distributed
+    from toolkit.distributed.world import init_world
     from toolkit.train.loop import train
 
     # The watchdog is to speak before a collective gives up.
@@ -129,7 +132,7 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
     # torch would abort a rank whose collective failed, and a GPU's collectives fail in a thread of torch's: the
     # watchdog ends it instead, with the exit code of the rank whose fault it is.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-    world = distributed.init(config.train, group=True, stop=lambda: bool(stop), timeout=patience)
+    world = init_world(config.train, group=True, stop=lambda: bool(stop), timeout=patience)
     path = Path(arguments.run or arguments.run_dir or Path("runs/single") / f"{config.name}-{config.hash8()}")
     with contextlib.ExitStack() as stack:
         world.together(lambda: _take(path, config, world.world_size, stack))

@@ -3,8 +3,15 @@
 A job is a part of the store's shards: what it writes depends on the plan alone, it may be run twice or at the same time
 as another for the same shards, and what it has finished is known by the records in the partial folder. So a job that is
 killed needs no care: the next identical call submits what is still missing. `local` runs the jobs on this machine,
-through submitit; `slurm` as one array of a Slurm cluster, by the job layer of sweeps (`python -m launch.slurm.array`, a
-process of its own: this package knows nothing of schedulers). Here the store is put together when all are done.
+through submitit; `slurm` as one array of a Slurm cluster, by a job layer that registers itself as an entry point of the
+group `shards.clusters`: this package knows nothing of schedulers. The store is put together when all jobs are done.
+
+A job layer is a module with a command line, run as a process of its own:
+
+    python -m MODULE --name NAME --folder DIR --count N --cpus N [--profile NAME] -- COMMAND ...
+
+runs COMMAND with the numbers 0 to N - 1 appended, waits, and exits with 0 when all did; with 2 when the cluster refused
+the jobs; on SIGTERM it ends them.
 """
 
 from __future__ import annotations
@@ -18,10 +25,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shards.errors import ShardError
+from shards.errors import ShardError, UsageError
 from shards.part import WORK
 from shards.progress import Progress
 from shards.sources.base import Source
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
     import submitit
 
 CLUSTERS = ("local", "slurm")
+JOB_LAYERS = "shards.clusters"  # group of entry points: cluster = module of the job layer
 TIMEOUT_MINUTES = 7 * 24 * 60  # submitit's own limit for a local job is five minutes
 POLL_SECONDS = 0.5
 
@@ -43,6 +52,22 @@ class Cluster:
     name: str
     jobs: int
     profile: str | None = None  # of a Slurm cluster: what its jobs ask for
+
+
+def job_layer(cluster: str) -> str:
+    """Return the module that runs jobs on a cluster, as an installed package registers it.
+
+    Raises:
+        UsageError: no installed package does.
+    """
+    found = list(entry_points(group=JOB_LAYERS))  # in the order of sys.path
+    registered = {entry.name: entry.value for entry in reversed(found)}
+    if cluster not in registered:
+        raise UsageError(
+            f"--cluster {cluster}: no installed package registers a job layer for it (entry points {JOB_LAYERS}: "
+            f"{', '.join(registered) or 'none'}); in a checkout run pip install -e . once more, or use --workers"
+        )
+    return registered[cluster]
 
 
 def run_on_cluster(
@@ -67,6 +92,7 @@ def _on_slurm(
     cluster: Cluster,
     show: Callable[[], None],
 ) -> list[ShardResult]:
+    module = job_layer(cluster.name)
     folder = writer.plan.folder.resolve() / "jobs"
     folder.mkdir(exist_ok=True)
     work = pickle.dumps((writer, source, parts, workers))
@@ -77,7 +103,7 @@ def _on_slurm(
     options = ["--name", name, "--folder", str(folder), "--count", str(len(parts)), "--cpus", str(workers)]
     profile = ["--profile", cluster.profile] if cluster.profile else []
     task = [sys.executable, "-m", "shards.part", str(folder), hashlib.sha256(work).hexdigest()]
-    command = [sys.executable, "-m", "launch.slurm.array", *options, *profile, "--", *task]
+    command = [sys.executable, "-m", module, *options, *profile, "--", *task]
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     # Safe path: not from the working directory, which may be anybody's, are modules taken (Python 3.11 and later).
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shards.bench import bench
-from shards.cluster import CLUSTERS, Cluster
+from shards.cluster import CLUSTERS, Cluster, job_layer
 from shards.errors import UsageError
 from shards.info import describe, summary
 from shards.manifest import ENCODINGS, FORMATS
@@ -73,6 +73,8 @@ def chosen_cluster(args: argparse.Namespace) -> Cluster | None:
         if args.jobs is not None:
             raise UsageError(f"--jobs {args.jobs} needs --cluster ({', '.join(CLUSTERS)}); --workers is for processes")
         return None
+    if args.cluster == "slurm":
+        job_layer(args.cluster)  # refused before anything is planned
     return Cluster(args.cluster, 1 if args.jobs is None else args.jobs, args.profile)
 
 

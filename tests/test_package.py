@@ -69,6 +69,8 @@ def test_an_installed_toolkit_works_in_any_folder(home: Path, tmp_path: Path) ->
     assert "steps: 7" in call(command, "train", "--config", "mine.yaml", "--print-config", cwd=tmp_path)
     profile = "from launch.slurm.profile import read_profile as r; print(r('gpu').gpus_per_node, r(None).gpus_per_node)"
     assert call(home / "bin" / "python", "-c", profile, cwd=tmp_path) == "4 1\n"
+    layer = "from shards.cluster import job_layer; print(job_layer('slurm'))"
+    assert call(home / "bin" / "python", "-c", layer, cwd=tmp_path) == "launch.slurm.array\n"
     assert "usage: python -m launch.jobs.job " in call(
         command.with_name("python"), "-m", "launch.jobs.job", "--help", cwd=tmp_path
     )
@@ -109,9 +111,7 @@ def test_one_version() -> None:
 
 def test_every_script_is_a_command() -> None:
     scripts = {file.stem for file in (ROOT / "launch").glob("*.py") if "run_script(main)" in file.read_text()}
-    # job.py is what jobs run, tasks.py what `shards convert --cluster slurm` calls, commands.py the console script
-    # itself, cli.py the place where run_script is.
-    assert scripts - {"job", "tasks", "commands", "cli"} == set(COMMANDS) - {"shards"}
+    assert scripts == set(COMMANDS) - {"shards"}
 
 
 def test_commands_are_named_as_they_were_typed(monkeypatch: pytest.MonkeyPatch) -> None:

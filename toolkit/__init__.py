@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 
 def load(path: str | Path) -> SequenceModel:
-    """The model of an exported folder or a run directory (its best checkpoint); see `toolkit.export.load`."""
-    from toolkit import export
+    """Return the model of an exported folder or a run directory (its best checkpoint); see `checkpoint.export.load`."""
+    from toolkit.checkpoint import export
 
     return export.load(path)

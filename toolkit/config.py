@@ -15,10 +15,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from toolkit.config_renamed import original_names, with_new_names
+from toolkit.config_sections import COSMETIC, DataConfig, EvalConfig, TrainConfig
 from toolkit.errors import ConfigError
 from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options
 from toolkit.tree import read_tree, to_yaml, with_overrides
@@ -28,17 +30,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 CONFIG_VERSION = 1
-COSMETIC: dict[str, Any] = {"identity": False}
-EXECUTION: dict[str, Any] = {"execution": True}  # how it is computed: a run may go on under another value
-LARGEST_BUCKET = 500_000_000
-Device = Literal["auto", "cpu", "cuda"]
-MOST_DEFERRED = 4 << 30  # bytes that deferred weight gradients keep, see toolkit/train/deferred.py
 LONGEST_NAME = 200  # bytes: a folder's name has at most 255, and a hash and more come after it
-
-# YAML reads a bare on or off as a truth value.
-Switch = Annotated[
-    Literal["auto", "on", "off"], BeforeValidator(lambda v: {True: "on", False: "off"}[v] if isinstance(v, bool) else v)
-]
+LARGEST_SEED = 2**32 - 1  # of NumPy's generators
 
 
 def _folder_name(name: str) -> str:
@@ -50,241 +43,19 @@ def _folder_name(name: str) -> str:
     return name
 
 
-SplitName = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]{0,31}$")]  # a store's splits; names of files begin so
-
-
-class DataConfig(Options):
-    """Which sequences are read, and how windows are cut from them."""
-
-    store: str = Field("", description="folder made by `python -m shards convert`; relative to the working directory")
-    context: int = Field(10, ge=1, description="frames that the model is shown")
-    horizon: int = Field(10, ge=1, description="frames that it predicts")
-    modes: tuple[str, ...] | None = Field(None, description="train and validate on these modes only (None: all)")
-    train_split: SplitName = "train"
-    val_split: SplitName = "val"
-    train_stride: int = Field(1, ge=1, description="frames between the starts of training windows")
-    eval_stride: int | None = Field(None, ge=1, description="the same for validation and test; None: no overlap")
-    augment: tuple[Literal["flip", "rotate", "reverse"], ...] = Field(
-        (), description="symmetries drawn per training sample, each with chance one half"
-    )
-    on_error: Literal["raise", "skip"] = Field(
-        "raise", description="a damaged training sample ends the run, or its neighbour is read instead and it is told"
-    )
-    workers: int = Field(0, ge=0, description="reader processes per rank", json_schema_extra=COSMETIC)
-
-
-class SamplingConfig(Options):
-    """Scheduled sampling: the chance that a future input is the true frame, as a function of the optimizer step."""
-
-    start: float = Field(1.0, ge=0, le=1, description="chance at step 0")
-    slope: float = Field(2e-5, ge=0, description="fall of the chance per optimizer step")
-    stop: int = Field(50_000, ge=0, description="step from which on the chance is 0")
-
-
-class WatchdogConfig(Options):
-    """How long a rank may get nowhere before the run is ended as hung, see toolkit/train/watchdog.py."""
-
-    first_step: float = Field(1800.0, gt=0, description="seconds, while starting and in the first step (compilation)")
-    step: float = Field(600.0, gt=0, description="seconds, from then on; a pause within a step, not a whole step")
-
-
-class TrainConfig(Options):
-    """The optimisation. The defaults are the paper's run: L2, Adam 3e-4, batch 8, 80,000 optimizer steps."""
-
-    steps: int = Field(80_000, ge=1, description="optimizer steps")
-    batch: int = Field(8, ge=1, description="sequences per optimizer step over all ranks")
-    micro_batch: int | None = Field(
-        None, ge=1, description="sequences per forward on one rank; None: batch / ranks", json_schema_extra=COSMETIC
-    )
-    lr: float = Field(3e-4, gt=0, description="Adam's learning rate")
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float | None = Field(None, gt=0, description="greatest gradient norm; None: no clipping")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps fp32 master weights")
-    tf32: bool = Field(
-        False,
-        description="fp32 convolutions and products round their operands to TF32, on GPUs from A100 and RTX 30 on",
-    )
-    deterministic: bool = Field(
-        False,
-        description="on a GPU too the same bits in every run of the same command, see toolkit/device.py; slower",
-        json_schema_extra=EXECUTION,
-    )
-    device: Device = Field(
-        "auto",
-        description="auto: a GPU for each rank where torch sees any, else the CPU; cpu connects ranks by gloo",
-        json_schema_extra=COSMETIC,
-    )
-    zero: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage", json_schema_extra=EXECUTION)
-    offload_optimizer: bool = Field(
-        False, description="Adam's state and step on the CPU; under ZeRO 1, 2 or 3", json_schema_extra=EXECUTION
-    )
-    checkpointing: Literal["none", "step", "segment", "recursive"] = Field(
-        "none",
-        description="activation checkpointing over time, see toolkit/unroll.py",
-        json_schema_extra=EXECUTION,
-    )
-    compile: Literal["none", "default"] = Field(
-        "none",
-        description="torch.compile of the model's step, see toolkit/train/compiled.py",
-        json_schema_extra=EXECUTION,
-    )
-    graph: Switch = Field(
-        "auto",
-        description="forward and backward of a micro-batch replayed as one CUDA graph, without DeepSpeed; `auto`: on a "
-        "GPU, where settings and model allow it (the log says why not). See toolkit/train/graphed.py",
-        json_schema_extra=EXECUTION,
-    )
-    defer_weight_gradients: Switch = Field(
-        "auto",
-        description="weight gradients of convolutions are computed once for all time steps; `auto`: on a GPU, without "
-        "activation checkpointing, compilation and ZeRO-3. See toolkit/train/deferred.py",
-        json_schema_extra=EXECUTION,
-    )
-    checkpoint_layers: bool = Field(
-        False,
-        description="recompute one layer at a time instead of a whole time step: less memory at no further cost",
-        json_schema_extra=EXECUTION,
-    )
-    offload_states: bool = Field(
-        False,
-        description="what checkpointing keeps between forward and backward lies in host memory",
-        json_schema_extra=EXECUTION,
-    )
-    checkpointing_backend: Literal["torch", "deepspeed"] = Field(
-        "torch",
-        description="whose activation checkpointing; `deepspeed` only for `step` under ZeRO 0 and 1, one micro-batch",
-        json_schema_extra=EXECUTION,
-    )
-    loss_frames: Literal["all", "future"] = Field(
-        "all", description="`all`: every next-frame prediction, context included; `future`: the horizon only"
-    )
-    sampling: SamplingConfig = SamplingConfig()
-    validate_every: int = Field(2_000, ge=1, description="optimizer steps between validations (and best-so-far)")
-    validate_samples: int | None = Field(None, ge=1, description="first windows of the split to use; None: all")
-    checkpoint_every: int = Field(2_000, ge=1, json_schema_extra=COSMETIC)
-    async_checkpoint: bool = Field(
-        True, description="training goes on while a checkpoint is written", json_schema_extra=COSMETIC
-    )
-    on_save_error: Literal["raise", "continue"] = Field(
-        "raise",
-        description="a checkpoint that can't be written ends the run, or is said and tried again at the next one",
-        json_schema_extra=COSMETIC,
-    )
-    keep_last: int = Field(2, ge=2, description="newest checkpoints kept, beside the best", json_schema_extra=COSMETIC)
-    keep_every: int | None = Field(
-        None, ge=1, description="checkpoints of every so many steps are kept for ever", json_schema_extra=COSMETIC
-    )
-    log_every: int = Field(50, ge=1, json_schema_extra=COSMETIC)
-    watchdog: WatchdogConfig = Field(WatchdogConfig(), json_schema_extra=COSMETIC)
-    on_nonfinite: Literal["raise", "skip"] = Field(
-        "raise", description="a loss or gradient that isn't finite ends the run, or that step is left out and counted"
-    )
-    images: int = Field(4, ge=0, description="sequences shown in TensorBoard at validation", json_schema_extra=COSMETIC)
-    deepspeed: dict[str, Any] = Field(
-        {}, description="extra DeepSpeed keys, merged over ours", json_schema_extra=EXECUTION
-    )
-
-    @field_validator("compile", mode="before")
-    @classmethod
-    def _no_graph_trees(cls, value: object) -> object:
-        if value == "reduce-overhead":
-            raise ValueError(
-                "reduce-overhead is gone, as torch frees recurrent states between its CUDA graphs: set "
-                "train.graph=auto for one CUDA graph of the whole step, and train.compile to none or default"
-            )
-        return value
-
-    @property
-    def stage(self) -> int:
-        """The ZeRO stage that is really run.
-
-        bf16 under ZeRO 0 is run as ZeRO 1, whose updates are the same bit for bit: DeepSpeed's unpartitioned bf16
-        optimizer takes an empty step when it is made, so Adam's bias correction is off by one step from then on.
-        """
-        return max(self.zero, 1) if self.precision == "bf16" else self.zero
-
-    def why_not_graphed(self) -> str | None:
-        """Return why a training step can't be recorded as a CUDA graph; None: it can."""
-        if self.zero:
-            return (
-                f"train.zero {self.zero} reduces gradients by hooks in Python, which a replay doesn't run: set "
-                "train.zero=0"
-            )
-        if self.deepspeed:
-            keys = ", ".join(sorted(self.deepspeed))
-            return f"train.deepspeed sets {keys}, and a graphed step has no DeepSpeed: empty it"
-        if self.offload_states:
-            return "train.offload_states copies to the host within the step: set it to false"
-        if self.checkpointing_backend == "deepspeed":
-            return "train.checkpointing_backend deepspeed keeps its state on the host: use torch"
-        return None
-
-    def is_graphed(self, gpu: bool) -> bool:
-        """Return whether a step is one CUDA graph without DeepSpeed; on a CPU (`train.graph: on`) the same code."""
-        return self.graph == "on" or (self.graph == "auto" and gpu and self.why_not_graphed() is None)
-
-    def is_deferred(self, gpu: bool) -> bool:
-        """Return whether a training step computes weight gradients once for all time steps.
-
-        Not where activations are recomputed, because inputs and output gradients of all steps would be kept; nor under
-        torch.compile, which computes them inside a compiled cell; nor under ZeRO-3, which takes weights away between.
-        """
-        if self.defer_weight_gradients != "auto":
-            return self.defer_weight_gradients == "on"
-        return gpu and self.checkpointing == "none" and self.compile == "none" and self.zero < 3
-
-    def share(self, ranks: int) -> int:
-        """Sequences of one rank in an optimizer step.
-
-        Raises:
-            ConfigError: the ranks don't divide the batch.
-        """
-        if self.batch % ranks:
-            fits = ", ".join(str(n) for n in range(1, self.batch + 1) if self.batch % n == 0)
-            why = f"is smaller than {ranks} ranks" if self.batch < ranks else f"can't be divided over {ranks} ranks"
-            lower, upper = self.batch // ranks * ranks, -(-self.batch // ranks) * ranks
-            other = f"{lower} or {upper}" if lower else str(upper)
-            raise ConfigError(f"train.batch {self.batch} {why}: use {fits} ranks, or train.batch={other}")
-        return self.batch // ranks
-
-    def bucket(self, parameters: int) -> int:
-        """How many of so many numbers DeepSpeed's buffer for reducing gradients holds.
-
-        DeepSpeed's own choice is 500 M: up to 2 GB of a card for the gradients of a small model.
-        """
-        own = self.deepspeed.get("zero_optimization", {})
-        return int(own.get("reduce_bucket_size", min(LARGEST_BUCKET, parameters)))
-
-
-class EvalConfig(Options):
-    """How a finished run is scored."""
-
-    protocol: str = Field("paper", description="a file in toolkit/evaluate/protocols")
-    split: SplitName = "test"
-    batch: int = Field(8, ge=1, description="sequences per forward", json_schema_extra=COSMETIC)
-    thresholds: tuple[float, ...] = Field((), description="CSI thresholds in the store's unit (paper, radar: 30 dBZ)")
-    samples: int = Field(1, ge=1, description="forecasts of each sequence; models without chance make one")
-    select: Literal["mean", "best"] = Field(
-        "mean", description="what of them is scored: their mean, or per sequence the best by the protocol's rule"
-    )
-    lpips: bool = Field(False, description="LPIPS too; needs AlexNet's weights, see toolkit/evaluate/perceptual.py")
-    analyse: int = Field(
-        0, ge=0, description="sequences whose features are captured for the diagnosis of mode collapse; 0: none"
-    )
-    show: int = Field(3, ge=0, description="sequences per mode kept for the report", json_schema_extra=COSMETIC)
-
-
 class RunConfig(Options):
-    """One run, whole."""
+    """The config of one run."""
 
     name: Annotated[str, AfterValidator(_folder_name)] = Field(
-        "run", description="what people call it", json_schema_extra=COSMETIC
+        "run", description="name of the run; the first part of its directory's name", json_schema_extra=COSMETIC
     )
-    seed: int = Field(0, ge=0)
-    model: ModelOptions = ModeRNNOptions()
-    data: DataConfig = DataConfig()
-    train: TrainConfig = TrainConfig()
-    eval: EvalConfig = EvalConfig()
+    seed: int = Field(
+        0, ge=0, le=LARGEST_SEED, description="seed of initial weights, sample order and every other random choice"
+    )
+    model: ModelOptions = Field(ModeRNNOptions(), description="the model by its `name`, and that model's options")
+    data: DataConfig = Field(DataConfig(), description="which sequences are read, and how windows are cut from them")
+    train: TrainConfig = Field(TrainConfig(), description="the optimisation")
+    eval: EvalConfig = Field(EvalConfig(), description="how the finished run is evaluated")
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -303,7 +74,7 @@ class RunConfig(Options):
                 "train.offload_optimizer is a part of ZeRO and train.zero is 0: set train.zero=1 (one process too) or "
                 "leave train.offload_optimizer out"
             )
-        self._checkpointing_fits()
+        self.train.activation_checkpointing.check(self.train.zero)
         self._deferral_fits()
         return self
 
@@ -311,43 +82,17 @@ class RunConfig(Options):
         train = self.train
         if train.defer_weight_gradients != "on":
             return
-        for key, allowed in (("zero", (0, 1, 2)), ("checkpointing", ("none",)), ("compile", ("none",))):
-            if getattr(train, key) not in allowed:
+        policy = train.activation_checkpointing.policy
+        for key, value, allowed in (
+            ("zero", train.zero, (0, 1, 2)),
+            ("activation_checkpointing.policy", policy, ("none",)),
+            ("compile", train.compile, ("none",)),
+        ):
+            if value not in allowed:
                 raise ValueError(
-                    f"train.defer_weight_gradients on can't be used with train.{key} {getattr(train, key)}: set "
+                    f"train.defer_weight_gradients on can't be used with train.{key} {value}: set "
                     f"train.{key}={allowed[-1]}, or train.defer_weight_gradients=auto"
                 )
-
-    def _checkpointing_fits(self) -> None:
-        train = self.train
-        extras = [key for key in ("checkpoint_layers", "offload_states") if getattr(train, key)]
-        if train.checkpointing_backend == "deepspeed":
-            extras.append("checkpointing_backend")
-        if extras and train.checkpointing == "none":
-            names = ", ".join(f"train.{key}" for key in extras)
-            raise ValueError(
-                f"{names} changes how activations are recomputed, but train.checkpointing is none: set it to step, "
-                "segment or recursive, or leave the other out"
-            )
-        if train.checkpointing_backend == "torch":
-            return
-        if train.zero > 1:
-            raise ValueError(
-                f"train.checkpointing_backend deepspeed can't be used under train.zero {train.zero}: DeepSpeed's "
-                "checkpointing gives a weight's gradient once per time step, and ZeRO 2 and 3 send it off the first "
-                "time: set train.zero to 0 or 1, or leave the backend at torch"
-            )
-        if train.checkpointing != "step" or train.checkpoint_layers:
-            raise ValueError(
-                f"train.checkpointing_backend deepspeed is for train.checkpointing step without checkpoint_layers, "
-                f"this is {train.checkpointing}{' with layers' * train.checkpoint_layers}: spans of steps add "
-                "gradients in another order there, and they are not the same bit for bit. Leave the backend at torch"
-            )
-        if train.offload_states:
-            raise ValueError(
-                "train.offload_states has no hold on what train.checkpointing_backend deepspeed keeps: leave the "
-                "backend at torch"
-            )
 
     def identity(self, execution: bool = True) -> dict[str, object]:
         """The values that make this run another run than the default one.
@@ -367,7 +112,8 @@ class RunConfig(Options):
 
         Without `execution` they name what a checkpoint belongs to: it may go on under another ZeRO stage.
         """
-        text = json.dumps({"version": CONFIG_VERSION, **self.identity(execution)}, sort_keys=True)
+        values = original_names(self.identity(execution))
+        text = json.dumps({"version": CONFIG_VERSION, **values}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def to_yaml(self) -> str:
@@ -400,8 +146,9 @@ def make_config(tree: Mapping[str, object], origin: str) -> RunConfig:
     Raises:
         ConfigError: with one line per fault; unknown keys come with the nearest known one.
     """
+    tree = with_new_names(tree, origin)
     try:
-        return RunConfig.model_validate(dict(tree))
+        return RunConfig.model_validate(tree)
     except ValidationError as error:
         faults = [_explain(fault, tree) for fault in error.errors()]
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"

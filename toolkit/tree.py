@@ -1,6 +1,6 @@
-"""Configs as plain trees: read from YAML with their bases, laid over one another, written. Nothing is checked here.
+"""Configs as plain trees: read from YAML with their bases, merged, written. Values are not checked here.
 
-How files, bases and `--set` go together is said in toolkit/config.py.
+toolkit/config.py describes how files, bases and `--set` are merged.
 """
 
 from __future__ import annotations
@@ -11,15 +11,98 @@ from typing import Any
 
 import yaml
 
+from toolkit.config_renamed import with_new_names
 from toolkit.errors import ConfigError
 from toolkit.shipped import find_config, instead_of
 
-# The same YAML, written by libyaml where PyYAML was built with it: a sweep writes a thousand of them.
+# The same YAML, read and written by libyaml where PyYAML was built with it: a sweep writes a thousand of them.
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MOST_VALUES = 1_000_000  # aliases can make a small file describe more than fits into memory
+DEEPEST = 50
+
+
+class _DuplicateKeyError(yaml.YAMLError):
+    pass
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the plain value that a text of YAML holds.
+
+    Raises:
+        yaml.YAMLError: not YAML; a mapping with one key twice, naming both lines; values nested or repeated endlessly.
+    """
+    loader = _LOADER(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_keys(node)
+        value = loader.construct_document(node)
+        _check_size(value, 0, [0])
+        return value
+    except RecursionError:
+        raise yaml.YAMLError("values are nested too deeply") from None
+    except (ValueError, OverflowError) as error:  # of a date such as 2020-13-45
+        raise yaml.YAMLError(str(error)) from None
+    finally:
+        loader.dispose()
+
+
+def _check_keys(root: yaml.Node) -> None:
+    """Check that no mapping has a key twice. PyYAML would take the last one."""
+    waiting, seen = [root], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or isinstance(node, yaml.ScalarNode):
+            continue
+        seen.add(id(node))
+        if not isinstance(node, yaml.MappingNode):
+            waiting += node.value
+            continue
+        lines: dict[tuple[str, str], int] = {}
+        for key, value in node.value:
+            waiting += (key, value)
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                line, name = key.start_mark.line + 1, (key.tag, key.value)
+                if name in lines:
+                    raise _DuplicateKeyError(f"key `{key.value}` is given twice, in lines {lines[name]} and {line}")
+                lines[name] = line
+
+
+def _check_size(value: object, depth: int, seen: list[int]) -> None:
+    seen[0] += 1
+    if depth > DEEPEST or seen[0] > MOST_VALUES:
+        raise yaml.YAMLError(f"more than {DEEPEST} levels or {MOST_VALUES:,} values, aliases counted each time")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_size(item, depth + 1, seen)
+
+
+def read_mapping(path: Path, what: str = "sections", missing: str = "no such file") -> dict[str, object]:
+    """Return the mapping that a YAML file holds; an empty file holds an empty one.
+
+    Raises:
+        ConfigError: naming the file and what is wrong with it.
+    """
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: {missing}. {instead_of(path)}") from None
+    except _DuplicateKeyError as error:
+        raise ConfigError(f"{path}: {error}: remove one") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must hold a mapping of {what}, found {type(tree).__name__}")
+    return tree
 
 
 def read_tree(path: str | Path) -> dict[str, object]:
-    """The merged mapping of a YAML file and its bases, unchecked."""
+    """Return the merged mapping of a YAML file and its bases; renamed keys have their new names."""
     return _read(find_config(Path(path)), trail=())
 
 
@@ -27,28 +110,20 @@ def _read(path: Path, trail: tuple[Path, ...]) -> dict[str, object]:
     path = path.resolve()
     if path in trail:
         raise ConfigError(f"{path}: `base` leads back to itself: {' -> '.join(p.name for p in (*trail, path))}")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        named_by = f" (named by {trail[-1]})" if trail else ""
-        raise ConfigError(f"{path}: no such file{named_by}. {instead_of(path)}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must hold a mapping of sections, found {type(tree).__name__}")
+    named_by = f" (named by {trail[-1]})" if trail else ""
+    tree = read_mapping(path, missing=f"no such file{named_by}")
     bases = tree.pop("base", [])
+    tree = with_new_names(tree, str(path))
     merged: dict[str, object] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        merged = merge(merged, _read(find_config(Path(str(base)), path.parent), (*trail, path)))
+    for base in [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str):
+            raise ConfigError(f"{path}: base: must be a file name or a list of them, got {base!r}")
+        merged = merge(merged, _read(find_config(Path(base), path.parent), (*trail, path)))
     return merge(merged, tree)
 
 
 def merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
-    """`over` laid on `base`: mappings key by key, all else replaced; another model's section starts anew."""
+    """Return `over` merged into `base`: mappings key by key, the rest replaced; so is the section of another model."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
@@ -61,18 +136,20 @@ def merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, o
 
 
 def with_overrides(tree: Mapping[str, object], overrides: Iterable[str]) -> dict[str, object]:
-    """Lay `a.b=value` settings on a tree; the value is YAML (`1e-4`, `[a, b]`, `null`)."""
-    result = dict(tree)
+    """Apply `a.b=value` settings to a tree; the value is YAML (`1e-4`, `[a, b]`, `null`)."""
+    given: dict[str, object] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
-        if not equals or not key.strip():
+        if not equals or not all(part.strip() for part in key.split(".")):
             raise ConfigError(f"--set {text}: write it as section.key=value, for example --set train.lr=1e-4")
         try:
-            parsed = yaml.safe_load(value)
+            parsed = parse_yaml(value)
+        except _DuplicateKeyError as error:
+            raise ConfigError(f"--set {text}: {error}: remove one") from None
         except yaml.YAMLError:
             raise ConfigError(f"--set {text}: {value!r} is not a YAML value; quote it") from None
-        result = merge(result, nested(key.strip(), parsed))
-    return result
+        given = merge(given, nested(key.strip(), parsed))
+    return merge(tree, with_new_names(given, "--set"))
 
 
 def nested(key: str, value: Any) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """Drives a step function over time; owns scheduled sampling's mixing and activation checkpointing.
 
-Policies (`train.checkpointing`): what is kept between the forward and the backward pass of T steps. A is what autograd
-keeps of one step, S the state between two steps; at 384x384 ModeRNN's A is 70 times S.
+Policies (`activation_checkpointing.policy`): what is kept between the forward and the backward pass of T steps. A is
+what autograd keeps of one step, S the state between two steps; at 384x384 ModeRNN's A is 70 times S.
 
     policy      memory                steps run forward       T = 20 frames      T = 200 frames
     none        T A                   T                       19 A               199 A
@@ -14,16 +14,16 @@ the binomial schedule of Griewank and Walther (ACM TOMS 26, 2000) for s states a
 spans within spans: each span is recomputed as one, and a span gets the fewer states the more of its elder siblings
 hold one. Spans of equal length, 4^n, need 16 states for the same four recomputations at T = 200.
 
-    checkpoint_layers   A becomes what one layer keeps: layers, not steps, are the least that is recomputed, which costs
+    per_layer           A becomes what one layer keeps: layers, not steps, are the least that is recomputed, which costs
                         no further forward under `step` and `recursive` (one more under `segment`). Models without a
                         step, see there
-    offload_states      what the outermost recomputed parts keep goes to host memory, pinned where there is a GPU, and
+    offload             what the outermost recomputed parts keep goes to host memory, pinned where there is a GPU, and
                         comes back when it is needed. On a CPU it is copied for nothing
 
 All give the same gradients: bit for bit on a CPU, and on a GPU under `train.deterministic` (without it no two passes of
 a GPU need be equal, recomputed or not). Checkpointing is torch's non-reentrant form: DeepSpeed's ZeRO-2 and 3 reduce a
 gradient when its hook fires, and the reentrant form fires it once per time step. DeepSpeed's own form is reentrant and
-can be chosen where that does no harm (`train.checkpointing_backend`; toolkit/config.py says where). Steps draw no
+can be chosen where that does no harm (`activation_checkpointing.backend`, toolkit/config_sections.py). Steps draw no
 random numbers, so no generator state is saved or restored.
 """
 
@@ -233,7 +233,7 @@ def give_memory_back() -> None:
 
     It keeps freed blocks of up to 32 MiB for later, in pieces that the next tensors don't fit: a third of the peak of a
     step at 384x384 is such pieces. From here on a block above 128 KiB is mapped and unmapped by itself. The pages cost
-    time, 40 % at 128x128; so this is for `checkpoint_layers`, which asks for the least memory.
+    time, 40 % at 128x128; so this is for `per_layer`, which asks for the least memory.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):

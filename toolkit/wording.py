@@ -30,7 +30,7 @@ def speed(per_s: float) -> str:
 
 
 def computed_on(facts: Mapping[str, object]) -> str:
-    """Return what `toolkit.device.facts` found: `CPU`, or `NVIDIA A100, TF32 off, deterministic on`."""
+    """Return what `toolkit.distributed.device.facts` found: `CPU`, or `NVIDIA A100, TF32 off, deterministic on`."""
     if facts["device"] == "CPU":
         return "CPU"
     tf32, deterministic = ("on" if facts[key] else "off" for key in ("tf32", "deterministic"))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from launch.cli.parser import make_parser, positive, run_script
 from launch.jobs.ranks import SignalRelay, meaning, run_ranks
-from toolkit import slurm
+from toolkit.distributed import slurm
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE
 from toolkit.rundir import RunDir
 from toolkit.rundir.heartbeat import beats_of

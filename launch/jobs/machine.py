@@ -33,7 +33,7 @@ class Machine:
         """Return arguments of `env` for the job in a slot: its share of processors and GPUs.
 
         A number of threads that the user set stays. Jobs share GPUs when there are fewer than jobs times ranks; the
-        ranks of one job can't, and its training refuses it (toolkit/device.py), unless `train.device` is `cpu`.
+        ranks of one job can't, and its training refuses it (`check_seats`), unless `train.device` is `cpu`.
         """
         settings = []
         if "OMP_NUM_THREADS" not in os.environ:

@@ -1,7 +1,8 @@
 """A command run N times side by side as one array of a cluster, and waited for. Does not import torch.
 
-What isn't a run of a sweep goes to a cluster by this: `python -m shards convert --cluster slurm` calls it. The profiles
-are those of sweeps. Tasks must bear to be run twice: what a cluster interrupts, it starts again.
+What isn't a run of a sweep goes to a cluster by this: setup.py registers it as the job layer of conversions (see
+shards/cluster.py). The profiles are those of sweeps. Tasks must bear to be run twice: what a cluster
+interrupts, it starts again.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from toolkit.config import RunConfig
+from toolkit.config_renamed import ORIGINAL
 from toolkit.errors import ConfigError
 from toolkit.tree import flatten
 
@@ -72,8 +73,8 @@ def _varied_keys(runs: Sequence[tuple[RunConfig, Mapping[str, object]]]) -> dict
 
 
 def _short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """The last part of each key, or the whole key where two share their last part."""
-    last = {key: key.rpartition(".")[2] for key in keys}
+    """Return the last part of each key, by the name that it had first, or the whole key where two share that part."""
+    last = {key: ORIGINAL.get(key, key).rpartition(".")[2] for key in keys}
     uses = Counter(last.values())
     return {key: last[key] if uses[last[key]] == 1 else key for key in keys}
 

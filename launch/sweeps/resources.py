@@ -94,8 +94,10 @@ def format_resources(config: RunConfig, plan: Plan, where: str, cost: costs.Cost
         ]
     else:
         parts = ", ".join(f"{key} {value / GIB:.2f}" for key, value in best["memory"].items() if value)
-        keys = {**costs.settings_of(best["policy"]), "micro_batch": best["micro_batch"]}
-        chosen = {key: value for key, value in keys.items() if value or getattr(train, key)}
+        now = train.activation_checkpointing
+        policy = {key: value for key, value in costs.settings_of(best["policy"]).items() if value or getattr(now, key)}
+        chosen = {f"activation_checkpointing.{key}": value for key, value in policy.items()}
+        chosen["micro_batch"] = best["micro_batch"]
         lines += [
             "recommended " + " ".join(f"--set train.{key}={_yaml(value)}" for key, value in chosen.items()),
             f"            {best['total'] / GIB:.2f} GiB: {parts}",

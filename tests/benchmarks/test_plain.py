@@ -8,7 +8,8 @@ import torch
 from benchmarks.plain import pairs, plain_model
 from shards.manifest import FrameSpec
 from tests.toolkit.models.test_models import config_of
-from toolkit.models.base import Noise, Sampling, StepSequence, build_model
+from toolkit.checkpoint.weights import untrained_model
+from toolkit.models.base import Noise, Sampling, StepSequence
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ from toolkit.models.base import Noise, Sampling, StepSequence, build_model
 )
 def test_the_plain_form_is_the_same_model(name: str, options: dict) -> None:
     torch.manual_seed(0)
-    ours = build_model(config_of(name, **options), FrameSpec(1, 12, 16))
+    ours = untrained_model(config_of(name, **options), FrameSpec(1, 12, 16))
     assert isinstance(ours, StepSequence)
     with torch.no_grad():  # what starts at zero would hide a fault
         for parameter in ours.parameters():

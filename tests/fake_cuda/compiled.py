@@ -85,7 +85,7 @@ def count(config: RunConfig, found: list[str]) -> dict[str, Any]:
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     with FakeTensorMode(allow_non_fake_inputs=True):
         with CUDA:
-            model = build_model(config, FRAMES)
+            model = build_model(config.model, FRAMES)
         assert isinstance(model, StepSequence)
         cell = apply_in_place(model.cell, lambda tensor: tensor.to(dtype))
         patch = config.model.tile

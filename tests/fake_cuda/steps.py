@@ -32,11 +32,12 @@ from tests.fake_cuda.counter import Counter, Part
 device.install()
 
 from shards.manifest import FrameSpec, Scale  # noqa: E402
+from toolkit.checkpoint.weights import untrained_model  # noqa: E402
 from toolkit.config import RunConfig, load_config  # noqa: E402
 from toolkit.data.batches import Batch  # noqa: E402
-from toolkit.distributed import World  # noqa: E402
+from toolkit.distributed.world import World  # noqa: E402
 from toolkit.models import fused  # noqa: E402
-from toolkit.models.base import Noise, Sampling, SequenceModel, StepModel, StepSequence, build_model  # noqa: E402
+from toolkit.models.base import Noise, Sampling, SequenceModel, StepModel, StepSequence  # noqa: E402
 from toolkit.train import graphed  # noqa: E402
 from toolkit.train import loss as losses  # noqa: E402
 from toolkit.train.build import build_engine  # noqa: E402
@@ -65,7 +66,7 @@ def passes(config: RunConfig, counter: Counter, form: dict[str, Any]) -> dict[st
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     torch.manual_seed(0)
     with CUDA, counter:  # some initialisations look at what they drew
-        model = build_model(config, FRAMES)
+        model = untrained_model(config, FRAMES)
     model = model.to(dtype)
     counter.clear()
     if form["what"] == "outside":
@@ -92,7 +93,7 @@ def forward(config: RunConfig, counter: Counter, model: Any) -> Tensor:
 def whole_step(config: RunConfig, counter: Counter, _: Any) -> dict[str, Any]:
     """An optimizer step on one rank: what its graph holds, and what the third step starts."""
     with CUDA, counter:
-        model: SequenceModel = build_model(config, FRAMES)
+        model: SequenceModel = untrained_model(config, FRAMES)
     engine = build_engine(model, config, World(0, 1, 0, CUDA), None)
     loss = TrainingLoss(config, SCALE, CUDA, engine.forward)
     batch, length = config.train.batch, config.data.context + config.data.horizon

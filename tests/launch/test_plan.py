@@ -43,7 +43,7 @@ def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "modernn, 203,904 parameters, fp32, a CUDA graph" in text
     assert "4, 2 sequences each a step" in text
-    assert "recommended --set train.checkpointing=none --set train.micro_batch=2" in text
+    assert "recommended --set train.activation_checkpointing.policy=none --set train.micro_batch=2" in text
     assert "ms at 25 GB/s" in text and "rank-hours" in text
     totals = {(c["policy"], c["micro_batch"]): c["total"] for c in planned(capsys, *DEMO)["choices"]}
     assert totals["none", 8] > totals["none", 1] > totals["step", 1]

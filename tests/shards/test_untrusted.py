@@ -34,9 +34,19 @@ class Runs:
 # --- the pickles of our own jobs
 
 
+def register(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, entry: str) -> None:
+    """An installed package that registers a job layer; it comes before the packages that are really installed."""
+    folder = tmp_path / "site" / "layers-1.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: layers\nVersion: 1\n")
+    (folder / "entry_points.txt").write_text(f"[shards.clusters]\n{entry}\n")
+    monkeypatch.syspath_prepend(folder.parent)
+
+
 @pytest.fixture
-def by_cluster(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
+def by_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Sequence[str]]:
     """`convert --cluster slurm` whose jobs run here, one after the other, as soon as they are submitted."""
+    register(monkeypatch, tmp_path, "slurm = some.job_layer")
     commands: list[Sequence[str]] = []
 
     class Submitted:
@@ -63,7 +73,19 @@ def test_a_job_runs_what_its_submitter_has_left(tmp_path: Path, by_cluster: list
     write_gifs(tmp_path / "in", radar_times(20))
     words = ["convert", "radar", str(tmp_path / "in"), str(tmp_path / "out"), "--crop", "none", "--shard-mb", "0.01"]
     assert main([*words, "--cluster", "slurm", "--jobs", "2"]) == 0
-    assert by_cluster and sum(split.frames for split in open_store(tmp_path / "out").splits.values()) == 20
+    assert by_cluster and by_cluster[0][1:3] == ["-m", "some.job_layer"]
+    assert sum(split.frames for split in open_store(tmp_path / "out").splits.values()) == 20
+
+
+def test_without_a_job_layer_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.cluster.entry_points", lambda group: [])
+    write_gifs(tmp_path / "in", radar_times(4))
+    words = ["convert", "radar", str(tmp_path / "in"), str(tmp_path / "out"), "--crop", "none", "--cluster", "slurm"]
+    assert main(words) == 2
+    assert "no installed package registers a job layer" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_a_job_unpickles_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,8 +96,8 @@ def test_identity_ignores_what_cannot_change_a_result() -> None:
     base = RunConfig().hash8()
     cosmetic = {
         "name": "x",
-        "train": {"log_every": 1, "keep_last": 9, "device": "cpu"},
-        "data": {"workers": 3},
+        "train": {"log_every": 1, "checkpoint": {"keep_last": 9}, "device": "cpu"},
+        "data": {"num_workers": 3},
         "eval": {"show": 1},
     }
     assert make_config(cosmetic, "t").hash8() == base
@@ -112,7 +112,11 @@ def test_identity_ignores_what_cannot_change_a_result() -> None:
 
 
 def test_a_checkpoint_belongs_to_a_run_however_it_is_computed() -> None:
-    for tree in ({"train": {"zero": 2}}, {"train": {"checkpointing": "step"}}, {"train": {"deterministic": True}}):
+    for tree in (
+        {"train": {"zero": 2}},
+        {"train": {"activation_checkpointing": {"policy": "step"}}},
+        {"train": {"deterministic": True}},
+    ):
         assert make_config(tree, "t").hash8() != RunConfig().hash8()
         assert make_config(tree, "t").hash8(execution=False) == RunConfig().hash8(execution=False)
     assert make_config({"seed": 1}, "t").hash8(execution=False) != RunConfig().hash8(execution=False)

@@ -19,23 +19,22 @@ from torch.autograd.graph import saved_tensors_hooks
 from shards.manifest import FrameSpec
 from tests.toolkit.models.test_models import SMALL
 from tests.toolkit.train.conftest import torchrun
-from toolkit.config import TrainConfig, make_config
+from toolkit.checkpoint.weights import untrained_model
+from toolkit.config import make_config
+from toolkit.config_sections import TrainConfig
 from toolkit.errors import ConfigError
-from toolkit.models.base import Noise, Sampling, StepModel, StepSequence, build_model
+from toolkit.models.base import Noise, Sampling, StepModel, StepSequence
 from toolkit.unroll import MORE_STATES, Checkpointing, OnHost, Schedule, covered, schedule_of, unroll
 
-LAYERS = {"checkpoint_layers": True}
-HOST = {"offload_states": True}
-DEEPSPEED = {"checkpointing_backend": "deepspeed"}
-# Every way of recomputing, by the keys of `train`; the first three between them use every part of the code.
+LAYERS = {"per_layer": True}
+HOST = {"offload": True}
+DEEPSPEED = {"backend": "deepspeed"}
+# Every way of recomputing, by `train.activation_checkpointing`; the first three between them use all of the code.
 WAYS: list[dict[str, Any]] = [
-    {"checkpointing": "step", **LAYERS, **HOST},
-    {"checkpointing": "segment", **HOST},
-    {"checkpointing": "recursive", **LAYERS},
-    *(
-        {"checkpointing": p, **a, **b}
-        for p, a, b in product(("step", "segment", "recursive"), ({}, LAYERS), ({}, HOST))
-    ),
+    {"policy": "step", **LAYERS, **HOST},
+    {"policy": "segment", **HOST},
+    {"policy": "recursive", **LAYERS},
+    *({"policy": p, **a, **b} for p, a, b in product(("step", "segment", "recursive"), ({}, LAYERS), ({}, HOST))),
 ]
 
 
@@ -207,11 +206,11 @@ def test_offloaded_states_leave_the_device(policy: str, moved: int, monkeypatch:
     assert packed.count((1, 1000)) == moved
 
 
-def train_once(name: str, dtype: torch.dtype, frames: int, **train: Any) -> list[torch.Tensor]:
+def train_once(name: str, dtype: torch.dtype, frames: int, **way: Any) -> list[torch.Tensor]:
     """Gradients of one batch of 13x18 frames, with noise, scheduled sampling and a padded edge."""
     torch.manual_seed(3)
-    config = make_config({"model": {"name": name, **SMALL[name]}, "train": train}, "test")
-    model = build_model(config, FrameSpec(1, 13, 18)).to(dtype)
+    config = make_config({"model": {"name": name, **SMALL[name]}, "train": {"activation_checkpointing": way}}, "test")
+    model = untrained_model(config, FrameSpec(1, 13, 18)).to(dtype)
     batch, context = torch.rand(2, frames, 1, 13, 18), min(3, frames - 1)
     teacher = torch.rand(2, frames - 1 - context) < 0.5
     sum(model(batch, context, Sampling(teacher, Noise([5, 6]))).losses.values()).backward()
@@ -240,7 +239,7 @@ def test_gradients_of_every_model_are_equal_in_every_way(name: str, dtype: torch
     if name == "simvp" and frames < 4:
         pytest.skip("needs a context of model.frames, 3; the next test")
     expected = train_once(name, dtype, frames)
-    for way in [*WAYS[3:], {"checkpointing": "step", **DEEPSPEED}]:
+    for way in [*WAYS[3:], {"policy": "step", **DEEPSPEED}]:
         assert same(train_once(name, dtype, frames, **way), expected), way
 
 
@@ -264,8 +263,11 @@ STEP_MODELS = [name for name in SMALL if name not in ("trajgru", "svg_lp", "simv
 @pytest.mark.parametrize("policy", ["step", "recursive"])
 def test_every_layer_is_recomputed_by_itself(name: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All layers of all step models are run through `layer`, and no more often than steps are without it."""
-    config = make_config({"model": {"name": name, **SMALL[name]}, "train": {"checkpointing": policy, **LAYERS}}, "test")
-    model = build_model(config, FrameSpec(1, 8, 8))
+    config = make_config(
+        {"model": {"name": name, **SMALL[name]}, "train": {"activation_checkpointing": {"policy": policy, **LAYERS}}},
+        "test",
+    )
+    model = untrained_model(config, FrameSpec(1, 8, 8))
     assert isinstance(model, StepSequence)
     calls = 0
 
@@ -341,18 +343,18 @@ def test_layers_bound_what_is_alive_at_once() -> None:
 
 
 def test_what_does_not_fit_is_refused_with_the_reason() -> None:
-    with pytest.raises(ConfigError, match=r"train\.checkpoint_layers, train\.offload_states changes how .* is none"):
-        make_config({"train": {**LAYERS, **HOST}}, "test")
-    step = {"checkpointing": "step", **DEEPSPEED}
-    for train, reason in [
-        ({**step, "zero": 2}, r"under train\.zero 2: .* gradient once per time step"),
-        ({**DEEPSPEED, "checkpointing": "recursive"}, r"this is recursive: .* another order"),
-        ({**step, **LAYERS}, r"this is step with layers: .* another order"),
-        ({**step, **HOST}, r"offload_states has no hold"),
+    step = {"policy": "step", **DEEPSPEED}
+    for zero, way, reason in [
+        (0, {**LAYERS, **HOST}, r"checkpointing\.per_layer, .*checkpointing\.offload changes how .* policy is none"),
+        (2, step, r"with train\.zero 2: .* gradient once per time step"),
+        (0, {**DEEPSPEED, "policy": "recursive"}, r"this is recursive: .* another order"),
+        (0, {**step, **LAYERS}, r"this is step with per_layer: .* another order"),
+        (0, {**step, **HOST}, r"offload has no effect"),
     ]:
         with pytest.raises(ConfigError, match=reason):
-            make_config({"train": train}, "test")
-    assert make_config({"train": {**step, "zero": 1, "precision": "bf16"}}, "test").train.checkpointing == "step"
+            make_config({"train": {"zero": zero, "activation_checkpointing": way}}, "test")
+    fits = make_config({"train": {"activation_checkpointing": step, "zero": 1, "precision": "bf16"}}, "test")
+    assert fits.train.activation_checkpointing.policy == "step"
 
 
 Engines = Callable[[list[dict[str, Any]]], list[str]]
@@ -374,7 +376,11 @@ def on_two_ranks(tmp_path: Path) -> Engines:
 
 def tree_of(name: str, train: dict[str, Any], way: dict[str, Any]) -> dict[str, Any]:
     data = {"context": 3, "horizon": 4}
-    return {"model": {"name": name, **SMALL[name]}, "data": data, "train": {"batch": 4, **train, **way}}
+    return {
+        "model": {"name": name, **SMALL[name]},
+        "data": data,
+        "train": {"batch": 4, **train, "activation_checkpointing": way},
+    }
 
 
 def assert_equal_groups(groups: list[list[dict[str, Any]]], on_two_ranks: Engines) -> None:
@@ -391,8 +397,8 @@ def test_engines_train_alike_under_every_policy(on_two_ranks: Engines) -> None:
     """On 2 ranks, with and without accumulation, under each ZeRO stage: a part of the table below."""
     accumulated = {"micro_batch": 1}
     groups = [
-        ("modernn", {"zero": 0}, [{"checkpointing": "step", **DEEPSPEED}]),
-        ("convlstm", {"zero": 1, "precision": "bf16"}, [{"checkpointing": "step", **DEEPSPEED}, WAYS[0]]),
+        ("modernn", {"zero": 0}, [{"policy": "step", **DEEPSPEED}]),
+        ("convlstm", {"zero": 1, "precision": "bf16"}, [{"policy": "step", **DEEPSPEED}, WAYS[0]]),
         ("modernn", {"zero": 2, **accumulated}, [WAYS[0], WAYS[2]]),
         ("modernn", {"zero": 3}, [WAYS[0]]),
     ]
@@ -406,8 +412,8 @@ def test_engines_train_alike_in_every_way(name: str, on_two_ranks: Engines) -> N
     groups = []
     stages = get_args(TrainConfig.model_fields["zero"].annotation)
     for precision, zero, micro in product(("fp32", "bf16"), stages, (None, 1)):
-        ways = [{}, {"checkpointing": "step"}, *WAYS[:3]]
+        ways = [{}, {"policy": "step"}, *WAYS[:3]]
         if zero < 2 and micro is None:
-            ways.append({"checkpointing": "step", **DEEPSPEED})
+            ways.append({"policy": "step", **DEEPSPEED})
         groups.append([tree_of(name, {"precision": precision, "zero": zero, "micro_batch": micro}, w) for w in ways])
     assert_equal_groups(groups, on_two_ranks)

@@ -27,13 +27,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from toolkit.checkpoint.weights import load_model
 from toolkit.data.windows import WindowSet, open_windows
 from toolkit.evaluate.run import predict
 from toolkit.evaluate.table import save_npz
 from toolkit.models.base import SequenceModel
 from toolkit.models.capture import Captured, capture
 from toolkit.rundir import RunDir
-from toolkit.train.checkpoint import load_model
 
 FED = ("truth", "prediction")
 Arrays = dict[str, NDArray[np.generic]]

@@ -21,7 +21,7 @@ from toolkit.data.augment import augment
 from toolkit.data.order import rank_positions, window_at
 from toolkit.data.windows import Window, WindowSet
 from toolkit.errors import ToolkitError
-from toolkit.train.signals import CAUGHT
+from toolkit.signals import CAUGHT
 
 MOST_SKIPS = 100  # that many damaged samples in a row are no longer an accident
 
@@ -193,6 +193,6 @@ def _from_readers(batches: Iterator[Batch], workers: int) -> Iterator[Batch]:
             how = str(error) or type(error).__name__
             raise ToolkitError(
                 f"one of the {workers} reader processes died ({how}): killed, most likely for want of memory. "
-                "Run it again; with fewer data.workers if that is it"
+                "Run it again; with fewer data.num_workers if that is it"
             ) from None
         yield batch

@@ -1,4 +1,4 @@
-"""Ensembles: how N forecasts of a sequence become the one that is scored (`eval.samples`, `eval.select`).
+"""Ensembles: how N forecasts of a sequence become the one that is scored (`eval.ensemble_size`, `eval.select`).
 
     mean    the mean of the members, pixel by pixel
     best    "best of N" (SVG: N = 100). For every sequence by itself one member is kept: the one whose score in the

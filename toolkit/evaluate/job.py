@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.atomic import replacing, write_atomic
+from toolkit.checkpoint.weights import load_model
 from toolkit.config import RunConfig
 from toolkit.data.windows import open_windows
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
 from toolkit.evaluate.ensemble import Ensemble
 from toolkit.evaluate.perceptual import load_lpips
@@ -30,7 +31,6 @@ from toolkit.evaluate.table import ScoreTable, save_npz
 from toolkit.models.base import SequenceModel
 from toolkit.models.baselines import Persistence
 from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir
-from toolkit.train.checkpoint import load_model
 from toolkit.wording import speed
 
 PROGRESS_EVERY_S = 5.0
@@ -44,7 +44,7 @@ class Request:
     split: str | None = None
     batch: int | None = None
     limit: int | None = None
-    samples: int | None = None
+    ensemble_size: int | None = None
     select: Literal["mean", "best"] | None = None
     force: bool = False
 
@@ -68,7 +68,7 @@ class Evaluation:
         asked = self.config.eval
         self.lpips = load_lpips(world.device) if asked.lpips else None
         self.ensemble = Ensemble(
-            request.samples or asked.samples, request.select or asked.select, self.protocol.best_by
+            request.ensemble_size or asked.ensemble_size, request.select or asked.select, self.protocol.best_by
         )
 
     def file(self, which: str, suffix: str) -> Path:

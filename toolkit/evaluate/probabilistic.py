@@ -185,6 +185,7 @@ def _room(shape: tuple[int, ...]) -> NDArray[np.float32]:
             return np.memmap(file, np.float32, mode="r+", shape=shape)
     except OSError as error:
         raise ToolkitError(
-            f"eval.samples {shape[0]}: a batch's members are {needed / 1e9:.1f} GB, and {tempfile.gettempdir()} has no "
-            f"room for them ({error.strerror}): name a larger folder in TMPDIR, or take a smaller --batch (eval.batch)"
+            f"eval.ensemble_size {shape[0]}: a batch's members are {needed / 1e9:.1f} GB, and {tempfile.gettempdir()} "
+            f"has no room for them ({error.strerror}): name a larger folder in TMPDIR, or take a smaller --batch "
+            "(eval.batch)"
         ) from None

@@ -13,12 +13,12 @@ import torch
 
 from shards import open_store
 from shards.manifest import FrameSpec, Scale
+from toolkit.checkpoint.export import CONFIG, frame_options, read_export
+from toolkit.checkpoint.weights import load_model
 from toolkit.config import RunConfig
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.export import CONFIG, frame_options, read_export
 from toolkit.models.base import SequenceModel
 from toolkit.rundir import RunDir
-from toolkit.train.checkpoint import load_model
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,8 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from shards.manifest import FrameSpec
-from toolkit.config import RunConfig
 from toolkit.errors import ConfigError
-from toolkit.models.registry import MODELS, StepOptions
+from toolkit.models.registry import MODELS, ModelOptions, StepOptions
 from toolkit.unroll import NO_CHECKPOINTING, Checkpointing, unroll
 
 State = Any  # any tree of tensors
@@ -88,7 +87,7 @@ class SequenceModel(nn.Module, ABC):
 
     Attributes:
         checkpointing: what is recomputed backward. Models without a step say what they recompute under any policy but
-            `none`, and for `checkpoint_layers`.
+            `none`, and for `per_layer`.
         stochastic: forecasts under a generator differ from one another; False: an ensemble has equal members.
         loss_frames: `train.loss_frames`; models that predict the horizon only have no other frames in their loss.
         horizon: frames that `predict` gives unless told: those of the training.
@@ -179,7 +178,7 @@ class StepModel(nn.Module, ABC):
         """
 
     def layer(self, cell: Callable[..., Result], *args: Any) -> Result:
-        """cell(*args), one layer of a step; under `train.checkpoint_layers` it is recomputed by itself."""
+        """cell(*args), one layer of a step; under `activation_checkpointing.per_layer` it is recomputed by itself."""
         return self.checkpointing.run_layer(cell, *args)
 
     @abstractmethod
@@ -316,25 +315,31 @@ def from_patches(patched: Tensor, patch: int, height: int, width: int) -> Tensor
     return F.pixel_shuffle(patched, patch)[..., :height, :width]
 
 
-def build_model(config: RunConfig, shape: FrameSpec) -> SequenceModel:
-    """The model that a config names, for frames of a shape; parameters are drawn from torch's global generator."""
-    entry = MODELS[config.model.name]
-    module, _, name = entry.code.partition(":")
-    made = getattr(importlib.import_module(module), name)(config.model, shape)
-    train = config.train
-    checkpointing = Checkpointing(
-        train.checkpointing, train.checkpoint_layers, train.offload_states, train.checkpointing_backend
-    )
+def build_model(
+    options: ModelOptions,
+    shape: FrameSpec,
+    checkpointing: Checkpointing = NO_CHECKPOINTING,
+    loss_frames: str = "all",
+    horizon: int | None = None,
+) -> SequenceModel:
+    """Return the model of some options for frames of a shape; parameters are drawn from torch's global generator.
+
+    Args:
+        checkpointing, loss_frames, horizon: attributes of `SequenceModel`.
+    """
+    code = MODELS[options.name].code
+    module, _, name = code.partition(":")
+    made = getattr(importlib.import_module(module), name)(options, shape)
     if isinstance(made, StepModel):
-        assert isinstance(config.model, StepOptions), entry.code
+        assert isinstance(options, StepOptions), code
         made.checkpointing = checkpointing
-        made = StepSequence(made, config.model.patch)
-    assert isinstance(made, SequenceModel), entry.code
-    made.checkpointing, made.loss_frames, made.horizon = checkpointing, train.loss_frames, config.data.horizon
+        made = StepSequence(made, options.patch)
+    assert isinstance(made, SequenceModel), code
+    made.checkpointing, made.loss_frames, made.horizon = checkpointing, loss_frames, horizon
     return made
 
 
-def count_parameters(config: RunConfig, shape: FrameSpec) -> int:
-    """Trainable numbers in the model, without allocating them."""
+def count_parameters(options: ModelOptions, shape: FrameSpec) -> int:
+    """Return the trainable numbers in a model, without allocating them."""
     with torch.device("meta"):
-        return sum(p.numel() for p in build_model(config, shape).parameters() if p.requires_grad)
+        return sum(p.numel() for p in build_model(options, shape).parameters() if p.requires_grad)

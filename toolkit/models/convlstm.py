@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from shards.manifest import FrameSpec
 from toolkit.errors import ToolkitError
-from toolkit.models.base import Noise, StepModel
+from toolkit.models.base import Noise
 from toolkit.models.fused import lstm
 from toolkit.models.registry import ConvLSTMOptions
-
-LayerState = tuple[Tensor, Tensor]  # H, C
+from toolkit.models.stacked import LayerState, StackedCells
 
 
 class ConvLSTMCell(nn.Module):
@@ -56,21 +55,19 @@ class ConvLSTMCell(nn.Module):
         return torch.sigmoid(o) * torch.tanh(memory), memory
 
 
-class ConvLSTM(StepModel):
+class ConvLSTM(StackedCells):
     """A stack of ConvLSTM cells with a 1x1 read-out."""
 
     def __init__(self, options: ConvLSTMOptions, shape: FrameSpec) -> None:
-        super().__init__()
-        self.hidden = options.hidden
         depth = shape.channels * options.patch**2
         inputs = [depth] + [options.hidden] * (options.layers - 1)
-        grid = (-(-shape.height // options.patch), -(-shape.width // options.patch))
-        self.grid = grid if options.peepholes else None
-        self.cells = nn.ModuleList(
-            ConvLSTMCell(n, options.hidden, options.kernel, options.bias, options.forget_bias, self.grid)
-            for n in inputs
+        size = (-(-shape.height // options.patch), -(-shape.width // options.patch))
+        grid = size if options.peepholes else None
+        cells = (
+            ConvLSTMCell(n, options.hidden, options.kernel, options.bias, options.forget_bias, grid) for n in inputs
         )
-        self.read_out = nn.Conv2d(options.hidden, depth, 1, bias=False)
+        super().__init__(depth, options.hidden, cells)
+        self.grid = grid
 
     def init_state(self, batch: int, height: int, width: int, like: Tensor, noise: Noise | None) -> list[LayerState]:
         if self.grid not in (None, (height, width)):
@@ -78,17 +75,4 @@ class ConvLSTM(StepModel):
                 f"model.peepholes: this convlstm was made for a grid of {self.grid[0]} x {self.grid[1]} patches, these "
                 f"frames give {height} x {width}: use frames of the size it was made for, or train without peepholes"
             )
-        zero = like.new_zeros(batch, self.hidden, height, width)
-        return [(zero, zero) for _ in self.cells]
-
-    def memories(self, state: list[LayerState]) -> list[Tensor]:
-        return [memory for _, memory in state]
-
-    def step(self, frame: Tensor, state: list[LayerState]) -> tuple[Tensor, list[LayerState]]:
-        after = []
-        x = frame
-        for cell, layer in zip(self.cells, state, strict=True):
-            layer = self.layer(cell, x, layer)
-            x = layer[0]
-            after.append(layer)
-        return self.read_out(x), after
+        return super().init_state(batch, height, width, like, noise)

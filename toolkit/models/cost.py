@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from shards.manifest import FrameSpec
-from toolkit.config import RunConfig
 from toolkit.models.base import Sampling, SequenceModel, StepSequence, build_model
+from toolkit.models.registry import ModelOptions
 
 
-def count_macs(config: RunConfig, shape: FrameSpec) -> int:
-    """MACs of one sequence, forward: `data.context` + `data.horizon` frames, of which the last is never an input."""
-    frames, context = config.data.context + config.data.horizon, config.data.context
+def count_macs(options: ModelOptions, shape: FrameSpec, context: int, horizon: int) -> int:
+    """Return the MACs of one sequence, forward: `context` + `horizon` frames, of which the last is never an input."""
+    frames = context + horizon
     with torch.device("meta"), torch.no_grad():
-        model = build_model(config, shape).eval().requires_grad_(False)
+        model = build_model(options, shape).eval().requires_grad_(False)
         if isinstance(model, StepSequence):  # every step costs the same: count one
             return (frames - 1) * _macs(model, torch.empty(1, 2, *shape.shape), 1)
         return _macs(model, torch.empty(1, frames, *shape.shape), context)

@@ -37,15 +37,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shards.manifest import FrameSpec
-from toolkit.models.base import Noise, Probe, StepModel
+from toolkit.models.base import Noise, Probe
 from toolkit.models.fused import attention, gated_sum, lstm, spatial_mean
 from toolkit.models.registry import ModeRNNOptions
+from toolkit.models.stacked import LayerState, StackedCells
 
 GATES = 4  # in the order i, f, o, g
 FORGET = 1
 FIRST_BUS_STD = 0.1
-
-LayerState = tuple[Tensor, Tensor]  # H, B
 
 
 def separable(inputs: int, outputs: int) -> nn.Sequential:
@@ -170,37 +169,21 @@ class ModeCell(nn.Module):
         return lstm(bus, self.norm(of_fused + of_input))
 
 
-class ModeRNN(StepModel):
+class ModeRNN(StackedCells):
     """A stack of ModeCells between a 1x1 patch embedding and a 1x1 read-out."""
 
     channels_last = True
 
     def __init__(self, options: ModeRNNOptions, shape: FrameSpec) -> None:
-        super().__init__()
-        self.sample_at_eval = self.stochastic = options.sample_at_eval
-        self.hidden = options.hidden
-        depth = shape.channels * options.patch**2
-        self.embed = nn.Conv2d(depth, options.hidden, 1, bias=False)
-        self.cells = nn.ModuleList(
+        cells = (
             ModeCell(options.hidden, options.slots, options.gate_norm, options.forget_bias, options.fusion)
             for _ in range(options.layers)
         )
-        self.read_out = nn.Conv2d(options.hidden, depth, 1, bias=False)
+        super().__init__(shape.channels * options.patch**2, options.hidden, cells, embed=True)
+        self.sample_at_eval = self.stochastic = options.sample_at_eval
 
     def init_state(self, batch: int, height: int, width: int, like: Tensor, noise: Noise | None) -> list[LayerState]:
         drawn = noise if self.training or self.sample_at_eval else None
         zero = like.new_zeros(batch, self.hidden, height, width)
         cells = (cell for cell in self.cells if isinstance(cell, ModeCell))
         return [(zero, cell.init_bus(batch, height, width, drawn)) for cell in cells]
-
-    def memories(self, state: list[LayerState]) -> list[Tensor]:
-        return [memory for _, memory in state]
-
-    def step(self, frame: Tensor, state: list[LayerState]) -> tuple[Tensor, list[LayerState]]:
-        after = []
-        x = self.embed(frame)
-        for cell, layer in zip(self.cells, state, strict=True):
-            layer = self.layer(cell, x, layer)
-            x = layer[0]
-            after.append(layer)
-        return self.read_out(x), after

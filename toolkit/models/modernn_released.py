@@ -40,12 +40,11 @@ from torch.nn import functional as F
 
 from shards.manifest import FrameSpec
 from toolkit.errors import ToolkitError
-from toolkit.models.base import Noise, Probe, StepModel
+from toolkit.models.base import Noise, Probe
 from toolkit.models.fused import attention, lstm, weighed_sum
 from toolkit.models.modernn import from_heads, to_heads
 from toolkit.models.registry import ReleasedModeRNNOptions
-
-LayerState = tuple[Tensor, Tensor]  # H, B
+from toolkit.models.stacked import LayerState, StackedCells
 
 
 def separable(inputs: int, outputs: int, conv_norm: str) -> nn.Sequential:
@@ -153,22 +152,19 @@ class ReleasedModeCell(nn.Module):
         return lstm(bus, *gates)
 
 
-class ReleasedModeRNN(StepModel):
+class ReleasedModeRNN(StackedCells):
     """A stack of cells between a 1x1 patch embedding and a 1x1 read-out."""
 
     channels_last = True
 
     def __init__(self, options: ReleasedModeRNNOptions, shape: FrameSpec) -> None:
-        super().__init__()
-        self.hidden = options.hidden
-        self.grid = (-(-shape.height // options.patch), -(-shape.width // options.patch))
-        depth = shape.channels * options.patch**2
-        self.embed = nn.Conv2d(depth, options.hidden, 1, bias=False)
-        self.cells = nn.ModuleList(
-            ReleasedModeCell(options.hidden, options.slots, self.grid, options.conv_norm, options.fusion)
+        grid = (-(-shape.height // options.patch), -(-shape.width // options.patch))
+        cells = (
+            ReleasedModeCell(options.hidden, options.slots, grid, options.conv_norm, options.fusion)
             for _ in range(options.layers)
         )
-        self.read_out = nn.Conv2d(options.hidden, depth, 1, bias=False)
+        super().__init__(shape.channels * options.patch**2, options.hidden, cells, embed=True)
+        self.grid = grid
 
     def init_state(self, batch: int, height: int, width: int, like: Tensor, noise: Noise | None) -> list[LayerState]:
         if self.grid != (height, width):
@@ -177,17 +173,4 @@ class ReleasedModeRNN(StepModel):
                 f"{height} x {width}; its LayerNorm has weights per position: use frames of the size it was made for, "
                 "or the model modernn"
             )
-        zero = like.new_zeros(batch, self.hidden, height, width)
-        return [(zero, zero) for _ in self.cells]
-
-    def memories(self, state: list[LayerState]) -> list[Tensor]:
-        return [memory for _, memory in state]
-
-    def step(self, frame: Tensor, state: list[LayerState]) -> tuple[Tensor, list[LayerState]]:
-        after = []
-        x = self.embed(frame)
-        for cell, layer in zip(self.cells, state, strict=True):
-            layer = self.layer(cell, x, layer)
-            x = layer[0]
-            after.append(layer)
-        return self.read_out(x), after
+        return super().init_state(batch, height, width, like, noise)

@@ -45,10 +45,8 @@ import torch
 from torch import Tensor, nn
 
 from shards.manifest import FrameSpec
-from toolkit.models.base import Noise, StepModel
 from toolkit.models.registry import RIMOptions
-
-LayerState = tuple[Tensor, Tensor]  # H, C, each [B, K d, h, w], module by module
+from toolkit.models.stacked import LayerState, StackedCells
 
 
 class RIMCell(nn.Module):
@@ -127,29 +125,11 @@ class RIMCell(nn.Module):
         return hidden.flatten(1, 2), memory.flatten(1, 2)
 
 
-class RIM(StepModel):
-    """A stack of RIM layers with a 1x1 read-out."""
+class RIM(StackedCells):
+    """A stack of RIM layers with a 1x1 read-out; H and C are [B, K d, h, w], module by module."""
 
     def __init__(self, options: RIMOptions, shape: FrameSpec) -> None:
-        super().__init__()
         depth = shape.channels * options.patch**2
-        self.hidden = options.modules * -(-options.hidden // options.modules)
-        inputs = [depth] + [self.hidden] * (options.layers - 1)
-        self.cells = nn.ModuleList(RIMCell(n, options) for n in inputs)
-        self.read_out = nn.Conv2d(self.hidden, depth, 1, bias=False)
-
-    def init_state(self, batch: int, height: int, width: int, like: Tensor, noise: Noise | None) -> list[LayerState]:
-        zero = like.new_zeros(batch, self.hidden, height, width)
-        return [(zero, zero) for _ in self.cells]
-
-    def memories(self, state: list[LayerState]) -> list[Tensor]:
-        return [memory for _, memory in state]
-
-    def step(self, frame: Tensor, state: list[LayerState]) -> tuple[Tensor, list[LayerState]]:
-        after = []
-        x = frame
-        for cell, layer in zip(self.cells, state, strict=True):
-            layer = self.layer(cell, x, layer)
-            x = layer[0]
-            after.append(layer)
-        return self.read_out(x), after
+        hidden = options.modules * -(-options.hidden // options.modules)
+        inputs = [depth] + [hidden] * (options.layers - 1)
+        super().__init__(depth, hidden, (RIMCell(n, options) for n in inputs))

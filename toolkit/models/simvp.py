@@ -20,8 +20,8 @@ T frames in give T frames out: T = `model.frames`, and the last T frames of a lo
 is reached by feeding the predictions back, in training too; of the last pass only what is needed is used. Sizes that
 2^(N_S / 2) doesn't divide are padded with zeros below and to the right, and cropped. `Rollout.predictions` holds the
 horizon only, so `train.loss_frames` makes no difference; there is nothing that scheduled sampling could replace. Under
-`train.checkpointing: step` a "step" is the encoder, a block of the translator or the decoder; that is a layer
-already, so `train.checkpoint_layers` makes no difference.
+`activation_checkpointing.policy: step` a "step" is the encoder, a block of the translator or the decoder; that is a
+layer already, so `per_layer` makes no difference.
 """
 
 from __future__ import annotations

@@ -27,9 +27,9 @@ What stands otherwise here than in the published code:
     - `train.loss_frames: future` takes both losses over the horizon only. Scheduled sampling has no place here, since
       training always shows the true previous frame.
 
-Random numbers are drawn before anything that is checkpointed. Under `train.checkpointing: step` the encoder and the
-decoder are recomputed frame by frame; what is kept are codes, LSTM states, and the skips of known frames.
-`train.checkpoint_layers` makes no difference.
+Random numbers are drawn before anything that is checkpointed. Under `activation_checkpointing.policy: step` the encoder
+and the decoder are recomputed frame by frame; what is kept are codes, LSTM states, and the skips of known frames.
+`activation_checkpointing.per_layer` makes no difference.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ memory.
 
 The model fits `SequenceModel` without being a next-frame step: it predicts the horizon only, so `Rollout.predictions`
 holds that, `train.loss_frames` makes no difference, and there is nothing that scheduled sampling could replace. Under
-`train.checkpointing: step` each time step of encoder and forecaster is recomputed; `train.checkpoint_layers` makes no
+`activation_checkpointing.policy: step` each time step of encoder and forecaster is recomputed; `per_layer` makes no
 difference.
 """
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from toolkit.atomic import write_atomic
 from toolkit.config import RunConfig
+from toolkit.config_sections import ActivationCheckpointing
 from toolkit.errors import ToolkitError
 from toolkit.models.registry import MODELS, StepOptions
 
@@ -114,24 +115,24 @@ def policies_of(config: RunConfig) -> tuple[str, ...]:
 
 
 def policy_of(config: RunConfig) -> str:
-    """The name of a config's policy: `train.checkpointing`, +layers, +offload."""
-    train = config.train
-    extras = [LAYERS] * train.checkpoint_layers + [OFFLOAD] * train.offload_states
-    if isinstance(config.model, StepOptions) or train.checkpointing == "none":
-        return "+".join([train.checkpointing, *extras])
-    return "+".join(["step", *extras[train.checkpoint_layers :]])  # all they know is whether to recompute
+    """The name of a config's policy: `train.activation_checkpointing.policy`, +layers, +offload."""
+    own = config.train.activation_checkpointing
+    extras = [LAYERS] * own.per_layer + [OFFLOAD] * own.offload
+    if isinstance(config.model, StepOptions) or own.policy == "none":
+        return "+".join([own.policy, *extras])
+    return "+".join(["step", *extras[own.per_layer :]])  # all they know is whether to recompute
 
 
 def settings_of(policy: str) -> dict[str, object]:
-    """The keys of `train` that stand for a policy."""
+    """Return the keys of `train.activation_checkpointing` that stand for a policy."""
     name, *extras = policy.split("+")
-    return {"checkpointing": name, "checkpoint_layers": LAYERS in extras, "offload_states": OFFLOAD in extras}
+    return {"policy": name, "per_layer": LAYERS in extras, "offload": OFFLOAD in extras}
 
 
 def under(config: RunConfig, policy: str) -> RunConfig:
     """The config under another policy."""
-    update = {**settings_of(policy), "checkpointing_backend": "torch"}
-    return config.model_copy(update={"train": config.train.model_copy(update=update)})
+    chosen = ActivationCheckpointing.model_validate({**settings_of(policy), "backend": "torch"})
+    return config.model_copy(update={"train": config.train.model_copy(update={"activation_checkpointing": chosen})})
 
 
 def key_of(config: RunConfig, channels: int) -> str:

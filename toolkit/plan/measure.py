@@ -32,8 +32,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from shards.manifest import FrameSpec
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import RunConfig, make_config
-from toolkit.models.base import Noise, Sampling, build_model
+from toolkit.models.base import Noise, Sampling
 from toolkit.models.registry import SVGOptions
 from toolkit.plan.cost import LARGE, Polynomial, policies_of, under
 
@@ -276,7 +277,7 @@ def run_step(config: RunConfig, channels: int, watch: Watch) -> tuple[list[int],
     side = options.tile * (1 if isinstance(options, SVGOptions) else SIDE)
     length = data.context + data.horizon
     with torch.device("meta"):
-        model = build_model(config, FrameSpec(channels, side, side))
+        model = untrained_model(config, FrameSpec(channels, side, side))
     numbers, large = [0] * TERMS, 0
     for parameter in (p for p in model.parameters() if p.requires_grad):
         term, amount = split(parameter.numel())

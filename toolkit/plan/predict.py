@@ -23,7 +23,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from toolkit.config import MOST_DEFERRED, RunConfig
+from toolkit.config import RunConfig
+from toolkit.config_sections import MOST_DEFERRED
 from toolkit.models.registry import StepOptions
 from toolkit.plan.cost import Cost, Polynomial, under
 

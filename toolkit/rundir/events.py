@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from toolkit import slurm
+from toolkit.distributed import slurm
 from toolkit.rundir import RunDir
 from toolkit.rundir.lock import read_lock
 from toolkit.rundir.metrics import read_lines

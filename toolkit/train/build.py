@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from toolkit.checkpoint.checkpoint import TrainState
 from toolkit.config import RunConfig
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
 from toolkit.models.base import SequenceModel
 from toolkit.train.deepspeed_engine import DeepSpeedEngine
 from toolkit.train.deepspeed_settings import check_precision, share_of
-from toolkit.train.engine import Engine, TrainState
+from toolkit.train.engine import Engine
 from toolkit.train.replicated import ReplicatedEngine
 
 

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toolkit.config import TrainConfig
+from toolkit.checkpoint.checkpoint import TrainState
+from toolkit.config_sections import TrainConfig
 from toolkit.data.batches import Batch, Share
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.models.base import SequenceModel
 from toolkit.train.compiled import compile_step
 from toolkit.train.deepspeed_settings import deepspeed_config, import_deepspeed
 from toolkit.train.deferred import DeferredGradients
-from toolkit.train.engine import MOMENTS, Engine, LossOf, StepResult, TrainState, evaluating, norms_of, on_host
+from toolkit.train.engine import MOMENTS, Engine, LossOf, StepResult, evaluating, norms_of, on_host
 
 
 class DeepSpeedEngine(Engine):

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from toolkit.config import TrainConfig
+from toolkit.config_sections import TrainConfig
 from toolkit.data.batches import Share
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
 
 # Not in train.deepspeed. `torch_autocast` names modules, which DeepSpeed would import.
@@ -82,9 +82,9 @@ def deepspeed_config(config: TrainConfig, share: Share, parameters: int) -> dict
         "zero_force_ds_cpu_optimizer": False,  # torch's fused Adam offloaded too: as fast, and nothing to compile
         "steps_per_print": 10**9,
     }
-    if config.checkpointing_backend == "deepspeed" and share.accumulation > 1:
+    if config.activation_checkpointing.backend == "deepspeed" and share.accumulation > 1:
         raise ConfigError(
-            f"train.checkpointing_backend deepspeed adds up gradients step by step in time, so that with "
+            f"train.activation_checkpointing.backend deepspeed adds up gradients step by step in time, so that with "
             f"{share.accumulation} micro-batches of {share.micro_batch} they are not the same bit for bit: set "
             f"train.micro_batch to {share.micro_batch * share.accumulation}, or leave the backend at torch"
         )

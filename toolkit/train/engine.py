@@ -18,9 +18,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from toolkit.config import TrainConfig
+from toolkit.checkpoint.checkpoint import TrainState
+from toolkit.config_sections import TrainConfig
 from toolkit.data.batches import Batch, Share
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.errors import NonFiniteError
 from toolkit.models.base import SequenceModel
 from toolkit.train.memory import explain_shortage
@@ -30,16 +31,6 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 MOST_SKIPS = 10  # so many steps in a row without an update are no accident
 
 LossOf: TypeAlias = Callable[[Batch], Tensor]
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """Everything the optimisation knows, whole and in fp32, on the CPU."""
-
-    weights: dict[str, Tensor]
-    moments: dict[str, dict[str, Tensor]]  # parameter name -> exp_avg, exp_avg_sq; empty before the first step
-    step: int
-    skipped: int = 0  # steps among them without an update; Adam has not counted those
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,19 @@ import time
 
 import torch
 
+from toolkit.checkpoint import checkpoint
+from toolkit.checkpoint.saver import Saver
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import RunConfig
 from toolkit.data.batches import Batch, read_batches
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.errors import EXIT_OK, EXIT_REQUEUE, NonFiniteError
-from toolkit.models.base import build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 from toolkit.rundir.events import note_start
 from toolkit.rundir.metrics import has_validation
-from toolkit.train import checkpoint, validation
+from toolkit.signals import StopRequest
+from toolkit.train import validation
 from toolkit.train.build import build_engine
 from toolkit.train.engine import Engine, StepResult
 from toolkit.train.loss import TrainingLoss
@@ -25,8 +28,6 @@ from toolkit.train.prepare import Data, check_scoring, introduce, open_data, res
 from toolkit.train.profile import Profiler
 from toolkit.train.record import OwnTime, Recorder
 from toolkit.train.sampling import teacher_rate
-from toolkit.train.saver import Saver
-from toolkit.train.signals import StopRequest
 from toolkit.train.watchdog import Watchdog
 from toolkit.unroll import give_memory_back
 
@@ -113,7 +114,7 @@ class Training:
             config.seed,
             self.engine.share,
             self.step,
-            workers=config.data.workers,
+            workers=config.data.num_workers,
             pin=world.device.type == "cuda",
             kinds=config.data.augment,
             on_error=config.data.on_error,
@@ -125,10 +126,10 @@ class Training:
 
     def _start(self, resume: str) -> tuple[Engine, checkpoint.Progress]:
         """The engine at the first step, or where a checkpoint stands; that one's copy in memory is gone afterwards."""
-        if self.config.train.checkpoint_layers and self.world.device.type == "cpu":
+        if self.config.train.activation_checkpointing.per_layer and self.world.device.type == "cpu":
             give_memory_back()
         torch.manual_seed(self.config.seed)
-        model = build_model(self.config, self.data.store.manifest.frames)
+        model = untrained_model(self.config, self.data.store.manifest.frames)
         state, progress = restore(self.run, resume, self.world)
         return build_engine(model, self.config, self.world, state), progress
 
@@ -163,7 +164,7 @@ class Training:
             # A validation may take longer than the time that is left after a signal: the next start makes up for it.
             improved = (None if result.stop else self._validate()) if self._is_validated() else False
             stopping = result.stop or improved is None
-            if improved or stopping or self.step % cfg.checkpoint_every == 0 or self.step == cfg.steps:
+            if improved or stopping or self.step % cfg.checkpoint.every == 0 or self.step == cfg.steps:
                 self._save(last=stopping or self.step == cfg.steps)
             if stopping and (self.step < cfg.steps or improved is None):
                 return self._leave()

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import torch
 
-from toolkit.config import TrainConfig
+from toolkit.config_sections import TrainConfig
 from toolkit.data.batches import Share
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.errors import MemoryShortageError
 from toolkit.wording import first_line
 
@@ -37,7 +37,8 @@ def explain_shortage(config: TrainConfig, share: Share, step: int, world: World)
         changes = "\n".join(f"  {number}. {text}" for number, text in enumerate(remedies(config, share), 1))
         raise MemoryShortageError(
             f"rank {world.rank}, step {step}: out of memory on {world.device} with a micro-batch of "
-            f"{share.micro_batch}, train.checkpointing={config.checkpointing}, train.precision={config.precision}; "
+            f"{share.micro_batch}, train.activation_checkpointing.policy={config.activation_checkpointing.policy}, "
+            f"train.precision={config.precision}; "
             f"{held(world.device)}.\n{first_line(error)}\n"
             f"Change, in this order, until it fits:\n{changes}\n"
             "What fits, without trying: python launch/plan.py --config FILE"
@@ -47,17 +48,18 @@ def explain_shortage(config: TrainConfig, share: Share, step: int, world: World)
 def remedies(config: TrainConfig, share: Share) -> list[str]:
     """What to change, the cheapest first; what is done already is left out."""
     found = []
-    if config.checkpointing == "none":
-        found.append("train.checkpointing=step: the same numbers; activations of one time step, a third more time")
-    if not config.checkpoint_layers and config.checkpointing_backend == "torch":
-        found.append("train.checkpoint_layers=true: of one layer instead of one step, in the same time")
+    now, key = config.activation_checkpointing, "train.activation_checkpointing"
+    if now.policy == "none":
+        found.append(f"{key}.policy=step: the same numbers; activations of one time step, a third more time")
+    if not now.per_layer and now.backend == "torch":
+        found.append(f"{key}.per_layer=true: of one layer instead of one step, in the same time")
     if share.micro_batch > 1:
         smaller = max(n for n in range(1, share.micro_batch) if share.micro_batch % n == 0)
         found.append(f"train.micro_batch={smaller}: the same batch of {share.batch} in more, smaller parts")
-    if config.checkpointing != "recursive":
-        found.append("train.checkpointing=recursive: for long sequences; steps are run several times over")
-    if not config.offload_states and config.checkpointing_backend == "torch":
-        found.append("train.offload_states=true: the states that checkpointing keeps move to the CPU (on a GPU)")
+    if now.policy != "recursive":
+        found.append(f"{key}.policy=recursive: for long sequences; steps are run several times over")
+    if not now.offload and now.backend == "torch":
+        found.append(f"{key}.offload=true: the states that checkpointing keeps move to the CPU (on a GPU)")
     if not config.offload_optimizer:
         stage = "" if config.zero else " train.zero=1"
         found.append(f"train.offload_optimizer=true{stage}: 8 to 12 bytes a parameter move to the CPU (on a GPU)")

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards import Store, open_store
+from toolkit.checkpoint import checkpoint, commit
+from toolkit.checkpoint.checkpoint import TrainState
 from toolkit.config import RunConfig
 from toolkit.data.windows import WindowSet, store_of
-from toolkit.device import facts, why_none
-from toolkit.distributed import World
+from toolkit.distributed.device import facts, why_none
+from toolkit.distributed.world import World
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.evaluate.perceptual import load_lpips
 from toolkit.rundir import RunDir
-from toolkit.train import checkpoint, commit
-from toolkit.train.engine import Engine, TrainState
+from toolkit.train.engine import Engine
 from toolkit.train.record import Recorder
 from toolkit.wording import computed_on
 

@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from shards.manifest import FrameSpec
 from toolkit.atomic import write_atomic
 from toolkit.config import RunConfig
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.models.cost import count_macs
 from toolkit.rundir import RunDir
 from toolkit.train.engine import Engine
@@ -156,7 +156,9 @@ class Profiler:
         seconds["other"] = self.whole - sum(seconds.values())
         train = self.config.train
         sequences = train.batch // self.world.world_size
-        useful = 3 * 2 * count_macs(self.config, self.shape) * sequences  # backward is twice the forward's work
+        data = self.config.data
+        macs = count_macs(self.config.model, self.shape, data.context, data.horizon)
+        useful = 3 * 2 * macs * sequences  # backward is twice the forward's work
         reached = useful * self.steps / self.whole
         best = matmul_flops(self.world.device, torch.bfloat16 if train.precision == "bf16" else torch.float32)
         return {

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.config import TrainConfig
+from toolkit.checkpoint.checkpoint import TrainState
+from toolkit.config_sections import TrainConfig
 from toolkit.data.batches import Batch, Share
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.models.base import SequenceModel
 from toolkit.train.compiled import compile_step
 from toolkit.train.deferred import DeferredGradients
-from toolkit.train.engine import MOMENTS, Engine, LossOf, StepResult, TrainState, evaluating, norms_of, on_host
+from toolkit.train.engine import MOMENTS, Engine, LossOf, StepResult, evaluating, norms_of, on_host
 from toolkit.train.graphed import FlatTensor, StaticStep
 from toolkit.train.loss import TrainingLoss
 

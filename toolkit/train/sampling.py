@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit.config import SamplingConfig
+from toolkit.config_sections import SamplingConfig
 from toolkit.data.order import Restarted
 from toolkit.models.base import Noise
 

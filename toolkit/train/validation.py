@@ -8,12 +8,12 @@ import torch
 
 from toolkit.config import RunConfig
 from toolkit.data.windows import WindowSet, to_unit
-from toolkit.distributed import World
+from toolkit.distributed.world import World
 from toolkit.errors import NonFiniteError, StoppedError, ToolkitError
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.evaluate.run import evaluate_model
 from toolkit.models.base import SequenceModel
-from toolkit.train.signals import StopRequest
+from toolkit.signals import StopRequest
 from toolkit.train.watchdog import Watchdog
 
 

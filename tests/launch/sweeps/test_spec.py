@@ -154,7 +154,8 @@ def test_names_of_other_values(configs: Path) -> None:
     assert names(configs, modes) == ["modes_none", "modes_1+2"]
     paths = "base: base.yaml\ngrid: {data.store: [../a/b, s3://x y]}"
     assert names(configs, paths) == ["store_a_b", "store_s3_x_y"]
-    shared = "base: base.yaml\nzip: {data.store: [a, b], train.checkpointing: [none, step], eval.split: [test, val]}"
+    policies = "train.activation_checkpointing.policy: [none, step]"
+    shared = f"base: base.yaml\nzip: {{data.store: [a, b], {policies}, eval.split: [test, val]}}"
     assert names(configs, shared) == ["store_a-checkpointing_none-split_test", "store_b-checkpointing_step-split_val"]
 
 

@@ -80,7 +80,7 @@ def test_a_model_that_is_made_to_collapse_scores_above_the_healthy_one(seed: int
     torch.manual_seed(seed)
     windows, scores = still_windows(seed), {}
     tree = {"model": {"name": "convlstm", "layers": 1, "hidden": 8, "kernel": 3}}
-    model = build_model(make_config(tree, "test"), FrameSpec(1, 8, 8))
+    model = build_model(make_config(tree, "test").model, FrameSpec(1, 8, 8))
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
     frames = torch.from_numpy(windows.frames).float() / 255
     for _ in range(80):

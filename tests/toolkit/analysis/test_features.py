@@ -15,15 +15,15 @@ import torch
 from launch import evaluate
 from launch.analyse import main
 from shards import open_store
+from toolkit.checkpoint import commit
+from toolkit.checkpoint.checkpoint import Progress, TrainState
+from toolkit.checkpoint.weights import load_model
 from toolkit.config import make_config
 from toolkit.data.windows import WindowSet, to_unit
 from toolkit.errors import ConfigError
 from toolkit.models.base import build_model
 from toolkit.models.capture import capture
 from toolkit.rundir import RunDir
-from toolkit.train import commit
-from toolkit.train.checkpoint import Progress, load_model
-from toolkit.train.engine import TrainState
 
 ROOT = Path(__file__).parents[3]
 
@@ -45,7 +45,7 @@ def make_run(store: Path, tmp_path: Path) -> Callable[..., RunDir]:
         data = {"store": str(store), "context": 3, "horizon": 2}
         config = make_config({"model": model, "data": data, "eval": {"batch": 2}}, "test")
         run = RunDir.create(tmp_path / "run", config)
-        weights = build_model(config, open_store(store).manifest.frames).state_dict()
+        weights = build_model(config.model, open_store(store).manifest.frames).state_dict()
         state = TrainState(weights, {}, 7)
         commit.save(run.checkpoints, state, Progress(7, 56), config.hash8(execution=False))
         return run

@@ -14,14 +14,13 @@ import torch
 
 from launch.evaluate import main
 from shards import open_store
+from toolkit.checkpoint import commit
+from toolkit.checkpoint.checkpoint import Progress, TrainState
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
 from toolkit.evaluate.table import ScoreTable
 from toolkit.models.base import build_model
 from toolkit.rundir import RunDir
-from toolkit.train import commit
-from toolkit.train.checkpoint import Progress
-from toolkit.train.engine import TrainState
 
 ROOT = Path(__file__).parents[3]
 
@@ -51,7 +50,7 @@ def make_run(store: Path, tmp_path: Path) -> Callable[..., RunDir]:
         run = RunDir.create(tmp_path / "run", config)
         for step in steps:
             torch.manual_seed(step)
-            weights = build_model(config, open_store(store).manifest.frames).state_dict()
+            weights = build_model(config.model, open_store(store).manifest.frames).state_dict()
             progress = Progress(step, 8 * step)
             commit.save(run.checkpoints, TrainState(weights, {}, step), progress, config.hash8())
         if best is not None:

@@ -14,13 +14,13 @@ from shards import open_store
 from shards.cli import main as shards
 from shards.recent import Archive, open_archive
 from tests.shards.conftest import write_radar
+from toolkit.checkpoint import checkpoint, commit
+from toolkit.checkpoint.checkpoint import TrainState
 from toolkit.config import make_config
 from toolkit.forecast.trained import Trained, load_trained
 from toolkit.models.base import build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
-from toolkit.train import checkpoint, commit
-from toolkit.train.engine import TrainState
 
 START = datetime(2016, 7, 11, 20, 45)
 SVG = {"size": 32, "width": 8, "latent": 8, "z": 2, "rnn": 8}
@@ -56,7 +56,7 @@ def make_run(radar: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         run = RunDir.create(path, config)
         if MODELS[name].trained:
             torch.manual_seed(1)
-            weights = build_model(config, open_store(store).manifest.frames).state_dict()
+            weights = build_model(config.model, open_store(store).manifest.frames).state_dict()
             digest = config.hash8(execution=False)
             commit.save(run.checkpoints, TrainState(weights, {}, 5), checkpoint.Progress(5, 40), digest)
         return path

@@ -27,7 +27,7 @@ class SameNoise(Noise):
 def gradients(name: str, device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Of every parameter, in float64 on the CPU, of one loss with noise and scheduled sampling."""
     torch.manual_seed(0)
-    model = build_model(config_of(name), SHAPE).to(device, dtype)
+    model = build_model(config_of(name).model, SHAPE).to(device, dtype)
     drawn = torch.Generator().manual_seed(1)
     frames = torch.rand(2, 6, 1, 32, 32, generator=drawn).to(device)
     teacher = (torch.rand(2, 2, generator=drawn) < 0.5).to(device)

@@ -30,7 +30,7 @@ def blobs(shift: tuple[float, float], length: int, size: int = 48) -> torch.Tens
 
 
 def test_persistence_repeats_the_last_frame() -> None:
-    model = build_model(make_config({"model": {"name": "persistence"}}, "test"), FrameSpec(1, 7, 9))
+    model = build_model(make_config({"model": {"name": "persistence"}}, "test").model, FrameSpec(1, 7, 9))
     context = torch.rand(2, 3, 1, 7, 9)
     forecast = model.predict(context, 4, samples=2)
     assert forecast.shape == (2, 2, 4, 1, 7, 9)
@@ -88,12 +88,12 @@ def test_smoothing_keeps_a_constant() -> None:
 
 @pytest.mark.parametrize("name", ["persistence", "optical_flow"])
 def test_baselines_cannot_be_trained(name: str) -> None:
-    model = build_model(make_config({"model": {"name": name}}, "test"), FrameSpec(1, 8, 8))
+    model = build_model(make_config({"model": {"name": name}}, "test").model, FrameSpec(1, 8, 8))
     with pytest.raises(ConfigError, match="has no parameters: it is evaluated, not trained"):
         model(torch.rand(1, 4, 1, 8, 8), 2, Sampling())
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_registry_says_truly_what_is_trained(name: str) -> None:
-    parameters = count_parameters(make_config({"model": {"name": name}}, "test"), FrameSpec(1, 16, 16))
+    parameters = count_parameters(make_config({"model": {"name": name}}, "test").model, FrameSpec(1, 16, 16))
     assert MODELS[name].trained == (parameters > 0)

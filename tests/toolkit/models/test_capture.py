@@ -16,7 +16,7 @@ STEP_MODELS = ["modernn", "modernn_released", "convlstm", "predrnn", "mim", "con
 
 def made(name: str, **options) -> StepSequence:
     torch.manual_seed(0)
-    model = build_model(config_of(name, **options), FrameSpec(1, 8, 12)).eval()
+    model = build_model(config_of(name, **options).model, FrameSpec(1, 8, 12)).eval()
     assert isinstance(model, StepSequence)
     return model
 
@@ -85,6 +85,6 @@ def test_what_cannot_be_captured_is_refused() -> None:
     assert seen.memory[0][0].shape == ()
     assert seen.slots
     assert not seen.weights  # there are none to capture
-    simvp = build_model(config_of("simvp"), FrameSpec(1, 8, 12))
+    simvp = build_model(config_of("simvp").model, FrameSpec(1, 8, 12))
     with pytest.raises(ConfigError, match="SimVP has no memory"), capture(simvp):
         pass

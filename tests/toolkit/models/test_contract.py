@@ -14,12 +14,13 @@ import torch
 from shards.manifest import FrameSpec
 from shards.sources.moving_mnist import SKLEARN, MovingMnist
 from tests.toolkit.models.test_models import SMALL
+from toolkit.checkpoint import checkpoint, commit
+from toolkit.checkpoint.checkpoint import TrainState
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import RunConfig, make_config
 from toolkit.errors import ConfigError
-from toolkit.models.base import Noise, Sampling, SequenceModel, build_model
+from toolkit.models.base import Noise, Sampling, SequenceModel
 from toolkit.models.registry import MODELS
-from toolkit.train import checkpoint, commit
-from toolkit.train.engine import TrainState
 
 CONTEXT, HORIZON = 10, 30
 SIZES = ((33, 47), (40, 56), (8, 24))
@@ -47,7 +48,7 @@ STEPS = 50
 def made(options: dict[str, Any], height: int, width: int, seed: int = 0) -> tuple[SequenceModel, RunConfig]:
     config = make_config({"model": options, "train": {"loss_frames": "future"}}, "test")
     torch.manual_seed(seed)
-    return build_model(config, FrameSpec(1, height, width)), config
+    return untrained_model(config, FrameSpec(1, height, width)), config
 
 
 def forecast(model: SequenceModel, height: int, width: int, seed: int = 5) -> torch.Tensor:

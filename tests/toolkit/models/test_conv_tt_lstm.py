@@ -10,17 +10,21 @@ from shards.manifest import FrameSpec
 from tests.toolkit.models.reference import plain_conv, plain_convlstm_cell
 from tests.toolkit.models.reference_conv_tt_lstm import dense_cell, plain_conv_tt_cell
 from tests.toolkit.models.test_cells import assert_same
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
-from toolkit.models.base import Sampling, StepSequence, build_model
+from toolkit.models.base import Sampling, StepSequence
 from toolkit.models.conv_tt_lstm import ConvTTLSTMCell
 
 
 def built(checkpointing: str = "none", **options) -> StepSequence:
     torch.manual_seed(0)
     small = {"layers": 2, "hidden": 2, "kernel": 3, "rank": 3, "patch": 2}
-    tree = {"model": {"name": "conv_tt_lstm", **small, **options}, "train": {"checkpointing": checkpointing}}
-    return build_model(make_config(tree, "test"), FrameSpec(1, 10, 12))
+    tree = {
+        "model": {"name": "conv_tt_lstm", **small, **options},
+        "train": {"activation_checkpointing": {"policy": checkpointing}},
+    }
+    return untrained_model(make_config(tree, "test"), FrameSpec(1, 10, 12))
 
 
 def states(count: int, channels: int, height: int, width: int) -> list[torch.Tensor]:

@@ -219,7 +219,7 @@ def test_layers_in_a_deferred_step(name: str, device: str, monkeypatch: pytest.M
 def model_of(device: str, dtype: torch.dtype) -> SequenceModel:
     torch.manual_seed(0)
     config = make_config({"model": {"name": "modernn", "hidden": 6, "layers": 1, "slots": 3}}, "test")
-    model = build_model(config, FrameSpec(1, 8, 8)).to(device, dtype)
+    model = build_model(config.model, FrameSpec(1, 8, 8)).to(device, dtype)
     model.layout = LAST
     return model
 

@@ -279,7 +279,8 @@ def test_models_train_the_same(name: str, device: str, monkeypatch: pytest.Monke
     for kernels_used in (True, False):
         monkeypatch.setattr(fused, "TRITON", kernels_used)
         torch.manual_seed(0)
-        model = build_model(make_config({"model": {"name": name, "hidden": 4}}, "t"), FrameSpec(1, 16, 16)).to(device)
+        options = make_config({"model": {"name": name, "hidden": 4}}, "t").model
+        model = build_model(options, FrameSpec(1, 16, 16)).to(device)
         frames = torch.rand(1, 3, 1, 16, 16, generator=torch.Generator().manual_seed(1)).to(device)
         with Seen():
             loss = model(frames, 2, Sampling()).losses["mse"]

@@ -8,17 +8,18 @@ import torch
 from shards.manifest import FrameSpec
 from tests.toolkit.models.reference_mim import plain_mim
 from tests.toolkit.models.test_cells import assert_same
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.errors import ConfigError, ToolkitError
-from toolkit.models.base import Sampling, StepSequence, build_model
+from toolkit.models.base import Sampling, StepSequence
 from toolkit.models.mim import MIM
 
 
 def built(checkpointing: str = "none", **options) -> StepSequence:
     torch.manual_seed(0)
     options = {"name": "mim", "layers": 3, "hidden": 4, "kernel": 3, "patch": 2, **options}
-    config = make_config({"model": options, "train": {"checkpointing": checkpointing}}, "test")
-    model = build_model(config, FrameSpec(1, 10, 12))
+    config = make_config({"model": options, "train": {"activation_checkpointing": {"policy": checkpointing}}}, "test")
+    model = untrained_model(config, FrameSpec(1, 10, 12))
     with torch.no_grad():  # MIM-N starts at +-0.001 and peepholes at 0: too small to show a fault
         for p in model.parameters():
             p.uniform_(-0.3, 0.3)
@@ -87,7 +88,7 @@ def test_published_options_under_checkpointing(dtype: torch.dtype) -> None:
 
 
 def test_mim_n_starts_small() -> None:
-    model = build_model(make_config({"model": {"name": "mim", "hidden": 4}}, "test"), FrameSpec(1, 8, 8))
+    model = untrained_model(make_config({"model": {"name": "mim", "hidden": 4}}, "test"), FrameSpec(1, 8, 8))
     for name, p in model.named_parameters():
         assert (p.abs().max() <= 0.001) == (".non_stationary." in name)
 

@@ -8,11 +8,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend
 
 from shards.manifest import FrameSpec
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import RunConfig, make_config
 from toolkit.models.base import (
     Noise,
     Sampling,
-    build_model,
     count_parameters,
     from_patches,
     mean_square,
@@ -40,7 +40,8 @@ SU = {"layers": 3, "hidden": 16, "blocks": [2, 3, 3, 2], "skip": 2, "patch": 1} 
 
 
 def config_of(name: str, **options) -> RunConfig:
-    train = {key: options.pop(key) for key in ("checkpointing", "loss_frames") if key in options}
+    train = {key: options.pop(key) for key in ("loss_frames",) if key in options}
+    train["activation_checkpointing"] = {"policy": options.pop("checkpointing", "none")}
     return make_config({"model": {"name": name, **SMALL.get(name, {}), **options}, "train": train}, "test")
 
 
@@ -71,12 +72,12 @@ def config_of(name: str, **options) -> RunConfig:
 )
 def test_parameter_counts_are_exact(options: dict, expected: int) -> None:
     config = make_config({"model": options}, "test")
-    assert count_parameters(config, FrameSpec(1, 64, 64)) == expected
+    assert count_parameters(config.model, FrameSpec(1, 64, 64)) == expected
 
 
 @pytest.mark.parametrize("options", [{"slots": n} for n in (1, 2, 3, 4, 5)] + [{"fusion": "equal"}])
 def test_every_row_of_tables_3_and_4_trains(options: dict) -> None:
-    model = build_model(config_of("modernn", **options), FrameSpec(1, 16, 16))
+    model = untrained_model(config_of("modernn", **options), FrameSpec(1, 16, 16))
     rollout = model(torch.rand(2, 5, 1, 16, 16), 3, Sampling(torch.tensor([[True], [False]]), Noise([1, 2])))
     rollout.losses["mse"].backward()
     assert rollout.predictions.shape == (2, 4, 1, 16, 16)
@@ -86,7 +87,7 @@ def test_every_row_of_tables_3_and_4_trains(options: dict) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     torch.manual_seed(0)
-    model = build_model(config_of(name), FrameSpec(1, 12, 12))
+    model = untrained_model(config_of(name), FrameSpec(1, 12, 12))
     with torch.no_grad():  # what starts at zero holds back the gradients of what lies before it
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))
@@ -100,7 +101,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "svg_lp"])  # SVG's training sees the future
 def test_prediction_equals_a_free_running_forward(name: str) -> None:
     torch.manual_seed(0)
-    model = build_model(config_of(name), FrameSpec(1, 13, 18)).eval()  # 13 and 18 are not multiples of the patch
+    model = untrained_model(config_of(name), FrameSpec(1, 13, 18)).eval()  # 13 and 18 are not multiples of the patch
     frames = torch.rand(2, 9, 1, 13, 18)
     forward = model(frames, 4, Sampling()).predictions[:, -5:]
     predicted = model.predict(frames[:, :4], 5)
@@ -115,7 +116,7 @@ def test_loss_frames() -> None:
     losses = {}
     for which in ("all", "future"):
         torch.manual_seed(0)
-        model = build_model(config_of("convlstm", loss_frames=which), FrameSpec(1, 8, 8))
+        model = untrained_model(config_of("convlstm", loss_frames=which), FrameSpec(1, 8, 8))
         rollout = model(frames, 4, Sampling())
         losses[which] = rollout.losses["mse"]
         square = (rollout.predictions - frames[:, 1:]).square()
@@ -124,7 +125,7 @@ def test_loss_frames() -> None:
 
 
 def test_slot_bus_is_random_in_training_and_its_mean_at_evaluation() -> None:
-    model = build_model(config_of("modernn"), FrameSpec(1, 8, 8))
+    model = untrained_model(config_of("modernn"), FrameSpec(1, 8, 8))
     frames = torch.rand(1, 5, 1, 8, 8)
 
     def last(noise: Noise | None) -> torch.Tensor:
@@ -167,18 +168,18 @@ def test_patches_round_trip() -> None:
 
 def test_even_kernel_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model\.kernel: must be odd.* use 3 or 5, got 4"):
-        build_model(config_of("convlstm", kernel=4), FrameSpec(1, 8, 8))
+        untrained_model(config_of("convlstm", kernel=4), FrameSpec(1, 8, 8))
 
 
 @pytest.mark.parametrize("name", ["convlstm", "mim"])
 def test_peepholes_are_of_one_frame_size(name: str) -> None:
-    model = build_model(config_of(name, peepholes=True), FrameSpec(1, 8, 8))
+    model = untrained_model(config_of(name, peepholes=True), FrameSpec(1, 8, 8))
     with pytest.raises(ValueError, match=r"made for a grid of 2 x 2 patches, these frames give 3 x 2"):
         model(torch.rand(1, 5, 1, 12, 8), 3, Sampling())
 
 
 def test_context_longer_than_the_sequence_is_refused() -> None:
-    model = build_model(config_of("convlstm"), FrameSpec(1, 8, 8))
+    model = untrained_model(config_of("convlstm"), FrameSpec(1, 8, 8))
     with pytest.raises(ValueError, match=r"context 5 must be in 1\.\.4"):
         model(torch.rand(1, 5, 1, 8, 8), 5, Sampling())
 
@@ -187,7 +188,7 @@ def test_context_longer_than_the_sequence_is_refused() -> None:
 def test_missing_pixels_are_not_in_the_loss(name: str) -> None:
     """Whatever a missing pixel of a target holds, the loss is the same; a seen one changes it."""
     torch.manual_seed(0)
-    model = build_model(config_of(name, loss_frames="future"), FrameSpec(1, 16, 16))
+    model = untrained_model(config_of(name, loss_frames="future"), FrameSpec(1, 16, 16))
     frames = torch.rand(2, 6, 1, 16, 16)
     observed = torch.ones_like(frames, dtype=torch.bool)
     observed[0, 5, :, 4:9] = False  # the last frame: no model's input
@@ -227,7 +228,7 @@ def test_how_maps_lie_in_memory() -> None:
         ("cuda", torch.float64): (last, plain),
         ("meta", torch.float32): (plain, plain),
     }
-    cells = [build_model(config_of(name), FrameSpec(1, 8, 8)).cell for name in ("modernn", "predrnn")]
+    cells = [untrained_model(config_of(name), FrameSpec(1, 8, 8)).cell for name in ("modernn", "predrnn")]
     with FakeTensorMode():
         for (device, dtype), layouts in expected.items():
             frames = torch.empty(1, 2, 1, 8, 8, device=device, dtype=dtype)

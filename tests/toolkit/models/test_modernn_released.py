@@ -58,14 +58,14 @@ def test_the_cell_equals_its_description(slots: int, conv_norm: str, fusion: str
 )
 def test_counts_by_slots_and_size(size: int, patch: int, slots: int, expected: int) -> None:
     config = make_config({"model": {"name": "modernn_released", "slots": slots, "patch": patch}}, "test")
-    assert count_parameters(config, FrameSpec(1, size, size)) == expected
+    assert count_parameters(config.model, FrameSpec(1, size, size)) == expected
 
 
 def test_the_default_treats_every_sample_alone() -> None:
     for conv_norm, alone in (("sample", True), ("batch", False)):
         model = {"name": "modernn_released", "layers": 1, "hidden": 8, "conv_norm": conv_norm}
         torch.manual_seed(0)
-        predictor = build_model(make_config({"model": model}, "test"), FrameSpec(1, 8, 12)).eval()
+        predictor = build_model(make_config({"model": model}, "test").model, FrameSpec(1, 8, 12)).eval()
         frames = torch.rand(2, 3, 1, 8, 12)
         together = predictor.predict(frames, 2)[:, :1]
         assert torch.allclose(together, predictor.predict(frames[:1], 2), atol=1e-6) == alone
@@ -88,7 +88,8 @@ def test_attention_never_stores_the_softmax_map(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_another_size_is_refused() -> None:
-    model = build_model(make_config({"model": {"name": "modernn_released", "hidden": 8}}, "test"), FrameSpec(1, 16, 13))
+    options = make_config({"model": {"name": "modernn_released", "hidden": 8}}, "test").model
+    model = build_model(options, FrameSpec(1, 16, 13))
     assert model.predict(torch.rand(1, 3, 1, 14, 16), 1).shape == (1, 1, 1, 1, 14, 16)  # the same grid of patches
     with pytest.raises(ToolkitError, match=r"grid of 4 x 4 patches, these frames give 5 x 4; .*or the model modernn"):
         model.predict(torch.rand(1, 3, 1, 17, 16), 1)

@@ -15,7 +15,7 @@ STEPS = 60
 @pytest.mark.parametrize("name", SMALL)
 def test_overfits_one_batch(name: str) -> None:
     torch.manual_seed(0)
-    model = build_model(config_of(name), FrameSpec(1, 16, 16))
+    model = build_model(config_of(name).model, FrameSpec(1, 16, 16))
     frames = torch.full((2, 6, 1, 16, 16), 0.1)
     for t in range(6):
         frames[0, t, 0, 4:9, 1 + 2 * t : 5 + 2 * t] = 0.9

@@ -8,9 +8,10 @@ import torch
 from shards.manifest import FrameSpec
 from tests.toolkit.models.reference_predrnn import plain_predrnn
 from tests.toolkit.models.test_cells import assert_same
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
-from toolkit.models.base import Sampling, StepSequence, build_model
+from toolkit.models.base import Sampling, StepSequence
 from toolkit.models.predrnn import PredRNN
 
 SIZE = FrameSpec(1, 10, 12)
@@ -19,7 +20,9 @@ SIZE = FrameSpec(1, 10, 12)
 def built(checkpointing: str = "none", shape: FrameSpec = SIZE, **options) -> StepSequence:
     torch.manual_seed(0)
     model = {"name": "predrnn", "layers": 3, "hidden": 4, "kernel": 3, "patch": 2, **options}
-    return build_model(make_config({"model": model, "train": {"checkpointing": checkpointing}}, "test"), shape)
+    return untrained_model(
+        make_config({"model": model, "train": {"activation_checkpointing": {"policy": checkpointing}}}, "test"), shape
+    )
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])

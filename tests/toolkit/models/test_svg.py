@@ -11,9 +11,10 @@ from torch.distributions import kl_divergence as torch_kl
 
 from shards.manifest import FrameSpec
 from tests.toolkit.models.reference_svg import plain_svg
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
-from toolkit.models.base import Noise, Sampling, build_model
+from toolkit.models.base import Noise, Sampling
 from toolkit.models.svg import SVG, kl_divergence
 
 TINY = {"name": "svg_lp", "size": 16, "width": 2, "latent": 5, "rnn": 6, "z": 3, "beta": 0.5}
@@ -22,7 +23,7 @@ TINY = {"name": "svg_lp", "size": 16, "width": 2, "latent": 5, "rnn": 6, "z": 3,
 def make(train: dict | None = None, **options) -> SVG:
     torch.manual_seed(1)
     config = make_config({"model": {**TINY, **options}, "train": train or {}}, "test")
-    model = build_model(config, FrameSpec(1, 16, 16))
+    model = untrained_model(config, FrameSpec(1, 16, 16))
     assert isinstance(model, SVG)
     return model
 
@@ -130,6 +131,6 @@ def test_published_levels(size: int, backbone: str, smallest: int) -> None:
 
 def test_frames_larger_than_the_square_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.size 16 is smaller than frames of 16x20: set model\.size to 32"):
-        build_model(make_config({"model": TINY}, "test"), FrameSpec(1, 16, 20))
+        untrained_model(make_config({"model": TINY}, "test"), FrameSpec(1, 16, 20))
     with pytest.raises(ConfigError, match=r"power of two.*use 32 or 64"):
         make_config({"model": {**TINY, "size": 48}}, "test")

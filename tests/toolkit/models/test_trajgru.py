@@ -82,7 +82,7 @@ def test_published_kernels() -> None:
 
 def test_strides_for_radar_give_the_published_grids() -> None:
     with torch.device("meta"):
-        model = build_model(make_config({"model": {"name": "trajgru"}}, "test"), FrameSpec(1, 384, 384))
+        model = build_model(make_config({"model": {"name": "trajgru"}}, "test").model, FrameSpec(1, 384, 384))
         states = model._start(torch.rand(1, 10, 1, 384, 384))
     assert [tuple(state.shape[1:]) for state in states] == [(64, 96, 96), (192, 32, 32), (192, 16, 16)]
 
@@ -90,7 +90,7 @@ def test_strides_for_radar_give_the_published_grids() -> None:
 def test_forecast_needs_the_context_only() -> None:
     torch.manual_seed(0)
     options = {"name": "trajgru", "hidden": [4, 6], "flows": [3, 2], "strides": [2, 2], "stem": 3, "flow_hidden": 4}
-    model = build_model(make_config({"model": options}, "test"), FrameSpec(2, 9, 10))
+    model = build_model(make_config({"model": options}, "test").model, FrameSpec(2, 9, 10))
     frames = torch.rand(3, 7, 2, 9, 10)
     rollout = model(frames, 4, Sampling())
     assert rollout.predictions.shape == (3, 3, 2, 9, 10)

@@ -48,8 +48,8 @@ def test_one_run_gives_every_size(options: dict[str, Any], monkeypatch: pytest.M
     found = cost.Cost.from_json(measure.measure(config, 1, ("none", "step")))
     side = config.model.tile * (1 if options["name"] == "svg_lp" else SIDE)
     shape, area = FrameSpec(1, side, side), cost.area_of(config, side, side)
-    assert found.parameters.at(1, area) == count_parameters(config, shape)
-    assert found.macs.at(1, area) == count_macs(config, shape)
+    assert found.parameters.at(1, area) == count_parameters(config.model, shape)
+    assert found.macs.at(1, area) == count_macs(config.model, shape, config.data.context, config.data.horizon)
     assert found.macs.at(3, area) == 3 * found.macs.at(1, area)
     for policy, peak in found.peaks.items():
         fresh, held = measured_at(config, policy, monkeypatch)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from toolkit.config import MOST_DEFERRED, RunConfig, make_config
+from toolkit.config import RunConfig, make_config
+from toolkit.config_sections import MOST_DEFERRED
 from toolkit.errors import ConfigError
 from toolkit.plan.cost import Cost, Peak, Polynomial
 from toolkit.plan.predict import (

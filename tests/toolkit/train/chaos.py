@@ -30,8 +30,8 @@ import torch
 import yaml
 
 from tests.toolkit.train.warm import ROOT, Warm
+from toolkit.checkpoint import checkpoint
 from toolkit.rundir import RunDir
-from toolkit.train import checkpoint
 
 STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 STEPS = 24
@@ -43,7 +43,7 @@ TREE = {
         "batch": 4,
         "lr": 3e-3,
         "validate_every": 7,
-        "checkpoint_every": 2,
+        "checkpoint": {"every": 2},
         "log_every": 1,
         "images": 0,
         "watchdog": {"first_step": 120.0, "step": 60.0},

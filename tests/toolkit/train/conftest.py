@@ -39,7 +39,7 @@ def tiny_config(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> P
             "clip": 0.005,  # below the gradient norms here, so that clipping is really compared
             "sampling": {"slope": 0.1, "stop": 8},
             "validate_every": 3,
-            "checkpoint_every": 2,
+            "checkpoint": {"every": 2},
             "log_every": 1,
             "images": 1,
         },

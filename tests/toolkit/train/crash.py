@@ -35,7 +35,7 @@ class Countdown:
         self.folder, self.kill_at, self.calls = str(folder), kill_at, 0
 
     def arm(self) -> None:
-        from toolkit.train import commit
+        from toolkit.checkpoint import commit
 
         for name in WRITES:
             setattr(os, name, self._counted(getattr(os, name)))
@@ -91,19 +91,19 @@ def limit_files(size: int) -> None:
 
 
 def train_rank(job: dict[str, Any], rank: int, port: int, told: Path) -> int:
-    from toolkit import distributed
     from toolkit.config import load_config
+    from toolkit.distributed.world import init_world
     from toolkit.rundir import RunDir
+    from toolkit.signals import StopRequest
     from toolkit.train.engine import Engine
     from toolkit.train.loop import train
-    from toolkit.train.signals import StopRequest
 
     ranks = job.get("ranks", 1)
     if ranks > 1:
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     path = Path(job["run"])
-    world = distributed.init(group=True)
+    world = init_world(group=True)
     if rank == 0:
         if not (path / "config.yaml").exists():
             RunDir.create(path, load_config(job["config"], job.get("set", [])))

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from shards.manifest import FrameSpec
-from toolkit import distributed
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
-from toolkit.distributed import World
-from toolkit.models.base import Sampling, build_model
+from toolkit.distributed.world import World, init_world
+from toolkit.models.base import Sampling
 from toolkit.train.build import build_engine
 from toolkit.train.deepspeed_engine import DeepSpeedEngine
 from toolkit.train.deferred import DeferredGradients
@@ -30,7 +30,7 @@ def norms(stage: int, deferred: bool, world: World) -> list[float]:
     train = {"zero": stage, "batch": 4, "defer_weight_gradients": "on" if deferred else "off"}
     config = make_config({"model": model, "train": train}, "test")
     torch.manual_seed(0)
-    engine = build_engine(build_model(config, FrameSpec(1, 16, 16)), config, world, None)
+    engine = build_engine(untrained_model(config, FrameSpec(1, 16, 16)), config, world, None)
     assert isinstance(engine, DeepSpeedEngine)
     generator = torch.Generator().manual_seed(1)
     found = []
@@ -48,7 +48,7 @@ def norms(stage: int, deferred: bool, world: World) -> list[float]:
 
 
 def main() -> None:
-    world = distributed.init(group=True)
+    world = init_world(group=True)
     seen = {stage: [norms(stage, deferred, world) for deferred in (False, True)] for stage in (0, 1, 2)}
     if world.is_main:
         Path(sys.argv[1]).write_text(json.dumps(seen))

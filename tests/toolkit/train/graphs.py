@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from shards.manifest import FrameSpec, Scale
-from toolkit import distributed
+from toolkit.checkpoint.checkpoint import TrainState
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.data.batches import Batch
-from toolkit.models.base import build_model
+from toolkit.distributed.world import init_world
 from toolkit.train.build import build_engine
-from toolkit.train.engine import StepResult, TrainState
+from toolkit.train.engine import StepResult
 from toolkit.train.loss import TrainingLoss
 
 SCALE = Scale("intensity", "1", 0.0, 1 / 255, missing_code=255)
@@ -34,10 +35,10 @@ def train(case: dict[str, Any], graph: str) -> tuple[list[StepResult], TrainStat
     length = case.get("frames", 6)
     data = {"context": length // 2, "horizon": length - length // 2}
     config = make_config({"model": case["model"], "data": data, "train": settings}, "case")
-    world = distributed.init(config.train, group=True)
+    world = init_world(config.train, group=True)
     torch.manual_seed(0)
     size = case.get("size", 16)
-    engine = build_engine(build_model(config, FrameSpec(1, size, size)), config, world, None)
+    engine = build_engine(untrained_model(config, FrameSpec(1, size, size)), config, world, None)
     loss = TrainingLoss(config, SCALE, world.device, engine.forward)
     generator = torch.Generator().manual_seed(1)
     results = []

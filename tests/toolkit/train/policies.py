@@ -18,10 +18,11 @@ from typing import Any
 import torch
 
 from shards.manifest import FrameSpec
-from toolkit import distributed
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.data.batches import Batch
-from toolkit.models.base import Noise, Sampling, build_model
+from toolkit.distributed.world import World, init_world
+from toolkit.models.base import Noise, Sampling
 from toolkit.train.build import build_engine
 
 SIZE = FrameSpec(1, 13, 18)  # no multiples of the patch
@@ -32,12 +33,12 @@ def batch_of(seed: int, size: int, frames: int) -> Batch:
     return Batch(drawn, list(range(size)), [f"{seed}/{index}" for index in range(size)], [])
 
 
-def digest_of(tree: dict[str, Any], world: distributed.World) -> str | None:
+def digest_of(tree: dict[str, Any], world: World) -> str | None:
     """None on ranks other than 0, which have no whole state."""
     config = make_config(tree, "test")
     context, frames = config.data.context, config.data.context + config.data.horizon
     torch.manual_seed(3)
-    engine = build_engine(build_model(config, SIZE), config, world, None)
+    engine = build_engine(untrained_model(config, SIZE), config, world, None)
 
     def loss_of(batch: Batch) -> torch.Tensor:
         size = len(batch.keys)
@@ -61,7 +62,7 @@ def digest_of(tree: dict[str, Any], world: distributed.World) -> str | None:
 
 
 def main() -> int:
-    world = distributed.init(group=True)
+    world = init_world(group=True)
     results = []
     for tree in json.loads(Path(sys.argv[1]).read_text()):
         try:

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 
 from shards.manifest import FrameSpec
-from toolkit import distributed
+from toolkit.checkpoint.checkpoint import TrainState
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import load_config
-from toolkit.distributed import World
-from toolkit.models.base import Sampling, build_model
+from toolkit.distributed.world import World, init_world
+from toolkit.models.base import Sampling
 from toolkit.train.build import build_engine
-from toolkit.train.engine import TrainState, norms_of
+from toolkit.train.engine import norms_of
 
 STEPS, BROKEN, UNWANTED = 5, 2, 3  # the last rank's gradients are infinite; they are finite and discarded
 
@@ -41,7 +42,7 @@ def probe(config: str, settings: list[str], world: World) -> dict[str, Any]:
     """{told, used: the gradient's norm before the update and DeepSpeed's own; kept: discarding changed nothing}."""
     made = load_config(config, settings)
     torch.manual_seed(made.seed)
-    engine = build_engine(build_model(made, FrameSpec(1, 16, 16)), made, world, None)
+    engine = build_engine(untrained_model(made, FrameSpec(1, 16, 16)), made, world, None)
     generator = torch.Generator().manual_seed(1)
     told, used, kept = [], [], []
     for step in range(STEPS):
@@ -67,7 +68,7 @@ def probe(config: str, settings: list[str], world: World) -> dict[str, Any]:
 
 def main() -> None:
     config, settings, out = sys.argv[1:]
-    world = distributed.init(group=True)
+    world = init_world(group=True)
     seen = [probe(config, one, world) for one in json.loads(Path(settings).read_text())]
     if world.is_main:
         Path(out).write_text(json.dumps(seen))

@@ -11,16 +11,16 @@ import json
 import sys
 from pathlib import Path
 
-from toolkit import distributed
 from toolkit.config import load_config
+from toolkit.distributed.world import init_world
 from toolkit.rundir import RunDir
 from toolkit.rundir.heartbeat import clear_beats
+from toolkit.signals import StopRequest
 from toolkit.train.loop import train
-from toolkit.train.signals import StopRequest
 
 
 def main() -> int:
-    world = distributed.init(group=True)
+    world = init_world(group=True)
     for job in json.loads(Path(sys.argv[1]).read_text()):
         if world.is_main:
             RunDir.create(Path(job["run"]), load_config(job["config"], job.get("set", [])))

@@ -11,9 +11,10 @@ from shards.manifest import FrameSpec
 from tests.toolkit.models.test_models import config_of
 from tests.toolkit.train.conftest import Train
 from tests.toolkit.train.test_engine import logged, plain_losses
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import load_config, make_config
 from toolkit.errors import ConfigError
-from toolkit.models.base import Noise, Sampling, build_model
+from toolkit.models.base import Noise, Sampling
 from toolkit.train.compiled import compile_step
 
 
@@ -21,11 +22,11 @@ def test_what_cannot_be_compiled_is_refused() -> None:
     def config(**train: object) -> object:
         return make_config({"train": train}, "test").train
 
-    step = build_model(config_of("convlstm"), FrameSpec(1, 8, 8))
+    step = untrained_model(config_of("convlstm"), FrameSpec(1, 8, 8))
     with pytest.raises(ConfigError, match=r"train\.compile: reduce-overhead is gone.* set train\.graph=auto"):
         config(compile="reduce-overhead")
     with pytest.raises(ConfigError, match="SimVP has no step"):
-        compile_step(build_model(config_of("simvp"), FrameSpec(1, 8, 8)), config(compile="default"))
+        compile_step(untrained_model(config_of("simvp"), FrameSpec(1, 8, 8)), config(compile="default"))
     with pytest.raises(ConfigError, match=r"train\.zero 3: .*use train\.zero 2 or less"):
         compile_step(step, config(compile="default", zero=3))
     compile_step(step, config(compile="none"))
@@ -49,7 +50,7 @@ def test_a_compiled_step_gives_the_same_gradients(name: str) -> None:
     results = []
     for mode in ("none", "default"):
         torch.manual_seed(0)
-        model = build_model(config_of(name, layers=1, checkpointing="step"), FrameSpec(1, 12, 16))
+        model = untrained_model(config_of(name, layers=1, checkpointing="step"), FrameSpec(1, 12, 16))
         names = list(model.state_dict())
         compile_step(model, make_config({"train": {"compile": mode}}, "test").train)
         assert list(model.state_dict()) == names

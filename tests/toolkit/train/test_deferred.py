@@ -20,9 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from shards.manifest import FrameSpec
 from tests.toolkit.models.test_models import SMALL
 from tests.toolkit.train.conftest import torchrun
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.errors import ConfigError, ToolkitError
-from toolkit.models.base import Noise, Sampling, SequenceModel, build_model
+from toolkit.models.base import Noise, Sampling, SequenceModel
 from toolkit.train import deferred
 from toolkit.train.deferred import DeferredGradients, _layout_for
 
@@ -49,7 +50,7 @@ class Kernels(TorchDispatchMode):
 def model_of(name: str, dtype: torch.dtype = torch.float64, train: dict | None = None, **options: Any) -> SequenceModel:
     torch.manual_seed(0)
     settings = {"name": name, **EVERY[name], **options}
-    model = build_model(make_config({"model": settings, "train": train or {}}, "test"), FrameSpec(1, 12, 12))
+    model = untrained_model(make_config({"model": settings, "train": train or {}}, "test"), FrameSpec(1, 12, 12))
     with torch.no_grad():  # what starts at zero holds back the gradients of what lies before it
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -143,11 +144,11 @@ def test_sixty_steps_of_adam_follow_the_same_losses() -> None:
 @pytest.mark.parametrize(
     "train",
     [
-        {"checkpointing": "step"},
-        {"checkpointing": "segment"},
-        {"checkpointing": "recursive", "checkpoint_layers": True},
-        {"checkpointing": "step", "offload_states": True},
-        {"checkpointing": "step", "checkpointing_backend": "deepspeed"},
+        {"activation_checkpointing": {"policy": "step"}},
+        {"activation_checkpointing": {"policy": "segment"}},
+        {"activation_checkpointing": {"policy": "recursive", "per_layer": True}},
+        {"activation_checkpointing": {"policy": "step", "offload": True}},
+        {"activation_checkpointing": {"policy": "step", "backend": "deepspeed"}},
     ],
     ids=str,
 )
@@ -157,7 +158,7 @@ def test_recomputed_calls_are_deferred_too(train: dict) -> None:
     with Kernels() as kernels:
         ours = gradients(model, DeferredGradients(model))
     assert difference(ours, plain) < 1e-12
-    if "checkpointing_backend" not in train:  # DeepSpeed's runs a backward pass for each time step
+    if "backend" not in train["activation_checkpointing"]:  # DeepSpeed's runs a backward pass for each time step
         assert kernels.of_weights == sum(isinstance(module, nn.Conv2d) for module in model.modules())
 
 
@@ -435,7 +436,7 @@ on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devi
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradients_on_the_device(layout: str, policy: str) -> None:
     """Where the backward pass, and with it what is recomputed, runs in a thread of its own."""
-    model = model_of("modernn", train={"checkpointing": policy}).cuda()
+    model = model_of("modernn", train={"activation_checkpointing": {"policy": policy}}).cuda()
     model.layout = LAYOUTS[layout]
     plain = gradients(model, nullcontext())
     with Kernels() as kernels:

@@ -15,15 +15,16 @@ from tests.toolkit.models.test_precision import TRAINED
 from tests.toolkit.train.graphs import SCALE
 from tests.toolkit.train.test_graphed import compared, small
 from tests.toolkit.train.test_script import call
+from toolkit.checkpoint import checkpoint
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.data.batches import Batch
-from toolkit.device import set_arithmetic
-from toolkit.distributed import World
+from toolkit.distributed.device import set_arithmetic
+from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
-from toolkit.models.base import Noise, build_model
+from toolkit.models.base import Noise
 from toolkit.rundir import RunDir
 from toolkit.rundir.metrics import read_lines
-from toolkit.train import checkpoint
 from toolkit.train.build import build_engine
 from toolkit.train.loss import Forward, Inputs, TrainingLoss
 
@@ -75,7 +76,11 @@ def test_deterministic_gradients_are_equal_to_the_last_bit(name: str, dtype: tor
         ["train.precision=bf16"],
         ["train.tf32=true"],
         ["train.compile=default"],
-        ["train.checkpointing=recursive", "train.checkpoint_layers=true", "train.offload_states=true"],
+        [
+            "train.activation_checkpointing.policy=recursive",
+            "train.activation_checkpointing.per_layer=true",
+            "train.activation_checkpointing.offload=true",
+        ],
     ],
 )
 def test_training_on_the_device(tiny_config: Path, tmp_path: Path, settings: list[str]) -> None:
@@ -96,7 +101,11 @@ def test_two_deterministic_runs_end_in_the_same_bits(tiny_config: Path, tmp_path
 @pytest.mark.timeout(180)
 def test_a_graphed_step_trains_as_deepspeeds_does(tmp_path: Path) -> None:
     """Every form of it, on a grid as large as attention's tiles; a replay is given other inputs each time."""
-    settings = [{}, {"micro_batch": 2, "clip": 0.01}, {"checkpointing": "step", "checkpoint_layers": True}]
+    settings = [
+        {},
+        {"micro_batch": 2, "clip": 0.01},
+        {"activation_checkpointing": {"policy": "step", "per_layer": True}},
+    ]
     settings += [{"defer_weight_gradients": "off"}, {"sampling": {"start": 0.5, "slope": 0.0}}]
     cases = [
         {"model": small(name), "train": {**train, "precision": precision}, "steps": 8, "size": 64}
@@ -127,7 +136,7 @@ def test_a_pass_that_waits_for_the_device_runs_eagerly_or_is_refused(
 ) -> None:
     tree = {"model": small("convlstm"), "data": {"context": 3, "horizon": 3}, "train": {"batch": 2, "graph": graph}}
     config, world = make_config(tree, "test"), World(0, 1, 0, torch.device("cuda", 0))
-    engine = build_engine(build_model(config, FrameSpec(1, 16, 16)), config, world, None)
+    engine = build_engine(untrained_model(config, FrameSpec(1, 16, 16)), config, world, None)
     loss = Waiting(config, SCALE, world.device, engine.forward)
     codes = torch.randint(0, 256, (2, 6, 1, 16, 16), dtype=torch.uint8)
     batch = Batch(codes, [0, 1], ["a", "b"], [])

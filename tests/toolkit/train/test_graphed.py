@@ -74,8 +74,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"clip": 0.01, "micro_batch": 2},
     {"precision": "bf16"},
     {"precision": "bf16", "micro_batch": 1},
-    {"checkpointing": "step", "checkpoint_layers": True},
-    {"checkpointing": "recursive", "precision": "bf16"},
+    {"activation_checkpointing": {"policy": "step", "per_layer": True}},
+    {"activation_checkpointing": {"policy": "recursive"}, "precision": "bf16"},
     {"sampling": {"start": 0.5, "slope": 0.1, "stop": 3}},
     {"loss_frames": "future"},
 ]
@@ -142,7 +142,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(two_ranks: Path, trai
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tiny_config: Path, tmp_path: Path, precision: str) -> None:
     options = ["--set", "train.graph=on", "--set", f"train.precision={precision}"]
-    options += ["--set", "train.steps=30", "--set", "train.checkpoint_every=5", "--set", "train.validate_every=30"]
+    options += ["--set", "train.steps=30", "--set", "train.checkpoint.every=5", "--set", "train.validate_every=30"]
     assert call("--config", tiny_config, "--run-dir", tmp_path / "whole", *options).returncode == 0
     command = [*SCRIPT, "--config", str(tiny_config), "--run-dir", str(tmp_path / "killed"), *options]
     process = subprocess.Popen(command, cwd=ROOT, env=one_thread(), stderr=subprocess.PIPE, text=True)
@@ -177,8 +177,14 @@ def test_what_cannot_be_graphed_says_why(tiny_config: Path, tmp_path: Path) -> N
     assert load_config(tiny_config).train.why_not_graphed() is None
     for settings, words in {
         ("train.zero=2",): r"train\.zero 2 reduces gradients by hooks",
-        ("train.checkpointing=step", "train.offload_states=true"): r"train\.offload_states copies to the host",
-        ("train.checkpointing=step", "train.checkpointing_backend=deepspeed"): r"checkpointing_backend deepspeed",
+        (
+            "train.activation_checkpointing.policy=step",
+            "train.activation_checkpointing.offload=true",
+        ): r"train\.activation_checkpointing\.offload copies to the host",
+        (
+            "train.activation_checkpointing.policy=step",
+            "train.activation_checkpointing.backend=deepspeed",
+        ): r"activation_checkpointing.backend deepspeed",
         ("train.deepspeed={dump_state: true}",): r"train\.deepspeed sets dump_state",
     }.items():
         reason = load_config(tiny_config, settings).train.why_not_graphed()
@@ -189,7 +195,7 @@ def test_what_cannot_be_graphed_says_why(tiny_config: Path, tmp_path: Path) -> N
     )
     assert done.returncode == 2
     assert "train.graph on: train.zero 1" in done.stderr
-    for clash in ("train.checkpointing=step", "train.compile=default", "train.zero=3"):
+    for clash in ("train.activation_checkpointing.policy=step", "train.compile=default", "train.zero=3"):
         with pytest.raises(ConfigError, match=r"train\.defer_weight_gradients on can't be used with"):
             load_config(tiny_config, ["train.defer_weight_gradients=on", clash])
 

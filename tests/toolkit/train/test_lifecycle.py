@@ -21,10 +21,10 @@ import yaml
 from tests.toolkit.train.conftest import ROOT, one_thread
 from tests.toolkit.train.test_engine import cut_back, plain_losses
 from tests.toolkit.train.warm import Warm
+from toolkit.checkpoint import checkpoint
 from toolkit.config import load_config
 from toolkit.rundir import RunDir
 from toolkit.rundir.heartbeat import beats_of
-from toolkit.train import checkpoint
 
 QUICK = ("--set", "train.watchdog.step=4")
 
@@ -232,7 +232,7 @@ def test_a_signal_to_the_whole_group_leaves_the_readers_to_the_training(
 ) -> None:
     """As a terminal and Slurm send it."""
     run, log = tmp_path / "run", tmp_path / "log"
-    arguments = ["--config", config, "--run-dir", run, "--set", "data.workers=2", "--set", "train.steps=2000"]
+    arguments = ["--config", config, "--run-dir", run, "--set", "data.num_workers=2", "--set", "train.steps=2000"]
     pid = warm.start(arguments, log)
     wait_until(lambda: said(log, " 2/2000"), "step 2")
     for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM):
@@ -243,7 +243,7 @@ def test_a_signal_to_the_whole_group_leaves_the_readers_to_the_training(
 
 def test_a_killed_reader_process_ends_the_run_with_a_clear_error(warm: Warm, config: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    arguments = ["--config", config, "--run-dir", run, "--set", "data.workers=1", "--set", "train.steps=20000"]
+    arguments = ["--config", config, "--run-dir", run, "--set", "data.num_workers=1", "--set", "train.steps=20000"]
     pid = warm.start(arguments, log)
     wait_until(lambda: said(log, " 2/20000"), "step 2")
     # The process group's members, less the training: forkserver, its tracker, the reader. The youngest reads.
@@ -256,7 +256,7 @@ def test_a_killed_reader_process_ends_the_run_with_a_clear_error(warm: Warm, con
 
 def test_a_killed_training_leaves_no_process_behind(warm: Warm, config: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    options = ["--set", "data.workers=2", "--set", "train.steps=20000"]
+    options = ["--set", "data.num_workers=2", "--set", "train.steps=20000"]
     pid = warm.start(["--config", config, "--run-dir", tmp_path / "run", *options], log)
     wait_until(lambda: said(log, " 2/20000"), "step 2")
 
@@ -280,7 +280,7 @@ def group_of(process: Path) -> int:
 
 def test_a_second_ctrl_c_ends_at_once_but_one_that_arrives_twice_does_not() -> None:
     code = (
-        "import time\nfrom toolkit.train.signals import StopRequest\n"
+        "import time\nfrom toolkit.signals import StopRequest\n"
         "stop = StopRequest('stopping soon'); stop.install()\nprint('ready', flush=True)\nwhile True: time.sleep(0.1)\n"
     )
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

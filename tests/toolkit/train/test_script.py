@@ -54,7 +54,7 @@ def test_a_run_directory_holds_what_it_promises(finished: Path) -> None:
 
 def test_readers_end_with_the_training(tiny_config: Path, tmp_path: Path) -> None:
     """At the interpreter's end nobody would tell them to, and they would be waited for."""
-    done = call("--config", tiny_config, "--run-dir", tmp_path / "run", "--set", "data.workers=1")
+    done = call("--config", tiny_config, "--run-dir", tmp_path / "run", "--set", "data.num_workers=1")
     assert done.returncode == 0, done.stderr
 
 

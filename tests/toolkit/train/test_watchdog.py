@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config import RunConfig, WatchdogConfig
+from toolkit.config import RunConfig
+from toolkit.config_sections import WatchdogConfig
 from toolkit.errors import EXIT_DATA, EXIT_HANG, PeerError
 from toolkit.rundir import RunDir
 from toolkit.rundir.heartbeat import Beat, alive, beats_of, clear_beats, path_of, read_beat, write_beat

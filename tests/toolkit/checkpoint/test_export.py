@@ -18,14 +18,15 @@ from shards import open_store
 from tests.toolkit.models.test_contract import needing_extras
 from tests.toolkit.models.test_models import SMALL
 from tests.toolkit.train.conftest import tiny_store  # noqa: F401  (a fixture)
+from toolkit.checkpoint import checkpoint, commit
+from toolkit.checkpoint.checkpoint import TrainState
+from toolkit.checkpoint.export import CARD, CONFIG, WEIGHTS, load_exported
+from toolkit.checkpoint.weights import load_model, untrained_model
 from toolkit.config import make_config
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.export import CARD, CONFIG, WEIGHTS, load_exported
-from toolkit.models.base import SequenceModel, build_model
+from toolkit.models.base import SequenceModel
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
-from toolkit.train import checkpoint, commit
-from toolkit.train.engine import TrainState
 
 CONTEXT, HORIZON = 4, 4
 
@@ -45,7 +46,7 @@ def make_run(tiny_store: Path, tmp_path: Path) -> Callable[..., RunDir]:  # noqa
         run = RunDir.create(tmp_path / "run", config)
         for step in steps if MODELS[name].trained else ():
             torch.manual_seed(step)
-            weights = build_model(config, open_store(tiny_store).manifest.frames).state_dict()
+            weights = untrained_model(config, open_store(tiny_store).manifest.frames).state_dict()
             progress = checkpoint.Progress(step, 8 * step)
             commit.save(run.checkpoints, TrainState(weights, {}, step), progress, config.hash8(execution=False))
         return run
@@ -67,7 +68,7 @@ def test_every_model_comes_back_bit_for_bit_without_run_and_store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = make_run(name)
-    expected = forecast(checkpoint.load_model(run, "last", torch.device("cpu"))[0])
+    expected = forecast(load_model(run, "last", torch.device("cpu"))[0])
     assert torch.equal(forecast(toolkit.load(run.path)), expected)
     assert main(["--run", str(run.path), "--out", str(tmp_path / "out" / name)]) == 0
     shutil.rmtree(run.path)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from toolkit.distributed.slurm import hosts, is_earlier_start, job_name, task, tasks_per_node
 from toolkit.errors import ConfigError
-from toolkit.slurm import hosts, is_earlier_start, job_name, task, tasks_per_node
 
 # As Slurm 22.05 set them for `srun` in `sbatch --nodes=2 --ntasks-per-node=2`, in task 3.
 STEP = {

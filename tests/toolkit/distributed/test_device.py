@@ -21,10 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.conftest import ROOT, asks_for_gpus
 from tests.toolkit.models.precision import gradients
 from tests.toolkit.models.test_precision import TRAINED
-from toolkit import device as devices
-from toolkit import distributed
 from toolkit.config import make_config
-from toolkit.device import Seat, check_seats, choose, facts, fault_of, set_arithmetic
+from toolkit.distributed import device as devices
+from toolkit.distributed import world as world_module
+from toolkit.distributed.device import Seat, check_seats, choose, facts, fault_of, set_arithmetic
 from toolkit.errors import EXIT_USAGE, ConfigError, ToolkitError
 from toolkit.models import trajgru
 from toolkit.train.deepspeed_settings import check_precision
@@ -142,8 +142,8 @@ cuda.is_available, cuda.device_count, cuda.set_device = lambda: True, lambda: 1,
 cuda.get_device_properties = lambda device: types.SimpleNamespace(uuid="GPU-1")
 cuda.device = lambda device: __import__("contextlib").nullcontext()
 from launch.cli.parser import run_script
-from toolkit import distributed
-run_script(lambda: distributed.init().rank)
+from toolkit.distributed.world import init_world
+run_script(lambda: init_world().rank)
 """
 
 
@@ -176,7 +176,7 @@ def test_deepspeed_is_told_the_number_of_the_device_not_of_the_rank() -> None:
     """In a process of its own, as DeepSpeed chooses its accelerator once."""
     code = (
         "import os, torch\n"
-        "from toolkit.distributed import World\n"
+        "from toolkit.distributed.world import World\n"
         "from toolkit.train.deepspeed_settings import import_deepspeed\n"
         "world = World(3, 4, 3, torch.device('cuda', 0))\n"
         "package = import_deepspeed(world)\n"
@@ -332,7 +332,7 @@ def test_ranks_that_meet_but_can_not_be_connected(
     monkeypatch.setattr(devices, "check_seats", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     with pytest.raises(ToolkitError) as error:
-        distributed._join(1, 2, torch.device("cuda", 0), None, timedelta(seconds=60))
+        world_module._join(1, 2, torch.device("cuda", 0), None, timedelta(seconds=60))
     silence.set()
     text = str(error.value)
     assert text.startswith(f"rank 1 of 2 on {socket.gethostname()}: the ranks found each other, but nccl can't connect")

@@ -1,4 +1,4 @@
-"""Contract 4: a checkpoint, and how it is read. It is written by toolkit/train/commit.py.
+"""Contract 4: a checkpoint, and how it is read. It is written by toolkit/checkpoint/commit.py.
 
     checkpoints/step-00001000/
       weights.pt      fp32 weights by parameter name
@@ -27,7 +27,6 @@ import os
 import pickle
 import re
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -35,13 +34,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
-from shards import open_store
-from toolkit.errors import EXIT_USAGE, CheckpointError, ConfigError
-from toolkit.models.base import SequenceModel, build_model
-from toolkit.models.registry import MODELS
-from toolkit.rundir import RunDir
-from toolkit.train.engine import TrainState
+from toolkit.errors import EXIT_USAGE, CheckpointError
 from toolkit.wording import first_line
 
 NAME = re.compile(r"step-(\d{8})")
@@ -49,6 +44,16 @@ FILES = ("weights.pt", "moments.pt", "trainer.json")
 MANIFEST = "manifest.json"
 ZIP = b"PK\x03\x04"
 PATIENCE_S = 5.0  # a checkpoint that is being replaced or deleted is out of reach for an instant
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Everything the optimisation knows, whole and in fp32, on the CPU."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, dict[str, Tensor]]  # parameter name -> exp_avg, exp_avg_sq; empty before the first step
+    step: int
+    skipped: int = 0  # steps among them without an update; Adam has not counted those
 
 
 @dataclass(frozen=True)
@@ -282,60 +287,3 @@ def pointed(folder: Path, pointer: str) -> int | None:
     except PermissionError:
         raise AccessError(folder / pointer) from None
     return int(match.group(1)) if match else None
-
-
-def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceModel, int]:
-    """A trained model in evaluation mode, in fp32, and the step that its weights are from (0 where there are none).
-
-    Args:
-        which: `last`, `best` (the best validation score; without validation the last) or a step number.
-
-    Raises:
-        CheckpointError: no such checkpoint, a damaged one (the newest whole one is named), or one that can't be read.
-    """
-    config = run.config()
-    if not MODELS[config.model.name].trained:
-        if which not in ("best", "last", "0"):
-            raise CheckpointError(f"{run.path}: {config.model.name} is not trained: there is no step {which}, only 0")
-        return build_model(config, open_store(config.data.store).manifest.frames).to(device).eval(), 0
-    step = _step_of(run, which)
-    given = which not in ("best", "last")
-    fault = None if given and step not in steps_in(run.checkpoints) else fault_of(run.checkpoints, step)
-    if fault is not None:
-        whole = newest(run.checkpoints, lambda text: None)
-        rescue = "there is no whole one: train again"
-        if whole is not None:
-            rescue = f"the newest whole one is {name_of(whole)}: delete {run.path / 'DONE'} if it is there and train on"
-        raise CheckpointError(
-            f"{run.checkpoints / name_of(step)} (asked for: {which}): {fault}; {rescue}: "
-            f"python launch/train.py --run {run.path}"
-        )
-    with hold(run.checkpoints, step) as held:
-        weights = held.tensors("weights.pt")
-    model = build_model(config, open_store(config.data.store).manifest.frames)
-    model.load_state_dict(weights)
-    return model.to(device).eval(), step
-
-
-def _step_of(run: RunDir, which: str) -> int:
-    """The step meant by `last`, `best` or a number. A pointer that names nothing is told and not followed."""
-    folder = run.checkpoints
-    if which not in ("best", "last"):
-        return int(which)
-    best = pointed(folder, "best")
-    if which == "best" and (folder / "best").exists():
-        if best is None:
-            raise CheckpointError(
-                f"{folder / 'best'}: names no checkpoint; write into it the one whose validation score in "
-                f"{run.metrics_file} is best, of: {', '.join(map(name_of, steps_in(folder))) or 'none at all'}"
-            )
-        return best
-    latest, there = pointed(folder, "latest"), steps_in(folder)
-    if latest is None and not there:
-        if run.standing() == "running":
-            raise ConfigError(f"{folder}: no checkpoint yet, and its training goes on: wait for the first one")
-        raise ConfigError(f"{folder}: no checkpoint; train first: python launch/train.py --run {run.path}")
-    last = max([*there, *([latest] if latest is not None else [])])
-    if latest != last:
-        print(f"{folder / 'latest'} doesn't name the newest checkpoint; taking {name_of(last)}", file=sys.stderr)
-    return last

@@ -39,12 +39,12 @@ def crash(tmp_path_factory: pytest.TempPathFactory) -> Crash:
 
 
 def background(on: bool) -> list[str]:
-    return [f"train.async_checkpoint={str(on).lower()}"]
+    return [f"train.checkpoint.async_save={str(on).lower()}"]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_config: Path, crash: Crash, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Any]:
-    """By async_checkpoint: the folder of a run that nothing happened to, and how many writes its checkpoints took."""
+    """By async_save: the folder of a run that nothing happened to, and how many writes its checkpoints took."""
     folder = tmp_path_factory.mktemp("undisturbed")
     jobs = [{"config": str(tiny_config), "run": str(folder / str(on)), "set": background(on)} for on in (True, False)]
     results = crash(jobs)
@@ -128,7 +128,7 @@ def test_a_full_disk_ends_the_run_or_is_outlived(
 ) -> None:
     """Two ranks under a quota that is lifted before step 5, or never."""
     base = {"config": str(tiny_config), "ranks": 2}
-    outlived = {**base, "run": str(tmp_path / "outlived"), "set": ["train.on_save_error=continue"]}
+    outlived = {**base, "run": str(tmp_path / "outlived"), "set": ["train.checkpoint.on_error=continue"]}
     never = {**outlived, "run": str(tmp_path / "never")}
     ended = {**base, "run": str(tmp_path / "ended")}
     jobs = [{**outlived, "full_until_step": 4}, {**never, "full_until_step": 9}, {**ended, "full_until_step": 9}, ended]
@@ -150,7 +150,7 @@ def elastic(
 ) -> None:
     """Train legs of (ranks, ZeRO stage); all ranks are killed after the checkpoint of each leg's last step."""
     ends = [6 * (i + 1) // len(legs) for i in range(len(legs))]
-    base = {"config": str(tiny_config), "run": str(run), "set": ["train.checkpoint_every=1", *background(False)]}
+    base = {"config": str(tiny_config), "run": str(run), "set": ["train.checkpoint.every=1", *background(False)]}
     jobs = [
         {**base, "ranks": ranks, "zero": stage, "kill_at_step": end}
         for (ranks, stage), end in zip(legs, ends, strict=True)

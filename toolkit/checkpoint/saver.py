@@ -1,7 +1,7 @@
 """Saving while training goes on: a thread writes the snapshot that the loop took at a step. Rank 0 only.
 
 At most one save is on its way; a second one waits for it and says how long. What goes wrong in the thread ends the run
-at the next step (`train.on_save_error: raise`), or is said, counted and tried again at the next checkpoint
+at the next step (`train.checkpoint.on_error: raise`), or is said, counted and tried again at the next checkpoint
 (`continue`). The save that a run ends with must succeed under both.
 """
 
@@ -12,11 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from toolkit.config import TrainConfig
+from toolkit.checkpoint.checkpoint import Progress, TrainState
+from toolkit.checkpoint.commit import mark_best, prune, save
+from toolkit.config_sections import TrainConfig
 from toolkit.errors import CheckpointError
-from toolkit.train.checkpoint import Progress
-from toolkit.train.commit import mark_best, prune, save
-from toolkit.train.engine import TrainState
 
 TELL_WAIT_S = 0.05
 
@@ -57,7 +56,7 @@ class Saver:
             name = f"the checkpoint of step {progress.step}"
             self._thread = threading.Thread(target=self._save, args=(state, progress, last), name=name)
             self._thread.start()
-            if last or not self.config.async_checkpoint:
+            if last or not self.config.checkpoint.async_save:
                 self._thread.join()
                 self._thread = None
         error, self._error = self._error, None
@@ -75,10 +74,11 @@ class Saver:
             save(self.folder, state, progress, self.config_hash)
             if progress.best and progress.best["step"] == progress.step:
                 mark_best(self.folder, progress.step)
-            prune(self.folder, progress.step, self.config.keep_last, self.config.keep_every, self.say)
+            kept = self.config.checkpoint
+            prune(self.folder, progress.step, kept.keep_last, kept.keep_every, self.say)
         except CheckpointError as error:
             self.errors += 1
-            if last or self.config.on_save_error == "raise":
+            if last or self.config.checkpoint.on_error == "raise":
                 self._error = error
             else:
                 self.say(f"WARNING: {self.errors} saves have failed, training goes on without: {error}")

@@ -82,7 +82,9 @@ def _data(config: RunConfig, manifest: Manifest) -> dict[str, str]:
 def _model(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> dict[str, str]:
     train, trained = config.train, MODELS[config.model.name].trained
     options = ", ".join(f"{key} {value}" for key, value in config.model if key != "name")
-    frames = config.data.context + config.data.horizon
+    context, horizon = config.data.context, config.data.horizon
+    frames = context + horizon
+    macs = count_macs(config.model, manifest.frames, context, horizon) if trained else 0
     env = run.read_env()
     git = env.get("git") or {}
     dirty = " with uncommitted changes" if git.get("dirty") else ""
@@ -90,10 +92,8 @@ def _model(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> dic
     return {
         "model": f"`{config.model.name}`" + (f" ({options})" if options else ""),
         "paper": MODELS[config.model.name].paper,
-        "parameters": f"{count_parameters(config, manifest.frames):,}",
-        "multiply-accumulates": f"{count_macs(config, manifest.frames):,} for one forward pass over {frames} frames"
-        if trained
-        else "",
+        "parameters": f"{count_parameters(config.model, manifest.frames):,}",
+        "multiply-accumulates": f"{macs:,} for one forward pass over {frames} frames" if trained else "",
         "training": f"step {step:,} of {train.steps:,}, batch {train.batch}, Adam {train.lr:g}, {train.precision}, "
         f"seed {config.seed}" + (f"; on {computed_on(env['trained_on'])}" if "trained_on" in env else "")
         if trained

@@ -1,7 +1,7 @@
-"""Who am I: one process, or one rank of a torchrun job or of a step of Slurm.
+"""Distributed context: rank, world size and device of this process, under torchrun, in a step of Slurm, or alone.
 
 RANK and WORLD_SIZE both set: torchrun's environment. Only one of them is an error, because training would silently fall
-apart into lone processes. Neither: a task of a Slurm step of several (toolkit/slurm.py), or a single process.
+apart into lone processes. Neither: a task of a Slurm step of several (slurm.py), or a single process.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import torch
 from torch import distributed
 
 from shards import log
-from toolkit import device as devices
-from toolkit import slurm
-from toolkit.config import TrainConfig
+from toolkit.config_sections import TrainConfig
+from toolkit.distributed import device as devices
+from toolkit.distributed import slurm
+from toolkit.distributed.rendezvous import LIMIT_VARIABLE, limit_s, meet
 from toolkit.errors import EXIT_FAILURE, ConfigError, PeerError, ToolkitError
-from toolkit.rendezvous import LIMIT_VARIABLE, limit_s, meet
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -107,7 +107,7 @@ class World:
             distributed.destroy_process_group()
 
 
-def init(
+def init_world(
     train: TrainConfig | None = None,
     group: bool = False,
     stop: Callable[[], bool] = lambda: False,
@@ -116,14 +116,14 @@ def init(
     """Find out who this process is, set its device and arithmetic, share the CPU's cores, join the process group.
 
     Args:
-        train: on which device, and how it computes there, see toolkit/device.py; None: the defaults.
+        train: on which device, and how it computes there, see toolkit/distributed/device.py; None: the defaults.
         group: make a process group even for one process (DeepSpeed wants one).
         stop: becomes true when this process is asked to stop; looked at while it waits for the other ranks.
         timeout: how long a collective may wait for a rank.
 
     Raises:
         ConfigError: half an environment of torchrun or Slurm; no GPU, or fewer than ranks.
-        ToolkitError: the ranks can't find each other; see toolkit/rendezvous.py.
+        ToolkitError: the ranks can't find each other; see toolkit/distributed/rendezvous.py.
     """
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ and (task := slurm.task()) is not None:
         os.environ.update(task.environment)
@@ -155,7 +155,7 @@ def _join(rank: int, size: int, device: torch.device, store: Store, timeout: tim
     own, which is given up after the time limit.
 
     Raises:
-        ConfigError: the ranks' devices don't go together, see toolkit/device.py.
+        ConfigError: the ranks' devices don't go together, see toolkit/distributed/device.py.
         ToolkitError: they can't be connected, or not in time.
     """
     backend = "nccl" if device.type == "cuda" else "gloo"

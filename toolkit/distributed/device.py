@@ -1,7 +1,7 @@
 """The device of a process, and how it computes there: `train.device`, `train.tf32`, `train.deterministic`.
 
-`toolkit/distributed.py` calls these in order, before anything runs on a GPU: `set_arithmetic`, `choose`, and once the
-ranks have met `check_seats`.
+`init_world` calls these in order, before anything runs on a GPU: `set_arithmetic`, `choose`, and once the ranks have
+met `check_seats`.
 
 fp32 means fp32: torch by itself lets cuDNN round the operands of fp32 convolutions to TF32, 10 bits of mantissa instead
 of 23, on cards from compute capability 8.0 on. Here that is done only where `train.tf32` asks for it.
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from toolkit.config import Device, TrainConfig
+from toolkit.config_sections import Device, TrainConfig
 from toolkit.errors import ConfigError
 from toolkit.wording import count, some
 

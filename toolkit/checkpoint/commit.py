@@ -22,10 +22,10 @@ import torch
 
 from shards.files import flush
 from toolkit.atomic import write_atomic
-from toolkit.errors import CheckpointError
-from toolkit.train.checkpoint import (
+from toolkit.checkpoint.checkpoint import (
     MANIFEST,
     Progress,
+    TrainState,
     fault_of,
     manifest_text,
     name_of,
@@ -33,7 +33,7 @@ from toolkit.train.checkpoint import (
     pointed,
     steps_in,
 )
-from toolkit.train.engine import TrainState
+from toolkit.errors import CheckpointError
 
 SPARE_BYTES = 1 << 20  # names, headers and JSON beside the tensors
 

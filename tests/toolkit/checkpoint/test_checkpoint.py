@@ -24,14 +24,15 @@ import torch
 
 from shards import open_store
 from tests.toolkit.train.crash import Countdown, ended, start
-from toolkit.config import TrainConfig, load_config
+from toolkit.checkpoint import checkpoint, commit
+from toolkit.checkpoint.checkpoint import FILES, MANIFEST, Progress, TrainState, fault_of, hold, load, newest, steps_in
+from toolkit.checkpoint.saver import Saver
+from toolkit.checkpoint.weights import load_model
+from toolkit.config import load_config
+from toolkit.config_sections import CheckpointConfig, TrainConfig
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import build_model
 from toolkit.rundir import RunDir
-from toolkit.train import checkpoint, commit
-from toolkit.train.checkpoint import FILES, MANIFEST, Progress, fault_of, hold, load, newest, steps_in
-from toolkit.train.engine import TrainState
-from toolkit.train.saver import Saver
 
 HASH = "0123abcd"
 
@@ -152,7 +153,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 def run(tiny_config: Path, tmp_path: Path) -> RunDir:
     """A run with loadable checkpoints of steps 2, 4, 6; 4 is the best."""
     made = RunDir.create(tmp_path / "run", load_config(tiny_config))
-    model = build_model(made.config(), open_store(made.config().data.store).manifest.frames)
+    model = build_model(made.config().model, open_store(made.config().data.store).manifest.frames)
     for step in (2, 4, 6):
         commit.save(made.checkpoints, TrainState(model.state_dict(), {}, step), Progress(step, 4 * step), HASH)
     commit.mark_best(made.checkpoints, 4)
@@ -160,7 +161,7 @@ def run(tiny_config: Path, tmp_path: Path) -> RunDir:
 
 
 def step_loaded(run: RunDir, which: str) -> int:
-    return checkpoint.load_model(run, which, torch.device("cpu"))[1]
+    return load_model(run, which, torch.device("cpu"))[1]
 
 
 def test_pointers_are_checked_not_trusted(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +171,7 @@ def test_pointers_are_checked_not_trusted(run: RunDir, capsys: pytest.CaptureFix
     for text in ("", "step-00000004\n", "../../somewhere\n", "\0\0\0"):
         latest.write_text(text)
         assert step_loaded(run, "last") == 6
-        assert "doesn't name the newest checkpoint; taking step-00000006" in capsys.readouterr().err
+        assert "does not name the newest checkpoint; taking step-00000006" in capsys.readouterr().err
     latest.write_text("step-00000008\n")
     with pytest.raises(CheckpointError, match=r"step-00000008 .*there is none; the newest whole one is step-00000006"):
         step_loaded(run, "last")
@@ -314,7 +315,7 @@ READER = """
 import sys
 from pathlib import Path
 import torch
-from toolkit.train.checkpoint import hold
+from toolkit.checkpoint.checkpoint import hold
 with hold(Path(sys.argv[1]), int(sys.argv[2])) as held:
     print("holding", flush=True)
     sys.stdin.readline()
@@ -511,12 +512,12 @@ def test_a_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
 
 
 def saver_of(folder: Path, said: list[str], **settings: object) -> Saver:
-    return Saver(folder, TrainConfig(**{"keep_last": 2, **settings}), HASH, said.append)
+    return Saver(folder, TrainConfig(checkpoint=CheckpointConfig(**settings)), HASH, said.append)
 
 
 def test_a_background_save_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     for background in (True, False):
-        saver = saver_of(tmp_path / str(background), [], async_checkpoint=background)
+        saver = saver_of(tmp_path / str(background), [], async_save=background)
         for step in (1, 2, 3):
             saver.save(state_of(step), Progress(step, 8 * step, {"step": 1, "score": 0.5}), last=step == 3)
         saver.close()
@@ -576,7 +577,7 @@ def test_a_failed_save_ends_training_at_the_next_step(tmp_path: Path, monkeypatc
 
 def test_a_failed_save_can_be_said_counted_and_tried_again(tmp_path: Path) -> None:
     obstacle, said = blocked(tmp_path / "run"), []
-    saver = saver_of(obstacle, said, on_save_error="continue")
+    saver = saver_of(obstacle, said, on_error="continue")
     for step in (1, 2):
         saver.save(state_of(step), Progress(step, 8 * step), last=False)
         saver.wait()
@@ -595,6 +596,6 @@ def test_a_fault_of_ours_in_the_thread_is_not_taken_for_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(commit, "_bytes_of", lambda state: 1 / 0)
-    saver = saver_of(tmp_path, [], on_save_error="continue")
+    saver = saver_of(tmp_path, [], on_error="continue")
     with pytest.raises(ZeroDivisionError):
         saver.save(state_of(1), Progress(1, 8), last=True)

@@ -2,7 +2,7 @@
 
     model.safetensors    fp32 weights by parameter name; no pickle
     config.json          everything needed to rebuild: the resolved config, frames, scale; what it was made from
-    README.md            the model card (toolkit/card.py): what it is, scores, how to load it
+    README.md            the model card (toolkit/checkpoint/card.py): what it is, scores, how to load it
 
 The folder appears whole or not at all. A model that is loaded from it gives, bit for bit, what the run's checkpoint
 gives. Paths of the machine that trained are not in it.
@@ -29,12 +29,12 @@ from shards.manifest import FrameSpec, Manifest
 from shards.recent import FRAME_OPTIONS
 from toolkit import __version__
 from toolkit.atomic import write_atomic
-from toolkit.card import model_card
+from toolkit.checkpoint.card import model_card
+from toolkit.checkpoint.weights import load_model, untrained_model
 from toolkit.config import RunConfig, make_config
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.models.base import SequenceModel, build_model
+from toolkit.models.base import SequenceModel
 from toolkit.rundir import RunDir
-from toolkit.train.checkpoint import load_model
 
 EXPORT_VERSION = 1
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -92,7 +92,7 @@ def read_export(path: str | Path) -> tuple[SequenceModel, RunConfig, dict[str, A
         raise CheckpointError(
             f"{folder / WEIGHTS}: differs from its SHA-256 in {CONFIG}; fetch it again, or export the run again"
         )
-    model = build_model(config, shape)
+    model = untrained_model(config, shape)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -1,0 +1,84 @@
+"""The model of a run: untrained, by its config; trained, with the weights of one of its checkpoints."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from shards import open_store
+from shards.manifest import FrameSpec
+from toolkit.checkpoint.checkpoint import fault_of, hold, name_of, newest, pointed, steps_in
+from toolkit.config import RunConfig
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.models.base import SequenceModel, build_model
+from toolkit.models.registry import MODELS
+from toolkit.rundir import RunDir
+from toolkit.unroll import Checkpointing
+
+logger = logging.getLogger(__name__)
+
+
+def untrained_model(config: RunConfig, shape: FrameSpec) -> SequenceModel:
+    """Return the untrained model of a run's config, for frames of a shape; draws from torch's global generator."""
+    train = config.train
+    asked = train.activation_checkpointing
+    checkpointing = Checkpointing(asked.policy, asked.per_layer, asked.offload, asked.backend)
+    return build_model(config.model, shape, checkpointing, train.loss_frames, config.data.horizon)
+
+
+def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceModel, int]:
+    """A trained model in evaluation mode, in fp32, and the step that its weights are from (0 where there are none).
+
+    Args:
+        which: `last`, `best` (the best validation score; without validation the last) or a step number.
+
+    Raises:
+        CheckpointError: no such checkpoint, a damaged one (the newest whole one is named), or one that can't be read.
+    """
+    config = run.config()
+    if not MODELS[config.model.name].trained:
+        if which not in ("best", "last", "0"):
+            raise CheckpointError(f"{run.path}: {config.model.name} is not trained: there is no step {which}, only 0")
+        return untrained_model(config, open_store(config.data.store).manifest.frames).to(device).eval(), 0
+    step = _step_of(run, which)
+    given = which not in ("best", "last")
+    fault = None if given and step not in steps_in(run.checkpoints) else fault_of(run.checkpoints, step)
+    if fault is not None:
+        whole = newest(run.checkpoints, lambda text: None)
+        rescue = "there is no whole one: train again"
+        if whole is not None:
+            rescue = f"the newest whole one is {name_of(whole)}: delete {run.path / 'DONE'} if it is there and train on"
+        raise CheckpointError(
+            f"{run.checkpoints / name_of(step)} (asked for: {which}): {fault}; {rescue}: "
+            f"python launch/train.py --run {run.path}"
+        )
+    with hold(run.checkpoints, step) as held:
+        weights = held.tensors("weights.pt")
+    model = untrained_model(config, open_store(config.data.store).manifest.frames)
+    model.load_state_dict(weights)
+    return model.to(device).eval(), step
+
+
+def _step_of(run: RunDir, which: str) -> int:
+    """The step meant by `last`, `best` or a number. A pointer that names nothing is told and not followed."""
+    folder = run.checkpoints
+    if which not in ("best", "last"):
+        return int(which)
+    best = pointed(folder, "best")
+    if which == "best" and (folder / "best").exists():
+        if best is None:
+            raise CheckpointError(
+                f"{folder / 'best'}: names no checkpoint; write into it the one whose validation score in "
+                f"{run.metrics_file} is best, of: {', '.join(map(name_of, steps_in(folder))) or 'none at all'}"
+            )
+        return best
+    latest, there = pointed(folder, "latest"), steps_in(folder)
+    if latest is None and not there:
+        if run.standing() == "running":
+            raise ConfigError(f"{folder}: no checkpoint yet, and its training goes on: wait for the first one")
+        raise ConfigError(f"{folder}: no checkpoint; train first: python launch/train.py --run {run.path}")
+    last = max([*there, *([latest] if latest is not None else [])])
+    if latest != last:
+        logger.warning("%s does not name the newest checkpoint; taking %s", folder / "latest", name_of(last))
+    return last
