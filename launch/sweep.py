@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli.parser import as_typed, make_parser, positive, run_script
+from launch.jobs.attempts import begin_anew
 from launch.jobs.local import DebugSubmitter, LocalSubmitter
 from launch.jobs.machine import Machine
 from launch.jobs.submitter import Job, JobCommand, Submitter, job_command, run_concurrently
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
     plan = plan_sweep(options.sweep, options.set)
     root: Path = options.runs / plan.name
     if options.cancel:
-        print("\n".join(cancel(root)))
+        print("\n".join(cancel(root, options.dry_run)))
         return EXIT_OK
     items = collect_status(plan, root, options.retry)
     submitter = _submitter(options, root, command)
@@ -83,6 +84,8 @@ def _submit(
         print("\n".join(format_plan(plan, items)), flush=True)
         submitted = [item for item in items if item.submitted]
         run_concurrently(lambda item: RunDir.create(item.run.path, item.planned.config), submitted)
+        if submitted:
+            begin_anew(root)
         write_record(root, plan.name, plan.file, [item.recorded for item in items])
         jobs += submitter.submit([item.run.path for item in submitted])
         if jobs and options.report:
@@ -136,7 +139,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--retry", type=_kinds, default=(), metavar="KIND,...", help=f"submit failed runs again ({kinds})"
     )
-    parser.add_argument("--cancel", action="store_true", help="end all jobs of this sweep, here or in Slurm's queue")
+    parser.add_argument("--cancel", action="store_true", help="end all jobs of this sweep (with --dry-run: name them)")
     cluster = parser.add_argument_group("with --cluster slurm")
     cluster.add_argument("--profile", metavar="NAME", help="slurm/profiles/NAME.yaml, or a file (default: default)")
     cluster.add_argument("--nodes", type=positive, metavar="N", help="nodes per run (default: the profile's)")

@@ -15,6 +15,7 @@ from typing import Protocol
 import submitit
 from submitit.helpers import CommandFunction
 
+from launch.jobs.attempts import why_stopped
 from launch.jobs.machine import Machine
 from launch.jobs.submitter import Job, JobCommand, JobState, Submitter, job_command
 from toolkit.rundir import lock
@@ -51,7 +52,11 @@ class _LocalLayer(Submitter):
                 del self._slots[slot]
             elif self._cancelled:
                 started.stop()
-        for job in [job for job, state in self._states.items() if state is JobState.QUEUED]:
+        waiting = [job for job, state in self._states.items() if state is JobState.QUEUED]
+        if waiting and why_stopped(waiting[0].run.parent):
+            self._states.update(dict.fromkeys(waiting, JobState.ENDED))
+            waiting = []
+        for job in waiting:
             if len(self._slots) == self.jobs:
                 break
             if lock.holder(job.run) is not None:  # another sweep was quicker: nothing to start here

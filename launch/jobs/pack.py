@@ -24,12 +24,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launch.cli.parser import make_parser, run_script
+from launch.jobs.attempts import why_stopped
 from launch.jobs.machine import Machine, share_of_processors
 from launch.jobs.mps import shared_gpus
 from launch.jobs.ranks import SignalRelay, die_with_parent, end_group, meaning
 from launch.jobs.submitter import JOB_SCRIPT, job_command
-from toolkit import slurm
 from toolkit.atomic import write_atomic
+from toolkit.distributed import slurm
 from toolkit.errors import EXIT_BUSY, EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE, ConfigError
 from toolkit.rundir import RunDir
 from toolkit.rundir.events import RESTARTS, restarts_of
@@ -185,6 +186,10 @@ class PackedJob:
             return False
         self._scan_at = time.monotonic() + SCAN_S
         self._waiting = False
+        if why := why_stopped(self.folder.parents[1]):
+            logger.error("no more runs are begun: %s", why)
+            self.failed += 1
+            self.left.clear()
         mine = {place.run for place in self.places.values()}
         for run in list(self.left):
             if not free:

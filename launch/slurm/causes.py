@@ -105,11 +105,16 @@ class Job:
         return [node for node in hostnames(self.nodes) if not _reaches(node)]
 
     def avoided(self, lost: str = "") -> str:
-        """Return the nodes to keep away from, with commas: `lost`, or what restarts.tsv says was lost last, if lately.
+        """Return the nodes to keep away from, with commas: `lost`, or what restarts.tsv says was lost last, if lately,
+        and those on which runs of the sweep failed as soon as they began.
 
         Empty where the partition has too few others that are up.
         """
-        names = lost or last_lost(_read(os.path.join(self.run, "restarts.tsv")), time.time() - AVOID_S)
+        lately = time.time() - AVOID_S
+        root = os.path.join(self.run, "../.." if os.path.exists(os.path.join(self.run, "pack.json")) else "..")
+        bad = failing_nodes(_read(os.path.join(root, "early_failures.tsv")), lately)
+        names = lost or last_lost(_read(os.path.join(self.run, "restarts.tsv")), lately)
+        names = ",".join(sorted({*names.split(","), *bad} - {""}))
         if not names:
             return ""
         partition = "--partition=" + os.environ.get("SLURM_JOB_PARTITION", "")
@@ -157,6 +162,16 @@ def last_lost(restarts: str, since: float) -> str:
         if len(fields) >= 5 and fields[4] and _is_after(fields[0], since):
             names = fields[4]
     return names
+
+
+def failing_nodes(failures: str, since: float) -> "list[str]":
+    """Return the nodes on which several runs failed as soon as they began (launch/jobs/attempts.py)."""
+    runs = {}  # type: dict[str, set[str]]
+    for line in failures.splitlines():
+        fields = line.split("\t")
+        if len(fields) == 4 and fields[1] and _is_after(fields[0], since):
+            runs.setdefault(fields[1], set()).add(fields[2])
+    return sorted(node for node, those in runs.items() if len(those) > 1)
 
 
 def hostnames(nodes: str) -> "list[str]":

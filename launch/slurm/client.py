@@ -130,10 +130,15 @@ def check_installed() -> None:
         )
 
 
-def max_array_size() -> int:
-    """How many tasks an array may have; 1 or less: no arrays."""
-    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"), re.MULTILINE)
-    return int(match[1]) if match else 0
+def configuration() -> dict[str, str]:
+    """Return the cluster's settings, by key."""
+    return dict(re.findall(r"^(\w+)\s*=[ \t]*(.*?)[ \t]*$", call("scontrol", "show", "config"), re.MULTILINE))
+
+
+def max_array_size(settings: Mapping[str, str] | None = None) -> int:
+    """Return how many tasks an array may have; 1 or less: no arrays."""
+    given = (configuration() if settings is None else settings).get("MaxArraySize", "")
+    return int(given) if given.isdecimal() else 0
 
 
 def queue(user: str | None = None, timeout_s: float = TIMEOUT_S) -> list[QueuedJob]:

@@ -71,6 +71,17 @@ def job_names(base: str, runs: int, places: int) -> list[str]:
     return [f"{base}_{index // places}" if runs > places else base for index in range(runs)]
 
 
+def is_of(root: Path, job: QueuedJob) -> bool:
+    """Return whether a job is of the sweep in `root`: by its comment, or by a submission that lies there."""
+    key = job.job_name.rpartition("-")[2]
+    return job.comment == str(root) or (bool(key) and (root / SUBMISSIONS / key / RUNS).exists())
+
+
+def is_report(root: Path, job: QueuedJob) -> bool:
+    """Return whether a job makes the report of the sweep in `root`."""
+    return job.job_name == f"{root.name}-{REPORT}" and job.comment == str(root)
+
+
 def runs_of(root: Path, jobs: Sequence[QueuedJob]) -> dict[Path, QueuedJob]:
     """Return which runs of a sweep have which jobs. A job is known by its name, whose end is a submission's folder."""
     found: dict[Path, QueuedJob] = {}
@@ -84,7 +95,7 @@ def runs_of(root: Path, jobs: Sequence[QueuedJob]) -> dict[Path, QueuedJob]:
                 packed.setdefault(folder, []).append(job)
             elif job.index < len(runs):
                 found[runs[job.index]] = job
-        elif job.comment == str(root) and job.job_name != f"{root.name}-{REPORT}":  # a run's own text, by hand
+        elif job.comment == str(root) and not is_report(root, job):  # a run's own text, by hand
             found[root / job.job_name] = job
     for folder, those in packed.items():
         found |= _packed(folder, lists[folder], those)

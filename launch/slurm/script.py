@@ -80,6 +80,7 @@ class Shape:
     gpus_per_node: int
     ranks: int  # of each run
     pack: int | None = None
+    asks_for_gpus: bool = True  # select/linear gives nodes whole, and starts no step of a job that asks for GPUs
 
     @staticmethod
     def of(
@@ -123,7 +124,8 @@ class Shape:
         """Return the shape of a job of one of these runs."""
         if self.pack is None:
             return self
-        return Shape(1, min(self.ranks, self.gpus_per_node), self.ranks)
+        gpus = min(self.ranks, self.gpus_per_node)
+        return Shape(1, gpus, self.ranks, asks_for_gpus=self.asks_for_gpus)
 
 
 def _packed(nodes: int, gpus: int, ranks: int | None, pack: str) -> Shape:
@@ -282,7 +284,7 @@ def _executor(
         "exclude": profile.exclude,
         "time": profile.time,
         "mem": profile.mem,
-        "gpus-per-node": gpus if shape.gpus_per_node else None,
+        "gpus-per-node": gpus if shape.gpus_per_node and shape.asks_for_gpus else None,
         "requeue": True,
         # To the batch shell (B:), which asks the tasks to stop and requeues the job.
         "signal": f"B:USR2@{profile.signal_s}",

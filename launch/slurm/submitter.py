@@ -13,6 +13,7 @@ was written before; how a run stands is read from its directory.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import shutil
 import sys
@@ -36,7 +37,7 @@ from launch.jobs.submitter import (
 from launch.slurm import client
 from launch.slurm.client import QueuedJob, SlurmError
 from launch.slurm.profile import Profile
-from launch.slurm.queue import REPORT, SUBMISSIONS, job_names, owners, runs_of
+from launch.slurm.queue import REPORT, SUBMISSIONS, is_of, is_report, job_names, owners, runs_of
 from launch.slurm.script import Shape, array_text, command_text, pack_text, run_text
 from toolkit.atomic import write_atomic
 from toolkit.rundir import lock
@@ -108,7 +109,11 @@ class SlurmSubmitter(Submitter):
             SlurmError: no Slurm here, or its controller doesn't answer.
         """
         client.check_installed()
-        self.array_size = client.max_array_size()
+        settings = client.configuration()
+        self.array_size = client.max_array_size(settings)
+        if self.shape.gpus_per_node and settings.get("SelectType") == "select/linear":
+            print("note: this cluster gives nodes whole (select/linear): jobs use the GPUs of theirs without asking")
+            self.shape = dataclasses.replace(self.shape, asks_for_gpus=False)
         if kind := own_file_system(self.root):
             print(f"note: {self.root} is in this machine's own storage ({kind}): can the nodes see it? (--runs DIR)")
 
@@ -163,7 +168,7 @@ class SlurmSubmitter(Submitter):
             fresh: jobs have come since the last call, so that one that waits for fewer of them is taken back.
         """
         name = f"{self.root.name}-{REPORT}"
-        old = [job.name for job in self._queue if (job.job_name, job.comment) == (name, str(self.root)) and job.waiting]
+        old = [job.name for job in self._queue if is_report(self.root, job) and job.waiting]
         if old and not fresh:
             return
         copy = self._copy or snapshot.take(self.root)
@@ -266,9 +271,7 @@ class SlurmSubmitter(Submitter):
 
     def _ending(self) -> list[str]:
         """Return jobs of the sweep that end at this moment: what is submitted now waits until they are gone."""
-        mine = [
-            job for job in self._queue if job.job_name.startswith(f"{self.root.name}-") or job.comment == str(self.root)
-        ]
+        mine = [job for job in self._queue if is_of(self.root, job)]
         left = {job.base for job in mine if job.state != ENDING}
         return sorted({job.name if job.base in left else job.base for job in mine if job.state == ENDING})
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli.parser import as_typed
+from launch.jobs.attempts import why_stopped
 from launch.jobs.ranks import SignalRelay
 from launch.jobs.submitter import Job, JobState, Submitter
 from launch.sweeps.plan import Item
@@ -103,6 +104,8 @@ def report_outcome(items: Sequence[Item], views: Sequence[RunView], root: Path, 
     for state in dict.fromkeys(view.state for view in unfinished):
         names = [view.name for view in unfinished if view.state == state]
         print(f"{state}: {some(names)}", file=sys.stderr)
+    if why := why_stopped(root):
+        print(f"stopped: {why}", file=sys.stderr)
     nothing = not any(item.submitted or item.before.live for item in items)
     print(f"{done} of {len(views)} done" + (", nothing to do" if nothing and done == len(views) else ""))
     if done == len(views):

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 TRAIN = '''\
-"""Counts its starts, counts steps, stops on a signal with a checkpoint; train.deepspeed.fake says how it misbehaves.
+"""Counts its starts, counts steps, stops on a signal with a checkpoint.
+
+How it misbehaves is in `train.deepspeed.communication_data_type`, a key whose value is any text.
 
 The standard library alone (toolkit takes a quarter of a second to import, and the tests start dozens of these).
 """
@@ -25,7 +27,7 @@ for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(number, lambda *_: stop.append(1))
 config = (run / "config.yaml").read_text()
 steps = int(re.search(r"^  steps: (\\d+)$", config, re.M)[1])
-fake = (re.search(r"fake: (\\S+)", config) or ["", ""])[1]
+fake = (re.search(r"communication_data_type: (\\S+)", config) or ["", ""])[1]
 with open(run / "starts", "a") as file:
     file.write(f"{os.getpid()} {os.environ.get('RANK', 'alone')}\\n")
 (run / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
@@ -33,6 +35,11 @@ checkpoint = run / "checkpoint"
 step = int(checkpoint.read_text()) if checkpoint.exists() else 0
 state = {"phase": "training", "steps": steps, "host": socket.gethostname(), "pid": os.getpid(), "seq_per_s": 9.0}
 while step < steps:
+    if fake == "slow-start":  # a first step that takes for ever
+        time.sleep(0.02)
+        if stop:
+            sys.exit(3)
+        continue
     step += 1
     temporary = run / f"state.{os.getpid()}"
     temporary.write_text(json.dumps({**state, "step": step, "loss": 1 / step, "updated": time.time()}))
@@ -46,6 +53,8 @@ while step < steps:
     time.sleep(0.02)
     if stop:
         checkpoint.write_text(str(step))
+        (run / "checkpoints").mkdir(exist_ok=True)
+        (run / "checkpoints" / "latest").write_text(f"step-{step:08}")
         sys.exit(3)
 if os.environ.get("RANK", "0") == "0":  # as in real training: a rank that ended later would make scores look old
     (run / "DONE").write_text("")
@@ -55,7 +64,7 @@ import sys
 from pathlib import Path
 
 run = Path(sys.argv[sys.argv.index("--run") + 1])
-if "fake: no-score" in (run / "config.yaml").read_text():
+if "communication_data_type: no-score" in (run / "config.yaml").read_text():
     sys.exit(5)
 (run / "eval").mkdir(exist_ok=True)
 for which in ("best", "last"):

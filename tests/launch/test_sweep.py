@@ -68,7 +68,7 @@ def test_a_sweep_runs_then_has_nothing_to_do_and_may_grow(fakes: Fakes, capsys: 
 
 
 def test_failed_runs_are_named_and_wait_for_retry(fakes: Fakes) -> None:
-    text = TWO + "grid: {train.deepspeed: [{}, {fake: fail}]}\nexclude: [{seed: 2}]\n"
+    text = TWO + "grid: {train.deepspeed: [{}, {communication_data_type: fail}]}\nexclude: [{seed: 2}]\n"
     file = str(fakes.sweep_file(text))
     code, output = fakes.sweep(file, "--jobs", "2")
     assert code == 1

@@ -25,7 +25,10 @@ from toolkit.rundir.status import missing_scores, read_status
 
 
 def make_run(fakes: Fakes, fake: str | None = None, steps: int = 3) -> RunDir:
-    tree = {"data": {"store": "store"}, "train": {"steps": steps, "deepspeed": {"fake": fake} if fake else {}}}
+    tree = {
+        "data": {"store": "store"},
+        "train": {"steps": steps, "deepspeed": {"communication_data_type": fake} if fake else {}},
+    }
     return RunDir.create(fakes.folder / "run", make_config(tree, "test"))
 
 

@@ -42,7 +42,7 @@ class Packed:
         self.folder.mkdir(parents=True)
         Pack(places, ranks, gpus).write(self.folder)
         for seed, number in enumerate(steps, 1):
-            settings = {"fake": fake} if fake and seed == len(steps) else {}
+            settings = {"communication_data_type": fake} if fake and seed == len(steps) else {}
             train = {"steps": number, "deepspeed": settings}
             tree = {"seed": seed, "data": {"store": "store"}, "train": train}
             run = self.folder.parent.parent / f"run-seed{seed}"
