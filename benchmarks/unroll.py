@@ -9,8 +9,9 @@ Each point is a fresh process: forward, backward and Adam of the paper's model (
 whole process (CPU: resident set; CUDA: allocated). Policies have the names of
 `train.activation_checkpointing.policy`; `+layers` and `+offload` stand for `per_layer` and `offload` of the same
 section. Gradients are compared bit for bit with those of the first policy at the same T: a difference ends in exit code
-1 where equality is promised, which on a GPU is with --deterministic. On a CPU seconds are those of the processors, summed over threads: other work on the
-machine disturbs them less than the clock's. Says at the start how many it will take; writes unroll-..., .json and .png
+1 where equality is promised, which on a GPU is with --deterministic. On a CPU seconds are those of the processors,
+summed over threads: other work on the machine disturbs them less than the clock's. Says at the start how many it will
+take; writes unroll-..., .json and .png
 (unroll-large-... for --large) after every point.
 """
 
