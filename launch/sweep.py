@@ -21,7 +21,7 @@ from launch.slurm.script import Shape
 from launch.slurm.submitter import SlurmSubmitter
 from launch.sweeps.cancel import cancel
 from launch.sweeps.outcome import report_outcome, wait
-from launch.sweeps.plan import RETRY, Item, check_stores, collect_status, dry_run, format_plan
+from launch.sweeps.plan import RETRY, Item, check_ranks, check_stores, collect_status, dry_run, format_plan
 from launch.sweeps.progress import Board
 from launch.sweeps.spec import SweepPlan, plan_sweep
 from toolkit.errors import EXIT_OK, EXIT_REQUEUE
@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
     if options.dry_run:
         print("\n".join(dry_run(plan, items, submitter, options.tflops)))
         return EXIT_OK
+    check_ranks(items, submitter.ranks_per_run)
     check_stores(items)
     submitter.check()
     items, jobs = _submit(plan, root, submitter, options)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from launch.slurm.profile import Profile
+from launch.slurm.refusals import explain
 from toolkit.errors import EXIT_USAGE, ToolkitError
 
 TIMEOUT_S = 90
@@ -18,30 +19,8 @@ WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", 
 NEEDED = ("sbatch", "squeue", "scontrol")
 # What a shell may say to sbatch by SBATCH_ variables; other such variables would contradict our texts.
 SITE_VARIABLES = ("ACCOUNT", "PARTITION", "QOS", "CONSTRAINT", "RESERVATION")
-HINTS = (
-    (r"munge", "munge, which proves to Slurm who you are, doesn't run on this machine: ask who runs it"),
-    (r"configuration source|resolve.*SRV", "this shell knows of no cluster: is SLURM_CONF set, is this a login node?"),
-    (r"[Uu]nable to contact|Connection refused|timed out", "the controller doesn't answer: try `scontrol ping`, wait"),
-    (r"[Ii]nvalid partition", "set `partition` in the profile to one of: {partitions}"),
-    (r"[Ii]nvalid account", "set `account` in the profile; yours: `sacctmgr show user $USER withassoc`"),
-    (r"[Ii]nvalid qos", "set `qos` in the profile; yours: `sacctmgr show user $USER withassoc format=qos`"),
-    (r"[Ii]nvalid feature", "`constraint` in the profile names a feature that no node has: see `sinfo -o '%R %f'`"),
-    (
-        r"[Ii]nvalid (node name|generic resource)",
-        "no node has what was asked for (--gpus-per-node 0: no GPUs). Nodes: {nodes}",
-    ),
-    (
-        r"node configuration is not available|[Nn]ode count specification|More processors requested",
-        "no node has as many GPUs (--gpus-per-node), CPUs or as much memory as was asked for, or there are fewer nodes "
-        "than --nodes. Nodes: {nodes}",
-    ),
-    (r"time limit", "lower `time` in the profile; limits: `sinfo -o '%R %l'`"),
-    (r"[Jj]ob violates|QOSMax|AssocMax|[Ss]ubmit limit|limit reached", "submit fewer runs, or wait until some ended"),
-    (
-        r"array (index|is too)|MaxArraySize|[Ii]nvalid job array",
-        "no array of this size: `scontrol show config | grep Array`",
-    ),
-)
+# These change what Slurm's other commands print or do, and are the caller's business alone.
+OTHERS_VARIABLES = ("SQUEUE_", "SCANCEL_", "SCONTROL_", "SINFO_", "SACCT_", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
 
 
 class SlurmError(ToolkitError):
@@ -86,6 +65,8 @@ def call(
     Raises:
         SlurmError: it isn't here, failed, or took longer than it may.
     """
+    if environ is None:
+        environ = {key: value for key, value in os.environ.items() if not key.startswith(OTHERS_VARIABLES)}
     try:
         done = subprocess.run(
             command, input=text, env=environ, capture_output=True, text=True, timeout=timeout_s, check=False
@@ -97,24 +78,6 @@ def call(
     if done.returncode:
         raise SlurmError(explain(command[0], done.stderr.strip() or f"exit code {done.returncode}"))
     return done.stdout
-
-
-def explain(command: str, message: str) -> str:
-    """A refusal with what to do about it."""
-    lines = [re.sub(r"^\w+: (error: )?", "", line) for line in message.splitlines()]
-    hint = next((hint for pattern, hint in HINTS if re.search(pattern, message)), None)
-    if hint is not None:
-        hint = hint.format(partitions=_sinfo("%R") if "{part" in hint else "", nodes=_sinfo("%n: %c CPUs, %m MB, %G"))
-    return f"{command}: {'; '.join(dict.fromkeys(lines))}" + (f"\n{hint[:1].upper()}{hint[1:]}" if hint else "")
-
-
-def _sinfo(form: str) -> str:
-    try:
-        done = subprocess.run(["sinfo", "-h", "-o", form], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "(sinfo doesn't answer)"
-    lines = list(dict.fromkeys(done.stdout.split("\n")[:-1]))
-    return "; ".join(lines[:8]) + ("; ..." if len(lines) > 8 else "")
 
 
 def check_installed() -> None:
@@ -186,7 +149,7 @@ def submission_environment(profile: Profile) -> dict[str, str]:
     no difference where one submits from."""
     kept = {"SLURM_CONF", "SLURM_CONF_SERVER"}
     kept |= {f"SBATCH_{key}" for key in SITE_VARIABLES if getattr(profile, key.lower(), None) is None}
-    outer = ("SLURM", "SRUN_", "SBATCH_", "SUBMITIT_", "PMI_", "PMIX_", "TORCHELASTIC_")
+    outer = (*OTHERS_VARIABLES, "SLURM", "SRUN_", "SBATCH_", "SUBMITIT_", "PMI_", "PMIX_", "TORCHELASTIC_")
     return {key: value for key, value in os.environ.items() if key in kept or not key.startswith(outer)}
 
 

@@ -1,6 +1,6 @@
 # What the text of every job does around its step; `<run>/submit.sbatch` (script.py) sources it from the snapshot of the
 # code, after it has set run, code, home, python, max_restarts, signal_s and exclude, and defined
-#   prepare   what is done before the step: modules, the profile's own lines, variables
+#   prepare   what is done before the step: modules, the profile's own lines, variables; cleanup: what is done after it
 #   run_step  the step: srun of launch/jobs/job.py, once per rank, or of launch/jobs/pack.py, once: then `run` is the
 #             folder of the submission
 #
@@ -50,8 +50,9 @@ stop() { # on signal $1
   told "$(causes signal --signal "$1" --warning "$signal_s")"
   [[ $said != lost* ]] || (trap '' TERM && keep_away "${said#lost }")
 }
+news() { tail -n "+$((mark + 1))" "$log"; } # what the step, and srun, have said
 no_step() { # whether srun has started nothing: a controller that is away, or still ends an earlier start of this job
-  ((result != 0)) && tail -n "+$((mark + 1))" "$log" | grep -qE '^srun: error: Unable to (create step|confirm allocation)'
+  ((result != 0)) && news | grep -qE '^srun: error: Unable to (create step|confirm allocation)'
 }
 leave_to_next() { [ ! -e "$next" ] || { tell "Slurm has begun this job again: left to that start"; exit $REQUEUE; }; }
 
@@ -61,8 +62,7 @@ mkdir -p "$run/logs"
 exec >>"$log" 2>&1
 tell "job $job, start $((restart + 1)), on $SLURM_JOB_NODELIST"
 if ((restart > 0)); then
-  { read -r nodes && read -r lost && read -r why; } <<<"$(causes before)"
-  why=${why:-$UNKNOWN}
+  { read -r nodes && read -r lost && read -r why; } <<<"$(causes before)"; why=${why:-$UNKNOWN}
   ((restart <= max_restarts)) || why="$why; not begun again, as max_restarts is $max_restarts"
   printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$(date +%s)" "$job" $((restart + 1)) "$nodes" "$lost" "$why" >>"$run/restarts.tsv"
   tell "the start before, on ${nodes:-no node}: $why"
@@ -72,10 +72,8 @@ cd "$home" || fail "node $(hostname) can't see $home, where the run was submitte
 rm -f "$failed"
 [ -z "$(causes revisited)" ] || { told "on a node that this run has lost lately" && again; }
 # --- the step
-said=
-prepare
-trap 'stop USR2' USR2
-trap 'stop TERM' TERM
+said='' && prepare
+trap 'stop USR2' USR2; trap 'stop TERM' TERM
 for attempt in {1..6}; do
   mark=$(wc -l <"$log")
   run_step & step=$!
@@ -86,6 +84,7 @@ for attempt in {1..6}; do
   [ -z "$asked" ] && no_step || break
   sleep $PATIENCE
 done
+(cleanup)
 # --- it ends
 leave_to_next
 ((result != 0 && result != BUSY)) || exit $result # done; or another job has the run
@@ -94,6 +93,7 @@ if ! is_stop $result || [ -e "$failed" ]; then
   gone=$(causes lost) state=$(about 2>/dev/null)
   if [ -z "$gone" ] && ! no_step && [[ -z $state || $state == *" Restarts=$restart "* ]]; then
     [ -e "$failed" ] || echo "job $job: srun returned $result; see $log" >"$failed"
+    ! news | grep -qiE 'oom.kill|out of memory' || echo "OUT_OF_MEMORY, says Slurm: raise mem in the profile" >>"$failed"
     exit $result
   fi
   rm -f "$failed"

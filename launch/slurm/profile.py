@@ -59,6 +59,7 @@ class Profile(Options):
     cpus_per_task: int = Field(4, ge=1, description="CPUs per rank: one for the step, the rest for readers")
     modules: Lines = Field((), description="loaded on the node, in this order")
     setup: Lines = Field((), description="lines of bash that run on the node before Python")
+    teardown: Lines = Field((), description="lines of bash that run on the node after the step, however it ended")
     env: dict[str, str] = Field({}, description="variables of the job, taken literally")
     interface: str | None = Field(None, description="network between nodes, for NCCL and gloo, for example ib0")
     container: str | None = Field(None, description="command that runs another in a container: `apptainer exec X.sif`")

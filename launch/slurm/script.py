@@ -28,9 +28,12 @@ python={python}
 max_restarts={max_restarts} signal_s={signal_s} exclude={exclude}
 
 prepare() {{
+{setup}
 unset {rank_variables}
 export PYTHONPATH="$code${{PYTHONPATH:+:$PYTHONPATH}}"
-{setup}
+}}
+cleanup() {{
+{teardown}
 }}
 run_step() {{
 exec {srun} \\
@@ -62,12 +65,19 @@ fail() {{ echo "error: $*" >&2; echo 2 >"$folder/$index.code"; exit 2; }}
 cd "$home" || fail "node $(hostname) can't see $home"
 [ -r "$folder" ] || fail "node $(hostname) can't see $folder"
 
+prepare() {{
+{setup}
 unset {rank_variables}
 export PYTHONPATH={path}"${{PYTHONPATH:+:$PYTHONPATH}}"
-{setup}
+}}
+cleanup() {{
+{teardown}
+}}
 
+prepare
 {srun} {command}
 result=$?
+(cleanup)
 echo "$result" >"$folder/$index.code" # how it ended, where nobody keeps accounts
 exit "$result\""""
 
@@ -205,6 +215,7 @@ def _job_body(profile: Profile, shape: Shape, run: Path, code: Path, command: Se
         mark=MARK,
         rank_variables=" ".join(RANK_VARIABLES),
         setup="\n".join(_setup(profile, shape)),
+        teardown="\n".join(_teardown(profile)),
         srun=shlex.join(srun),
         command=shlex.join(inner),
         max_restarts=profile.max_restarts,
@@ -264,6 +275,7 @@ def command_text(
         path=shlex.quote(str(path)),
         rank_variables=" ".join(RANK_VARIABLES),
         setup="\n".join(_setup(plain, shape)),
+        teardown="\n".join(_teardown(plain)),
         srun=shlex.join(srun),
         command=shlex.join([*shlex.split(profile.container or ""), *command]) + (' "$index"' if numbered else ""),
     )
@@ -289,7 +301,7 @@ def _executor(
         # To the batch shell (B:), which asks the tasks to stop and requeues the job.
         "signal": f"B:USR2@{profile.signal_s}",
         "chdir": str(cwd),
-        "output": str(output),
+        "output": str(output.parent).replace("%", "%%") + f"/{output.name}",  # sbatch reads %j in a path as the job
         "comment": str(sweep),  # launch/slurm/queue.py knows by it that a job of this name is of this sweep
         **more,
         **{key: True if value == "true" else value for key, value in profile.sbatch.items()},
@@ -315,23 +327,33 @@ def _executor(
     return executor
 
 
+SAVED = """\
+local IFS=$' \\t\\n' options=$(set +o; shopt -p)
+line=''
+failed_line() { trap - EXIT; fail "setup: '$line' $* on node $(hostname)"; }
+trap 'failed_line "ended the job"' EXIT"""
+RESTORED = """\
+eval "$options" # what these lines set of the shell itself holds for them alone
+trap - EXIT"""
+
+
 def _setup(profile: Profile, shape: Shape) -> list[str]:
-    """Lines before the step: modules, the profile's own lines, variables."""
-    lines = []
-    if profile.modules:
-        lines.append("command -v module >/dev/null || . /etc/profile")
-        lines += [
-            f'module load {shlex.quote(name)} || fail {shlex.quote(f"module load {name}: failed on")} "$(hostname)"'
-            for name in profile.modules
-        ]
-    lines += profile.setup
+    """Return the lines before the step: modules, the profile's own lines, each checked, and variables."""
+    lines = ["command -v module >/dev/null || . /etc/profile"] if profile.modules else []
+    own = [f"module load {shlex.quote(name)}" for name in profile.modules] + list(profile.setup)
+    lines += [f'line={shlex.quote(text)}; eval "$line" || failed_line "returned $?"' for text in own]
     variables = {
-        "SRUN_CPUS_PER_TASK": str(
-            shape.cpus_per_task(profile.cpus_per_task)
-        ),  # since 22.05 srun doesn't take it over from sbatch
+        "SRUN_CPUS_PER_TASK": str(shape.cpus_per_task(profile.cpus_per_task)),  # since 22.05 srun doesn't take it over
         "OMP_NUM_THREADS": str(profile.cpus_per_task),
     }
     if profile.interface:
         variables |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), profile.interface)
     variables |= profile.env
-    return [*lines, *(f"export {key}={shlex.quote(value)}" for key, value in variables.items())]
+    exports = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
+    return [SAVED, *lines, RESTORED, *exports] if own else exports
+
+
+def _teardown(profile: Profile) -> list[str]:
+    """Return the lines after the step; one that fails is named in the log."""
+    said = "echo \"teardown: '$line' returned $? on node $(hostname)\" >&2"
+    return [f'line={shlex.quote(text)}; eval "$line" || {said}' for text in profile.teardown] or [":"]

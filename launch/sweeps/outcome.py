@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -120,5 +121,5 @@ def _print_commands(states: set[str], again: str) -> None:
     if states - {"failed"}:
         print(f"Go on with: {again}")
     if "failed" in states:
-        retry = again if "--retry" in again else f"{again} --retry failed"
+        retry = re.sub(r" --retry(=| )\S+", "", again) + " --retry failed"
         print(f"Failed runs are not run again by themselves; to try them once more: {retry}")

@@ -55,7 +55,9 @@ class Item:
             return f"wait: {lock.describe(lock.holder(self.run.path) or {})}"
         if self.before.state == "new" and not MODELS[self.planned.config.model.name].trained:
             return "evaluate: no training"
-        return "train again" if self.submitted and self.before.state == "failed" else WHAT[self.before.state]
+        if self.submitted and self.before.state == "failed":
+            return "evaluate again" if self.run.done else "train again"
+        return WHAT[self.before.state]
 
     @property
     def recorded(self) -> RecordedRun:
@@ -136,6 +138,26 @@ def dry_run(plan: SweepPlan, items: Sequence[Item], submitter: Submitter, tflops
     hours, effort = estimate(items, tflops, submitter.ranks_per_run)
     arrays = submitter.announce(sum(item.submitted for item in items))
     return [*format_plan(plan, items, hours), *arrays, effort, "dry run: nothing was made or submitted"]
+
+
+def check_ranks(items: Sequence[Item], ranks: int) -> None:
+    """Check that the ranks of every run to be submitted divide its batch: one message instead of one from every job.
+
+    Raises:
+        ConfigError: naming how many runs they don't fit, and what would.
+    """
+    faults: dict[str, int] = {}
+    for item in items:
+        if item.submitted and MODELS[item.planned.config.model.name].trained:
+            try:
+                item.planned.config.train.share(ranks)
+            except ConfigError as error:
+                faults[str(error)] = faults.get(str(error), 0) + 1
+    if faults:
+        lines = [f"{fault} ({count(number, 'run')})" for fault, number in faults.items()]
+        raise ConfigError(
+            "\n".join(lines) + "\nA run has a rank for each GPU: --gpus-per-node and --nodes, or --ranks."
+        )
 
 
 def check_stores(items: Sequence[Item]) -> None:

@@ -97,7 +97,7 @@ def claim(run: Path, **values: object) -> HeldLock | None:
 
 def _acquire(run: Path, values: dict[str, object], token: str | None) -> HeldLock | None:
     inherited = _inherited(run)
-    fd = os.open(run / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644) if inherited is None else inherited
+    fd = os.open(run / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666) if inherited is None else inherited
     try:
         if not _lock(fd, run, token):
             os.close(fd)
@@ -117,7 +117,7 @@ def lock_for_child(run: Path) -> int | None:
 
     Never waits. The caller closes its own copy when the child has started: the lock is then the child's alone.
     """
-    fd = os.open(run / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    fd = os.open(run / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -6,13 +6,15 @@ A change of a text that is meant: delete the files, run this twice, and read the
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from launch.slurm.client import explain, submission_environment
+from launch.slurm.client import submission_environment
 from launch.slurm.profile import Profile, read_profile
+from launch.slurm.refusals import explain
 from launch.slurm.script import Shape, array_text, command_text, pack_text, run_text
 from launch.slurm.submitter import own_file_system
 from toolkit.errors import ConfigError
@@ -201,11 +203,43 @@ def test_a_task_runs_its_command_wherever_it_lies(tmp_path: Path, name: str) -> 
     assert not list(tmp_path.rglob("RAN"))
 
 
+def prepared(tmp_path: Path, profile: Profile, after: str = "echo went on") -> str:
+    """What the lines before a step print, with stand-ins for what job.sh defines."""
+    text = text_of(profile)
+    lines = text[text.index("prepare()") : text.index("run_step()")]
+    start = 'fail() { echo "FAILED $*"; exit 2; }\nmodule() { return 1; }\n'
+    return run_bash(f"{start}{lines}\nprepare\n{after}\n(cleanup)\n", tmp_path).stdout
+
+
+LINES = [
+    (["cd /does/not/exist", "touch RAN"], r"FAILED setup: 'cd /does/not/exist' returned 1 on node \S+\n"),
+    (["true", "false"], r"FAILED setup: 'false' returned 1 on node \S+\n"),
+    (["exit 0"], r"FAILED setup: 'exit 0' ended the job on node \S+\n"),
+    (["set -u", "echo $NOWHERE"], r"FAILED setup: 'echo \$NOWHERE' ended the job on node \S+\n"),
+    (["if then"], r"FAILED setup: 'if then' returned \d on node \S+\n"),
+    (["set -euo pipefail", "shopt -s nullglob", "IFS=:"], "went on\n"),
+    (["if true; then\n  false || export A=1\nfi"], "went on\n"),
+    ([], "went on\n"),
+]
+
+
+@pytest.mark.parametrize(("setup", "printed"), LINES)
+def test_each_line_of_setup_is_checked_and_its_shell_options_stay_with_it(
+    tmp_path: Path, setup: list[str], printed: str
+) -> None:
+    after = 'false; shopt -q nullglob || [ "$-" != "${-/e/}" ] || [[ $IFS == : ]] || echo went on'
+    assert re.fullmatch(printed, prepared(tmp_path, Profile(setup=setup), after))
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_what_setup_exports_stays_and_teardown_comes_last(tmp_path: Path) -> None:
+    profile = Profile(setup=["export A='x y'"], teardown=["echo after $A", "false", "exit 3"])
+    assert prepared(tmp_path, profile, 'echo "step $A"') == "step x y\nafter x y\n"
+
+
 def test_a_module_that_cannot_be_loaded_is_said_as_it_is_called(tmp_path: Path) -> None:
-    text = text_of(Profile(modules=["it's/1 $(touch RAN)"]))
-    (line,) = [line for line in text.splitlines() if line.startswith("module load")]
-    start = 'module() { return 1; }\nfail() { echo "$*"; }\n'
-    assert run_bash(start + line, tmp_path).stdout.startswith("module load it's/1 $(touch RAN): failed on ")
+    said = prepared(tmp_path, Profile(modules=["it's/1 $(touch RAN)"]))
+    assert re.match(r"""FAILED setup: 'module load 'it'"'"'s/1 \$\(touch RAN\)'' returned 1 on node """, said), said
     assert not (tmp_path / "RAN").exists()
 
 
