@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -86,6 +86,14 @@ class Submitter(ABC):
 
     def adopt(self, queued: Mapping[Path, str]) -> list[Job]:
         """Follow jobs that were in the queue before; `queued` maps runs to the names of their jobs."""
+        return []
+
+    def strangers(self, planned: Collection[Path]) -> list[str]:
+        """Return a line for each job in the queue that is of the sweep, but of no run that is planned."""
+        return []
+
+    def preview(self, runs: Sequence[Path], show: bool, test: bool) -> list[str]:
+        """Return what would be submitted, as text, and whether it would be taken."""
         return []
 
     @abstractmethod

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -164,6 +165,28 @@ def sbatch(file: str, environ: Mapping[str, str]) -> str:
     if not numbers:
         raise SlurmError(f"sbatch: names no job in its answer: {answer.strip()!r}")
     return str(numbers[-1])
+
+
+def sbatch_test(text: str, environ: Mapping[str, str]) -> str:
+    """Return what sbatch says of a text that it only tests: when the job would begin, and where.
+
+    Raises:
+        SlurmError: it would be refused.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
+        file.write(text)
+        file.flush()
+        done = subprocess.run(
+            ["sbatch", "--test-only", file.name],
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    if done.returncode:
+        raise SlurmError(explain("sbatch", done.stderr.strip()))
+    return (done.stderr + done.stdout).strip()
 
 
 def cancel(names: Sequence[str]) -> None:

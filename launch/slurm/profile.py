@@ -6,6 +6,7 @@ A profile is no part of a run's identity: the same run may go on under another o
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,11 @@ OWNED = (
 )
 
 
+# Of the profile's `sbatch`: what a small job shares with those on GPUs, and what it never asks for.
+LIGHT_OPTIONS = ("clusters", "mail-type", "mail-user", "wckey", "nice", "reservation")
+WHOLE_NODES = ("exclusive", "oversubscribe", "gres", "gpus", "gpus-per-task", "mem-per-gpu", "cpus-per-gpu")
+
+
 def _lines(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -40,6 +46,19 @@ def as_pack(text: str) -> str:
     if text != "auto" and not re.fullmatch(r"[1-9]\d*", text):
         raise ValueError("write a number of runs, or auto")
     return text
+
+
+class Light(Options):
+    """What small jobs without GPUs ask for: the report, conversions. What is left out is the profile's own."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: str | None = Field(None, description="default: 60 minutes for the report, the profile's for conversions")
+    mem: str | None = None
+    cpus_per_task: int | None = Field(None, ge=1)
+    sbatch: dict[str, str] = Field({})
 
 
 class Profile(Options):
@@ -66,8 +85,29 @@ class Profile(Options):
     python: str | None = Field(None, description="Python on the nodes; default: the one that submits")
     srun: Lines = Field((), description="more options of srun, for example --container-image=X (pyxis)")
     sbatch: dict[str, str] = Field({}, description="more options of sbatch: {reservation: spring, exclusive: true}")
+    light: Light = Field(Light(), description="what the report's job and conversions ask for instead of the above")
     signal_s: int = Field(120, ge=10, description="seconds before the time limit at which a run writes its checkpoint")
     max_restarts: int = Field(100, ge=0, description="a job that was requeued so often ends")
+
+    def light_request(self, time: str | None) -> Profile:
+        """Return the profile for a small job: no GPUs, and neither whole nodes nor all their memory.
+
+        Account, QOS, partition, modules and the like are those of the runs, unless `light` has others. What a profile
+        with GPUs asks for on their account (constraint, options of sbatch) is left out.
+
+        Args:
+            time: limit, unless `light` has one.
+        """
+        update = {key: value for key, value in self.light.model_dump().items() if value is not None}
+        update.setdefault("time", time)
+        if self.mem is not None and re.fullmatch(r"0[KMGT]?", self.mem):
+            update.setdefault("mem", None)
+        kept = {key: value for key, value in self.sbatch.items() if key not in WHOLE_NODES}
+        if self.gpus_per_node:
+            update.setdefault("constraint", None)
+            kept = {key: value for key, value in kept.items() if key in LIGHT_OPTIONS}
+        update |= {"gpus_per_node": 0, "gpu_type": None, "nodes": 1, "sbatch": {**kept, **self.light.sbatch}}
+        return self.model_copy(update=update)
 
     @field_validator("time")
     @classmethod
@@ -130,6 +170,19 @@ def read_profile(name: str | None) -> Profile:
             f"{file}: {error.error_count()} fault{'s' * (error.error_count() > 1)}\n{lines}\n"
             f"Known keys: {', '.join(Profile.model_fields)}; slurm/README.md explains them."
         ) from None
+
+
+def overridden(profile: Profile, given: Mapping[str, str | None]) -> Profile:
+    """Return a profile with the keys that the command line gives.
+
+    Raises:
+        ConfigError: a value that can't be used.
+    """
+    update = {key: value for key, value in given.items() if value is not None}
+    try:
+        return Profile.model_validate({**profile.model_dump(), **update})
+    except ValidationError as error:
+        raise ConfigError("; ".join(f"--{_explain(fault)}" for fault in error.errors())) from None
 
 
 def _explain(fault: ErrorDetails) -> str:

@@ -14,11 +14,12 @@ was written before; how a run stands is read from its directory.
 from __future__ import annotations
 
 import dataclasses
+import re
 import secrets
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,10 +37,12 @@ from launch.jobs.submitter import (
 )
 from launch.slurm import client
 from launch.slurm.client import QueuedJob, SlurmError
+from launch.slurm.limits import check_time
 from launch.slurm.profile import Profile
 from launch.slurm.queue import REPORT, SUBMISSIONS, is_of, is_report, job_names, owners, runs_of
 from launch.slurm.script import Shape, array_text, command_text, pack_text, run_text
 from toolkit.atomic import write_atomic
+from toolkit.errors import ConfigError
 from toolkit.rundir import lock
 from toolkit.wording import count, first_line, some
 
@@ -79,17 +82,20 @@ class SlurmSubmitter(Submitter):
         shape: Shape,
         throttle: int | None = None,
         command: JobCommand = job_command,
+        after: Sequence[str] = (),
     ) -> None:
         """
         Args:
             root: the sweep's directory.
-            throttle: most jobs at a time; None: as many as the cluster likes.
+            throttle: most runs at a time; None: as many as the cluster likes.
+            after: jobs, or folders of sweeps, that have to end before the jobs begin.
         """
         self.root = root.resolve()
         self.profile = profile
         self.shape = shape
         self.throttle = throttle
         self.command = command
+        self.after = after
         self._names: dict[Job, str] = {}
         self._packed: set[Job] = set()  # those that share their job with others
         self._states: dict[Job, JobState] = {}
@@ -114,6 +120,12 @@ class SlurmSubmitter(Submitter):
         if self.shape.gpus_per_node and settings.get("SelectType") == "select/linear":
             print("note: this cluster gives nodes whole (select/linear): jobs use the GPUs of theirs without asking")
             self.shape = dataclasses.replace(self.shape, asks_for_gpus=False)
+        check_time(self.profile)
+        if self.throttle and self.shape.pack and self.throttle < self.shape.pack:
+            raise ConfigError(
+                f"--jobs {self.throttle} is fewer runs at a time than one job of --pack {self.shape.pack} has: give "
+                f"--pack {self.throttle}, or more --jobs"
+            )
         if kind := own_file_system(self.root):
             print(f"note: {self.root} is in this machine's own storage ({kind}): can the nodes see it? (--runs DIR)")
 
@@ -122,9 +134,41 @@ class SlurmSubmitter(Submitter):
         self._queue = client.queue(owners(self.root))
         return runs_of(self.root, self._queue)
 
+    def strangers(self, planned: Collection[Path]) -> list[str]:
+        there = {run: job for run, job in runs_of(self.root, self._queue).items() if job.state != ENDING}
+        lost = {run.name: job.name for run, job in there.items() if run not in planned}
+        return [f"{run}: is not planned any more, and job {job} has it: scancel {job}" for run, job in lost.items()]
+
+    def preview(self, runs: Sequence[Path], show: bool, test: bool) -> list[str]:
+        """Return the texts that sbatch would be given, and what it would say to each.
+
+        Raises:
+            SlurmError: it would refuse one.
+        """
+        self.check()
+        lines = []
+        for number, part in enumerate(self._parts(runs), 1):
+            folder = self.root / SUBMISSIONS / f"submission-{number}"
+            text = self._text(part, folder, folder.name, [], self.root / "code" / "snapshot")
+            lines += ["", f"# {folder}/submit.sbatch: {count(len(part), 'run')}", text] if show else []
+            lines += [client.sbatch_test(text, client.submission_environment(self.profile))] if test else []
+        return lines
+
     def adopt(self, queued: Mapping[Path, str]) -> list[Job]:
+        if self.throttle:
+            self._throttle_queued({job.base for job in runs_of(self.root, self._queue).values() if job.waiting})
         there = runs_of(self.root, self._queue)
         return [self._follow(run, name, run in there and there[run].packed) for run, name in queued.items()]
+
+    def _throttle_queued(self, arrays: Collection[str]) -> None:
+        """Apply --jobs to what is in the queue already; Slurm knows it of each array alone."""
+        arrays = {base for base in arrays if any(job.base == base and "_" in job.name for job in self._queue)}
+        for base in sorted(arrays, key=int):
+            try:
+                client.call("scontrol", "update", f"jobid={base}", f"arraytaskthrottle={self._jobs_at_a_time}")
+                print(f"array {base} in the queue: {self.throttle} runs at a time from now on (--jobs)")
+            except SlurmError as error:
+                print(f"note: --jobs has no effect on array {base} in the queue: {first_line(error)}")
 
     def submit(self, runs: Sequence[Path]) -> list[Job]:
         """Submit runs in as few arrays as the controller allows.
@@ -145,7 +189,7 @@ class SlurmSubmitter(Submitter):
             print(f"note: these go on with changed code ({copy.path.name}): {some(changed)}")
         run_concurrently(lambda run: self._write_text(run, copy.path), runs)
         submissions: list[Submission] = []
-        ending = self._ending()
+        ending = [*self._ending(), *self._awaited()]
         try:
             for part in self._parts(runs):
                 submissions.append(self._submit_part(part, [*ending, *self._predecessor(submissions)]))
@@ -177,8 +221,9 @@ class SlurmSubmitter(Submitter):
         python = self.profile.python or sys.executable
         command = [python, str(copy.path / "launch" / "report.py"), str(self.root)]
         after = sorted({job.partition("_")[0] for job in self._names.values()}, key=int)
-        cpus, comment = self.profile.cpus_per_task, str(self.root)
-        text = command_text(self.profile, cpus, folder, name, command, copy.path, Path.cwd(), comment, after=after)
+        light, comment = self.profile.light_request("60"), str(self.root)
+        cpus = light.cpus_per_task
+        text = command_text(light, cpus, folder, name, command, copy.path, Path.cwd(), comment, after=after)
         write_atomic(folder / "submit.sbatch", text)
         try:
             client.cancel(old)
@@ -275,24 +320,32 @@ class SlurmSubmitter(Submitter):
         left = {job.base for job in mine if job.state != ENDING}
         return sorted({job.name if job.base in left else job.base for job in mine if job.state == ENDING})
 
+    def _awaited(self) -> list[str]:
+        """Return the jobs that --after names: by their numbers, or those that a sweep's folder has in the queue.
+
+        Raises:
+            ConfigError: neither a job nor a sweep.
+        """
+        found: list[str] = []
+        for name in self.after:
+            root = Path(name).resolve()
+            if re.fullmatch(r"\d+(_\d+)?", name):
+                found.append(name)
+            elif (root / SUBMISSIONS).is_dir():
+                jobs = [job for job in client.queue(owners(root)) if is_of(root, job) and not is_report(root, job)]
+                found += sorted({job.base for job in jobs})
+            else:
+                raise ConfigError(f"--after {name}: neither the number of a job nor the folder of a sweep on a cluster")
+        return found
+
     def _submit_part(self, runs: Sequence[Path], after: Sequence[str]) -> Submission:
         key, shape = secrets.token_hex(4), self.shape
-        folder = self.root / SUBMISSIONS / key
+        folder, name = self.root / SUBMISSIONS / key, f"{self.root.name}-{key}"
         (folder / "logs" if shape.pack else folder).mkdir(parents=True)
-        number = -(-len(runs) // (shape.pack or 1))
-        throttle = f"%{self._jobs_at_a_time}" if self.throttle else ""
-        array = f"0-{number - 1}{throttle}" if number > 1 else None
-        name = f"{self.root.name}-{key}"
         write_atomic(folder / RUNS, "".join(f"{run}\n" for run in runs))
         if shape.pack:
             Pack(shape.pack, shape.ranks, shape.gpus_per_node).write(folder)
-            code = runs[0].joinpath("code").resolve()
-            command = self._there(code, [sys.executable, str(PACK_SCRIPT), str(folder), *self._job_script()])
-            text = pack_text(
-                self.profile, shape, self.root, folder, name, array, after, Path.cwd(), code=code, command=command
-            )
-        else:
-            text = array_text(self.profile, shape, self.root, folder, name, array, after, Path.cwd())
+        text = self._text(runs, folder, name, after, runs[0].joinpath("code").resolve())
         write_atomic(folder / "submit.sbatch", text)
         try:
             job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(self.profile))
@@ -306,6 +359,17 @@ class SlurmSubmitter(Submitter):
             job = accepted[0]
         write_atomic(folder / "job", job + "\n")
         return Submission(folder, job, tuple(runs), shape.pack or 1)
+
+    def _text(self, runs: Sequence[Path], folder: Path, name: str, after: Sequence[str], code: Path) -> str:
+        shape = self.shape
+        number = -(-len(runs) // (shape.pack or 1))
+        throttle = f"%{self._jobs_at_a_time}" if self.throttle else ""
+        array = f"0-{number - 1}{throttle}" if number > 1 else None
+        cwd = Path.cwd()
+        if not shape.pack:
+            return array_text(self.profile, shape, self.root, folder, name, array, after, cwd)
+        command = self._there(code, [sys.executable, str(PACK_SCRIPT), str(folder), *self._job_script()])
+        return pack_text(self.profile, shape, self.root, folder, name, array, after, cwd, code, command)
 
     def _job_script(self) -> list[str]:
         """Return the option of pack.py that names the script of a run's job, where that isn't ours."""

@@ -41,6 +41,8 @@ class Item:
     before: RunView
     submitted: bool
     job: QueueEntry | None = None  # what it has in a cluster's queue
+    replaced: bool = False  # what it has is deleted first
+    left_out: str = ""  # why it isn't submitted, though there is something to do
 
     @property
     def active(self) -> bool:
@@ -49,14 +51,18 @@ class Item:
 
     @property
     def what(self) -> str:
+        if self.left_out and self.job is None and not self.before.live and self.before.state != "done":
+            return self.left_out
         if self.job is not None and not self.before.live:
             return f"wait: job {self.job.name} is in the queue ({self.job.state})"
         if self.before.live:
             return f"wait: {lock.describe(lock.holder(self.run.path) or {})}"
         if self.before.state == "new" and not MODELS[self.planned.config.model.name].trained:
             return "evaluate: no training"
-        if self.submitted and self.before.state == "failed":
+        if self.submitted and self.before.state == "failed" and not self.replaced:
             return "evaluate again" if self.run.done else "train again"
+        if self.submitted and self.replaced:
+            return "delete, train anew"
         return WHAT[self.before.state]
 
     @property
@@ -78,10 +84,14 @@ def place(root: Path, plan: SweepPlan) -> list[RunDir]:
 
 
 def collect_status(
-    plan: SweepPlan, root: Path, retry: Collection[str], queued: Mapping[Path, QueueEntry] | None = None
+    plan: SweepPlan,
+    root: Path,
+    retry: Collection[str],
+    queued: Mapping[Path, QueueEntry] | None = None,
+    replace: bool = False,
 ) -> list[Item]:
     """Return how every run of the plan stands, and whether it will be submitted; one with a job in the queue is not."""
-    wanted = {"new", "interrupted", "trained"}
+    wanted = {"new", "interrupted", "trained", *(("done", "failed") if replace else ())}
     items = []
     for planned, run in zip(plan.runs, place(root, plan), strict=True):
         view = read_status(run, planned.name, planned.config.eval.split)
@@ -89,7 +99,8 @@ def collect_status(
         if job is not None and job.state == ENDING:
             job = None  # no work is to come of it; what is submitted now waits until it is gone
         todo = view.state in wanted or (view.state == "failed" and is_retried(view, retry))
-        items.append(Item(planned, run, view, todo and job is None, job))
+        anew = replace and view.state != "new" and job is None and not view.live
+        items.append(Item(planned, run, view, todo and job is None, job, anew))
     return items
 
 
