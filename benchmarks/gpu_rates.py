@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_checks import switched
-from benchmarks.gpu_rows import Job, Row, Rows, has_setting, kernels, milliseconds, noted
+from benchmarks.gpu_rows import Job, Row, Rows, kernels, milliseconds, noted
 
 FORMS = ("plain", "eager", "graph", "graph+deferred", "graph+compiled", "compiled")
 DEFAULT = "graph+deferred"  # with changes behind commas, to see what the defaults are worth
@@ -41,18 +41,10 @@ def settings_of(form: str, precision: str) -> dict[str, object]:
 
 
 def config_of(job: Job, name: str, train: dict[str, object]) -> Any:
-    """The paper's sizes; tiny on a CPU.
-
-    Raises:
-        NotImplementedError: this version of the toolkit has no such setting.
-    """
+    """The paper's sizes; tiny on a CPU."""
     from toolkit.config import make_config
 
-    missing = [key for key in train if not has_setting(key)]
-    asked = [f"train.{k}={train[k]}" for k in missing if k != "tf32" and train[k] != "off"]  # `rates` switches TF32
-    if asked:
-        raise NotImplementedError(f"this version has no {', '.join(asked)}")
-    tree: dict[str, Any] = {"model": {"name": name}, "train": {k: v for k, v in train.items() if k not in missing}}
+    tree: dict[str, Any] = {"model": {"name": name}, "train": dict(train)}
     if not job.cuda:
         tree["model"] |= {"layers": 1, "hidden": 8}
         tree["data"] = {"context": 2, "horizon": 2}
@@ -207,7 +199,7 @@ def rates(job: Job) -> None:
     rows = Rows(job)
     for case in rows.each(cases(job), least=8 if job.cuda else 2):
         torch._dynamo.reset()
-        ours = case["form"].split(",")[0] in FORMS[1:] and has_setting("tf32")
+        ours = case["form"].split(",")[0] in FORMS[1:]
         arithmetic = nullcontext() if ours else switched(tf32=case["precision"] == "TF32")
         with rows.trying(**case) as row, arithmetic, changed(case["form"], case["precision"]):
             _forget(job)

@@ -137,13 +137,6 @@ def noted(row: Row, key: str) -> Iterator[None]:
         row[key] = f"{type(error).__name__}: {error}"[:300]
 
 
-def has_setting(key: str) -> bool:
-    """Whether the toolkit has a setting `train.KEY`."""
-    from toolkit.config_sections import TrainConfig
-
-    return key in TrainConfig.model_fields
-
-
 def milliseconds(work: Callable[[], object], cuda: bool, warm: int = 3, least: int = 5, lasting: float = 1.0) -> Row:
     """Median time of `work` by the device's own clock, after some calls that don't count.
 

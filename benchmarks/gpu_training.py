@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.gpu_rates import FORMS, settings_of
-from benchmarks.gpu_rows import Job, Row, Rows, has_setting, read_rows
+from benchmarks.gpu_rows import Job, Row, Rows, read_rows
 from benchmarks.report import ROOT
 
 CONFIG = "configs/mixed-moving-mnist.yaml"
@@ -141,7 +141,7 @@ def resume(job: Job) -> None:
     rows = Rows(job)
     wait_for_store(job)
     steps = 24 if job.cuda else 6
-    exact = ["train.deterministic=true"] if has_setting("deterministic") else []
+    exact = ["train.deterministic=true"]
     settings = [*short(job, steps, 1), "model.hidden=32", "train.batch=4", *exact]
     whole, again, halved = (Training(job, name, settings) for name in ("whole", "again", "halved"))
     for training in (whole, again, halved):
@@ -203,7 +203,7 @@ def fastest(job: Job) -> tuple[str, list[str]]:
         return "as the config says", []
     best = min(rows, key=lambda row: row["ms"])
     chosen = settings_of(best["form"], best["precision"])
-    return f"{best['form']}, {best['precision']}", [setting(k, v) for k, v in chosen.items() if has_setting(k)]
+    return f"{best['form']}, {best['precision']}", [setting(k, v) for k, v in chosen.items()]
 
 
 def setting(key: str, value: object) -> str:

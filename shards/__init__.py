@@ -11,10 +11,16 @@
 This package knows numpy, Pillow, webdataset's layout and zarr; it imports neither torch nor toolkit nor launch.
 """
 
-from shards.errors import ManifestError, ShardError, SourceError, StoreError, TransportError, UsageError
-from shards.manifest import FrameSpec, Manifest, Scale, ShardInfo, SplitInfo
-from shards.store import Event, Store, open_store
-from shards.stream import decode_npy, stream_events
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shards.errors import ManifestError, ShardError, SourceError, StoreError, TransportError, UsageError
+    from shards.manifest import FrameSpec, Manifest, Scale, ShardInfo, SplitInfo
+    from shards.store import Event, Store, open_store
+    from shards.stream import decode_npy, stream_events
 
 __version__ = "0.1.0"
 
@@ -36,3 +42,18 @@ __all__ = [
     "open_store",
     "stream_events",
 ]
+
+# A command that only logs (`shards.log`) starts without numpy: names are imported at their first use (PEP 562).
+_MODULES = {
+    "errors": ("ManifestError", "ShardError", "SourceError", "StoreError", "TransportError", "UsageError"),
+    "manifest": ("FrameSpec", "Manifest", "Scale", "ShardInfo", "SplitInfo"),
+    "store": ("Event", "Store", "open_store"),
+    "stream": ("decode_npy", "stream_events"),
+}
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"shards.{module}"), name)
+    raise AttributeError(f"module 'shards' has no attribute {name!r}")

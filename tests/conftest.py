@@ -1,15 +1,17 @@
 """Shared by all tests."""
 
 import os
-import re
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from shards import log
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.fakes import Fakes
+from tests.support.process import ROOT, asks_for_gpus
 
 # A shell starts what it puts in the background deaf to Ctrl-C, and so would be all processes that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -24,11 +26,6 @@ def pytest_configure(config: pytest.Config) -> None:
     log.configure()  # as the commands do, whose mains tests call
 
 
-def asks_for_gpus(expression: str) -> bool:
-    """Whether pytest's `-m` takes the tests marked `gpu`."""
-    return re.search(r"(?<!not )\bgpu\b", expression) is not None
-
-
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real samples; they are no part of the project, so tests that need them may be skipped."""
@@ -36,3 +33,23 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; name their folder in MODERNN_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16x16 sequences of 8 frames, made by the real command."""
+    path = tmp_path_factory.mktemp("stores") / "tiny"
+    command = [sys.executable, "-m", "shards", "convert", "moving-mnist", str(path)]
+    options = ["--train", "7", "--val", "2", "--test", "3", "--modes", "1,2", "--size", "16", "--length", "8"]
+    subprocess.run([*command, *options], check=True, cwd=ROOT, capture_output=True)
+    return path
+
+
+@pytest.fixture
+def fakes(tmp_path: Path) -> Fakes:
+    """Stand-ins for train.py and evaluate.py, and a base for sweeps over a store that exists."""
+    shutil.copytree(ROOT / "tests" / "support" / "scripts", tmp_path / "scripts")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "manifest.json").write_text("{}")
+    (tmp_path / "base.yaml").write_text("model: {name: modernn}\ndata: {store: store}\ntrain: {steps: 3}\n")
+    return Fakes(tmp_path)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toolkit.train.conftest import ROOT, one_thread
+from tests.support.process import ROOT, one_thread
 
 MODEL = ["model.name=convlstm", "model.layers=1", "model.hidden=4", "model.kernel=3"]
 SHORT = ["train.steps=3", "train.batch=2", "train.lr=1e-2", "train.log_every=1", "train.images=0"]

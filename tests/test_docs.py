@@ -22,8 +22,8 @@ import pytest
 from launch import plan
 from launch.cli.parser import COMMANDS
 from shards.cli import main as shards
-from tests.conftest import ROOT
-from tests.markdown import JOB, NO_SHELL, Block, anchors, blocks, check, commands, links, pages
+from tests.support.markdown import JOB, NO_SHELL, Block, anchors, blocks, check, commands, links, pages
+from tests.support.process import ROOT
 from toolkit.errors import EXIT_MEANING
 from toolkit.evaluate.protocols import known_protocols, load_protocol
 from toolkit.evaluate.protocols.base import Protocol

@@ -64,3 +64,23 @@ def test_no_module_bears_the_name_of_a_library_it_imports() -> None:
         own = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
         assert len(own) > 5
         assert not own & (needed | sys.stdlib_module_names) - {"__init__"}, folder
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several need is in tests/support or a fixture of a conftest.py, which pytest hands out by itself."""
+    files = [file for folder in ("tests", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 150
+    for file in files:
+        strangers = {name for name in modules_of(file) if name.rpartition(".")[2].startswith(("test_", "conftest"))}
+        assert not strangers, f"{file.relative_to(ROOT)} imports {strangers}"
+
+
+def modules_of(file: Path) -> set[str]:
+    """Every module that a file imports, and every name that it imports from one: it may be a module."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {str(node.module), *(f"{node.module or ''}.{alias.name}" for alias in node.names)}
+    return names

@@ -17,7 +17,7 @@ import pytest
 import shards
 import toolkit
 from launch.cli.parser import COMMANDS, as_typed
-from tests.conftest import ROOT
+from tests.support.process import ROOT
 
 BUILD = "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
 NOT_CODE = shutil.ignore_patterns(".*", "runs", "stores", "build", "dist", "*.egg-info", "__pycache__")

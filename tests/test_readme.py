@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.markdown import blocks, commands
+from tests.support.markdown import blocks, commands
+from tests.support.process import ROOT
 
 README = (ROOT / "README.md").read_text()
 

@@ -21,7 +21,7 @@ from benchmarks.gpu_rates import cases, predicted, settings_of
 from benchmarks.gpu_rows import Job, Rows, read_rows
 from benchmarks.gpu_training import compared, setting
 from benchmarks.wheels import FETCHED, PRESENT, SOURCES, pinned
-from tests.conftest import ROOT
+from tests.support.process import ROOT
 from toolkit.config import make_config
 from toolkit.tree import with_overrides
 

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.plain import pairs, plain_model
 from shards.manifest import FrameSpec
-from tests.toolkit.models.test_models import config_of
+from tests.support.models import config_of
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.models.base import Noise, Sampling, StepSequence
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli.parser import run_script
-from tests.conftest import ROOT
+from tests.support.process import ROOT
 from toolkit.config import make_config
 from toolkit.rundir import RunDir
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from launch import plan, sweep
-from tests.conftest import ROOT
+from tests.support.process import ROOT
 from toolkit.errors import ConfigError
 from toolkit.plan import cost as costs
 

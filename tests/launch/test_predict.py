@@ -18,8 +18,8 @@ import pytest
 
 from launch.predict import main
 from shards.errors import UsageError
-from tests.shards.conftest import write_gif
-from tests.toolkit.forecast.conftest import START, MakeRun, make_run, radar  # noqa: F401  (fixtures)
+from tests.support.archives import write_gif
+from tests.support.forecasts import START, MakeRun, make_run, radar  # noqa: F401  (fixtures)
 from toolkit.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from launch import status
 from launch.cli.parser import run_script
 from launch.cli.table import render
 from launch.sweeps.progress import Board, line, metric, run_row
-from tests.launch.conftest import as_from_a_terminal
+from tests.support.process import as_from_a_terminal
 from toolkit.config import RunConfig
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir, lock

@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from launch import status, sweep
-from tests.launch.conftest import Fakes
-from tests.launch.jobs.test_ranks import wait_for
+from launch.sweeps import options
+from tests.support.fakes import Fakes
+from tests.support.process import wait_for
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.status import read_status
 
@@ -68,7 +69,7 @@ def test_a_sweep_runs_then_has_nothing_to_do_and_may_grow(fakes: Fakes, capsys: 
 
 
 def test_failed_runs_are_named_and_wait_for_retry(fakes: Fakes) -> None:
-    text = TWO + "grid: {train.deepspeed: [{}, {communication_data_type: fail}]}\nexclude: [{seed: 2}]\n"
+    text = TWO + "grid: {train.deepspeed: [{}, {comms_logger: {prof_ops: ['fake: fail']}}]}\nexclude: [{seed: 2}]\n"
     file = str(fakes.sweep_file(text))
     code, output = fakes.sweep(file, "--jobs", "2")
     assert code == 1
@@ -170,7 +171,7 @@ def test_usage() -> None:
 
 
 def test_without_an_argument_the_papers_sweep_is_meant() -> None:
-    assert sweep.PAPER == ROOT / "configs" / "sweeps" / "paper.yaml"
+    assert options.PAPER == ROOT / "configs" / "sweeps" / "paper.yaml"
 
 
 def test_a_second_ctrl_c_leaves_the_jobs_to_it(fakes: Fakes) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from launch import status
 from launch.sweeps.spec import plan_sweep
-from tests.toolkit.train.conftest import ROOT, one_thread, tiny_store  # noqa: F401  (a fixture)
+from tests.support.process import ROOT, one_thread
 from toolkit.config import make_config
 from toolkit.report.build import build_report
 from toolkit.rundir import RunDir
@@ -38,7 +38,7 @@ def test_neither_seed_nor_training_makes_it_another_run() -> None:
 
 
 def test_a_sweep_of_a_floor_is_scored_without_training(
-    tiny_store: Path,  # noqa: F811
+    tiny_store: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

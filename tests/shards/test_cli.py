@@ -9,8 +9,7 @@ import pytest
 
 import shards
 from shards.cli import main
-
-from .conftest import make_store
+from tests.support.clips import make_store
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,8 +13,7 @@ from shards.colours import BELOW_COLOUR, DBZ_COLOURS, MISSING_COLOUR, code_colou
 from shards.manifest import Scale
 from shards.sheet import draw_sheet
 from shards.sources import Description
-
-from .conftest import Clips, make_store
+from tests.support.clips import Clips, make_store
 
 DBZ = Scale("radar reflectivity", "dBZ", offset=-10.0, gain=95 / 255, max_code=254, missing_code=255)
 GREY = Scale("intensity", "1", offset=0.0, gain=1 / 255)

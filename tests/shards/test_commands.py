@@ -11,8 +11,7 @@ from shards import UsageError, open_store
 from shards.bench import bench, make_task
 from shards.cli import main
 from shards.sheet import choose_events, draw_sheet
-
-from .conftest import Clips, make_store
+from tests.support.clips import Clips, make_store
 
 SOURCE = Clips(lengths={"train": (6, 7, 6, 6), "test": (3, 6)}, size=(1, 24, 20))
 

@@ -13,8 +13,7 @@ import pytest
 from shards import SourceError, UsageError, open_store
 from shards.convert import convert
 from shards.verify import verify
-
-from .conftest import Clips, make_store, tree
+from tests.support.clips import Clips, make_store, tree
 
 
 def quiet(source, folder, **options):

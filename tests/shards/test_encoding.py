@@ -19,9 +19,8 @@ from shards import StoreError, decode_npy, encoding, open_store
 from shards.encoding import declared_size, decode, decode_chunk, encode, encode_chunk
 from shards.manifest import ENCODINGS
 from shards.verify import verify
-
-from .conftest import Clips, make_store, tree
-from .damage import rewrite_store
+from tests.support.clips import Clips, make_store, tree
+from tests.support.damage import rewrite_store
 
 PACKED = ("zstd", "lz4")
 

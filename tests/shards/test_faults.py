@@ -14,9 +14,8 @@ import pytest
 
 from shards import ManifestError, ShardError, Store, StoreError, open_store, stream_events
 from shards.verify import verify
-
-from .conftest import Clips, make_store, tree
-from .damage import BLOCK, flip, members, random_damage, write_tar, zero
+from tests.support.clips import Clips, make_store, tree
+from tests.support.damage import BLOCK, flip, members, random_damage, write_tar, zero
 
 SOURCE = Clips(lengths={"train": (5, 7, 5), "test": (3,)}, size=(1, 16, 16))
 TAR = "train/000000.tar"

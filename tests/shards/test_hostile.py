@@ -14,9 +14,8 @@ import pytest
 
 from shards import ManifestError, ShardError, StoreError, open_store, stream_events
 from shards.verify import verify
-
-from .conftest import Clips, make_store
-from .damage import members, reseal, rewrite_store, write_tar
+from tests.support.clips import Clips, make_store
+from tests.support.damage import members, reseal, rewrite_store, write_tar
 
 SOURCE = Clips(lengths={"train": (5, 7, 5), "test": (3,)}, size=(1, 16, 16))
 TAR = "train/000000.tar"

@@ -13,8 +13,7 @@ from shards.cli import main
 from shards.sources import SOURCES
 from shards.sources.idx import find_idx, read_images
 from shards.sources.moving_mnist import bounce, digit_pool
-
-from .conftest import tree, write_idx
+from tests.support.clips import tree, write_idx
 
 
 def moving(*options: str):

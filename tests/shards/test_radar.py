@@ -12,8 +12,7 @@ from shards import SourceError, UsageError, open_store
 from shards.cli import main
 from shards.sources import SOURCES, timeline
 from shards.sources.geometry import Crop, parse_crop
-
-from .conftest import write_gif, write_radar
+from tests.support.archives import write_gif, write_radar
 
 START = datetime(2016, 7, 11, 20, 45)
 

@@ -11,9 +11,16 @@ import pytest
 from shards import SourceError, UsageError, open_store
 from shards.cli import main
 from shards.recent import Archive, open_archive
-
-from .archives import numbered, numbers_of, radar_times, save, write_cf, write_gifs, write_knmi
-from .conftest import write_radar
+from tests.support.archives import (
+    numbered,
+    numbers_of,
+    radar_times,
+    save,
+    write_cf,
+    write_gifs,
+    write_knmi,
+    write_radar,
+)
 
 START = datetime(2016, 7, 11, 20, 45)
 STEP = 300.0

@@ -14,10 +14,9 @@ from shards.info import describe
 from shards.remote import HttpFiles, Retry, location
 from shards.repack import repack
 from shards.verify import verify
-
-from .conftest import Clips, make_store
-from .damage import flip, members
-from .site import Site
+from tests.support.clips import Clips, make_store
+from tests.support.damage import flip, members
+from tests.support.web_server import Site
 
 SOURCE = Clips(lengths={"train": (5, 7, 5), "test": (3, 5)}, size=(1, 16, 16))
 TAR = "train/000000.tar"

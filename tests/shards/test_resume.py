@@ -14,9 +14,8 @@ from shards import SourceError, UsageError
 from shards.cluster import Cluster
 from shards.convert import convert
 from shards.verify import verify
-
-from .conftest import Clips, make_store, tree
-from .killing import POINTS, SHARD_MB, source
+from tests.support.clips import Clips, make_store, tree
+from tests.support.kill_points import POINTS, SHARD_MB, source
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +32,7 @@ def whole(tmp_path_factory):
 
 
 def start(output: Path, format: str, workers: int, point: str = "never", count: int = 1) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.shards.killing", str(output), format, str(workers), point, str(count)]
+    command = [sys.executable, "-m", "tests.support.kill_points", str(output), format, str(workers), point, str(count)]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -204,7 +203,7 @@ import numpy as np
 from shards import open_store
 from shards.convert import convert
 from shards.stream import stream_events
-from tests.shards.conftest import Clips
+from tests.support.clips import Clips
 
 @dataclass(frozen=True)
 class Big(Clips):

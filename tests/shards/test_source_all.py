@@ -1,7 +1,6 @@
 """What holds for every source: no frame in two splits, the right frames in the right order, terms stated, guessed from
 the folder, and a plain word when a package is missing."""
 
-import argparse
 import itertools
 import pickle
 import sys
@@ -15,18 +14,8 @@ from shards.cli import main
 from shards.sources import SOURCES
 from shards.sources.choose import guess
 from shards.verify import verify
-
-from . import archives
-from .archives import numbered
-
-
-def build(name: str, folder, *options: str):
-    parser = argparse.ArgumentParser()
-    if SOURCES[name].input_help is not None:
-        parser.add_argument("input")
-        options = (str(folder), *options)
-    SOURCES[name].add_arguments(parser)
-    return SOURCES[name].build(parser.parse_args(options))
+from tests.support import archives
+from tests.support.archives import build, numbered
 
 
 def gaps(rng: np.random.Generator, count: int) -> list[int]:

@@ -10,10 +10,8 @@ import pytest
 from shards import SourceError, UsageError, open_store
 from shards.cli import main
 from shards.sources.cf import RATES, _opened
-
-from . import archives
-from .archives import radar_times
-from .test_source_all import build
+from tests.support import archives
+from tests.support.archives import build, radar_times
 
 xarray = pytest.importorskip("xarray")
 ALL_TRAIN = ("--val-fraction", "0", "--test-fraction", "0")

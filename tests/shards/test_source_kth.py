@@ -7,10 +7,8 @@ from shards import SourceError, UsageError, open_store
 from shards.cli import main
 from shards.sources.geometry import resize
 from shards.sources.kth_sequences import Clip, read_table
-
-from . import archives
-from .archives import numbered
-from .test_source_all import build
+from tests.support import archives
+from tests.support.archives import build, numbered
 
 TABLE = """
 This database contains sequences of six classes of actions performed by person01 and others

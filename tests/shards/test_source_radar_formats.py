@@ -12,10 +12,8 @@ from shards.sources.hko7 import Hko7Png
 from shards.sources.radar import READERS
 from shards.sources.radar_readers import rain_to_dbz, read_pgm
 from shards.sources.timeline import Stamped, TimeOptions, commonest_step, mode_label, parse_period
-
-from . import archives
-from .archives import numbered, radar_times
-from .test_source_all import build
+from tests.support import archives
+from tests.support.archives import build, numbered, radar_times
 
 
 def physical(source, event) -> np.ndarray:

@@ -7,10 +7,8 @@ from shards import SourceError, UsageError, open_store
 from shards.cli import main
 from shards.sources.images import natural
 from shards.sources.video import videos
-
-from . import archives
-from .archives import numbered
-from .test_source_all import build
+from tests.support import archives
+from tests.support.archives import build, numbered
 
 
 def numbers(source, event, threshold: int = 110) -> list[int]:

@@ -11,10 +11,8 @@ from shards import Manifest, ManifestError, SourceError, UsageError, open_store
 from shards.cli import main
 from shards.sources.sevir import LEVELS
 from shards.sources.sevir_catalog import read_catalog
-
-from . import archives
-from .archives import SEVIR_COLUMNS, numbered, sevir_line
-from .test_source_all import build
+from tests.support import archives
+from tests.support.archives import SEVIR_COLUMNS, build, numbered, sevir_line
 
 TIMES = [datetime(2018, 12, 31, 22), datetime(2019, 2, 1, 12), datetime(2019, 6, 1)]
 

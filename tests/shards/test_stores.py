@@ -13,8 +13,7 @@ import xarray
 import zarr
 
 from shards import StoreError, UsageError, open_store
-
-from .conftest import FORMATS, Clips, make_store
+from tests.support.clips import FORMATS, Clips, make_store
 
 
 def test_frames_come_back_byte_for_byte(tmp_path, format):

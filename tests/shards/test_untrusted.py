@@ -17,8 +17,7 @@ from shards import SourceError, UsageError, open_store, part
 from shards.cli import main
 from shards.part import WORK
 from shards.recent import open_archive
-
-from .archives import radar_times, write_gifs
+from tests.support.archives import radar_times, write_gifs
 
 
 class Runs:

@@ -14,8 +14,7 @@ import pytest
 from shards import ManifestError, ShardError, open_store
 from shards.manifest import manifest_digest
 from shards.verify import verify
-
-from .conftest import Clips, make_store
+from tests.support.clips import Clips, make_store
 
 TAR = "train/000000.tar"
 SOURCE = Clips(lengths={"train": (5, 7, 5), "test": (3,)})

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.launch.conftest import Fakes, fakes
-from toolkit.rundir import lock
+from tests.support.devcluster import DevCluster, Site, missing
+from tests.support.fakes import Fakes
+from tests.support.process import eventually
 
-__all__ = ["fakes"]  # the fixture, for these tests too
-
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "slurm" / "devcluster" / "cluster"
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged")
-
-
-def missing(*names: str) -> list[str]:
-    """Programs that this machine lacks."""
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-    return [name for name in names if shutil.which(name, path=path) is None]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,34 +22,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.slurm)
-
-
-@dataclass(frozen=True)
-class DevCluster:
-    """A cluster in a folder of its own."""
-
-    folder: Path
-
-    def call(self, *arguments: object, check: bool = True, **settings: str) -> subprocess.CompletedProcess[str]:
-        """Run slurm/devcluster/cluster."""
-        environment = {**os.environ, "DEVCLUSTER": str(self.folder), **settings}
-        command = [str(SCRIPT), *map(str, arguments)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-        assert not check or done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-        return done
-
-    def run(self, *command: object, check: bool = True) -> str:
-        """The output of a command on the login node."""
-        return self.call("exec", *command, check=check).stdout
-
-    def queue(self) -> list[str]:
-        """Names of the jobs that wait or run."""
-        return self.run("squeue", "--noheader", "--array", "--format=%i").split()
-
-    def daemons(self) -> dict[str, str]:
-        """Process ids, or `not running`, by name."""
-        lines = self.call("status", check=False).stdout.splitlines()
-        return dict(line.split(maxsplit=1) for line in lines[: [line[:6] for line in lines].index("SLURM_")])
 
 
 @pytest.fixture(scope="session")
@@ -91,70 +50,6 @@ def new_cluster() -> Iterator[Callable[..., DevCluster]]:
 def cluster(new_cluster: Callable[..., DevCluster]) -> DevCluster:
     """Four nodes of 8 CPUs and 2 pretended GPUs; an array has at most 6 tasks."""
     return new_cluster(CONF="MaxArraySize=6")
-
-
-def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"still not so after {seconds:.0f} s"
-        time.sleep(0.1)
-
-
-@dataclass(frozen=True)
-class Site:
-    """A cluster and a folder on it, with stand-ins for the training that take milliseconds a step."""
-
-    cluster: DevCluster
-    fakes: Fakes
-    report: bool = False  # whether a job makes it; a matter of seconds each
-
-    @property
-    def folder(self) -> Path:
-        return self.fakes.folder
-
-    def command(self, *arguments: object) -> list[str]:
-        """launch/sweep.py on the login node."""
-        script = self.fakes.scripts / "fake_sweep.py"
-        options = ["demo.yaml", "--cluster", "slurm", "--profile", "devcluster", *map(str, arguments)]
-        if not {"--cancel", "--dry-run"} & {*options} and not self.report:
-            options.append("--no-report")
-        return [str(SCRIPT), "exec", sys.executable, str(script), *options]
-
-    def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-        settings = {**os.environ, "DEVCLUSTER": str(self.cluster.folder), **environment}
-        pipe = subprocess.PIPE
-        return subprocess.Popen(
-            self.command(*arguments), cwd=self.folder, env=settings, stdout=pipe, stderr=subprocess.STDOUT, text=True
-        )
-
-    def sweep(self, *arguments: object, **environment: str) -> tuple[int, str]:
-        """(exit code, output)."""
-        with self.start(*arguments, **environment) as process:
-            output, _ = process.communicate(timeout=90)
-        return process.returncode, output
-
-    def runs(self) -> list[Path]:
-        return self.fakes.runs()
-
-    def starts(self) -> list[int]:
-        """How often each run was started."""
-        return [len(starts(run)) for run in self.runs()]
-
-    def wait(self) -> None:
-        """Until the queue is empty."""
-        eventually(lambda: not self.cluster.queue(), 60)
-
-
-def starts(run: Path) -> list[str]:
-    """A line for each process that trained a run: its id and rank."""
-    file = run / "starts"
-    return file.read_text().splitlines() if file.exists() else []
-
-
-def live(run: Path) -> bool:
-    """Whether a job has the run and its training listens to signals."""
-    return lock.holder(run) is not None and (run / "state.json").exists()
 
 
 @pytest.fixture

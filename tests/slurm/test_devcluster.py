@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.conftest import DevCluster, eventually, missing
+from tests.support.devcluster import DevCluster, missing
+from tests.support.process import eventually
 
 NewCluster = Callable[..., DevCluster]
 

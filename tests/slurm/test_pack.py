@@ -6,7 +6,8 @@ import re
 import sys
 from pathlib import Path
 
-from tests.slurm.conftest import ROOT, Site, eventually, live
+from tests.support.devcluster import Site, live
+from tests.support.process import ROOT, eventually
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.events import restarts_of
 from toolkit.rundir.lock import read_lock

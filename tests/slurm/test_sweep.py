@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from launch import status
-from tests.slurm.conftest import Site, eventually, live, starts
+from tests.support.devcluster import Site, live, starts
+from tests.support.process import eventually
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.events import restarts_of
 from toolkit.rundir.status import read_status

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.slurm.conftest import ROOT, DevCluster, eventually
-from tests.toolkit.train.chaos import difference
+from tests.support.devcluster import DevCluster
+from tests.support.process import ROOT, eventually
+from tests.support.training_faults import difference
 from toolkit.rundir import RunDir
 from toolkit.rundir.events import read_starts
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch.autograd.graph import saved_tensors_hooks
 
 from shards.manifest import FrameSpec
-from tests.toolkit.models.test_models import SMALL
-from tests.toolkit.train.conftest import torchrun
+from tests.support.models import SMALL
+from tests.support.process import torchrun
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.config_sections import TrainConfig

@@ -12,7 +12,7 @@ import pytest
 
 from launch.cli.console import main
 from launch.cli.parser import COMMANDS
-from tests.conftest import ROOT
+from tests.support.process import ROOT
 
 SCRIPTS = sorted(set(COMMANDS) - {"shards"})
 # One checkpoint or several, and which there can be, is each command's own; what there is to watch too.

@@ -13,14 +13,17 @@ import pytest
 
 from launch.jobs import attempts
 from launch.slurm.causes import failing_nodes
-from tests.launch.conftest import Fakes
+from tests.support.fakes import Fakes
 from toolkit.config import make_config
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.status import read_status
 
 
 def make_run(fakes: Fakes, fake: str) -> RunDir:
-    tree = {"data": {"store": "store"}, "train": {"steps": 3000, "deepspeed": {"communication_data_type": fake}}}
+    tree = {
+        "data": {"store": "store"},
+        "train": {"steps": 3000, "deepspeed": {"comms_logger": {"prof_ops": [f"fake: {fake}"]}}},
+    }
     return RunDir.create(fakes.folder / "run", make_config(tree, "test"))
 
 
@@ -76,7 +79,7 @@ def test_a_checkpoint_begins_the_count_anew(fakes: Fakes) -> None:
     assert 0 < record["from_step"] < attempts.latest_step(run)
 
 
-SAME = "base: base.yaml\nseeds: 5\nset: {train.deepspeed.communication_data_type: fail}\n"
+SAME = "base: base.yaml\nseeds: 5\nset: {train.deepspeed.communication_data_type: 'fake: fail'}\n"
 
 
 def test_a_sweep_whose_first_runs_fail_alike_stops_itself(fakes: Fakes) -> None:
@@ -97,7 +100,7 @@ FATES = ["none", "fail", "fail", "fail", "none"]
 
 def test_one_that_does_well_keeps_the_sweep_going(fakes: Fakes) -> None:
     entries = [
-        f"  - {{name: run{n}, train.steps: {n}, train.deepspeed.communication_data_type: {how}}}"
+        f"  - {{name: run{n}, train.steps: {n}, train.deepspeed: {{comms_logger: {{prof_ops: ['fake: {how}']}}}}}}"
         for n, how in enumerate(FATES, 1)
     ]
     fakes.sweep_file("base: base.yaml\nlist:\n" + "\n".join(entries) + "\n")

@@ -15,8 +15,8 @@ import pytest
 from launch.jobs import job
 from launch.jobs.job import run_job
 from launch.jobs.ranks import meaning
-from tests.launch.conftest import Fakes
-from tests.launch.jobs.test_ranks import wait_for
+from tests.support.fakes import Fakes
+from tests.support.process import wait_for
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir, lock
@@ -25,10 +25,8 @@ from toolkit.rundir.status import missing_scores, read_status
 
 
 def make_run(fakes: Fakes, fake: str | None = None, steps: int = 3) -> RunDir:
-    tree = {
-        "data": {"store": "store"},
-        "train": {"steps": steps, "deepspeed": {"communication_data_type": fake} if fake else {}},
-    }
+    asked = {"comms_logger": {"prof_ops": [f"fake: {fake}"]}} if fake else {}
+    tree = {"data": {"store": "store"}, "train": {"steps": steps, "deepspeed": asked}}
     return RunDir.create(fakes.folder / "run", make_config(tree, "test"))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from launch.jobs.pack import PACK_SCRIPT, Pack, PackedJob, is_unfinished, read_pack
-from tests.launch.conftest import Fakes
+from tests.support.fakes import Fakes
 from tests.launch.jobs.test_ranks import alive
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
@@ -42,7 +42,7 @@ class Packed:
         self.folder.mkdir(parents=True)
         Pack(places, ranks, gpus).write(self.folder)
         for seed, number in enumerate(steps, 1):
-            settings = {"communication_data_type": fake} if fake and seed == len(steps) else {}
+            settings = {"comms_logger": {"prof_ops": [f"fake: {fake}"]}} if fake and seed == len(steps) else {}
             train = {"steps": number, "deepspeed": settings}
             tree = {"seed": seed, "data": {"store": "store"}, "train": train}
             run = self.folder.parent.parent / f"run-seed{seed}"

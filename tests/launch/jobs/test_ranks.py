@@ -16,6 +16,7 @@ import pytest
 
 from launch.jobs import ranks
 from launch.jobs.ranks import SignalRelay, run_ranks
+from tests.support.process import wait_for
 
 PATIENT = """
 import os, signal, sys, time
@@ -36,13 +37,6 @@ def python(folder: Path, text: str) -> list[str]:
     script = folder / "rank.py"
     script.write_text(textwrap.dedent(text))
     return [sys.executable, str(script)]
-
-
-def wait_for(*paths: Path, timeout: float = 20) -> None:
-    deadline = time.monotonic() + timeout
-    while not all(path.exists() and path.stat().st_size for path in paths):
-        assert time.monotonic() < deadline, f"{paths} did not appear"
-        time.sleep(0.01)
 
 
 def alive(pid: int) -> bool:

@@ -23,11 +23,11 @@ def git(root: Path, *arguments: str) -> None:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     root = tmp_path / "checkout"
-    for name in ("launch/job.py", "toolkit/a.py", "shards/b.py", "docs/c.md", "configs/d.yaml"):
+    for name in ("launch/jobs/job.py", "toolkit/a.py", "shards/b.py", "docs/c.md", "configs/d.yaml"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
     (root / ".gitignore").write_text("__pycache__/\n/runs/\n")
-    (root / "launch" / "job.py").chmod(0o755)
+    (root / "launch" / "jobs" / "job.py").chmod(0o755)
     git(root, "init", "-q")
     git(root, "add", ".")
     git(root, "commit", "-qm", "first")
@@ -41,7 +41,7 @@ def names(folder: Path) -> set[str]:
 def test_equal_code_is_kept_once_and_marked(checkout: Path, tmp_path: Path) -> None:
     first = take(tmp_path / "sweep", checkout)
     assert names(first.path) == {*names(checkout) - {n for n in names(checkout) if n.startswith(".git/")}, MARK}
-    assert os.access(first.path / "launch" / "job.py", os.X_OK)
+    assert os.access(first.path / "launch" / "jobs" / "job.py", os.X_OK)
     record = json.loads((first.path / MARK).read_text())
     assert (record["files"], record["untracked"], len(record["commit"])) == (6, [], 40)
     assert take(tmp_path / "sweep", checkout) == first
@@ -67,7 +67,7 @@ def test_outside_git_the_package_folders_are_copied(checkout: Path, tmp_path: Pa
     (checkout / "toolkit" / "__pycache__").mkdir()
     (checkout / "toolkit" / "__pycache__" / "a.pyc").write_text("")
     copy = take(tmp_path / "sweep", checkout)
-    assert names(copy.path) == {"launch/job.py", "toolkit/a.py", "shards/b.py", "configs/d.yaml", MARK}
+    assert names(copy.path) == {"launch/jobs/job.py", "toolkit/a.py", "shards/b.py", "configs/d.yaml", MARK}
 
 
 def test_installed_below_a_checkout_of_other_things(checkout: Path, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_installed_below_a_checkout_of_other_things(checkout: Path, tmp_path: Pa
         (checkout / name).rename(site / name)
     copy = take(tmp_path / "sweep", site)
     assert copy.commit is None
-    assert names(copy.path) == {"launch/job.py", "toolkit/a.py", "shards/b.py", MARK}
+    assert names(copy.path) == {"launch/jobs/job.py", "toolkit/a.py", "shards/b.py", MARK}
     assert git_state(site / "toolkit") == {}
 
 
@@ -103,7 +103,7 @@ EVIL = "import os; os.system('touch /tmp/never')\n"
             lambda copy: (copy / "toolkit" / "a.py").write_text(EVIL),
             r"the files have the hash [0-9a-f]{12}, the folder's",
         ),
-        (lambda copy: (copy / "launch" / "job.py").chmod(0o444), "the files have the hash"),
+        (lambda copy: (copy / "launch" / "jobs" / "job.py").chmod(0o444), "the files have the hash"),
         (lambda copy: (copy / "torch.py").write_text(EVIL), r"torch\.py: is no part of the copy of the code"),
         (lambda copy: (copy / ".git" / "config").write_text("[core]\n"), r"\.git/config: is no part of"),
         (lambda copy: (copy / "shards" / "b.py").unlink(), r"shards/b\.py: is missing from"),

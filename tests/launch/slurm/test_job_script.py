@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,19 +16,9 @@ import pytest
 from launch.jobs.snapshot import MARK, ROOT
 from launch.slurm.profile import Profile
 from launch.slurm.script import Shape, run_text
-from tests.launch.jobs.test_ranks import wait_for
+from tests.support.process import SLURM_TOOLS, wait_for
 from toolkit.rundir.events import Restart, restarts_of
 
-SCONTROL = """\
-#!/bin/bash
-cd {folder}
-case $* in
-  *"show node"*) cat nodes ;;
-  *"show job"*) cat job ;;
-  *hostnames*) tr , '\\n' <<<"${{@: -1}}" ;;
-  *) echo "$*" >>calls ;;
-esac
-"""
 JOB = "JobId=7 JobState={state} Reason=None Requeue=1 Restarts={restarts} TimeLimit=01:00:00 EndTime={end} {more}\n"
 NODE = (
     "NodeName={name} Arch=x86_64 State={state} ThreadsPerCore=1 BootTime=2026-01-01T00:00:00 SlurmdStartTime={began}\n"
@@ -51,14 +42,7 @@ class Job:
         return self.folder / "demo" / "run"
 
     def prepare(self) -> None:
-        tools = self.folder / "bin"
-        tools.mkdir()
-        sinfo = "#!/bin/bash\nprintf '%s\\n' a b c d\n"
-        probe = f"case $* in *--overlap*) ! grep -qxF -e ${{4#--nodelist=}} {self.folder}/dead; exit ;; esac"
-        srun = f"#!/bin/bash\n{probe}\necho $$ >{self.folder}/srun.pid\nsource {self.folder}/step\n"
-        for name, text in {"scontrol": SCONTROL.format(folder=self.folder), "sinfo": sinfo, "srun": srun}.items():
-            (tools / name).write_text(text)
-            (tools / name).chmod(0o755)
+        shutil.copytree(SLURM_TOOLS, self.folder / "bin", ignore=shutil.ignore_patterns("sbatch", "squeue", "scancel"))
         (self.run / "logs").mkdir(parents=True)
         (self.run / "config.yaml").write_text("")
         code = self.folder / "code"

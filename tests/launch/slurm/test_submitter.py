@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,32 +18,8 @@ from launch.slurm.client import SlurmError
 from launch.slurm.profile import Profile
 from launch.slurm.script import Shape
 from launch.slurm.submitter import SlurmSubmitter
-from tests.launch.conftest import Fakes
-
-# A job is a line of the file `queue`: id, state, name, comment. `sbatch.sh` and `squeue.sh` change what the tools do.
-SBATCH = """\
-#!/bin/bash
-cd {folder}
-text=$(cat "$1")
-accept() {{ # accept ID [STATE]
-  name=$(sed -nE 's/^#SBATCH --job-name=(.*)/\\1/p' <<<"$text")
-  last=$(sed -nE 's/^#SBATCH --array=0-([0-9]+).*/\\1/p' <<<"$text")
-  for index in $(seq 0 "${{last:-0}}"); do
-    echo "$1${{last:+_$index}} ${{2:-PENDING}} $name $(sed -nE 's/^#SBATCH --comment=(.*)/\\1/p' <<<"$text")" >>queue
-  done
-}}
-source ./sbatch.sh
-"""
-SQUEUE = """\
-#!/bin/bash
-cd {folder}
-for option; do case $option in --format=*) form=${{option#--format=}} ;; esac; done
-source ./squeue.sh
-[ ! -e queue ] || while read -r id state name comment; do
-  line=${{form//%i/$id}} line=${{line//%T/$state}} line=${{line//%j/$name}} line=${{line//%k/$comment}}
-  echo "$line"
-done <queue
-"""
+from tests.support.fakes import Fakes
+from tests.support.process import SLURM_TOOLS
 
 
 @dataclass(frozen=True)
@@ -53,6 +30,7 @@ class Site:
     runs: list[Path]
 
     def set(self, tool: str, text: str) -> None:
+        """Change what sbatch or squeue does: bash that tests/support/slurm_tools reads."""
         (self.folder / f"{tool}.sh").write_text(text + "\n")
 
     def submitter(self) -> SlurmSubmitter:
@@ -67,12 +45,7 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     tools = tmp_path / "bin"
-    tools.mkdir()
-    texts = {"sbatch": SBATCH, "squeue": SQUEUE, "scancel": "#!/bin/bash\necho $* >>{folder}/cancelled\n"}
-    texts["scontrol"] = "#!/bin/bash\necho 'MaxArraySize = 1001'\n"
-    for name, text in texts.items():
-        (tools / name).write_text(text.format(folder=tmp_path))
-        (tools / name).chmod(0o755)
+    shutil.copytree(SLURM_TOOLS, tools, ignore=shutil.ignore_patterns("sinfo", "srun"))
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     monkeypatch.setattr(slurm_submitter.snapshot, "take", lambda sweep: Snapshot(tmp_path / "code", (), None))
     monkeypatch.setattr(slurm_submitter, "POLL_S", 0.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.sweeps.plan import is_retried
-from tests.launch.conftest import Fakes
+from tests.support.fakes import Fakes
 from toolkit.config import RunConfig
 from toolkit.errors import EXIT_HANG
 from toolkit.rundir import RunDir, lock

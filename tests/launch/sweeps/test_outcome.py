@@ -16,7 +16,7 @@ from launch.sweeps.outcome import wait
 from launch.sweeps.plan import Item, collect_status, place
 from launch.sweeps.progress import Board
 from launch.sweeps.spec import plan_sweep
-from tests.conftest import ROOT
+from tests.support.process import ROOT
 from toolkit.rundir import RunDir
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from shards.manifest import FrameSpec
-from tests.toolkit.evaluate.stand_ins import ListedWindows
-from tests.toolkit.report.synthetic import noise_scene, write_run, write_sweep
+from tests.support.scoring import ListedWindows
+from tests.support.synthetic import noise_scene, write_run, write_sweep
 from toolkit.analysis.diagnose import TooFewModesError, diagnose
 from toolkit.analysis.features import batch_features
 from toolkit.config import make_config

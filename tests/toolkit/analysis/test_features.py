@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,40 +13,23 @@ import torch
 from launch import evaluate
 from launch.analyse import main
 from shards import open_store
-from toolkit.checkpoint import commit
-from toolkit.checkpoint.checkpoint import Progress, TrainState
+from tests.support.runs import write_run
 from toolkit.checkpoint.weights import load_model
-from toolkit.config import make_config
 from toolkit.data.windows import WindowSet, to_unit
 from toolkit.errors import ConfigError
-from toolkit.models.base import build_model
 from toolkit.models.capture import capture
 from toolkit.rundir import RunDir
 
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("stores") / "tiny"
-    command = [sys.executable, "-m", "shards", "convert", "moving-mnist", str(path)]
-    options = ["--train", "2", "--val", "2", "--test", "3", "--modes", "1,2", "--size", "16", "--length", "6"]
-    subprocess.run([*command, *options], check=True, cwd=ROOT, capture_output=True)
-    return path
-
-
 @pytest.fixture
-def make_run(store: Path, tmp_path: Path) -> Callable[..., RunDir]:
+def make_run(tiny_store: Path, tmp_path: Path) -> Callable[..., RunDir]:
     """A run with one checkpoint, of step 7."""
 
     def make(**model: object) -> RunDir:
-        data = {"store": str(store), "context": 3, "horizon": 2}
-        config = make_config({"model": model, "data": data, "eval": {"batch": 2}}, "test")
-        run = RunDir.create(tmp_path / "run", config)
-        weights = build_model(config.model, open_store(store).manifest.frames).state_dict()
-        state = TrainState(weights, {}, 7)
-        commit.save(run.checkpoints, state, Progress(7, 56), config.hash8(execution=False))
-        return run
+        data = {"store": str(tiny_store), "context": 3, "horizon": 2}
+        return write_run(tmp_path / "run", {"model": model, "data": data, "eval": {"batch": 2}}, 7)
 
     return make
 

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from shards import open_store
-from tests.toolkit.train.crash import Countdown, ended, start
+from tests.support.crash import Countdown, ended, start
 from toolkit.checkpoint import checkpoint, commit
 from toolkit.checkpoint.checkpoint import FILES, MANIFEST, Progress, TrainState, fault_of, hold, load, newest, steps_in
 from toolkit.checkpoint.saver import Saver

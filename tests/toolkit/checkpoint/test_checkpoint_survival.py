@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.toolkit.train.conftest import ROOT, one_thread
+from tests.support.process import ROOT, one_thread
 from toolkit.rundir import RunDir
 
 Crash = Callable[[Iterable[dict[str, Any]]], list[dict[str, Any]]]
@@ -21,12 +21,12 @@ CLOCKS = {"time", "seq_per_s", "data_wait"}
 
 @pytest.fixture(scope="module")
 def crash(tmp_path_factory: pytest.TempPathFactory) -> Crash:
-    """crash(jobs): run tests/toolkit/train/crash.py; jobs and results as it describes."""
+    """crash(jobs): run tests/support/crash.py; jobs and results as it describes."""
 
     def run(jobs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         folder = tmp_path_factory.mktemp("jobs")
         (folder / "jobs.json").write_text(json.dumps(list(jobs)))
-        command = [sys.executable, "-m", "tests.toolkit.train.crash", "jobs.json", "results.json"]
+        command = [sys.executable, "-m", "tests.support.crash", "jobs.json", "results.json"]
         command[-2:] = [str(folder / name) for name in command[-2:]]
         done = subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=3600)
         assert done.returncode == 0, done.stderr[-4000:]

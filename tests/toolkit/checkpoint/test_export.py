@@ -14,15 +14,10 @@ import torch
 import toolkit
 from launch.evaluate import main as evaluate
 from launch.export import main
-from shards import open_store
-from tests.toolkit.models.test_contract import needing_extras
-from tests.toolkit.models.test_models import SMALL
-from tests.toolkit.train.conftest import tiny_store  # noqa: F401  (a fixture)
-from toolkit.checkpoint import checkpoint, commit
-from toolkit.checkpoint.checkpoint import TrainState
+from tests.support.models import SMALL, needing_extras
+from tests.support.runs import write_run
 from toolkit.checkpoint.export import CARD, CONFIG, WEIGHTS, load_exported
-from toolkit.checkpoint.weights import load_model, untrained_model
-from toolkit.config import make_config
+from toolkit.checkpoint.weights import load_model
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel
 from toolkit.models.registry import MODELS
@@ -32,7 +27,7 @@ CONTEXT, HORIZON = 4, 4
 
 
 @pytest.fixture
-def make_run(tiny_store: Path, tmp_path: Path) -> Callable[..., RunDir]:  # noqa: F811
+def make_run(tiny_store: Path, tmp_path: Path) -> Callable[..., RunDir]:
     """A run of a model at a tiny size, with checkpoints of random weights."""
 
     def make(name: str = "convlstm", steps: tuple[int, ...] = (3,)) -> RunDir:
@@ -42,14 +37,7 @@ def make_run(tiny_store: Path, tmp_path: Path) -> Callable[..., RunDir]:  # noqa
             "data": {"store": str(tiny_store), "context": CONTEXT, "horizon": HORIZON},
             "eval": {"show": 0, "thresholds": [0.5]},
         }
-        config = make_config(tree, "test")
-        run = RunDir.create(tmp_path / "run", config)
-        for step in steps if MODELS[name].trained else ():
-            torch.manual_seed(step)
-            weights = untrained_model(config, open_store(tiny_store).manifest.frames).state_dict()
-            progress = checkpoint.Progress(step, 8 * step)
-            commit.save(run.checkpoints, TrainState(weights, {}, step), progress, config.hash8(execution=False))
-        return run
+        return write_run(tmp_path / "run", tree, *steps)
 
     return make
 
@@ -63,7 +51,7 @@ def forecast(model: SequenceModel) -> torch.Tensor:
 def test_every_model_comes_back_bit_for_bit_without_run_and_store(
     name: str,
     make_run: Callable[..., RunDir],
-    tiny_store: Path,  # noqa: F811
+    tiny_store: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

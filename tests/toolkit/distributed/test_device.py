@@ -18,9 +18,9 @@ import torch
 from torch import distributed as torch_distributed
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.conftest import ROOT, asks_for_gpus
-from tests.toolkit.models.precision import gradients
-from tests.toolkit.models.test_precision import TRAINED
+from tests.support.models import TRAINED
+from tests.support.precision import gradients
+from tests.support.process import ROOT, asks_for_gpus
 from toolkit.config import make_config
 from toolkit.distributed import device as devices
 from toolkit.distributed import world as world_module

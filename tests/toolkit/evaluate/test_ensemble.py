@@ -11,26 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.toolkit.evaluate.stand_ins import DBZ, Dice, ListedWindows, noise_windows
-from tests.toolkit.evaluate.test_run import PAPER, evaluate
+from tests.support.scoring import DBZ, PAPER, Dice, evaluate, members_of, noise_windows
 from toolkit.evaluate.ensemble import BestMember, Ensemble, cost_of
 from toolkit.evaluate.run import sample_frames
 from toolkit.evaluate.scoring import score_batch
 from toolkit.evaluate.table import ScoreTable
 
 N = 4
-
-
-def members_of(windows: ListedWindows, batch: int, count: int) -> list[list[torch.Tensor]]:
-    """Every forecast [B, 2, C, H, W] that `Dice` makes, by batch and member, drawn in the stated order."""
-    found = []
-    for number in range(-(-len(windows) // batch)):
-        generator = torch.Generator().manual_seed(number)
-        frames = windows.frames[number * batch : (number + 1) * batch, :2]
-        context = torch.from_numpy(frames).float() / windows.scale.max_code
-        with torch.no_grad():
-            found.append([Dice().predict(context, 2, generator=generator)[0] for _ in range(count)])
-    return found
 
 
 def column(table: ScoreTable, name: str) -> np.ndarray:

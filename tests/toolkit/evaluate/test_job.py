@@ -10,32 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from launch.evaluate import main
-from shards import open_store
-from toolkit.checkpoint import commit
-from toolkit.checkpoint.checkpoint import Progress, TrainState
-from toolkit.config import make_config
+from tests.support.runs import write_run
 from toolkit.errors import ConfigError
 from toolkit.evaluate.table import ScoreTable
-from toolkit.models.base import build_model
 from toolkit.rundir import RunDir
 
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("stores") / "tiny"
-    command = [sys.executable, "-m", "shards", "convert", "moving-mnist", str(path)]
-    options = ["--train", "2", "--val", "2", "--test", "3", "--modes", "1,2", "--size", "16", "--length", "6"]
-    subprocess.run([*command, *options], check=True, cwd=ROOT, capture_output=True)
-    return path
-
-
 @pytest.fixture
-def make_run(store: Path, tmp_path: Path) -> Callable[..., RunDir]:
+def make_run(tiny_store: Path, tmp_path: Path) -> Callable[..., RunDir]:
     """A run whose checkpoints are of the given steps; `best` names one of them."""
 
     def make(
@@ -43,19 +29,10 @@ def make_run(store: Path, tmp_path: Path) -> Callable[..., RunDir]:
     ) -> RunDir:
         tree = {
             "model": model or {"name": "convlstm", "layers": 1, "hidden": 4, "kernel": 3},
-            "data": {"store": str(store), "context": 3, "horizon": 3},
+            "data": {"store": str(tiny_store), "context": 3, "horizon": 3},
             "eval": {"batch": 2, "show": 1, "thresholds": [0.5], **eval_options},
         }
-        config = make_config(tree, "test")
-        run = RunDir.create(tmp_path / "run", config)
-        for step in steps:
-            torch.manual_seed(step)
-            weights = build_model(config.model, open_store(store).manifest.frames).state_dict()
-            progress = Progress(step, 8 * step)
-            commit.save(run.checkpoints, TrainState(weights, {}, step), progress, config.hash8())
-        if best is not None:
-            commit.mark_best(run.checkpoints, best)
-        return run
+        return write_run(tmp_path / "run", tree, *steps, best=best)
 
     return make
 

@@ -10,20 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.scoring import random_trunk
 from toolkit.errors import ConfigError
 from toolkit.evaluate.perceptual import CONVOLUTIONS, LPIPS, VARIABLE, _heads, load_lpips
 
 DATA = Path(__file__).parents[4] / "shared" / "data" / "lpips"
-
-
-def random_trunk() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    trunk = {}
-    for index, inputs, outputs, kernel, *_ in CONVOLUTIONS:
-        scale = (2 / (inputs * kernel**2)) ** 0.5
-        trunk[f"features.{index}.weight"] = scale * torch.randn(outputs, inputs, kernel, kernel, generator=generator)
-        trunk[f"features.{index}.bias"] = 0.1 * torch.randn(outputs, generator=generator)
-    return trunk
 
 
 @pytest.fixture(scope="module")

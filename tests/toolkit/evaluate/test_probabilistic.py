@@ -16,9 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from shards.manifest import Scale
-from tests.toolkit.evaluate.stand_ins import DBZ, GREY, Dice, ListedWindows, noise_windows
-from tests.toolkit.evaluate.test_ensemble import members_of
-from tests.toolkit.evaluate.test_run import PAPER, evaluate
+from tests.support.scoring import DBZ, GREY, PAPER, Dice, ListedWindows, evaluate, members_of, noise_windows
 from toolkit.errors import ToolkitError
 from toolkit.evaluate import probabilistic
 from toolkit.evaluate.ensemble import Ensemble

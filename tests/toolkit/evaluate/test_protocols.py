@@ -10,8 +10,7 @@ import torch
 from skimage.metrics import structural_similarity
 
 from shards.manifest import Scale
-from tests.toolkit.evaluate.stand_ins import Blur, noise_windows
-from tests.toolkit.evaluate.test_perceptual import random_trunk
+from tests.support.scoring import Blur, noise_windows, random_trunk
 from toolkit.errors import ConfigError
 from toolkit.evaluate.perceptual import LPIPS, _heads
 from toolkit.evaluate.protocols import known_protocols, load_protocol

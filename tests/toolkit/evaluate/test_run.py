@@ -13,21 +13,13 @@ import pytest
 import torch
 
 from shards.manifest import Scale
-from tests.toolkit.evaluate.stand_ins import DBZ, Blur, Dice, ListedWindows, noise_windows
+from tests.support.scoring import DBZ, PAPER, Blur, Dice, ListedWindows, evaluate, noise_windows
 from toolkit.errors import ConfigError
 from toolkit.evaluate.ensemble import Ensemble
 from toolkit.evaluate.protocols import known_protocols, load_protocol
-from toolkit.evaluate.run import evaluate_model, sample_frames
+from toolkit.evaluate.run import sample_frames
 from toolkit.evaluate.scoring import score_batch, threshold_codes
-from toolkit.evaluate.table import ScoreTable
 from toolkit.models.baselines import Persistence
-
-PAPER = load_protocol("paper")
-
-
-def evaluate(model: object, windows: ListedWindows, **options: object) -> ScoreTable:
-    chosen = {"context": 2, "horizon": 2, "protocol": PAPER, "thresholds": (), "batch": 3, "device": "cpu"} | options
-    return evaluate_model(model, windows, **chosen)  # type: ignore[arg-type]
 
 
 def test_scores_of_the_paper_protocol_by_hand() -> None:
@@ -119,8 +111,8 @@ def test_ranks_share_the_samples(world: int) -> None:
 RANK_PROGRAM = """
 import json, sys, torch
 from torch import distributed
-from tests.toolkit.evaluate.stand_ins import Blur, Dice, noise_windows
-from tests.toolkit.evaluate.test_run import evaluate
+from tests.support.scoring import Blur, Dice, noise_windows
+from tests.support.scoring import evaluate
 from toolkit.evaluate.ensemble import Ensemble
 distributed.init_process_group("gloo")
 torch.set_num_threads(1)

@@ -18,8 +18,8 @@ from PIL import Image
 from shards.errors import ShardError
 from shards.recent import Archive, open_archive
 from shards.sources.grid import Grid, from_proj
-from tests.shards.archives import numbered, save
-from tests.toolkit.forecast.conftest import SVG, MakeRun
+from tests.support.archives import numbered, save
+from tests.support.forecasts import SVG, MakeRun
 from toolkit.errors import ConfigError
 from toolkit.forecast.files import as_dataset, check_output, clear_leftovers, write_forecast
 from toolkit.forecast.make import Forecast, Request, make_forecast

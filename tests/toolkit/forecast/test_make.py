@@ -14,7 +14,7 @@ from launch.export import main as export
 from shards import open_store
 from shards.manifest import Scale
 from shards.recent import Archive, open_archive
-from tests.toolkit.forecast.conftest import START, SVG, MakeRun
+from tests.support.forecasts import START, SVG, MakeRun
 from toolkit.data.windows import to_unit
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.forecast.make import Request, make_forecast, recoded

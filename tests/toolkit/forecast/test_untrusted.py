@@ -16,8 +16,8 @@ from shards import UsageError
 from shards.cli import main as shards
 from shards.manifest import MANIFEST_NAME, manifest_digest
 from shards.recent import open_archive
-from tests.shards.conftest import write_radar
-from tests.toolkit.forecast.conftest import START, MakeRun
+from tests.support.archives import write_radar
+from tests.support.forecasts import START, MakeRun
 from toolkit.checkpoint.export import CONFIG, export_run, load
 from toolkit.config import make_config
 from toolkit.rundir import RunDir

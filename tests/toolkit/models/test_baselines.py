@@ -6,27 +6,12 @@ import pytest
 import torch
 
 from shards.manifest import FrameSpec
+from tests.support.models import blobs
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
 from toolkit.models.base import Sampling, build_model, count_parameters
 from toolkit.models.baselines import OpticalFlow, Persistence, displaced, smooth
 from toolkit.models.registry import MODELS, OpticalFlowOptions
-
-
-def blobs(shift: tuple[float, float], length: int, size: int = 48) -> torch.Tensor:
-    """Frames [1, T, 1, size, size] of smooth spots that move by (right, down) pixels per frame."""
-    grid = torch.arange(size, dtype=torch.float32)
-    spots = ((18, 14, 3.0), (30, 22, 4.0), (16, 34, 5.0), (26, 8, 3.5))  # x, y, width
-    frames = []
-    for t in range(length):
-        right, down = shift[0] * t, shift[1] * t
-        frames.append(
-            sum(
-                torch.exp(-((grid - x - right).square() + (grid - y - down).square().unsqueeze(1)) / (2 * width**2))
-                for x, y, width in spots
-            )
-        )
-    return torch.stack(frames)[None, :, None] / 2
 
 
 def test_persistence_repeats_the_last_frame() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shards.manifest import FrameSpec
-from tests.toolkit.models.test_models import config_of
+from tests.support.models import config_of
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.models.base import Sampling, StepSequence, build_model
 from toolkit.models.capture import capture

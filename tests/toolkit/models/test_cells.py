@@ -5,21 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.support.models import assert_same
 from tests.toolkit.models.reference import plain_convlstm_cell, plain_mode_cell
 from toolkit.models.convlstm import ConvLSTMCell
 from toolkit.models.modernn import ModeCell
-
-
-def assert_same(ours, plain, parameters) -> None:
-    """Outputs and all gradients of a random projection of them agree to 1e-10."""
-    for a, b in zip(ours, plain, strict=True):
-        assert torch.allclose(a, b, rtol=0, atol=1e-10)
-    directions = [torch.randn_like(a) for a in ours]
-    of_ours = torch.autograd.grad(sum((a * d).sum() for a, d in zip(ours, directions, strict=True)), parameters)
-    of_plain = torch.autograd.grad(sum((b * d).sum() for b, d in zip(plain, directions, strict=True)), parameters)
-    for a, b in zip(of_ours, of_plain, strict=True):
-        assert torch.allclose(a, b, rtol=1e-10, atol=1e-10)
-        assert a.abs().max() > 0
 
 
 @pytest.mark.parametrize("fusion", ["adaptive", "equal"])

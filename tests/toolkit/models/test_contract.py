@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 
 from shards.manifest import FrameSpec
 from shards.sources.moving_mnist import SKLEARN, MovingMnist
-from tests.toolkit.models.test_models import SMALL
+from tests.support.models import SMALL, needing_extras
 from toolkit.checkpoint import checkpoint, commit
 from toolkit.checkpoint.checkpoint import TrainState
 from toolkit.checkpoint.weights import untrained_model
@@ -54,12 +52,6 @@ def made(options: dict[str, Any], height: int, width: int, seed: int = 0) -> tup
 def forecast(model: SequenceModel, height: int, width: int, seed: int = 5) -> torch.Tensor:
     frames = torch.rand(2, CONTEXT, 1, height, width, generator=torch.Generator().manual_seed(1))
     return model.predict(frames, HORIZON, samples=2, generator=torch.Generator().manual_seed(seed))
-
-
-def needing_extras(names: Iterable[str]) -> list[Any]:
-    """Parameters for pytest; those that need what isn't installed are skipped."""
-    absent = pytest.mark.skipif(find_spec("pysteps") is None, reason="pip install '.[pysteps]'")
-    return [pytest.param(name, marks=absent) if name == "pysteps" else name for name in names]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")

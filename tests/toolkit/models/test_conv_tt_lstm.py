@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from shards.manifest import FrameSpec
+from tests.support.models import assert_same
 from tests.toolkit.models.reference import plain_conv, plain_convlstm_cell
 from tests.toolkit.models.reference_conv_tt_lstm import dense_cell, plain_conv_tt_cell
-from tests.toolkit.models.test_cells import assert_same
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.errors import ConfigError

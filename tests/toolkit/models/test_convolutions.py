@@ -15,8 +15,8 @@ from torch.nn import functional as F
 pytest.importorskip("triton", reason="no Triton: it comes with PyTorch for CUDA, or by pip install triton (Linux)")
 
 from shards.manifest import FrameSpec
-from tests.toolkit.models.precision import SameNoise
-from tests.toolkit.models.test_kernels import BFLOAT16, interpret
+from tests.support.kernels import BFLOAT16, interpret
+from tests.support.precision import SameNoise
 from toolkit.config import make_config
 from toolkit.models import convolutions, fused
 from toolkit.models.base import Noise, Sampling, SequenceModel, build_model

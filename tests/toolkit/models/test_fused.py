@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.toolkit.models.test_cells import assert_same
+from tests.support.models import assert_same
 from toolkit.models import fused
 from toolkit.models.fused import attention, gated_sum, lstm, padded_attention, weighed_sum
 

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from shards.manifest import FrameSpec
+from tests.support.kernels import BFLOAT16, interpret
 from toolkit.config import make_config
 from toolkit.models import fused
 from toolkit.models.base import Sampling, build_model
@@ -22,25 +23,6 @@ pytest.importorskip("triton", reason="no Triton: it comes with PyTorch for CUDA,
 
 CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last
 FLOAT32 = {"cuda": (2e-6, 2e-6), "cpu": (1e-6, 1e-6)}  # relative, and to the largest; a GPU's exp is off by 2 units
-BFLOAT16 = {"cuda": 2.0**-8, "cpu": 2.0**-7}  # relative, by rounding once; the interpreter cuts off instead
-
-
-def interpret(patch: pytest.MonkeyPatch) -> None:
-    """Run the kernels in Triton's interpreter, whatever was imported before and without its environment variable."""
-    import triton.language
-    from triton.runtime.interpreter import InterpretedFunction
-    from triton.runtime.jit import JITFunction
-
-    from toolkit.models import kernels
-
-    for name, kernel in list(vars(kernels).items()):
-        if isinstance(kernel, JITFunction):
-            patch.setattr(kernels, name, InterpretedFunction(kernel.fn))
-
-    def add_up(x, axis):  # type: ignore[no-untyped-def]
-        return triton.language.reduce(x, axis, triton.language.standard._sum_combine)
-
-    patch.setattr(triton.language, "sum", add_up)  # interpreted itself, it would leave the language changed
 
 
 @pytest.fixture(scope="module", params=["interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])

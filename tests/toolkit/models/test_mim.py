@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from shards.manifest import FrameSpec
+from tests.support.models import assert_same
 from tests.toolkit.models.reference_mim import plain_mim
-from tests.toolkit.models.test_cells import assert_same
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.errors import ConfigError, ToolkitError

@@ -8,8 +8,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend
 
 from shards.manifest import FrameSpec
+from tests.support.models import SMALL, config_of
 from toolkit.checkpoint.weights import untrained_model
-from toolkit.config import RunConfig, make_config
+from toolkit.config import make_config
 from toolkit.models.base import (
     Noise,
     Sampling,
@@ -21,28 +22,10 @@ from toolkit.models.base import (
 )
 from toolkit.models.modernn import ModeCell
 
-SMALL = {
-    "modernn": {"layers": 2, "hidden": 8},
-    "convlstm": {"layers": 2, "hidden": 8, "kernel": 3},
-    "modernn_released": {"layers": 2, "hidden": 8},
-    "predrnn": {"layers": 2, "hidden": 8, "kernel": 3},
-    "mim": {"layers": 3, "hidden": 8, "kernel": 3},
-    "conv_tt_lstm": {"layers": 1, "hidden": 4, "blocks": [2, 3, 2], "skip": 2, "kernel": 3, "rank": 3, "steps": 4},
-    "rim": {"layers": 2, "hidden": 9, "modules": 3, "active": 2, "kernel": 3, "value": 5, "heads": 2},
-    "trajgru": {"hidden": [4, 6], "flows": [3, 2], "strides": [2, 2], "stem": 3, "flow_hidden": 4},
-    "svg_lp": {"size": 32, "width": 4, "latent": 8, "rnn": 8, "z": 3},
-    "simvp": {"frames": 3, "spatial_hidden": 4, "hidden": 8, "layers": 2, "mlp_ratio": 2},
-}
 # A softmax ignores what is added to all of its inputs: these have gradients of rounding errors, or 0.
 WITHOUT_EFFECT = ("key.2.1.bias", "key.2.bias", "context.mask.bias")
 
 SU = {"layers": 3, "hidden": 16, "blocks": [2, 3, 3, 2], "skip": 2, "patch": 1}  # Su et al.'s 12 layers
-
-
-def config_of(name: str, **options) -> RunConfig:
-    train = {key: options.pop(key) for key in ("loss_frames",) if key in options}
-    train["activation_checkpointing"] = {"policy": options.pop("checkpointing", "none")}
-    return make_config({"model": {"name": name, **SMALL.get(name, {}), **options}, "train": train}, "test")
 
 
 @pytest.mark.parametrize(

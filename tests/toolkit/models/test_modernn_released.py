@@ -7,8 +7,8 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from shards.manifest import FrameSpec
+from tests.support.models import assert_same
 from tests.toolkit.models.reference_modernn_released import plain_released_cell
-from tests.toolkit.models.test_cells import assert_same
 from toolkit.config import make_config
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.models.base import build_model, count_parameters

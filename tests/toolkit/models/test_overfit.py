@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shards.manifest import FrameSpec
-from tests.toolkit.models.test_models import SMALL, config_of
+from tests.support.models import SMALL, config_of
 from toolkit.models.base import Noise, Sampling, build_model
 
 STEPS = 60

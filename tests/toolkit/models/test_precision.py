@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.toolkit.models.precision import LIMITS, apart, gradients
-from toolkit.models.registry import MODELS
-
-TRAINED = [name for name, entry in MODELS.items() if entry.trained]
+from tests.support.models import TRAINED
+from tests.support.precision import LIMITS, apart, gradients
 
 
 @pytest.mark.parametrize("name", TRAINED)

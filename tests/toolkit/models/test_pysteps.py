@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.toolkit.models.test_baselines import blobs
+from tests.support.models import blobs
 from toolkit.errors import ConfigError
 from toolkit.models.baselines import Persistence
 from toolkit.models.pysteps_nowcast import Pysteps

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.support.models import assert_same
 from tests.toolkit.models.reference_rim import plain_rim_cell
-from tests.toolkit.models.test_cells import assert_same
 from toolkit.models.registry import RIMOptions
 from toolkit.models.rim import RIMCell
 

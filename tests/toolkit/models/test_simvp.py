@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from shards.manifest import FrameSpec
+from tests.support.models import assert_same
 from tests.toolkit.models.reference_layers import plain_conv2d, plain_group_norm
-from tests.toolkit.models.test_cells import assert_same
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
 from toolkit.models.base import Sampling, build_model

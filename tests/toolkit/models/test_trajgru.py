@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from shards.manifest import FrameSpec
+from tests.support.models import assert_same
 from tests.toolkit.models.reference_trajgru import plain_trajgru_cell, plain_warp
-from tests.toolkit.models.test_cells import assert_same
 from toolkit.config import make_config
 from toolkit.models.base import Sampling, build_model
 from toolkit.models.trajgru import TrajGRUCell, larger, smaller, warp

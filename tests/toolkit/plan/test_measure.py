@@ -10,7 +10,7 @@ import torch
 
 from launch.plan import shipped
 from shards.manifest import FrameSpec
-from tests.conftest import ROOT
+from tests.support.process import ROOT
 from toolkit.config import RunConfig, load_config, make_config
 from toolkit.models.base import count_parameters
 from toolkit.models.cost import count_macs

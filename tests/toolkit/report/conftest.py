@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.toolkit.report.support import FAILURE
-from tests.toolkit.report.synthetic import noise_scene, write_run, write_sweep
+from tests.support.report import FAILURE
+from tests.support.synthetic import noise_scene, write_run, write_sweep
 
 
 @pytest.fixture

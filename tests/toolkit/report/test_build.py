@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.toolkit.report.support import ROOT, quiet
-from tests.toolkit.report.synthetic import noise_scene, write_run
+from tests.support.process import ROOT
+from tests.support.report import quiet
+from tests.support.synthetic import noise_scene, write_run
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.report.build import SOURCES, build_report
 from toolkit.report.data.collect import collect

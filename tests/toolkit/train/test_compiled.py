@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from shards.manifest import FrameSpec
-from tests.toolkit.models.test_models import config_of
-from tests.toolkit.train.conftest import Train
-from tests.toolkit.train.test_engine import logged, plain_losses
+from tests.support.models import config_of
+from tests.support.training import Train, logged, plain_losses
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import load_config, make_config
 from toolkit.errors import ConfigError

@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shards.manifest import FrameSpec
-from tests.toolkit.models.test_models import SMALL
-from tests.toolkit.train.conftest import torchrun
+from tests.support.models import SMALL
+from tests.support.process import torchrun
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.errors import ConfigError, ToolkitError

@@ -7,69 +7,19 @@ import math
 import shutil
 import subprocess
 import sys
-from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
-from shards import open_store
-from tests.toolkit.train.conftest import ROOT, Train, one_thread, torchrun
-from toolkit.checkpoint.weights import untrained_model
-from toolkit.config import RunConfig, load_config
-from toolkit.data.batches import Share, read_batches
-from toolkit.data.windows import WindowSet, to_unit
+from tests.support.process import ROOT, one_thread, torchrun
+from tests.support.training import Train, cut_back, logged, plain_losses, weights_of
+from toolkit.config import load_config
 from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
-from toolkit.models.base import Sampling
 from toolkit.rundir import RunDir
 from toolkit.train.deepspeed_settings import check_precision, deepspeed_config, share_of
 from toolkit.train.memory import is_shortage, remedies
-from toolkit.train.sampling import draw_noise, draw_teacher
-
-
-def plain_losses(
-    config: RunConfig, bf16: bool = False, late: bool = False, leave_out: int | None = None
-) -> list[float]:
-    """The same run in a dozen lines of plain PyTorch: one process, Adam, clip_grad_norm_.
-
-    bf16: the forward and backward in bf16, the weights and Adam in fp32.
-    leave_out: the number of a step without an update.
-    late: Adam takes an empty step first, the fault of DeepSpeed's unpartitioned bf16 optimizer.
-    """
-    cfg = config.train
-    store = open_store(config.data.store)
-    windows = WindowSet(store, "train", config.data.context + config.data.horizon, 1)
-    torch.manual_seed(config.seed)
-    model = untrained_model(config, store.manifest.frames)
-    work = untrained_model(config, store.manifest.frames).bfloat16() if bf16 else model
-    adam = torch.optim.Adam(model.parameters(), lr=cfg.lr, betas=cfg.betas)
-    if late:
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        adam.step()
-    losses = []
-    batches = read_batches(windows, config.seed, Share(cfg.batch, cfg.batch, 0, 1), 0)
-    for step, batch in enumerate(islice(batches, cfg.steps)):
-        work.load_state_dict(model.state_dict())
-        teacher = draw_teacher(config.seed, batch.positions, step, config.data.horizon, cfg.sampling)
-        sampling = Sampling(teacher, draw_noise(config.seed, batch.positions, torch.device("cpu")))
-        loss = work(to_unit(batch.frames, windows.scale), config.data.context, sampling).losses["mse"]
-        for parameter, grad in zip(model.parameters(), torch.autograd.grad(loss, list(work.parameters())), strict=True):
-            parameter.grad = grad.float()
-        assert cfg.clip is not None
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
-        assert norm > cfg.clip
-        if step != leave_out:
-            adam.step()
-        losses.append(float(loss.detach()))
-    return losses
-
-
-def logged(run: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if line["kind"] == "train"]
-
 
 FP32 = [["train.zero=0"], ["train.zero=1"], ["train.zero=2"], ["train.zero=0", "train.micro_batch=1"]]
 FP32 += [
@@ -192,10 +142,6 @@ def test_the_gradients_norm_is_known_before_the_update(probed: dict[str, dict], 
     assert probed[" ".join(settings)]["kept"] == [True, True]
 
 
-def weights_of(run: Path, step: int) -> dict[str, torch.Tensor]:
-    return torch.load(run / "checkpoints" / f"step-{step:08d}" / "weights.pt", weights_only=True)
-
-
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(tiny_config: Path, train_on: Train, tmp_path: Path) -> None:
     kinds = [["train.zero=0"], ["train.zero=2"], ["train.zero=1", "train.precision=bf16"]]
     kinds += [[*STAGE3, *ODD_WIDTH, "train.precision=bf16"], [*ODD_WIDTH, "train.zero=2", OFFLOAD]]
@@ -213,16 +159,6 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(tiny_config: Path, tr
         assert all(torch.equal(a[name], b[name]) for name in a), whole["set"]
         assert logged(Path(whole["run"])) == logged(Path(part["run"]))
         assert len(logged(Path(part["run"]))) == 6
-
-
-def cut_back(run: Path, step: int) -> None:
-    """Make a finished run look as if it had been killed right after its checkpoint of `step`."""
-    (run / "DONE").unlink()
-    for path in (run / "checkpoints").glob("step-*"):
-        if path.name > f"step-{step:08d}":
-            for file in path.iterdir():
-                file.unlink()
-            path.rmdir()
 
 
 def test_a_checkpoint_does_not_know_the_world_size_or_zero_stage(

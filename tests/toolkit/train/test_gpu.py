@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from shards.manifest import FrameSpec
-from tests.toolkit.models.precision import LIMITS, apart, gradients
-from tests.toolkit.models.test_precision import TRAINED
-from tests.toolkit.train.graphs import SCALE
-from tests.toolkit.train.test_graphed import compared, small
-from tests.toolkit.train.test_script import call
+from tests.support.graphs import SCALE, small
+from tests.support.models import TRAINED
+from tests.support.precision import LIMITS, apart, gradients
+from tests.support.training import call, compared
 from toolkit.checkpoint import checkpoint
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config

@@ -7,27 +7,20 @@ import math
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.toolkit.train.conftest import ROOT, Train, one_thread
-from tests.toolkit.train.test_engine import cut_back, logged, weights_of
-from tests.toolkit.train.test_script import SCRIPT, call
+from tests.support.graphs import small
+from tests.support.process import ROOT, one_thread
+from tests.support.training import SCRIPT, Train, call, compared, cut_back, logged, weights_of
 from toolkit.config import load_config
 from toolkit.errors import EXIT_NONFINITE, ConfigError
 from toolkit.models.base import Noise
 from toolkit.train.graphed import FlatTensor, StaticNoise
 
-SMALL: dict[str, dict[str, Any]] = {
-    "trajgru": {"hidden": [8, 12], "flows": [5, 5], "strides": [4, 2], "stem": 4, "flow_hidden": 8},
-    "svg_lp": {"size": 16, "width": 4, "latent": 16, "rnn": 16, "z": 4},
-    "simvp": {"frames": 2, "spatial_hidden": 8, "spatial_layers": 2, "hidden": 16, "layers": 2, "mlp_ratio": 2},
-    "rim": {"layers": 1, "hidden": 24},
-}
 TRAINED = (
     "modernn",
     "modernn_released",
@@ -41,20 +34,6 @@ TRAINED = (
     "simvp",
 )
 FAST = ("modernn", "predrnn")
-
-
-def small(name: str) -> dict[str, Any]:
-    return {"name": name, **SMALL.get(name, {"layers": 2, "hidden": 8})}
-
-
-def compared(cases: list[dict[str, Any]], folder: Path, timeout: float = 280) -> list[dict[str, Any]]:
-    """What tests/toolkit/train/graphs.py saw of each case."""
-    (folder / "cases.json").write_text(json.dumps(cases))
-    command = [sys.executable, str(Path(__file__).parent / "graphs.py"), folder / "cases.json", folder / "out.json"]
-    done = subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: list[dict[str, Any]] = json.loads((folder / "out.json").read_text())
-    return found
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Kills and stops at random moments; see chaos.py, which runs hundreds and keeps a log."""
+"""Kills and stops at random moments; see tests/support/training_faults.py, which runs hundreds and keeps a log."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.toolkit.train.chaos import Chaos, prepare
-from tests.toolkit.train.warm import Warm
+from tests.support.process_pool import ProcessPool
+from tests.support.training_faults import FaultInjection, prepare
 
 
-def disturb(folder: Path, seed: int, disturbances: int) -> Chaos:
+def disturb(folder: Path, seed: int, disturbances: int) -> FaultInjection:
     said: list[str] = []
-    with Warm() as warm:
-        chaos = Chaos(warm, folder, prepare(folder), seed, said.append)
-        chaos.run(disturbances)
-    assert sum(count for what, count in chaos.counts.items() if what.startswith("met")) == disturbances, said
-    return chaos
+    with ProcessPool() as pool:
+        injection = FaultInjection(pool, folder, prepare(folder), seed, said.append)
+        injection.run(disturbances)
+    assert sum(count for what, count in injection.counts.items() if what.startswith("met")) == disturbances, said
+    return injection
 
 
 def test_a_training_killed_twenty_times_ends_as_the_undisturbed_one(tmp_path: Path) -> None:
-    chaos = disturb(tmp_path, seed=7, disturbances=20)
-    assert any(what.startswith("kill one: codes [-9, 1]") for what in chaos.counts), chaos.counts
-    assert any(what.startswith("kill all: codes [-9, -9]") for what in chaos.counts), chaos.counts
+    injection = disturb(tmp_path, seed=7, disturbances=20)
+    assert any(what.startswith("kill one: codes [-9, 1]") for what in injection.counts), injection.counts
+    assert any(what.startswith("kill all: codes [-9, -9]") for what in injection.counts), injection.counts
 
 
 @pytest.mark.slow

@@ -18,9 +18,9 @@ import pytest
 import torch
 import yaml
 
-from tests.toolkit.train.conftest import ROOT, one_thread
-from tests.toolkit.train.test_engine import cut_back, plain_losses
-from tests.toolkit.train.warm import Warm
+from tests.support.process import ROOT, one_thread
+from tests.support.process_pool import ProcessPool
+from tests.support.training import cut_back, plain_losses
 from toolkit.checkpoint import checkpoint
 from toolkit.config import load_config
 from toolkit.rundir import RunDir
@@ -30,8 +30,8 @@ QUICK = ("--set", "train.watchdog.step=4")
 
 
 @pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    with Warm() as started:
+def pool() -> Iterator[ProcessPool]:
+    with ProcessPool() as started:
         yield started
 
 
@@ -95,11 +95,11 @@ def lines(run: Path) -> list[dict[str, object]]:
 
 
 @pytest.fixture(scope="module")
-def whole(warm: Warm, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(pool: ProcessPool, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nothing happened to this one: two ranks."""
     folder = tmp_path_factory.mktemp("whole")
-    pids = warm.ranks(2, free_port(), ["--config", config, "--run-dir", folder / "run"], folder / "log")
-    assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(folder / "log", 2)
+    pids = pool.ranks(2, free_port(), ["--config", config, "--run-dir", folder / "run"], folder / "log")
+    assert [pool.wait(pid) for pid in pids] == [0, 0], text_of(folder / "log", 2)
     return folder / "run"
 
 
@@ -107,14 +107,14 @@ def whole(warm: Warm, config: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_of_two_trainings_started_at_once_one_trains_and_one_says_who_does(
-    warm: Warm, config: Path, tmp_path: Path
+    pool: ProcessPool, config: Path, tmp_path: Path
 ) -> None:
     for attempt in range(2):
         run = tmp_path / f"run{attempt}"
         RunDir.create(run, load_config(config))
         logs = [tmp_path / f"{attempt}-{name}" for name in "ab"]
-        pids = [warm.start(["--run", run], log) for log in logs]
-        codes = [warm.wait(pid) for pid in pids]
+        pids = [pool.start(["--run", run], log) for log in logs]
+        codes = [pool.wait(pid) for pid in pids]
         assert sorted(codes) == [0, 7], [log.read_text() for log in logs]
         loser = logs[codes.index(7)].read_text()
         winner = pids[codes.index(0)]
@@ -126,19 +126,19 @@ def test_of_two_trainings_started_at_once_one_trains_and_one_says_who_does(
 
 
 def test_several_ranks_are_one_training_and_a_dead_owners_lock_is_free(
-    warm: Warm, config: Path, tmp_path: Path
+    pool: ProcessPool, config: Path, tmp_path: Path
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     arguments = ["--config", config, "--run-dir", run]
-    first = warm.ranks(2, free_port(), arguments, log, fault="sleep 1 2 2")
+    first = pool.ranks(2, free_port(), arguments, log, fault="sleep 1 2 2")
     wait_until(lambda: said(tmp_path / "log.0", "step 2/6"), "step 2")
-    second = warm.ranks(2, free_port(), arguments, tmp_path / "second")
-    assert [warm.wait(pid) for pid in second] == [7, 7]
+    second = pool.ranks(2, free_port(), arguments, tmp_path / "second")
+    assert [pool.wait(pid) for pid in second] == [7, 7]
     assert "rank 0: " in (tmp_path / "second.1").read_text()
     for pid in first:
         os.kill(pid, signal.SIGKILL)
-    third = warm.ranks(2, free_port(), arguments, tmp_path / "third")
-    assert [warm.wait(pid) for pid in third] == [0, 0], text_of(tmp_path / "third", 2)
+    third = pool.ranks(2, free_port(), arguments, tmp_path / "third")
+    assert [pool.wait(pid) for pid in third] == [0, 0], text_of(tmp_path / "third", 2)
 
 
 def test_a_training_knows_the_lock_of_its_own_job(config: Path, tmp_path: Path) -> None:
@@ -167,97 +167,99 @@ def test_a_training_knows_the_lock_of_its_own_job(config: Path, tmp_path: Path) 
     [(signal.SIGTERM, (0,)), (signal.SIGUSR1, (1,)), (signal.SIGUSR2, (0, 1)), (signal.SIGINT, (1,))],
 )
 def test_a_signal_to_any_ranks_stops_all_with_one_checkpoint(
-    warm: Warm, config: Path, whole: Path, tmp_path: Path, number: signal.Signals, receivers: Sequence[int]
+    pool: ProcessPool, config: Path, whole: Path, tmp_path: Path, number: signal.Signals, receivers: Sequence[int]
 ) -> None:
     run = tmp_path / "run"
     arguments = ["--config", config, "--run-dir", run]
-    pids = warm.ranks(2, free_port(), arguments, tmp_path / "log", fault="sleep 0 2 0.5")
+    pids = pool.ranks(2, free_port(), arguments, tmp_path / "log", fault="sleep 0 2 0.5")
     wait_until(lambda: said(tmp_path / "log.0", "step 2/6"), "step 2")
     for rank in receivers:
         os.kill(pids[rank], number)
-    assert [warm.wait(pid) for pid in pids] == [3, 3], text_of(tmp_path / "log", 2)
+    assert [pool.wait(pid) for pid in pids] == [3, 3], text_of(tmp_path / "log", 2)
     stopped = checkpoint.steps_in(run / "checkpoints")[-1]
     assert text_of(tmp_path / "log.0").count("stopped at step") == 1
     assert RunDir(run).read_state()["step"] == stopped
     assert RunDir(run).failure() is None
-    pids = warm.ranks(2, free_port(), arguments, tmp_path / "log")
-    assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(tmp_path / "log", 2)
+    pids = pool.ranks(2, free_port(), arguments, tmp_path / "log")
+    assert [pool.wait(pid) for pid in pids] == [0, 0], text_of(tmp_path / "log", 2)
     same(whole, run)
 
 
-def test_repeated_sigterm_never_kills_a_training(warm: Warm, config: Path, whole: Path, tmp_path: Path) -> None:
+def test_repeated_sigterm_never_kills_a_training(pool: ProcessPool, config: Path, whole: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     arguments = ["--config", config, "--run-dir", run]
-    pids = warm.ranks(2, free_port(), arguments, log)
+    pids = pool.ranks(2, free_port(), arguments, log)
     rounds = 1
     while True:  # from the first moment to the last, again and again
         for pid in pids:
-            if pid not in warm.codes:
+            if pid not in pool.codes:
                 os.kill(pid, signal.SIGTERM if rounds % 2 else signal.SIGUSR1)
         time.sleep(0.03)
-        if all(pid in warm.codes for pid in pids):
-            codes = [warm.wait(pid) for pid in pids]
+        if all(pid in pool.codes for pid in pids):
+            codes = [pool.wait(pid) for pid in pids]
             if codes == [0, 0]:
                 break
             assert set(codes) <= {3, -signal.SIGTERM, -signal.SIGUSR1}, text_of(log, 2)
             rounds += 1
             if rounds > 3:  # it never gets to a step under this fire; let it
-                pids = warm.ranks(2, free_port(), arguments, log)
-                assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
+                pids = pool.ranks(2, free_port(), arguments, log)
+                assert [pool.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
                 break
-            pids = warm.ranks(2, free_port(), arguments, log)
+            pids = pool.ranks(2, free_port(), arguments, log)
     same(whole, run)
 
 
 @pytest.mark.parametrize("receiver", [0, 1])
 def test_a_stop_cuts_a_validation_short_and_the_next_start_makes_up_for_it(
-    warm: Warm, config: Path, whole: Path, tmp_path: Path, receiver: int
+    pool: ProcessPool, config: Path, whole: Path, tmp_path: Path, receiver: int
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     arguments = ["--config", config, "--run-dir", run]
-    pids = warm.ranks(2, free_port(), arguments, log, fault="validate 0 0 2.5")  # five seconds on each rank
+    pids = pool.ranks(2, free_port(), arguments, log, fault="validate 0 0 2.5")  # five seconds on each rank
     wait_until(lambda: RunDir(run).read_state().get("phase") == "validating", "validation")
     os.kill(pids[receiver], signal.SIGTERM)
-    assert [warm.wait(pid) for pid in pids] == [3, 3], text_of(log, 2)
+    assert [pool.wait(pid) for pid in pids] == [3, 3], text_of(log, 2)
     assert [line["kind"] for line in lines(run)] == ["train"] * 3
     assert checkpoint.steps_in(run / "checkpoints")[-1] == 3
-    pids = warm.ranks(2, free_port(), arguments, log)
-    assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
+    pids = pool.ranks(2, free_port(), arguments, log)
+    assert [pool.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
     same(whole, run)
     assert checkpoint.pointed(run / "checkpoints", "best") == checkpoint.pointed(whole / "checkpoints", "best")
 
 
 def test_a_signal_to_the_whole_group_leaves_the_readers_to_the_training(
-    warm: Warm, config: Path, tmp_path: Path
+    pool: ProcessPool, config: Path, tmp_path: Path
 ) -> None:
     """As a terminal and Slurm send it."""
     run, log = tmp_path / "run", tmp_path / "log"
     arguments = ["--config", config, "--run-dir", run, "--set", "data.num_workers=2", "--set", "train.steps=2000"]
-    pid = warm.start(arguments, log)
+    pid = pool.start(arguments, log)
     wait_until(lambda: said(log, " 2/2000"), "step 2")
     for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM):
         os.killpg(pid, number)
-    assert warm.wait(pid) == 3, text_of(log)
+    assert pool.wait(pid) == 3, text_of(log)
     assert "stopped at step" in text_of(log)
 
 
-def test_a_killed_reader_process_ends_the_run_with_a_clear_error(warm: Warm, config: Path, tmp_path: Path) -> None:
+def test_a_killed_reader_process_ends_the_run_with_a_clear_error(
+    pool: ProcessPool, config: Path, tmp_path: Path
+) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     arguments = ["--config", config, "--run-dir", run, "--set", "data.num_workers=1", "--set", "train.steps=20000"]
-    pid = warm.start(arguments, log)
+    pid = pool.start(arguments, log)
     wait_until(lambda: said(log, " 2/20000"), "step 2")
     # The process group's members, less the training: forkserver, its tracker, the reader. The youngest reads.
     members = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and group_of(path) == pid]
     os.kill(max(members), signal.SIGKILL)
-    assert warm.wait(pid, 60) == 1
+    assert pool.wait(pid, 60) == 1
     assert "one of the 1 reader processes died (" in text_of(log)
     assert "Traceback" not in text_of(log)
 
 
-def test_a_killed_training_leaves_no_process_behind(warm: Warm, config: Path, tmp_path: Path) -> None:
+def test_a_killed_training_leaves_no_process_behind(pool: ProcessPool, config: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     options = ["--set", "data.num_workers=2", "--set", "train.steps=20000"]
-    pid = warm.start(["--config", config, "--run-dir", tmp_path / "run", *options], log)
+    pid = pool.start(["--config", config, "--run-dir", tmp_path / "run", *options], log)
     wait_until(lambda: said(log, " 2/20000"), "step 2")
 
     def readers() -> list[Path]:
@@ -267,7 +269,7 @@ def test_a_killed_training_leaves_no_process_behind(warm: Warm, config: Path, tm
 
     assert len(readers()) >= 4  # two readers, the forkserver, torch's tracker of resources
     os.kill(pid, signal.SIGKILL)
-    assert warm.wait(pid) == -signal.SIGKILL
+    assert pool.wait(pid) == -signal.SIGKILL
     wait_until(lambda: not readers(), f"the end of {readers()}", seconds=20)
 
 
@@ -300,11 +302,11 @@ def test_a_second_ctrl_c_ends_at_once_but_one_that_arrives_twice_does_not() -> N
 # Hangs and losses
 
 
-def test_a_stuck_rank_is_named_with_its_stack_and_ends_all(warm: Warm, config: Path, tmp_path: Path) -> None:
+def test_a_stuck_rank_is_named_with_its_stack_and_ends_all(pool: ProcessPool, config: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     arguments = ["--config", config, "--run-dir", run, *QUICK]
-    pids = warm.ranks(2, free_port(), arguments, log, fault="sleep 1 3 600")
-    assert [warm.wait(pid, 60) for pid in pids] == [6, 6], text_of(log, 2)
+    pids = pool.ranks(2, free_port(), arguments, log, fault="sleep 1 3 600")
+    assert [pool.wait(pid, 60) for pid in pids] == [6, 6], text_of(log, 2)
     named = f"rank 1 (process {pids[1]} on {socket.gethostname()}; step 3, phase forward) made no progress for 4 s"
     for rank in (0, 1):
         assert named in text_of(tmp_path / f"log.{rank}")
@@ -314,25 +316,27 @@ def test_a_stuck_rank_is_named_with_its_stack_and_ends_all(warm: Warm, config: P
     assert named in str(RunDir(run).failure())
 
 
-def test_a_frozen_process_is_named_by_the_others(warm: Warm, config: Path, tmp_path: Path) -> None:
+def test_a_frozen_process_is_named_by_the_others(pool: ProcessPool, config: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     arguments = ["--config", config, "--run-dir", run, *QUICK]
-    pids = warm.ranks(2, free_port(), arguments, log, fault="sleep 1 2 1")
+    pids = pool.ranks(2, free_port(), arguments, log, fault="sleep 1 2 1")
     wait_until(lambda: said(tmp_path / "log.0", "step 2/6"), "step 2")
     os.kill(pids[0], signal.SIGSTOP)
-    assert warm.wait(pids[1], 60) == 6, text_of(log, 2)
+    assert pool.wait(pids[1], 60) == 6, text_of(log, 2)
     assert f"rank 0 (process {pids[0]} on" in text_of(tmp_path / "log.1")
     os.kill(pids[0], signal.SIGKILL)
-    warm.wait(pids[0])
+    pool.wait(pids[0])
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_rank_ends_the_others_which_name_it(warm: Warm, config: Path, tmp_path: Path, victim: int) -> None:
+def test_a_killed_rank_ends_the_others_which_name_it(
+    pool: ProcessPool, config: Path, tmp_path: Path, victim: int
+) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    pids = warm.ranks(2, free_port(), ["--config", config, "--run-dir", run], log, fault=f"kill {victim} 3")
-    assert warm.wait(pids[victim], 60) == -signal.SIGKILL
+    pids = pool.ranks(2, free_port(), ["--config", config, "--run-dir", run], log, fault=f"kill {victim} 3")
+    assert pool.wait(pids[victim], 60) == -signal.SIGKILL
     began = time.monotonic()
-    assert warm.wait(pids[1 - victim], 60) == 1
+    assert pool.wait(pids[1 - victim], 60) == 1
     assert time.monotonic() - began < 60
     told = text_of(tmp_path / f"log.{1 - victim}")
     assert f"rank {1 - victim} ends because another died (killed? out of memory?): rank {victim} (process" in told
@@ -340,21 +344,21 @@ def test_a_killed_rank_ends_the_others_which_name_it(warm: Warm, config: Path, t
     assert "Traceback" not in told
 
 
-def test_an_error_on_one_rank_is_what_all_ranks_tell(warm: Warm, config: Path, tmp_path: Path) -> None:
+def test_an_error_on_one_rank_is_what_all_ranks_tell(pool: ProcessPool, config: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    pids = warm.ranks(2, free_port(), ["--config", config, "--run-dir", run], log, fault="error 1 3")
-    assert [warm.wait(pid, 60) for pid in pids] == [1, 1]
+    pids = pool.ranks(2, free_port(), ["--config", config, "--run-dir", run], log, fault="error 1 3")
+    assert [pool.wait(pid, 60) for pid in pids] == [1, 1]
     assert "rank 0 ends because rank 1 on" in text_of(tmp_path / "log.0")
     assert "KeyError: 'a bug'" in text_of(tmp_path / "log.0")
     assert "rank 1: KeyError: 'a bug'" in str(RunDir(run).failure())
 
 
-def test_a_slow_rank_is_named_and_left_alone(warm: Warm, tiny_config: Path, tmp_path: Path) -> None:
+def test_a_slow_rank_is_named_and_left_alone(pool: ProcessPool, tiny_config: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     options = ["--set", "train.watchdog.step=6", "--set", "train.steps=26"]
     arguments = ["--config", tiny_config, "--run-dir", run, *options]
-    pids = warm.ranks(2, free_port(), arguments, log, fault="slow 1 0 0.4")
-    assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
+    pids = pool.ranks(2, free_port(), arguments, log, fault="slow 1 0 0.4")
+    assert [pool.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
     assert f"slow: rank 1 on {socket.gethostname()} takes" in text_of(tmp_path / "log.0")
     assert "rank 1 on" in RunDir(run).read_state()["slow"]
 
@@ -378,34 +382,34 @@ def test_heartbeats_tell_how_ranks_ended(whole: Path) -> None:
     ],
 )
 def test_ranks_that_can_not_meet_say_where_they_tried(
-    warm: Warm, config: Path, tmp_path: Path, rank: int, address: str, message: str
+    pool: ProcessPool, config: Path, tmp_path: Path, rank: int, address: str, message: str
 ) -> None:
     port = free_port()
     meeting = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": address, "MASTER_PORT": port, "MODERNN_RENDEZVOUS_S": 1}
-    assert warm.run(["--config", config, "--run-dir", tmp_path / "run"], tmp_path / "log", **meeting) == 1
+    assert pool.run(["--config", config, "--run-dir", tmp_path / "run"], tmp_path / "log", **meeting) == 1
     text = text_of(tmp_path / "log")
     assert re.search(message.format(port=port), text), text
     assert "Traceback" not in text
 
 
-def test_a_taken_port_is_said(warm: Warm, config: Path, tmp_path: Path) -> None:
+def test_a_taken_port_is_said(pool: ProcessPool, config: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
         meeting = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        code = warm.run(["--config", config], tmp_path / "log", **meeting, MODERNN_RENDEZVOUS_S=5)
+        code = pool.run(["--config", config], tmp_path / "log", **meeting, MODERNN_RENDEZVOUS_S=5)
     assert code == 1
     assert f"MASTER_PORT {port}: " in text_of(tmp_path / "log")
     assert "Set another MASTER_PORT" in text_of(tmp_path / "log")
 
 
-def test_a_stop_while_waiting_for_ranks_is_no_failure(warm: Warm, config: Path, tmp_path: Path) -> None:
+def test_a_stop_while_waiting_for_ranks_is_no_failure(pool: ProcessPool, config: Path, tmp_path: Path) -> None:
     meeting = {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    pid = warm.start(["--config", config], tmp_path / "log", **meeting, MODERNN_RENDEZVOUS_S=3)
+    pid = pool.start(["--config", config], tmp_path / "log", **meeting, MODERNN_RENDEZVOUS_S=3)
     time.sleep(1)
     os.kill(pid, signal.SIGTERM)
-    assert warm.wait(pid, 30) == 3
+    assert pool.wait(pid, 30) == 3
     assert "nothing was trained or saved" in text_of(tmp_path / "log")
 
 
@@ -426,12 +430,12 @@ def test_a_stop_while_waiting_for_ranks_is_no_failure(warm: Warm, config: Path, 
     ],
 )
 def test_what_is_not_finite_stops_all_ranks_before_the_update(
-    warm: Warm, config: Path, tmp_path: Path, kind: str, setting: str
+    pool: ProcessPool, config: Path, tmp_path: Path, kind: str, setting: str
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     arguments = ["--config", config, "--run-dir", run, "--set", f"train.{setting}"]
-    pids = warm.ranks(2, free_port(), arguments, log, fault=f"{kind} 1 4")
-    assert [warm.wait(pid) for pid in pids] == [4, 4], text_of(log, 2)
+    pids = pool.ranks(2, free_port(), arguments, log, fault=f"{kind} 1 4")
+    assert [pool.wait(pid) for pid in pids] == [4, 4], text_of(log, 2)
     for rank in (0, 1):
         text = text_of(tmp_path / f"log.{rank}")
         assert f"step 4: the {kind} is not finite on 1 of 2 ranks; rank 1 has a loss of" in text
@@ -446,14 +450,14 @@ def test_what_is_not_finite_stops_all_ranks_before_the_update(
     [("gradient", "zero=0"), ("loss", "zero=2"), ("gradient", "precision=bf16"), ("gradient", "graph=on")],
 )
 def test_a_skipped_step_leaves_no_trace_but_is_counted(
-    warm: Warm, config: Path, tmp_path: Path, kind: str, setting: str
+    pool: ProcessPool, config: Path, tmp_path: Path, kind: str, setting: str
 ) -> None:
     """Against plain PyTorch without that step, also across a stop and a new start."""
     run, log = tmp_path / "run", tmp_path / "log"
     options = ["--set", f"train.{setting}", "--set", "train.on_nonfinite=skip"]
     arguments = ["--config", config, "--run-dir", run, *options]
-    pids = warm.ranks(2, free_port(), arguments, log, fault=f"{kind} 1 2")
-    assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
+    pids = pool.ranks(2, free_port(), arguments, log, fault=f"{kind} 1 2")
+    assert [pool.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
     assert "this step is skipped, the 1. of this run" in text_of(tmp_path / "log.0")
     assert RunDir(run).read_state()["skipped"] == 1
     shown = lines(run)
@@ -465,16 +469,16 @@ def test_a_skipped_step_leaves_no_trace_but_is_counted(
     if setting in ("zero=2", "graph=on"):
         before = weights(run, 6)
         cut_back(run, 4)
-        pids = warm.ranks(2, free_port(), arguments, log)
-        assert [warm.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
+        pids = pool.ranks(2, free_port(), arguments, log)
+        assert [pool.wait(pid) for pid in pids] == [0, 0], text_of(log, 2)
         after = weights(run, 6)
         assert all(torch.equal(before[name], after[name]) for name in before)
         assert lines(run) == shown
 
 
-def test_too_many_skipped_steps_in_a_row_end_the_run(warm: Warm, config: Path, tmp_path: Path) -> None:
+def test_too_many_skipped_steps_in_a_row_end_the_run(pool: ProcessPool, config: Path, tmp_path: Path) -> None:
     options = ["--set", "train.on_nonfinite=skip", "--set", "train.steps=12"]
     arguments = ["--config", config, "--run-dir", tmp_path / "run", *options]
-    assert warm.run(arguments, tmp_path / "log", fault="gradient 0 0 20") == 4
+    assert pool.run(arguments, tmp_path / "log", fault="gradient 0 0 20") == 4
     assert "10 steps in a row were skipped before" in text_of(tmp_path / "log")
     assert RunDir(tmp_path / "run").read_state()["skipped"] == 10

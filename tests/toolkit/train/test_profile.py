@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.toolkit.train.warm import Warm
+from tests.support.process_pool import ProcessPool
 from toolkit.train.profile import communication, matmul_flops, merged, tell
 
 
@@ -21,18 +21,18 @@ def losses(run: Path) -> list[float]:
 
 def test_two_ranks_profiled(tiny_config: Path, tmp_path: Path) -> None:
     plain, profiled, short = (tmp_path / name for name in ("plain", "profiled", "short"))
-    with Warm() as warm:
+    with ProcessPool() as pool:
         started = []
         for run, flags in ((plain, []), (profiled, ["--profile-steps", "2"])):
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
             arguments = ["--config", tiny_config, "--run-dir", run, *flags]
-            started += warm.ranks(2, port, arguments, tmp_path / f"{run.name}.log")
+            started += pool.ranks(2, port, arguments, tmp_path / f"{run.name}.log")
         started.append(
-            warm.start(["--config", tiny_config, "--run-dir", short, "--profile-steps", "20"], tmp_path / "short.log")
+            pool.start(["--config", tiny_config, "--run-dir", short, "--profile-steps", "20"], tmp_path / "short.log")
         )
-        assert [warm.wait(pid) for pid in started] == [0] * 5
+        assert [pool.wait(pid) for pid in started] == [0] * 5
     assert losses(profiled) == losses(plain)
     weights = [torch.load(run / "checkpoints/step-00000006/weights.pt") for run in (plain, profiled)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

@@ -12,18 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.toolkit.train.conftest import ROOT, one_thread
-from tests.toolkit.train.test_engine import logged, plain_losses
+from tests.support.process import ROOT, one_thread
+from tests.support.training import SCRIPT, call, logged, plain_losses
 from toolkit.config import load_config
 from toolkit.errors import EXIT_USAGE
 from toolkit.rundir import RunDir
-
-SCRIPT = [sys.executable, str(ROOT / "launch" / "train.py")]
-
-
-def call(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [*SCRIPT, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=200)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.toolkit.report.support import quiet, read_csv, score_as
-from tests.toolkit.report.synthetic import noise_scene, write_run, write_scores
+from tests.support.report import quiet, read_csv, score_as
+from tests.support.synthetic import noise_scene, write_run, write_scores
 from toolkit.evaluate.ensemble import Ensemble
 from toolkit.report.build import build_report
 from toolkit.report.data.aggregate import make_boards, mean_and_std

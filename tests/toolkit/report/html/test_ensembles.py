@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from shards.manifest import Scale
-from tests.toolkit.report.support import quiet, read_csv
-from tests.toolkit.report.synthetic import noise_scene, write_result
+from tests.support.report import quiet, read_csv
+from tests.support.synthetic import noise_scene, write_result
 from toolkit.evaluate.ensemble import Ensemble
 from toolkit.evaluate.probabilistic import Members
 from toolkit.evaluate.protocols import load_protocol

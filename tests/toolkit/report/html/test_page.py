@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from launch.report import main
-from tests.toolkit.report.support import quiet
-from tests.toolkit.report.synthetic import DBZ, noise_scene, write_run, write_sweep
+from tests.support.report import quiet
+from tests.support.synthetic import DBZ, noise_scene, write_run, write_sweep
 from toolkit.report.build import build_report
 
 

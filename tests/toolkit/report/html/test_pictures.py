@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from shards.colours import DBZ_COLOURS, MISSING_COLOUR
-from tests.toolkit.report.synthetic import DBZ, GREY
+from tests.support.synthetic import DBZ, GREY
 from toolkit.report.html.animation import gif_uri
 from toolkit.report.html.figures import looks
 from toolkit.report.html.pictures import (

@@ -14,7 +14,7 @@ from scipy import stats
 
 from launch.report import main
 from launch.sweeps.spec import plan_sweep
-from tests.toolkit.report.synthetic import GREY, Scene, write_result, write_run, write_sweep
+from tests.support.synthetic import GREY, Scene, write_result, write_run, write_sweep
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate.ensemble import Ensemble
 from toolkit.evaluate.table import STATUS, ScoreTable

@@ -1,6 +1,6 @@
 """Run in a process of its own by the tests: models trained with `train.graph` on and off, step by step.
 
-    python tests/toolkit/train/graphs.py CASES.json OUT.json
+    python -m tests.support.graphs CASES.json OUT.json
 
 CASES.json: [{"model": {...}, "train": {...}, "steps": N}, ...]. OUT.json: for each {"on": losses, "off": losses,
 "norms": equal gradient norms, "state": equal weights and moments after the last step}.
@@ -26,6 +26,16 @@ from toolkit.train.engine import StepResult
 from toolkit.train.loss import TrainingLoss
 
 SCALE = Scale("intensity", "1", 0.0, 1 / 255, missing_code=255)
+SMALL: dict[str, dict[str, Any]] = {
+    "trajgru": {"hidden": [8, 12], "flows": [5, 5], "strides": [4, 2], "stem": 4, "flow_hidden": 8},
+    "svg_lp": {"size": 16, "width": 4, "latent": 16, "rnn": 16, "z": 4},
+    "simvp": {"frames": 2, "spatial_hidden": 8, "spatial_layers": 2, "hidden": 16, "layers": 2, "mlp_ratio": 2},
+    "rim": {"layers": 1, "hidden": 24},
+}
+
+
+def small(name: str) -> dict[str, Any]:
+    return {"name": name, **SMALL.get(name, {"layers": 2, "hidden": 8})}
 
 
 def train(case: dict[str, Any], graph: str) -> tuple[list[StepResult], TrainState]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from shards.manifest import FrameSpec
-from tests.toolkit.models.test_models import config_of
+from tests.support.models import config_of
 from toolkit.models.base import Noise, Sampling, build_model
 
 SHAPE = FrameSpec(1, 32, 32)

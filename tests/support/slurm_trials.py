@@ -15,8 +15,9 @@ from pathlib import Path
 
 import yaml
 
-from tests.slurm.conftest import ROOT, DevCluster, eventually
-from tests.toolkit.train.chaos import STEPS, TREE
+from tests.support.devcluster import DevCluster
+from tests.support.process import ROOT, eventually
+from tests.support.training_faults import STEPS, TREE
 from toolkit.atomic import write_atomic
 from toolkit.rundir import RunDir, lock
 
@@ -45,14 +46,14 @@ def draw_noise(*given):  # type: ignore[no-untyped-def]
 
 
 @dataclass(frozen=True)
-class Life:
+class PacedSweeps:
     """A folder on a cluster: a store, a copy of the checkout, sweeps."""
 
     cluster: DevCluster
     folder: Path
 
     @staticmethod
-    def prepare(cluster: DevCluster, folder: Path) -> Life:
+    def prepare(cluster: DevCluster, folder: Path) -> PacedSweeps:
         convert = [sys.executable, "-m", "shards", "convert", "moving-mnist", str(folder / "store")]
         options = ["--train", "7", "--val", "2", "--test", "2", "--modes", "1,2", "--size", "16", "--length", "4"]
         subprocess.run([*convert, *options], check=True, cwd=ROOT, capture_output=True)
@@ -60,7 +61,7 @@ class Life:
             shutil.copytree(ROOT / name, folder / "checkout" / name, ignore=shutil.ignore_patterns("__pycache__"))
         with open(folder / "checkout" / "toolkit" / "train" / "sampling.py", "a") as file:
             file.write(PACED)
-        return Life(cluster, folder)
+        return PacedSweeps(cluster, folder)
 
     def pace(self, name: str, seconds: float) -> None:
         """How long each step of a sweep sleeps from now on."""
@@ -106,7 +107,7 @@ class Life:
 class Trial:
     """One run and its job."""
 
-    life: Life
+    sweeps: PacedSweeps
     name: str
     run: RunDir
 
@@ -131,10 +132,10 @@ class Trial:
         """The nodes of a start, by its own log."""
         (log,) = self.run.logs.glob(f"*_{start}_batch.log")
         names = log.read_text().splitlines()[0].rpartition(" on ")[2]
-        return self.life.cluster.run("scontrol", "show", "hostnames", names).split()
+        return self.sweeps.cluster.run("scontrol", "show", "hostnames", names).split()
 
     def scontrol(self, *arguments: object) -> str:
-        return self.life.cluster.run("scontrol", *arguments)
+        return self.sweeps.cluster.run("scontrol", *arguments)
 
     def wait(self, condition: Callable[[], object], seconds: float = 120) -> None:
         """Until it holds; if it never does, the logs are shown."""
@@ -155,22 +156,22 @@ class Trial:
 
     def go(self) -> None:
         """On, but not so fast that it is through before a test has looked."""
-        self.life.pace(self.name, 0.3)
+        self.sweeps.pace(self.name, 0.3)
 
     def finish(self) -> None:
         """At full speed to the end, and until the job has left the queue."""
-        self.life.pace(self.name, 0.0)
+        self.sweeps.pace(self.name, 0.0)
         self.wait(lambda: self.run.done and len(self.run.scores()) == 2)
         self.wait(lambda: not self.live())
 
     def live(self) -> bool:
         """Whether the queue has its job."""
-        return self.job in self.life.cluster.queue()
+        return self.job in self.sweeps.cluster.queue()
 
     def tell(self) -> str:
         """State and logs, for messages of tests."""
         logs = sorted(self.run.logs.glob("*.log"), key=lambda path: path.stat().st_mtime)
         parts = [f"--- {path.name}\n{path.read_text()[-1500:]}" for path in logs]
-        queue = self.life.cluster.run("squeue", "--format=%i %j %T %r %N", check=False)
-        nodes = self.life.cluster.run("sinfo", "-N", "-p", "main", "-o", "%N %T %E", check=False)
+        queue = self.sweeps.cluster.run("squeue", "--format=%i %j %T %r %N", check=False)
+        nodes = self.sweeps.cluster.run("sinfo", "-N", "-p", "main", "-o", "%N %T %E", check=False)
         return "\n".join([f"{time.strftime('%T')} {self.run.read_state()}", *parts, queue, nodes])

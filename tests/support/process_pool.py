@@ -1,7 +1,8 @@
 """Trainings in real processes of their own that start in a blink: forked from one that has done the imports.
 
 As a script it reads requests from stdin, one JSON line each, forks a process per request that runs launch/train.py's
-main with those arguments, and answers with the process ids and, later, with how they ended. `Warm` is its client.
+main with those arguments, and answers with the process ids and, later, with how they ended. `ProcessPool` is
+its client.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[3]
+from tests.support.process import ROOT
 
 
-class Warm:
+class ProcessPool:
     """Starts trainings; use as a context. A process's code is as in subprocess: negative for a signal."""
 
-    def __enter__(self) -> Warm:
+    def __enter__(self) -> ProcessPool:
         self.server = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, "-m", "tests.support.process_pool"],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"},
             stdin=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """Real deaths at chosen moments, in forked children, so that torch and DeepSpeed are imported once.
 
-    python tests/toolkit/train/crash.py JOBS.json RESULTS.json
+    python -m tests.support.crash JOBS.json RESULTS.json
 
 JOBS.json: [{"config": path, "set": [...], "run": path, "ranks": 1, "zero": 0, "kill_at_write": n, "kill_at_step": n,
 "full_until_step": n}, ...], one after the other; kills are optional: rank 0 at its n-th write of a checkpoint, all

@@ -1,6 +1,6 @@
 """What can happen to a cluster, at random moments of a sweep: every run must end as the undisturbed one, unattended.
 
-    python -m tests.slurm.chaos --disturbances 20 --seed 1 --log chaos.log
+    python -m tests.support.slurm_faults --disturbances 20 --seed 1 --log faults.log
 
 Two models x two seeds, each on two ranks of two nodes, in a partition whose jobs others preempt. A disturbance hits one
 run that isn't done: stopped by a signal, requeued, preempted, its node set down, crashed, cut off or without its
@@ -24,9 +24,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.slurm.conftest import DevCluster
-from tests.slurm.life import CONVLSTM, MODERNN, Life, Trial
-from tests.toolkit.train.chaos import difference
+from tests.support.devcluster import DevCluster
+from tests.support.slurm_trials import CONVLSTM, MODERNN, PacedSweeps, Trial
+from tests.support.training_faults import difference
 from toolkit.rundir import lock
 from toolkit.rundir.events import restarts_of
 
@@ -42,10 +42,10 @@ DEEDS = ("stop", "stop batch", "requeue", "preempt", "controller", "controller k
 
 
 @dataclass
-class Chaos:
+class FaultInjection:
     """A sweep, what is done to it, and what is broken at the moment."""
 
-    life: Life
+    sweeps: PacedSweeps
     seed: int
     say: Callable[[str], None]
     counts: Counter[str] = field(default_factory=Counter)
@@ -64,7 +64,7 @@ class Chaos:
             time.sleep(dice.uniform(0.5, 7.0))
             self._repair(time.monotonic())
             live = [trial for trial in trials if not trial.run.done]
-            self.life.pace("sweep", CRAWL_S if any(trial.step >= CRAWL_FROM for trial in live) else PACE_S)
+            self.sweeps.pace("sweep", CRAWL_S if any(trial.step >= CRAWL_FROM for trial in live) else PACE_S)
             assert live, f"all runs ended after {done} disturbances: let steps take longer"
             done += self._disturb(dice, dice.choice(live), dice.choice(DEEDS), done + 1)
         self.say("left alone from now on")
@@ -79,11 +79,11 @@ class Chaos:
     def _submit(self, name: str, pace: float) -> list[Trial]:
         options = ("--nodes", 2, "--ranks", 2)
         models = (MODERNN, CONVLSTM)
-        return self.life.submit(name, *options, pace=pace, steps=STEPS, models=models, seeds=2, partition="low")
+        return self.sweeps.submit(name, *options, pace=pace, steps=STEPS, models=models, seeds=2, partition="low")
 
     def _disturb(self, dice: random.Random, trial: Trial, deed: str, number: int) -> bool:
         """Do it if it can be done now."""
-        cluster = self.life.cluster
+        cluster = self.sweeps.cluster
         seconds = dice.uniform(1.0, 25.0)
         if deed.startswith("controller"):
             if "controller" in self._broken:
@@ -118,7 +118,7 @@ class Chaos:
             return []
 
     def _deeds(self, deed: str, job: str, node: str, seconds: float) -> None:
-        cluster = self.life.cluster
+        cluster = self.sweeps.cluster
 
         def tell(*command: object) -> None:
             cluster.run(*command, check=False)  # the controller may be away: then nothing happens
@@ -133,7 +133,7 @@ class Chaos:
             options = ["--partition=high", f"--nodelist={node}", "--exclusive", "--output=/dev/null"]
             tell("sbatch", *options, f"--wrap=sleep {seconds / 5:.1f}")
         elif deed == "down":
-            tell("scontrol", "update", f"nodename={node}", "state=down", "reason=chaos")
+            tell("scontrol", "update", f"nodename={node}", "state=down", "reason=injection")
             self._break(node, seconds, lambda: tell("scontrol", "update", f"nodename={node}", "state=resume"))
         elif deed == "crash":
             cluster.call("crash", node)
@@ -156,7 +156,7 @@ class Chaos:
 
     def _finish(self, trials: list[Trial]) -> None:
         """Until all runs are done; nodes and controller come back meanwhile, each when its time has come."""
-        self.life.pace("sweep", 0.0)
+        self.sweeps.pace("sweep", 0.0)
         deadline = time.monotonic() + PATIENCE_S
         while not all(trial.run.done and len(trial.run.scores()) == 2 for trial in trials):
             self._repair(time.monotonic())
@@ -180,19 +180,19 @@ def main() -> None:
             print(f"{time.strftime('%H:%M:%S')} {text}", file=file, flush=True)
 
     cluster = DevCluster(Path(tempfile.mkdtemp(prefix="devcluster-", dir="/tmp")))
-    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    folder = Path(tempfile.mkdtemp(prefix="faults-"))
     began = time.monotonic()
     code = 0
     try:
         cluster.call("up", NODES=str(NODES), OWNER=str(os.getpid()))
-        chaos = Chaos(Life.prepare(cluster, folder), options.seed, say)
+        injection = FaultInjection(PacedSweeps.prepare(cluster, folder), options.seed, say)
         try:
-            chaos.run(options.disturbances)
+            injection.run(options.disturbances)
             say(f"{options.disturbances} disturbances in {time.monotonic() - began:.0f} s: all runs done and equal")
         except AssertionError as error:
             say(f"FAILED: {error}")
             code = 1
-        for what, count in sorted(chaos.counts.items()):
+        for what, count in sorted(injection.counts.items()):
             say(f"{count:4} x {what}")
     finally:
         cluster.call("down", check=False)

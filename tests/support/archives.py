@@ -2,6 +2,7 @@
 an event holds: sixteen bits in blocks of 4x4 pixels, in the upper left 16x16.
 """
 
+import argparse
 import gzip
 import zlib
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .conftest import write_gif
+from shards.sources import SOURCES
 
 SIDE = 16
 
@@ -202,3 +203,32 @@ def write_clips(path: Path, sequences: int, length: int, first: int = 0, scale: 
     raw = frames if scale == 1.0 else (frames * scale).astype(np.float32)
     np.savez_compressed(path, clips=clips.astype(np.int32), input_raw_data=raw)
     return set(range(first, first + sequences * length))
+
+
+def write_gif(folder: Path, time: datetime, indexes: np.ndarray) -> Path:
+    """A MeteoSwiss-like GIF: palette indexes under a name that tells the time."""
+    path = folder / f"{time:%Y%m%d}" / f"AQC{time:%y%j%H%M}F_00005.801.gif"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(indexes)
+    image.putpalette([shade for i in range(256) for shade in (i, 255 - i, 7)])
+    image.save(path, optimize=False)
+    return path
+
+
+def write_radar(folder: Path, start: datetime, frames: int, skip: tuple[int, ...] = (), size=(24, 32)) -> list[Path]:
+    """Frames 5 minutes apart, those of `skip` left out; every palette index occurs."""
+    paths = []
+    for i in range(frames):
+        if i not in skip:
+            pixels = (np.arange(size[0] * size[1]) + 7 * i).astype(np.uint8).reshape(size)
+            paths.append(write_gif(folder, start + timedelta(minutes=5 * i), pixels))
+    return paths
+
+
+def build(name: str, folder, *options: str):
+    parser = argparse.ArgumentParser()
+    if SOURCES[name].input_help is not None:
+        parser.add_argument("input")
+        options = (str(folder), *options)
+    SOURCES[name].add_arguments(parser)
+    return SOURCES[name].build(parser.parse_args(options))

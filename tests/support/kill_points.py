@@ -1,6 +1,6 @@
 """A conversion in a process of its own that ends at a chosen point as if the machine had failed.
 
-    python -m tests.shards.killing OUTPUT FORMAT WORKERS POINT COUNT
+    python -m tests.support.kill_points OUTPUT FORMAT WORKERS POINT COUNT
 
 POINT is one of POINTS; at its COUNT-th time the process kills itself with SIGKILL. With POINT "never" it finishes,
 after COUNT x 20 ms for each event.
@@ -16,8 +16,7 @@ from pathlib import Path
 import shards.convert
 import shards.partial
 import shards.writer
-
-from .conftest import Clips
+from tests.support.clips import Clips
 
 POINTS = {
     "a shard is written": (shards.writer.HashedFile, "__exit__"),

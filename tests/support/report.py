@@ -9,7 +9,6 @@ from pathlib import Path
 
 from toolkit.evaluate.ensemble import Ensemble
 
-ROOT = Path(__file__).parents[3]
 FAILURE = "NonFiniteError: the loss is <NaN> & more"
 
 

@@ -1,6 +1,6 @@
 """Kills and stops at random moments: a training that is disturbed again and again must end as the undisturbed one.
 
-    python -m tests.toolkit.train.chaos --disturbances 200 --seed 1 --log chaos.log
+    python -m tests.support.training_faults --disturbances 200 --seed 1 --log faults.log
 
 Each launch of two ranks is disturbed once, at a random moment from its first instant on: SIGKILL to all ranks or to
 one, or one to three signals that ask for a checkpoint to a random choice of ranks. When a run is done, its weights,
@@ -29,7 +29,8 @@ from typing import Any
 import torch
 import yaml
 
-from tests.toolkit.train.warm import ROOT, Warm
+from tests.support.process import ROOT
+from tests.support.process_pool import ProcessPool
 from toolkit.checkpoint import checkpoint
 from toolkit.rundir import RunDir
 
@@ -93,10 +94,10 @@ def difference(one: Path, other: Path, step: int) -> str | None:
 
 
 @dataclass
-class Chaos:
+class FaultInjection:
     """The disturbances, and a count of what they met."""
 
-    warm: Warm
+    pool: ProcessPool
     folder: Path
     config: Path
     seed: int
@@ -142,7 +143,7 @@ class Chaos:
     def _launch(self, run: Path, deed: Deed | None) -> tuple[list[int], str]:
         log = self.folder / "log"
         size = log.with_name("log.0").stat().st_size if log.with_name("log.0").exists() else 0
-        pids = self.warm.ranks(self.ranks, free_port(), ["--config", self.config, "--run-dir", run], log)
+        pids = self.pool.ranks(self.ranks, free_port(), ["--config", self.config, "--run-dir", run], log)
         met = "nothing"
         if deed is not None:
             if not deed.starting:
@@ -151,13 +152,13 @@ class Chaos:
             met = self._where(run)
             for rank in deed.ranks:
                 for number in deed.signals:
-                    if pids[rank] not in self.warm.codes:
+                    if pids[rank] not in self.pool.codes:
                         os.kill(pids[rank], number)
         try:
-            return [self.warm.wait(pid, 120) for pid in pids], met
+            return [self.pool.wait(pid, 120) for pid in pids], met
         except AssertionError as error:
             for pid in pids:
-                if pid not in self.warm.codes:
+                if pid not in self.pool.codes:
                     os.kill(pid, signal.SIGQUIT)
             time.sleep(1)
             stacks = "\n".join(path.read_text() for path in sorted((run / "heartbeat").glob("*.stacks")))
@@ -165,7 +166,7 @@ class Chaos:
 
     def _first_step(self, log: Path, size: int, pids: list[int]) -> None:
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not any(pid in self.warm.codes for pid in pids):
+        while time.monotonic() < deadline and not any(pid in self.pool.codes for pid in pids):
             if b"seq/s" in log.read_bytes()[size:]:
                 return
             time.sleep(0.01)
@@ -221,7 +222,7 @@ def prepare(folder: Path) -> Path:
     options = ["--train", "7", "--val", "2", "--test", "2", "--modes", "1,2", "--size", "16", "--length", "4"]
     subprocess.run([*command, *options], check=True, cwd=ROOT, capture_output=True)
     tree = {**TREE, "data": {**TREE["data"], "store": str(store)}}  # type: ignore[dict-item]
-    path = folder / "chaos.yaml"
+    path = folder / "faults.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
 
@@ -232,23 +233,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--log", type=Path, required=True)
     options = parser.parse_args()
-    with open(options.log, "w", encoding="utf-8") as log, tempfile.TemporaryDirectory() as name, Warm() as warm:
+    with open(options.log, "w", encoding="utf-8") as log, tempfile.TemporaryDirectory() as name, ProcessPool() as pool:
 
         def say(text: str) -> None:
             for file in (log, sys.stdout):
                 print(f"{time.strftime('%H:%M:%S')} {text}", file=file, flush=True)
 
         folder = Path(name)
-        chaos = Chaos(warm, folder, prepare(folder), options.seed, say)
+        injection = FaultInjection(pool, folder, prepare(folder), options.seed, say)
         began = time.monotonic()
         try:
-            chaos.run(options.disturbances)
+            injection.run(options.disturbances)
             say(f"{options.disturbances} disturbances in {time.monotonic() - began:.0f} s: all runs equal")
         except AssertionError as error:
             say(f"FAILED: {error}")
             raise SystemExit(1) from None
         finally:
-            for what, count in sorted(chaos.counts.items()):
+            for what, count in sorted(injection.counts.items()):
                 say(f"{count:4} x {what}")
 
 

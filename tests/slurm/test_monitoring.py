@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.conftest import ROOT, SCRIPT, DevCluster, Site, eventually, live, starts
+from tests.support.devcluster import SCRIPT, DevCluster, Site, live, starts
+from tests.support.process import ROOT, eventually
 from toolkit.rundir import lock
 
 LAUNCH = ROOT / "launch"

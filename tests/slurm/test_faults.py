@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from tests.slurm import chaos
-from tests.slurm.conftest import DevCluster, eventually
-from tests.slurm.life import PARKED_S, Life, Trial
-from tests.toolkit.train.chaos import STEPS, difference
+from tests.support import slurm_faults
+from tests.support.devcluster import DevCluster
+from tests.support.process import eventually
+from tests.support.slurm_trials import PARKED_S, PacedSweeps, Trial
+from tests.support.training_faults import STEPS, difference
 from toolkit.rundir import lock
 from toolkit.rundir.events import restarts_of
 from toolkit.rundir.status import read_status
@@ -42,7 +43,7 @@ def preempt(trial: Trial) -> None:
     """A job of partition high takes the node for a second."""
     (node,) = trial.nodes(0)
     options = ["--partition=high", f"--nodelist={node}", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
-    trial.life.cluster.run("sbatch", *options)
+    trial.sweeps.cluster.run("sbatch", *options)
     trial.go()
 
 
@@ -57,12 +58,12 @@ def take_node_down(trial: Trial) -> None:
 def crash_node(trial: Trial) -> None:
     """The node is back soon, and then left out for a while: the next start doesn't take it either."""
     node = trial.nodes(0)[0]
-    trial.life.cluster.call("crash", node)
+    trial.sweeps.cluster.call("crash", node)
     trial.at_work(start=1, steps=0)
     assert node not in trial.nodes(1)
-    trial.life.cluster.call("start", node)
-    trial.wait(lambda: trial.life.cluster.run("sinfo", "-h", "-p", "main", "-n", node, "-o", "%T").strip() == "idle")
-    trial.life.cluster.run("scancel", "--signal=USR2", "--batch", trial.job)
+    trial.sweeps.cluster.call("start", node)
+    trial.wait(lambda: trial.sweeps.cluster.run("sinfo", "-h", "-p", "main", "-n", node, "-o", "%T").strip() == "idle")
+    trial.sweeps.cluster.run("scancel", "--signal=USR2", "--batch", trial.job)
     trial.go()
     trial.at_work(start=2, steps=0)
     assert node not in trial.nodes(2)
@@ -70,21 +71,21 @@ def crash_node(trial: Trial) -> None:
 
 def kill_slurmd(trial: Trial) -> None:
     node = trial.nodes(0)[1]
-    trial.life.cluster.call("stopd", node)
+    trial.sweeps.cluster.call("stopd", node)
     trial.at_work(start=1, steps=0)
     assert node not in trial.nodes(1)
-    trial.life.cluster.call("start", node)
+    trial.sweeps.cluster.call("start", node)
 
 
 def orphan(trial: Trial) -> None:
     """Slurm thinks the node dead and runs the job a second time, but the first start is alive and goes on."""
     (node,) = trial.nodes(0)
     before = lock.read_lock(trial.run.path)
-    trial.life.cluster.call("stopd", node)
+    trial.sweeps.cluster.call("stopd", node)
     trial.wait(lambda: list(trial.run.logs.glob("*_1_batch.log")))
     assert lock.read_lock(trial.run.path)["pid"] == before["pid"]
     trial.finish()
-    trial.life.cluster.call("start", node)
+    trial.sweeps.cluster.call("start", node)
 
 
 @dataclass(frozen=True)
@@ -118,15 +119,15 @@ SCENARIOS = {
 class Fleet:
     """All runs at once; the controller is restarted while all are at work."""
 
-    def __init__(self, life: Life) -> None:
-        self.life = life
+    def __init__(self, sweeps: PacedSweeps) -> None:
+        self.sweeps = sweeps
         self._all_at_work = threading.Barrier(len(SCENARIOS), self._restart_controller)
 
     def start(self, pool: ThreadPoolExecutor) -> dict[str, Future[Trial]]:
         return {name: pool.submit(self._live, name, scenario) for name, scenario in SCENARIOS.items()}
 
     def _restart_controller(self) -> None:
-        cluster = self.life.cluster
+        cluster = self.sweeps.cluster
         cluster.call("stopctld")
         cluster.call("startctld")
         eventually(lambda: cluster.run("squeue", check=False))
@@ -134,9 +135,9 @@ class Fleet:
     def _live(self, name: str, scenario: Scenario) -> Trial:
         try:
             profile = {"partition": name, **scenario.profile}
-            (trial,) = self.life.submit(name, *scenario.options, pace=0.3 if scenario.deed else 0.0, **profile)
+            (trial,) = self.sweeps.submit(name, *scenario.options, pace=0.3 if scenario.deed else 0.0, **profile)
             trial.at_work()
-            self.life.pace(name, PARKED_S if scenario.deed else 0.0)
+            self.sweeps.pace(name, PARKED_S if scenario.deed else 0.0)
             self._all_at_work.wait(120)
             if scenario.deed:
                 scenario.deed(trial)
@@ -155,9 +156,9 @@ def fleet(new_cluster: Callable[..., DevCluster], tmp_path_factory: pytest.TempP
         for name, scenario in SCENARIOS.items()
     ]
     cluster = new_cluster(NODES="15", CONF="\n".join(lines))
-    life = Life.prepare(cluster, tmp_path_factory.mktemp("life"))
+    sweeps = PacedSweeps.prepare(cluster, tmp_path_factory.mktemp("life"))
     with ThreadPoolExecutor(len(SCENARIOS)) as pool:
-        yield Fleet(life).start(pool)
+        yield Fleet(sweeps).start(pool)
 
 
 def scores(trial: Trial) -> list[object]:
@@ -185,14 +186,14 @@ def test_a_dead_node_that_slurm_believes_in_for_longer_than_the_ranks(
     new_cluster: Callable[..., DevCluster], tmp_path: Path
 ) -> None:
     """As on most clusters: the ranks fail of it first, which is not the end of the run."""
-    life = Life.prepare(new_cluster(NODES="3", CONF="SlurmdTimeout=60"), tmp_path)
-    (whole,) = life.submit("whole", *WIDE)
+    sweeps = PacedSweeps.prepare(new_cluster(NODES="3", CONF="SlurmdTimeout=60"), tmp_path)
+    (whole,) = sweeps.submit("whole", *WIDE)
     whole.finish()
-    (trial,) = life.submit("dead", *WIDE, pace=0.3)
+    (trial,) = sweeps.submit("dead", *WIDE, pace=0.3)
     trial.at_work()
-    life.pace("dead", PARKED_S)
+    sweeps.pace("dead", PARKED_S)
     node = trial.nodes(0)[1]
-    life.cluster.call("crash", node)
+    sweeps.cluster.call("crash", node)
     trial.wait(lambda: trial.run.failure() is not None)
     assert "silent" in str(trial.run.failure())
     trial.wait(lambda: trial.started(1), 240)
@@ -207,6 +208,8 @@ def test_a_dead_node_that_slurm_believes_in_for_longer_than_the_ranks(
 @pytest.mark.timeout(1200)
 def test_a_sweep_disturbed_twenty_times(new_cluster: Callable[..., DevCluster], tmp_path: Path) -> None:
     said: list[str] = []
-    disturbed = chaos.Chaos(Life.prepare(new_cluster(NODES=str(chaos.NODES)), tmp_path), seed=2, say=said.append)
+    disturbed = slurm_faults.FaultInjection(
+        PacedSweeps.prepare(new_cluster(NODES=str(slurm_faults.NODES)), tmp_path), seed=2, say=said.append
+    )
     disturbed.run(20)
-    assert sum(disturbed.counts[deed] for deed in chaos.DEEDS) == 20, said
+    assert sum(disturbed.counts[deed] for deed in slurm_faults.DEEDS) == 20, said

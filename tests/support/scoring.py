@@ -8,6 +8,10 @@ from torch import Tensor, nn
 
 from shards.manifest import Scale
 from toolkit.data.windows import Window
+from toolkit.evaluate.perceptual import CONVOLUTIONS
+from toolkit.evaluate.protocols import load_protocol
+from toolkit.evaluate.run import evaluate_model
+from toolkit.evaluate.table import ScoreTable
 
 GREY = Scale(quantity="brightness", unit="1", offset=0.0, gain=1 / 255)
 DBZ = Scale(quantity="radar reflectivity", unit="dBZ", offset=0.0, gain=0.25, max_code=254, missing_code=255)
@@ -68,3 +72,33 @@ class Dice(Blur):
             forecast[:, :, self.broken] = torch.nan
         self.members += 1
         return forecast
+
+
+PAPER = load_protocol("paper")
+
+
+def evaluate(model: object, windows: ListedWindows, **options: object) -> ScoreTable:
+    chosen = {"context": 2, "horizon": 2, "protocol": PAPER, "thresholds": (), "batch": 3, "device": "cpu"} | options
+    return evaluate_model(model, windows, **chosen)  # type: ignore[arg-type]
+
+
+def members_of(windows: ListedWindows, batch: int, count: int) -> list[list[torch.Tensor]]:
+    """Every forecast [B, 2, C, H, W] that `Dice` makes, by batch and member, drawn in the stated order."""
+    found = []
+    for number in range(-(-len(windows) // batch)):
+        generator = torch.Generator().manual_seed(number)
+        frames = windows.frames[number * batch : (number + 1) * batch, :2]
+        context = torch.from_numpy(frames).float() / windows.scale.max_code
+        with torch.no_grad():
+            found.append([Dice().predict(context, 2, generator=generator)[0] for _ in range(count)])
+    return found
+
+
+def random_trunk() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    trunk = {}
+    for index, inputs, outputs, kernel, *_ in CONVOLUTIONS:
+        scale = (2 / (inputs * kernel**2)) ** 0.5
+        trunk[f"features.{index}.weight"] = scale * torch.randn(outputs, inputs, kernel, kernel, generator=generator)
+        trunk[f"features.{index}.bias"] = 0.1 * torch.randn(outputs, generator=generator)
+    return trunk

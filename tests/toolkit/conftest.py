@@ -1,29 +1,20 @@
-"""A tiny real store and config, and a way to train on several real ranks."""
+"""A tiny config, and a way to train on several real ranks."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[3]
-Train = Callable[[Sequence[dict[str, object]], int], "subprocess.CompletedProcess[str]"]
+from tests.support.process import torchrun
 
-
-@pytest.fixture(scope="session")
-def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16x16 sequences of 8 frames, made by the real command."""
-    path = tmp_path_factory.mktemp("stores") / "tiny"
-    command = [sys.executable, "-m", "shards", "convert", "moving-mnist", str(path)]
-    options = ["--train", "7", "--val", "2", "--test", "3", "--modes", "1,2", "--size", "16", "--length", "8"]
-    subprocess.run([*command, *options], check=True, cwd=ROOT, capture_output=True)
-    return path
+if TYPE_CHECKING:
+    from tests.support.training import Train  # imports torch
 
 
 @pytest.fixture(scope="session")
@@ -49,10 +40,6 @@ def tiny_config(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return path
 
 
-def one_thread() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 @pytest.fixture(scope="session")
 def train_on(tmp_path_factory: pytest.TempPathFactory) -> Train:
     """train_on(jobs, ranks): run tests/toolkit/train/ranks.py; jobs as it describes."""
@@ -65,10 +52,3 @@ def train_on(tmp_path_factory: pytest.TempPathFactory) -> Train:
         return done
 
     return run
-
-
-def torchrun(ranks: int, script: str, *arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run a script of this folder on so many ranks."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command = [*start, str(Path(__file__).parent / script), *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=timeout)

@@ -1,0 +1,100 @@
+"""Tiny trainings: their start, what they wrote, and the same in plain PyTorch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shards import open_store
+from tests.support.process import ROOT, one_thread
+from toolkit.checkpoint.weights import untrained_model
+from toolkit.config import RunConfig
+from toolkit.data.batches import Share, read_batches
+from toolkit.data.windows import WindowSet, to_unit
+from toolkit.models.base import Sampling
+from toolkit.train.sampling import draw_noise, draw_teacher
+
+
+def plain_losses(
+    config: RunConfig, bf16: bool = False, late: bool = False, leave_out: int | None = None
+) -> list[float]:
+    """The same run in a dozen lines of plain PyTorch: one process, Adam, clip_grad_norm_.
+
+    bf16: the forward and backward in bf16, the weights and Adam in fp32.
+    leave_out: the number of a step without an update.
+    late: Adam takes an empty step first, the fault of DeepSpeed's unpartitioned bf16 optimizer.
+    """
+    cfg = config.train
+    store = open_store(config.data.store)
+    windows = WindowSet(store, "train", config.data.context + config.data.horizon, 1)
+    torch.manual_seed(config.seed)
+    model = untrained_model(config, store.manifest.frames)
+    work = untrained_model(config, store.manifest.frames).bfloat16() if bf16 else model
+    adam = torch.optim.Adam(model.parameters(), lr=cfg.lr, betas=cfg.betas)
+    if late:
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        adam.step()
+    losses = []
+    batches = read_batches(windows, config.seed, Share(cfg.batch, cfg.batch, 0, 1), 0)
+    for step, batch in enumerate(islice(batches, cfg.steps)):
+        work.load_state_dict(model.state_dict())
+        teacher = draw_teacher(config.seed, batch.positions, step, config.data.horizon, cfg.sampling)
+        sampling = Sampling(teacher, draw_noise(config.seed, batch.positions, torch.device("cpu")))
+        loss = work(to_unit(batch.frames, windows.scale), config.data.context, sampling).losses["mse"]
+        for parameter, grad in zip(model.parameters(), torch.autograd.grad(loss, list(work.parameters())), strict=True):
+            parameter.grad = grad.float()
+        assert cfg.clip is not None
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+        assert norm > cfg.clip
+        if step != leave_out:
+            adam.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def logged(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+def weights_of(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / f"step-{step:08d}" / "weights.pt", weights_only=True)
+
+
+def cut_back(run: Path, step: int) -> None:
+    """Make a finished run look as if it had been killed right after its checkpoint of `step`."""
+    (run / "DONE").unlink()
+    for path in (run / "checkpoints").glob("step-*"):
+        if path.name > f"step-{step:08d}":
+            for file in path.iterdir():
+                file.unlink()
+            path.rmdir()
+
+
+SCRIPT = [sys.executable, str(ROOT / "launch" / "train.py")]
+
+
+def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [*SCRIPT, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=200)
+
+
+Train = Callable[[Sequence[dict[str, object]], int], "subprocess.CompletedProcess[str]"]
+
+
+def compared(cases: list[dict[str, Any]], folder: Path, timeout: float = 280) -> list[dict[str, Any]]:
+    """What tests/support/graphs.py saw of each case."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    command = [sys.executable, "-m", "tests.support.graphs", folder / "cases.json", folder / "out.json"]
+    done = subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: list[dict[str, Any]] = json.loads((folder / "out.json").read_text())
+    return found
