@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch import status, sweep
+from launch import status
 from launch.sweeps import options
 from tests.support.fakes import Fakes
 from tests.support.process import wait_for

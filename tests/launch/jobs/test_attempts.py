@@ -79,7 +79,7 @@ def test_a_checkpoint_begins_the_count_anew(fakes: Fakes) -> None:
     assert 0 < record["from_step"] < attempts.latest_step(run)
 
 
-SAME = "base: base.yaml\nseeds: 5\nset: {train.deepspeed.communication_data_type: 'fake: fail'}\n"
+SAME = "base: base.yaml\nseeds: 5\nset: {train.deepspeed: {comms_logger: {prof_ops: ['fake: fail']}}}\n"
 
 
 def test_a_sweep_whose_first_runs_fail_alike_stops_itself(fakes: Fakes) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from launch.jobs.pack import PACK_SCRIPT, Pack, PackedJob, is_unfinished, read_pack
-from tests.support.fakes import Fakes
 from tests.launch.jobs.test_ranks import alive
+from tests.support.fakes import Fakes
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir, lock
