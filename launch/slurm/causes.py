@@ -29,6 +29,7 @@ NEVER = 9999999999.0
 LOG_TIME = "%Y-%m-%d %H:%M:%S"
 SLURM_TIME = "%Y-%m-%dT%H:%M:%S"
 DOWN = ("DOWN", "FAIL", "*", "NOT_RESP")  # in the state of a node that Slurm calls lost
+NO_GPUS = "can't use the GPUs of this job"
 QUESTIONS = ("signal", "step", "before", "lost", "avoid", "revisited")
 
 
@@ -165,12 +166,15 @@ def last_lost(restarts: str, since: float) -> str:
 
 
 def failing_nodes(failures: str, since: float) -> "list[str]":
-    """Return the nodes on which several runs failed as soon as they began (launch/jobs/attempts.py)."""
+    """Return the nodes on which several runs failed as soon as they began (launch/jobs/attempts.py).
+
+    One run is enough where it found that it can't use the node's GPUs (toolkit/distributed/device.py).
+    """
     runs = {}  # type: dict[str, set[str]]
     for line in failures.splitlines():
         fields = line.split("\t")
         if len(fields) == 4 and fields[1] and _is_after(fields[0], since):
-            runs.setdefault(fields[1], set()).add(fields[2])
+            runs.setdefault(fields[1], set()).update([fields[2], NO_GPUS] if NO_GPUS in fields[3] else [fields[2]])
     return sorted(node for node, those in runs.items() if len(those) > 1)
 
 
