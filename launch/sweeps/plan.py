@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,8 @@ def collect_status(
         job = (queued or {}).get(run.path.resolve()) if view.state != "done" else None
         if job is not None and job.state == ENDING:
             job = None  # no work is to come of it; what is submitted now waits until it is gone
+            if view.live:
+                view = dataclasses.replace(view, state="interrupted")
         todo = view.state in wanted or (view.state == "failed" and is_retried(view, retry))
         anew = replace and view.state != "new" and job is None and not view.live
         items.append(Item(planned, run, view, todo and job is None, job, anew))

@@ -255,7 +255,7 @@ REFUSALS = [
     ([], "partitoin: main", r"partitoin: unknown key; did you mean partition\?\n.*Known keys: partition, account"),
     ([], "time: noon", "write minutes, HH:MM:SS or D-HH:MM:SS, got 'noon'"),
     ([], "sbatch: {array: 0-3}", "array is set by the toolkit"),
-    ([], "mem: 900G", "No node has as many GPUs"),
+    ([], "mem: 900G", "`mem` in the profile is more than a node has"),
 ]
 
 
@@ -286,7 +286,7 @@ def test_what_was_submitted_before_a_refusal_is_taken_back(site: Site) -> None:
     site.fakes.sweep_file("base: base.yaml\nseeds: 8\nset: {train.steps: 3000}\n")
     code, output = site.sweep(PATH=f"{fake.parent}:{os.environ['PATH']}")
     assert code == 2
-    assert "Submit fewer runs, or wait" in output
+    assert "--limit N submits N runs at most" in output
     site.wait()
 
 
