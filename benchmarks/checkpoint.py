@@ -58,7 +58,6 @@ class Bench:
                     update={"checkpoint": config.train.checkpoint.model_copy(update={"async_save": kind == "async"})}
                 ),
                 config.hash8(),
-                lambda text: None,
             )
             for kind in KINDS[1:]
         }
@@ -66,7 +65,7 @@ class Bench:
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         frames = batch.frames.to(self.device).float() / 255
-        rollout = self.engine.engine(frames, self.context, Sampling())
+        rollout = self.engine.wrapped(frames, self.context, Sampling())
         return torch.stack(list(rollout.losses.values())).sum()
 
     def save(self, kind: str) -> None:

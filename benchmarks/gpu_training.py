@@ -67,7 +67,7 @@ class Training:
 
     def start(self) -> None:
         """From the first step, or from where it was stopped."""
-        fresh = ["--config", CONFIG, "--run-dir", str(self.folder), *self.settings]
+        fresh = ["--config", CONFIG, "--out", str(self.folder), *self.settings]
         options = ["--run", str(self.folder)] if (self.folder / "config.yaml").exists() else fresh
         with open(self.log, "ab") as log:
             command = [sys.executable, str(ROOT / "launch" / "train.py"), *options]

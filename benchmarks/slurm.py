@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # not this folder, whose slurm.py and shards.py are not the packages
 
 from benchmarks.report import write_report  # noqa: E402
+from toolkit.rundir.events import read_starts  # noqa: E402
 
 CLUSTER = ROOT / "slurm" / "devcluster" / "cluster"
 BASE = """\
@@ -207,15 +208,15 @@ def starts(bench: Bench, times: int) -> dict[str, list[float]]:
             time.sleep(0.5)
         (noted,) = bench.folder.glob(f"runs/one{number}/slurm/*/job")
         accepted, script = noted.stat().st_mtime, float((run / "script").read_text())
-        start = json.loads((run / "starts.jsonl").read_text())
+        (start,) = read_starts(run)
         first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
         step = 2 / first["seq_per_s"]
         moments = {
             "sweep.py to sbatch's answer": accepted - called,
             "Slurm: to the first line of the script": script - accepted,
-            "srun and job.py": start["began"] - script,
-            "train.py: to the first step": start["ready"] - start["began"],
-            "the first step": first["time"] - start["ready"],
+            "srun and job.py": start.began - script,
+            "train.py: to the first step": start.ready - start.began,
+            "the first step": first["time"] - start.ready,
         }
         (batch,) = run.glob("logs/*_batch.log")
         (log,) = run.glob("logs/*_0_0.log")

@@ -80,14 +80,14 @@ def worker(options: argparse.Namespace) -> None:
     for step in range(options.steps):
         began = time.perf_counter()
         noise = Noise(range(options.batch))
-        rollout = engine.engine(frames, options.frames // 2, Sampling(noise=noise))
-        engine.engine.backward(torch.stack(list(rollout.losses.values())).sum())
+        rollout = engine.wrapped(frames, options.frames // 2, Sampling(noise=noise))
+        engine.wrapped.backward(torch.stack(list(rollout.losses.values())).sum())
         del rollout
         counting = time.perf_counter()
         if step == options.steps - 1:  # the moments exist from the first update on
             held = count(engine)
         began += time.perf_counter() - counting
-        engine.engine.step()
+        engine.wrapped.step()
         times.append(time.perf_counter() - began)
     facts = {**held, "before": before, "peak": peak(), "parameters": engine.parameter_count}
     facts["seconds"] = statistics.median(times[1:] or times)
@@ -113,7 +113,7 @@ def count(engine: Any) -> dict[str, int]:
                 total += storage.nbytes()
         return total
 
-    parameters = list(engine.engine.module.parameters())
+    parameters = list(engine.wrapped.module.parameters())
     masters = engine.masters() if engine.partitioned else []
     inner = engine.optimizer.optimizer if engine.partitioned else engine.optimizer
     # Moments are divided or not, weights too: what a parameter shows, its part (ZeRO-3), the fp32 masters.

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from launch.cli.parser import add_device, make_parser, positive, run_script
+from launch.cli.parser import add_device, add_run, make_parser, positive, run_given, run_script
+from launch.cli.runs import find_run
 from toolkit.errors import EXIT_OK
-from toolkit.rundir import RunDir
 
 EXAMPLES = """\
-  python launch/analyse.py --run runs/demo/modernn-slots4-seed1-1a2b3c4d
-  python launch/analyse.py --run RUN --which best --split test --limit 300
+  python launch/analyse.py runs/demo/modernn-slots4-seed1-1a2b3c4d
+  python launch/analyse.py RUN --which best --split test --limit 300
 
 writes into RUN/analysis
   features-<split>-<which>.npz    memory states, slot features and importance weights, fed with true frames and with the
@@ -27,16 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "analyse.py", "Capture what a model remembers and diagnose mode collapse. One process.", EXAMPLES
     )
-    parser.add_argument("--run", metavar="DIR", type=Path, required=True, help="a run directory")
-    parser.add_argument("--which", default="best,last", help="checkpoints: best, last or best,last (default)")
-    parser.add_argument("--split", help="split of the store (default: eval.split of the run's config)")
-    parser.add_argument("--batch", type=positive, help="sequences per forward (default: eval.batch)")
-    parser.add_argument("--limit", type=positive, metavar="N", default=1000, help="sequences (default: 1000)")
+    add_run(parser)
+    parser.add_argument(
+        "--which", default="best,last", metavar="best|last|best,last", help="checkpoints (default: best,last)"
+    )
+    parser.add_argument("--split", metavar="NAME", help="split of the store (default: eval.split of the run's config)")
+    parser.add_argument("--batch", type=positive, metavar="N", help="sequences per forward pass (default: eval.batch)")
+    parser.add_argument("--limit", type=positive, metavar="N", default=1000, help="number of sequences (default: 1000)")
     add_device(parser, "train.device of the run's config")
     arguments = parser.parse_args(argv)
 
     # torch is imported late: --help and a mistyped path answer at once.
-    run = RunDir(arguments.run)
+    run = find_run(run_given(arguments))
     train = run.config().train
     from toolkit.analysis.job import analyse_run
     from toolkit.distributed.world import init_world

@@ -1,47 +1,48 @@
-"""Score a run's checkpoints on a split. See --help."""
+"""Evaluate a run's checkpoints on a split. See --help."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from launch.cli.parser import add_device, as_typed, make_parser, positive, run_script
+from launch.cli.parser import add_device, add_renamed, add_run, make_parser, positive, run_given, run_script
+from launch.cli.runs import find_run
 from toolkit.errors import EXIT_OK
-from toolkit.rundir import RunDir
 from toolkit.rundir.sweep import in_sweep
+from toolkit.shipped import command
 
 EXAMPLES = """\
-  python launch/evaluate.py --run runs/demo/modernn-slots4-seed1-1a2b3c4d
-  python launch/evaluate.py --run RUN --which best --split val --limit 100
-  python launch/evaluate.py --run RUN --samples 100 --select best    SVG's rule: each sequence by the best of 100
-  torchrun --nproc_per_node 2 -- launch/evaluate.py --run RUN    two ranks, the same scores to the last bit
-                                                                 (without the -- torchrun takes --run for its own)"""
+  python launch/evaluate.py runs/demo/modernn-slots4-seed1-1a2b3c4d
+  python launch/evaluate.py RUN --which best --split val --limit 100
+  python launch/evaluate.py RUN --ensemble-size 100 --select best    SVG's rule: each sequence by the best of 100
+  torchrun --nproc_per_node 2 launch/evaluate.py RUN       two ranks, the same scores to the last bit"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code."""
     parser = make_parser(
-        "evaluate.py", "Score a run's best and last checkpoint; what is scored already is left.", EXAMPLES
+        "evaluate.py", "Evaluate a run's best and last checkpoint; one that is evaluated already is skipped.", EXAMPLES
     )
-    parser.add_argument("--run", metavar="DIR", type=Path, required=True, help="a run directory")
-    parser.add_argument("--which", default="best,last", help="checkpoints: best, last or best,last (default)")
-    parser.add_argument("--split", help="split of the store (default: eval.split of the run's config)")
-    parser.add_argument("--batch", type=positive, help="sequences per forward (default: eval.batch)")
+    add_run(parser)
+    parser.add_argument(
+        "--which", default="best,last", metavar="best|last|best,last", help="checkpoints (default: best,last)"
+    )
+    parser.add_argument("--split", metavar="NAME", help="split of the store (default: eval.split of the run's config)")
+    parser.add_argument("--batch", type=positive, metavar="N", help="sequences per forward pass (default: eval.batch)")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N sequences of the split")
     parser.add_argument(
-        "--samples",
-        type=positive,
-        metavar="N",
-        help="forecasts of each sequence, of models with chance (eval.ensemble_size)",
+        "--ensemble-size", type=positive, metavar="N", help="forecasts per sequence (default: eval.ensemble_size)"
     )
-    parser.add_argument("--select", choices=("mean", "best"), help="score their mean or the best one (eval.select)")
-    parser.add_argument("--force", action="store_true", help="score again what is scored already")
+    add_renamed(parser, "--samples", "--ensemble-size", "ensemble_size", type=positive)
+    parser.add_argument(
+        "--select", choices=("mean", "best"), help="score the ensemble mean or the best member (default: eval.select)"
+    )
+    parser.add_argument("--force", action="store_true", help="evaluate again what is evaluated already")
     add_device(parser, "train.device of the run's config")
     arguments = parser.parse_args(argv)
 
     # torch is imported late: --help and a mistyped path answer at once.
-    run = RunDir(arguments.run)
+    run = find_run(run_given(arguments))
     train = run.config().train
     from toolkit.analysis.job import analyse_after_evaluation
     from toolkit.distributed.world import init_world
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.split,
         arguments.batch,
         arguments.limit,
-        arguments.samples,
+        arguments.ensemble_size,
         arguments.select,
         arguments.force,
     )
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         written += analyse_after_evaluation(run, world.device, say)
         print("\n".join(str(path) for path in written))
         if not in_sweep(run.path):
-            print(as_typed(f"next: python launch/report.py {run.path}"), file=sys.stderr)
+            print(f"next: {command('report', run.path)}", file=sys.stderr)
     return EXIT_OK
 
 

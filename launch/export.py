@@ -7,13 +7,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cli.parser import make_parser, run_script
+from launch.cli.parser import add_run, make_parser, run_given, run_script
+from launch.cli.runs import find_run
 from toolkit.errors import EXIT_OK
-from toolkit.rundir import RunDir
 
 EXAMPLES = """\
-  python launch/export.py --run runs/demo/modernn-slots4-seed1-1a2b3c4d --out models/modernn
-  python launch/export.py --run RUN --out FOLDER --which 4000      # the checkpoint of a step
+  python launch/export.py runs/demo/modernn-slots4-seed1-1a2b3c4d --out models/modernn
+  python launch/export.py RUN --out FOLDER --which 4000      # the checkpoint of a step
 
   then, anywhere:  model = toolkit.load("models/modernn")"""
 
@@ -29,18 +29,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code."""
     parser = make_parser(
         "export.py",
-        "Write a run's model as safetensors, config.json and a model card, into a folder that needs nothing else.",
+        "Export a run's model as safetensors, config.json and a model card, into a self-contained folder.",
         EXAMPLES,
     )
-    parser.add_argument("--run", metavar="DIR", type=Path, required=True, help="a run directory")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder to make")
+    add_run(parser)
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to make")
     parser.add_argument(
         "--which", type=checkpoint_name, default="best", metavar="best|last|STEP", help="checkpoint (default: best)"
     )
     arguments = parser.parse_args(argv)
 
     # torch is imported late: --help and a mistyped path answer at once.
-    run = RunDir(arguments.run)
+    run = find_run(run_given(arguments))
     run.config()
     from toolkit.checkpoint.export import export_run
 

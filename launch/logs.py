@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from launch.cli.parser import make_parser, positive, run_script
-from launch.sweeps.run_logs import Log, Reader, Start, chosen, find_run, follow, listing, starts_of
+from launch.cli.parser import add_run, make_parser, positive, run_given, run_script
+from launch.cli.runs import find_run
+from launch.sweeps.run_logs import Log, Reader, Start, chosen, follow, listing, starts_of
 from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import RunDir
 from toolkit.rundir.status import read_status
@@ -25,7 +25,7 @@ EXAMPLES = """\
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code."""
     parser = make_parser("logs.py", "What the jobs of a run printed: the last start's, or all that comes.", EXAMPLES)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, or the beginning of its name")
+    add_run(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="go on as it grows, also after a restart")
     parser.add_argument(
         "--rank", type=int, metavar="R", help="that rank's alone (default: batch script, rank 0, scoring)"
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.follow and (options.start or options.list):
         parser.error("-f follows what comes; leave --start and --list out")
-    run = find_run(options.run)
+    run = find_run(run_given(options))
     starts = starts_of(run)
     if options.list:
         print("\n".join(listing(starts)) if starts else _nothing(run))

@@ -1,4 +1,4 @@
-"""What a run will need, before it is started: memory by policy and micro-batch, communication, hours. Without torch."""
+"""Resource estimate of a run: memory by policy and micro-batch, communication, hours. Without torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cli.parser import make_parser, positive, run_script
+from launch.cli.parser import add_run, make_parser, positive, run_given, run_script
+from launch.cli.runs import find_folder
 from launch.sweeps.resources import format_resources, frames_of, make_plan
 from launch.sweeps.spec import plan_sweep
 from toolkit.config import RunConfig, load_config
@@ -24,9 +25,9 @@ EXAMPLES = """\
   python launch/plan.py --config configs/mixed-moving-mnist.yaml --frames 1x64x64 --gpu-memory 80
   python launch/plan.py --config configs/radar.yaml --frames 1x384x384 --nodes 2 --gpus-per-node 4 --gpu-memory 80
   python launch/plan.py --config configs/radar.yaml --set model.patch=4 --frames 1x384x384 --tflops 40
-  python launch/plan.py --run runs/demo/NAME              # with the rate that the run has had
+  python launch/plan.py runs/demo/NAME                    # with the rate that the run has had
   python launch/plan.py --config configs/demo.yaml --frames 1x32x32 --json
-  python launch/plan.py --measure                         # the table of shipped configs anew (needs torch; minutes)"""
+  python launch/plan.py --measure                         # measure the shipped configs again (needs torch; minutes)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,36 +89,49 @@ def _measure() -> int:
 
 def _config(options: argparse.Namespace) -> RunConfig:
     if not options.config and not options.run:
-        raise ConfigError("give --config FILE, or --run DIR for the config and the rate of a run (see --help)")
+        raise ConfigError("give --config FILE, or a run for its config and rate (see --help)")
     if options.config:
         return load_config(options.config, options.set)
     if options.set:
-        raise ConfigError("--set goes with --config; together with --run that gives the rate only")
+        raise ConfigError("--set goes with --config; a run beside it gives the rate only")
     return RunDir(Path(options.run)).config()
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = make_parser("plan.py", "Say what a run will need: memory, communication, time.", EXAMPLES)
+    parser = make_parser("plan.py", "Estimate what a run needs: memory, communication, time.", EXAMPLES)
     parser.add_argument("--config", metavar="FILE", help="a config file")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a config value")
+    add_run(parser, "a run: take its measured rate, and its config unless --config is given")
     parser.add_argument(
-        "--run", metavar="DIR", help="a run directory: its rate, and its config unless --config is given"
+        "--frames", metavar="CxHxW", help="channels, height and width of frames (default: those of the store)"
     )
-    parser.add_argument("--frames", metavar="CxHxW", help="size of frames (default: that of the store)")
-    parser.add_argument("--nodes", type=positive, default=1, metavar="N", help="(default: 1)")
+    parser.add_argument("--nodes", type=positive, default=1, metavar="N", help="number of nodes (default: 1)")
     parser.add_argument(
         "--gpus-per-node", type=positive, default=1, metavar="G", help="ranks on each node (default: 1)"
     )
-    parser.add_argument("--gpu-memory", type=float, default=80.0, metavar="GIB", help="of one rank (default: 80)")
+    parser.add_argument(
+        "--gpu-memory", type=float, default=80.0, metavar="GIB", help="GPU memory of one rank in GiB (default: 80)"
+    )
     parser.add_argument("--cpu", action="store_true", help="ranks are processes on CPUs: no buffers on a GPU")
-    parser.add_argument("--bandwidth", type=float, default=25.0, metavar="GB/S", help="of one rank (default: 25)")
+    parser.add_argument(
+        "--bandwidth",
+        type=float,
+        default=25.0,
+        metavar="GB/S",
+        help="network bandwidth of one rank in GB/s (default: 25)",
+    )
     parser.add_argument("--rate", type=float, metavar="SEQ/S", help="measured sequences per second of all ranks")
     parser.add_argument(
-        "--tflops", type=float, metavar="N", help="TFLOP/s that one rank reaches (--profile-steps tells)"
+        "--tflops", type=float, metavar="N", help="TFLOP/s that one rank reaches (train --profile-steps measures it)"
     )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
-    parser.add_argument("--measure", action="store_true", help="make the table of shipped configs anew (needs torch)")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--measure", action="store_true", help="measure the costs of the shipped configs again (needs torch)"
+    )
+    options = parser.parse_args(arguments)
+    given = run_given(options)
+    options.run = None if given is None else find_folder(given)
+    return options
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Forecast what comes after the latest frames of an archive. See --help."""
+"""Forecast the frames that follow the latest ones of an archive. See --help."""
 
 from __future__ import annotations
 
 import argparse
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.cli.parser import add_device, make_parser, positive, run_script
+from launch.cli.parser import add_device, add_renamed, add_run, make_parser, positive, run_given, run_script
+from launch.cli.runs import find_run
 from launch.export import checkpoint_name
 from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import RunDir
+from toolkit.shipped import command
 from toolkit.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
     from toolkit.forecast.trained import Trained
 
 EXAMPLES = """\
-  python launch/predict.py --checkpoint RUN --input ~/mch --lead 10                       forecast-TIME.nc
-  python launch/predict.py --checkpoint models/modernn --input ~/mch --output f.zarr --picture f.png --picture f.gif
-  python launch/predict.py --checkpoint RUN --input ~/mch --at 2016-07-11T22:00 --verify  beside what came
-  python launch/predict.py --checkpoint RUN --input ~/mch --tile 128 -- --crop none       all of a composite, in pieces
-  python launch/predict.py --checkpoint RUN --input stores/radar --samples 20             an ensemble (SVG)
-  python launch/predict.py --checkpoint RUN --input /data/incoming --output out/rain.nc --watch
+  python launch/predict.py RUN --input ~/mch --lead 10                           forecast-TIME.nc
+  python launch/predict.py models/modernn --input ~/mch --out f.zarr --picture f.png --picture f.gif
+  python launch/predict.py RUN --input ~/mch --at 2016-07-11T22:00 --verify      with the observation that followed
+  python launch/predict.py RUN --input ~/mch --tile 128 -- --crop none           a whole composite, in tiles
+  python launch/predict.py RUN --input stores/radar --ensemble-size 20           an ensemble (SVG)
+  python launch/predict.py RUN --input /data/incoming --out out/rain.nc --watch
 
 after a lone --: options of the archive's source, as of `python -m shards convert SOURCE --help`; what the run's own
 archive was converted with (crop, size, ...) holds without them
@@ -66,22 +67,21 @@ def _split(argv: Sequence[str] | None) -> tuple[list[str], int]:
 
 def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     words, cut = _split(argv)
-    parser = make_parser("predict.py", "Forecast what comes after the latest frames of an archive.", EXAMPLES)
-    parser.add_argument(
-        "--checkpoint", metavar="RUN", type=Path, required=True, help="a run directory, or a folder of launch/export.py"
-    )
+    parser = make_parser("predict.py", "Forecast the frames that follow the latest ones of an archive.", EXAMPLES)
+    add_run(parser, "a run, whose name may be shortened, or the folder of an exported model")
+    add_renamed(parser, "--checkpoint", "--run", "run_option", metavar="RUN")
     parser.add_argument(
         "--which",
         type=checkpoint_name,
         default="best",
         metavar="best|last|STEP",
-        help="of a run (default: best)",
+        help="checkpoint of a run (default: best)",
     )
     parser.add_argument(
         "--input",
         metavar="PATH",
         required=True,
-        help="folder or file of an archive, raw as its radar writes it; or a store",
+        help="folder or file of an archive, as its instrument writes it; or a store",
     )
     parser.add_argument(
         "--source",
@@ -95,41 +95,62 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     )
     parser.add_argument("--lead", type=positive, metavar="N", help="frames to predict (default: the run's horizon)")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help=".nc (CF netCDF) or .zarr (default: forecast-TIME.nc, here)"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="file to write, .nc (CF netCDF) or .zarr (default: forecast-TIME.nc in the working directory)",
     )
+    add_renamed(parser, "--output", "--out", "out", type=Path)
     parser.add_argument(
         "--picture",
         type=Path,
         metavar="FILE",
         action="append",
         default=[],
-        help="also draw it: .png or .gif; repeatable",
+        help="also write a picture, .png or .gif; repeatable",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="score it against the frames that came after --at, and show them in pictures",
+        help="compare with the observation after --at: scores, and the observation in pictures",
     )
-    parser.add_argument("--samples", type=positive, default=1, metavar="N", help="members, of a model with chance")
-    parser.add_argument("--seed", type=int, default=0, help="of the members (default: 0)")
-    parser.add_argument("--tile", type=positive, metavar="SIDE", help="forecast in pieces of SIDE pixels, blended")
     parser.add_argument(
-        "--overlap", type=int, default=32, metavar="PIXELS", help="that neighbouring tiles share (default: 32)"
+        "--ensemble-size",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="number of members; deterministic models make one (default: 1)",
     )
-    parser.add_argument("--watch", action="store_true", help="stay, and forecast each new frame once; ends on SIGTERM")
+    add_renamed(parser, "--samples", "--ensemble-size", "ensemble_size", type=positive)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the members' noise (default: 0)")
     parser.add_argument(
-        "--every", type=float, default=5.0, metavar="S", help="--watch: seconds between looks (default: 5)"
+        "--tile", type=positive, metavar="SIDE", help="forecast in overlapping tiles of SIDE x SIDE pixels"
+    )
+    parser.add_argument(
+        "--overlap",
+        type=int,
+        default=32,
+        metavar="PIXELS",
+        help="overlap of neighbouring tiles in pixels (default: 32)",
+    )
+    parser.add_argument(
+        "--watch", action="store_true", help="watch the folder: one forecast per new frame, until SIGTERM or Ctrl-C"
+    )
+    parser.add_argument(
+        "--every", type=float, default=5.0, metavar="S", help="with --watch: polling interval in seconds (default: 5)"
     )
     parser.add_argument(
         "--patience",
         type=float,
         default=60.0,
         metavar="S",
-        help="--watch: wait for a file to be readable (default: 60)",
+        help="with --watch: seconds to wait until a new file can be read (default: 60)",
     )
     add_device(parser, "auto: a GPU where there is one")
-    return parser.parse_args(words[:cut]), words[cut + 1 :]
+    arguments = parser.parse_args(words[:cut])
+    arguments.model = _model_of(run_given(arguments))
+    return arguments, words[cut + 1 :]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,20 +165,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"--every {arguments.every:g} --patience {arguments.patience:g}: seconds, above 0")
 
     # torch is imported late: --help and a mistyped path answer at once.
-    _check_checkpoint(arguments.checkpoint)
     from shards.recent import open_archive
     from toolkit.forecast.files import check_output
     from toolkit.forecast.picture import check_picture
 
-    output = arguments.output or Path("forecast.nc")
-    stamped = (arguments.watch or arguments.output is None, *[arguments.watch] * len(arguments.picture))
+    output = arguments.out or Path("forecast.nc")
+    stamped = (arguments.watch or arguments.out is None, *[arguments.watch] * len(arguments.picture))
     arguments.overwrite |= arguments.watch  # pictures that a killed watch left without their data
     check_output(output, arguments.overwrite or stamped[0])
     for picture in arguments.picture:
         check_picture(picture, arguments.overwrite)
     task = _task(arguments, (output, *arguments.picture), stamped)
     trained = task.trained
-    print(f"{arguments.checkpoint}: {trained.title}", file=sys.stderr)
+    print(f"{arguments.model}: {trained.title}", file=sys.stderr)
     _check_source(arguments, trained, argv)
     look = partial(open_archive, arguments.input, trained.archive, options, arguments.source)
     if arguments.watch:
@@ -167,14 +187,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
-def _check_checkpoint(path: Path) -> None:
-    run = RunDir(path)
-    if run.config_file.exists():
-        run.config()
-    elif not (path / "config.json").exists():
-        raise ConfigError(
-            f"--checkpoint {path}: neither a run directory (config.yaml) nor an exported model (config.json)"
-        )
+def _model_of(given: str | None) -> Path:
+    """Return the run directory that is meant, or the folder of an exported model."""
+    if given is not None and (Path(given) / "config.json").exists() and not RunDir(Path(given)).config_file.exists():
+        return Path(given)
+    run = find_run(given)
+    run.config()
+    return run.path
 
 
 def _check_source(arguments: argparse.Namespace, trained: Trained, argv: Sequence[str] | None) -> None:
@@ -187,7 +206,7 @@ def _check_source(arguments: argparse.Namespace, trained: Trained, argv: Sequenc
     except UnnamedSourceError as error:
         words, cut = _split(argv)
         words[cut:cut] = ["--source", "FILE.py"]
-        raise UnnamedSourceError(f"{error}:\n  python launch/predict.py {shlex.join(words)}") from None
+        raise UnnamedSourceError(f"{error}:\n  {command('predict', *words)}") from None
 
 
 def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: tuple[bool, ...]) -> Task:
@@ -196,10 +215,10 @@ def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: tup
     from toolkit.forecast.trained import load_trained
 
     device = choose(arguments.device or "auto", 0)
-    trained = load_trained(arguments.checkpoint, arguments.which, device)
+    trained = load_trained(arguments.model, arguments.which, device)
     set_arithmetic(trained.config.train)
     lead = arguments.lead or trained.config.data.horizon
-    request = Request(lead, arguments.samples, arguments.seed, arguments.tile, arguments.overlap)
+    request = Request(lead, arguments.ensemble_size, arguments.seed, arguments.tile, arguments.overlap)
     return Task(trained, request, outputs, stamped, arguments.overwrite, arguments.verify)
 
 

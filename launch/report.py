@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cli.parser import make_parser, run_script
+from launch.cli.parser import add_run, make_parser, run_given, run_script
+from launch.cli.runs import find_folder
 from toolkit.errors import EXIT_OK
 from toolkit.rundir import CHECKPOINTS
 
@@ -21,16 +22,17 @@ EXAMPLES = """\
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code."""
     parser = make_parser(
-        "report.py", "Tables, curves and frames of a sweep's runs on one self-contained page.", EXAMPLES
+        "report.py", "Write tables, curves and frames of a sweep's runs to one self-contained HTML page.", EXAMPLES
     )
-    parser.add_argument("runs", metavar="RUNS_DIR", type=Path, help="a sweep's directory, or a single run's")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where to write (default: RUNS_DIR/report)")
-    parser.add_argument("--force", action="store_true", help="write it even when nothing changed")
+    add_run(parser, "a sweep's directory or its name in runs/, or a single run, whose name may be shortened")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where to write (default: report in it)")
+    parser.add_argument("--force", action="store_true", help="write the page even if nothing has changed")
     parser.add_argument(
         "--paper", action="store_true", help="the paper's tables instead, of a sweep that has its names"
     )
     parser.add_argument("--which", choices=CHECKPOINTS, default="best", help="with --paper: checkpoint (default: best)")
     arguments = parser.parse_args(argv)
+    folder = find_folder(run_given(arguments))
 
     from toolkit.report.build import build_paper, build_report  # late: --help doesn't wait for matplotlib
 
@@ -38,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(text, file=sys.stderr, flush=True)
 
     if arguments.paper:
-        page = build_paper(arguments.runs, arguments.out, arguments.which, say)
+        page = build_paper(folder, arguments.out, arguments.which, say)
     else:
-        page = build_report(arguments.runs, arguments.out, say, arguments.force)
+        page = build_report(folder, arguments.out, say, arguments.force)
     print(page.resolve())
     return EXIT_OK
 

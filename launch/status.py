@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from launch.cli.parser import make_parser, positive, run_script
+from launch.cli.runs import find_folder
 from launch.cli.table import render
 from launch.jobs.attempts import why_stopped
 from launch.slurm.queue import Scheduler
@@ -21,6 +22,7 @@ from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import RunDir
 from toolkit.rundir.status import RunView, read_status
 from toolkit.rundir.sweep import RECORD_NAME, RecordedRun, read_runs
+from toolkit.shipped import command
 
 EXAMPLES = """\
   python launch/status.py runs/demo                    # every run of a sweep
@@ -47,7 +49,7 @@ def runs_of(folder: Path) -> list[RecordedRun]:
     runs = read_runs(folder)
     if not runs and not (folder / RECORD_NAME).exists():
         below = sorted({record.parent.name for record in folder.glob(f"*/{RECORD_NAME}")})
-        hint = f"sweeps there: {', '.join(below)}" if below else "start one with launch/sweep.py"
+        hint = f"sweeps there: {', '.join(below)}" if below else f"start one: {command('sweep', 'FILE')}"
         kind = "holds no runs" if folder.is_dir() else "no such folder"
         raise ConfigError(f"{folder}: {kind}; {hint}")
     return runs
@@ -82,7 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "status.py", "A table of runs: state, step, speed, ETA, last scores, what went wrong.", EXAMPLES
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="sweep or run directories")
+    parser.add_argument(
+        "folders", nargs="*", metavar="RUN", help="sweeps or runs: directories, or names, which may be shortened"
+    )
+    parser.add_argument("--run", dest="runs", action="append", default=[], metavar="RUN", help="the same; repeatable")
     parser.add_argument(
         "--watch", nargs="?", type=positive, const=5, metavar="S", help="show it again every S seconds (default: 5)"
     )
@@ -90,11 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-queue", action="store_true", help="run directories alone: ask no scheduler")
     parser.add_argument("--efficiency", action="store_true", help="what the hours were spent on")
     options = parser.parse_args(argv)
+    folders = [find_folder(name) for name in (*options.folders, *options.runs)]
+    if not folders:
+        raise ConfigError("no run is given: name a sweep or a run (see --help)")
     if options.watch and (options.json or options.efficiency):
         parser.error("--json and --efficiency show one moment; leave --watch out")
     scheduler = None if options.no_queue else Scheduler()
     while True:
-        views = views_of(options.folders)
+        views = views_of(folders)
         if scheduler:
             views = scheduler.merge(views, again)
         note = scheduler.note if scheduler else None

@@ -10,24 +10,32 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from launch.cli.parser import as_typed, make_parser, positive, run_script
+from launch.cli.parser import add_renamed, add_run, make_parser, positive, run_given, run_script
+from launch.cli.runs import find_run
 from toolkit.config import RunConfig, load_config
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, ConfigError, PeerError, StoppedError
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 from toolkit.rundir.heartbeat import clear_beats
 from toolkit.rundir.lock import claim
+from toolkit.rundir.mend import mend
 from toolkit.rundir.sweep import in_sweep
+from toolkit.shipped import command
 from toolkit.signals import StopRequest
+from toolkit.wording import count
+
+if TYPE_CHECKING:
+    from toolkit.distributed.world import World
 
 EXAMPLES = """\
   python launch/train.py --config configs/demo.yaml                       one process
   torchrun --nproc_per_node 2 launch/train.py --config configs/demo.yaml  two ranks, the same global batch
-  python launch/train.py --run runs/demo/modernn-slots4-seed1-1a2b3c4d    go on with a run directory
-  torchrun --nproc_per_node 2 -- launch/train.py --run RUN                (the -- keeps --run from torchrun)
+  python launch/train.py runs/demo/modernn-slots4-seed1-1a2b3c4d          start or resume a run directory
+  torchrun --nproc_per_node 2 launch/train.py RUN
   python launch/train.py --config configs/demo.yaml --set train.lr=1e-4 --dry-run
-  python launch/train.py --list-models                                    what can stand under model.name
+  python launch/train.py --list-models                                    the values of model.name
 
 exit codes: 0 done, 1 failed, 2 usage or config, 3 stopped with a checkpoint (run the same command again),
             4 the loss or gradient is not finite, 5 damaged data, 6 hung (a rank made no progress),
@@ -38,18 +46,32 @@ signals:    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C stop it with a checkpoint and 3
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("train.py", "Train one run, by hand or as a job.", EXAMPLES)
-    parser.add_argument("--config", metavar="FILE", help="a config file; the run directory is made from it")
-    parser.add_argument("--run", metavar="DIR", help="an existing run directory, instead of --config")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a config value")
-    parser.add_argument("--run-dir", metavar="DIR", help="where to keep the run (default: runs/single/NAME-HASH)")
-    parser.add_argument("--resume", metavar="auto|none|STEP", default="auto", help="what to start from (default: auto)")
+    add_run(parser, "an existing run to start or resume, instead of --config: its directory or name, maybe shortened")
+    parser.add_argument("--config", metavar="FILE", help="config file to make a new run from")
     parser.add_argument(
-        "--profile-steps", type=positive, default=0, metavar="N", help="time and trace N steps, go on training"
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="override a config value, for example train.lr=1e-4; repeatable, with --config",
     )
-    parser.add_argument("--dry-run", action="store_true", help="check the config, print the size of the model, stop")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved config, stop")
-    parser.add_argument("--list-models", action="store_true", help="print every model, its size and its cost, stop")
-    return parser.parse_args(argv)
+    parser.add_argument("--out", metavar="DIR", help="run directory to make (default: runs/single/NAME-HASH)")
+    add_renamed(parser, "--run-dir", "--out", "out", metavar="DIR")
+    parser.add_argument(
+        "--resume",
+        metavar="auto|none|STEP",
+        default="auto",
+        help="checkpoint to resume from: the newest complete one, none, or that of a step (default: auto)",
+    )
+    parser.add_argument(
+        "--profile-steps", type=positive, default=0, metavar="N", help="profile N optimizer steps, then continue"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check the config, print the model's size, and exit")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
+    parser.add_argument("--list-models", action="store_true", help="print every model with its size and cost, and exit")
+    arguments = parser.parse_args(argv)
+    arguments.run = run_given(arguments)
+    return arguments
 
 
 def _list_models() -> int:
@@ -75,11 +97,13 @@ def _list_models() -> int:
 
 def _config(arguments: argparse.Namespace) -> RunConfig:
     if bool(arguments.config) == bool(arguments.run):
-        raise ConfigError("give one of --config FILE and --run DIR (see --help)")
+        raise ConfigError("give either --config FILE or a run (see --help)")
     if arguments.run:
-        if arguments.set:
-            raise ConfigError("--set changes what a run is; it goes with --config, not with --run")
-        return RunDir(Path(arguments.run)).config()
+        given = [f"--{key}" for key in ("set", "out") if getattr(arguments, key)]
+        if given:
+            raise ConfigError(f"{given[0]} goes with --config: a run that exists has its config and its directory")
+        arguments.run = find_run(arguments.run).path
+        return RunDir(arguments.run).config()
     return load_config(arguments.config, arguments.set)
 
 
@@ -133,9 +157,9 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
     # watchdog ends it instead, with the exit code of the rank whose fault it is.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     world = init_world(config.train, group=True, stop=lambda: bool(stop), timeout=patience)
-    path = Path(arguments.run or arguments.run_dir or Path("runs/single") / f"{config.name}-{config.hash8()}")
+    path = Path(arguments.run or arguments.out or Path("runs/single") / f"{config.name}-{config.hash8()}")
     with contextlib.ExitStack() as stack:
-        world.together(lambda: _take(path, config, world.world_size, stack))
+        world.run_on_rank_zero(lambda: _take(path, config, world, stack))
         run = RunDir(path)
         if run.done:
             if world.is_main:
@@ -149,24 +173,28 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
         if world.is_main:
             print(path)
             if code == EXIT_OK and not in_sweep(path):
-                print(as_typed(f"next: python launch/evaluate.py --run {path}"), file=sys.stderr)
+                print(f"next: {command('evaluate', path)}", file=sys.stderr)
         world.close()  # after an error the others may be gone, and can't be waited for
     return code
 
 
-def _take(path: Path, config: RunConfig, ranks: int, stack: contextlib.ExitStack) -> None:
+def _take(path: Path, config: RunConfig, world: World, stack: contextlib.ExitStack) -> None:
     """Rank 0: make or open the run directory, and hold it until the end of `stack`."""
     from toolkit.train.prepare import open_data
+    from toolkit.train.size import check_size
 
     if not RunDir(path).config_file.exists():
-        open_data(config)  # a store that can't be used leaves no run behind
+        data = open_data(config)  # a store that can't be used leaves no run behind
+        if MODELS[config.model.name].trained:
+            check_size(config, data.store.manifest.frames, world.world_size, world.device)
     run = RunDir.create(path, config)
     if run.done:
         return
-    held = claim(path, job=f"by hand ({ranks} ranks)", ranks=ranks, phase="train")
+    held = claim(path, job=f"by hand ({count(world.world_size, 'rank')})", ranks=world.world_size, phase="train")
     if held is not None:
         stack.callback(held.release)
         stack.callback(lambda: held.note(ended=time.time()))
+    mend(run)
     run.clear_failed()
     clear_beats(path)
 

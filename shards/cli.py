@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """As launch/cli/parser.py makes them: line breaks of help stay, options are not abbreviated. Commands are alike."""
+    """Line breaks of help stay, options are not abbreviated."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)

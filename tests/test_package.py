@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -101,6 +102,60 @@ def test_the_wheel_holds_the_same_files_and_the_sdist_all_that_is_versioned(dist
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode == 0:  # else this is no checkout but a source distribution
         assert not {name for name in tracked.stdout.split() if not name.startswith(".")} - names
+
+
+def printed_commands() -> set[tuple[str, ...]]:
+    """Return every command that a message, a page or a model card prints: its words, values in them by a stand-in."""
+    found = set()
+    for file in (ROOT / "toolkit").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "command":
+                words = [
+                    arg.value if isinstance(arg, ast.Constant) else STAND_INS.get(ast.unparse(arg), "RUN")
+                    for arg in node.args
+                ]
+                found.add(tuple(map(str, words)))
+    for page in (ROOT / "toolkit").rglob("*.html"):
+        for call in re.findall(r"\bcommand\(([^)]*)\)", page.read_text()):
+            found.add(tuple(ast.literal_eval(f"({call},)")))
+    return found
+
+
+STAND_INS = {"split": "test", "origin": "FILE"}  # what other expressions stand for is a run
+
+
+@pytest.mark.timeout(600)
+def test_every_command_that_is_printed_works_where_it_is_read(home: Path, tmp_path: Path) -> None:
+    """In an environment that has the wheel's files and no checkout, as printed there, on a run of two steps."""
+    (tmp_path / "sweep.yaml").write_text(
+        "base: [configs/demo.yaml, configs/models/persistence.yaml]\nset: {data.store: s}\n"
+    )
+    (tmp_path / "config.yaml").write_text(
+        "base: configs/demo.yaml\ndata: {store: s}\neval: {analyse: 4}\n"
+        "train: {steps: 2, batch: 2, validate_every: 2, validate_samples: 2, checkpoint: {every: 2}}\n"
+        "model: {hidden: 8, layers: 1}\n"
+    )
+
+    def typed(line: str) -> None:
+        done = subprocess.run(
+            line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"PATH": f"{home / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    typed("python -m shards convert moving-mnist s --size 32 --train 4 --val 2 --test 8")
+    typed("toolkit train --config config.yaml --out run")
+    order = ["train", "evaluate", "analyse", "export", "sweep"]
+    commands = sorted(printed_commands(), key=lambda words: ([*order, words[0]].index(words[0]), words))
+    assert {words[0] for words in commands} >= {"train", "evaluate", "analyse", "export", "sweep", "status", "plan"}
+    code = "import sys; from toolkit.shipped import command; print(command(*sys.argv[1:]))"
+    for number, words in enumerate(commands):
+        values = {"RUN": "run", "N": "4", "FOLDER": "runs/sweep" if words[0] == "status" else f"export{number}"}
+        values["FILE"] = "sweep.yaml" if words[0] == "sweep" else "config.yaml"
+        line = call(home / "bin" / "python", "-c", code, *(values.get(word, word) for word in words), cwd=tmp_path)
+        assert line.startswith("toolkit "), line
+        typed(line.strip())
 
 
 def test_one_version() -> None:

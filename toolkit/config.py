@@ -23,6 +23,7 @@ from toolkit.config_renamed import original_names, with_new_names
 from toolkit.config_sections import COSMETIC, DataConfig, EvalConfig, TrainConfig
 from toolkit.errors import ConfigError
 from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options
+from toolkit.shipped import command
 from toolkit.tree import read_tree, to_yaml, with_overrides
 from toolkit.wording import nearest
 
@@ -153,7 +154,7 @@ def make_config(tree: Mapping[str, object], origin: str) -> RunConfig:
         faults = [_explain(fault, tree) for fault in error.errors()]
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         lines = "\n".join(f"  {line}" for line in faults)
-        sweep = "\nThis is a sweep file: give it to launch/sweep.py." * bool(
+        sweep = f"\nThis is a sweep file: {command('sweep', origin)}" * bool(
             set(tree) & {"seeds", "list", "grid", "zip", "include"}
         )
         raise ConfigError(f"{origin}: {count}\n{lines}\nSee toolkit/config.py for every key.{sweep}") from None

@@ -101,7 +101,7 @@ REFUSED = {
     "aio": _FILES,
     "autotuning": _FILES,
     "data_efficiency": _FILES,
-    "datastates": _FILES,
+    "datastates_ckpt": _FILES,
     "flops_profiler.output_file": _FILES,
     "zero_optimization.stage": _OWN.format("train.zero"),
     "zero_optimization.leaf_module": _IMPORTS,

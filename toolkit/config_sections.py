@@ -6,6 +6,8 @@ NaN and infinity are refused everywhere (`Options`).
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
@@ -49,10 +51,26 @@ def _as_text(value: object) -> object:
 Mode = Annotated[str, BeforeValidator(_as_text)]
 
 
+def _expanded(store: str) -> str:
+    """Return a store's path with ~ and $NAME replaced; a URL as it is."""
+    if "://" in store:
+        return store
+    path = os.path.expandvars(store)
+    if unset := re.findall(r"\$\w+|\$\{[^}]*\}", path):
+        raise ValueError(f"{', '.join(unset)} is not set in the environment: export it, or write the path")
+    home = os.path.expanduser(path)
+    if home.startswith("~"):
+        raise ValueError(f"{home.partition('/')[0]} has no home directory here: write the path")
+    return home
+
+
+Store = Annotated[str, AfterValidator(_expanded)]
+
+
 class DataConfig(Options):
     """Which sequences are read, and how windows are cut from them."""
 
-    store: str = Field(
+    store: Store = Field(
         "",
         description="folder or URL of a sequence store (`python -m shards convert` makes one); ~ and $NAME are "
         "expanded, a relative path is relative to the working directory",
@@ -189,7 +207,7 @@ class TrainConfig(Options):
         description="sequences per forward pass on one rank; null: batch / ranks, without gradient accumulation",
         json_schema_extra=COSMETIC,
     )
-    lr: float = Field(3e-4, gt=0, le=1000, description="Adam's learning rate")
+    lr: float = Field(3e-4, gt=0, le=1e38, description="Adam's learning rate")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="Adam's decay rates of both moments, each in [0, 1)")
     clip: float | None = Field(
         None, gt=0, le=1e9, description="maximum gradient norm (L2, over all parameters); null: no clipping"
@@ -201,7 +219,7 @@ class TrainConfig(Options):
     )
     deterministic: bool = Field(
         False,
-        description="bitwise reproducible on a GPU too, see toolkit/device.py; slower",
+        description="bitwise reproducible on a GPU too, see toolkit/distributed/device.py; slower",
         json_schema_extra=EXECUTION,
     )
     device: Device = Field(

@@ -1,10 +1,12 @@
-"""The configs and cluster profiles that come with the toolkit. Does not import torch.
+"""The configs, cluster profiles and commands that come with the toolkit. Does not import torch.
 
 In a checkout they are `configs/` and `slurm/profiles/` beside the packages; `pip install .` puts them into this one.
 """
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 
 from toolkit.wording import nearest
@@ -13,6 +15,18 @@ PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "setup.py").is_file() else None  # None: installed
 CONFIGS = PACKAGE / "configs" if CHECKOUT is None else CHECKOUT / "configs"
 PROFILES = PACKAGE / "profiles" if CHECKOUT is None else CHECKOUT / "slurm" / "profiles"
+
+
+def command(name: str, *arguments: object) -> str:
+    """Return a command as it is typed here: `python launch/train.py` in a checkout, `toolkit train` from a wheel.
+
+    Args:
+        name: of the command, as in `toolkit NAME`.
+        arguments: of it, quoted for a shell where they need it.
+    """
+    words = [shlex.quote(str(argument)) for argument in arguments]
+    installed = CHECKOUT is None or Path(sys.argv[0]).stem == "toolkit"
+    return " ".join([f"toolkit {name}" if installed else f"python launch/{name}.py", *words])
 
 
 def find_config(path: Path, folder: Path | None = None) -> Path:

@@ -9,29 +9,32 @@ if __name__ == "__main__":
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from shards import log
 from toolkit import __version__, shipped
-from toolkit.errors import EXIT_USAGE
+from toolkit.errors import EXIT_USAGE, ConfigError
+
+logger = logging.getLogger(__name__)
 
 # `toolkit NAME` is `python launch/NAME.py`, but for shards.
 COMMANDS = {
     "train": "train one run",
-    "sweep": "run many: seeds x variants, here or on a Slurm cluster",
-    "status": "how runs stand",
-    "logs": "what a run printed",
-    "evaluate": "score a run's checkpoints",
+    "sweep": "train and evaluate many runs (seeds x variants), here or on a Slurm cluster",
+    "status": "show the state of runs",
+    "logs": "show and follow the logs of a run",
+    "evaluate": "evaluate a run's checkpoints",
     "analyse": "diagnose mode collapse",
-    "report": "tables, curves and frames on one page",
-    "export": "a run's model as safetensors and a model card",
-    "predict": "forecast what comes after the latest frames of an archive",
-    "plan": "memory and hours before a run",
+    "report": "write tables, curves and frames of runs to one HTML page",
+    "export": "export a run's model as safetensors with a model card",
+    "predict": "forecast the frames that follow the latest ones of an archive",
+    "plan": "estimate memory and hours before a run",
     "shards": "make, check and describe sequence stores (python -m shards)",
 }
 SCRIPT = re.compile(rf"(?:(torchrun .*?)(-- )?)?(?:python )?launch/({'|'.join(COMMANDS)})\.py")
@@ -77,6 +80,45 @@ def positive(text: str) -> int:
 def add_device(parser: argparse.ArgumentParser, default: str) -> None:
     """Add `--device`; without it the value is None, and `default` says in the help what holds then."""
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help=f"where to compute (default: {default})")
+
+
+RUN_HELP = "a run: its directory, or its name as status shows it, which may be shortened while only one run fits"
+
+
+def add_run(parser: argparse.ArgumentParser, what: str = RUN_HELP) -> None:
+    """Add a run, which is given as an argument or by `--run`; `run_given` tells which."""
+    parser.add_argument("run_argument", nargs="?", metavar="RUN", help=what)
+    parser.add_argument("--run", dest="run_option", metavar="RUN", help="the same")
+
+
+def run_given(arguments: argparse.Namespace) -> str | None:
+    """Return the run that was given, as it was typed; None: none.
+
+    Raises:
+        ConfigError: it is given twice.
+    """
+    given = [text for text in (arguments.run_argument, arguments.run_option) if text is not None]
+    if len(given) > 1:
+        raise ConfigError(f"a run is given twice, as {given[0]} and as --run {given[1]}: leave one out")
+    return given[0] if given else None
+
+
+class _Renamed(argparse.Action):
+    """An option by its old name: taken for one release, with a warning, and not shown by --help."""
+
+    new = ""
+
+    def __call__(
+        self, parser: object, namespace: argparse.Namespace, values: object, option: str | None = None
+    ) -> None:
+        logger.warning("%s is now %s; the next release will refuse the old name", option, self.new)
+        setattr(namespace, self.dest, values)
+
+
+def add_renamed(parser: argparse.ArgumentParser, old: str, new: str, dest: str, **options: Any) -> None:
+    """Take the option `new`, which sets `dest`, by its old name too."""
+    action = type("_Renamed", (_Renamed,), {"new": new})
+    parser.add_argument(old, dest=dest, action=action, help=argparse.SUPPRESS, default=argparse.SUPPRESS, **options)
 
 
 def run_script(main: Callable[[], int]) -> NoReturn:

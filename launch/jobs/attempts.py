@@ -24,7 +24,7 @@ from typing import Any
 from toolkit.atomic import write_atomic
 from toolkit.distributed import slurm
 from toolkit.rundir import RunDir
-from toolkit.rundir.events import restarts_of
+from toolkit.rundir.events import read_restarts
 from toolkit.rundir.lock import read_lock
 from toolkit.rundir.sweep import find_runs, in_sweep
 from toolkit.wording import first_line
@@ -56,7 +56,7 @@ def count_starts(run: RunDir, before: Mapping[str, Any]) -> dict[str, int]:
     if this is None or job.partition("_")[0] != this.partition("_")[0] or step > int(before.get("from_step", -1)):
         return {"from_step": step, "idle_starts": 0}
     idle = int(before.get("idle_starts", 0))
-    causes = [restart.cause for restart in restarts_of(run.path) if restart.time >= float(before["started"])]
+    causes = [restart.cause for restart in read_restarts(run.path) if restart.time >= float(before["started"])]
     if "from_step" in before and not (causes and causes[-1].startswith(OUTSIDE)):
         idle += 1
     return {"from_step": step, "idle_starts": idle}
@@ -66,7 +66,7 @@ def going_in_circles(run: RunDir, counted: Mapping[str, int]) -> str | None:
     """Return why a run is not begun again after so many starts without a step; None: it may begin."""
     if counted["idle_starts"] < STARTS:
         return None
-    causes = [restart.cause for restart in restarts_of(run.path)]
+    causes = [restart.cause for restart in read_restarts(run.path)]
     last = f"; the last ended by: {causes[-1]}" if causes else ""
     step = counted["from_step"]
     return (

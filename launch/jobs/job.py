@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import socket
 import sys
@@ -25,10 +26,13 @@ from toolkit.distributed import slurm
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE
 from toolkit.rundir import RunDir
 from toolkit.rundir.heartbeat import beats_of
-from toolkit.rundir.lock import HeldLock, RunBusyError, hold, read_lock
+from toolkit.rundir.lock import LOCK_NAME, HeldLock, RunBusyError, hold, read_lock
+from toolkit.rundir.mend import mend
 from toolkit.rundir.status import missing_scores
 
 SCRIPTS = Path(__file__).resolve().parents[1]  # with train.py and evaluate.py
+LOG_WAIT_S = 10.0
+logger = logging.getLogger(__name__)
 WAIT_S = 0.2  # between two looks at the run's lock
 EXAMPLES = """\
   python launch/jobs/job.py runs/demo/modernn-seed1-1a2b3c4d             # go on with a run, here, in the foreground
@@ -69,6 +73,7 @@ def run_job(run: RunDir, ranks: int = 1, scripts: Path = SCRIPTS, log_files: boo
         lock = _acquire_lock(run, ranks, relay, stack)
         if lock is None:
             return EXIT_REQUEUE
+        mend(run)
         job = _Job(run, relay, lock, log_files, task)
         code = EXIT_OK
         if not run.done:
@@ -90,24 +95,38 @@ def _acquire_lock(run: RunDir, ranks: int, relay: SignalRelay, stack: contextlib
     told = False
     while not relay.received:
         try:
-            return stack.enter_context(hold(run.path, job=job_id(), ranks=ranks))
+            return stack.enter_context(hold(run.path, job=job_id(), ranks=ranks, submitted=_submitted(run)))
         except RunBusyError as error:
             if not slurm.is_earlier_start(read_lock(run.path).get("job")):
                 raise
             if not told:
-                print(f"{error}: an earlier start of this job. Waiting until it has ended", file=sys.stderr, flush=True)
+                logger.warning("%s: an earlier start of this job; waiting until it has ended", error)
             told = True
             time.sleep(WAIT_S)
     return None
+
+
+def _submitted(run: RunDir) -> float | None:
+    """Return when this job was submitted: when its text was written. None where that is unknown, or it was requeued."""
+    if slurm.job_name() is None or os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+        return None
+    try:
+        return (run.path / "submit.sbatch").stat().st_mtime
+    except OSError:
+        return None
 
 
 def _train_along(run: RunDir, task: slurm.Task, scripts: Path, log_files: bool) -> int:
     """A rank other than the first of a job of several tasks. Slurm ends all tasks at the first code other than 0."""
     logs = [run.logs / f"{job_id()}_{task.rank}.log"] if log_files else []
     with SignalRelay() as relay:
+        began, logged = time.monotonic(), False
         while read_lock(run.path).get("job") != job_id():  # until the first task has the run
             if relay.received or why_stopped(run.path.parent):
                 return EXIT_OK
+            if not logged and time.monotonic() - began > LOG_WAIT_S:
+                logged = True
+                logger.warning("%s: rank %d waits until the first task holds %s", run.path, task.rank, LOCK_NAME)
             time.sleep(WAIT_S)
         if run.done:
             return EXIT_OK
@@ -169,7 +188,9 @@ class _Job:
         self.lock.note(phase=name, log=str(logs[0]) if logs else None)
         command = [sys.executable, *arguments]
         environment = {**self.lock.environment, **self._place(name)}
-        code = run_ranks(command, ranks, self.relay, logs, environment, [self.lock.fd], describe=self._describe_rank)
+        code = run_ranks(
+            command, ranks, self.relay, logs, environment, [self.lock.fd], self._describe_rank, self.lock.check
+        )
         if code == EXIT_REQUEUE and job_id() not in (self.run.failure() or ""):
             # Not this start's (`_train_along`): a rank says it that an earlier one left on a node that was given up.
             self.run.clear_failed()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ from submitit.helpers import CommandFunction
 from launch.jobs.attempts import why_stopped
 from launch.jobs.machine import Machine
 from launch.jobs.submitter import Job, JobCommand, JobState, Submitter, job_command
+from shards.filelock import lock_file
 from toolkit.rundir import lock
 
 NO_TIMEOUT_MIN = 10 * 365 * 24 * 60  # submitit's local default would end a job after two minutes
@@ -120,7 +120,7 @@ class _SubmititJob:
         # So the signal goes to job.py itself, as soon as that has taken the lock and thereby said who it is.
         record = lock.holder(self.run)
         if not self.told and record and record.get("job") == f"local-{self.job.job_id}":
-            self.told = lock.is_held_by(self.run, int(record["pid"]))
+            self.told = lock.is_held_by(self.run, int(record.get("pid", 0)))
             if self.told:
                 os.kill(int(record["pid"]), signal.SIGTERM)
 
@@ -166,7 +166,7 @@ def watching(root: Path) -> Iterator[None]:
     file = root / WATCHERS / f"{socket.gethostname()}-{os.getpid()}"
     file.parent.mkdir(exist_ok=True)
     with open(file, "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        lock_file(held.fileno(), wait=True)
         try:
             yield
         finally:

@@ -33,7 +33,7 @@ from toolkit.atomic import write_atomic
 from toolkit.distributed import slurm
 from toolkit.errors import EXIT_BUSY, EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE, ConfigError
 from toolkit.rundir import RunDir
-from toolkit.rundir.events import RESTARTS, restarts_of
+from toolkit.rundir.events import append_event, read_restarts
 from toolkit.rundir.lock import FD_VARIABLE, lock_for_child, read_lock
 from toolkit.rundir.status import missing_scores
 from toolkit.wording import count
@@ -240,14 +240,12 @@ class PackedJob:
         if not before.startswith(of_array) or before == this or run.done or run.failure() is not None:
             return
         name, _, start = this.rpartition("_")
-        causes = [restart for restart in restarts_of(self.folder) if restart.job == name]
+        causes = [restart for restart in read_restarts(self.folder) if restart.job == name]
         if slurm.is_earlier_start(before) and causes:
             nodes, lost, cause = causes[-1].nodes, causes[-1].lost, causes[-1].cause
         else:
             nodes, lost, cause = str(record.get("host", "")), "", f"job {before.rpartition('_')[0]} did not finish it"
-        line = (str(int(time.time())), name, str(int(start) + 1), nodes, lost, cause)
-        with open(run.path / RESTARTS, "a", encoding="utf-8") as file:
-            file.write("\t".join(line) + "\n")
+        append_event(run.path, "restart", job=name, start=int(start) + 1, nodes=nodes, lost=lost, cause=cause)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

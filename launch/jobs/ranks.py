@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -27,6 +28,8 @@ PEER_GRACE_S = 20.0  # for the other ranks to end by themselves after one failed
 HANG_GRACE_S = 10.0  # the same after a hang: what the others do is to be seen, not waited for
 STACKS_S = 1.0  # for a rank that is killed to show what it was doing
 POLL_S = 0.05
+CHECK_S = 2.0
+logger = logging.getLogger(__name__)
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
@@ -67,6 +70,7 @@ def run_ranks(
     environment: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
     describe: Callable[[int], str] = "rank {}".format,
+    check: Callable[[], None] = lambda: None,
 ) -> int:
     """Start `command` once per rank and wait for all.
 
@@ -78,6 +82,7 @@ def run_ranks(
         environment: variables to set for the ranks.
         pass_fds: open files that the ranks keep open.
         describe: names a rank in messages.
+        check: called every CHECK_S seconds; what it raises ends the ranks and is raised here.
 
     Returns:
         0 when all ranks returned 0; else the code of the first that failed, 128 + n for signal n; 3 when the ranks
@@ -90,7 +95,7 @@ def run_ranks(
             log = logs[rank] if logs else None
             variables = {**_rank_environment(rank, ranks, port), **(environment or {})}
             processes.append(_start(command, variables, log, pass_fds))
-        return _wait(processes, relay, describe)
+        return _wait(processes, relay, describe, check)
     finally:
         for process in processes:
             end_group(process)
@@ -135,12 +140,20 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], relay: SignalRelay, describe: Callable[[int], str]) -> int:
+def _wait(
+    processes: Sequence[subprocess.Popen[bytes]],
+    relay: SignalRelay,
+    describe: Callable[[int], str],
+    check: Callable[[], None],
+) -> int:
     ended: dict[int, int] = {}  # rank -> code, in the order in which they ended
     failed_at = 0.0
     first_failure = EXIT_OK
-    told = False
+    told, checked = False, time.monotonic()
     while len(ended) < len(processes):
+        if time.monotonic() - checked > CHECK_S:
+            check()
+            checked = time.monotonic()
         for number in relay.take():
             for process in processes:
                 process.send_signal(number)
@@ -151,7 +164,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], relay: SignalRelay, desc
             failed_at, first_failure = time.monotonic(), ended[rank]
             if len(processes) > 1:
                 how = meaning(first_failure)
-                print(f"{describe(rank)} ended: {how}; stopping the others", file=sys.stderr, flush=True)
+                logger.error("%s ended: %s; stopping the others", describe(rank), how)
         silence = 0.0 if first_failure == EXIT_OK else time.monotonic() - failed_at
         grace = HANG_GRACE_S if first_failure == EXIT_HANG else PEER_GRACE_S
         if silence > 2 * grace:

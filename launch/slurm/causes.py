@@ -16,8 +16,11 @@ a container holds the Python of the run, the node has only that of its operating
 """
 
 import argparse
+import datetime
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -30,7 +33,9 @@ LOG_TIME = "%Y-%m-%d %H:%M:%S"
 SLURM_TIME = "%Y-%m-%dT%H:%M:%S"
 DOWN = ("DOWN", "FAIL", "*", "NOT_RESP")  # in the state of a node that Slurm calls lost
 NO_GPUS = "can't use the GPUs of this job"
-QUESTIONS = ("signal", "step", "before", "lost", "avoid", "revisited")
+EVENTS = "events.jsonl"  # of a run: toolkit/rundir/events.py
+OLD_RESTARTS = "restarts.tsv"  # of the last release
+QUESTIONS = ("signal", "step", "restart", "fail", "lost", "avoid", "revisited")
 
 
 class Job:
@@ -92,7 +97,42 @@ class Job:
             gone = gone or lost_by_state(nodes, _seconds(first[:19], LOG_TIME, 0.0))
         if gone:
             why = "lost " + ",".join(gone)
-        return nodes, ",".join(gone), why or "cut off without a word"
+        return nodes, ",".join(gone), why or "exited without a final status"
+
+    def record(self, event: str, **values: "object") -> None:
+        """Append an event to the run's record, on a line of its own even where a kill has left half a line."""
+        moment = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+        head = {"time": moment, "event": event, "host": socket.gethostname(), "job": self.name}
+        line = json.dumps({**head, **values}).encode() + b"\n"
+        with open(os.path.join(self.run, EVENTS), "ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line)
+
+    def record_restart(self, max_restarts: int) -> str:
+        """Record that Slurm has begun this job again, and return where and why the start before ended."""
+        nodes, lost, why = self.cause_before()
+        if self.restart > max_restarts:
+            why += f"; not begun again, as max_restarts is {max_restarts}"
+        self.record("restart", start=self.restart + 1, nodes=nodes, lost=lost, cause=why)
+        return f"{nodes or 'no node'}: {why}"
+
+    def restarts(self) -> "list[tuple[float, str]]":
+        """Return of each restart of the run, oldest first: its time (UNIX), and the nodes lost before it."""
+        found = []
+        for line in _read(os.path.join(self.run, OLD_RESTARTS)).splitlines():
+            fields = line.split("\t")
+            if len(fields) >= 5 and re.match(r"\d+(\.\d+)?$", fields[0]):
+                found.append((float(fields[0]), fields[4]))
+        for line in _read(os.path.join(self.run, EVENTS)).splitlines():
+            try:
+                event = json.loads(line)
+                if event["event"] == "restart":
+                    found.append((_utc(event["time"]), str(event.get("lost", ""))))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+        return found
 
     def lost(self) -> "list[str]":
         """Return the nodes that this start has lost: by the log, else those on which no task can be started.
@@ -106,15 +146,16 @@ class Job:
         return [node for node in hostnames(self.nodes) if not _reaches(node)]
 
     def avoided(self, lost: str = "") -> str:
-        """Return the nodes to keep away from, with commas: `lost`, or what restarts.tsv says was lost last, if lately,
-        and those on which runs of the sweep failed as soon as they began.
+        """Return the nodes to keep away from, with commas.
+
+        They are `lost`, or what the run has lost last, if lately, and those on which runs failed as soon as they began.
 
         Empty where the partition has too few others that are up.
         """
         lately = time.time() - AVOID_S
         root = os.path.join(self.run, "../.." if os.path.exists(os.path.join(self.run, "pack.json")) else "..")
         bad = failing_nodes(_read(os.path.join(root, "early_failures.tsv")), lately)
-        names = lost or last_lost(_read(os.path.join(self.run, "restarts.tsv")), lately)
+        names = lost or last_lost(self.restarts(), lately)
         names = ",".join(sorted({*names.split(","), *bad} - {""}))
         if not names:
             return ""
@@ -155,14 +196,9 @@ def ended_by_log(log: str) -> str:
     return "requeued" if "REQUEUE" in line else "preempted or requeued"
 
 
-def last_lost(restarts: str, since: float) -> str:
-    """Return the nodes of the last line of restarts.tsv after a UNIX time that names lost ones."""
-    names = ""
-    for line in restarts.splitlines():
-        fields = line.split("\t")
-        if len(fields) >= 5 and fields[4] and _is_after(fields[0], since):
-            names = fields[4]
-    return names
+def last_lost(restarts: "list[tuple[float, str]]", since: float) -> str:
+    """Return the nodes that were lost before the last restart after a UNIX time before which any were."""
+    return next((names for when, names in reversed(restarts) if names and when >= since), "")
 
 
 def failing_nodes(failures: str, since: float) -> "list[str]":
@@ -173,7 +209,7 @@ def failing_nodes(failures: str, since: float) -> "list[str]":
     runs = {}  # type: dict[str, set[str]]
     for line in failures.splitlines():
         fields = line.split("\t")
-        if len(fields) == 4 and fields[1] and _is_after(fields[0], since):
+        if len(fields) == 4 and fields[1] and fields[0].isdigit() and int(fields[0]) >= since:
             runs.setdefault(fields[1], set()).update([fields[2], NO_GPUS] if NO_GPUS in fields[3] else [fields[2]])
     return sorted(node for node, those in runs.items() if len(those) > 1)
 
@@ -183,11 +219,11 @@ def hostnames(nodes: str) -> "list[str]":
     return _ask("scontrol", "show", "hostnames", nodes).split()
 
 
-def _is_after(text: str, since: float) -> bool:
-    try:
-        return float(text) >= since
-    except ValueError:
-        return False
+def _utc(text: str) -> float:
+    """Return the UNIX time of a time stamp of the record, with or without a fraction. Raises ValueError."""
+    form = "%Y-%m-%dT%H:%M:%S" + (".%f" if "." in text else "") + "Z"
+    moment = datetime.datetime.strptime(text, form).replace(tzinfo=datetime.timezone.utc)
+    return moment.timestamp()
 
 
 def _reaches(node: str) -> bool:
@@ -218,7 +254,7 @@ def _call(command: "list[str]", timeout_s: float) -> "tuple[int, str]":
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path if os.path.isfile(path) else os.devnull, encoding="utf-8", errors="replace") as file:
             return file.read()
     except OSError:
         return ""
@@ -238,7 +274,7 @@ def _seconds(text: str, form: str, otherwise: float) -> float:
 
 
 def main(arguments: "list[str]") -> int:
-    """Print the answer to one question; returns the exit code."""
+    """Print the answer to one question, or record an event; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m launch.slurm.causes", description="Asked by launch/slurm/job.sh.")
     parser.add_argument("question", choices=QUESTIONS)
     parser.add_argument("run", help="the run directory")
@@ -248,6 +284,9 @@ def main(arguments: "list[str]") -> int:
     parser.add_argument(
         "--warning", type=int, default=120, metavar="S", help="seconds before the time limit at which Slurm warns"
     )
+    parser.add_argument("--max-restarts", type=int, default=0, metavar="N", help="how often the job may begin again")
+    parser.add_argument("--cause", default="", help="of a failure")
+    parser.add_argument("--exit-code", type=int, help="of a failure")
     parser.add_argument("--lost", default="", help="nodes to keep away from (default: those that the run lost last)")
     options = parser.parse_args(arguments)
     job = Job(options.run, options.job, options.restart)
@@ -255,8 +294,10 @@ def main(arguments: "list[str]") -> int:
         print(job.cause_of_signal(options.signal, options.warning))
     elif options.question == "step":
         print(ended_by_log(job.log(job.restart)))
-    elif options.question == "before":
-        print("\n".join(job.cause_before()))
+    elif options.question == "restart":
+        print(job.record_restart(options.max_restarts))
+    elif options.question == "fail":
+        job.record("fail", cause=options.cause, exit_code=options.exit_code)
     elif options.question == "lost":
         print(",".join(job.lost()))
     elif options.question == "avoid":

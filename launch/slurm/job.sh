@@ -1,11 +1,10 @@
 # What the text of every job does around its step; `<run>/submit.sbatch` (script.py) sources it from the snapshot of the
 # code, after it has set run, code, home, python, max_restarts, signal_s and exclude, and defined
 #   prepare   what is done before the step: modules, the profile's own lines, variables; cleanup: what is done after it
-#   run_step  the step: srun of launch/jobs/job.py, once per rank, or of launch/jobs/pack.py, once: then `run` is the
-#             folder of the submission
+#   run_step  the step: srun of launch/jobs/job.py, once per rank, or of pack.py; then `run` is a submission's folder
 #
 # - causes.py says which signals Slurm sends, and finds why, and what nodes were lost; where no Python starts it, jobs
-#   stop and requeue all the same. Every restart leaves a line in restarts.tsv (toolkit/rundir/events.py).
+#   stop and requeue all the same. It records restarts and failures in events.jsonl (toolkit/rundir/events.py).
 # - Only a job that Slurm calls running, and by the number of this start, is requeued from here: one that was cancelled
 #   must not come back, and one that was preempted or has lost a node is in the queue already.
 # - A start that Slurm has given up may be alive, where only slurmd died or the network did. Once the next start has
@@ -15,13 +14,14 @@ UNKNOWN="cause unknown: no Python on this node could look for it"
 REQUEUE=3 BUSY=7 # exit codes (toolkit/errors.py)
 is_stop() { [[ $1 == @(3|138|140|143) ]]; } # 128 + n: signal n ended tasks while Python was starting: nothing to save
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
-failed=$run/FAILED && [ ! -e "$run/pack.json" ] || failed=$run/logs/$job.failed
+verdict=$run/FAILED && [ ! -e "$run/pack.json" ] || verdict=$run/logs/$job.failed
 restart=${SLURM_RESTART_COUNT:-0} log=$run/logs/${job}_${restart}_batch.log
-next=$run/logs/${job}_$((restart + 1))_batch.log gone='' nodes='' lost='' why='' step='' said='' asked=''
+next=$run/logs/${job}_$((restart + 1))_batch.log gone='' why='' step='' said='' asked=''
 tell() { echo "$(date '+%F %T') $*"; }
 told() { said=$1 && tell "told to stop: $1"; }
 about() { scontrol --oneliner show job "$job"; } # an array's task by its number: the plain id may be the whole array's
-fail() { echo "error: $*" >&2; [ ! -w "$run" ] || echo "job $job: $*" >"$failed"; exit 2; }
+fail() { echo "error: $*" >&2; [ ! -w "$run" ] || failed "$*"; exit 2; }
+failed() { echo "job $job: $1" >"$verdict" && causes fail --cause "job $job: $1" "${@:2}"; }
 causes() ( # prints causes.py's answer to question $1, by the run's Python or, where only a container has that, another
   trap '' TERM
   cd "$code" && for program in "$python" python3; do
@@ -62,14 +62,14 @@ mkdir -p "$run/logs"
 exec >>"$log" 2>&1
 tell "job $job, start $((restart + 1)), on $SLURM_JOB_NODELIST"
 if ((restart > 0)); then
-  { read -r nodes && read -r lost && read -r why; } <<<"$(causes before)"; why=${why:-$UNKNOWN}
-  ((restart <= max_restarts)) || why="$why; not begun again, as max_restarts is $max_restarts"
-  printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$(date +%s)" "$job" $((restart + 1)) "$nodes" "$lost" "$why" >>"$run/restarts.tsv"
-  tell "the start before, on ${nodes:-no node}: $why"
+  why=$(causes restart --max-restarts "$max_restarts")
+  [ -n "$why" ] || printf '{"time": "%s", "event": "restart", "host": "%s", "job": "%s", "start": %d, "cause": "%s"}\n' \
+    "$(date -u +%FT%TZ)" "$(hostname)" "$job" $((restart + 1)) "${why:=$UNKNOWN}" >>"$run/events.jsonl"
+  tell "the start before, on $why"
   ((restart <= max_restarts)) || exit $REQUEUE
 fi
 cd "$home" || fail "node $(hostname) can't see $home, where the run was submitted"
-rm -f "$failed"
+rm -f "$verdict"
 [ -z "$(causes revisited)" ] || { told "on a node that this run has lost lately" && again; }
 # --- the step
 said='' && prepare
@@ -88,15 +88,15 @@ done
 # --- it ends
 leave_to_next
 ((result != 0 && result != BUSY)) || exit $result # done; or another job has the run
-if ! is_stop $result || [ -e "$failed" ]; then
+if ! is_stop $result || [ -e "$verdict" ]; then
   # Ranks see the loss of a node long before Slurm does, and fail of it. That is no failure of the run.
   gone=$(causes lost) state=$(about 2>/dev/null)
   if [ -z "$gone" ] && ! no_step && [[ -z $state || $state == *" Restarts=$restart "* ]]; then
-    [ -e "$failed" ] || echo "job $job: srun returned $result; see $log" >"$failed"
-    ! news | grep -qiE 'oom.kill|out of memory' || echo "OUT_OF_MEMORY, says Slurm: raise mem in the profile" >>"$failed"
+    [ -e "$verdict" ] || failed "srun returned $result; see $log" --exit-code $result
+    ! news | grep -qiE 'oom.kill|out of memory' || echo "OUT_OF_MEMORY, says Slurm: raise mem in the profile" >>"$verdict"
     exit $result
   fi
-  rm -f "$failed"
+  rm -f "$verdict"
   no_step && said="no step could be started"
   [ -z "$gone" ] || said="lost $gone"
   told "${said:-$(causes step)}"

@@ -8,7 +8,6 @@ by the locks that they hold, and with them every sweep.py that would start the n
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import socket
@@ -20,6 +19,7 @@ from launch.jobs.submitter import ENDING
 from launch.slurm import client
 from launch.slurm.client import SlurmError
 from launch.slurm.queue import SUBMISSIONS, is_of, is_report, owners, runs_of
+from shards.filelock import lock_file
 from toolkit.rundir import lock
 from toolkit.rundir.sweep import preparing, read_runs
 from toolkit.wording import count
@@ -112,6 +112,8 @@ class _Ended:
                 continue
             if record.get("host") != socket.gethostname():
                 lines.append(f"{item.name}: {lock.describe(record)}: end it there")
+            elif "pid" not in record:  # damaged; its holder writes it anew within seconds
+                lines.append(f"{item.name}: {lock.LOCK_NAME} doesn't say who holds it: try again in a moment")
             elif lock.is_held_by(item.run.path, int(record["pid"])):
                 self._signal(int(record["pid"]))
                 who = f"{record.get('job')} (process {record['pid']}) to write a checkpoint and end"
@@ -123,8 +125,5 @@ class _Ended:
 
 def _locked(file: Path) -> bool:
     with contextlib.suppress(FileNotFoundError), open(file) as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+        return not lock_file(handle.fileno(), shared=True)
     return False

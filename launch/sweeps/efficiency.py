@@ -1,4 +1,4 @@
-"""What the hours of runs were spent on, from their directories: starts.jsonl, metrics.jsonl, state.json, job.lock.
+"""What the hours of runs were spent on, from their directories: events.jsonl, metrics.jsonl, state.json, job.lock.
 
 A run's time is that of its jobs, from the first moment to the last sign of life. Of it, `steps` is what the steps took
 that count; `repeated` steps were lost with a job that ended after its last checkpoint; `start-up` is imports, loading
@@ -18,7 +18,7 @@ from launch.cli.table import render
 from launch.jobs.pack import read_pack
 from launch.slurm.queue import SUBMISSIONS
 from toolkit.rundir import RunDir, lock
-from toolkit.rundir.events import Start, read_starts
+from toolkit.rundir.events import StartEvent, read_starts
 from toolkit.rundir.status import RunView
 from toolkit.wording import count, duration
 
@@ -50,7 +50,7 @@ class Use:
 def use_of(view: RunView, now: float | None = None) -> Use | None:
     """What a run's time was spent on; None: it has no record of its starts."""
     run = RunDir(Path(view.path))
-    starts = read_starts(run)
+    starts = read_starts(run.path)
     if not starts:
         return None
     now = time.time() if now is None else now
@@ -160,16 +160,16 @@ def _total(uses: Sequence[Use], unit: str) -> list[str]:
     ]
 
 
-def _end(start: Start, heard: float | None) -> float:
+def _end(start: StartEvent, heard: float | None) -> float:
     return max(start.ready, heard or start.ready)
 
 
-def _last_end(run: RunDir, view: RunView, start: Start, now: float) -> float:
+def _last_end(run: RunDir, view: RunView, start: StartEvent, now: float) -> float:
     """When the last start ended; now, while it runs."""
     if view.held or view.live:
         return now
     record = lock.read_lock(run.path)
-    if record.get("started") == start.began and record.get("ended"):
+    if abs(record.get("started", 0.0) - start.began) < 1e-3 and record.get("ended"):  # times are written in ms
         return float(record["ended"])
     return _end(start, view.updated)
 

@@ -7,6 +7,7 @@ needs no mention.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -19,6 +20,7 @@ from toolkit.errors import ConfigError
 from toolkit.tree import flatten
 
 LONGEST_VALUE = 40  # of a text value in a name; its end tells paths apart
+LONGEST_GROUP = 160  # a folder's name has at most 255 bytes; the seed, a hash and temporary endings follow
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def label_runs(runs: Sequence[tuple[RunConfig, str | None]], origin: str) -> lis
         short = _short_keys(sorted(set().union(*varied[label].values())))
         parts = [label] if label else []
         parts += [_part(short[key], values[key], bare=key == "model.name") for key in keys]
-        group = "-".join(parts) or config.model.name
+        group = _bounded("-".join(parts) or config.model.name)
         name = f"{group}-seed{config.seed}" if several_seeds else group
         labels.append(Label(name, group, {key: values[key] for key in keys}))
     _check_unique(labels, identities, origin)
@@ -89,6 +91,13 @@ def _part(key: str, value: object, bare: bool) -> str:
         text = "+".join(str(item) for item in value) if isinstance(value, list) else str(value)
     text = re.sub(r"[^A-Za-z0-9._+]+", "_", text)[-LONGEST_VALUE:].strip("_.")
     return text if bare else f"{key}_{text}"
+
+
+def _bounded(group: str) -> str:
+    """Return a name that fits into a folder's: of a longer one the beginning and a hash of all of it."""
+    if len(group) <= LONGEST_GROUP:
+        return group
+    return f"{group[: LONGEST_GROUP - 9].rstrip('-_.')}-{hashlib.sha256(group.encode()).hexdigest()[:8]}"
 
 
 def _check_unique(labels: Sequence[Label], identities: Sequence[Mapping[str, object]], origin: str) -> None:

@@ -188,9 +188,12 @@ def check_stores(items: Sequence[Item]) -> None:
         if not store or ("://" not in store and not Path(store, "manifest.json").exists()):
             needed[store] = needed.get(store, 0) + 1
     if needed:
-        lines = [f"  {store or '(not set)'}: needed by {count} runs" for store, count in needed.items()]
+        where = f"; relative paths are relative to {Path.cwd()}" * any(
+            not Path(store).is_absolute() for store in needed
+        )
+        lines = [f"  {store or '(not set)'}: needed by {count(number, 'run')}" for store, number in needed.items()]
         raise ConfigError(
-            "data.store: no sequence store (manifest.json) there\n"
+            f"data.store: no sequence store (manifest.json) there{where}\n"
             + "\n".join(lines)
             + "\nMake one with `python -m shards convert`, or name one with --set data.store=FOLDER."
         )

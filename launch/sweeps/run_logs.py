@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +19,8 @@ from typing import TextIO
 
 from launch.cli.table import render
 from launch.slurm.queue import SUBMISSIONS, submissions
-from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.status import read_status
-from toolkit.rundir.sweep import read_runs
-from toolkit.wording import some
 
 POLL_S = 0.5
 BEFORE, BATCH, EVALUATE = "before", "batch", "evaluate"
@@ -50,35 +46,6 @@ class Start:
     def at(self) -> float:
         """When something was last written."""
         return max(_written(log.path) for log in self.logs)
-
-
-def find_run(given: Path) -> RunDir:
-    """The run directory of that name, the one that its sweep calls so, or the only one whose name begins so.
-
-    Raises:
-        ConfigError: none or several.
-    """
-    if RunDir(given).config_file.exists():
-        return RunDir(given)
-    below = sorted(path.parent.name for path in given.glob("*/config.yaml"))
-    if below:
-        raise ConfigError(f"{given}: holds several runs; name one of them: {some(below)}")
-    # As launch/status.py names it: of two that begin alike, the one that the sweep's record means.
-    named = [item.run for item in read_runs(given.parent) if item.name == given.name]
-    if len(named) == 1:
-        return named[0]
-    fits = [path.parent for path in sorted(given.parent.glob(f"{_plain(given.name)}*/config.yaml"))]
-    if len(fits) == 1:
-        return RunDir(fits[0])
-    names = some([path.name for path in fits])
-    raise ConfigError(
-        f"{given}: "
-        + (
-            f"fits several runs: {names}; write more of the name"
-            if fits
-            else "no such run; launch/status.py lists them"
-        )
-    )
 
 
 def starts_of(run: RunDir) -> list[Start]:
@@ -184,7 +151,3 @@ def _written(path: Path) -> float:
         return path.stat().st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", text)

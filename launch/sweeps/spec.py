@@ -3,8 +3,8 @@
     name: demo                      # folder below runs/; default: the file's name
     base: ../demo.yaml              # config file or files, relative to this file
     seeds: [1, 2]                   # an axis of its own; `seeds: 3` means 1, 2, 3
-    set: {train.steps: 300}         # laid on every run
-    list:                           # one entry, one variant; `base:` lays config files on, `name:` names it
+    set: {train.steps: 300}         # applied to every run
+    list:                           # one entry, one variant; `base:` merges config files, `name:` names it
       - {base: ../models/modernn.yaml, model.slots: 4}
       - {base: ../models/convlstm.yaml, name: baseline}
     grid: {train.lr: [1e-3, 3e-4]}  # every combination
@@ -13,57 +13,153 @@
 
     include: [a.yaml, b.yaml]       # instead of all these but `name`: the runs of other sweep files
 
-The runs are list x grid x zip x seeds, less `exclude`, each config once. What is laid on what: the base files, the
-entry's base files, `set`, the entry, grid, zip, the seed, and last `--set` of the command line. A `model.name` among
-these settings is laid first, because it starts the section `model` anew.
+The runs are list x grid x zip x seeds, less `exclude`, each config once. Settings are applied in this order: the base
+files, the entry's base files, `set`, the entry, grid, zip, the seed, and last `--set` of the command line. A
+`model.name` among these settings is applied first, because it starts the section `model` anew.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
 from launch.sweeps.naming import label_runs
 from toolkit.config import RunConfig, make_config
+from toolkit.config_renamed import new_names, with_new_names
 from toolkit.errors import ConfigError
-from toolkit.shipped import find_config, instead_of
-from toolkit.tree import flatten, merge, nested, read_tree, with_overrides
-from toolkit.wording import nearest
+from toolkit.shipped import command, find_config
+from toolkit.tree import flatten, merge, nested, read_mapping, read_tree, with_overrides
+from toolkit.wording import count, nearest
 
-KEYS = ("name", "include", "base", "seeds", "set", "list", "grid", "zip", "exclude")
-SHOWN_FAULTS = 10  # a fault in `set` shows up in every run; the first few say it all
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+SHOWN_FAULTS = 10  # a fault in `set` is in every run: the first few are enough
+MOST_RUNS = 100_000
 Settings = Mapping[str, object]  # {"train.lr": 1e-3}
 
 
-@dataclass(frozen=True)
-class Entry:
+def _files(value: object) -> object:
+    names = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"must be a file name or a list of them, got {value!r}")
+    return names
+
+
+def _seeds(value: object) -> object:
+    if value is None:
+        return ()
+    if type(value) is int and 1 <= value <= MOST_RUNS:
+        return range(1, value + 1)
+    if isinstance(value, list) and value and all(type(seed) is int and seed >= 0 for seed in value):
+        return value
+    raise ValueError(f"must be a list of whole numbers, or n for 1 to n (at most {MOST_RUNS:,}), got {value!r}")
+
+
+def _items(value: object) -> list[object]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"must be a list of at least one item, got {value!r}")
+    return value
+
+
+def _settings(value: object, info: ValidationInfo) -> object:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"must be a mapping such as {{train.lr: 1e-3}}, got {value!r}")
+    return new_names(flatten(value), str(info.context))
+
+
+def _axes(value: object, info: ValidationInfo) -> object:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"must be a mapping of keys to lists, got {value!r}")
+    return new_names({str(key): values for key, values in value.items()}, str(info.context))
+
+
+def _in_step(axes: dict[str, list[object]]) -> dict[str, list[object]]:
+    if len({len(values) for values in axes.values()}) > 1:
+        lengths = ", ".join(f"{key} has {len(values)}" for key, values in axes.items())
+        raise ValueError(f"lists that go in step need one length; {lengths}")
+    return axes
+
+
+def _entries(value: object) -> object:
+    if value is None:
+        return ({"where": "the base"},)
+    return [
+        {"where": f"list, entry {number}", **item} if isinstance(item, dict) else item
+        for number, item in enumerate(_items(value), 1)
+    ]
+
+
+def _name(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", value):
+        raise ValueError(
+            f"{value!r} can't be a folder name; use at most 100 letters, digits, '.', '_', '+' and '-', the first a "
+            "letter or digit"
+        )
+    return value
+
+
+Files = Annotated[tuple[str, ...], BeforeValidator(_files)]
+Dotted = Annotated[dict[str, Any], BeforeValidator(_settings)]
+Axes = Annotated[dict[str, Annotated[list[Any], BeforeValidator(_items)]], BeforeValidator(_axes)]
+Name = Annotated[str, BeforeValidator(_name)]
+
+
+class Entry(BaseModel, frozen=True):
     """One item of `list`."""
 
     where: str
-    label: str | None = None
-    base: tuple[str, ...] = ()
-    settings: Settings = field(default_factory=dict)
+    label: Name | None = Field(None, alias="name")
+    base: Files = ()
+    settings: Dotted = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_settings(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            raise ValueError(f"must be a mapping such as {{model.slots: 4}}, got {value!r}")
+        own = {key: value[key] for key in ("where", "name", "base") if key in value}
+        return {**own, "settings": {key: item for key, item in value.items() if key not in own}}
 
 
-@dataclass(frozen=True)
-class SweepSpec:
+class SweepSpec(BaseModel, frozen=True, extra="forbid"):
     """A sweep file, checked, but not yet multiplied out."""
 
     file: Path
-    name: str
-    include: tuple[str, ...]
-    base: tuple[str, ...]
-    seeds: tuple[int, ...]
-    common: Settings
-    entries: tuple[Entry, ...]
-    grid: Mapping[str, Sequence[object]]
-    zip: Mapping[str, Sequence[object]]
-    exclude: tuple[Settings, ...]
+    name: Name
+    include: Files = ()
+    base: Files = ()
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = ()
+    common: Dotted = Field({}, alias="set")
+    entries: Annotated[tuple[Entry, ...], BeforeValidator(_entries)] = Field((Entry(where="the base"),), alias="list")
+    grid: Axes = {}
+    zip: Annotated[Axes, AfterValidator(_in_step)] = {}
+    exclude: Annotated[tuple[Dotted, ...], BeforeValidator(_items)] = ()
+
+    @property
+    def size(self) -> int:
+        """The number of combinations."""
+        axes = math.prod(len(values) for values in self.grid.values())
+        return len(self.entries) * axes * self.steps * max(1, len(self.seeds))
+
+    @property
+    def steps(self) -> int:
+        """The length of the lists of `zip`."""
+        return max((len(values) for values in self.zip.values()), default=1)
+
+
+KEYS = tuple(field.alias or name for name, field in SweepSpec.model_fields.items() if name != "file")
 
 
 @dataclass(frozen=True)
@@ -97,7 +193,7 @@ class SweepPlan:
 
 
 def plan_sweep(path: str | Path, overrides: Iterable[str] = ()) -> SweepPlan:
-    """Read a sweep file and plan its runs; `overrides` (`a.b=value`) are laid on every run, last.
+    """Read a sweep file and plan its runs; `overrides` (`a.b=value`) are applied to every run, last.
 
     Raises:
         ConfigError: with every fault of the file, or every fault of the configs that it describes.
@@ -126,132 +222,37 @@ def read_spec(path: Path) -> SweepSpec:
     Raises:
         ConfigError: listing all faults at once; unknown keys come with the nearest known one.
     """
-    tree = _load(path)
+    tree = read_mapping(path, f"the keys {', '.join(KEYS)}", "no such sweep file")
     if "model" in tree or "train" in tree:
         raise ConfigError(
-            f"{path}: is the config of one run: python launch/train.py --config {path}, or name it under `base:` of a "
+            f"{path}: is the config of one run: {command('train')} --config {path}, or name it under `base:` of a "
             "sweep file"
         )
-    reader = _Reader()
-    for key in tree:
-        if key not in KEYS:
-            reader.faults.append(f"{key}: unknown key; {nearest(str(key), KEYS) or _known()}")
-    name = tree.get("name", path.stem)
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
-        reader.faults.append(f"name: {name!r} can't be a folder name; use letters, digits, '.', '_', '+' and '-'")
+    faults = ["file: unknown key; known here: " + ", ".join(KEYS)] if "file" in tree else []
     mixed = sorted(set(tree) & set(KEYS) - {"name", "include"})
     if "include" in tree and mixed:
-        reader.faults.append(f"include: goes with `name` only; put {', '.join(mixed)} into a sweep file and include it")
-    spec = SweepSpec(
-        file=path,
-        name=str(name),
-        include=reader.files("include", tree.get("include")),
-        base=reader.files("base", tree.get("base")),
-        seeds=reader.seeds(tree.get("seeds")),
-        common=reader.settings("set", tree.get("set")),
-        entries=reader.entries(tree.get("list")),
-        grid=reader.axes("grid", tree.get("grid")),
-        zip=reader.axes("zip", tree.get("zip"), in_step=True),
-        exclude=tuple(
-            reader.settings(f"exclude, entry {number}", item)
-            for number, item in enumerate(reader.items("exclude", tree["exclude"]) if "exclude" in tree else (), 1)
-        ),
-    )
-    if reader.faults:
-        count = "1 fault" if len(reader.faults) == 1 else f"{len(reader.faults)} faults"
-        lines = "\n".join(f"  {line}" for line in reader.faults)
-        raise ConfigError(f"{path}: {count}\n{lines}\nSee launch/sweeps/spec.py for what a sweep file holds.")
+        faults.append(f"include: goes with `name` only; put {', '.join(mixed)} into a sweep file and include it")
+    try:
+        spec = SweepSpec.model_validate({"name": path.stem, **tree, "file": path}, context=path)
+    except ValidationError as error:
+        faults += [_explain(fault) for fault in error.errors()]
+    if faults:
+        lines = "\n".join(f"  {line}" for line in faults)
+        raise ConfigError(
+            f"{path}: {count(len(faults), 'fault')}\n{lines}\nSee launch/sweeps/spec.py for what a sweep file holds."
+        )
+    if spec.size > MOST_RUNS:
+        raise ConfigError(
+            f"{path}: list x grid x zip x seeds are {spec.size:,} runs; at most {MOST_RUNS:,} are planned"
+        )
     return spec
 
 
-def _known() -> str:
-    return f"known here: {', '.join(KEYS)}"
-
-
-def _load(path: Path) -> dict[str, object]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such sweep file. {instead_of(path)}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror}; give a sweep file") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must hold a mapping ({_known()}), found {type(tree).__name__}")
-    return tree
-
-
-class _Reader:
-    """Turns the parts of a sweep file into typed values and collects what is wrong with them."""
-
-    def __init__(self) -> None:
-        self.faults: list[str] = []
-
-    def items(self, where: str, value: object) -> list[object]:
-        if not isinstance(value, list) or not value:
-            self.faults.append(f"{where}: must be a list of at least one item, got {value!r}")
-            return []
-        return value
-
-    def files(self, where: str, value: object) -> tuple[str, ...]:
-        if value is None:
-            return ()
-        names = [value] if isinstance(value, str) else value
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            self.faults.append(f"{where}: must be a file name or a list of them, got {value!r}")
-            return ()
-        return tuple(names)
-
-    def seeds(self, value: object) -> tuple[int, ...]:
-        """`seeds:`, a list or n for 1 to n."""
-        if value is None:
-            return ()
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-            return tuple(range(1, value + 1))
-        if isinstance(value, list) and value and all(type(seed) is int and seed >= 0 for seed in value):
-            return tuple(value)
-        self.faults.append(f"seeds: must be a list of whole numbers, or n for 1 to n, got {value!r}")
-        return ()
-
-    def settings(self, where: str, value: object) -> Settings:
-        if value is None:
-            return {}
-        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            self.faults.append(f"{where}: must be a mapping such as {{train.lr: 1e-3}}, got {value!r}")
-            return {}
-        return flatten(value)
-
-    def entries(self, value: object) -> tuple[Entry, ...]:
-        """`list:`, single runs; without it the base is the only one."""
-        if value is None:
-            return (Entry(where="the base"),)
-        entries = []
-        for number, item in enumerate(self.items("list", value), 1):
-            where = f"list, entry {number}"
-            if not isinstance(item, dict):
-                self.faults.append(f"{where}: must be a mapping such as {{model.slots: 4}}, got {item!r}")
-                continue
-            label = item.get("name")
-            if label is not None and (not isinstance(label, str) or not re.fullmatch(r"[A-Za-z0-9._+-]+", label)):
-                self.faults.append(f"{where}, name: {label!r} must be made of letters, digits, '.', '_', '+' and '-'")
-            rest = {key: setting for key, setting in item.items() if key not in ("base", "name")}
-            base = self.files(f"{where}, base", item.get("base"))
-            entries.append(Entry(where, label, base, self.settings(where, rest)))
-        return tuple(entries)
-
-    def axes(self, where: str, value: object, in_step: bool = False) -> Mapping[str, Sequence[object]]:
-        """`grid:` or, `in_step`, `zip:`, keys with their values."""
-        if value is None:
-            return {}
-        if not isinstance(value, dict) or not value:
-            self.faults.append(f"{where}: must be a mapping of keys to lists, got {value!r}")
-            return {}
-        axes = {str(key): self.items(f"{where}, {key}", values) for key, values in value.items()}
-        if in_step and len({len(values) for values in axes.values()}) > 1:
-            lengths = ", ".join(f"{key} has {len(values)}" for key, values in axes.items())
-            self.faults.append(f"{where}: lists that go in step need one length; {lengths}")
-        return axes
+def _explain(fault: ErrorDetails) -> str:
+    where = ", ".join(f"entry {part + 1}" if isinstance(part, int) else part for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"{where}: unknown key; {nearest(where, KEYS) or 'known here: ' + ', '.join(KEYS)}"
+    return f"{where}: {str(fault['msg']).removeprefix('Value error, ')}"
 
 
 class _Found:
@@ -303,22 +304,21 @@ class _Found:
 
 def _points(spec: SweepSpec) -> Iterator[tuple[Entry, Settings]]:
     """Every combination: the list is the outermost axis, seeds the innermost."""
-    steps = max((len(values) for values in spec.zip.values()), default=1)
     axes = [[(key, value) for value in values] for key, values in spec.grid.items()]
     seeds: Sequence[Settings] = [{"seed": seed} for seed in spec.seeds] or [{}]
     for entry, combination, step, seed in itertools.product(
-        spec.entries, itertools.product(*axes), range(steps), seeds
+        spec.entries, itertools.product(*axes), range(spec.steps), seeds
     ):
         in_step = {key: values[step] for key, values in spec.zip.items()}
         yield entry, {**dict(combination), **in_step, **seed}
 
 
 def lay(tree: Mapping[str, object], layers: Iterable[Settings]) -> dict[str, object]:
-    """Lay dotted settings on a tree, later layers over earlier ones, a choice of model before all else."""
+    """Apply dotted settings to a tree, later layers over earlier ones, a choice of model before all else."""
     settings = {key: value for layer in layers for key, value in layer.items()}
     result = dict(tree)
     for key in sorted(settings, key=lambda key: key != "model.name"):
-        result = merge(result, nested(key, settings[key]))
+        result = merge(result, with_new_names(nested(key, settings[key]), key))
     return result
 
 

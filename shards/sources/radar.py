@@ -176,7 +176,7 @@ def add_radar_arguments(parser: argparse.ArgumentParser, crop: str | None, note:
         default=argparse.SUPPRESS,  # so that the manifests of stores without tiles stay as they were
         metavar="SIDE",
         help="divide every frame into squares of SIDE pixels, each a sequence of its own: training at a small size; "
-        "launch/predict.py --tile puts forecasts of large frames together",
+        "a forecast with --tile joins the tiles of large frames",
     )
     timeline.add_time_arguments(parser)
 

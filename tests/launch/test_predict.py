@@ -27,7 +27,7 @@ xarray = pytest.importorskip("xarray")
 
 
 def predict(run: Path, folder: Path, *words: str) -> int:
-    return main(["--checkpoint", str(run), "--input", str(folder), *words])
+    return main(["--run", str(run), "--input", str(folder), *words])
 
 
 def test_a_forecast_beside_what_came(
@@ -36,7 +36,7 @@ def test_a_forecast_beside_what_came(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["--output", str(tmp_path / "f.nc"), "--picture", str(tmp_path / "f.png"), "--tile", "16", "--overlap", "4"]
+    words = ["--out", str(tmp_path / "f.nc"), "--picture", str(tmp_path / "f.png"), "--tile", "16", "--overlap", "4"]
     assert predict(make_run(), radar, "--at", "2016-07-11T21:30", "--lead", "2", "--verify", *words) == 0
     out = capsys.readouterr()
     assert out.out.splitlines()[-2:] == [str(tmp_path / "f.nc"), str(tmp_path / "f.png")]
@@ -58,7 +58,7 @@ def test_without_an_output_the_name_tells_the_time(
     monkeypatch.chdir(tmp_path)
     assert predict(make_run(), radar, "--picture", "mine.gif", "--", "--crop", "0,0,20,30") == 0
     with pytest.raises(ConfigError, match=r"mine\.gif: exists"):
-        predict(make_run(), radar, "--picture", "mine.gif", "--output", "other.nc")
+        predict(make_run(), radar, "--picture", "mine.gif", "--out", "other.nc")
     with xarray.open_dataset("forecast-20160711T220000Z.nc") as data:
         assert data["radar_reflectivity"].shape == (3, 20, 30)  # the run's horizon, the crop asked for
 
@@ -66,7 +66,7 @@ def test_without_an_output_the_name_tells_the_time(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--checkpoint", "nowhere"], "neither a run directory"),
+        (["--run", "nowhere"], "no such run"),
         (["--watch", "--at", "2016-07-11"], "leave --at and --verify out"),
         (["--watch", "--every", "0"], "--every 0"),
         (["--which", "7"], "step-00000007|not trained"),
@@ -84,7 +84,7 @@ def test_a_gap_is_named(make_run: MakeRun, radar: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match="600 s from the frame of 2016-07-11T21:45:00Z to that of 2016-07-11T21:55:00Z"
     ):
-        predict(make_run(), tmp_path / "in", "--output", str(tmp_path / "f.nc"))
+        predict(make_run(), tmp_path / "in", "--out", str(tmp_path / "f.nc"))
 
 
 class Station:
@@ -102,8 +102,8 @@ class Station:
         return path
 
     def start(self) -> None:
-        command = [sys.executable, "launch/predict.py", "--checkpoint", self.run, "--input", self.input, "--watch"]
-        files = ["--output", self.output / "rain.nc", "--picture", self.output / "rain.png", "--every", "0.2"]
+        command = [sys.executable, "launch/predict.py", "--run", self.run, "--input", self.input, "--watch"]
+        files = ["--out", self.output / "rain.nc", "--picture", self.output / "rain.png", "--every", "0.2"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with self.log.open("a") as log:
             words = [str(word) for word in (*command, *files, "--patience", "2")]

@@ -181,7 +181,7 @@ def test_watch_shows_it_again_until_ctrl_c(run: RunDir) -> None:
 
 
 def test_folders_that_are_no_runs(tmp_path: Path, run: RunDir) -> None:
-    with pytest.raises(ConfigError, match=r"no such folder; start one with launch/sweep.py"):
+    with pytest.raises(ConfigError, match="no such run or folder"):
         status.main([str(tmp_path / "nowhere")])
     (tmp_path / "demo" / "sweep.yaml").write_text("runs: []")
     with pytest.raises(ConfigError, match="holds no runs; sweeps there: demo"):

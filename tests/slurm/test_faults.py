@@ -23,7 +23,7 @@ from tests.support.process import eventually
 from tests.support.slurm_trials import PARKED_S, PacedSweeps, Trial
 from tests.support.training_faults import STEPS, difference
 from toolkit.rundir import lock
-from toolkit.rundir.events import restarts_of
+from toolkit.rundir.events import read_restarts
 from toolkit.rundir.status import read_status
 
 WIDE = ("--nodes", 2, "--ranks", 2)
@@ -172,7 +172,7 @@ def test_a_run_ends_as_the_undisturbed_one(fleet: dict[str, Any], name: str) -> 
     trial = fleet[name].result()
     whole = fleet["undisturbed-wide" if scenario.options == WIDE else "undisturbed"].result()
     assert difference(whole.run.path, trial.run.path, STEPS) is None
-    said = restarts_of(trial.run.path)
+    said = read_restarts(trial.run.path)
     assert len(said) == read_status(trial.run).restarts, trial.tell()
     assert len(said) == scenario.starts - 1 or (name in ("time-limit", "node-down") and len(said) > 1), trial.tell()
     assert scores(trial) == scores(whole)
@@ -200,7 +200,7 @@ def test_a_dead_node_that_slurm_believes_in_for_longer_than_the_ranks(
     assert node not in trial.nodes(1)
     trial.finish()
     assert difference(whole.run.path, trial.run.path, STEPS) is None
-    assert [restart.cause for restart in restarts_of(trial.run.path)] == [f"lost {node}"]
+    assert [restart.cause for restart in read_restarts(trial.run.path)] == [f"lost {node}"]
     assert trial.run.failure() is None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.support.devcluster import Site, live
 from tests.support.process import ROOT, eventually
 from toolkit.rundir import RunDir, lock
-from toolkit.rundir.events import restarts_of
+from toolkit.rundir.events import read_restarts
 from toolkit.rundir.lock import read_lock
 
 LAUNCH = ROOT / "launch"
@@ -85,10 +85,10 @@ def test_asked_to_stop_the_job_requeues_itself_and_only_the_unfinished_go_on(sit
     site.wait()
     assert site.starts() == [1, 2, 2]
     assert all((run / "checkpoint").exists() for run in others)
-    (restart,) = restarts_of(others[0])
+    (restart,) = read_restarts(others[0])
     assert (restart.job, restart.start, restart.cause) == (job, 2, "asked by a signal")
     assert re.match(r"node\d$", restart.nodes)
-    assert restarts_of(one) == []
+    assert read_restarts(one) == []
     assert job_of(others[1]) == f"{job}_1"
     assert len(re.findall(r"done +150/150 .* 1$", status(site), re.MULTILINE)) == 2
 
@@ -103,7 +103,7 @@ def test_a_lost_node_gives_its_runs_to_another(site: Site) -> None:
         eventually(lambda: all(RunDir(run).done for run in site.runs()), 120)
     finally:
         site.cluster.call("start", node)
-    assert [restarts_of(run)[0].cause for run in site.runs()] == [f"lost {node}"] * 2
+    assert [read_restarts(run)[0].cause for run in site.runs()] == [f"lost {node}"] * 2
     site.wait()
 
 
@@ -117,7 +117,7 @@ def test_a_place_takes_over_what_another_job_left(site: Site) -> None:
     eventually(lambda: all(RunDir(run).done for run in runs), 90)
     site.wait()
     assert {job_of(run) for run in runs} == {job_of(runs[2])}
-    assert re.fullmatch(r"job \d+_0 did not finish it", restarts_of(runs[0])[0].cause)
+    assert re.fullmatch(r"job \d+_0 did not finish it", read_restarts(runs[0])[0].cause)
 
 
 def test_what_waits_for_a_place_is_shown_and_cancel_ends_all(site: Site) -> None:

@@ -15,7 +15,7 @@ from launch import status
 from tests.support.devcluster import Site, live, starts
 from tests.support.process import eventually
 from toolkit.rundir import RunDir, lock
-from toolkit.rundir.events import restarts_of
+from toolkit.rundir.events import read_restarts
 from toolkit.rundir.status import read_status
 
 SLOW = "base: base.yaml\nset: {train.steps: 3000}\n"
@@ -163,7 +163,7 @@ def test_restarts_by_slurm_are_bounded_too(site: Site) -> None:
     (job,) = site.cluster.queue()
     site.cluster.run("scontrol", "requeue", job)
     site.wait()
-    (restart,) = restarts_of(run)
+    (restart,) = read_restarts(run)
     assert restart.cause == "requeued; not begun again, as max_restarts is 0"
     assert (restart.job, restart.start) == (job, 2)
     assert len(starts(run)) == 1

@@ -91,7 +91,7 @@ def losses(run: RunDir) -> list[float]:
 def test_a_sweep_ends_done_with_the_code_it_was_submitted_with(trained: Trained) -> None:
     runs = trained.runs("demo")
     assert [run.failure() for run in runs] == [None] * 4
-    assert [run.standing() for run in runs] == ["done"] * 4
+    assert all(run.done for run in runs)
     assert all(len(run.scores()) == 2 for run in runs)
     # Nobody asked for it: a job that waited for the others made it.
     assert (trained.folder / "runs" / "demo" / "report" / "index.html").stat().st_size > 10_000
@@ -111,7 +111,7 @@ def test_two_nodes_of_two_ranks_train_as_four_ranks_of_one_machine_and_as_one_pr
     assert losses(run)[:6] == pytest.approx(losses(alone)[:6], rel=1e-5)
     assert losses(run) == pytest.approx(losses(alone), rel=1e-2)  # sums in another order drift apart with time
     log = next(run.logs.glob("*_0_0.log")).read_text()
-    assert "batch 4 = 4 ranks x 1 x 1" in log
+    assert "batch 4 = 4 ranks x 1 micro-batch x 1 sequence" in log
     assert {path.name.split("_")[-1] for path in run.logs.glob("*_0_[0-3].log")} == {"0.log", "1.log", "2.log", "3.log"}
 
 
@@ -125,7 +125,7 @@ def test_a_requeued_run_is_the_undisturbed_one_bit_for_bit(trained: Trained) -> 
     trained.wait()
     assert run.done, run.failure()
     assert run.read_state()["restarts"] == 1
-    one, two = read_starts(run)
+    one, two = read_starts(run.path)
     assert (one.job, two.job, two.step) == (f"{job}_0", f"{job}_1", two.last_step)
     assert one.submitted is not None
     assert one.submitted <= one.began <= one.ready <= two.began

@@ -30,7 +30,7 @@ from tests.support.devcluster import DevCluster
 from tests.support.slurm_trials import CONVLSTM, MODERNN, PacedSweeps, Trial
 from tests.support.training_faults import difference
 from toolkit.rundir import lock
-from toolkit.rundir.events import restarts_of
+from toolkit.rundir.events import read_restarts
 
 NODES = 6
 OUT_AT_ONCE = 2  # nodes that are gone at a time: the others can run everything
@@ -75,7 +75,7 @@ class FaultInjection:
         for trial in trials:
             fault = difference(whole[trial.run.path.name].run.path, trial.run.path, STEPS)
             assert fault is None, f"{trial.run.path.name} (seed {self.seed}) differs: {fault}\n{trial.tell()}"
-            causes = [restart.cause for restart in restarts_of(trial.run.path)]
+            causes = [restart.cause for restart in read_restarts(trial.run.path)]
             self.say(f"{trial.run.path.name}: equal after {len(causes)} restarts: {'; '.join(causes)}")
             self.counts.update(f"restart: {cause}" for cause in causes)
 

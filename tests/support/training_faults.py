@@ -143,7 +143,7 @@ class FaultInjection:
     def _launch(self, run: Path, deed: Deed | None) -> tuple[list[int], str]:
         log = self.folder / "log"
         size = log.with_name("log.0").stat().st_size if log.with_name("log.0").exists() else 0
-        pids = self.pool.ranks(self.ranks, free_port(), ["--config", self.config, "--run-dir", run], log)
+        pids = self.pool.ranks(self.ranks, free_port(), ["--config", self.config, "--out", run], log)
         met = "nothing"
         if deed is not None:
             if not deed.starting:

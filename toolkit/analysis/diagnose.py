@@ -26,6 +26,7 @@ from toolkit.analysis.distance import FEWEST, Collapse, collapse, embed
 from toolkit.atomic import write_atomic
 from toolkit.errors import ToolkitError
 from toolkit.evaluate.table import save_npz
+from toolkit.shipped import command
 
 VERSION = 1
 TRUTH, PREDICTION = 0, 1  # places in the features' first axis
@@ -54,7 +55,7 @@ def diagnose(features: Path) -> Path:
         raise TooFewModesError(
             f"{features}: mode collapse is a matter of two modes or more with at least {FEWEST} sequences each; "
             f"here are {dict(zip(map(str, labels), map(int, counts), strict=True))}: capture more sequences "
-            "(launch/analyse.py --limit), or label the store's modes"
+            f"({command('analyse', '--run', features.parents[1], '--limit', 'N')}), or label the store's modes"
         )
     by_mode = {mode: memory[:, modes == mode] for mode in kept}
     found = collapse(
@@ -83,7 +84,9 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
         _last_layer(arrays, "memory")
         return arrays
     except (OSError, EOFError, ValueError, KeyError) as error:
-        raise ToolkitError(f"{path}: not a file of features ({error}); make it with launch/analyse.py") from None
+        raise ToolkitError(
+            f"{path}: not a file of features ({error}); make it: {command('analyse', '--run', path.parents[1])}"
+        ) from None
 
 
 def _last_layer(arrays: Arrays, name: str) -> int:

@@ -13,6 +13,7 @@ from toolkit.models.base import count_parameters
 from toolkit.models.cost import count_macs
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir, read_result
+from toolkit.shipped import command
 from toolkit.table import Row, Table
 from toolkit.wording import computed_on
 
@@ -114,7 +115,7 @@ def _scores(run: RunDir, step: int) -> str:
     if not found:
         return (
             "These weights are not scored. To score the run's best and last checkpoint: "
-            "`python launch/evaluate.py --run RUN`, then export again."
+            f"`{command('evaluate', '--run', 'RUN')}`, then export again."
         )
     return "\n\n".join(_score_table(f"{run.path.name}/eval/{path.name}", result) for path, result in found.values())
 

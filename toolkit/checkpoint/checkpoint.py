@@ -20,15 +20,15 @@ without locks a checkpoint can be deleted under a reader, who is told so.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
+import logging
 import os
 import pickle
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,8 +36,11 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from shards.filelock import lock_file
 from toolkit.errors import EXIT_USAGE, CheckpointError
 from toolkit.wording import first_line
+
+logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"step-(\d{8})")
 FILES = ("weights.pt", "moments.pt", "trainer.json")
@@ -204,9 +207,8 @@ def _try_to_hold(folder: Path, step: int, stack: contextlib.ExitStack) -> Held |
         except OSError:
             return held  # unfinished, or unreadable: `fault` will say so
         try:
-            fcntl.flock(manifest, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None  # it is being deleted
+            if not lock_file(manifest.fileno(), shared=True):
+                return None  # it is being deleted
         except OSError:
             pass  # no locks here
         with contextlib.suppress(FileNotFoundError):
@@ -243,8 +245,8 @@ def fault_of(folder: Path, step: int) -> str | None:
         return "there is none"
 
 
-def newest(folder: Path, say: Callable[[str], None]) -> int | None:
-    """The step of the newest whole checkpoint; what is passed over, and why, goes to `say`. None when there is none.
+def newest(folder: Path) -> int | None:
+    """Return the step of the newest whole checkpoint, None when there is none. What is passed over is logged, and why.
 
     Raises:
         AccessError: a newer one can't be read.
@@ -253,7 +255,7 @@ def newest(folder: Path, say: Callable[[str], None]) -> int | None:
         fault = fault_of(folder, step)
         if fault is None:
             return step
-        say(f"passing over {folder / name_of(step)}: {fault}")
+        logger.warning("passing over %s: %s", folder / name_of(step), fault)
     return None
 
 

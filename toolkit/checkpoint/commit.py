@@ -8,9 +8,9 @@ know, and deleted by `prune`. Nothing older is deleted before the new one stands
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from shards.filelock import lock_file
 from shards.files import flush
 from toolkit.atomic import write_atomic
 from toolkit.checkpoint.checkpoint import (
@@ -34,6 +35,8 @@ from toolkit.checkpoint.checkpoint import (
     steps_in,
 )
 from toolkit.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 SPARE_BYTES = 1 << 20  # names, headers and JSON beside the tensors
 
@@ -177,9 +180,8 @@ def _delete(path: Path) -> bool:
     with contextlib.ExitStack() as stack:
         try:
             manifest = stack.enter_context(open(path / MANIFEST, "r+b"))  # NFS wants it writable for this lock
-            fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            if not lock_file(manifest.fileno()):
+                return False
         except OSError:
             pass  # unfinished, or no locks here
         trash = _trash_of(path)
@@ -198,7 +200,6 @@ def prune(
     step: int,
     keep_last: int,
     keep_every: int | None = None,
-    say: Callable[[str], None] = lambda text: None,
 ) -> list[int]:
     """Delete what need not be kept, once the checkpoint of `step` stands; returns the steps deleted.
 
@@ -212,43 +213,43 @@ def prune(
     deleted = []
     for doomed in (other for other in steps if other not in kept):
         there = [path for path in (folder / name_of(doomed), folder / old_name_of(doomed)) if path.exists()]
-        if all(_try_to_delete(path, say) for path in there):
+        if all(_try_to_delete(path) for path in there):
             deleted.append(doomed)
     for old in folder.glob("step-*.old"):
         if old.with_suffix("").exists():
-            _try_to_delete(old, say)
+            _try_to_delete(old)
     return deleted
 
 
-def _try_to_delete(path: Path, say: Callable[[str], None]) -> bool:
+def _try_to_delete(path: Path) -> bool:
     try:
         if _delete(path):
             return True
-        say(f"{path}: is being read, so it is kept for now")
+        logger.info("%s: is being read, so it is kept for now", path)
     except OSError as error:
-        say(f"{path}: can't be deleted: {error.strerror}. Delete it by hand")
+        logger.warning("%s: can't be deleted: %s. Delete it by hand", path, error.strerror)
     return False
 
 
-def tidy(folder: Path, say: Callable[[str], None]) -> None:
-    """Clear away what a killed writer left; each thing is named. Called before training, by the process that writes."""
+def tidy(folder: Path) -> None:
+    """Remove what a killed writer left, and log each removal. Called before training, by the process that writes."""
     for old in sorted(folder.glob("step-*.old")):
         final = old.with_suffix("")
         if not final.exists():
             os.rename(old, final)
-            say(f"{final}: put back; its replacement was not finished")
-        elif _try_to_delete(old, say):
-            say(f"removed {old}: it was replaced")
+            logger.info("%s: put back; its replacement was not finished", final)
+        elif _try_to_delete(old):
+            logger.info("removed %s: it was replaced", old)
     for path in sorted(folder.glob(".*.tmp")):
         _remove(path)
-        say(f"removed {path}: a save that was not finished")
+        logger.info("removed %s: a save that was not finished", path)
     for path in sorted(folder.glob(".*.trash")):
-        if _try_to_delete(path, say):
-            say(f"removed {path}: it was being deleted")
+        if _try_to_delete(path):
+            logger.info("removed %s: it was being deleted", path)
 
 
-def repair(folder: Path, progress: Progress, say: Callable[[str], None]) -> Progress:
-    """Make `latest` and `best` agree with the checkpoint that training goes on from; a kill can come between them.
+def repair(folder: Path, progress: Progress) -> Progress:
+    """Make `latest` and `best` agree with the checkpoint that training resumes from; a kill can come between them.
 
     Returns:
         The progress, without a best whose checkpoint is gone: the best so far is to be one that can be loaded.
@@ -257,10 +258,13 @@ def repair(folder: Path, progress: Progress, say: Callable[[str], None]) -> Prog
     best = progress.best
     fault = fault_of(folder, int(best["step"])) if best else None
     if best and fault:
-        say(f"{folder / name_of(int(best['step']))}, the best so far: {fault}. The next validation counts as the best")
+        path = folder / name_of(int(best["step"]))
+        logger.warning("%s, the best so far: %s. The next validation counts as the best", path, fault)
         best = None
     point(folder, "best", int(best["step"]) if best else None)
     later = [step for step in steps_in(folder) if step > progress.step]
     if later:
-        say(f"going on from step {progress.step}: the checkpoints of steps {later} are deleted at the next save")
+        logger.warning(
+            "resuming from step %d: checkpoints of steps %s are deleted at the next save", progress.step, later
+        )
     return Progress(progress.step, progress.samples, best, progress.written_by)

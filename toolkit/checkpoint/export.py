@@ -35,6 +35,7 @@ from toolkit.config import RunConfig, make_config
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel
 from toolkit.rundir import RunDir
+from toolkit.shipped import command
 
 EXPORT_VERSION = 1
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -171,7 +172,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         version = int(record["version"])
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
-            f"{folder}: no exported model (no {CONFIG}); make one with python launch/export.py --run RUN --out FOLDER"
+            f"{folder}: no exported model ({CONFIG}); make one: {command('export', '--run', 'RUN', '--out', 'FOLDER')}"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

@@ -1,30 +1,33 @@
 """Saving while training goes on: a thread writes the snapshot that the loop took at a step. Rank 0 only.
 
-At most one save is on its way; a second one waits for it and says how long. What goes wrong in the thread ends the run
-at the next step (`train.checkpoint.on_error: raise`), or is said, counted and tried again at the next checkpoint
+At most one save is on its way; a second one waits for it and logs how long. What goes wrong in the thread ends the run
+at the next step (`train.checkpoint.on_error: raise`), or is logged, counted and retried at the next checkpoint
 (`continue`). The save that a run ends with must succeed under both.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from toolkit.checkpoint.checkpoint import Progress, TrainState
 from toolkit.checkpoint.commit import mark_best, prune, save
 from toolkit.config_sections import TrainConfig
 from toolkit.errors import CheckpointError
+from toolkit.wording import count
 
-TELL_WAIT_S = 0.05
+logger = logging.getLogger(__name__)
+
+LOG_WAIT_S = 0.05
 
 
 class Saver:
     """Writes a run's checkpoints, keeps the ones that its config wants."""
 
-    def __init__(self, folder: Path, config: TrainConfig, config_hash: str, say: Callable[[str], None]) -> None:
-        self.folder, self.config, self.config_hash, self.say = folder, config, config_hash, say
+    def __init__(self, folder: Path, config: TrainConfig, config_hash: str) -> None:
+        self.folder, self.config, self.config_hash = folder, config, config_hash
         self.errors = 0  # saves that failed
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -42,8 +45,8 @@ class Saver:
         self._thread.join()
         self._thread = None
         waited = time.perf_counter() - began
-        if waited > TELL_WAIT_S:
-            self.say(f"waited {waited:.1f} s until {name} was written")
+        if waited > LOG_WAIT_S:
+            logger.info("waited %.1f s until %s was written", waited, name)
 
     def save(self, state: TrainState, progress: Progress, last: bool) -> None:
         """Save, in the background if the config says so; `last`: it is on the disk when this returns.
@@ -67,20 +70,21 @@ class Saver:
         """Wait for what is being written. Training has ended, maybe with an error: none is raised over that."""
         self.wait()
         if self._error is not None:
-            self.say(f"error: {self._error}")
+            logger.error("%s", self._error)
 
     def _save(self, state: TrainState, progress: Progress, last: bool) -> None:
         try:
             save(self.folder, state, progress, self.config_hash)
             if progress.best and progress.best["step"] == progress.step:
                 mark_best(self.folder, progress.step)
-            kept = self.config.checkpoint
-            prune(self.folder, progress.step, kept.keep_last, kept.keep_every, self.say)
+            keep = self.config.checkpoint
+            prune(self.folder, progress.step, keep.keep_last, keep.keep_every)
         except CheckpointError as error:
             self.errors += 1
             if last or self.config.checkpoint.on_error == "raise":
                 self._error = error
             else:
-                self.say(f"WARNING: {self.errors} saves have failed, training goes on without: {error}")
+                failed = count(self.errors, "save")
+                logger.warning("%s failed, training continues without: %s", failed, error)
         except Exception as error:
             self._error = error

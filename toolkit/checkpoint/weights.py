@@ -14,6 +14,8 @@ from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel, build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
+from toolkit.rundir.status import read_status
+from toolkit.shipped import command
 from toolkit.unroll import Checkpointing
 
 logger = logging.getLogger(__name__)
@@ -45,13 +47,13 @@ def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceM
     given = which not in ("best", "last")
     fault = None if given and step not in steps_in(run.checkpoints) else fault_of(run.checkpoints, step)
     if fault is not None:
-        whole = newest(run.checkpoints, lambda text: None)
+        whole = newest(run.checkpoints)
         rescue = "there is no whole one: train again"
         if whole is not None:
             rescue = f"the newest whole one is {name_of(whole)}: delete {run.path / 'DONE'} if it is there and train on"
         raise CheckpointError(
             f"{run.checkpoints / name_of(step)} (asked for: {which}): {fault}; {rescue}: "
-            f"python launch/train.py --run {run.path}"
+            + command("train", "--run", run.path)
         )
     with hold(run.checkpoints, step) as held:
         weights = held.tensors("weights.pt")
@@ -75,9 +77,9 @@ def _step_of(run: RunDir, which: str) -> int:
         return best
     latest, there = pointed(folder, "latest"), steps_in(folder)
     if latest is None and not there:
-        if run.standing() == "running":
+        if read_status(run).live:
             raise ConfigError(f"{folder}: no checkpoint yet, and its training goes on: wait for the first one")
-        raise ConfigError(f"{folder}: no checkpoint; train first: python launch/train.py --run {run.path}")
+        raise ConfigError(f"{folder}: no checkpoint; train first: {command('train', '--run', run.path)}")
     last = max([*there, *([latest] if latest is not None else [])])
     if latest != last:
         logger.warning("%s does not name the newest checkpoint; taking %s", folder / "latest", name_of(last))

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -136,10 +137,20 @@ def open_windows(config: RunConfig, split: str) -> WindowSet:
 
 
 def store_of(config: RunConfig) -> str:
-    """Where the run's data lie. Raises ConfigError if the config doesn't say."""
-    if not config.data.store:
+    """Return where the run's data lie.
+
+    Raises:
+        ConfigError: `data.store` is not set, or a relative path that leads to no folder from here.
+    """
+    store = config.data.store
+    if not store:
         raise ConfigError("data.store is not set: name a folder made by `python -m shards convert`")
-    return config.data.store
+    if "://" not in store and not Path(store).is_absolute() and not Path(store).exists():
+        raise ConfigError(
+            f"data.store {store}: no such folder in the working directory, {Path.cwd()}, which a relative path is "
+            "relative to: change to its folder, or write the whole path"
+        )
+    return store
 
 
 def observed(codes: torch.Tensor, scale: Scale) -> torch.Tensor | None:

@@ -73,8 +73,8 @@ class World:
         distributed.broadcast_object_list(box, src=0)
         return box[0]
 
-    def together(self, action: Callable[[], T]) -> T:
-        """What rank 0's `action` returns, on every rank. If it fails there, all ranks fail, with its exit code."""
+    def run_on_rank_zero(self, action: Callable[[], T]) -> T:
+        """Return what rank 0's `action` returns, on every rank. If it fails, all ranks fail, with its exit code."""
         if self.world_size == 1:
             return action()
         failure: Exception | None = None
@@ -84,22 +84,22 @@ class World:
                 answer = action()
             except Exception as error:
                 failure = error
-        said = None if failure is None else (f"rank 0: {failure}", int(getattr(failure, "exit_code", EXIT_FAILURE)))
-        said, answer = self.broadcast((said, answer))
+        fault = None if failure is None else (f"rank 0: {failure}", int(getattr(failure, "exit_code", EXIT_FAILURE)))
+        fault, answer = self.broadcast((fault, answer))
         if failure is not None:
             raise failure
-        if said is not None:
-            raise PeerError(*said)
+        if fault is not None:
+            raise PeerError(*fault)
         return answer
 
-    def call_out(self, word: str) -> None:
-        """Let every rank know a word, without waiting for them; they see it with `heard`."""
+    def set_flag(self, name: str) -> None:
+        """Set a flag that every rank sees with `is_flag_set`, without waiting for them."""
         if self.store is not None:
-            self.store.set(f"word/{word}", "1")
+            self.store.set(f"flag/{name}", "1")
 
-    def heard(self, word: str) -> bool:
-        """Whether any rank has called it out."""
-        return self.store is not None and bool(self.store.check([f"word/{word}"]))
+    def is_flag_set(self, name: str) -> bool:
+        """Return whether any rank has set the flag."""
+        return self.store is not None and bool(self.store.check([f"flag/{name}"]))
 
     def close(self) -> None:
         """Leave the process group."""

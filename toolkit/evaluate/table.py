@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from toolkit.atomic import replacing
 from toolkit.errors import ToolkitError
+from toolkit.shipped import command
 
 Values = NDArray[np.generic]
 Cells = dict[str, float | int | None]  # {score: value}
@@ -329,7 +330,8 @@ class ScoreTable:
                 {name: columns[name] for name in table._kinds},
             )
         except (OSError, KeyError, ValueError) as error:
-            raise ToolkitError(f"{path}: not a table of scores ({error}); run launch/evaluate.py --force") from None
+            again = command("evaluate", "--run", path.parents[1], "--force")
+            raise ToolkitError(f"{path}: not a table of scores ({error}); write it again: {again}") from None
         return table
 
 

@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import socket
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shards.files import flush
 from shards.sources.inputs import need
 from toolkit import __version__
+from toolkit.atomic import clear_leftovers, replacing_tree
 from toolkit.errors import ConfigError
 from toolkit.forecast.make import Forecast
-from toolkit.rundir.heartbeat import alive
 
 if TYPE_CHECKING:
     import xarray
@@ -40,55 +37,32 @@ def check_output(path: Path, overwrite: bool = False) -> None:
         ShardError: xarray or h5netcdf isn't installed.
     """
     if path.suffix not in SUFFIXES:
-        raise ConfigError(f"--output {path}: ends in {path.suffix or 'nothing'}, takes {' or '.join(SUFFIXES)}")
+        raise ConfigError(f"--out {path}: ends in {path.suffix or 'nothing'}, takes {' or '.join(SUFFIXES)}")
     need("xarray", "cf", "writing forecasts")
     if path.suffix == ".nc":
         need("h5netcdf", "cf", "writing netCDF")
     else:
         import shards.zarr_store  # noqa: F401  refused where zarr 3 is missing
     if os.path.lexists(path) and not overwrite:
-        raise ConfigError(f"--output {path}: exists; choose another name, or --overwrite it")
+        raise ConfigError(f"--out {path}: exists; choose another name, or --overwrite it")
 
 
 def write_forecast(forecast: Forecast, path: Path) -> None:
     """Write `path` under another name, and rename it when it is whole and on the disk. What was there is replaced."""
     data = as_dataset(forecast)
-    path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path.parent)
-    writer = f"{socket.gethostname()}-{os.getpid()}"
-    temporary, old = (path.with_name(f".{path.name}.{writer}.{kind}") for kind in ("tmp", "old"))
     name = str(next(iter(data.data_vars)))
     try:
-        if path.suffix == ".nc":
-            packed = {"zlib": True, "complevel": 4, "shuffle": True, "_FillValue": np.float32(np.nan)}
-            data.to_netcdf(temporary, engine="h5netcdf", encoding={name: packed})
-        else:
-            data.to_zarr(
-                temporary, zarr_format=3, consolidated=False, encoding={name: {"_FillValue": np.float32(np.nan)}}
-            )
-        for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
-            flush(file)
-        if path.is_dir():  # a folder can't be renamed onto another
-            path.rename(old)
-        os.replace(temporary, path)
-        flush(path.parent)
+        with replacing_tree(path) as temporary:
+            if path.suffix == ".nc":
+                packed = {"zlib": True, "complevel": 4, "shuffle": True, "_FillValue": np.float32(np.nan)}
+                data.to_netcdf(temporary, engine="h5netcdf", encoding={name: packed})
+            else:
+                data.to_zarr(
+                    temporary, zarr_format=3, consolidated=False, encoding={name: {"_FillValue": np.float32(np.nan)}}
+                )
     except OSError as error:
-        raise ConfigError(f"{path}: can't be written ({error}): choose another --output") from None
-    finally:
-        for rest in (temporary, old):
-            _remove(rest)
-
-
-def clear_leftovers(folder: Path) -> None:
-    """Remove what forecasts were writing there when they were killed; those of other machines may still be alive."""
-    for rest in folder.glob(".*.*"):
-        made = re.fullmatch(r"\.(?P<name>.+\.(?:nc|zarr))\.(?P<host>.+)-(?P<pid>\d+)\.(?P<kind>tmp|old)", rest.name)
-        if made is None or alive(made["host"], int(made["pid"])) is not False:
-            continue
-        if made["kind"] == "old" and not (folder / made["name"]).exists():  # killed between the two renames
-            rest.rename(folder / made["name"])
-        else:
-            _remove(rest)
+        raise ConfigError(f"{path}: can't be written ({error}): choose another --out") from None
 
 
 def as_dataset(forecast: Forecast) -> xarray.Dataset:
@@ -123,7 +97,7 @@ def as_dataset(forecast: Forecast) -> xarray.Dataset:
             "observations": forecast.source,
             "observations_licence": forecast.licence,
             "observations_used": len(forecast.context),
-            "history": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} written by launch/predict.py",
+            "history": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} written by modernn-toolkit",
         },
     )
 
@@ -173,7 +147,3 @@ def _members(forecast: Forecast) -> dict[str, Any]:
     if count == 1:
         return {}
     return {"realization": ("realization", np.arange(count, dtype=np.int32), {"standard_name": "realization"})}
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

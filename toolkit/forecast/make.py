@@ -120,8 +120,8 @@ def check_fits(trained: Trained, archive: Archive, request: Request) -> None:
         )
     if request.samples > 1 and not ours.model.stochastic:
         raise ConfigError(
-            f"--samples {request.samples}: {ours.config.model.name} makes no random choice, all members would be "
-            "equal: leave --samples out, or take a model with chance such as svg_lp"
+            f"--ensemble-size {request.samples}: {ours.config.model.name} makes no random choice, all members would be "
+            "equal: leave --ensemble-size out, or take a model with chance such as svg_lp"
         )
 
 

@@ -6,7 +6,6 @@ Colours: shards/colours.py.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image, ImageColor
 
 from shards.colours import BELOW_COLOUR, DBZ_COLOURS, MISSING_COLOUR, has_steps, norm_and_colours, value_range
 from shards.manifest import Codes, Scale
+from toolkit.atomic import replacing
 from toolkit.errors import ConfigError
 from toolkit.forecast.make import Forecast
 from toolkit.models.registry import MODELS
@@ -50,10 +50,8 @@ def draw(forecast: Forecast, path: Path, truth: Codes | None = None) -> None:
     """
     check_picture(path, overwrite=True)
     data = _gif(forecast, truth) if path.suffix == ".gif" else _png(forecast, truth)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write(data)
 
 
 def _png(forecast: Forecast, truth: Codes | None) -> bytes:

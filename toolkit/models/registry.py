@@ -12,6 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+LARGEST = 4096  # of channels, layers, patches: what is larger fits into no memory
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+
 
 class Options(BaseModel):
     """Base of every options and config class: frozen, typed; unknown keys, NaN and infinity are errors."""
@@ -29,9 +32,11 @@ class Options(BaseModel):
 class StepOptions(Options):
     """What all recurrent next-frame models share."""
 
-    layers: int = Field(4, ge=1, description="stacked recurrent cells (paper: 4)")
-    hidden: int = Field(64, ge=1, description="channels of each cell's hidden state (paper: 64)")
-    patch: int = Field(4, ge=1, description="space-to-depth factor; sizes it doesn't divide are padded and cropped")
+    layers: int = Field(4, ge=1, le=LARGEST, description="stacked recurrent cells (paper: 4)")
+    hidden: int = Field(64, ge=1, le=LARGEST, description="channels of each cell's hidden state (paper: 64)")
+    patch: int = Field(
+        4, ge=1, le=LARGEST, description="space-to-depth factor; sizes it doesn't divide are padded and cropped"
+    )
 
     @property
     def tile(self) -> int:
@@ -44,7 +49,7 @@ def _odd(kernel: int) -> int:
     return kernel
 
 
-OddKernel = Annotated[int, Field(ge=1), AfterValidator(_odd)]
+OddKernel = Annotated[int, Field(ge=1, le=255), AfterValidator(_odd)]
 
 
 FUSION = '`equal` adds the slots with equal weights: the paper\'s ablation "w/o adaptive slot fusion"'
@@ -57,12 +62,13 @@ class ModeRNNOptions(StepOptions):
     slots: int = Field(
         4,
         ge=1,
+        le=LARGEST,
         description="N; a width that N doesn't divide gives slots of ceil(width / N) channels; 1 is the paper's "
         'ablation "w/o slot binding"',
     )
     fusion: Literal["adaptive", "equal"] = Field("adaptive", description=FUSION)
     gate_norm: bool = Field(False, description="per-sample channel-affine normalisation of the four gates")
-    forget_bias: float = Field(1.0, description="start value of the forget gate's bias (W_fi)")
+    forget_bias: float = Field(1.0, ge=-100, le=100, description="start value of the forget gate's bias (W_fi)")
     sample_at_eval: bool = Field(False, description="draw the slot bus at evaluation too instead of taking its mean")
 
 
@@ -72,7 +78,7 @@ class ConvLSTMOptions(StepOptions):
     name: Literal["convlstm"] = "convlstm"
     kernel: OddKernel = Field(5, description="odd kernel size of the gate convolution")
     bias: bool = Field(False, description="biases in the gate convolutions")
-    forget_bias: float = Field(1.0, description="constant added to the forget gate before its sigmoid")
+    forget_bias: float = Field(1.0, ge=-100, le=100, description="constant added to the forget gate before its sigmoid")
     peepholes: bool = Field(False, description="peepholes of the 2015 paper; they tie the weights to one frame size")
 
 
@@ -80,7 +86,9 @@ class ReleasedModeRNNOptions(StepOptions):
     """ModeRNN by the wiring of its authors' released code; see toolkit/models/modernn_released.py."""
 
     name: Literal["modernn_released"] = "modernn_released"
-    slots: int = Field(4, ge=1, description='N; must divide 2 x hidden; 1 is the paper\'s ablation "w/o slot binding"')
+    slots: int = Field(
+        4, ge=1, le=LARGEST, description='N; must divide 2 x hidden; 1 is the paper\'s ablation "w/o slot binding"'
+    )
     fusion: Literal["adaptive", "equal"] = Field("adaptive", description=FUSION)
     conv_norm: Literal["sample", "batch"] = Field(
         "sample",
@@ -106,14 +114,16 @@ class PredRNNOptions(StepOptions):
     name: Literal["predrnn"] = "predrnn"
     kernel: OddKernel = Field(7, description="odd kernel size (7: the size that the ModeRNN paper's count gives)")
     layer_norm: bool = Field(False, description="normalise every convolution's output per sample, at any size")
-    decouple_beta: float = Field(0.0, ge=0, description="weight of the decoupling loss (PredRNN-V2: 0.01 to 0.1)")
+    decouple_beta: float = Field(
+        0.0, ge=0, le=1e6, description="weight of the decoupling loss (PredRNN-V2: 0.01 to 0.1)"
+    )
 
 
 class MIMOptions(StepOptions):
     """Memory In Memory (Wang et al. 2019)."""
 
     name: Literal["mim"] = "mim"
-    layers: int = Field(4, ge=2, description="the first is an ST-LSTM, the others are MIM blocks")
+    layers: int = Field(4, ge=2, le=LARGEST, description="the first is an ST-LSTM, the others are MIM blocks")
     kernel: OddKernel = Field(7, description="odd kernel size (7: the size that the ModeRNN paper's count gives)")
     layer_norm: bool = Field(False, description="normalise every convolution's output per sample, at any size")
     peepholes: bool = Field(False, description="peepholes of MIM-N and MIM-S; they tie the weights to one frame size")
@@ -123,17 +133,19 @@ class ConvTTLSTMOptions(StepOptions):
     """Convolutional Tensor-Train LSTM (Su et al. 2020), and the ConvLSTM of the same shape that it is compared with."""
 
     name: Literal["conv_tt_lstm"] = "conv_tt_lstm"
-    layers: int = Field(4, ge=1, description="cells in each block")
-    blocks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    layers: int = Field(4, ge=1, le=LARGEST, description="cells in each block")
+    blocks: tuple[Positive, ...] = Field(
         (1,), min_length=1, description="width of each block of cells, in multiples of `hidden` (Su et al.: 2, 3, 3, 2)"
     )
-    skip: int = Field(0, ge=0, description="join a block's output with that of `skip` blocks before it; 0: don't")
+    skip: int = Field(
+        0, ge=0, le=LARGEST, description="join a block's output with that of `skip` blocks before it; 0: don't"
+    )
     kernel: OddKernel = Field(5, description="odd kernel size")
     cell: Literal["tt", "lstm"] = Field("tt", description="`lstm`: ConvLSTM cells instead, in the same net")
-    order: int = Field(3, ge=1, description="cores of the tensor train")
-    steps: int = Field(3, ge=1, description="past hidden states that a cell sees; at least `order`")
-    rank: int = Field(8, ge=1, description="channels between the cores")
-    forget_bias: float = Field(0.0, description="constant added to the forget gate before its sigmoid")
+    order: int = Field(3, ge=1, le=LARGEST, description="cores of the tensor train")
+    steps: int = Field(3, ge=1, le=LARGEST, description="past hidden states that a cell sees; at least `order`")
+    rank: int = Field(8, ge=1, le=LARGEST, description="channels between the cores")
+    forget_bias: float = Field(0.0, ge=-100, le=100, description="constant added to the forget gate before its sigmoid")
     sigmoid: bool = Field(False, description="a sigmoid after the read-out (Su et al. on KTH)")
 
     @field_validator("skip")
@@ -157,15 +169,17 @@ class RIMOptions(StepOptions):
     """Convolutional Recurrent Independent Mechanisms (after Goyal et al. 2021); see toolkit/models/rim.py."""
 
     name: Literal["rim"] = "rim"
-    hidden: int = Field(192, ge=1, description="hidden channels of a layer; each module has ceil(hidden / modules)")
-    modules: int = Field(6, ge=1, description="independent recurrent modules in each layer")
-    active: int = Field(4, ge=1, description="modules that are updated at a time step; at most `modules`")
+    hidden: int = Field(
+        192, ge=1, le=LARGEST, description="hidden channels of a layer; each module has ceil(hidden / modules)"
+    )
+    modules: int = Field(6, ge=1, le=LARGEST, description="independent recurrent modules in each layer")
+    active: int = Field(4, ge=1, le=LARGEST, description="modules that are updated at a time step; at most `modules`")
     kernel: OddKernel = Field(5, description="odd kernel size of the modules' gate convolutions")
-    value: int = Field(64, ge=1, description="channels that a module reads from the input")
-    input_key: int = Field(64, ge=1, description="channels of a key of the input attention")
-    heads: int = Field(4, ge=1, description="heads of the communication attention")
-    message_key: int = Field(32, ge=1, description="channels of a key of the communication attention")
-    forget_bias: float = Field(1.0, description="constant added to the forget gate before its sigmoid")
+    value: int = Field(64, ge=1, le=LARGEST, description="channels that a module reads from the input")
+    input_key: int = Field(64, ge=1, le=LARGEST, description="channels of a key of the input attention")
+    heads: int = Field(4, ge=1, le=LARGEST, description="heads of the communication attention")
+    message_key: int = Field(32, ge=1, le=LARGEST, description="channels of a key of the communication attention")
+    forget_bias: float = Field(1.0, ge=-100, le=100, description="constant added to the forget gate before its sigmoid")
 
     @field_validator("active")
     @classmethod
@@ -174,9 +188,6 @@ class RIMOptions(StepOptions):
         if active > modules:
             raise ValueError(f"is more than modules = {modules}: lower it, or raise model.modules")
         return active
-
-
-Positive = Annotated[int, Field(ge=1)]
 
 
 class TrajGRUOptions(Options):
@@ -188,8 +199,8 @@ class TrajGRUOptions(Options):
     strides: tuple[Positive, ...] = Field(
         (4, 3, 2), description="down-sampling before each layer; their product should divide the frames, else they pad"
     )
-    stem: int = Field(8, ge=1, description="channels between the frame and the first layer")
-    flow_hidden: int = Field(32, ge=1, description="channels inside the network that generates the flows")
+    stem: int = Field(8, ge=1, le=LARGEST, description="channels between the frame and the first layer")
+    flow_hidden: int = Field(32, ge=1, le=LARGEST, description="channels inside the network that generates the flows")
 
     @field_validator("flows", "strides")
     @classmethod
@@ -208,19 +219,24 @@ class SVGOptions(Options):
     """SVG-LP, stochastic video generation with a learned prior (Denton & Fergus 2018)."""
 
     name: Literal["svg_lp"] = "svg_lp"
-    size: int = Field(64, ge=8, description="side of the encoder's square, a power of two; smaller frames are padded")
+    size: int = Field(
+        64, ge=8, le=LARGEST, description="side of the encoder's square, a power of two; smaller frames are padded"
+    )
     backbone: Literal["dcgan", "vgg"] = Field("dcgan", description="convolutions of the encoder and decoder")
-    width: int = Field(64, ge=1, description="channels of the first level; later ones double up to 8 times that")
-    latent: int = Field(128, ge=1, description="length of a frame's code (g_dim)")
-    z: int = Field(10, ge=1, description="length of the random variable of a time step")
-    rnn: int = Field(256, ge=1, description="hidden units of each LSTM")
-    predictor_layers: int = Field(2, ge=1)
-    posterior_layers: int = Field(1, ge=1)
-    prior_layers: int = Field(1, ge=1)
-    beta: float = Field(1e-4, ge=0, description="weight of KL(posterior || prior)")
+    width: int = Field(
+        64, ge=1, le=LARGEST, description="channels of the first level; later ones double up to 8 times that"
+    )
+    latent: int = Field(128, ge=1, le=LARGEST, description="length of a frame's code (g_dim)")
+    z: int = Field(10, ge=1, le=LARGEST, description="length of the random variable of a time step")
+    rnn: int = Field(256, ge=1, le=LARGEST, description="hidden units of each LSTM")
+    predictor_layers: int = Field(2, ge=1, le=LARGEST, description="stacked LSTMs of the predictor")
+    posterior_layers: int = Field(1, ge=1, le=LARGEST, description="stacked LSTMs of the posterior")
+    prior_layers: int = Field(1, ge=1, le=LARGEST, description="stacked LSTMs of the prior")
+    beta: float = Field(1e-4, ge=0, le=1e6, description="weight of KL(posterior || prior)")
     sample_batch: int = Field(
         128,
         ge=1,
+        le=LARGEST,
         description="forecasts made at once in prediction: memory only",
         json_schema_extra={"identity": False},
     )
@@ -242,14 +258,18 @@ class SimVPOptions(Options):
     """SimVP with gated spatiotemporal attention (Tan et al. 2022); not recurrent."""
 
     name: Literal["simvp"] = "simvp"
-    frames: int = Field(10, ge=1, description="frames into and out of one pass; at most data.context")
-    spatial_hidden: int = Field(64, ge=2, multiple_of=2, description="channels of the encoder and decoder (hid_S)")
-    spatial_layers: int = Field(
-        4, ge=2, multiple_of=2, description="layers of each; every second halves the size (N_S)"
+    frames: int = Field(10, ge=1, le=LARGEST, description="frames into and out of one pass; at most data.context")
+    spatial_hidden: int = Field(
+        64, ge=2, le=LARGEST, multiple_of=2, description="channels of the encoder and decoder (hid_S)"
     )
-    hidden: int = Field(512, ge=1, description="channels of the translator (hid_T)")
-    layers: int = Field(8, ge=2, description="blocks of the translator (N_T)")
-    mlp_ratio: int = Field(8, ge=1, description="width of a block's feed-forward part over that of the block")
+    spatial_layers: int = Field(
+        4, ge=2, le=32, multiple_of=2, description="layers of each; every second halves the size (N_S)"
+    )
+    hidden: int = Field(512, ge=1, le=LARGEST, description="channels of the translator (hid_T)")
+    layers: int = Field(8, ge=2, le=LARGEST, description="blocks of the translator (N_T)")
+    mlp_ratio: int = Field(
+        8, ge=1, le=LARGEST, description="width of a block's feed-forward part over that of the block"
+    )
 
     @property
     def tile(self) -> int:
@@ -266,11 +286,17 @@ class OpticalFlowOptions(Options):
     """Lagrangian persistence: move the last frame along its optical flow. Nothing to train."""
 
     name: Literal["optical_flow"] = "optical_flow"
-    pairs: int = Field(3, ge=1, description="pairs of the last frames that the motion is taken from, at most")
-    sigma: float = Field(6.0, gt=0, description="standard deviation of the Gaussian window, pixels of each level")
-    coarsest: int = Field(12, ge=1, description="the pyramid stops before a side gets shorter than this")
-    iterations: int = Field(4, ge=1, description="refinements at each level")
-    damping: float = Field(1e-3, gt=0, description="pull towards the coarser level's flow where there is no texture")
+    pairs: int = Field(
+        3, ge=1, le=LARGEST, description="pairs of the last frames that the motion is taken from, at most"
+    )
+    sigma: float = Field(
+        6.0, gt=0, le=LARGEST, description="standard deviation of the Gaussian window, pixels of each level"
+    )
+    coarsest: int = Field(12, ge=1, le=LARGEST, description="the pyramid stops before a side gets shorter than this")
+    iterations: int = Field(4, ge=1, le=LARGEST, description="refinements at each level")
+    damping: float = Field(
+        1e-3, gt=0, le=1e6, description="pull towards the coarser level's flow where there is no texture"
+    )
     outside: Literal["zeros", "border"] = Field("border", description="what moves in from beyond the frame")
 
 
@@ -278,7 +304,7 @@ class PystepsOptions(Options):
     """Extrapolation nowcast by pysteps; needs `pip install '.[pysteps]'`. Nothing to train."""
 
     name: Literal["pysteps"] = "pysteps"
-    frames: int = Field(3, ge=2, description="last frames that the motion is taken from, at most")
+    frames: int = Field(3, ge=2, le=LARGEST, description="last frames that the motion is taken from, at most")
 
 
 ModelOptions = Annotated[

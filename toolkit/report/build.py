@@ -54,7 +54,7 @@ def build_report(folder: Path, out: Path | None, say: Callable[[str], None], for
             say(f"  not in the tables: {run.name}: {run.problem}")
     if sweep.others:
         others = count(sweep.others, "run directory", "run directories")
-        say(f"  not in the tables: {others} outside the sweep's plan, which the last launch/sweep.py wrote")
+        say(f"  not in the tables: {others} outside the sweep's plan, which `sweep` wrote last")
     if not force and all((target / name).exists() for name in OUTPUTS) and _known_digest(target) == digest:
         say("the report is up to date; nothing to do")
         return page

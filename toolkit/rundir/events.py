@@ -1,30 +1,44 @@
-"""Every start of a run's training, a line each in `<run>/starts.jsonl`: what its hours went to is computed from that.
+"""events.jsonl: what happened to a run, one JSON object a line. Does not import torch.
 
-Nothing is written at an end, which a killed job could not do: each start notes how far the one before had come. Does
-not import torch.
+    {"time": "2026-11-26T18:05:12.345Z", "event": "start", "host": "node1", "job": "4711_3_0", "step": 0, ...}
+    {"time": "2026-11-26T19:00:00.120Z", "event": "stop", "host": "node1", "job": "4711_3_0", "step": 812, ...}
+    {"time": "2026-11-26T19:04:51Z", "event": "restart", "host": "node2", "job": "4711_3", "cause": "time limit", ...}
+
+- `start`: a training began. It notes how far the one before had come, which a killed one could not do itself.
+- `stop`: asked to stop; `step` is that of its checkpoint. `fail`: an error; `cause` is its text. `done`: trained. Each
+  has the `exit_code` (toolkit/errors.py) where it is known.
+- `restart`: Slurm began the run's job again; written by launch/slurm/causes.py on the node.
+
+Times are UTC in ISO 8601. The last release wrote starts.jsonl and restarts.tsv instead, which are read too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from toolkit.distributed import slurm
-from toolkit.rundir import RunDir
 from toolkit.rundir.lock import read_lock
-from toolkit.rundir.metrics import read_lines
+from toolkit.rundir.records import read_lines, read_object, read_text
 
-NAME = "starts.jsonl"
+NAME = "events.jsonl"
+OLD_STARTS, OLD_RESTARTS = "starts.jsonl", "restarts.tsv"
+MOMENTS = ("began", "ready", "submitted", "last_time")  # fields of a start that are times
+logger = logging.getLogger(__name__)
+_unwritten: dict[Path, list[bytes]] = {}  # lines that the disk has refused, oldest first
 
 
 @dataclass(frozen=True)
-class Start:
-    """One line. Times are UNIX times."""
+class StartEvent:
+    """A start of the training. Times are UNIX times."""
 
     job: str | None
     host: str
@@ -39,72 +53,134 @@ class Start:
     last_time: float | None  # and when it was last heard of
 
 
-def note_start(run: RunDir, step: int, batch: int, ranks: int, gpus: int) -> None:
-    """Append this start, before it writes its first state. Rank 0 only."""
-    now = time.time()
-    record = read_lock(run.path)
-    try:
-        before = run.read_state()
-    except ValueError:
-        before = {}
-    job = record.get("job")
-    start = Start(
-        job=job,
-        host=socket.gethostname(),
-        ranks=ranks,
-        gpus=gpus,
-        batch=batch,
-        began=float(record.get("started", now)),
-        ready=now,
-        step=step,
-        submitted=_submitted(run, job),
-        last_step=before.get("step"),
-        last_time=before.get("updated"),
-    )
-    with open(run.path / NAME, "a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(start)) + "\n")
-
-
-def _submitted(run: RunDir, job: str | None) -> float | None:
-    """When this job's text was written, which is when it was submitted."""
-    if job is None or job != slurm.job_name() or os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
-        return None
-    try:
-        return (run.path / "submit.sbatch").stat().st_mtime
-    except OSError:
-        return None
-
-
-def read_starts(run: RunDir) -> list[Start]:
-    """All starts in order; a line that a kill cut short is left out."""
-    found = []
-    for values in read_lines(run.path / NAME):
-        with contextlib.suppress(KeyError):
-            found.append(Start(**{field.name: values[field.name] for field in fields(Start)}))
-    return found
-
-
-RESTARTS = "restarts.tsv"
-
-
 @dataclass(frozen=True)
-class Restart:
-    """One line."""
+class RestartEvent:
+    """A job that Slurm has begun again."""
 
     time: float
     job: str
     start: int  # 2 for the first restart
-    nodes: str  # as Slurm writes lists of them
-    lost: str  # with commas
+    nodes: str  # of the start before, as Slurm writes lists of them
+    lost: str  # those of them that were lost, with commas
     cause: str
 
 
-def restarts_of(run: Path) -> list[Restart]:
-    """All restarts of a run, oldest first; a line that a kill left half is no restart that is known."""
-    restarts: list[Restart] = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in (run / RESTARTS).read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                when, job, start, nodes, lost, cause = line.split("\t")
-                restarts.append(Restart(float(when), job, int(start), nodes, lost, cause))
+def timestamp(seconds: float | None = None) -> str:
+    """Return a UNIX time, or the present, as UTC in ISO 8601 with milliseconds."""
+    moment = datetime.fromtimestamp(time.time() if seconds is None else seconds, timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def parse_time(text: str) -> float:
+    """Return the UNIX time of a time stamp. Raises ValueError where it is none."""
+    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def append_event(run: Path, event: str, **values: object) -> None:
+    """Append an event with time, host and job to a run's record; values that are None are left out.
+
+    A disk that refuses it ends no run: it is logged, and tried again with the next event of this process.
+    """
+    record = {"time": timestamp(), "event": event, "host": socket.gethostname(), "job": read_lock(run).get("job")}
+    known = {key: value for key, value in {**record, **values}.items() if value is not None}
+    lines = _unwritten.setdefault(run, [])
+    lines.append(json.dumps(known).encode() + b"\n")
+    try:
+        append_line(run / NAME, b"".join(lines))
+        lines.clear()
+    except OSError as error:
+        logger.warning("%s: can't be written (%s); %s is kept for the next try", run / NAME, error.strerror, event)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append to a file in one write, on a line of its own even where a kill has left half a line."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        while line:
+            line = line[os.write(descriptor, line) :]
+    finally:
+        os.close(descriptor)
+
+
+def note_start(run: Path, step: int, batch: int, ranks: int, gpus: int) -> int:
+    """Record this start of the training, before it writes its first state; returns how many there were before.
+
+    Rank 0 only.
+    """
+    now, lock, before = time.time(), read_lock(run), read_object(run / "state.json", {"step": int, "updated": float})
+    starts = len(read_starts(run))
+    moments = {"began": lock.get("started", now), "ready": now, "submitted": lock.get("submitted")}
+    moments["last_time"] = before.get("updated")
+    append_event(
+        run,
+        "start",
+        ranks=ranks,
+        gpus=gpus,
+        batch=batch,
+        step=step,
+        last_step=before.get("step"),
+        **{name: None if moments[name] is None else timestamp(float(moments[name])) for name in MOMENTS},
+    )
+    return starts
+
+
+def read_events(run: Path, *names: str) -> Iterator[dict[str, Any]]:
+    """Yield the events of a run by name, oldest first; `at` is added, the time as UNIX seconds.
+
+    Lines without a name or a time are left out.
+    """
+    for record in read_lines(run / NAME):
+        with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError, OverflowError):
+            if record["event"] in names:
+                yield {**record, "at": parse_time(record["time"])}
+
+
+def read_starts(run: Path) -> list[StartEvent]:
+    """Return all starts of a run's training, oldest first."""
+    found = []
+    for values in read_lines(run / OLD_STARTS):
+        with contextlib.suppress(KeyError, ValueError, TypeError, OverflowError):
+            found.append(_start(values))
+    for record in read_events(run, "start"):
+        with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError, OverflowError):
+            moments = {name: parse_time(record[name]) for name in MOMENTS if record.get(name) is not None}
+            found.append(_start({**record, **moments}))
+    return found
+
+
+def _start(values: dict[str, Any]) -> StartEvent:
+    def optional(name: str, kind: type[int] | type[float]) -> Any:
+        return None if values.get(name) is None else kind(values[name])
+
+    return StartEvent(
+        job=None if values.get("job") is None else str(values["job"]),
+        host=str(values["host"]),
+        ranks=int(values["ranks"]),
+        gpus=int(values["gpus"]),
+        batch=int(values["batch"]),
+        began=float(values["began"]),
+        ready=float(values["ready"]),
+        step=int(values["step"]),
+        submitted=optional("submitted", float),
+        last_step=optional("last_step", int),
+        last_time=optional("last_time", float),
+    )
+
+
+def read_restarts(run: Path) -> list[RestartEvent]:
+    """Return all restarts of a run's jobs by Slurm, oldest first."""
+    restarts: list[RestartEvent] = []
+    for line in read_text(run / OLD_RESTARTS).splitlines():
+        with contextlib.suppress(ValueError):
+            when, job, start, nodes, lost, cause = line.split("\t")
+            restarts.append(RestartEvent(float(when), job, int(start), nodes, lost, cause))
+    for record in read_events(run, "restart"):
+        with contextlib.suppress(KeyError, ValueError, TypeError):
+            nodes, lost = (str(record.get(name, "")) for name in ("nodes", "lost"))
+            cause = str(record.get("cause", "not known"))
+            restarts.append(RestartEvent(record["at"], str(record["job"]), int(record["start"]), nodes, lost, cause))
     return restarts

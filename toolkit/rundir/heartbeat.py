@@ -1,7 +1,7 @@
 """Heartbeats: what each rank last did, in `<run>/heartbeat/rank-N.json`. Does not import torch.
 
 Written by the watchdog of each rank every few seconds (see watchdog.py), read by the other ranks' watchdogs, by jobs
-and by launch/status.py. A file is rewritten in place, at one size: a full disk doesn't silence a rank, and a reader who
+and by `status`. A file is rewritten in place, at one size: a full disk doesn't silence a rank, and a reader who
 meets half a record keeps the one before.
 """
 
@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+
+from toolkit.atomic import remove
+from toolkit.rundir.records import Types, read_object
 
 FOLDER = "heartbeat"
 BEAT_S = 2.0
 RECORD_BYTES = 8192
+_NUMBERS = {**dict.fromkeys(("rank", "pid", "step", "marks"), int), **dict.fromkeys(("since", "time", "own_s"), float)}
+TYPES: Types = {**_NUMBERS, **dict.fromkeys(("host", "phase", "training"), str)}  # of a record
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,11 @@ def write_beat(run: Path, beat: Beat) -> None:
 
 
 def read_beat(path: Path) -> Beat | None:
-    """A record, or None where there is none or half a one."""
+    """Return a record, or None where there is none, half a one or something else."""
+    values = read_object(path, TYPES)
     try:
-        values: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8", errors="replace"))
         return Beat(**{field.name: values[field.name] for field in fields(Beat)})
-    except (OSError, ValueError, KeyError, TypeError):
+    except KeyError:
         return None
 
 
@@ -91,25 +93,9 @@ def beats_of(run: Path, training: str | None = None) -> dict[int, Beat]:
 
 
 def clear_beats(run: Path) -> None:
-    """Forget an earlier training's ranks; rank 0 calls it before any rank begins to beat."""
+    """Remove the records of an earlier training's ranks; rank 0 calls it before any rank writes one."""
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
     for pattern in ("rank-*.json", "rank-*.stacks"):
         for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
-
-
-def alive(host: str, pid: int) -> bool | None:
-    """Whether a process runs; None where that can't be asked (another host, another user)."""
-    if host != socket.gethostname():
-        return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return None
-    try:  # ended, but nobody has asked for its code yet: in containers that may last
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return None
+            remove(path)

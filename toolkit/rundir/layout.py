@@ -6,11 +6,10 @@
       checkpoints/step-00001000/  latest  best
       logs/                            one file per job and rank
       metrics.jsonl   tb/              one line per logged step; TensorBoard
-      starts.jsonl                     one line per start of the training: what the hours went to
-      state.json  DONE | FAILED        how the run stands: no scheduler is needed to know
+      events.jsonl                     one line per start, stop, restart, failure and end (events.py)
+      state.json  DONE | FAILED        how the run stands (status.py): no scheduler is needed to know
       heartbeat/rank-N.json            what each rank last did; rank-N.stacks: where a hung one was
-      job.lock                         who works on it, or did last
-      restarts.tsv                     (Slurm) when and why its jobs began again
+      job.lock                         who works on it, or did last (lock.py)
       eval/                            <split>-<best|last>.json and the frames shown in the report
       analysis/                        features-<split>-<best|last>.npz: what the model remembers, see toolkit/analysis
 
@@ -21,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import platform
 import socket
@@ -35,14 +35,23 @@ from typing import Any
 
 from toolkit.atomic import write_atomic
 from toolkit.config import RunConfig, load_config
-from toolkit.errors import EXIT_MEANING, ConfigError, ToolkitError
-from toolkit.rundir.metrics import read_lines
+from toolkit.errors import EXIT_MEANING, EXIT_OK, ConfigError, ToolkitError
+from toolkit.rundir.events import append_event, read_events, timestamp
+from toolkit.rundir.metrics import logged_steps
+from toolkit.rundir.records import Types, read_object, read_text
+from toolkit.shipped import command
 from toolkit.tree import flatten
 from toolkit.wording import some
 
 CHECKPOINTS = ("best", "last")  # those that are scored
 RESULT_VERSION = 1  # of eval/*.json
-STALE_AFTER_S = 120.0  # a live run rewrites state.json at least every few seconds
+STATE_TYPES: Types = {
+    **dict.fromkeys(("step", "steps", "pid", "restarts", "skipped", "save_errors", "peak_memory"), int),
+    **dict.fromkeys(("seq_per_s", "data_wait", "eta_s", "updated", "started"), float),
+    **dict.fromkeys(("host", "phase", "slow"), str),
+    "val": dict,
+}
+logger = logging.getLogger(__name__)
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -51,7 +60,8 @@ def read_result(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ToolkitError(
-            f"{path}: can't be read ({error}); delete it and evaluate the run again: launch/evaluate.py"
+            f"{path}: can't be read ({error}); delete it and evaluate the run again: "
+            + command("evaluate", "--run", path.parents[1])
         ) from None
 
 
@@ -96,10 +106,10 @@ class RunDir:
             ConfigError: when the folder holds none, or one that can't be used.
         """
         if not self.path.is_dir():
-            raise ConfigError(f"{self.path}: no such folder; launch/status.py shows the runs of a sweep's folder")
+            raise ConfigError(f"{self.path}: no such folder; {command('status', 'FOLDER')} shows the runs of a sweep")
         if not self.config_file.exists():
             below = sorted(file.parent.name for file in self.path.glob("*/config.yaml"))
-            hint = f"runs in there: {some(below, 3)}" if below else "make one with launch/sweep.py"
+            hint = f"runs in there: {some(below, 3)}" if below else f"start one: {command('sweep', 'FILE')}"
             raise ConfigError(f"{self.path}: not a run directory (no config.yaml); {hint}")
         return load_config(self.config_file)
 
@@ -115,44 +125,40 @@ class RunDir:
             if run.config().hash8() != config.hash8():
                 raise ConfigError(
                     f"{path}: holds another run ({run.config().hash8()}, this one is {config.hash8()}): "
-                    f"{differences(run.config(), config)}; choose another --run-dir, or delete that folder"
+                    f"{differences(run.config(), config)}; choose another --out, or delete that folder"
                 )
             return run
         # A creation that was killed leaves env.json or a temporary file; config.yaml, written last, makes it a run.
         if path.exists() and any(item.name != "env.json" and not item.name.endswith(".tmp") for item in path.iterdir()):
-            raise ConfigError(f"{path}: exists and is not a run directory: choose another --run-dir")
+            raise ConfigError(f"{path}: exists and is not a run directory: choose another --out")
         path.mkdir(parents=True, exist_ok=True)
         write_atomic(path / "env.json", json.dumps(environment(), indent=2) + "\n")
         write_atomic(run.config_file, config.to_yaml())
         return run
 
     def logged_steps(self) -> list[dict[str, Any]]:
-        """The records of logged training steps that have a rate; a repeated step stands there once."""
-        return [line for line in read_lines(self.metrics_file) if line.get("kind") == "train" and line.get("seq_per_s")]
+        """Return the records of logged training steps that have a rate; a repeated step stands there once."""
+        return logged_steps(self.metrics_file)
 
     def rate(self) -> float | None:
-        """Sequences per second: the median of the logged steps, the first left out."""
+        """Return sequences per second: the median of the logged steps, the first left out."""
         rates = [float(line["seq_per_s"]) for line in self.logged_steps()]
         return statistics.median(rates[1:] or rates) if rates else None
 
     def read_env(self) -> dict[str, Any]:
-        """What `environment` said when the run was made."""
-        file = self.path / "env.json"
-        return read_result(file) if file.exists() else {}
+        """Return what `environment` gave when the run was made; empty where env.json can't be read."""
+        return read_object(self.path / "env.json")
 
     def note_env(self, **values: object) -> None:
-        """Lay what only a start of the training knows on env.json: its device."""
-        write_atomic(self.path / "env.json", json.dumps({**self.read_env(), **values}, indent=2) + "\n")
+        """Merge into env.json what only a start of the training knows: its device."""
+        self._write("env.json", json.dumps({**self.read_env(), **values}, indent=2) + "\n")
 
     def read_state(self) -> dict[str, Any]:
-        """The last state that the run wrote; empty before its first."""
-        try:
-            return dict(json.loads((self.path / "state.json").read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return {}
+        """Return the last state that the run wrote; empty before its first, and where state.json can't be read."""
+        return read_object(self.path / "state.json", STATE_TYPES)
 
-    def write_state(self, **values: object) -> None:
-        """Lay values on the state (None drops a key) and stamp it with host, pid and time."""
+    def write_state(self, **values: object) -> bool:
+        """Merge values into the state (None drops a key), with host, pid and time; returns whether it was written."""
         state = {
             **self.read_state(),
             **values,
@@ -161,43 +167,45 @@ class RunDir:
             "updated": time.time(),
         }
         kept = {key: value for key, value in state.items() if value is not None}
-        write_atomic(self.path / "state.json", json.dumps(kept, indent=1) + "\n")
+        return self._write("state.json", json.dumps(kept, indent=1) + "\n")
+
+    def _write(self, name: str, text: str) -> bool:
+        """Replace one of the files that tell about a run; a disk that refuses it ends no run, and is logged."""
+        try:
+            write_atomic(self.path / name, text)
+        except OSError as error:
+            logger.warning("%s: can't be written (%s); the run continues without", self.path / name, error.strerror)
+            return False
+        return True
 
     def mark_done(self) -> None:
-        """Training is complete."""
-        (self.path / "FAILED").unlink(missing_ok=True)
-        write_atomic(self.path / "DONE", time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
+        """Mark the training as complete."""
+        self.clear_failed()
+        write_atomic(self.path / "DONE", timestamp() + "\n")
+        append_event(self.path, "done", exit_code=EXIT_OK)
 
     def mark_failed(self, reason: str, code: int | None = None) -> None:
-        """Training ended with an error; the next start clears this. The exit code tells kinds of failure apart."""
+        """Mark the run as failed, until its next start. The exit code tells kinds of failure apart."""
         known = f"\nexit code {code} ({EXIT_MEANING.get(code, 'unknown')})" if code is not None else ""
-        write_atomic(self.path / "FAILED", reason.rstrip() + known + "\n")
+        append_event(self.path, "fail", cause=reason.rstrip(), exit_code=code)
+        self._write("FAILED", reason.rstrip() + known + "\n")
 
     def clear_failed(self) -> None:
         (self.path / "FAILED").unlink(missing_ok=True)
 
     @property
     def done(self) -> bool:
-        return (self.path / "DONE").exists()
+        return (self.path / "DONE").is_file()
 
     def failure(self) -> str | None:
-        """Why the run failed, or None."""
-        try:
-            return (self.path / "FAILED").read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
+        """Return why the run failed, or None. Of an empty marker (a full disk) the last event tells."""
+        marker = self.path / "FAILED"
+        if not marker.is_file():
             return None
-
-    def standing(self, now: float | None = None) -> str:
-        """One word: `done`, `failed`, `running`, `interrupted` (began, silent for two minutes) or `new`."""
-        if self.done:
-            return "done"
-        if self.failure() is not None:
-            return "failed"
-        updated = self.read_state().get("updated")
-        if updated is None:
-            return "new"
-        silent = (time.time() if now is None else now) - float(updated)
-        return "running" if silent < STALE_AFTER_S else "interrupted"
+        if text := read_text(marker).strip():
+            return text
+        causes = [str(event.get("cause", "")) for event in read_events(self.path, "fail")]
+        return next((cause for cause in reversed(causes) if cause), "no reason was recorded")
 
     def scores(self) -> dict[str, Path]:
         """Evaluation results by name, for example {'test-best': .../eval/test-best.json}."""
@@ -217,7 +225,7 @@ def differences(there: RunConfig, asked: RunConfig, limit: int = 4) -> str:
 def environment() -> dict[str, object]:
     """What made this run: versions, host, command, working directory and the state of the git checkout."""
     return {
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "created": timestamp(),
         "command": sys.argv,
         "cwd": os.getcwd(),
         "host": socket.gethostname(),

@@ -5,13 +5,18 @@ however it went. A job passes the open file on to the ranks it starts; should th
 counts as live until its ranks have ended too. A training takes the lock itself, unless the job that started it has it:
 it knows its own job by a token, which is in the record and in the environment, so that ranks on other nodes know it
 too. The file stays behind and tells about the last job.
+
+A lock can be had though somebody works on the run: its file was deleted (a purge of scratch space), or the file system
+grants locks per host. Two things guard against that. Who takes a lock whose record doesn't say that its job has ended
+watches the heartbeats first, by its own clock (`_refuse_live_ranks`). And who holds it compares the file with its path
+every few seconds (`check_lock`): a deleted file is made and locked anew, and where somebody else has that, it ends.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
+import logging
 import os
 import secrets
 import socket
@@ -21,22 +26,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.filelock import lock_file
+from toolkit.atomic import alive, move_aside
 from toolkit.errors import EXIT_BUSY, ToolkitError
 from toolkit.rundir.heartbeat import BEAT_S, beats_of
+from toolkit.rundir.records import Types, read_object
+from toolkit.shipped import command
 
 LOCK_NAME = "job.lock"
 TOKEN_VARIABLE = "MODERNN_JOB_TOKEN"  # noqa: S105  names the job, is no secret
 FD_VARIABLE = "MODERNN_LOCK_FD"  # an open file that holds the lock already, for the job that is started with it
 PATIENCE_S = 1.0  # someone who merely looks (`holder`) has the lock for an instant
-FAR_PATIENCE_S = 5 * BEAT_S
-
-
-def read_lock(run: Path) -> dict[str, Any]:
-    """What the present or last job wrote of itself into its lock; empty when there was none."""
-    try:
-        return dict(json.loads((run / LOCK_NAME).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+WATCH_S = 5 * BEAT_S  # for a rank that lives to write its heartbeat again
+TYPES: Types = {"pid": int, "exit": int, "started": float, "ended": float, "submitted": float} | dict.fromkeys(
+    ("host", "job", "token", "log", "phase"), str
+)
+logger = logging.getLogger(__name__)
 
 
 class RunBusyError(ToolkitError):
@@ -45,10 +50,16 @@ class RunBusyError(ToolkitError):
     exit_code = EXIT_BUSY
 
 
+def read_lock(run: Path) -> dict[str, Any]:
+    """Return what the present or last job wrote about itself; empty when there was none, or its record is damaged."""
+    return read_object(run / LOCK_NAME, TYPES)
+
+
 @dataclass
 class HeldLock:
     """The lock while it is ours. `fd` is to be passed on to child processes."""
 
+    run: Path
     fd: int
     record: dict[str, Any]
 
@@ -58,16 +69,43 @@ class HeldLock:
         return {TOKEN_VARIABLE: str(self.record["token"])}
 
     def note(self, **values: object) -> None:
-        """Merge values into the record that others read."""
+        """Merge values into the record that others read; a disk that refuses them ends no job."""
         self.record.update(values)
         text = json.dumps(self.record).encode()
         # In place, not by rename: the lock belongs to this very file. A reader who meets half a record waits a moment.
-        os.pwrite(self.fd, text, 0)
-        os.ftruncate(self.fd, len(text))
+        try:
+            os.pwrite(self.fd, text, 0)
+            os.ftruncate(self.fd, len(text))
+        except OSError as error:
+            logger.warning("%s: can't be written (%s)", self.run / LOCK_NAME, error.strerror)
+
+    def check(self) -> None:
+        """Hold the lock still: make a deleted file anew, and mend its record.
+
+        Raises:
+            RunBusyError: somebody else has the file that is there now.
+        """
+        path = self.run / LOCK_NAME
+        if not _is_at(self.fd, path):
+            logger.warning("%s: was deleted or replaced while this job held it; it is locked anew", path)
+            fd = _open(path)
+            if not lock_file(fd):
+                os.close(fd)
+                raise _busy(self.run, "and has replaced the lock of this job, whose file was deleted")
+            os.dup2(fd, self.fd, inheritable=False)  # under the same number, for children that are still to be started
+            os.close(fd)
+            self.note()
+        elif read_lock(self.run).get("token") != self.record["token"]:
+            logger.warning("%s: was damaged; its record is written anew", path)
+            self.note()
 
     def release(self) -> None:
         """Let go; children that were given `fd` hold it on."""
+        _held.pop(self.run, None)
         os.close(self.fd)
+
+
+_held: dict[Path, HeldLock] = {}  # of this process
 
 
 @contextlib.contextmanager
@@ -95,21 +133,61 @@ def claim(run: Path, **values: object) -> HeldLock | None:
     return _acquire(run, values, os.environ.get(TOKEN_VARIABLE))
 
 
+def check_lock(run: Path) -> None:
+    """Check, in a process that works on the run, that its lock is still this process's or its job's.
+
+    Raises:
+        RunBusyError: another job has it.
+    """
+    held, token = _held.get(run), os.environ.get(TOKEN_VARIABLE)
+    if held is not None:
+        held.check()
+    elif token and read_lock(run).get("token", token) != token:
+        raise _busy(run, "and has replaced the lock of the job that this training belongs to")
+
+
 def _acquire(run: Path, values: dict[str, object], token: str | None) -> HeldLock | None:
-    inherited = _inherited(run)
-    fd = os.open(run / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666) if inherited is None else inherited
-    try:
-        if not _lock(fd, run, token):
+    path = run / LOCK_NAME
+    while True:
+        fd = _inherited(run)
+        fd = _open(path) if fd is None else fd
+        try:
+            if not _lock(fd, run, token):
+                os.close(fd)
+                return None
+            if not _is_at(fd, path):  # deleted or replaced since it was opened: that lock would guard nothing
+                os.close(fd)
+                continue
+            _refuse_live_ranks(run)
+            record = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
+            lock = HeldLock(run, fd, {**record, "token": secrets.token_hex(8)})
+            lock.note(**values)
+        except BaseException:
             os.close(fd)
-            return None
-        _refuse_far_owner(run)
-        record = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
-        lock = HeldLock(fd, {**record, "token": secrets.token_hex(8)})
-        lock.note(**values)
-    except BaseException:
-        os.close(fd)
-        raise
-    return lock
+            raise
+        _held[run] = lock
+        return lock
+
+
+def _open(path: Path) -> int:
+    """Open the lock's file, made if it isn't there; what is no regular file is moved aside."""
+    while True:
+        try:
+            if os.path.lexists(path) and not path.is_file():
+                logger.warning("%s: is no regular file; it is now %s", path, move_aside(path).name)
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except (FileNotFoundError, IsADirectoryError):
+            if not path.parent.is_dir():
+                raise ToolkitError(f"{path}: can't be made: there is no folder {path.parent}") from None
+        except OSError as error:
+            raise ToolkitError(f"{path}: can't be opened for writing ({error.strerror})") from None
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except OSError:
+        return False
 
 
 def lock_for_child(run: Path) -> int | None:
@@ -117,13 +195,13 @@ def lock_for_child(run: Path) -> int | None:
 
     Never waits. The caller closes its own copy when the child has started: the lock is then the child's alone.
     """
-    fd = os.open(run / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        return None
-    return fd
+    path = run / LOCK_NAME
+    fd = _open(path)
+    with contextlib.suppress(OSError):
+        if lock_file(fd) and _is_at(fd, path):
+            return fd
+    os.close(fd)
+    return None
 
 
 def _inherited(run: Path) -> int | None:
@@ -140,61 +218,64 @@ def _lock(fd: int, run: Path, token: str | None) -> bool:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            record = read_lock(run)
-            if token is not None and record.get("token") == token:
-                return False
-            if time.monotonic() < deadline:
-                time.sleep(0.05)
-                continue
-            raise RunBusyError(
-                f"{run}: {describe(record)}; look at it with launch/status.py, or wait until it has ended"
-            ) from None
+            if lock_file(fd):
+                return True
         except OSError as error:
             raise ToolkitError(
                 f"{run / LOCK_NAME}: can't be locked ({error.strerror}): put the run directories on a file system "
                 "with locks (Lustre: mount option `flock`)"
             ) from None
-        return True
+        if token is not None and read_lock(run).get("token") == token:
+            return False
+        if time.monotonic() >= deadline:
+            raise _busy(run)
+        time.sleep(0.05)
 
 
-def _refuse_far_owner(run: Path) -> None:
-    """Some file systems grant locks per host (Lustre's `localflock`, NFS with `local_lock`): then heartbeats tell.
+def _refuse_live_ranks(run: Path) -> None:
+    """Raise RunBusyError where ranks work on a run though its lock could be had; no clocks of two hosts are compared.
 
-    Costs time only after a job of another host that left without a word (killed, or its node lost).
+    Costs time only after a job of another host that was killed.
     """
     record = read_lock(run)
-    if record.get("host") in (None, socket.gethostname()) or "ended" in record:
+    if "ended" in record:
         return
-    seen = {rank: beat.time for rank, beat in beats_of(run).items() if not beat.ended}
-    if not any(time.time() - at < 2 * FAR_PATIENCE_S for at in seen.values()):
+    seen = {rank: beat for rank, beat in beats_of(run).items() if not beat.ended}
+    seen = {rank: beat for rank, beat in seen.items() if alive(beat.host, beat.pid) is not False}
+    if not seen:
         return
-    deadline = time.monotonic() + FAR_PATIENCE_S
+    last = next(iter(seen.values()))
+    logger.warning("%s: the last job left no exit status; waiting up to %g s for a sign of %s", run, WATCH_S, last)
+    deadline = time.monotonic() + WATCH_S
     while time.monotonic() < deadline:
         time.sleep(BEAT_S / 4)
-        if any(beat.time != seen.get(rank) and not beat.ended for rank, beat in beats_of(run).items()):
-            raise RunBusyError(
-                f"{run}: {describe(record)}, as its heartbeats show, though {LOCK_NAME} could be locked here: this "
-                "file system grants locks per host (Lustre: mount with `flock`, not `localflock`)"
-            )
+        for rank, beat in beats_of(run).items():
+            if rank in seen and beat != seen[rank] and not beat.ended:
+                raise _busy(
+                    run,
+                    f"as the heartbeats of {beat} show, though {LOCK_NAME} could be locked here: its file was deleted "
+                    "or replaced, or this file system grants locks per host (Lustre: mount with `flock`, not "
+                    "`localflock`)",
+                )
+
+
+def _busy(run: Path, why: str = "") -> RunBusyError:
+    reason = f"{describe(read_lock(run))}{', ' if why else ''}{why}"
+    return RunBusyError(f"{run}: {reason}; look at it ({command('status', run)}), or wait until it has ended")
 
 
 def holder(run: Path) -> dict[str, Any] | None:
     """The record of the live job of this run, or None when no job is live. Never blocks."""
     try:
-        fd = os.open(run / LOCK_NAME, os.O_RDONLY)
+        fd = os.open(run / LOCK_NAME, os.O_RDONLY | os.O_NONBLOCK)  # of a pipe of that name, too
     except OSError:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return read_lock(run)
+        return None if lock_file(fd, shared=True) else read_lock(run)
     except OSError:
         return None
     finally:
         os.close(fd)
-    return None
 
 
 def is_held_by(run: Path, pid: int) -> bool:

@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from toolkit.atomic import write_atomic
+from toolkit.rundir.records import damaged_lines, keep_typed, read_lines
+
+logger = logging.getLogger(__name__)
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file of JSON lines, none where there is no file; what a kill cut short is left out."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a run's metrics.jsonl that name their step and kind; numbers may be NaN or infinite."""
+    for record in read_lines(path):
+        record = keep_typed(record, {"step": int, "kind": str})
+        if "step" in record and "kind" in record:
             yield record
 
 
+def logged_steps(path: Path) -> list[dict[str, Any]]:
+    """Return the records of logged training steps that have a rate; a repeated step stands there once."""
+    steps = [line for line in read_metrics(path) if line["kind"] == "train"]
+    return [keep_typed(line, {"data_wait": float}) for line in steps if _is_positive(line.get("seq_per_s"))]
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
 def forget_after(path: Path, step: int) -> None:
-    """Drop lines of steps after `step` (they will be run again), and a half line that a kill left."""
+    """Drop the lines of steps after `step`, which are run again, and what is no record (logged beyond a half line).
+
+    A disk that refuses it ends no run.
+    """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue  # the half line; its step is run again
-    write_atomic(path, "".join(kept))
+    kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= step]
+    if (damaged := damaged_lines(path)) > 1:
+        logger.warning("%s: %d lines that can't be read are dropped", path, damaged)
+    try:
+        write_atomic(path, "".join(kept))
+    except OSError as error:
+        logger.warning("%s: can't be rewritten (%s): lines after step %d may stand twice", path, error.strerror, step)
 
 
 def has_validation(path: Path, step: int) -> bool:
-    """Whether the validation of a step was written down."""
-    return any(record["kind"] == "val" and record["step"] == step for record in read_lines(path))
+    """Return whether the validation of a step is on record."""
+    return any(record["kind"] == "val" and record["step"] == step for record in read_metrics(path))

@@ -4,24 +4,29 @@ States: `new` (nothing began), `starting` (a job has it, no step yet), `running`
 `interrupted` (began, nobody works on it), `failed`, `trained` (scores are missing), `done` (trained and scored).
 Some have kinds, which people are shown instead: `first step` of running (it may compile for long), `stopped` of
 interrupted (asked to, with a checkpoint; else it was killed), and by exit code `hung`, `not finite`, `bad data`,
-`killed`, `out of memory` of failed. Where a scheduler was asked (launch/slurm/queue.py) there is also `queued`, and
-there are kinds that only it knows.
+`killed`, `out of memory` of failed. Where a scheduler was asked there is also `queued`, and there
+are kinds that only it knows.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from toolkit.atomic import alive
 from toolkit.errors import EXIT_DATA, EXIT_HANG, EXIT_NONFINITE
 from toolkit.rundir import CHECKPOINTS, RunDir, lock
-from toolkit.rundir.events import Restart, restarts_of
-from toolkit.rundir.heartbeat import alive
+from toolkit.rundir.events import NAME as EVENTS
+from toolkit.rundir.events import RestartEvent, read_restarts
+from toolkit.rundir.records import object_fault
 
 KINDS = {EXIT_NONFINITE: "not finite", EXIT_DATA: "bad data", EXIT_HANG: "hung"}
 LIVE_STATES = ("starting", "running", "validating", "evaluating")
+STALE_AFTER_S = 120.0  # a live run rewrites state.json at least every few seconds
 NO_MEMORY = r"MemoryShortageError|OUT_OF_MEMORY|oom.kill"
 
 
@@ -73,22 +78,20 @@ def missing_scores(run: RunDir, split: str | None = None) -> list[str]:
 
 
 def read_status(run: RunDir, name: str | None = None, split: str | None = None, now: float | None = None) -> RunView:
-    """Read a run directory; never raises for what a run may have left half done."""
+    """Return how a run stands; never raises for what a run may have left half done, or what became of its files."""
     record = lock.read_lock(run.path)
     job = lock.holder(run.path)
-    try:
-        state = run.read_state()
-        standing = run.standing(now)
-    except ValueError:  # a full disk or a hand edit; the run writes a new one with its next step
-        state, standing = {}, "interrupted"
+    state = run.read_state()
+    standing = _standing(run, state, now)
     if job is None and standing == "running" and record.get("ended", 0.0) >= state.get("updated", 0.0):
-        standing = "interrupted"  # its job said goodbye: no silence is needed to know
+        standing = "interrupted"  # its job has recorded its end: no silence is needed to know
     if job is not None and state.get("updated", 0.0) < record.get("started", 0.0):
         standing = "interrupted"  # this start has written nothing yet: speed and ETA are of the one before
     word = _word(run, standing, state, job is not None, split)
     training = word in ("running", "validating") and bool(state.get("seq_per_s"))  # 0 before the first step
     failure = run.failure() if word == "failed" else None
-    restarts = restarts_of(run.path)
+    restarts = read_restarts(run.path)
+    reasons = [failure or _slow(state, training) or _why(word, state, restarts), *_damaged(run)]
     return RunView(
         name=name or run.path.name,
         path=str(run.path),
@@ -98,17 +101,44 @@ def read_status(run: RunDir, name: str | None = None, split: str | None = None, 
         rate=state.get("seq_per_s") if training else None,
         eta_s=state.get("eta_s") if training else None,
         data_wait=state.get("data_wait") if training else None,
-        loss=state.get("loss"),
-        val=dict(state.get("val") or {}),
+        loss=_number(state.get("loss")),
+        val={str(key): float(value) for key, value in state.get("val", {}).items() if _number(value) is not None},
         host=(job or {}).get("host") or state.get("host"),
         restarts=max(state.get("restarts", 0), len(restarts)) if "restarts" in state or restarts else None,
-        reason=failure or _slow(state, training) or _why(word, state, restarts),
+        reason="; ".join(reason for reason in reasons if reason) or None,
         log=record.get("log"),
         kind=_kind(word, state, failure),
         job=record.get("job"),
         held=job is not None,
         updated=state.get("updated"),
     )
+
+
+def _standing(run: RunDir, state: Mapping[str, Any], now: float | None) -> str:
+    """`done`, `failed`, `running`, `interrupted` (began, silent for two minutes) or `new`, by its own files."""
+    if run.done:
+        return "done"
+    if run.failure() is not None:
+        return "failed"
+    if "updated" not in state:
+        return "interrupted" if os.path.lexists(run.path / "state.json") else "new"
+    silent = (time.time() if now is None else now) - float(state["updated"])
+    return "running" if silent < STALE_AFTER_S else "interrupted"
+
+
+def _damaged(run: RunDir) -> Iterator[str]:
+    """Name the damaged files of a run that are read for its status; its next start mends them."""
+    for name in ("state.json", lock.LOCK_NAME):
+        if fault := object_fault(run.path / name):
+            yield f"{name} {fault}; it is rebuilt at the next start"
+    for name in ("DONE", "FAILED", EVENTS):
+        path = run.path / name
+        if os.path.lexists(path) and not path.is_file():
+            yield f"{name} is no regular file; it is moved aside at the next start"
+
+
+def _number(value: object) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _kind(word: str, state: Mapping[str, object], failure: str | None) -> str | None:
@@ -152,7 +182,7 @@ def _alive(state: Mapping[str, Any]) -> bool:
         return True
 
 
-def _why(word: str, state: Mapping[str, object], restarts: Sequence[Restart]) -> str | None:
+def _why(word: str, state: Mapping[str, object], restarts: Sequence[RestartEvent]) -> str | None:
     last = f"restart {restarts[-1].start - 1}: {restarts[-1].cause}" if restarts else None
     if word in LIVE_STATES:
         return last

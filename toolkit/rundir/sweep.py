@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +19,11 @@ from pathlib import Path
 
 import yaml
 
+from shards.filelock import lock_file
 from toolkit.atomic import write_atomic
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir
+from toolkit.shipped import command
 from toolkit.tree import to_yaml
 
 RECORD_NAME = "sweep.yaml"
@@ -79,7 +80,7 @@ def read_record(root: Path) -> tuple[str, list[RecordedRun]]:
         return str(tree["name"]), runs
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
-            f"{file}: not a sweep's record ({error}); run launch/sweep.py again to write it anew"
+            f"{file}: not a sweep's record ({error}); write it again: {command('sweep', 'FILE')} with the sweep's file"
         ) from None
 
 
@@ -96,7 +97,7 @@ def preparing(root: Path) -> Iterator[None]:
     """Make run directories and the record one sweep.py at a time: a second one waits, then finds them made."""
     root.mkdir(parents=True, exist_ok=True)
     with open(root / ".preparing", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_file(file.fileno(), wait=True)
         yield
 
 

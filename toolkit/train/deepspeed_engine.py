@@ -1,4 +1,4 @@
-"""DeepSpeed's engine behind ours: from our config to theirs, one optimizer step, and its full state in and out."""
+"""Training by DeepSpeed: from our config to its own, one optimizer step, and its full state in and out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DeepSpeedEngine(Engine):
     """A model under DeepSpeed.
 
     Attributes:
-        engine: DeepSpeed's own.
+        wrapped: the model as DeepSpeed wraps it (`deepspeed.DeepSpeedEngine`).
         not_graphed: why `train.graph: auto` did not choose the engine that a GPU can replay, for the log.
     """
 
@@ -37,28 +37,28 @@ class DeepSpeedEngine(Engine):
         super().__init__(model, config, share, world)
         deepspeed = import_deepspeed(world)
         deepspeed.init_distributed(dist_init_required=False, auto_mpi_discovery=False, verbose=False)
-        # Before DeepSpeed hooks into the model: what `whole` fills. It takes no memory.
+        # Before DeepSpeed hooks into the model: what `gathered_parameters` fills. It takes no memory.
         self._blank = copy.deepcopy(model).to("meta") if config.zero == 3 else None
         model.to(world.device)
         compile_step(model, config)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=config.betas, fused=True)
         settings = deepspeed_config(config, share, self.parameter_count)
-        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+        self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=settings, dist_init_required=False
         )
         deferred = config.is_deferred(world.device.type == "cuda")
         self.deferred = DeferredGradients(self.model) if deferred else nullcontext()
-        self.stage = int(self.engine.zero_optimization_stage())
+        self.stage = int(self.wrapped.zero_optimization_stage())
         self.partitioned = self.stage > 0
 
     @property
     def model(self) -> SequenceModel:
-        module = self.engine.module
+        module = self.wrapped.module
         assert isinstance(module, SequenceModel)
         return module
 
     @contextmanager
-    def whole(self) -> Iterator[SequenceModel]:
+    def gathered_parameters(self) -> Iterator[SequenceModel]:
         """The model to predict with, in evaluation mode.
 
         All ranks enter together; inside, each calls it as often as it likes. Under ZeRO-3 a forward pass of the
@@ -82,7 +82,7 @@ class DeepSpeedEngine(Engine):
 
     @property
     def forward(self) -> Callable[..., Any]:
-        forward: Callable[..., Any] = self.engine
+        forward: Callable[..., Any] = self.wrapped
         return forward
 
     def describe(self) -> str:
@@ -91,33 +91,34 @@ class DeepSpeedEngine(Engine):
         return f"DeepSpeed ZeRO {self.config.zero}{deferred}{why}"
 
     def phases(self) -> tuple[Any, Mapping[str, str]]:
-        return self.engine, {"forward": "forward", "backward": "backward", "step": "optimizer"}
+        return self.wrapped, {"forward": "forward", "backward": "backward", "step": "optimizer"}
 
-    def _step(self, batches: Sequence[Batch], loss_of: LossOf, stop: bool) -> StepResult:
-        self.engine.train()
+    def _forward_backward(self, batches: Sequence[Batch], loss_of: LossOf) -> Tensor:
+        self.wrapped.train()
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for number, batch in enumerate(batches):
             with self.deferred:
                 loss = loss_of(batch)
-                self.engine.backward(loss)
+                self.wrapped.backward(loss)
             total += loss.detach()
             if number < len(batches) - 1:
-                self.engine.step()  # counts the micro-batch; DeepSpeed updates after the last one only
-        own = total / len(batches)
-        # The norm of the gradient that the update applies, before clipping. It is taken of what each rank holds,
-        # because DeepSpeed tells its norm only after the update, and under ZeRO leaves out an update with a norm that
-        # isn't finite without a word.
+                self.wrapped.step()  # counts the micro-batch; DeepSpeed updates after the last one only
+        return total / len(batches)
+
+    def _reduce_gradients(self) -> tuple[Tensor, int]:
+        """DeepSpeed averages while it goes backward. The norms are those that the update applies, before clipping.
+
+        They are taken of what each rank holds, because DeepSpeed reports its norm only after the update, and under ZeRO
+        skips an update with a norm that isn't finite without a warning.
+        """
         norms = norms_of(self.held_gradients()).to(self.world.device)
-        copies = 1 if self.partitioned else self.world.world_size
-        report = self._reduce(own, norms, copies, stop).tolist()  # the only wait for the device
-        result = self._result(report)
+        return norms, 1 if self.partitioned else self.world.world_size
+
+    def _update(self, status: Tensor) -> StepResult:
+        result = self._check(status)
         if result.fault is None:
-            self.engine.step()
-            return result
-        fault = self._fault(batches, loss_of, float(own))
-        self._count_skip(fault)
-        self.discard_gradients()
-        return StepResult(result.loss, result.grad_norm, result.stop, fault)
+            self.wrapped.step()
+        return result
 
     def _gradients_are_finite(self, batches: Sequence[Batch], loss_of: LossOf) -> bool:
         if self.stage == 3:
@@ -125,28 +126,27 @@ class DeepSpeedEngine(Engine):
         return super()._gradients_are_finite(batches, loss_of)
 
     def discard_gradients(self) -> None:
-        """End a step without an update: weights and moments stay as they are, whatever the gradients. Collective."""
         if not self.partitioned:
             # Clipping, which comes first, wants gradients; Adam passes over parameters without one.
             drop = self.optimizer.register_step_pre_hook(lambda adam, *_: adam.zero_grad(set_to_none=True))
-            self.engine.step()
+            self.wrapped.step()
             drop.remove()
             return
         # DeepSpeed leaves out an update with a norm that isn't finite on all ranks. One number is made so, and one that
         # is surely a gradient's: parts are filled up at their ends, and what stands there is not written again.
         if self.world.is_main:
-            if self.engine.zero_cpu_offload():
+            if self.wrapped.zero_cpu_offload():
                 norms = self.optimizer.norm_for_param_grads
                 norms[next(iter(norms))] = torch.tensor(math.nan)
             else:
                 self.held_gradients()[0].view(-1)[0] = math.nan
-        self.engine.step()
+        self.wrapped.step()
 
     def held_gradients(self) -> list[Tensor]:
         """The averaged gradients that this rank updates with: its partition, without ZeRO all of them."""
         if not self.partitioned:
-            return [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-        if self.engine.zero_cpu_offload():
+            return [p.grad for p in self.wrapped.module.parameters() if p.grad is not None]
+        if self.wrapped.zero_cpu_offload():
             if self.world.device.type == "cuda":
                 torch.cuda.synchronize(self.world.device)  # DeepSpeed's copies to the CPU may still be under way
             return [flat.grad for flat in self.masters() if flat.grad is not None]
@@ -180,7 +180,7 @@ class DeepSpeedEngine(Engine):
     def restore(self, state: TrainState) -> None:
         """Put Adam's moments and the fp32 master weights back; the model's own weights are loaded already."""
         self.step_count, self.skipped = state.step, state.skipped
-        self.engine.global_steps = state.step
+        self.wrapped.global_steps = state.step
         if not state.moments:
             return
         inner = self.optimizer.optimizer if self.partitioned else self.optimizer

@@ -14,9 +14,6 @@ from toolkit.data.batches import Share
 from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
 
-# Not in train.deepspeed. `torch_autocast` names modules, which DeepSpeed would import.
-NOT_OFFERED = {"fp16", "amp", "torch_autocast", "optimizer", "scheduler", "activation_checkpointing"}
-
 
 def share_of(config: TrainConfig, world: World) -> Share:
     """How the global batch is divided.
@@ -63,8 +60,7 @@ def _card(device: torch.device) -> str:
 
 
 def deepspeed_config(config: TrainConfig, share: Share, parameters: int) -> dict[str, Any]:
-    """DeepSpeed's JSON for a model of so many parameters. `train.deepspeed` is laid over it, but may not set what the
-    toolkit owns.
+    """DeepSpeed's JSON for a model of so many parameters. `train.deepspeed` is merged over it.
 
     Under ZeRO-3 DeepSpeed keeps parameters of less than 100,000 numbers whole on every rank, and in these models most
     are smaller: `train.deepspeed: {zero_optimization: {stage3_param_persistence_threshold: 0}}` divides all of them,
@@ -87,14 +83,6 @@ def deepspeed_config(config: TrainConfig, share: Share, parameters: int) -> dict
             f"train.activation_checkpointing.backend deepspeed adds up gradients step by step in time, so that with "
             f"{share.accumulation} micro-batches of {share.micro_batch} they are not the same bit for bit: set "
             f"train.micro_batch to {share.micro_batch * share.accumulation}, or leave the backend at torch"
-        )
-    clash = sorted(set(config.deepspeed) & ((set(owned) | NOT_OFFERED) - {"zero_optimization"}))
-    stage_set = "stage" in config.deepspeed.get("zero_optimization", {})
-    if clash or stage_set:
-        names = ", ".join(clash + ["zero_optimization.stage"] * stage_set)
-        raise ConfigError(
-            f"train.deepspeed may not set {names}: use the keys of `train` (batch, clip, zero, precision, "
-            "lr, betas, checkpointing); fp16 is not offered, bf16 needs no loss scale"
         )
     extra = dict(config.deepspeed)
     owned["zero_optimization"].update(extra.pop("zero_optimization", {}))

@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -76,19 +76,15 @@ class Engine(ABC):
         """Return an object and those of its methods that are phases of a step, with their names, for the profiler."""
 
     @abstractmethod
-    def whole(self) -> AbstractContextManager[SequenceModel]:
+    def gathered_parameters(self) -> AbstractContextManager[SequenceModel]:
         """Return a context with the model to predict with, in evaluation mode; all ranks enter together."""
 
     @abstractmethod
     def gather(self) -> TrainState | None:
         """Return the full state on rank 0, None on the others, which hold no copy of it. Collective."""
 
-    @abstractmethod
-    def _step(self, batches: Sequence[Batch], loss_of: LossOf, stop: bool) -> StepResult:
-        """What `step` does, but for the count and the errors."""
-
     def step(self, batches: Sequence[Batch], loss_of: LossOf, stop: bool) -> StepResult:
-        """Take one optimizer step.
+        """Take one optimizer step: forward and backward passes, reduction over ranks, check, update. Collective.
 
         Args:
             batches: this rank's micro-batches.
@@ -101,18 +97,30 @@ class Engine(ABC):
             MemoryShortageError: on the rank whose device or host ran out of memory.
         """
         with explain_shortage(self.config, self.share, self.step_count, self.world):
-            result = self._step(batches, loss_of, stop)
+            loss = self._forward_backward(batches, loss_of)
+            norms, copies = self._reduce_gradients()
+            status = self._reduce_step_status(loss, norms, copies, stop)
+            result = self._update(status)
+            if result.fault is not None:
+                result = self._skip(result, batches, loss_of, float(loss))
         if result.fault is None:
             self._skipped_in_a_row = 0
         self.step_count += 1
         return result
 
-    def _reduce(self, loss: Tensor, norms: Tensor, copies: int, stop: bool) -> Tensor:
+    @abstractmethod
+    def _forward_backward(self, batches: Sequence[Batch], loss_of: LossOf) -> Tensor:
+        """Return the mean loss of this rank's micro-batches, float64 on the device; their gradients are added up."""
+
+    @abstractmethod
+    def _reduce_gradients(self) -> tuple[Tensor, int]:
+        """Average gradients over ranks; return the norms of those that this rank holds, and how many ranks do."""
+
+    def _reduce_step_status(self, loss: Tensor, norms: Tensor, copies: int, stop: bool) -> Tensor:
         """Return the sum over ranks of [loss, whether it isn't finite, whether to stop, squared gradient norm].
 
         float64 on the device, without a copy to the host. A loss that isn't finite counts as 0 in the first place, so
-        that the others' mean can still be reported. `norms` are of the gradients that this rank holds; `copies` ranks
-        hold the same ones.
+        that the others' mean can still be reported.
         """
         finite = torch.isfinite(loss)
         report = torch.zeros(4, dtype=torch.float64, device=self.world.device)
@@ -123,12 +131,30 @@ class Engine(ABC):
         report[3].copy_(norms.double().square().sum() / copies)
         return self.world.sum(report)
 
-    def _result(self, report: Sequence[float]) -> StepResult:
-        """Return what was reduced, as numbers; `fault` is not None, but empty yet, where something isn't finite."""
-        loss, broken, asked, squared = report
+    @abstractmethod
+    def _update(self, status: Tensor) -> StepResult:
+        """Update weights and moments where all that was reduced is finite; return `_check` of it."""
+
+    def _check(self, status: Tensor) -> StepResult:
+        """Return what was reduced, as numbers; `fault` is not None, but empty yet, where something isn't finite.
+
+        It is the step's only wait for the device.
+        """
+        loss, broken, asked, squared = status.tolist()
         norm = math.sqrt(squared) if squared >= 0 else math.nan
         fault = "" if broken or not math.isfinite(norm) else None
         return StepResult(loss / self.world.world_size, norm, bool(asked), fault)
+
+    def _skip(self, result: StepResult, batches: Sequence[Batch], loss_of: LossOf, loss: float) -> StepResult:
+        """Return the result with its fault, and leave the update out; or end the run, as the config says."""
+        fault = self._fault(batches, loss_of, loss)
+        self._count_skip(fault)
+        self.discard_gradients()
+        return replace(result, fault=fault)
+
+    @abstractmethod
+    def discard_gradients(self) -> None:
+        """End a step without an update: weights and moments stay as they are, whatever the gradients. Collective."""
 
     def _fault(self, batches: Sequence[Batch], loss_of: LossOf, loss: float) -> str:
         """Return what isn't finite, on which rank, from which samples; the same text on every rank (collective)."""

@@ -1,9 +1,9 @@
-"""The training loop: `Training.to_the_end` reads from top to bottom, and what it calls follows in that order."""
+"""The training loop: `Training.fit` reads from top to bottom, and what it calls follows in that order."""
 
 from __future__ import annotations
 
+import logging
 import secrets
-import sys
 import time
 
 import torch
@@ -24,12 +24,14 @@ from toolkit.train import validation
 from toolkit.train.build import build_engine
 from toolkit.train.engine import Engine, StepResult
 from toolkit.train.loss import TrainingLoss
-from toolkit.train.prepare import Data, check_scoring, introduce, open_data, restore
+from toolkit.train.prepare import Data, check_scoring, log_run_summary, open_data, restore
 from toolkit.train.profile import Profiler
 from toolkit.train.record import OwnTime, Recorder
 from toolkit.train.sampling import teacher_rate
 from toolkit.train.watchdog import Watchdog
 from toolkit.unroll import give_memory_back
+
+logger = logging.getLogger(__name__)
 
 
 def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: int = 0) -> int:
@@ -38,10 +40,10 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
     Args:
         resume: `auto` (the newest whole checkpoint, or from scratch), `none` (from scratch; refused when there are
             checkpoints) or a step number.
-        profile: so many steps, after a warm-up, are timed and traced (toolkit/train/profile.py).
+        profile: steps that are timed and traced after a warm-up (toolkit/train/profile.py).
 
     Returns:
-        EXIT_OK when the run is complete, EXIT_REQUEUE when it was asked to stop and can go on.
+        EXIT_OK when the run is complete, EXIT_REQUEUE when it was asked to stop and can be resumed.
 
     Raises:
         NonFiniteError, ConfigError, ...: what went wrong here or on all ranks.
@@ -54,9 +56,9 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
             data = open_data(config)
             if not MODELS[config.model.name].trained:
                 return _without_training(run, world)
-            world.together(lambda: check_scoring(config))
+            world.run_on_rank_zero(lambda: check_scoring(config))
             with Training(run, config, data, world, resume, stop, watchdog, profile) as training:
-                return training.to_the_end()
+                return training.fit()
         except NonFiniteError as error:
             last = checkpoint.steps_in(run.checkpoints)
             kept = f"The last checkpoint is of step {last[-1]}" if last else "There is no checkpoint yet"
@@ -69,16 +71,16 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
 
 
 def _without_training(run: RunDir, world: World) -> int:
-    """A model without parameters is trained as it is made: no step, no checkpoint."""
+    """Mark a run done whose model has no parameters: no step, no checkpoint."""
     if world.is_main:
-        print(f"{run.config().model.name} has no parameters: nothing to train, evaluate it", file=sys.stderr)
+        logger.info("%s has no parameters: nothing to train, evaluate it", run.config().model.name)
         run.write_state(phase="trained", step=0, steps=0)
         run.mark_done()
     return EXIT_OK
 
 
 class Training:
-    """A run on this rank: the engine, its batches, and how far it is."""
+    """A run on this rank: the engine, its batches, and the step it is at."""
 
     def __init__(
         self,
@@ -103,12 +105,14 @@ class Training:
             config, data.train.scale, world.device, self.engine.forward, self._before_forward, self._after_forward
         )
         if world.is_main:
-            note_start(run, self.step, cfg.batch, world.world_size, world.world_size * (world.device.type == "cuda"))
+            note_start(
+                run.path, self.step, cfg.batch, world.world_size, world.world_size * (world.device.type == "cuda")
+            )
         self.recorder = Recorder(run, self.step, cfg.steps, cfg.batch) if world.is_main else None
         self.saver = None
         if self.recorder:
-            self.saver = Saver(run.checkpoints, cfg, config.hash8(execution=False), self.recorder.say)
-            introduce(self.recorder, config, data, self.engine, self.step)
+            self.saver = Saver(run.checkpoints, cfg, config.hash8(execution=False))
+            log_run_summary(run, config, data, self.engine, self.step)
         self.batches = read_batches(
             data.train,
             config.seed,
@@ -146,21 +150,21 @@ class Training:
             self.saver.close()
             self.recorder.close()
 
-    def to_the_end(self) -> int:
-        """Train until the last step, or until any rank is asked to stop; returns the exit code."""
+    def fit(self) -> int:
+        """Train until the last step, or until any rank is asked to stop; return the exit code."""
         cfg = self.config.train
         # Asked to stop while starting: what there is to save is saved, and a first step may take long.
         if self.world.any(bool(self.stop)):
             return self._leave()
         # A stop cut a validation short after its step's checkpoint was due: it is made up for first.
-        if self._is_validated() and not self.world.together(lambda: has_validation(self.run.metrics_file, self.step)):
+        if self._is_validated() and not self._was_validated():
             improved = self._validate()
             if improved:
                 self._save(last=self.step == cfg.steps)
             if improved is None:
                 return self._leave()
         while self.step < cfg.steps:
-            result = self._step()
+            result = self._train_step()
             # A validation may take longer than the time that is left after a signal: the next start makes up for it.
             improved = (None if result.stop else self._validate()) if self._is_validated() else False
             stopping = result.stop or improved is None
@@ -173,26 +177,33 @@ class Training:
             self.run.mark_done()
         return EXIT_OK
 
-    def _step(self) -> StepResult:
-        """One optimizer step and its record."""
-        self.watchdog.at(self.step, "waiting for data")
+    def _train_step(self) -> StepResult:
+        """Fetch, then forward and backward, reduction, check and update (`Engine.step`), then record."""
         began = time.perf_counter()
         self.own.reset()
-        mine = [next(self.batches) for _ in range(self.engine.share.accumulation)]
+        batches = self._fetch()
         waited = time.perf_counter() - began
-        for text in (text for batch in mine for text in batch.skipped):
-            where = f"rank {self.world.rank}, step {self.step}"
-            print(f"{where}: skipped a damaged sample: {text}", file=sys.stderr, flush=True)
-        failed = self.saver is not None and self.saver.failed
         self.loss.step = self.step
-        result = self.engine.step(mine, self.loss, bool(self.stop) or failed)
+        result = self.engine.step(batches, self.loss, self._is_asked_to_stop())
         self.step += 1
         if self.profiler:
             self.profiler.step(self.step)
         self.watchdog.at(self.step, "between steps")
         self.watchdog.own(waited + self.own.seconds())
-        self._record(result, mine, time.perf_counter() - began, waited)
+        self._record(result, batches, time.perf_counter() - began, waited)
         return result
+
+    def _fetch(self) -> list[Batch]:
+        """Return this rank's micro-batches of the step."""
+        self.watchdog.at(self.step, "waiting for data")
+        batches = [next(self.batches) for _ in range(self.engine.share.accumulation)]
+        for fault in (fault for batch in batches for fault in batch.skipped):
+            logger.warning("step %d: skipped a damaged sample: %s", self.step, fault)
+        return batches
+
+    def _is_asked_to_stop(self) -> bool:
+        """Whether this rank got a signal, or a save failed that must not."""
+        return bool(self.stop) or (self.saver is not None and self.saver.failed)
 
     def _before_forward(self) -> None:
         self.watchdog.at(self.step, "forward")
@@ -202,11 +213,11 @@ class Training:
         self.own.end()
         self.watchdog.at(self.step, "backward and update")
 
-    def _record(self, result: StepResult, mine: list[Batch], seconds: float, waited: float) -> None:
-        """What a step leaves in the log, metrics.jsonl and state.json (collective)."""
+    def _record(self, result: StepResult, batches: list[Batch], seconds: float, waited: float) -> None:
+        """Write the step to the log, metrics.jsonl and state.json. Collective."""
         cfg, step = self.config.train, self.step
         log = step % cfg.log_every == 0 or step in (1, cfg.steps)
-        samples = _fingerprint(mine, self.world) if log else None
+        samples = _fingerprint(batches, self.world) if log else None
         if self.recorder is None:
             return
         self.recorder.meter.add(seconds, waited)
@@ -224,13 +235,17 @@ class Training:
         due = self.step % cfg.validate_every == 0 or self.step == cfg.steps
         return self.data.val is not None and self.step > 0 and due
 
+    def _was_validated(self) -> bool:
+        """Whether metrics.jsonl holds the validation of this step. Collective."""
+        return self.world.run_on_rank_zero(lambda: has_validation(self.run.metrics_file, self.step))
+
     def _validate(self) -> bool | None:
         """Whether the model is better than ever before; None: cut short, because a rank was asked to stop."""
         assert self.data.val is not None
         if self.recorder:
             self.recorder.put_state("validating", self.step)
         self.watchdog.at(self.step, "validation")
-        with self.engine.whole() as model:
+        with self.engine.gathered_parameters() as model:
             windows, config, world = self.data.val, self.config, self.world
             scores = validation.score(model, windows, config, world, self.step, self.stop, self.watchdog)
             if scores is None:
@@ -262,18 +277,18 @@ class Training:
             finally:
                 self.recorder.state["save_errors"] = self.saver.errors or None
 
-        self.world.together(write)
+        self.world.run_on_rank_zero(write)
 
     def _leave(self) -> int:
-        """Asked to stop: say where the run stands."""
+        """Log where the run stopped; return the exit code."""
         if self.recorder:
-            self.recorder.put_state("stopped", self.step)
+            self.recorder.stopped(self.step)
             saved = f"at step {self.step} with a checkpoint" if self.step else "before the first step"
-            self.recorder.say(f"stopped {saved}; the same command goes on from there")
+            logger.info("stopped %s; the same command resumes it", saved)
         return EXIT_REQUEUE
 
 
 def _fingerprint(own: list[Batch], world: World) -> str:
-    """Names the samples of a global batch, whatever the number of ranks (collective)."""
+    """Return what names the samples of a global batch, whatever the number of ranks. Collective."""
     total = world.sum(torch.tensor([sum(batch.fingerprint for batch in own)], device=world.device))
     return f"{int(total) % 2**48:012x}"

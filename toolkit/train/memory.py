@@ -12,6 +12,7 @@ from toolkit.config_sections import TrainConfig
 from toolkit.data.batches import Share
 from toolkit.distributed.world import World
 from toolkit.errors import MemoryShortageError
+from toolkit.shipped import command
 from toolkit.wording import first_line
 
 
@@ -41,7 +42,7 @@ def explain_shortage(config: TrainConfig, share: Share, step: int, world: World)
             f"train.precision={config.precision}; "
             f"{held(world.device)}.\n{first_line(error)}\n"
             f"Change, in this order, until it fits:\n{changes}\n"
-            "What fits, without trying: python launch/plan.py --config FILE"
+            f"What fits, without trying: {command('plan', '--config', 'FILE')}"
         ) from error
 
 

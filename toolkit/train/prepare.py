@@ -1,7 +1,8 @@
-"""What a training starts from: the windows of its store, the newest whole checkpoint, and the lines that say so."""
+"""What a training starts from: the windows of its store, the newest whole checkpoint, and the first log lines."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from toolkit.errors import CheckpointError, ConfigError
 from toolkit.evaluate.perceptual import load_lpips
 from toolkit.rundir import RunDir
 from toolkit.train.engine import Engine
-from toolkit.train.record import Recorder
-from toolkit.wording import computed_on
+from toolkit.wording import computed_on, count
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def open_data(config: RunConfig) -> Data:
 
 
 def check_scoring(config: RunConfig) -> None:
-    """A run is scored when it is trained: what that will need is looked for before.
+    """Check before training what scoring will need after it.
 
     Raises:
         ConfigError: `eval.lpips`, and its weights can't be had here.
@@ -56,24 +58,24 @@ def check_scoring(config: RunConfig) -> None:
 
 
 def restore(run: RunDir, resume: str, world: World) -> tuple[TrainState | None, checkpoint.Progress]:
-    """The state to start from; rank 0 chooses the checkpoint, so that all ranks take the same one."""
+    """Return the state to start from; rank 0 chooses the checkpoint, so that all ranks take the same one."""
     folder = run.checkpoints
-    step = world.together(lambda: _choose(folder, resume))
+    step = world.run_on_rank_zero(lambda: _choose(folder, resume))
     if step is None:
         return None, checkpoint.Progress(0, 0)
     state, progress = checkpoint.load(folder, step, run.config().hash8(execution=False))
-    return state, world.together(lambda: commit.repair(folder, progress, _say))
+    return state, world.run_on_rank_zero(lambda: commit.repair(folder, progress))
 
 
 def _choose(folder: Path, resume: str) -> int | None:
-    """The step to go on from; None: from scratch."""
+    """Return the step to resume from; None: from scratch."""
     there = checkpoint.steps_in(folder)
     if resume == "none" and there:
         raise ConfigError(f"{folder}: holds checkpoints: use --resume auto, or delete them to start over")
-    commit.tidy(folder, _say)
+    commit.tidy(folder)
     if resume not in ("auto", "none"):
         return int(resume)
-    found = checkpoint.newest(folder, _say)
+    found = checkpoint.newest(folder)
     if found is None and there:
         raise CheckpointError(
             f"{folder}: none of the checkpoints of steps {there} is whole (see above). Restore one, or delete them to "
@@ -82,25 +84,26 @@ def _choose(folder: Path, resume: str) -> int | None:
     return found
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-def introduce(recorder: Recorder, config: RunConfig, data: Data, engine: Engine, step: int) -> None:
-    """The first lines of a log: the model, the data, how the batch is divided, and on what it is computed."""
+def log_run_summary(run: RunDir, config: RunConfig, data: Data, engine: Engine, step: int) -> None:
+    """Log the model, the data, how the batch is divided and on what it is computed; note the last in env.json."""
     share, cfg, device = engine.share, config.train, engine.world.device
     trained_on = facts(cfg, device)
-    recorder.run.note_env(trained_on=trained_on)
-    recorder.say(
-        f"{config.model.name}: {engine.parameter_count:,} parameters, {len(data.train):,} training windows, "
-        f"{len(data.val) if data.val else 0:,} validation windows"
+    run.note_env(trained_on=trained_on)
+    windows = count(len(data.val) if data.val else 0, "validation window")
+    logger.info(
+        f"{config.model.name}: {engine.parameter_count:,} parameters, {count(len(data.train), 'training window')}, "
+        f"{windows}"
     )
-    recorder.say(
-        f"batch {share.batch} = {share.world_size} ranks x {share.accumulation} x {share.micro_batch}, "
-        f"{cfg.precision}, {engine.describe()}, checkpointing {engine.model.checkpointing}, "
-        f"{computed_on(trained_on)}" + (f"; going on from step {step}" if step else "")
+    logger.info(
+        f"batch {share.batch} = {count(share.world_size, 'rank')} x "
+        f"{count(share.accumulation, 'micro-batch', 'micro-batches')} x {count(share.micro_batch, 'sequence')}, "
+        f"{cfg.precision}, {engine.describe()}, activation checkpointing {engine.model.checkpointing}, "
+        f"{computed_on(trained_on)}"
     )
+    if step:
+        logger.info("resuming from step %d", step)
     if device.type == "cpu" and cfg.device == "auto":
-        recorder.say(f"no GPU: {why_none()}; training on the CPU")
+        logger.warning("no GPU: %s; training on the CPU", why_none())
     if data.val is None:
-        recorder.say(f"no split {config.data.val_split!r} in {config.data.store}: `best` will be the last checkpoint")
+        where = config.data.val_split, config.data.store
+        logger.warning("no split %r in %s: `best` will be the last checkpoint", *where)

@@ -1,4 +1,4 @@
-"""Where a training step goes: `python launch/train.py ... --profile-steps N`.
+"""Where a training step goes: `train --profile-steps N`.
 
 After a warm-up N steps are timed and traced; training goes on as it would have. Nothing is in the way of a run that is
 not profiled: the engine's own methods are replaced by timed ones only here. On a GPU every phase waits for the device,
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,12 +32,14 @@ from toolkit.rundir import RunDir
 from toolkit.train.engine import Engine
 from toolkit.wording import speed
 
+logger = logging.getLogger(__name__)
+
 WARM_UP = 3  # steps; the first ones compile, allocate and fill caches
 Item = TypeVar("Item")
 
 
 class Profiler:
-    """Times the phases of some steps and writes them down; every rank has one, rank 0 traces and tells.
+    """Times the phases of some steps and writes them down; every rank has one, rank 0 traces and reports.
 
     Args:
         engine: methods that are its phases are replaced by timed ones until the end.
@@ -87,10 +90,9 @@ class Profiler:
             if self.tracer:
                 self.tracer.stop()
             if self.world.is_main:
-                print(
+                logger.warning(
                     f"profile: training ended after {self.seen} steps, {WARM_UP} to warm up and {self.steps} to "
-                    "profile were asked for: raise train.steps or profile fewer",
-                    flush=True,
+                    "profile were asked for: raise train.steps or profile fewer"
                 )
 
     def _begin(self) -> None:

@@ -1,24 +1,28 @@
-"""What a run tells: metrics.jsonl, TensorBoard, state.json and lines on the terminal. Rank 0 only."""
+"""Metrics logging: metrics.jsonl, TensorBoard, state.json and the log. Rank 0 only."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
+import logging
 import resource
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
+from shards.files import flush
+from toolkit.errors import EXIT_REQUEUE
 from toolkit.rundir import RunDir
+from toolkit.rundir.events import append_event, append_line, read_starts
 from toolkit.rundir.metrics import forget_after
-from toolkit.wording import duration, speed
+from toolkit.train.scalars import Scalars
+from toolkit.wording import count, duration, speed
 
 STATE_EVERY_S = 2.0
-SAY_EVERY_S = 30.0
+LOG_EVERY_S = 30.0
+logger = logging.getLogger(__name__)
 
 
 class Meter:
@@ -90,17 +94,20 @@ def peak_memory() -> int:
 
 
 class Recorder:
-    """Writes a run's records; a restarted run goes on at its step without a doubled line."""
+    """Writes a run's records; a resumed run continues at its step without a doubled line.
+
+    A disk that refuses a record ends no training: it is logged, kept, and written with the next one.
+    """
 
     def __init__(self, run: RunDir, step: int, steps: int, batch: int) -> None:
         self.run, self.steps = run, steps
         self.meter = Meter(batch)
         forget_after(run.metrics_file, step)
-        self.lines = open(run.metrics_file, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  closed in close()
-        self.tensorboard = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
+        self.scalars = Scalars(run.tensorboard, step)
+        self._unwritten: list[bytes] = []
         self._state_at = 0.0
-        self._said_at = time.monotonic()
-        restarts = int(run.read_state().get("restarts", -1)) + 1
+        self._logged_at = time.monotonic()
+        restarts = max(0, len(read_starts(run.path)) - 1)
         self.state: dict[str, object] = {"restarts": restarts, "started": time.time(), "steps": steps}
         self.put_state("training", step)
 
@@ -114,10 +121,10 @@ class Recorder:
         rates = {"seq_per_s": self.meter.sequences_per_s, "data_wait": self.meter.data_wait}
         if samples is not None:
             self._line(step, "train", {**values, **rates}, samples=samples)
-        # Steps that take minutes are told as they come: a screen that stands still looks like a hang.
-        if samples is not None or time.monotonic() - self._said_at > SAY_EVERY_S:
-            self._said_at = time.monotonic()
-            self.say(
+        # Steps that take minutes are logged as they come: a log that stands still looks like a hang.
+        if samples is not None or time.monotonic() - self._logged_at > LOG_EVERY_S:
+            self._logged_at = time.monotonic()
+            logger.info(
                 f"step {step:>{len(str(self.steps))}}/{self.steps}  loss {values['loss']:.5f}  "
                 f"|grad| {values['grad_norm']:.3g}  {speed(rates['seq_per_s'])} seq/s  "
                 f"data wait {100 * rates['data_wait']:.0f}%  ETA {duration(self.meter.eta_s(self.steps - step))}"
@@ -125,12 +132,12 @@ class Recorder:
         if samples is not None or time.time() - self._state_at > STATE_EVERY_S:
             self.put_state("training", step)
 
-    def skipped(self, step: int, fault: str, count: int) -> None:
+    def skipped(self, step: int, fault: str, skipped: int) -> None:
         """After a step without an update, because something was not finite."""
-        self.state["skipped"] = count
-        self._line(step, "skipped", {"skipped": count})
+        self.state["skipped"] = skipped
+        self._line(step, "skipped", {"skipped": skipped})
         self.put_state("training", step)
-        self.say(f"{fault}: this step is skipped, the {count}. of this run")
+        logger.warning("%s: this step is skipped; %s in this run", fault, count(skipped, "skipped step"))
 
     def validation(self, step: int, scores: Mapping[str, float], is_best: bool) -> None:
         """After a validation."""
@@ -138,7 +145,7 @@ class Recorder:
         self.state["val"] = dict(scores)
         self.put_state("training", step)
         shown = "  ".join(f"{name} {value:.5g}" for name, value in scores.items())
-        self.say(
+        logger.info(
             f"step {step:>{len(str(self.steps))}}/{self.steps}  validation: {shown}{'  (best)' if is_best else ''}"
         )
 
@@ -148,7 +155,7 @@ class Recorder:
         picture = torch.cat(rows, dim=-2).float().cpu()
         if picture.shape[0] == 2:
             picture = picture[:1]
-        self.tensorboard.add_image(name, picture, step)
+        self.scalars.image(name, picture, step)
 
     def put_state(self, phase: str, step: int) -> None:
         """Rewrite state.json."""
@@ -163,21 +170,40 @@ class Recorder:
             peak_memory=peak_memory(),
         )
 
+    def stopped(self, step: int) -> None:
+        """After the last checkpoint of a training that was asked to stop."""
+        self.put_state("stopped", step)
+        append_event(self.run.path, "stop", step=step, exit_code=EXIT_REQUEUE)
+
     def say(self, text: str) -> None:
-        """A line for people."""
-        print(text, file=sys.stderr, flush=True)
+        """Log a line."""
+        logger.info("%s", text)
 
     def sync(self) -> None:
         """Bring all lines and scalars to the disk: a checkpoint must not outlive the records that lead to it."""
-        os.fsync(self.lines.fileno())
-        self.tensorboard.flush()
+        self._write()
+        with contextlib.suppress(OSError):
+            flush(self.run.metrics_file)
+        self.scalars.flush()
 
     def close(self) -> None:
-        self.lines.close()
-        self.tensorboard.close()
+        self._write()
+        self.scalars.close()
+
+    def _write(self) -> None:
+        if not self._unwritten:
+            return
+        try:
+            append_line(self.run.metrics_file, b"".join(self._unwritten))
+        except OSError as error:
+            lines = count(len(self._unwritten), "line")
+            logger.warning("%s: can't be written (%s); %s kept", self.run.metrics_file, error.strerror, lines)
+        else:
+            self._unwritten.clear()
 
     def _line(self, step: int, kind: str, values: Mapping[str, float], **more: str) -> None:
         line = {"step": step, "kind": kind, **values, **more, "time": round(time.time(), 3)}
-        self.lines.write(json.dumps(line) + "\n")
+        self._unwritten.append(json.dumps(line).encode() + b"\n")
+        self._write()
         for name, value in values.items():
-            self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
+            self.scalars.scalar(f"{kind}/{name}", value, step)

@@ -1,4 +1,4 @@
-"""The engine without DeepSpeed: every rank holds all weights and moments (ZeRO stage 0), and a step is one replay.
+"""Training without DeepSpeed: every rank holds all weights and moments (ZeRO stage 0), and a step is one replay.
 
     per micro-batch    copy inputs, replay forward and backward (toolkit/train/graphed.py)
     per step           one all-reduce of all gradients, their norm, clipping, Adam; one copy of four numbers to the host
@@ -10,7 +10,7 @@ because a loss or gradient of some rank isn't finite, is decided on the device: 
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -28,6 +28,8 @@ from toolkit.train.deferred import DeferredGradients
 from toolkit.train.engine import MOMENTS, Engine, LossOf, StepResult, evaluating, norms_of, on_host
 from toolkit.train.graphed import FlatTensor, StaticStep
 from toolkit.train.loss import TrainingLoss
+
+logger = logging.getLogger(__name__)
 
 
 class ReplicatedEngine(Engine):
@@ -61,38 +63,30 @@ class ReplicatedEngine(Engine):
         return graph + ", weight gradients deferred" * (self.deferred is not None)
 
     def phases(self) -> tuple[Any, Mapping[str, str]]:
-        return self, {"_forward_backward": "forward and backward", "_update": "optimizer"}
+        optimizer = dict.fromkeys(("_reduce_gradients", "_reduce_step_status", "_update"), "optimizer")
+        return self, {"_forward_backward": "forward and backward", **optimizer}
 
-    def whole(self) -> AbstractContextManager[SequenceModel]:
+    def gathered_parameters(self) -> AbstractContextManager[SequenceModel]:
         return evaluating(self._model)
 
-    def _step(self, batches: Sequence[Batch], loss_of: LossOf, stop: bool) -> StepResult:
+    def _forward_backward(self, batches: Sequence[Batch], loss_of: LossOf) -> Tensor:
         assert isinstance(loss_of, TrainingLoss), "a replay needs the loss in two parts"
         self._model.train()
         self.gradients.buffer.zero_()
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for batch in batches:
-            total += self._forward_backward(batch, loss_of)
-        own = total / len(batches)
-        result = self._result(self._update(own, stop).tolist())  # the only wait for the device
-        if result.fault is None:
-            return result
-        fault = self._fault(batches, loss_of, float(own))
-        self._count_skip(fault)
-        return StepResult(result.loss, result.grad_norm, result.stop, fault)
+            total += self._replay(batch, loss_of)
+        return total / len(batches)
 
-    def _forward_backward(self, batch: Batch, loss_of: TrainingLoss) -> Tensor:
+    def _replay(self, batch: Batch, loss_of: TrainingLoss) -> Tensor:
+        """Return the loss of one micro-batch; its forward and backward pass are captured at the first call."""
         if self._static is None:
             parts = self.share.accumulation
             required = self.config.graph == "on"
             self._static = StaticStep(self._model, loss_of, self.gradients.buffer, parts, self.deferred, required)
             loss = self._static.run(batch)
             if self._static.fault:
-                print(
-                    f"rank {self.world.rank}: no CUDA graph, passes run eagerly: {self._static.fault}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                logger.warning("no CUDA graph, passes run eagerly: %s", self._static.fault)
             return loss
         return self._static.run(batch)
 
@@ -101,26 +95,31 @@ class ReplicatedEngine(Engine):
         assert isinstance(loss_of, TrainingLoss)
         self.gradients.buffer.zero_()
         for batch in batches:
-            self._forward_backward(batch, loss_of)
+            self._replay(batch, loss_of)
         return bool(torch.isfinite(self.gradients.buffer).all())
 
-    def _update(self, loss: Tensor, stop: bool) -> Tensor:
-        """Average gradients over ranks, and update if all is finite; returns the report of `_reduce`."""
+    def _reduce_gradients(self) -> tuple[Tensor, int]:
         ranks = self.world.world_size
         if ranks > 1:
             self.world.sum(self.gradients.buffer).mul_(1 / ranks)
-        gradients = self.masters.widened(self.gradients) if self.masters else self.gradients
-        norms = norms_of(gradients.views)
-        report = self._reduce(loss, norms, ranks, stop)
+        self._reduced = self.masters.widened(self.gradients) if self.masters else self.gradients
+        self._norms = norms_of(self._reduced.views)
+        return self._norms, ranks
+
+    def _update(self, status: Tensor) -> StepResult:
+        """Update before the host knows the status: the kernels read on the device whether all is finite."""
         if self.config.clip is not None:
-            norm = norms.square().sum().sqrt()  # as DeepSpeed and torch.nn.utils.clip_grad_norm_ do, bit for bit
-            gradients.buffer.mul_((torch.full_like(norm, self.config.clip) / (norm + 1e-6)).clamp(max=1.0))
+            norm = self._norms.square().sum().sqrt()  # as DeepSpeed and torch.nn.utils.clip_grad_norm_ do, bit for bit
+            self._reduced.buffer.mul_((torch.full_like(norm, self.config.clip) / (norm + 1e-6)).clamp(max=1.0))
         # Adam's own protocol with torch.amp.GradScaler: its kernel leaves out an update where this is 1.
-        self.adam.found_inf = ((report[1] > 0) | ~torch.isfinite(report[3])).float()  # type: ignore[attr-defined]
+        self.adam.found_inf = ((status[1] > 0) | ~torch.isfinite(status[3])).float()  # type: ignore[attr-defined]
         self.adam.step()
         if self.masters:
             self.masters.round()
-        return report
+        return self._check(status)
+
+    def discard_gradients(self) -> None:
+        """Do nothing: `_update` has left the update out on the device, and the next step overwrites gradients."""
 
     def gather(self) -> TrainState | None:
         if not self.world.is_main:

@@ -34,7 +34,7 @@ def score(
     Raises:
         NonFiniteError: predictions are NaN or infinite.
     """
-    word = f"stop at {step}"
+    stopped = f"stop at {step}"
     try:
         table = evaluate_model(
             model,
@@ -48,11 +48,11 @@ def score(
             rank=world.rank,
             world=world.world_size,
             limit=config.train.validate_samples,
-            progress=_until_stopped(word, world, step, stop, watchdog),
+            progress=_until_stopped(stopped, world, step, stop, watchdog),
         )
     except ToolkitError as error:
         # Either ours, or what `evaluate_model` tells the ranks that were through when another one left.
-        if isinstance(error, StoppedError) or world.heard(word):
+        if isinstance(error, StoppedError) or world.is_flag_set(stopped):
             return None
         raise
     scores = {name: value for name, value in table.compute().overall.items() if value is not None}
@@ -62,15 +62,15 @@ def score(
 
 
 def _until_stopped(
-    word: str, world: World, step: int, stop: StopRequest, watchdog: Watchdog
+    flag: str, world: World, step: int, stop: StopRequest, watchdog: Watchdog
 ) -> Callable[[int, int], None]:
     """What is done after each batch: tell the watchdog, and raise StoppedError once any rank was asked to stop."""
 
     def progress(done: int, share: int) -> None:
         watchdog.pulse()
         if stop:
-            world.call_out(word)
-        if stop or world.heard(word):
+            world.set_flag(flag)
+        if stop or world.is_flag_set(flag):
             raise StoppedError("validation was cut short")
         if done == share:
             watchdog.at(step, "end of validation")

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import logging
 import os
 import signal
 import socket
@@ -32,11 +33,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from toolkit.atomic import alive
 from toolkit.config_sections import WatchdogConfig
 from toolkit.errors import EXIT_FAILURE, EXIT_HANG, EXIT_MEANING, EXIT_OK, PeerError
 from toolkit.rundir import RunDir
-from toolkit.rundir.heartbeat import BEAT_S, Beat, alive, beats_of, path_of, read_beat, stacks_of, write_beat
+from toolkit.rundir.heartbeat import BEAT_S, Beat, beats_of, path_of, read_beat, stacks_of, write_beat
+from toolkit.rundir.lock import RunBusyError, check_lock
 
+logger = logging.getLogger(__name__)
 SILENT_S = 20.0  # a heartbeat that old, while the training stands still, is a dead or frozen rank
 LEAVE_S = 60.0  # for a process that has ended its training to be gone
 SLOW_TIMES = 2.0  # a rank's own time against the median of the others'
@@ -148,12 +152,24 @@ class Watchdog:
                     os._exit(self._end[1])  # a reader process or a collective won't let it go
                 continue
             wrote = self._beat()
+            if self.rank == 0 and self._end is None:
+                self._check_lock()
             gone = self._gone()
             if gone is not None and self._end is None:
                 self._follow(gone)
             verdict = self._look(elapsed, wrote)
             if verdict is not None and self._end is None:
                 self._hang(verdict)
+
+    def _check_lock(self) -> None:
+        """End this rank, and with it the others, where another job has taken the run; nothing of the run is touched."""
+        try:
+            check_lock(self.run.path)
+        except RunBusyError as error:
+            self._end = (f"PeerError: {error}", error.exit_code)
+            self._beat()
+            logger.error("%s", error)
+            os._exit(error.exit_code)
 
     def _progress(self) -> tuple[object, ...]:
         return self._now, self._pulses, self._end
@@ -237,7 +253,7 @@ class Watchdog:
             f"rank {rank} on {host} takes {slow[rank]:.1f} times as long as the others for its own part of a step"
         )
         if before is None:
-            print(f"slow: {self.slow}", file=sys.stderr, flush=True)
+            logger.warning("slow: %s", self.slow)
 
     def _follow(self, error: PeerError) -> None:
         """The end of this rank, whose training thread waits for one that is gone and can't raise anything."""
@@ -246,7 +262,7 @@ class Watchdog:
         with contextlib.suppress(OSError):
             if self.run.failure() is None:
                 self.run.mark_failed(f"rank {self.rank}: {self._end[0]}", error.exit_code)
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        logger.error("%s", error)
         os._exit(error.exit_code)
 
     def _hang(self, verdict: str) -> None:
@@ -256,8 +272,8 @@ class Watchdog:
         with contextlib.suppress(OSError):
             if self.run.failure() is None:
                 self.run.mark_failed(text, EXIT_HANG)
-        print(f"error: rank {self.rank} ends: {text}", file=sys.stderr, flush=True)
-        print(f"exit code {EXIT_HANG} ({EXIT_MEANING[EXIT_HANG]}); its threads:", file=sys.stderr, flush=True)
+        logger.error("rank %d ends: %s", self.rank, text)
+        logger.error("exit code %d (%s); its threads:", EXIT_HANG, EXIT_MEANING[EXIT_HANG])
         for file in (sys.stderr, self._stacks):
             with contextlib.suppress(OSError, ValueError):
                 faulthandler.dump_traceback(file=file, all_threads=True)

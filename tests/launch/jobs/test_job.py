@@ -192,7 +192,7 @@ def test_an_earlier_start_of_the_same_job_is_waited_for(
         asked.start()
         assert run_job(run, scripts=fakes.scripts) == 3  # its time is up before it had the run
         asked.join()
-    assert "an earlier start of this job. Waiting until it has ended" in capsys.readouterr().err
+    assert "an earlier start of this job; waiting until it has ended" in capsys.readouterr().err
     held = lock.hold(run.path, job=holder)
     held.__enter__()
     threading.Timer(1.5, held.__exit__, (None, None, None)).start()

@@ -20,7 +20,7 @@ from tests.support.fakes import Fakes
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir, lock
-from toolkit.rundir.events import restarts_of
+from toolkit.rundir.events import read_restarts
 from toolkit.rundir.status import read_status
 
 MPS = """\
@@ -132,7 +132,7 @@ def test_a_signal_stops_all_with_a_checkpoint_and_the_next_start_goes_on(packed:
     code, output = packed.go(SLURM_JOB_ID="12", SLURM_RESTART_COUNT="1")
     assert code == 0, output
     assert packed.starts() == [1, 2, 2, 1]
-    assert [[restart.cause for restart in restarts_of(run.path)] for run in packed.runs] == [
+    assert [[restart.cause for restart in read_restarts(run.path)] for run in packed.runs] == [
         [],
         ["time limit"],
         ["time limit"],

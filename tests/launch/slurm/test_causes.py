@@ -13,6 +13,7 @@ import pytest
 
 from launch.slurm import causes
 from launch.slurm.causes import Job, ended_by_log, last_lost, lost_by_log, lost_by_state, main
+from toolkit.rundir.events import read_restarts
 
 FAR, SOON = "2099-01-01T00:00:00", "2026-01-01T00:00:00"
 NODE = "NodeName={} Arch=x86_64 State={} ThreadsPerCore=1 BootTime=2026-01-01T00:00:00 SlurmdStartTime={} LastBusy=0\n"
@@ -105,7 +106,7 @@ BEGAN = "2026-11-22 23:00:00 job 7_3, start 1, on a,b\n"
     ("log", "known"),
     [
         ("", ("", "", "it could not begin")),
-        (BEGAN, ("a,b", "", "cut off without a word")),
+        (BEGAN, ("a,b", "", "exited without a final status")),
         (BEGAN + "2026-11-22 23:01:00 told to stop: time limit\n", ("a,b", "", "time limit")),
         (BEGAN + "2026-11-22 23:01:00 told to stop: lost b\n", ("a,b", "b", "lost b")),
         (BEGAN + "srun: error: Node failure on a\n", ("a,b", "a", "lost a")),
@@ -119,8 +120,13 @@ def test_the_cause_of_the_start_before(
     tmp_path: Path, slurm: Slurm, log: str, known: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert job_of(tmp_path, 1, start0=log).cause_before() == known
-    assert main(["before", str(tmp_path), "7_3", "1"]) == 0
-    assert capsys.readouterr().out == "\n".join(known) + "\n"  # three lines, of which job.sh reads each
+    assert main(["restart", str(tmp_path), "7_3", "1", "--max-restarts", "1"]) == 0
+    assert capsys.readouterr().out == f"{known[0] or 'no node'}: {known[2]}\n"  # one line, which job.sh logs
+    (restart,) = read_restarts(tmp_path)
+    assert (restart.nodes, restart.lost, restart.cause) == known
+    assert (restart.job, restart.start) == ("7_3", 2)
+    assert main(["restart", str(tmp_path), "7_3", "1", "--max-restarts", "0"]) == 0
+    assert capsys.readouterr().out.endswith("; not begun again, as max_restarts is 0\n")
 
 
 def test_what_to_keep_away_from(tmp_path: Path, slurm: Slurm) -> None:
@@ -131,7 +137,13 @@ def test_what_to_keep_away_from(tmp_path: Path, slurm: Slurm) -> None:
     (tmp_path / "restarts.tsv").write_text(lines)
     assert job.avoided() == "b"
     assert job.revisited() == ["b"]
-    assert last_lost(lines, now + 60) == ""
+    assert last_lost(job.restarts(), now + 60) == ""
+    with open(tmp_path / "events.jsonl", "w") as file:
+        file.write('5\n{"event": "restart"}\n{"time": "yesterday", "event": "restart", "lost": "c"}\nhalf a li')
+    job.record("restart", start=4, lost="a", cause="lost a")
+    assert job.avoided() == "a"  # the last, over both records
+    job.record("restart", start=5, lost="", cause="time limit")
+    assert job.avoided() == "a"
     slurm.answers["sinfo"] = "a b"
     assert job.avoided() == ""  # one other node is too few for two
     assert job.revisited() == []
@@ -155,6 +167,6 @@ def test_it_needs_one_file_and_an_old_python(tmp_path: Path) -> None:
     (tmp_path / "launch" / "slurm").mkdir(parents=True)
     for name in ("launch/__init__.py", "launch/slurm/__init__.py", "launch/slurm/causes.py"):
         shutil.copy(source.parents[2] / name, tmp_path / name)
-    command = [sys.executable, "-ESB", "-m", "launch.slurm.causes", "before", str(tmp_path), "7", "1"]
+    command = [sys.executable, "-ESB", "-m", "launch.slurm.causes", "restart", str(tmp_path), "7", "1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("\n\nit could not begin\n", "")
+    assert (done.stdout, done.stderr) == ("no node: it could not begin; not begun again, as max_restarts is 0\n", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from launch.jobs.snapshot import MARK, ROOT
 from launch.slurm.profile import Profile
 from launch.slurm.script import Shape, run_text
 from tests.support.process import SLURM_TOOLS, wait_for
-from toolkit.rundir.events import Restart, restarts_of
+from toolkit.rundir.events import NAME, RestartEvent, append_event, read_events, read_restarts, timestamp
 
 JOB = "JobId=7 JobState={state} Reason=None Requeue=1 Restarts={restarts} TimeLimit=01:00:00 EndTime={end} {more}\n"
 NODE = (
@@ -108,8 +109,8 @@ class Job:
     def log(self, restart: int = 0) -> str:
         return (self.run / "logs" / f"7_{restart}_batch.log").read_text()
 
-    def restart(self) -> Restart:
-        return restarts_of(self.run)[-1]
+    def restart(self) -> RestartEvent:
+        return read_restarts(self.run)[-1]
 
 
 @pytest.fixture
@@ -175,9 +176,10 @@ def test_a_lost_node_is_left_out_at_once_and_for_an_hour(job: Job) -> None:
     assert job.go(2) == 3
     assert "on a node that this run has lost lately" in job.log(2)
     assert job.calls() == ["requeue 7", "update jobid=7 excnodelist=b"]
-    file = job.run / "restarts.tsv"
-    long_ago = str(int(time.time()) - 3700)
-    file.write_text("".join(long_ago + line[line.index("\t") :] + "\n" for line in file.read_text().splitlines()))
+    file = job.run / NAME
+    long_ago = timestamp(time.time() - 3700)
+    events = [{**json.loads(line), "time": long_ago} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(event) + "\n" for event in events))
     job.step("exit 0")
     assert job.go(3) == 0
     assert job.calls() == []
@@ -202,8 +204,7 @@ def test_what_the_profile_excludes_stays_so_and_enough_nodes_are_left(tmp_path: 
     job.nodes = "a,c"
     assert job.go() == 3
     assert job.calls() == ["requeue 7", "update jobid=7 excnodelist=d,b"]
-    with open(job.run / "restarts.tsv", "a") as file:
-        file.write(f"{time.time():.0f}\t6\t3\ta,b,c\ta,b,c\tlost a,b,c\n")
+    append_event(job.run, "restart", job="6", start=3, nodes="a,b,c", lost="a,b,c", cause="lost a,b,c")
     assert job.go() == 3
     assert job.calls() == ["requeue 7"]
 
@@ -218,7 +219,7 @@ def test_a_start_that_lost_its_own_node_left_no_word(job: Job) -> None:
     (job.run / "logs" / "7_1_batch.log").write_text(f"{moment(-60).replace('T', ' ')} job 7, start 2, on b,c\n")
     job.says_of_nodes()
     assert job.go(2) == 0
-    assert (job.restart().lost, job.restart().cause) == ("", "cut off without a word")
+    assert (job.restart().lost, job.restart().cause) == ("", "exited without a final status")
     assert job.go(4) == 0  # start 4 never came to its log
     assert job.restart().cause == "it could not begin"
 
@@ -240,6 +241,9 @@ def test_a_failure_is_no_stop(job: Job) -> None:
     job.step("exit 1")
     assert job.go() == 1
     assert "srun returned 1; see" in (job.run / "FAILED").read_text()
+    (event,) = read_events(job.run, "fail")
+    assert (event["job"], event["exit_code"]) == ("7", 1)
+    assert event["cause"] == (job.run / "FAILED").read_text().strip()
     job.step(f"echo why >{job.run}/FAILED; exit 3")
     assert job.go() == 3
     assert (job.run / "FAILED").read_text() == "why\n"

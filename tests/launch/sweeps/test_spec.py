@@ -160,10 +160,12 @@ def test_names_of_other_values(configs: Path) -> None:
 
 
 def test_two_keys_with_one_last_part_are_written_whole(configs: Path) -> None:
+    key = "train.deepspeed"
     text = (
-        "base: base.yaml\ngrid: {train.sampling.start: [0.5, 1.0], train.deepspeed: [{a: {start: 1}}, {a: {start: 2}}]}"
+        f"base: base.yaml\nzip: {{{key}.comms_logger.enabled: [true, false], {key}.timers.throughput.enabled: [1, 0]}}"
     )
-    assert names(configs, text)[0] == "train.sampling.start0.5-train.deepspeed.a.start1"
+    text = text.replace("[1, 0]", "[true, false]")
+    assert names(configs, text)[0] == f"{key}.comms_logger.enabled_on-{key}.timers.throughput.enabled_on"
 
 
 def test_a_named_entry_bears_its_name(configs: Path) -> None:
@@ -173,6 +175,42 @@ def test_a_named_entry_bears_its_name(configs: Path) -> None:
     list: [{name: small, model.slots: 1, model.hidden: 8}, {model.slots: 4}, {model.slots: 2}]
     """
     assert names(configs, text)[::2] == ["small-seed1", "slots4-seed1", "slots2-seed1"]
+
+
+MANY = list(range(1, 400))
+
+
+def test_names_fit_into_a_folders(configs: Path, tmp_path: Path) -> None:
+    """Fourteen keys in step: what differs fills more than the 255 bytes that a folder's name may have."""
+    keys = [
+        "steps",
+        "batch",
+        "lr",
+        "clip",
+        "validate_every",
+        "validate_samples",
+        "sampling.start",
+        "sampling.slope",
+        "sampling.stop",
+    ]
+    keys = [f"train.{key}" for key in keys] + ["data.context", "data.horizon", "data.train_stride", "model.slots"]
+    values = {key: [0.5, 0.25] if key.endswith(("lr", "clip", "start", "slope")) else [8, 4] for key in keys}
+    values["data.store"] = [
+        "some/rather/long/path/of/a/store/number-one",
+        "some/rather/long/path/of/a/store/number-two",
+    ]
+    planned = runs(configs, yaml.safe_dump({"base": "base.yaml", "seeds": 2, "zip": values}))
+    assert len(planned) == 4 and len({run.name for run in planned}) == 4 and len({run.group for run in planned}) == 2
+    for run in planned:
+        assert len(run.folder.encode()) <= 200
+        (tmp_path / f".{run.folder}.tmp").mkdir()
+        assert run.name.startswith("slots"), run.name
+
+
+@pytest.mark.parametrize("text", ["seeds: 1000000000", f"grid: {{train.lr: {MANY}, seed: {MANY}}}"])
+def test_more_runs_than_anybody_starts_are_refused(configs: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="at most 100,000"):
+        runs(configs, f"base: base.yaml\n{text}")
 
 
 def test_one_name_for_two_runs_is_an_error(configs: Path) -> None:

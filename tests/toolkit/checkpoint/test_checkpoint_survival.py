@@ -119,7 +119,7 @@ def test_a_run_killed_while_it_saves_ends_as_if_nothing_had_been(
 def test_a_run_killed_all_over_its_saves_ends_as_if_nothing_had_been(
     undisturbed: dict[bool, Any], tiny_config: Path, crash: Crash, tmp_path: Path
 ) -> None:
-    """Every fifth write of every checkpoint; every single one of a save: tests/toolkit/train/test_checkpoint.py."""
+    """Every fifth write of every checkpoint; every single one of a save: test_checkpoint.py."""
     killed_and_restarted(undisturbed, tiny_config, crash, tmp_path, lambda writes: range(1, writes + 1, 5))
 
 
@@ -136,7 +136,7 @@ def test_a_full_disk_ends_the_run_or_is_outlived(
     told = results[0]["told"]
     assert [result["codes"] for result in results] == [[0, 0], [1, 1], [1, 1], [0, 0]], told[-4000:]
     assert f"{tmp_path / 'outlived/checkpoints/step-00000002'}: not written: File too large (needs " in told
-    assert "WARNING: 1 saves have failed, training goes on without" in told
+    assert "1 save failed, training continues without" in told
     assert RunDir(tmp_path / "outlived").read_state()["save_errors"] >= 2
     assert not RunDir(tmp_path / "never").done  # a run doesn't end without its last checkpoint
     assert f"CheckpointError: {tmp_path / 'ended/checkpoints/step-00000002'}: not written" in told
@@ -160,7 +160,7 @@ def elastic(
         assert result["codes"] == [-9] * ranks, result["told"][-4000:]
     assert results[-1]["codes"] == [0] * legs[-1][0], results[-1]["told"][-4000:]
     for end in ends[:-1]:
-        assert f"going on from step {end}\n" in results[0]["told"]
+        assert f"resuming from step {end}\n" in results[0]["told"]
     whole = undisturbed[False][0]
     assert samples_of(run) == samples_of(whole)
     losses, expected = ([line["loss"] for line in lines_of(path) if line["kind"] == "train"] for path in (run, whole))

@@ -110,7 +110,7 @@ def test_an_ensemble_is_another_result_and_says_its_rule(
 
     single = evaluated()
     assert single["ensemble"] is None
-    best = evaluated("--samples", "3", "--select", "best")
+    best = evaluated("--ensemble-size", "3", "--select", "best")
     assert "3 forecasts each" in capsys.readouterr().err
     assert {key: best["ensemble"][key] for key in ("samples", "select", "by")} == {
         "samples": 3, "select": "best", "by": "psnr",
@@ -118,9 +118,9 @@ def test_an_ensemble_is_another_result_and_says_its_rule(
     assert "PSNR, averaged over lead times, is best" in best["ensemble"]["text"]
     assert best["overall"]["psnr"] > single["overall"]["psnr"]
     assert best["protocol"]["best_by"] == "psnr"
-    assert evaluated("--samples", "3", "--select", "best") == best
+    assert evaluated("--ensemble-size", "3", "--select", "best") == best
     assert "already evaluated" in capsys.readouterr().err
-    assert evaluated("--samples", "3")["ensemble"]["select"] == "mean"
+    assert evaluated("--ensemble-size", "3")["ensemble"]["select"] == "mean"
     assert evaluated()["overall"] == single["overall"]
 
 

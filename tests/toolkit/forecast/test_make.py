@@ -109,7 +109,7 @@ def test_an_ensemble_is_reproducible_and_needs_chance(
     assert np.array_equal(three, again) and np.array_equal(three[:2], two)  # members don't depend on their number
     assert not np.array_equal(three, other)
     assert np.ptp(three, axis=0).max() > 0
-    with pytest.raises(ConfigError, match="--samples 3: persistence makes no random choice"):
+    with pytest.raises(ConfigError, match="--ensemble-size 3: persistence makes no random choice"):
         make_forecast(persistence, archive, last(archive), Request(2, 3))
 
 

@@ -71,7 +71,7 @@ def theirs(tmp_path: Path) -> Path:
 
 
 def predict(run: Path, folder: Path, *words: str) -> int:
-    return main(["--checkpoint", str(run), "--input", str(folder), "--output", str(run.parent / "f.nc"), *words])
+    return main(["--run", str(run), "--input", str(folder), "--out", str(run.parent / "f.nc"), *words])
 
 
 def say_source(run: Path, named: object) -> None:
@@ -86,7 +86,7 @@ def test_a_file_that_a_store_names_is_not_run(theirs: Path) -> None:
     folder = theirs.parent
     with pytest.raises(UsageError, match=r"'mine\.py'") as caught:
         predict(theirs, folder / "archive", "--lead", "1", "--", "--crop", "none")
-    words = f"--checkpoint {theirs} --input {folder}/archive --output {folder}/f.nc --lead 1 --source FILE.py"
+    words = f"--run {theirs} --input {folder}/archive --out {folder}/f.nc --lead 1 --source FILE.py"
     assert str(caught.value).endswith(f"\n  python launch/predict.py {words} -- --crop none")
     with pytest.raises(UsageError, match=r"--watch --source FILE\.py"):  # it doesn't wait for ever
         predict(theirs, folder / "archive", "--watch")

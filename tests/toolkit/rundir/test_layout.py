@@ -15,7 +15,7 @@ def test_another_runs_directory_is_refused_with_what_differs(tmp_path: Path) -> 
     here = make_config({"seed": 9, "data": {"store": "stores/a"}, "train": {"clip": None}}, "here")
     there = make_config({"train": {"clip": 1.0}, "model": {"name": "convlstm"}}, "there")
     RunDir.create(tmp_path / "run", there)
-    with pytest.raises(ConfigError, match=r"seed is 0 there, 9 here; .*choose another --run-dir"):
+    with pytest.raises(ConfigError, match=r"seed is 0 there, 9 here; .*choose another --out"):
         RunDir.create(tmp_path / "run", here)
     text = differences(there, here)
     assert 'model.name is "convlstm" there, "modernn" here' in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -44,10 +45,10 @@ def test_of_many_at_the_same_instant_one_has_it(tmp_path: Path) -> None:
 
 
 def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(lock, "lock_file", refuse)
     with pytest.raises(ToolkitError, match=r"job.lock: can't be locked \(No locks available\): put the run"):
         claim(tmp_path)
 
@@ -61,7 +62,7 @@ def test_a_lock_that_does_not_reach_another_host_is_seen_by_its_heartbeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "BEAT_S", 0.1)
-    monkeypatch.setattr(lock, "FAR_PATIENCE_S", 0.5)
+    monkeypatch.setattr(lock, "WATCH_S", 0.5)
     (tmp_path / lock.LOCK_NAME).write_text(json.dumps({"host": "far", "pid": 7, "job": "123"}))
     claimed = claim(tmp_path)  # no heartbeat at all: it is dead
     assert claimed is not None
@@ -112,3 +113,74 @@ def test_a_far_child_takes_a_lock_that_its_dead_job_has_lost(tmp_path: Path, mon
     assert mine is not None
     assert mine.record["token"] != os.environ[lock.TOKEN_VARIABLE]
     mine.release()
+
+
+@pytest.mark.parametrize("damage", ["deleted", "replaced", "a folder"])
+def test_a_lock_whose_file_is_deleted_while_it_is_held_is_taken_anew(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / lock.LOCK_NAME
+    with hold(tmp_path, job="a") as held:
+        path.unlink()
+        if damage == "replaced":
+            path.write_text("")
+        elif damage == "a folder":
+            path.mkdir()
+        assert lock.holder(tmp_path) is None
+        held.check()
+        found = lock.holder(tmp_path)
+        assert found is not None and found["job"] == "a"
+        assert lock.is_held_by(tmp_path, os.getpid())
+        with pytest.raises(RunBusyError, match="job a"):
+            claim(tmp_path)
+        inode = path.stat().st_ino
+        held.check()  # sound: nothing is done
+        assert path.stat().st_ino == inode
+    assert lock.holder(tmp_path) is None
+    assert len(os.listdir(tmp_path)) == (2 if damage == "a folder" else 1)
+
+
+@pytest.mark.parametrize("text", ["", "{", "5", "\0\xff", '{"token": 5, "pid": "x"}'])
+def test_a_record_that_is_damaged_while_the_lock_is_held_is_written_anew(tmp_path: Path, text: str) -> None:
+    with hold(tmp_path, job="a") as held:
+        (tmp_path / lock.LOCK_NAME).write_text(text)
+        held.check()
+        assert lock.read_lock(tmp_path)["job"] == "a"
+
+
+def test_who_was_overtaken_after_its_lock_was_deleted_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hold(tmp_path, job="first") as first:
+        (tmp_path / lock.LOCK_NAME).unlink()
+        with hold(tmp_path, job="second"):
+            with pytest.raises(RunBusyError, match=r"job second .* replaced the lock"):
+                first.check()
+            # A training of the first job, which holds nothing itself, sees that the record is of another.
+            monkeypatch.delitem(lock._held, tmp_path)
+            monkeypatch.setenv(lock.TOKEN_VARIABLE, first.record["token"])
+            with pytest.raises(RunBusyError, match=r"job second .* replaced the lock"):
+                lock.check_lock(tmp_path)
+
+
+def test_a_deleted_lock_does_not_let_a_second_training_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heartbeats of this host, whatever its clock says: they are watched for a change, not compared with a time."""
+    monkeypatch.setattr(lock, "BEAT_S", 0.1)
+    monkeypatch.setattr(lock, "WATCH_S", 1.0)
+    (tmp_path / heartbeat.FOLDER).mkdir()
+    stop = Event()
+
+    def live() -> None:
+        count = 0
+        while not stop.wait(0.1):
+            count += 1
+            write_beat(tmp_path, Beat(0, socket.gethostname(), os.getpid(), count, 0, "forward", 0.0, count - 3600.0))
+
+    thread = Thread(target=live)
+    thread.start()
+    try:
+        time.sleep(0.3)
+        with pytest.raises(RunBusyError, match=r"heartbeats of rank 0 .* its file was deleted"):
+            claim(tmp_path)
+    finally:
+        stop.set()
+        thread.join()
+    claimed = claim(tmp_path)  # nothing changes any more
+    assert claimed is not None
+    claimed.release()

@@ -44,14 +44,14 @@ def digest_of(tree: dict[str, Any], world: World) -> str | None:
         size = len(batch.keys)
         chance = torch.Generator().manual_seed(size)
         teacher = torch.rand(size, frames - 1 - context, generator=chance) < 0.5
-        rollout = engine.engine(batch.frames, context, Sampling(teacher, Noise(range(5, 5 + size))))
+        rollout = engine.wrapped(batch.frames, context, Sampling(teacher, Noise(range(5, 5 + size))))
         return torch.stack(list(rollout.losses.values())).sum()
 
     for step in range(2):
         seeds = [100 * step + 10 * world.rank + index for index in range(engine.share.accumulation)]
         engine.step([batch_of(seed, engine.share.micro_batch, frames) for seed in seeds], loss_of, False)
     state = engine.gather()
-    engine.engine.destroy()
+    engine.wrapped.destroy()
     if state is None:
         return None
     digest = hashlib.sha256()

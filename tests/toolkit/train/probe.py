@@ -51,16 +51,16 @@ def probe(config: str, settings: list[str], world: World) -> dict[str, Any]:
         unwanted = step in (BROKEN, UNWANTED)
         before = digest(engine.gather(), world) if unwanted else None
         for number, micro in enumerate(own):
-            loss = engine.engine(micro, 4, Sampling()).losses["mse"]
+            loss = engine.wrapped(micro, 4, Sampling()).losses["mse"]
             broken = step == BROKEN and world.rank == world.world_size - 1
-            engine.engine.backward(loss * (math.inf if broken else 1))
+            engine.wrapped.backward(loss * (math.inf if broken else 1))
             if number < len(own) - 1:
-                engine.engine.step()
+                engine.wrapped.step()
         norms, copies = norms_of(engine.held_gradients()), 1 if engine.partitioned else world.world_size
-        told.append(engine._result(engine._reduce(torch.zeros(()), norms, copies, False).tolist()).grad_norm)
-        engine.discard_gradients() if unwanted else engine.engine.step()
+        told.append(engine._check(engine._reduce_step_status(torch.zeros(()), norms, copies, False)).grad_norm)
+        engine.discard_gradients() if unwanted else engine.wrapped.step()
         engine.step_count += 1
-        used.append(engine.engine.get_global_grad_norm())
+        used.append(engine.wrapped.get_global_grad_norm())
         if unwanted:
             kept.append(digest(engine.gather(), world) == before)
     return {"told": told, "used": [value and float(value) for value in used], "kept": kept}

@@ -23,7 +23,7 @@ from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
 from toolkit.models.base import Noise
 from toolkit.rundir import RunDir
-from toolkit.rundir.metrics import read_lines
+from toolkit.rundir.metrics import read_metrics
 from toolkit.train.build import build_engine
 from toolkit.train.loss import Forward, Inputs, TrainingLoss
 
@@ -93,7 +93,7 @@ def test_two_deterministic_runs_end_in_the_same_bits(tiny_config: Path, tmp_path
     runs = [trained(tiny_config, tmp_path / name, ["train.deterministic=true"]) for name in ("one", "two")]
     (one, _), (two, _) = (checkpoint.load(run.checkpoints, 6, run.config().hash8(execution=False)) for run in runs)
     assert all(torch.equal(value, two.weights[key]) for key, value in one.weights.items())
-    losses = [[line["loss"] for line in read_lines(run.metrics_file) if line["kind"] == "train"] for run in runs]
+    losses = [[line["loss"] for line in read_metrics(run.metrics_file) if line["kind"] == "train"] for run in runs]
     assert losses[0] == losses[1]
 
 
@@ -157,7 +157,7 @@ def test_the_cpu_is_used_where_it_is_asked_for(tiny_config: Path, tmp_path: Path
 def trained(config: Path, path: Path, settings: list[str]) -> RunDir:
     """A run of the real command."""
     options = [part for setting in settings for part in ("--set", setting)]
-    done = call("--config", config, "--run-dir", path, *options)
+    done = call("--config", config, "--out", path, *options)
     assert done.returncode == 0, done.stderr
     return RunDir(path)
 

@@ -27,10 +27,10 @@ def test_two_ranks_profiled(tiny_config: Path, tmp_path: Path) -> None:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
-            arguments = ["--config", tiny_config, "--run-dir", run, *flags]
+            arguments = ["--config", tiny_config, "--out", run, *flags]
             started += pool.ranks(2, port, arguments, tmp_path / f"{run.name}.log")
         started.append(
-            pool.start(["--config", tiny_config, "--run-dir", short, "--profile-steps", "20"], tmp_path / "short.log")
+            pool.start(["--config", tiny_config, "--out", short, "--profile-steps", "20"], tmp_path / "short.log")
         )
         assert [pool.wait(pid) for pid in started] == [0] * 5
     assert losses(profiled) == losses(plain)

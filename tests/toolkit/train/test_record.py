@@ -21,7 +21,7 @@ def test_slow_steps_are_told_as_they_come_but_not_logged(
     recorder.train(1, VALUES, "00")
     recorder.train(2, VALUES, None)
     assert capsys.readouterr().err.count("\n") == 1
-    monkeypatch.setattr(record, "SAY_EVERY_S", -1.0)
+    monkeypatch.setattr(record, "LOG_EVERY_S", -1.0)
     recorder.train(3, VALUES, None)
     recorder.close()
     assert "step  3/20  loss 0.50000" in capsys.readouterr().err

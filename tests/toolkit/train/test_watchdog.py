@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from toolkit.atomic import alive
 from toolkit.config import RunConfig
 from toolkit.config_sections import WatchdogConfig
 from toolkit.errors import EXIT_DATA, EXIT_HANG, PeerError
 from toolkit.rundir import RunDir
-from toolkit.rundir.heartbeat import Beat, alive, beats_of, clear_beats, path_of, read_beat, write_beat
+from toolkit.rundir.heartbeat import Beat, beats_of, clear_beats, path_of, read_beat, write_beat
 from toolkit.train import watchdog
 from toolkit.train.watchdog import Watchdog, slow_ranks, stuck
 
@@ -116,7 +117,7 @@ def test_a_rank_that_waits_on_the_gpu_for_one_that_is_gone_ends_with_its_code(
     monkeypatch.setattr(os, "_exit", codes.append)
     watch._follow(gone)
     assert codes == [EXIT_DATA]
-    assert f"error: {expected}" in capsys.readouterr().err
+    assert f"ERROR {expected}" in capsys.readouterr().err
     own = beats_of(watch.run.path)[0]  # what the other ranks end because of
     assert (own.ended, own.code) == (f"PeerError: {expected}", EXIT_DATA)
     assert expected in str(watch.run.failure())

@@ -12,8 +12,11 @@ from typing import Any
 from toolkit.config import RunConfig
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir, read_result
-from toolkit.rundir.metrics import read_lines
+from toolkit.rundir.metrics import read_metrics
+from toolkit.rundir.records import keep_typed
+from toolkit.rundir.status import RunView, read_status
 from toolkit.rundir.sweep import RECORD_NAME, RecordedRun, read_record
+from toolkit.shipped import command
 from toolkit.tree import flatten
 from toolkit.wording import first_line
 
@@ -52,7 +55,7 @@ class Run:
 
     Attributes:
         name, group, seed, settings: as the sweep planned it; `group` is what seeds are aggregated over.
-        standing: `done`, `failed`, `running`, `interrupted`, `new`, or `missing` without a directory.
+        standing: a state of toolkit/rundir/status.py, or `missing` without a directory.
         problem: why its scores are not in the tables, or None when they are.
         elapsed_s: from the first to the last line of its log, waiting included.
         rate: training sequences per second, as last logged.
@@ -113,7 +116,9 @@ def collect(folder: Path) -> Sweep:
         return Sweep(name, folder, runs, sum(path.resolve() not in planned for path in _find_runs(folder)))
     found = _find_runs(folder)
     if not found:
-        raise ConfigError(f"{folder}: no sweep.yaml and no run directory below it; make runs with launch/sweep.py")
+        raise ConfigError(
+            f"{folder}: no sweep.yaml and no run directory below it; start runs: {command('sweep', 'FILE')}"
+        )
     configs = [RunDir(path).config() for path in found]
     labels = _label_groups(configs)
     runs = tuple(
@@ -154,21 +159,16 @@ def _read_run(recorded: RecordedRun) -> Run:
     run, plan = recorded.run, (recorded.name, recorded.group, recorded.seed, recorded.settings, recorded.run.path)
     if not run.config_file.exists():
         return Run(*plan, "missing", f"no run directory {run.path.name}")
-    try:
-        state = run.read_state()
-        standing = run.standing()
-    except ValueError:
-        state, standing = {}, "interrupted"
+    state, view = run.read_state(), read_status(run, recorded.name)
     train, val, best_step, elapsed, rate = _read_metrics(run.metrics_file)
     results = tuple(_read_results(run))
-    step = state.get("step")
-    problem = _problem(run, standing, step, state.get("steps"), results)
+    problem = _problem(run, view, results)
     return Run(
         *plan,
-        standing,
+        view.state,
         problem,
-        step=step,
-        steps=state.get("steps"),
+        step=view.step,
+        steps=view.steps,
         best_step=best_step,
         elapsed_s=elapsed,
         rate=rate,
@@ -180,21 +180,19 @@ def _read_run(recorded: RecordedRun) -> Run:
     )
 
 
-def _problem(
-    run: RunDir, standing: str, step: int | None, steps: int | None, results: tuple[Result, ...]
-) -> str | None:
+def _problem(run: RunDir, view: RunView, results: tuple[Result, ...]) -> str | None:
     """Why a run doesn't count; scores of an unfinished training never do."""
     if run.done:
         if results:
             return None
         failure = run.failure()
-        why = f"failed: {first_line(failure)}" if failure else f"run launch/evaluate.py --run {run.path}"
+        why = f"failed: {first_line(failure)}" if failure else "run " + command("evaluate", "--run", run.path)
         return f"trained, not evaluated ({why})"
-    at = "" if step is None else f" at step {step:,}" + ("" if steps is None else f" of {steps:,}")
+    at = "" if view.step is None else f" at step {view.step:,}" + ("" if view.steps is None else f" of {view.steps:,}")
     left_out = "; its scores are left out" if results else ""
-    if standing == "failed":
+    if view.state == "failed":
         return f"failed{at}: {first_line(run.failure() or 'no reason given')}{left_out}"
-    return f"{'not started' if standing == 'new' else standing}{at}{left_out}"
+    return f"{'not started' if view.state == 'new' else view.state}{at}{left_out}"
 
 
 def _read_results(run: RunDir) -> list[Result]:
@@ -207,7 +205,7 @@ def _read_results(run: RunDir) -> list[Result]:
         if data.get("version") != RESULT_VERSION:
             raise ToolkitError(
                 f"{path}: written in version {data.get('version')}, this report reads {RESULT_VERSION}; "
-                f"score it again: python launch/evaluate.py --run {run.path} --split {split} --force"
+                f"score it again: " + command("evaluate", "--run", run.path, "--split", split, "--force")
             )
         samples = path.with_name(f"{stem}.samples.npz")
         results.append(Result(split, which, data, samples if samples.exists() else None, path.parent))
@@ -219,13 +217,14 @@ def _read_metrics(path: Path) -> tuple[Curve, Curve, int | None, float | None, f
     train: dict[int, float] = {}
     val: dict[int, float] = {}
     best_step, times, rates = None, [], []
-    for line in read_lines(path):
-        step, kind = line.get("step"), line.get("kind")
+    for record in read_metrics(path):
+        line = keep_typed(record, dict.fromkeys(("loss", "mse", "seq_per_s", "time"), float))
+        step, kind = line["step"], line["kind"]
         if kind == "train" and line.get("loss") is not None:
-            train[step or 0] = float(line["loss"])
+            train[step] = float(line["loss"])
             rates += [float(line["seq_per_s"])] if line.get("seq_per_s") else []
         elif kind == "val" and line.get("mse") is not None:
-            val[step or 0] = float(line["mse"])
+            val[step] = float(line["mse"])
             best_step = step if line.get("best") else best_step
         if "time" in line:
             times.append(float(line["time"]))

@@ -1,4 +1,4 @@
-"""The diagnoses of mode collapse that launch/analyse.py left in run directories."""
+"""The diagnoses of mode collapse that `analyse` left in run directories."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from toolkit.errors import ToolkitError
 from toolkit.report.data.collect import Facts, Run, Sweep
 from toolkit.rundir import CHECKPOINTS
+from toolkit.shipped import command
 
 
 @dataclass(frozen=True)
@@ -54,5 +55,5 @@ def _read(run: Run, path: Path) -> Diagnosis:
             return Diagnosis(run, facts, {name: stored[name] for name in stored.files})
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise ToolkitError(
-            f"{path}: can't be read ({error}); regenerate it: python launch/analyse.py --run {run.folder}"
+            f"{path}: can't be read ({error}); regenerate it: {command('analyse', '--run', run.folder)}"
         ) from None

@@ -10,6 +10,7 @@ import numpy as np
 
 from shards.manifest import Codes, Scale
 from toolkit.errors import ToolkitError
+from toolkit.shipped import command
 
 
 @dataclass(frozen=True)
@@ -39,4 +40,5 @@ def load_samples(path: Path) -> tuple[dict[str, Sample], Scale]:
         samples = {key: Sample(*values) for key, *values in zip(keys, *columns, strict=True)}
         return samples, Scale(**{"quantity": "", **json.loads(str(found["scale"]))})
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ToolkitError(f"{path}: not a file of sample frames ({error}); run launch/evaluate.py --force") from None
+        again = command("evaluate", "--run", path.parents[1], "--force")
+        raise ToolkitError(f"{path}: not a file of sample frames ({error}); write it again: {again}") from None

@@ -1,5 +1,5 @@
 """Mode collapse: distances and scores of every model, t-SNE of its features, its slots' weights (the paper's Figures
-3 and 5). Made of what launch/analyse.py left in the run directories.
+3 and 5). Made of what `analyse` left in the run directories.
 """
 
 from __future__ import annotations

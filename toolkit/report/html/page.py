@@ -15,6 +15,7 @@ from toolkit.report.data.collect import Run, Sweep
 from toolkit.report.html.board import board_section
 from toolkit.report.html.collapse import collapse
 from toolkit.report.html.figures import loss_figure
+from toolkit.shipped import command
 from toolkit.table import Cell, Row, Table
 from toolkit.wording import computed_on, count, duration
 
@@ -26,7 +27,9 @@ RUN_COLUMNS = ("Run", "State", "Steps", "Best step", "Elapsed", "Sequences/s", "
 def environment() -> Environment:
     """Return what reads the templates: every value is escaped, an unknown name is an error."""
     loader = FileSystemLoader(TEMPLATES)
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.globals["command"] = command
+    return made
 
 
 def fill(template: str, **values: object) -> str:

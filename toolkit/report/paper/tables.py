@@ -24,6 +24,7 @@ from toolkit.evaluate.table import ScoreTable
 from toolkit.report.data.aggregate import OVERALL, PERSISTENCE, describe_metric, mean_and_std
 from toolkit.report.data.collect import Facts, Result, Run, Sweep
 from toolkit.report.paper.numbers import COSTS, MODES, OURS, TABLES, Column, PaperRow, PaperTable, Variant
+from toolkit.shipped import command
 
 FEWEST_PAIRS = 3
 SUB = "-only-"
@@ -184,8 +185,8 @@ class _Runs:
         if result.comparable != known:
             raise ToolkitError(
                 f"{run.name} and {by} were not scored in one way (protocol, store, split or task differ): numbers of "
-                f"different kinds can't stand in one column; score them alike: python launch/evaluate.py --run "
-                f"{run.folder} --force"
+                f"different kinds can't stand in one column; score them alike: "
+                + command("evaluate", "--run", run.folder, "--force")
             )
         self.protocols.setdefault(data, set()).add(str(result.data["protocol"]["name"]))
         self._baseline.setdefault(data, result.data["persistence"])
