@@ -5,7 +5,7 @@
 #   make test                    the tests;  make test-all  the slow ones too;  make coverage  what they reach
 #   make test TESTS=FOLDER       some of them; what pytest takes
 #   make slurm-test              those on a real Slurm of this machine; slurm/devcluster/cluster install gets it
-#   make check                   formatting, lint, types
+#   make check                   formatting, lint, types, spelling
 #   make bench                   measurements, into benchmarks/
 #   make gpu                     on a CUDA device: the tests for it, the numbers, rates and memory of the models there
 #   make wheels                  into wheels/: what a machine with a GPU and no network lacks beside its PyTorch
@@ -73,6 +73,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -43,6 +43,7 @@ DEV = [
     "hypothesis>=6.100",
     "ruff>=0.6",
     "mypy>=1.11",
+    "codespell[toml]>=2.4",
     "types-PyYAML",
     # Tests interpret and compile our kernels; PyTorch for CUDA brings its own, training on a CPU has no use for it.
     'triton>=3.3; sys_platform == "linux" and platform_machine == "x86_64"',

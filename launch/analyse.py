@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from launch.cli.parser import add_device, add_run, make_parser, positive, run_given, run_script
@@ -56,7 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             limit=arguments.limit,
             batch=arguments.batch,
             device=world.device,
-            say=lambda text: print(text, file=sys.stderr, flush=True),
         )
         print("\n".join(map(str, written)))
     finally:

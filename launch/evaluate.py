@@ -60,16 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.force,
     )
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
     world = init_world(train.model_copy(update={"device": arguments.device or train.device}))
     try:
-        written = evaluate_run(run, request, world, say)
+        written = evaluate_run(run, request, world)
     finally:
         world.close()
     if world.is_main:
-        written += analyse_after_evaluation(run, world.device, say)
+        written += analyse_after_evaluation(run, world.device)
         print("\n".join(str(path) for path in written))
         if not in_sweep(run.path):
             print(f"next: {command('report', run.path)}", file=sys.stderr)

@@ -19,7 +19,7 @@ EXAMPLES = """\
 
 
 def checkpoint_name(text: str) -> str:
-    """An argparse type: best, last or a step."""
+    """Parse best, last or a step (an argparse type)."""
     if text not in ("best", "last") and not re.fullmatch(r"[0-9]{1,8}", text):
         raise argparse.ArgumentTypeError(f"{text!r}: take best, last or the number of a step")
     return text

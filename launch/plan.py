@@ -1,10 +1,10 @@
-"""Resource estimate of a run: memory by policy and micro-batch, communication, hours. Without torch."""
+"""Resource estimate of a run: memory by policy and micro-batch, communication, hours. Does not import torch."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from toolkit.plan.predict import GIB, Machine
 from toolkit.rundir import RunDir
 from toolkit.shipped import CONFIGS
 
+logger = logging.getLogger(__name__)
+
 SLOTS = (1, 2, 3, 4, 5)  # the paper's Table 3
 EXAMPLES = """\
   python launch/plan.py --config configs/mixed-moving-mnist.yaml --frames 1x64x64 --gpu-memory 80
@@ -27,11 +29,11 @@ EXAMPLES = """\
   python launch/plan.py --config configs/radar.yaml --set model.patch=4 --frames 1x384x384 --tflops 40
   python launch/plan.py runs/demo/NAME                    # with the rate that the run has had
   python launch/plan.py --config configs/demo.yaml --frames 1x32x32 --json
-  python launch/plan.py --measure                         # measure the shipped configs again (needs torch; minutes)"""
+  python launch/plan.py --measure                         # regenerate the table (needs torch; minutes)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script; returns the exit code."""
+    """Run the command; return the exit code."""
     options = _parse(argv)
     if options.measure:
         return _measure()
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def shipped() -> list[RunConfig]:
-    """What the table holds: configs, models, ModeRNN with 1 to 5 slots and in bf16, the runs of every sweep."""
+    """Return the configs of the table: configs, models, ModeRNN with 1 to 5 slots and in bf16, runs of all sweeps."""
     found: dict[str, RunConfig] = {}
 
     def add(config: RunConfig) -> None:
@@ -71,10 +73,10 @@ def shipped() -> list[RunConfig]:
 
 
 def _measure() -> int:
-    """Make the table anew, but for what it holds of the code as it is; written as it grows, so it can be cut short."""
+    """Regenerate missing and outdated entries of the table; it is written after each, so this can be stopped."""
     wanted = {costs.key_of(config, 1): config for config in shipped()}
     kept = ((key, costs.table().get(key)) for key in wanted)
-    entries = {key: entry for key, entry in kept if entry and not costs.is_old(wanted[key], entry)}
+    entries = {key: entry for key, entry in kept if entry and not costs.is_outdated(wanted[key], entry)}
     missing = [key for key in wanted if key not in entries]
     costs.write_table(entries)
     for key, entry in zip(missing, costs.measured([wanted[key] for key in missing], 1), strict=True):
@@ -82,8 +84,8 @@ def _measure() -> int:
         what = f"{config.model.name} {config.data.context}+{config.data.horizon} {config.train.precision}"
         entries[key] = {"what": what, **entry}
         costs.write_table(entries)
-        print(f"{len(entries)}/{len(wanted)}  {what}", file=sys.stderr, flush=True)
-    print(f"{costs.TABLE}: {len(entries)} costs, {len(missing)} of them measured now")
+        logger.info("%d of %d: %s", len(entries), len(wanted), what)
+    print(f"{costs.TABLE}: {len(entries)} costs, {len(missing)} of them measured in this run")
     return EXIT_OK
 
 
@@ -98,7 +100,7 @@ def _config(options: argparse.Namespace) -> RunConfig:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = make_parser("plan.py", "Estimate what a run needs: memory, communication, time.", EXAMPLES)
+    parser = make_parser("plan.py", "Estimate the resources of a run: memory, communication, time.", EXAMPLES)
     parser.add_argument("--config", metavar="FILE", help="a config file")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a config value")
     add_run(parser, "a run: take its measured rate, and its config unless --config is given")
@@ -125,9 +127,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--tflops", type=float, metavar="N", help="TFLOP/s that one rank reaches (train --profile-steps measures it)"
     )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
-    parser.add_argument(
-        "--measure", action="store_true", help="measure the costs of the shipped configs again (needs torch)"
-    )
+    parser.add_argument("--measure", action="store_true", help="regenerate the table of shipped configs (needs torch)")
     options = parser.parse_args(arguments)
     given = run_given(options)
     options.run = None if given is None else find_folder(given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import RunDir
 from toolkit.shipped import command
 from toolkit.signals import StopRequest
+from toolkit.wording import count
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from shards.recent import Archive, Frame
@@ -51,7 +55,7 @@ class Task:
     verify: bool
 
     def paths(self, frame: Frame) -> tuple[Path, ...]:
-        """The files of the forecast that begins with a frame."""
+        """Return the files of the forecast for a frame."""
         stamp = re.sub("[@/.]", "-", str(frame)) if frame.time is None else f"{frame.time:%Y%m%dT%H%M%SZ}"
         return tuple(
             path.with_name(f"{path.stem}-{stamp}{path.suffix}") if stamped else path
@@ -60,7 +64,7 @@ class Task:
 
 
 def _split(argv: Sequence[str] | None) -> tuple[list[str], int]:
-    """The words of the command line, and where the options of the source begin: at a lone `--`."""
+    """Return the arguments of the command line, and the index of a separate `--`, where options of the source begin."""
     words = list(sys.argv[1:] if argv is None else argv)
     return words, words.index("--") if "--" in words else len(words)
 
@@ -177,12 +181,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_picture(picture, arguments.overwrite)
     task = _task(arguments, (output, *arguments.picture), stamped)
     trained = task.trained
-    print(f"{arguments.model}: {trained.title}", file=sys.stderr)
+    logger.info("%s: %s", arguments.model, trained.title)
     _check_source(arguments, trained, argv)
-    look = partial(open_archive, arguments.input, trained.archive, options, arguments.source)
+    open_now = partial(open_archive, arguments.input, trained.archive, options, arguments.source)
     if arguments.watch:
-        return _watch(task, look, stop, arguments)
-    archive = look()
+        return _watch(task, open_now, stop, arguments)
+    archive = open_now()
     _make(task, archive, archive.series(arguments.at)[-1])
     return EXIT_OK
 
@@ -237,13 +241,13 @@ def _make(task: Task, archive: Archive, frame: Frame) -> None:
     step = (trained.step_seconds or archive.description.step_seconds) if frame.time is not None else None
     frames = archive.up_to(frame, trained.config.data.context, step)
     size = by((archive.description.frames.height, archive.description.frames.width))
-    print(f"{archive.where}: {len(frames)} frames of {size}, {frames[0]} to {frames[-1]}", file=sys.stderr)
+    logger.info("%s: %s of %s, %s to %s", archive.where, count(len(frames), "frame"), size, frames[0], frames[-1])
     forecast = make_forecast(trained, archive, frames, request)
     truth = None
     if task.verify:
         following = archive.following(frame, request.lead, step)
         if not following:
-            raise ConfigError(f"--verify: nothing follows {frame} in {archive.where}: name an earlier moment with --at")
+            raise ConfigError(f"--verify: no frame follows {frame} in {archive.where}: pass an earlier time with --at")
         truth = forecast.recoded(archive, following)
         print(as_text(forecast, truth))
     for picture in pictures:
@@ -252,20 +256,19 @@ def _make(task: Task, archive: Archive, frame: Frame) -> None:
     print("\n".join(str(path) for path in (data, *pictures)), flush=True)
 
 
-def _watch(task: Task, look: partial[Archive], stop: StopRequest, arguments: argparse.Namespace) -> int:
+def _watch(task: Task, open_now: partial[Archive], stop: StopRequest, arguments: argparse.Namespace) -> int:
     from toolkit.forecast.watch import Watch
 
     watch = Watch(
-        look=look,
+        open_archive=open_now,
         make=lambda archive, frame: _make(task, archive, frame),
-        written=lambda frame: task.paths(frame)[0].exists(),
-        stop=lambda: bool(stop),
-        say=lambda text: print(text, file=sys.stderr, flush=True),
+        is_written=lambda frame: task.paths(frame)[0].exists(),
+        should_stop=lambda: bool(stop),
         every=arguments.every,
         patience=arguments.patience,
     )
     made = watch.run()
-    print(f"{stop.name}: ended after {made} forecasts", file=sys.stderr)
+    logger.info("%s: stopped after %s", stop.name, count(made, "forecast"))
     return EXIT_OK
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,13 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from toolkit.report.build import build_paper, build_report  # late: --help doesn't wait for matplotlib
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
     if arguments.paper:
-        page = build_paper(folder, arguments.out, arguments.which, say)
+        page = build_paper(folder, arguments.out, arguments.which)
     else:
-        page = build_report(folder, arguments.out, say, arguments.force)
+        page = build_report(folder, arguments.out, arguments.force)
     print(page.resolve())
     return EXIT_OK
 

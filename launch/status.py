@@ -39,7 +39,7 @@ states: new; queued: the note says why; starting, first step, running, validatin
 
 
 def runs_of(folder: Path) -> list[RecordedRun]:
-    """The runs that a sweep directory holds, or the run directory itself.
+    """Return the runs of a sweep directory, or the run directory itself.
 
     Raises:
         ConfigError: when it is neither.
@@ -61,12 +61,12 @@ def views_of(folders: Sequence[Path]) -> list[RunView]:
 
 
 def again(view: RunView) -> RunView:
-    """The same run as it stands by now."""
+    """Read the current status of the same run."""
     return read_status(RunDir(Path(view.path)), view.name)
 
 
 def report(views: Sequence[RunView], width: int | None, note: str | None = None) -> list[str]:
-    """The table and a line of counts; `note` is what the scheduler could not be asked."""
+    """Return the table and a line of counts; `note` reports failed queries to the scheduler."""
     counts = Counter(view.label for view in views)
     total = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     stopped = [why for root in dict.fromkeys(Path(view.path).parent for view in views) if (why := why_stopped(root))]

@@ -209,7 +209,7 @@ def test_the_table_of_scaling_is_the_planners(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(costs, "is_old", lambda *_: False)  # the table's figures, whatever has changed since
+    monkeypatch.setattr(costs, "is_outdated", lambda *_: False)  # the table's figures, whatever has changed since
     monkeypatch.chdir(ROOT)
     text = (DOCS / "scaling.md").read_text()
     (arguments,) = re.findall(r"^<!-- plan: (.*) -->$", text, flags=re.MULTILINE)

@@ -34,14 +34,6 @@ TOOLKIT = (  # rooms of toolkit/, each of which imports itself and those before 
 )
 # A store's formats are loaded when one is opened: half a second of imports that readers of the other needn't wait for.
 LAZY = {"shards.store", "shards.tar_store", "shards.zarr_store"}
-STRINGS_LEFT = {  # files whose messages still name a file of launch/; none may join them
-    "shards/sources/radar.py",
-    *("toolkit/analysis/diagnose.py", "toolkit/checkpoint/card.py", "toolkit/checkpoint/export.py"),
-    *("toolkit/checkpoint/weights.py", "toolkit/config.py", "toolkit/evaluate/table.py", "toolkit/forecast/files.py"),
-    *("toolkit/report/build.py", "toolkit/report/data/collect.py", "toolkit/report/data/diagnoses.py"),
-    *("toolkit/report/data/samples.py", "toolkit/report/paper/tables.py", "toolkit/rundir/layout.py"),
-    *("toolkit/rundir/lock.py", "toolkit/rundir/sweep.py", "toolkit/train/memory.py"),
-}
 MOST_LINES = 400
 MOST_COMPLEX = 20
 
@@ -155,7 +147,7 @@ def test_no_string_names_a_room_above(package: str, above: str) -> None:
         for file in files(package)
         if any(named.search(text) for text in messages(ast.parse(file.read_text())))
     }
-    assert naming <= STRINGS_LEFT, naming - STRINGS_LEFT
+    assert not naming
 
 
 def test_no_module_is_long() -> None:

@@ -22,7 +22,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from toolkit.config_renamed import original_names, with_new_names
 from toolkit.config_sections import COSMETIC, DataConfig, EvalConfig, TrainConfig
 from toolkit.errors import ConfigError
-from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options
+from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options, StepOptions
 from toolkit.shipped import command
 from toolkit.tree import read_tree, to_yaml, with_overrides
 from toolkit.wording import nearest
@@ -65,6 +65,16 @@ class RunConfig(Options):
                 f"train.micro_batch {self.train.micro_batch} doesn't divide train.batch {self.train.batch}: "
                 "choose a divisor or leave it out"
             )
+        if self.train.init_from.freeze and self.train.zero == 3:
+            raise ValueError(
+                "train.init_from.freeze can't be used under train.zero 3, which partitions every parameter: set "
+                "train.zero to 0, 1 or 2"
+            )
+        if self.train.sampling.kind == "reverse" and not isinstance(self.model, StepOptions):
+            raise ValueError(
+                f"train.sampling.kind reverse replaces inputs of the context, and {self.model.name} has no input but "
+                "the true context: use linear"
+            )
         if self.train.tf32 and self.train.precision == "bf16":
             raise ValueError(
                 "train.tf32 rounds the operands of fp32 convolutions, but train.precision is bf16, which has fewer "
@@ -96,7 +106,7 @@ class RunConfig(Options):
                 )
 
     def identity(self, execution: bool = True) -> dict[str, object]:
-        """The values that make this run another run than the default one.
+        """Return the values that distinguish this run from one with default values.
 
         Args:
             execution: also those that say how it is computed (ZeRO stage, activation checkpointing).

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from toolkit.config_deepspeed import check_deepspeed
+from toolkit.config_recipe import InitialisationConfig, LossConfig, SamplingConfig, ScheduleConfig
 from toolkit.errors import ConfigError
 from toolkit.models.registry import Options
 
@@ -102,14 +103,6 @@ class DataConfig(Options):
         description="data loading processes per rank; 0: load in the training process",
         json_schema_extra=COSMETIC,
     )
-
-
-class SamplingConfig(Options):
-    """Scheduled sampling: the probability that a future input is the true frame, by optimizer step."""
-
-    start: float = Field(1.0, ge=0, le=1, description="probability at step 0")
-    slope: float = Field(2e-5, ge=0, le=1, description="decrease of the probability per optimizer step")
-    stop: int = Field(50_000, ge=0, le=MOST_STEPS, description="step from which on the probability is 0")
 
 
 class WatchdogConfig(Options):
@@ -207,8 +200,29 @@ class TrainConfig(Options):
         description="sequences per forward pass on one rank; null: batch / ranks, without gradient accumulation",
         json_schema_extra=COSMETIC,
     )
-    lr: float = Field(3e-4, gt=0, le=1e38, description="Adam's learning rate")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="Adam's decay rates of both moments, each in [0, 1)")
+    lr: float = Field(3e-4, gt=0, le=1e38, description="learning rate; where a schedule varies it, its maximum")
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="the learning rate by optimizer step")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field(
+        "adam", description="torch's own; adamw decouples the weight decay (Loshchilov and Hutter 2019)"
+    )
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="adam, adamw: decay rates of both moments, in [0, 1)")
+    momentum: Beta = Field(0.9, description="sgd: decay rate of the momentum")
+    weight_decay: float = Field(0.0, ge=0, le=10, description="of weights; biases and norms have none")
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay rate of an exponential moving average of the weights, which is scored and exported as "
+        "`ema`; null: none",
+    )
+    loss: LossConfig = Field(LossConfig(), description="what is minimised")
+    init_from: InitialisationConfig = Field(InitialisationConfig(), description="initial weights from another run")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_STEPS,
+        description="early stopping: validations in a row without improvement; null: all steps are run",
+    )
     clip: float | None = Field(
         None, gt=0, le=1e9, description="maximum gradient norm (L2, over all parameters); null: no clipping"
     )
@@ -350,7 +364,7 @@ class TrainConfig(Options):
         return self.batch // ranks
 
     def bucket(self, parameters: int) -> int:
-        """How many of so many numbers DeepSpeed's buffer for reducing gradients holds.
+        """Return the size of DeepSpeed's buffer for reducing gradients, in elements.
 
         DeepSpeed's own choice is 500 M: up to 2 GB of a card for the gradients of a small model.
         """

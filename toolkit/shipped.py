@@ -30,7 +30,7 @@ def command(name: str, *arguments: object) -> str:
 
 
 def find_config(path: Path, folder: Path | None = None) -> Path:
-    """The file that somebody means by `path`.
+    """Return the config file that `path` refers to.
 
     Args:
         path: as it was typed, or written under `base:`.
@@ -49,7 +49,7 @@ def find_config(path: Path, folder: Path | None = None) -> Path:
 
 
 def instead_of(path: Path) -> str:
-    """What a message says of a YAML file that isn't there: what its folder holds, and what may have been meant."""
+    """Describe alternatives to a missing YAML file: the files in its folder, and the most similar name."""
     beside = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))[:12]) or "no YAML file"
     text = f"That folder holds: {beside}" if path.parent.is_dir() else f"There is no folder {path.parent} either"
     ours = ["configs/" + file.relative_to(CONFIGS).as_posix() for file in sorted(CONFIGS.rglob("*.yaml"))]

@@ -1,6 +1,6 @@
-"""A table, whatever it is written as: CSV, Markdown, LaTeX, lines of a terminal, or HTML.
+"""A table that can be written as CSV, Markdown, LaTeX, text for a terminal, or HTML.
 
-HTML is made by `table` in toolkit/report/html/templates/macros.html, which escapes it.
+HTML is rendered by the macro `table` in toolkit/report/html/templates/macros.html, which escapes values.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ Kind = Literal["", "baseline", "block"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry with more than a plain text.
+    """A table cell with more than plain text.
 
     Attributes:
         text: the value, rounded.
-        detail: its deviation or the like; HTML shows it smaller.
+        detail: for example its standard deviation; smaller in HTML.
         mark: symbols that qualify the value.
-        aside: what the value is compared with.
-        best: the best value of its column.
+        aside: a value to compare with.
+        best: whether it is the best value of its column.
     """
 
     text: str
@@ -60,7 +60,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row; its first cell is its heading. A `block` row is the heading of the rows below it, and has no other."""
+    """A row; its first cell is the heading. A `block` row has one cell, the heading of the rows below it."""
 
     cells: Sequence[object]
     kind: Kind = ""
@@ -75,10 +75,10 @@ class Table:
     """Rows under a header.
 
     Attributes:
-        header: a title for each column; a line break in it is one in HTML, and a comma elsewhere.
-        groups: titles over consecutive columns, and over how many; HTML alone shows them.
-        stacked: in HTML the parts of a cell stand below each other.
-        prose: in HTML the last column is text that may be long.
+        header: a title for each column; line breaks are kept in HTML, and replaced by commas elsewhere.
+        groups: titles over consecutive columns, with the number of columns; HTML only.
+        stacked: in HTML, show the parts of a cell below each other.
+        prose: in HTML, the last column may contain long text.
     """
 
     header: Sequence[str]
@@ -89,12 +89,12 @@ class Table:
 
     @property
     def group_starts(self) -> list[int]:
-        """The first column of each group but the first, which has the row headings."""
+        """The first column of each group, except the first group, which has the row headings."""
         return list(accumulate(size for _, size in self.groups))[:-1]
 
     @property
     def measured(self) -> set[int]:
-        """Columns of values with details, which HTML lines up at the value."""
+        """Columns of values with details, which HTML aligns at the value."""
         return {place for row in self.rows for place, cell in enumerate(row.cells) if isinstance(cell, Cell)}
 
     def _lines(self) -> list[list[str]]:
@@ -124,7 +124,7 @@ class Table:
         return "\n".join([begin, r"\toprule", titles, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", ""])
 
     def to_text(self, width: int | None = None) -> list[str]:
-        """Return lines for a terminal: numbers aligned right, empty columns left out, lines cut at `width`."""
+        """Return lines for a terminal: numbers aligned right, empty columns omitted, lines truncated at `width`."""
         titles, *rows = self._lines()
         used = [place for place in range(len(titles)) if not rows or any(row[place] for row in rows)]
         columns = [[titles[place], *(row[place] for row in rows)] for place in used]

@@ -153,14 +153,14 @@ def with_overrides(tree: Mapping[str, object], overrides: Iterable[str]) -> dict
 
 
 def nested(key: str, value: Any) -> dict[str, object]:
-    """{'a': {'b': value}} for 'a.b'."""
+    """Return {'a': {'b': value}} for 'a.b'."""
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)
 
 
 def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """{'a.b': value} for {'a': {'b': value}}; an empty mapping stays a value."""
+    """Return {'a.b': value} for {'a': {'b': value}}; an empty mapping is kept as a value."""
     flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
@@ -171,5 +171,5 @@ def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 
 def to_yaml(tree: Mapping[str, object]) -> str:
-    """Plain values as YAML, keys in their order."""
+    """Write plain values as YAML, keeping the order of keys."""
     return str(yaml.dump(dict(tree), Dumper=_DUMPER, sort_keys=False, allow_unicode=True))

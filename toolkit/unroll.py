@@ -18,7 +18,7 @@ hold one. Spans of equal length, 4^n, need 16 states for the same four recomputa
                         no further forward under `step` and `recursive` (one more under `segment`). Models without a
                         step, see there
     offload             what the outermost recomputed parts keep goes to host memory, pinned where there is a GPU, and
-                        comes back when it is needed. On a CPU it is copied for nothing
+                        comes back when it is needed. On a CPU the copy has no benefit
 
 All give the same gradients: bit for bit on a CPU, and on a GPU under `train.deterministic` (without it no two passes of
 a GPU need be equal, recomputed or not). Checkpointing is torch's non-reentrant form: DeepSpeed's ZeRO-2 and 3 reduce a
@@ -151,7 +151,7 @@ def unroll(
         return torch.where(known, frames[:, t], previous)
 
     def span(part: Schedule, t: int, previous: Tensor | None, state: Any, outermost: bool) -> tuple[list[Tensor], Any]:
-        """The predictions of one part of the schedule, whose first step is t, and the state after it."""
+        """Return the predictions of one part of the schedule, which starts at step t, and the state after it."""
         out: list[Tensor] = []
         if isinstance(part, int):
             for at in range(t, t + part):
@@ -174,7 +174,7 @@ def unroll(
 
 
 def schedule_of(policy: str, steps: int) -> Schedule:
-    """What is recomputed as one under a policy."""
+    """Return the parts that a policy recomputes together."""
     if policy == "none":
         return steps
     if policy == "step":

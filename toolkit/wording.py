@@ -1,4 +1,4 @@
-"""How messages say numbers, times and names. Imports nothing heavy."""
+"""Format numbers, durations and names in messages. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 
 def count(number: int, one: str, many: str | None = None) -> str:
-    """`1 run`, `1,024 runs`."""
+    """Format a number with its noun: `1 run`, `1,024 runs`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def duration(seconds: float) -> str:
-    """0:07, 12:30, 3:05:00, 2d 03:05."""
-    whole = max(0, round(seconds))
-    days, rest = divmod(whole, 86_400)
+    """Format a duration: 0:07, 12:30, 3:05:00, 2d 03:05."""
+    days, rest = divmod(max(0, round(seconds)), 86_400)
     hours, rest = divmod(rest, 3_600)
     minutes, left = divmod(rest, 60)
     if days:
@@ -23,7 +22,7 @@ def duration(seconds: float) -> str:
 
 
 def speed(per_s: float) -> str:
-    """Sequences per second with the digits that tell slow ones apart: `1,204`, `35.6`, `0.083`."""
+    """Format sequences per second with enough digits: `1,204`, `35.6`, `0.083`."""
     if per_s >= 1000:
         return f"{per_s:,.0f}"
     return f"{per_s:.1f}" if per_s >= 1 else f"{per_s:.2g}"
@@ -38,16 +37,16 @@ def computed_on(facts: Mapping[str, object]) -> str:
 
 
 def some(names: Sequence[str], most: int = 6) -> str:
-    """`a, b, c and 4 more`."""
+    """Format the first names of a list: `a, b, c and 4 more`."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def first_line(said: object) -> str:
-    """Of an error's text or another; the error's kind where it has none."""
-    return next(iter(str(said).strip().splitlines()), type(said).__name__)
+def first_line(message: object) -> str:
+    """Return the first line of an error or text; the type of an error without a message."""
+    return next(iter(str(message).strip().splitlines()), type(message).__name__)
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
-    """`did you mean a?`, or nothing where nothing known is like what was given."""
+    """Return `did you mean a?`, or an empty text if no known name is similar."""
     near = difflib.get_close_matches(given, list(known), n=1)
     return f"did you mean {near[0]}?" if near else ""

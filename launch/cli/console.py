@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def console() -> None:
-    """The entry point."""
+    """Run the command `toolkit`."""
     run_script(main)
 
 

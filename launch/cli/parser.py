@@ -41,7 +41,7 @@ SCRIPT = re.compile(rf"(?:(torchrun .*?)(-- )?)?(?:python )?launch/({'|'.join(CO
 
 
 def as_typed(text: str) -> str:
-    """A text in which `python launch/train.py` reads as the user has it: in an installed toolkit, `toolkit train`."""
+    """Replace `python launch/train.py` in a text by the command that is available: `toolkit train` if installed."""
     if shipped.CHECKOUT is not None and Path(sys.argv[0]).stem != "toolkit":
         return text
     text = text.replace("python launch/jobs/job.py", "python -m launch.jobs.job")
@@ -67,7 +67,7 @@ def make_parser(script: str | None, description: str, examples: str) -> argparse
 
 
 def positive(text: str) -> int:
-    """An argparse type: a whole number of at least 1."""
+    """Parse an integer of at least 1 (an argparse type)."""
     try:
         number = int(text)
     except ValueError:

@@ -40,7 +40,7 @@ EXAMPLES = """\
 
 
 def job_id() -> str:
-    """The scheduler's id of this job, or one made of the process id."""
+    """Return the scheduler's job ID, or one made of the process ID."""
     local = os.environ.get("SUBMITIT_LOCAL_JOB_ID")
     return f"local-{local}" if local else slurm.job_name() or f"hand-{os.getpid()}"
 
@@ -87,7 +87,7 @@ def run_job(run: RunDir, ranks: int = 1, scripts: Path = SCRIPTS, log_files: boo
 
 
 def _acquire_lock(run: RunDir, ranks: int, relay: SignalRelay, stack: contextlib.ExitStack) -> HeldLock | None:
-    """The run's lock until the end of `stack`; None when it was waited for in vain, because this job is to stop.
+    """Return the run's lock, held until the end of `stack`; None if this job was asked to stop while waiting.
 
     Slurm may begin a job again that is still alive (slurmd or the network died, not the node), or the file system may
     keep a lost node's lock for a while: an earlier start of this very job is waited for, any other job is not.
@@ -117,7 +117,7 @@ def _submitted(run: RunDir) -> float | None:
 
 
 def _train_along(run: RunDir, task: slurm.Task, scripts: Path, log_files: bool) -> int:
-    """A rank other than the first of a job of several tasks. Slurm ends all tasks at the first code other than 0."""
+    """Run a rank other than the first of a job with several tasks. Slurm ends all tasks at the first nonzero code."""
     logs = [run.logs / f"{job_id()}_{task.rank}.log"] if log_files else []
     with SignalRelay() as relay:
         began, logged = time.monotonic(), False

@@ -56,7 +56,7 @@ class SignalRelay:
         self.received.append(signal.Signals(number))
 
     def take(self) -> list[signal.Signals]:
-        """The signals that were not handed on yet."""
+        """Return the signals that were not forwarded yet."""
         fresh = self.received[self._handed_on :]
         self._handed_on += len(fresh)
         return fresh
@@ -199,7 +199,7 @@ def _show_stacks(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def meaning(code: int) -> str:
-    """An exit code in words."""
+    """Describe an exit code."""
     if code > 128:
         try:
             name = signal.Signals(code - 128).name

@@ -92,7 +92,7 @@ def take(sweep: Path, root: Path = ROOT) -> Snapshot:
 
 
 def _entry(name: str, data: bytes, mode: int) -> bytes:
-    """What the hash of a copy is over, of each file."""
+    """Return what the hash of a copy covers, by file."""
     return f"{name}\0{bool(mode & 0o111)}\0{hashlib.sha256(data).hexdigest()}\n".encode()
 
 

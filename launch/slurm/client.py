@@ -61,7 +61,7 @@ class QueuedJob:
 def call(
     *command: str, text: str | None = None, environ: Mapping[str, str] | None = None, timeout_s: float = TIMEOUT_S
 ) -> str:
-    """What a command prints.
+    """Return the output of a command.
 
     Raises:
         SlurmError: it isn't here, failed, or took longer than it may.
@@ -82,8 +82,10 @@ def call(
 
 
 def check_installed() -> None:
-    """Raises:
-    SlurmError: this machine has no Slurm.
+    """Check that Slurm is installed.
+
+    Raises:
+        SlurmError: this machine has no Slurm.
     """
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if missing:
@@ -146,8 +148,8 @@ def exit_reason(name: str) -> str | None:
 
 
 def submission_environment(profile: Profile) -> dict[str, str]:
-    """The environment for sbatch, which hands it on to the job: without what an outer job has set, so that it makes
-    no difference where one submits from."""
+    """Return the environment for sbatch and the job: without variables of an outer job, so that
+    submissions do not depend on where they are made."""
     kept = {"SLURM_CONF", "SLURM_CONF_SERVER"}
     kept |= {f"SBATCH_{key}" for key in SITE_VARIABLES if getattr(profile, key.lower(), None) is None}
     outer = (*OTHERS_VARIABLES, "SLURM", "SRUN_", "SBATCH_", "SUBMITIT_", "PMI_", "PMIX_", "TORCHELASTIC_")

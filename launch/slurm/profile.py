@@ -143,7 +143,7 @@ class Profile(Options):
 
 
 def read_profile(name: str | None) -> Profile:
-    """A profile by its name in slurm/profiles, or by the path of its file.
+    """Load a profile by its name in slurm/profiles, or by the path of its file.
 
     Raises:
         ConfigError: no such profile, or faults in it, all at once; an unknown key comes with the valid ones.

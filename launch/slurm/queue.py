@@ -134,7 +134,7 @@ class Scheduler:
     _accounting: bool = True
 
     def merge(self, views: Sequence[RunView], read_again: Callable[[RunView], RunView]) -> list[RunView]:
-        """The views with what Slurm adds. Asks nobody when none of them was submitted to a cluster.
+        """Add information from Slurm to the views. Query nothing if none of them was submitted to a cluster.
 
         Args:
             read_again: reads a run's directory again.
@@ -176,7 +176,7 @@ class Scheduler:
         return True
 
     def _with_ends(self, views: list[RunView], jobs: Mapping[Path, QueuedJob], asked: bool) -> list[RunView]:
-        """What sacct knows of runs that nobody works on, though they had a job."""
+        """Query sacct for runs without a live process that had a job."""
         if self._jobs is None:
             return views
         names: dict[str, str] = {}
@@ -231,7 +231,7 @@ def read_ends(text: str) -> dict[str, Ended]:
 
 
 def with_job(view: RunView, job: QueuedJob | None) -> RunView:
-    """A run whose directory and whose job in the queue say something together; None: it has no job there."""
+    """Return the view of a run from its directory and its job in the queue; None if it has no job there."""
     if view.state == "done":
         return view
     if job is None:
@@ -266,7 +266,7 @@ def _inactive(view: RunView) -> RunView:
 
 
 def with_end(view: RunView, name: str, end: Ended) -> RunView:
-    """A run that nobody works on, with how its job ended."""
+    """Return the view of a run without a live process, with the end of its job."""
     if end.state == "COMPLETED":
         return view
     text = f"job {name} ended: {end.text}; run the sweep again to go on"
@@ -282,13 +282,13 @@ def why_waiting(job: QueuedJob) -> str:
 
 
 def job_name(view: RunView) -> str | None:
-    """The job that a run has or had last, as squeue shows it: 4711_3 of 4711_3_0, the last number being restarts."""
+    """Return the current or last job of a run as shown by squeue: 4711_3 for 4711_3_0 (start 0)."""
     match = re.fullmatch(r"(\d+(?:_\d+)?)_\d+", view.job or "")
     return match[1] if match else None
 
 
 def submissions(root: Path) -> dict[Path, str]:
-    """The job that each run of a sweep was last submitted as."""
+    """Return the last submitted job of each run of a sweep."""
     found: dict[Path, str] = {}
     for file in sorted((root / SUBMISSIONS).glob("*/job"), key=lambda file: file.stat().st_mtime):
         job, runs = file.read_text(encoding="utf-8").strip(), listed_runs(file.parent)

@@ -258,7 +258,7 @@ def command_text(
     after: Sequence[str] = (),
     numbered: bool = False,
 ) -> str:
-    """A text for something else than a run: one task on `cpus` processors, no GPU, in the profile's surroundings.
+    """Return a batch script for another task than a run: `cpus` processors, no GPU, in the profile's environment.
 
     Args:
         folder: where its log goes, and `<index>.code`, its exit code.

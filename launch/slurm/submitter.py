@@ -130,7 +130,7 @@ class SlurmSubmitter(Submitter):
             print(f"note: {self.root} is in this machine's own storage ({kind}): can the nodes see it? (--runs DIR)")
 
     def queued(self) -> dict[Path, QueuedJob]:
-        """The jobs that runs of this sweep have in the queue, whoever submitted them. Asks squeue once."""
+        """Return the jobs of runs of this sweep in the queue, whoever submitted them. Query squeue once."""
         self._queue = client.queue(owners(self.root))
         return runs_of(self.root, self._queue)
 
@@ -378,8 +378,8 @@ class SlurmSubmitter(Submitter):
 
 
 def own_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
-    """The kind of file system of a path if it is in memory or on a disk here: no other machine sees it, unless this one
-    serves it to them. None where it is another, or unknown."""
+    """Return the type of a path's file system if it is in memory or on a local disk: not shared, unless this
+    machine serves it. None for another type, or if it is unknown."""
     best, kind = "", None
     try:
         for line in mounts.read_text(encoding="utf-8").splitlines():

@@ -48,7 +48,7 @@ class Use:
 
 
 def use_of(view: RunView, now: float | None = None) -> Use | None:
-    """What a run's time was spent on; None: it has no record of its starts."""
+    """Return how the time of a run was spent; None without a record of its starts."""
     run = RunDir(Path(view.path))
     starts = read_starts(run.path)
     if not starts:
@@ -82,7 +82,7 @@ def use_of(view: RunView, now: float | None = None) -> Use | None:
 
 
 def efficiency(views: Sequence[RunView], width: int | None) -> list[str]:
-    """A table of runs, and what all of them together spent their hours on."""
+    """Return a table of runs, and how the time of all of them was spent."""
     uses = [use for use in map(use_of, views) if use is not None]
     if not uses:
         return [f"{len(views)} runs: none has a record of its starts ({NOTHING})"]

@@ -27,10 +27,10 @@ FINAL = ("done", "failed")
 def wait(
     items: Sequence[Item], submitted: Sequence[Job], submitter: Submitter, board: Board
 ) -> tuple[list[RunView], bool]:
-    """Follow the jobs to their end; returns how the runs stand then, and whether a signal cut it short.
+    """Wait until the jobs have ended; return the final status of the runs, and whether a signal interrupted this.
 
     Raises:
-        KeyboardInterrupt: a signal told this command to leave while the jobs continue.
+        KeyboardInterrupt: a signal asked this command to exit while the jobs continue.
     """
     follower = _Follower(submitted, submitter, board)
     watched = [item for item in items if item.active]
@@ -63,13 +63,13 @@ class _Follower:
             self.board.say("left: the jobs end by themselves when their checkpoints are written")
             raise KeyboardInterrupt
         if not self.submitter.interrupt():
-            self.board.say("left: the jobs go on without this command")
+            self.board.say("left: the jobs continue without this command")
             raise KeyboardInterrupt
         self.stopping = True
         self.board.say("stopping: the running jobs write a checkpoint and end; once more (Ctrl-C) to leave them to it")
 
     def views(self, items: Sequence[Item]) -> list[RunView]:
-        """Return how each run stands now."""
+        """Return the current status of each run."""
         states = self.submitter.poll()
         return [self._view(item, states) for item in items]
 
@@ -86,17 +86,17 @@ class _Follower:
         return view
 
     def _final(self, item: Item, view: RunView, job: Job | None) -> RunView:
-        """Name a job that ended without finishing its run, failing or being stopped: killed, or never begun."""
+        """Report a job that ended without finishing its run, failing or being stopped: killed, or never started."""
         stopped = lock.read_lock(item.run.path).get("exit") == EXIT_REQUEUE
         if job is None or self.stopping or view.state in FINAL or stopped:
             return view
         words = self.submitter.exit_reason(job)
-        reason = f"{view.state}: its job ended without a word" + (f" ({words})" if words else "")
+        reason = f"{view.state}: its job exited without a final status" + (f" ({words})" if words else "")
         return dataclasses.replace(view, state="killed", reason=reason)
 
 
 def report_outcome(items: Sequence[Item], views: Sequence[RunView], root: Path, again: str) -> int:
-    """Print what came of the runs and what to run next; returns the exit code."""
+    """Print the results of the runs and the next command; return the exit code."""
     done = sum(view.state == "done" for view in views)
     failed = [view for view in views if view.state in ("failed", "killed")]
     unfinished = [view for view in views if view.state not in ("done", "failed", "killed")]
@@ -119,7 +119,7 @@ def report_outcome(items: Sequence[Item], views: Sequence[RunView], root: Path, 
 def _print_commands(states: set[str], again: str) -> None:
     """Print the command that resumes what did not finish, and the one that retries what failed."""
     if states - {"failed"}:
-        print(f"Go on with: {again}")
+        print(f"To resume: {again}")
     if "failed" in states:
         retry = re.sub(r" --retry(=| )\S+", "", again) + " --retry failed"
-        print(f"Failed runs are not run again by themselves; to try them once more: {retry}")
+        print(f"Failed runs are not run again automatically. To retry them: {retry}")

@@ -20,13 +20,13 @@ from toolkit.rundir.sweep import RecordedRun, find_runs
 from toolkit.wording import count
 
 RETRY = {
-    "failed": "whatever went wrong",
-    "oom": "only what ran out of memory, or was killed as if",
-    "timeout": "only what hung; what reached its time limit goes on by itself",
+    "failed": "all failed runs",
+    "oom": "only runs that ran out of memory or were killed by the out-of-memory killer",
+    "timeout": "only runs that hung; runs at their time limit resume automatically",
 }
 WHAT = {
     "new": "train",
-    "interrupted": "go on",
+    "interrupted": "resume",
     "trained": "evaluate",
     "failed": "leave (--retry failed runs it again)",
     "done": "nothing",
@@ -76,7 +76,7 @@ class Item:
 
 
 def place(root: Path, plan: SweepPlan) -> list[RunDir]:
-    """The run directory of every planned run.
+    """Return the run directory of every planned run.
 
     A run that is there already under another name (the sweep has grown, and names say what differs) stays there.
     """
@@ -118,7 +118,7 @@ def is_retried(view: RunView, retry: Collection[str]) -> bool:
 
 
 def format_plan(plan: SweepPlan, items: Sequence[Item], hours: Sequence[float | None] | None = None) -> list[str]:
-    """The plan as a table; with each run's hours, what it needs is added."""
+    """Return the plan as a table; with the hours of each run, its resource estimate is added."""
     left_out = [f"{plan.duplicates} duplicates left out"] if plan.duplicates else []
     left_out += [f"{plan.excluded} excluded"] if plan.excluded else []
     head = ", ".join([f"{plan.name}: {len(items)} runs", *left_out])
@@ -141,8 +141,8 @@ def estimate(items: Sequence[Item], tflops: float | None, ranks: int) -> tuple[l
     text = f"{count(len(planned), 'run')} to do: {effort}"
     if len(known) < len(planned):
         text += (
-            f", and {count(len(planned) - len(known), 'run')} unknown: nothing like them has run; make their stores "
-            "and say --tflops, what a rank reaches"
+            f", and {count(len(planned) - len(known), 'run')} unknown: no comparable run to estimate from; create "
+            "their stores and pass --tflops per rank"
         )
     return hours, text
 

@@ -45,7 +45,7 @@ class Board:
             self._shown_at = time.monotonic()
 
     def say(self, text: str) -> None:
-        """A line below what is shown."""
+        """Print a line below the display."""
         self._height = 0  # what stands above stays there
         print(text, file=self.out, flush=True)
 
@@ -106,7 +106,7 @@ def _steps(view: RunView) -> str:
 
 
 def metric(values: object) -> str:
-    """The metric that people compare runs by: the MSE, or else the first there is."""
+    """Return the metric to compare runs by: the MSE, or else the first one."""
     if not isinstance(values, dict) or not values:
         return ""
     key = "mse" if "mse" in values else next(iter(values))

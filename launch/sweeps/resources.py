@@ -1,4 +1,4 @@
-"""What a run will need, before it is started: memory by policy and micro-batch, communication, hours. Without torch."""
+"""Resource estimate of a run: memory by policy and micro-batch, communication, hours. Does not import torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from toolkit.plan import cost as costs
 from toolkit.plan import predict
 from toolkit.plan.predict import GIB, Choice, Machine
 from toolkit.rundir import RunDir
-from toolkit.wording import duration, speed
+from toolkit.wording import count, duration, speed
 
 Plan = dict[str, Any]  # what --json prints
 SUMMARY = ("parameters", "GMACs/seq", "peak GiB", "hours")  # header of `summary`
@@ -27,7 +27,7 @@ SUMMARY = ("parameters", "GMACs/seq", "peak GiB", "hours")  # header of `summary
 def make_plan(
     config: RunConfig, cost: costs.Cost, shape: tuple[int, int, int], machine: Machine, options: argparse.Namespace
 ) -> Plan:
-    """The plan as plain values: what --json prints."""
+    """Return the estimate as plain values, as printed by --json."""
     area = costs.area_of(config, *shape[1:])
     numbers, forward = cost.parameters.at(1, area), cost.macs.at(1, area)
     found = predict.choices(config, cost, area, machine)
@@ -39,14 +39,14 @@ def make_plan(
     exchange = sent[stage].total / (options.bandwidth * 1e9)
     rate = options.rate or (RunDir(Path(options.run)).rate() if options.run else None)
     if options.tflops:
-        rate = predict.rate_at(options.tflops, used.work, machine.ranks, exchange, config.train.batch)
+        rate = predict.rate_at(options.tflops, used.macs, machine.ranks, exchange, config.train.batch)
     return {
         "model": config.model.name,
         "frames": {"channels": shape[0], "height": shape[1], "width": shape[2]},
         "parameters": numbers,
         "macs_per_sequence": forward,
         "macs_per_step": forward * config.train.batch,
-        "work_per_step": used.work * config.train.batch,
+        "macs_per_step_with_backward": used.macs * config.train.batch,
         "ranks": machine.ranks,
         "share": share,
         "memory_per_rank": machine.memory,
@@ -61,7 +61,7 @@ def make_plan(
         "sequences_per_s": rate,
         "hours": predict.hours(config, rate) if rate else None,
         "gpu_hours": predict.hours(config, rate) * machine.ranks if rate else None,
-        "old": cost.old,
+        "outdated": cost.outdated,
     }
 
 
@@ -70,17 +70,17 @@ def _plain(choice: Choice) -> dict[str, Any]:
 
 
 def format_resources(config: RunConfig, plan: Plan, where: str, cost: costs.Cost) -> list[str]:
-    """The plan as lines for people."""
+    """Format the estimate as text."""
     train, shape, data = config.train, plan["frames"], config.data
     lines = [
         f"model       {plan['model']}, {plan['parameters']:,} parameters, {train.precision}, "
         + ("a CUDA graph" if plan["graphed"] else f"ZeRO {plan['zero']}"),
         f"frames      {data.context} + {data.horizon} of {shape['channels']} x {shape['height']} x {shape['width']} "
         f"({where})",
-        f"compute     {plan['macs_per_sequence'] / 1e9:,.2f} GMACs a sequence forward, "
-        f"{plan['macs_per_step'] / 1e9:,.1f} a step of {train.batch}",
-        f"ranks       {plan['ranks']}, {plan['share']} sequences each a step, "
-        f"{plan['memory_per_rank'] / GIB:,.1f} GiB each, of which {plan['reserve']:.0%} stay free",
+        f"compute     {plan['macs_per_sequence'] / 1e9:,.2f} GMACs per sequence (forward), "
+        f"{plan['macs_per_step'] / 1e9:,.1f} per step of {count(train.batch, 'sequence')}",
+        f"ranks       {plan['ranks']}, {count(plan['share'], 'sequence')} per rank and step, "
+        f"{plan['memory_per_rank'] / GIB:,.1f} GiB per rank, of which {plan['reserve']:.0%} are reserved",
         "",
         *_grid(plan),
         "",
@@ -89,7 +89,7 @@ def format_resources(config: RunConfig, plan: Plan, where: str, cost: costs.Cost
     if best is None:
         least = min(plan["choices"], key=lambda choice: choice["total"])
         lines += [
-            f"nothing fits: the least is {least['policy']} with a micro-batch of {least['micro_batch']}, "
+            f"out of memory: the smallest is {least['policy']} with a micro-batch of {least['micro_batch']}, "
             f"{least['total'] / GIB:.2f} GiB. Try a larger model.patch, train.precision=bf16, or more memory"
         ]
     else:
@@ -103,8 +103,10 @@ def format_resources(config: RunConfig, plan: Plan, where: str, cost: costs.Cost
             f"            {best['total'] / GIB:.2f} GiB: {parts}",
         ]
     lines += [*_exchange(plan), *_time(plan, train.steps)]
-    if cost.old:
-        lines.append("note: measured with another state of the code; where torch is, the same command measures anew")
+    if cost.outdated:
+        lines.append(
+            "note: measured with another version of the code; with torch installed, this command measures again"
+        )
     return lines
 
 
@@ -113,47 +115,47 @@ def _yaml(value: object) -> str:
 
 
 def _grid(plan: Plan) -> list[str]:
-    """Peak memory, a row for each policy, a column for each micro-batch."""
+    """Format peak memory, a row for each policy, a column for each micro-batch."""
     sizes = sorted({choice["micro_batch"] for choice in plan["choices"]})
     rows = []
     for policy in dict.fromkeys(choice["policy"] for choice in plan["choices"]):
         own = {c["micro_batch"]: c for c in plan["choices"] if c["policy"] == policy}
-        cells = [f"{own[size]['total'] / GIB:.2f}" + ("" if own[size]["fits"] else " no") for size in sizes]
-        work = own[sizes[0]]["work"] / plan["macs_per_sequence"]
-        rows.append([policy, f"{work:.2f}", *cells])
+        cells = [f"{own[size]['total'] / GIB:.2f}" + ("" if own[size]["fits"] else " too large") for size in sizes]
+        macs = own[sizes[0]]["macs"] / plan["macs_per_sequence"]
+        rows.append([policy, f"{macs:.2f}", *cells])
     head = [f"micro {size}" for size in sizes]
     lines = render(("policy", "x forward", *head), rows)
-    return ["peak GiB of a rank (`no`: does not fit), and the work of a step in forward passes", *lines]
+    return ["peak GiB per rank, and compute of a step relative to a forward pass", *lines]
 
 
 def _exchange(plan: Plan) -> list[str]:
     if plan["ranks"] == 1:
-        return ["exchange    none: one rank"]
+        return ["traffic     none: 1 rank"]
     stages = ", ".join(
         f"ZeRO {stage}: {(sent['reduced'] + sent['gathered']) / 2**20:,.1f} MiB"
         for stage, sent in plan["sent_per_rank"].items()
     )
     return [
-        f"exchange    each rank sends a step: {stages}",
+        f"traffic     sent per rank and step: {stages}",
         f"            {plan['exchange_s'] * 1e3:.2f} ms at {plan['bandwidth_gb_s']:g} GB/s",
     ]
 
 
 def _time(plan: Plan, steps: int) -> list[str]:
     if not plan["hours"]:
-        return ["time        unknown: give --rate SEQ/S, --run DIR of a run like it, or --tflops that a rank reaches"]
+        return ["time        unknown: pass --rate SEQ/S, --run DIR of a comparable run, or --tflops per rank"]
     return [
         f"time        {steps:,} steps at {speed(plan['sequences_per_s'])} sequences/s: "
         f"{duration(plan['hours'] * 3600)}, "
-        f"{plan['gpu_hours']:,.1f} rank-hours (validation and checkpoints not counted)"
+        f"{plan['gpu_hours']:,.1f} rank-hours (without validation and checkpoints)"
     ]
 
 
 def frames_of(config: RunConfig, given: str | None) -> tuple[tuple[int, int, int], str]:
-    """(channels, height, width) and where they come from: `given` as CxHxW, or the manifest of the run's store.
+    """Return (channels, height, width) and their source: `given` as CxHxW, or the manifest of the run's store.
 
     Raises:
-        ConfigError: neither is there.
+        ConfigError: neither is given.
     """
     if given:
         match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", given)
@@ -163,18 +165,18 @@ def frames_of(config: RunConfig, given: str | None) -> tuple[tuple[int, int, int
     shape = stored_shape(config.data.store)
     if shape is None:
         raise ConfigError(
-            f"data.store {config.data.store or '(not set)'}: no manifest.json there that says how large frames are: "
-            "make the store, or say it with --frames 1x384x384"
+            f"data.store {config.data.store or '(not set)'}: no manifest.json with the frame size: "
+            "create the store, or pass --frames 1x384x384"
         )
     return shape, config.data.store
 
 
 def stored_shape(store: str) -> tuple[int, int, int] | None:
-    """Return the frames of a store in a folder, read without numpy; None where there is no such store."""
+    """Return the frames of a store in a folder, read without numpy; None if there is no such store."""
     return _shape_of(Path(store, "manifest.json").absolute())
 
 
-@functools.cache  # by its absolute path: another working directory has other stores by the same name
+@functools.cache  # by absolute path: relative paths depend on the working directory
 def _shape_of(manifest: Path) -> tuple[int, int, int] | None:
     try:
         frames = json.loads(manifest.read_text(encoding="utf-8"))["frames"]
@@ -184,31 +186,31 @@ def _shape_of(manifest: Path) -> tuple[int, int, int] | None:
 
 
 def hours_of(config: RunConfig, rate: float | None, tflops: float | None, ranks: int) -> float | None:
-    """A run's hours: at a rate in sequences per second, else at what each rank computes; None: not known."""
+    """Return the hours of a run from a rate in sequences per second, or from TFLOP/s per rank; None if unknown."""
     if not MODELS[config.model.name].trained:
         return 0.0
     shape = stored_shape(config.data.store)
     cost = costs.find(config, shape[0]) if shape and tflops and not rate else None
     if shape and tflops and cost:
-        work = cost.peaks[costs.policy_of(config)].work.at(1, costs.area_of(config, *shape[1:]))
-        rate = predict.rate_at(tflops, work, ranks, 0.0, config.train.batch)
+        macs = cost.peaks[costs.policy_of(config)].macs.at(1, costs.area_of(config, *shape[1:]))
+        rate = predict.rate_at(tflops, macs, ranks, 0.0, config.train.batch)
     return predict.hours(config, rate) if rate else None
 
 
 def summary(config: RunConfig, hours: float | None) -> list[str]:
-    """A run of a sweep in short, under SUMMARY; empty where it isn't known. Nothing is measured for it.
+    """Return the summary of a run, columns as in SUMMARY; empty if unknown. Nothing is measured.
 
-    Memory is that of one rank of one, with the run's own policy.
+    Memory is that of a run on one rank, with its policy.
     """
-    told = f"{hours:,.1f}" if hours else ""
+    shown_hours = f"{hours:,.1f}" if hours else ""
     shape = stored_shape(config.data.store)
     cost = costs.find(config, shape[0] if shape else 1) if MODELS[config.model.name].trained else None
     if cost is None:
-        return ["", "", "", told]
+        return ["", "", "", shown_hours]
     if shape is None:  # most models have the same parameters at every size
-        return ["" if cost.parameters.area else f"{cost.parameters.one:,}", "", "", told]
+        return ["" if cost.parameters.area else f"{cost.parameters.constant:,}", "", "", shown_hours]
     area = costs.area_of(config, *shape[1:])
     micro = config.train.micro_batch or config.train.batch
     peak = predict.memory_of(config, cost, costs.policy_of(config), micro, area, Machine(1, 0))
     parameters, forward = cost.parameters.at(1, area), cost.macs.at(1, area)
-    return [f"{parameters:,}", f"{forward / 1e9:,.1f}", f"{peak.total / GIB:.2f}", told]
+    return [f"{parameters:,}", f"{forward / 1e9:,.1f}", f"{peak.total / GIB:.2f}", shown_hours]

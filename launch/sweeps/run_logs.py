@@ -1,10 +1,10 @@
-"""The files that the jobs of a run printed to, and how to show and follow them across restarts.
+"""The log files of the jobs of a run: find, show and follow them across restarts.
 
-<run>/logs/4711_3_0_batch.log        what Slurm and the batch script said in job 4711_3, first start
-<run>/logs/4711_3_1_2.log            what rank 2 of the training said in its second start
-<run>/logs/4711_3_1_evaluate.log     what the scoring said
+<run>/logs/4711_3_0_batch.log        output of Slurm and the batch script in job 4711_3, first start
+<run>/logs/4711_3_1_2.log            output of rank 2 of the training in its second start
+<run>/logs/4711_3_1_evaluate.log     output of the evaluation
 <run>/logs/local-4711_0.log          rank 0 of a job of this machine
-<run>/logs/submitit/4711_0_log.out   what happened on this machine before a run's own log began
+<run>/logs/submitit/4711_0_log.out   output on this machine before the log of the run begins
 <sweep>/slurm/<key>/4711_3.log       the same on a cluster
 <sweep>/slurm/<key>/logs/4711_3_0_batch.log   what the batch script of a packed job said
 """
@@ -82,7 +82,7 @@ def chosen(start: Start, rank: int | None) -> list[Log]:
 
 
 def listing(starts: Sequence[Start]) -> list[str]:
-    """A line for each file."""
+    """Return one line for each file."""
     rows = []
     for number, start in enumerate(starts, 1):
         for log in start.logs:
@@ -102,7 +102,7 @@ class Reader:
         self._ended = True
 
     def show(self, log: Log, lines: int = 0) -> bool:
-        """What is new in a file; `lines` > 0: at most so many of the last, where it is new. True when there was any."""
+        """Print what is new in a file, at most the last `lines` of a new one (0: all). Return whether there was any."""
         place = self._places.get(log.path, 0)
         try:
             with open(log.path, "rb") as file:

@@ -1,10 +1,10 @@
-"""A sweep file -> the runs it plans. Imports neither torch nor anything that starts a job.
+"""Plan the runs of a sweep file. Imports neither torch nor anything that starts a job.
 
     name: demo                      # folder below runs/; default: the file's name
     base: ../demo.yaml              # config file or files, relative to this file
-    seeds: [1, 2]                   # an axis of its own; `seeds: 3` means 1, 2, 3
+    seeds: [1, 2]                   # an axis; `seeds: 3` means 1, 2, 3
     set: {train.steps: 300}         # applied to every run
-    list:                           # one entry, one variant; `base:` merges config files, `name:` names it
+    list:                           # one entry, one variant; `base:` adds config files, `name:` names it
       - {base: ../models/modernn.yaml, model.slots: 4}
       - {base: ../models/convlstm.yaml, name: baseline}
     grid: {train.lr: [1e-3, 3e-4]}  # every combination
@@ -13,9 +13,9 @@
 
     include: [a.yaml, b.yaml]       # instead of all these but `name`: the runs of other sweep files
 
-The runs are list x grid x zip x seeds, less `exclude`, each config once. Settings are applied in this order: the base
-files, the entry's base files, `set`, the entry, grid, zip, the seed, and last `--set` of the command line. A
-`model.name` among these settings is applied first, because it starts the section `model` anew.
+The runs are list x grid x zip x seeds, without `exclude`, each config once. Precedence, lowest first: the base
+files, the entry's base files, `set`, the entry, grid, zip, the seed, `--set` of the command line. A `model.name` among
+these settings is applied first, because it replaces the section `model`.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def plan_sweep(path: str | Path, overrides: Iterable[str] = ()) -> SweepPlan:
 
 
 def _parts(spec: SweepSpec) -> list[SweepSpec]:
-    """The sweep files whose runs make up a sweep: itself, or those that it includes."""
+    """Return the sweep files whose runs form a sweep: itself, or those that it includes."""
     if not spec.include:
         return [spec]
     parts = [read_spec(spec.file.parent / name) for name in spec.include]
@@ -288,7 +288,7 @@ class _Found:
                 self.faults[f"{spec.file}: exclude, entry {exclude.number} fits no run: {exclude.faults[0]}"] = None
 
     def plan(self, spec: SweepSpec) -> SweepPlan:
-        """The runs, named.
+        """Return the runs with their names.
 
         Raises:
             ConfigError: with the faults of all configs, or when there is no run.
@@ -331,7 +331,7 @@ class _BaseFiles:
         self.cache: dict[tuple[str, ...], dict[str, object]] = {}
 
     def merged(self, files: tuple[str, ...]) -> dict[str, object]:
-        """The configs of several files, each laid over those before."""
+        """Merge the configs of several files; later ones take precedence."""
         if files not in self.cache:
             tree: dict[str, object] = {}
             for name in files:

@@ -3,7 +3,8 @@
 The ModeRNN paper (section 4.1) mixes three subsets of 64x64 sequences of 20 frames, with one, two and three digits;
 each is one spatiotemporal mode, with 10,000 training and 3,000 test sequences. As in the original Moving MNIST
 (Srivastava et al., ICML 2015) a digit starts anywhere, in any direction, and moves a tenth of its free range per frame;
-where digits overlap the brighter pixel wins.
+where digits overlap the brighter pixel wins. At a wall it bounces by the rule of that generator, which OpenSTL and
+others share: errors are comparable only between data of one rule.
 
 Nothing leaks between splits: test sequences use test digits only, and validation uses the last twelfth of the training
 digits (5,000 of MNIST's 60,000), which training sequences never use. Every event draws from its own random stream,
@@ -47,6 +48,7 @@ class MovingMnist:
     digit_size: int
     length: int
     seed: int
+    bounce: str = "original"  # a key of BOUNCES
 
     def describe(self) -> Description:
         """One channel of intensity 0..1; no clock."""
@@ -89,20 +91,53 @@ class MovingMnist:
         for which, (_, x, y, turn) in zip(chosen, uniform, strict=True):
             digit = _resize(pool.images[which - pool.first], self.digit_size)
             angle = 2 * math.pi * turn
-            columns = bounce(x, math.cos(angle), self.length, self.size - self.digit_size)
-            rows = bounce(y, math.sin(angle), self.length, self.size - self.digit_size)
+            positions = BOUNCES[self.bounce]
+            columns = positions(x, math.cos(angle), self.length, self.size - self.digit_size)
+            rows = positions(y, math.sin(angle), self.length, self.size - self.digit_size)
             for frame, row, column in zip(frames[:, 0], rows, columns, strict=True):
                 patch = frame[row : row + self.digit_size, column : column + self.digit_size]
                 np.maximum(patch, digit, out=patch)
         return RawEvent(frames, {"digits": chosen})
 
 
-def bounce(start: float, direction: float, length: int, free: int) -> npt.NDArray[np.intp]:
-    """Whole-pixel positions [length] in 0..free of a point that starts at `start` (0..1 of the range), moves by
-    `direction` * STEP of the range per frame and is reflected at both ends."""
+def bounce_as_original(start: float, direction: float, length: int, free: int) -> npt.NDArray[np.intp]:
+    """Return the positions of a digit along one axis, as Srivastava's generator of Moving MNIST computes them.
+
+    The first frame is one step after `start`; a position outside of the range is set to its end, where the velocity
+    turns; positions are truncated to whole pixels. OpenSTL has the same rule
+    (openstl/datasets/dataloader_moving_mnist.py, `get_random_trajectory`).
+
+    Args:
+        start: 0..1, in units of the free range.
+        direction: -1..1, of the velocity, which is STEP of the free range per frame.
+        length: frames.
+        free: pixels, size of a frame less that of a digit.
+
+    Returns:
+        [length] whole pixels, 0..free.
+    """
+    at, velocity, positions = start, direction, np.empty(length)
+    for frame in range(length):
+        at += velocity * STEP
+        if at <= 0.0:
+            at, velocity = 0.0, -velocity
+        if at >= 1.0:
+            at, velocity = 1.0, -velocity
+        positions[frame] = at
+    return (free * positions).astype(np.intp)
+
+
+def bounce_by_reflection(start: float, direction: float, length: int, free: int) -> npt.NDArray[np.intp]:
+    """Return the positions of a digit that is reflected at the walls at constant speed, rounded to whole pixels.
+
+    Arguments and result are those of `bounce_as_original`; the first frame is at `start`.
+    """
     unfolded = start + direction * STEP * np.arange(length)
     folded = 1.0 - np.abs(1.0 - np.mod(unfolded, 2.0))  # a triangle wave: reflection at 0 and 1
     return np.rint(folded * free).astype(np.intp)
+
+
+BOUNCES = {"original": bounce_as_original, "reflect": bounce_by_reflection}
 
 
 @dataclass(frozen=True)
@@ -200,6 +235,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--length", type=int, default=20, metavar="FRAMES", help="frames per sequence (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument(
+        "--bounce",
+        choices=sorted(BOUNCES),
+        default="original",
+        help="the rule at the walls. original: that of Srivastava's generator and of OpenSTL (clipped, then turned; "
+        "truncated to whole pixels); reflect: reflected at constant speed, rounded (default: %(default)s)",
+    )
 
 
 def _build(args: argparse.Namespace) -> Source:
@@ -212,7 +254,7 @@ def _build(args: argparse.Namespace) -> Source:
             f"--train, --val, --test {counts} and --seed {args.seed} can't be negative, "
             f"--length {args.length} can't be less than 1"
         )
-    return MovingMnist(args.digits, args.modes, counts, args.size, digit_size, args.length, args.seed)
+    return MovingMnist(args.digits, args.modes, counts, args.size, digit_size, args.length, args.seed, args.bounce)
 
 
 ENTRY = SourceEntry(

@@ -29,7 +29,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def as_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The table taken for one of the code as it is, so that nothing is measured."""
-    monkeypatch.setattr(costs, "is_old", lambda *_: False)
+    monkeypatch.setattr(costs, "is_outdated", lambda *_: False)
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
@@ -42,7 +42,7 @@ def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.main([*DEMO, "--gpus-per-node", "2", "--nodes", "2", "--gpu-memory", "1", "--tflops", "1"]) == 0
     text = capsys.readouterr().out
     assert "modernn, 203,904 parameters, fp32, a CUDA graph" in text
-    assert "4, 2 sequences each a step" in text
+    assert "4, 2 sequences per rank and step" in text
     assert "recommended --set train.activation_checkpointing.policy=none --set train.micro_batch=2" in text
     assert "ms at 25 GB/s" in text and "rank-hours" in text
     totals = {(c["policy"], c["micro_batch"]): c["total"] for c in planned(capsys, *DEMO)["choices"]}
@@ -50,7 +50,7 @@ def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     tight = str((totals["none", 1] - 1) / 0.9 / 2**30)
     assert planned(capsys, *DEMO, "--gpu-memory", tight)["recommended"]["policy"].startswith("step")
     assert plan.main([*DEMO, "--gpu-memory", "0.001"]) == 0
-    assert "nothing fits: the least is" in capsys.readouterr().out
+    assert "out of memory: the smallest is" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("as_measured")
@@ -73,10 +73,10 @@ def test_the_rate_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_without_frames_or_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"no manifest.json there .* --frames 1x384x384"):
+    with pytest.raises(ConfigError, match=r"no manifest.json .* --frames 1x384x384"):
         plan.main([*DEMO[:2], "--set", "data.store=nowhere"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(costs.CostError, match=r"is not in costs.json and torch, which could measure it, is not"):
+    with pytest.raises(costs.CostError, match=r"is not in costs\.json, and torch, needed to measure it, is not"):
         plan.main([*DEMO, "--set", "model.hidden=17"])
 
 
@@ -87,7 +87,7 @@ def test_what_is_not_in_the_table_is_measured_once(capsys: pytest.CaptureFixture
     assert planned(capsys, *DEMO, *small) == first
     monkeypatch.setattr(costs, "code_digest", lambda _: "other code")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert planned(capsys, *DEMO, *small) == {**first, "old": True}
+    assert planned(capsys, *DEMO, *small) == {**first, "outdated": True}
 
 
 def test_models_without_parameters(capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +123,7 @@ def test_a_sweep_foresees_its_hours(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_neither_torch_nor_numpy_is_imported(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path[0] = 'launch'; from launch import plan; from toolkit.plan import cost; "
-        "cost.is_old = lambda *_: False; "
+        "cost.is_outdated = lambda *_: False; "
         f"assert plan.main({[*DEMO]!r}) == 0; "
         "heavy = {'torch', 'deepspeed', 'numpy'} & set(sys.modules); assert not heavy, heavy"
     )

@@ -45,7 +45,7 @@ def test_a_forecast_beside_what_came(
         assert data.time.values[0] == np.datetime64("2016-07-11T21:35") and data.time.size == 2
     with pytest.raises(ConfigError, match="exists"):
         predict(make_run(), radar, *words)
-    with pytest.raises(ConfigError, match="nothing follows"):
+    with pytest.raises(ConfigError, match="no frame follows"):
         predict(make_run(), radar, "--verify", *words, "--overwrite")
 
 
@@ -140,7 +140,7 @@ def test_every_frame_that_arrives_gets_one_forecast(station: Station) -> None:
     for number in range(5):
         station.scan(number)
         if number == 0:
-            station.until(lambda: "no forecast" in station.log.read_text())  # one frame is too few
+            station.until(lambda: "skipped" in station.log.read_text())  # one frame is too few
     station.until(lambda: station.made() == ["2100", "2105"])
 
     station.scan(5, whole=False)  # 21:10 is being written
@@ -151,16 +151,16 @@ def test_every_frame_that_arrives_gets_one_forecast(station: Station) -> None:
 
     before = (station.output / "rain-20160711T211000Z.nc").stat().st_mtime_ns
     assert station.end() == 0
-    assert "SIGTERM: ended after 3 forecasts" in station.log.read_text()
+    assert "SIGTERM: stopped after 3 forecasts" in station.log.read_text()
     station.start()  # what has a forecast gets no other
     station.scan(6)
     station.until(lambda: "2115" in station.made())
     assert (station.output / "rain-20160711T211000Z.nc").stat().st_mtime_ns == before
 
     station.scan(8)  # 21:20 never came
-    station.until(lambda: "21:25:00Z: no forecast" in station.log.read_text())
+    station.until(lambda: "21:25:00Z: skipped" in station.log.read_text())
     damaged = station.scan(9, whole=False)  # 21:30 stays damaged
-    station.until(lambda: "21:30:00Z: no forecast" in station.log.read_text())
+    station.until(lambda: "21:30:00Z: skipped" in station.log.read_text())
     damaged.unlink()
     assert station.end() == 0
     assert station.made() == ["2100", "2105", "2110", "2115"]

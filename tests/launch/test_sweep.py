@@ -105,7 +105,7 @@ def test_ctrl_c_checkpoints_and_the_same_command_goes_on(fakes: Fakes, cluster: 
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 3, output
-    assert f"Go on with: python launch/sweep.py {file} --cluster {cluster}" in output
+    assert f"To resume: python launch/sweep.py {file} --cluster {cluster}" in output
     (began,) = [state.parent for state in states]  # the other waited its turn and never began
     assert (began / "checkpoint").exists()
     assert [starts(run) for run in fakes.runs()] in ([0, 1], [1, 0])
@@ -114,7 +114,7 @@ def test_ctrl_c_checkpoints_and_the_same_command_goes_on(fakes: Fakes, cluster: 
         (run / "checkpoint").write_text("1998")
     code, output = fakes.sweep(file)
     assert code == 0, output
-    assert "go on" in output
+    assert "resume" in output
 
 
 def test_a_killed_sweep_leaves_its_jobs_and_the_next_call_finds_them(fakes: Fakes) -> None:
@@ -138,7 +138,7 @@ def test_a_killed_job_is_said(fakes: Fakes) -> None:
         os.kill(int(lock.read_lock(states[0].parent)["pid"]), signal.SIGKILL)
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "interrupted: its job ended without a word" in output
+    assert "interrupted: its job exited without a final status" in output
     assert (states[0].parent / "checkpoint").exists()  # its training was told by the kernel, and ended
 
 

@@ -58,7 +58,7 @@ def test_ctrl_c_leaves_the_jobs_to_the_cluster(site: Site) -> None:
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "left: the jobs go on without this command" in output
+    assert "left: the jobs continue without this command" in output
     site.wait()
     assert "1 of 1 done" in site.sweep()[1]
 

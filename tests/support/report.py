@@ -16,10 +16,6 @@ def read_csv(root: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO((root / "report" / "table.csv").read_text())))
 
 
-def quiet(_: str) -> None:
-    """Takes the report's lines."""
-
-
 def score_as(sweep: Path, group: str, seed: int, ensemble: Ensemble) -> None:
     for file in (sweep / f"{group}-seed{seed}" / "eval").glob("*.json"):
         file.write_text(json.dumps({**json.loads(file.read_text()), "ensemble": ensemble.described()}))

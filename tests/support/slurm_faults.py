@@ -82,7 +82,8 @@ class FaultInjection:
     def _submit(self, name: str, pace: float) -> list[Trial]:
         options = ("--pack", self.pack) if self.pack else ("--nodes", 2, "--ranks", 2)
         models, seeds = (MODERNN, CONVLSTM), 3 if self.pack else 2
-        return self.sweeps.submit(name, *options, pace=pace, steps=STEPS, models=models, seeds=seeds, partition="low")
+        more: dict[str, object] = {"partition": "low", **({"sbatch": {"exclusive": True}} if self.pack else {})}
+        return self.sweeps.submit(name, *options, pace=pace, steps=STEPS, models=models, seeds=seeds, **more)
 
     def _disturb(self, dice: random.Random, trial: Trial, deed: str, number: int) -> bool:
         """Do it if it can be done now."""

@@ -6,58 +6,93 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from shards import open_store
 from tests.support.process import ROOT, one_thread
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import RunConfig
+from toolkit.config_sections import TrainConfig
 from toolkit.data.batches import Share, read_batches
 from toolkit.data.windows import WindowSet, to_unit
 from toolkit.models.base import Sampling
+from toolkit.train.criterion import make_criterion
+from toolkit.train.optimizer import set_rates
 from toolkit.train.sampling import draw_noise, draw_teacher
 
 
-def plain_losses(
-    config: RunConfig, bf16: bool = False, late: bool = False, leave_out: int | None = None
-) -> list[float]:
-    """The same run in a dozen lines of plain PyTorch: one process, Adam, clip_grad_norm_.
+@dataclass
+class PlainRun:
+    """What a training in plain PyTorch gave."""
 
-    bf16: the forward and backward in bf16, the weights and Adam in fp32.
+    losses: list[float]
+    weights: dict[str, torch.Tensor]
+    average: dict[str, torch.Tensor]
+
+
+def plain_optimizer(model: torch.nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
+    """torch's optimizer; biases and norms without weight decay."""
+    free = [p for name, p in model.named_parameters() if p.dim() < 2 or name.endswith("bias")]
+    decayed = [p for p in model.parameters() if all(p is not other for other in free)]
+    groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    if cfg.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
+    return kind(groups, lr=cfg.lr, betas=cfg.betas)
+
+
+def plain_training(config: RunConfig, bf16: bool = False, late: bool = False, leave_out: int | None = None) -> PlainRun:
+    """The same run in two dozen lines of plain PyTorch: one process, torch's optimizer, clip_grad_norm_.
+
+    bf16: the forward and backward in bf16, the weights and the optimizer in fp32.
     leave_out: the number of a step without an update.
     late: Adam takes an empty step first, the fault of DeepSpeed's unpartitioned bf16 optimizer.
     """
-    cfg = config.train
-    store = open_store(config.data.store)
-    windows = WindowSet(store, "train", config.data.context + config.data.horizon, 1)
+    cfg, data = config.train, config.data
+    store = open_store(data.store)
+    windows = WindowSet(store, "train", data.context + data.horizon, 1)
     torch.manual_seed(config.seed)
     model = untrained_model(config, store.manifest.frames)
     work = untrained_model(config, store.manifest.frames).bfloat16() if bf16 else model
-    adam = torch.optim.Adam(model.parameters(), lr=cfg.lr, betas=cfg.betas)
+    optimizer = plain_optimizer(model, cfg)
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema or 0.5))
+    average.update_parameters(model)  # its first update copies the weights
     if late:
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        adam.step()
+        optimizer.step()
     losses = []
     batches = read_batches(windows, config.seed, Share(cfg.batch, cfg.batch, 0, 1), 0)
     for step, batch in enumerate(islice(batches, cfg.steps)):
         work.load_state_dict(model.state_dict())
-        teacher = draw_teacher(config.seed, batch.positions, step, config.data.horizon, cfg.sampling)
-        sampling = Sampling(teacher, draw_noise(config.seed, batch.positions, torch.device("cpu")))
-        loss = work(to_unit(batch.frames, windows.scale), config.data.context, sampling).losses["mse"]
+        teacher = draw_teacher(config.seed, batch.positions, step, data.context, data.horizon, cfg.sampling)
+        noise = draw_noise(config.seed, batch.positions, torch.device("cpu"))
+        sampling = Sampling(teacher, noise, criterion=make_criterion(cfg, windows.scale, data.horizon))
+        loss = work(to_unit(batch.frames, windows.scale), data.context, sampling).losses["data"]
         for parameter, grad in zip(model.parameters(), torch.autograd.grad(loss, list(work.parameters())), strict=True):
             parameter.grad = grad.float()
         assert cfg.clip is not None
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
         assert norm > cfg.clip
+        set_rates(optimizer, cfg, step)
         if step != leave_out:
-            adam.step()
+            optimizer.step()
+            average.update_parameters(model)
         losses.append(float(loss.detach()))
-    return losses
+    return PlainRun(losses, model.state_dict(), average.module.state_dict())
+
+
+def plain_losses(
+    config: RunConfig, bf16: bool = False, late: bool = False, leave_out: int | None = None
+) -> list[float]:
+    """The losses of `plain_training`."""
+    return plain_training(config, bf16, late, leave_out).losses
 
 
 def logged(run: Path) -> list[float]:
@@ -65,8 +100,8 @@ def logged(run: Path) -> list[float]:
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
-def weights_of(run: Path, step: int) -> dict[str, torch.Tensor]:
-    return torch.load(run / "checkpoints" / f"step-{step:08d}" / "weights.pt", weights_only=True)
+def weights_of(run: Path, step: int, file: str = "weights.pt") -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / f"step-{step:08d}" / file, weights_only=True)
 
 
 def cut_back(run: Path, step: int) -> None:

@@ -1,1 +1,1 @@
-"""Diagnosis of mode collapse: what a trained model remembers of a sequence."""
+"""Diagnosis of mode collapse from the memory states of a trained model."""

@@ -1,14 +1,14 @@
-"""From captured features to a diagnosis of mode collapse: distances, scores, and where t-SNE puts the features.
+"""Diagnose mode collapse from recorded features: distances, scores, and t-SNE coordinates.
 
     analysis/collapse-<split>-<which>.json    A-distances between modes and between truth-fed and prediction-fed
-                                              features, the collapse score of every mode, what they were made from
+                                              features, the collapse score of every mode, provenance
     analysis/collapse-<split>-<which>.npz     memory, slots [n, 2]: t-SNE of the memory states and of the slot features;
                                               memory_mode, slots_slot [n]: their labels; weights [S, N]
 
-The features are those of the last layer after the last step, means over positions, prediction-fed unless it says
-otherwise. What is compared and how: toolkit/analysis/distance.py. `weights` are the importance weights of each
-sequence's slots, means over gates and channels, after the sigmoid that equation 4 puts around them (for I_t = 1). Modes
-with fewer than `FEWEST` sequences are left out and named.
+The features are those of the last layer after the last step, means over positions, prediction-fed unless stated
+otherwise. Definitions of the distances: toolkit/analysis/distance.py. `weights` are the importance weights of the slots
+of each sequence, means over gates and channels, after the sigmoid of equation 4 (for I_t = 1). Modes with fewer than
+`FEWEST` sequences are excluded and reported.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from toolkit.evaluate.table import save_npz
 from toolkit.shipped import command
 
 VERSION = 1
-TRUTH, PREDICTION = 0, 1  # places in the features' first axis
-EMBEDDED = 900  # points of a t-SNE at most: more only cover each other
+TRUTH, PREDICTION = 0, 1  # indices of the first axis of the features
+EMBEDDED = 900  # maximum number of points of a t-SNE plot
 Arrays = Mapping[str, NDArray[Any]]
 
 
 class TooFewModesError(ToolkitError):
-    """There are no two modes with sequences enough, so nothing can collapse."""
+    """Fewer than two modes have enough sequences to diagnose mode collapse."""
 
 
 def diagnose(features: Path) -> Path:
-    """Write the two files beside `features-<split>-<which>.npz`; returns the JSON.
+    """Write the two files next to `features-<split>-<which>.npz`; return the JSON file.
 
     Raises:
-        TooFewModesError: fewer than two modes have sequences enough.
-        ToolkitError: it is no such file.
+        TooFewModesError: fewer than two modes have enough sequences.
+        ToolkitError: not a file of features.
     """
     arrays = _read(features)
     memory = arrays[f"memory_{_last_layer(arrays, 'memory')}"][:, :, -1]
@@ -53,9 +53,9 @@ def diagnose(features: Path) -> Path:
     kept = [str(mode) for mode in labels if str(mode) not in few]
     if len(kept) < 2:
         raise TooFewModesError(
-            f"{features}: mode collapse is a matter of two modes or more with at least {FEWEST} sequences each; "
-            f"here are {dict(zip(map(str, labels), map(int, counts), strict=True))}: capture more sequences "
-            f"({command('analyse', '--run', features.parents[1], '--limit', 'N')}), or label the store's modes"
+            f"{features}: mode collapse needs at least two modes with {FEWEST} sequences each, found "
+            f"{dict(zip(map(str, labels), map(int, counts), strict=True))}: record more sequences "
+            f"({command('analyse', '--run', features.parents[1], '--limit', 'N')}), or label the modes of the store"
         )
     by_mode = {mode: memory[:, modes == mode] for mode in kept}
     found = collapse(
@@ -85,7 +85,7 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
         return arrays
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise ToolkitError(
-            f"{path}: not a file of features ({error}); make it: {command('analyse', '--run', path.parents[1])}"
+            f"{path}: not a file of features ({error}); create it: {command('analyse', '--run', path.parents[1])}"
         ) from None
 
 
@@ -97,7 +97,7 @@ def _last_layer(arrays: Arrays, name: str) -> int:
 
 
 def _points(arrays: Arrays, memory: NDArray[Any], modes: NDArray[np.generic]) -> dict[str, NDArray[np.generic]]:
-    """What the figures are drawn from."""
+    """Compute the data of the figures."""
     shown = _spread(len(memory), EMBEDDED)
     points: dict[str, NDArray[np.generic]] = {"memory": embed(memory[shown]), "memory_mode": modes[shown]}
     if any(key.startswith("slots_") for key in arrays):
@@ -113,7 +113,7 @@ def _points(arrays: Arrays, memory: NDArray[Any], modes: NDArray[np.generic]) ->
 
 
 def _spread(count: int, most: int) -> NDArray[np.int64]:
-    """At most so many of 0 .. count - 1, evenly."""
+    """Return at most `most` of 0 .. count - 1, evenly spaced."""
     kept = min(count, most)
     return np.arange(kept, dtype=np.int64) * count // kept
 

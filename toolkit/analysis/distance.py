@@ -1,20 +1,19 @@
-"""How far apart two sets of features are, and what that says about mode collapse. Does not import torch.
+"""A-distance between sets of features, and the mode collapse score derived from it. Does not import torch.
 
 A-distance (Ben-David et al., "A theory of learning from different domains", 2010): d_A = 2 (1 - 2 e), e the held-out
-error of a classifier that tells the two sets apart. 0: it guesses; 2: it never errs; chance makes it a little negative
-at times. The classifier here is logistic regression (L2, C = 1) on features standardised by the training half, which is
-one random half of each set; both sets count equally, the larger is thinned out. The error is the mean over several
-such splits.
+error of a classifier that separates the two sets. 0: chance level; 2: no errors; it can be slightly negative by chance.
+The classifier is a logistic regression (L2, C = 1) on features standardised by the training half, a random half of
+each set; the larger set is subsampled, so both have the same size. The error is the mean over several splits.
 
 Collapse score of a mode, in 0 .. 1, from the two distances of the ModeRNN paper's Figure 3(b):
 
     between(m)   mean over the other modes k of d_A(prediction-fed features of m, those of k)
     drift(m)     d_A(truth-fed features of m, prediction-fed features of the same sequences)
-    collapse(m)  (2 - between(m) + drift(m)) / 4, each distance cut to 0 .. 2
+    collapse(m)  (2 - between(m) + drift(m)) / 4, each distance clipped to 0 .. 2
 
-The paper speaks of collapse when `between` becomes much smaller than `drift`: the score is then above 1/2. It is 0 for
-modes that stay apart under predictions no different from the truth, 1 for modes that can't be told apart under
-predictions that can.
+In the paper, modes have collapsed if `between` is much smaller than `drift`: the score is then above 1/2. It is 0 if
+the modes are separable and predictions equal the observations, and 1 if the modes are not separable but predictions and
+observations are.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from toolkit.errors import ToolkitError
 Features = NDArray[np.floating]
 
 SPLITS = 10
-FEWEST = 8  # rows of a set: four to learn from and four to be tested on
+FEWEST = 8  # minimum rows of a set: four for training and four for testing
 MAX_ITERATIONS = 2000
 
 
@@ -47,18 +46,18 @@ class ADistance:
     value: float
     std: float
     splits: int
-    rows: int  # of each set, after thinning
+    rows: int  # of each set, after subsampling
 
 
 def a_distance(first: Features, second: Features, *, paired: bool = False) -> ADistance:
-    """The A-distance of two sets of features.
+    """Compute the A-distance of two sets of features.
 
     Args:
         first, second: [n, d] and [m, d].
-        paired: row i of both is of the same sequence: both go to the same half.
+        paired: row i of both sets belongs to the same sequence: both are put into the same half.
 
     Raises:
-        ToolkitError: too few rows, features of different or no length, a value that isn't finite.
+        ToolkitError: too few rows, features of different or zero length, a value that is not finite.
     """
     _check(first, second, paired)
     random = np.random.default_rng(0)
@@ -89,7 +88,7 @@ def _check(first: Features, second: Features, paired: bool) -> None:
         raise ToolkitError(f"A-distance: paired features must have as many rows, found {shapes}")
     if min(len(first), len(second)) < FEWEST:
         raise ToolkitError(
-            f"A-distance: at least {FEWEST} sequences are needed on either side, found {shapes}: capture more of them"
+            f"A-distance: at least {FEWEST} sequences are needed on both sides, found {shapes}: record more sequences"
         )
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ToolkitError("A-distance: features hold NaN or infinite values: the model's states have overflowed")
@@ -105,41 +104,43 @@ class Collapse:
 
 
 def collapse(truth_fed: Mapping[str, Features], prediction_fed: Mapping[str, Features]) -> dict[str, Collapse]:
-    """The collapse score of every mode.
+    """Compute the collapse score of every mode.
 
     Args:
-        truth_fed, prediction_fed: for each mode the memory states [n, d] of the same sequences, when future inputs are
-            the true frames and when they are the model's own.
+        truth_fed, prediction_fed: for each mode the memory states [n, d] of the same sequences, if future inputs are
+            the observed frames, and if they are the model's predictions.
 
     Raises:
-        ToolkitError: fewer than two modes, or features that `a_distance` refuses.
+        ToolkitError: fewer than two modes, or invalid features (see `a_distance`).
     """
     modes = sorted(prediction_fed)
     if len(modes) < 2 or set(truth_fed) != set(prediction_fed):
-        raise ToolkitError(f"collapse: the same two modes or more are needed on both sides, found {modes}")
-    apart = {
+        raise ToolkitError(f"collapse: at least two modes, the same on both sides, are needed, found {modes}")
+    distances = {
         (a, b): a_distance(prediction_fed[a], prediction_fed[b]) for i, a in enumerate(modes) for b in modes[i + 1 :]
     }
     result = {}
     for mode in modes:
-        between = {other: apart[min(mode, other), max(mode, other)] for other in modes if other != mode}
+        between = {other: distances[min(mode, other), max(mode, other)] for other in modes if other != mode}
         drift = a_distance(truth_fed[mode], prediction_fed[mode], paired=True)
-        mean = float(np.mean([_cut(distance) for distance in between.values()]))
-        result[mode] = Collapse(between, drift, (2.0 - mean + _cut(drift)) / 4.0)
+        mean = float(np.mean([_clipped(distance) for distance in between.values()]))
+        result[mode] = Collapse(between, drift, (2.0 - mean + _clipped(drift)) / 4.0)
     return result
 
 
-def _cut(distance: ADistance) -> float:
+def _clipped(distance: ADistance) -> float:
     return min(max(distance.value, 0.0), 2.0)
 
 
 def embed(features: Features) -> NDArray[np.float64]:
-    """t-SNE (van der Maaten & Hinton 2008) of features [n, d] into the plane [n, 2], from their principal components.
+    """Compute the t-SNE (van der Maaten & Hinton 2008) of features [n, d] in two dimensions [n, 2], initialised by PCA.
 
-    Perplexity 30, less where there are fewer than 91 rows: it must stay under a third of them.
+    The perplexity is 30, less for fewer than 91 rows: it must be less than a third of them.
     """
     if len(features) < FEWEST:
-        raise ToolkitError(f"t-SNE: {len(features)} rows are too few, at least {FEWEST} are needed: capture more")
+        raise ToolkitError(
+            f"t-SNE: {len(features)} rows are too few, at least {FEWEST} are needed: record more sequences"
+        )
     standard = StandardScaler().fit_transform(features)
     model = TSNE(2, perplexity=min(30.0, (len(features) - 1) / 3), init="pca", random_state=0)
     placed: NDArray[np.float64] = model.fit_transform(standard).astype(np.float64)

@@ -1,10 +1,10 @@
-"""The features that mode collapse is diagnosed with, from a run's checkpoint into one file.
+"""Record the features for the diagnosis of mode collapse from a checkpoint into one file.
 
     analysis/features-<split>-<best|last>.npz, without pickles; S sequences, T - 1 steps (T = context + horizon):
 
-    index, key, mode   [S]                place in the split, the window's key, its mode ("" where it has none)
-    fed                [2]                "truth", "prediction": what the steps after the context were given
-    own_input          bool [2, T - 1]    whether a step's input was the model's own prediction
+    index, key, mode   [S]                index in the split, key of the window, its mode ("" without a label)
+    fed                [2]                "truth", "prediction": input of the steps after the context
+    own_input          bool [2, T - 1]    whether the input of a step was the model's prediction
     memory_<layer>     [2, S, T - 1, C]   C_t of the layer (ModeRNN: the slot bus B_t), mean over positions
     slots_<layer>      [2, S, T - 1, N, w]        (ModeRNN) slot features, mean over positions
     weights_<layer>    [2, S, 2, N, G, D]         (ModeRNN with adaptive fusion) importance weights omega before any
@@ -12,14 +12,15 @@
     weights_steps      [2]                the steps of `weights`: the last of the context and the last of all
     about              JSON: model, run's hash, checkpoint's step, store and its digest, split, context, horizon
 
-Float32. Both passes agree up to step context - 1, where the inputs are the same. The sequences are spread evenly over
-the split. One process does this: a few hundred sequences are enough for t-SNE and for a domain classifier.
+Float32. Both passes are equal up to step context - 1, where the inputs are the same. The sequences are evenly spaced in
+the split. One process is enough: t-SNE and a domain classifier need a few hundred sequences.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,9 @@ from toolkit.evaluate.table import save_npz
 from toolkit.models.base import SequenceModel
 from toolkit.models.capture import Captured, capture
 from toolkit.rundir import RunDir
+from toolkit.wording import count
+
+logger = logging.getLogger(__name__)
 
 FED = ("truth", "prediction")
 Arrays = dict[str, NDArray[np.generic]]
@@ -47,30 +51,30 @@ def write_features(
     limit: int,
     batch: int | None,
     device: torch.device,
-    say: Callable[[str], None],
 ) -> Path:
-    """Make the file of one checkpoint; see above for what is in it.
+    """Write the file of one checkpoint; contents: see the docstring of the module.
 
     Args:
         which: `best` or `last`.
         split: None: the run's `eval.split`.
-        limit: sequences at most.
+        limit: maximum number of sequences.
         batch: sequences per forward; None: the run's `eval.batch`.
 
     Raises:
-        ConfigError: no store or split, or a model that carries no memory from step to step.
+        ConfigError: no store or split, or a model without a recurrent state.
         CheckpointError: there is no such checkpoint.
     """
     config = run.config()
     data, split, batch = config.data, split or config.eval.split, batch or config.eval.batch
     windows = open_windows(config, split)
     model, step = load_model(run, which, device)
-    count = min(limit, len(windows))
-    chosen = [place * len(windows) // count for place in range(count)]
+    number = min(limit, len(windows))
+    chosen = [place * len(windows) // number for place in range(number)]
     parts = []
-    for first in range(0, count, batch):
+    for first in range(0, number, batch):
         parts.append(batch_features(model, windows, chosen[first : first + batch], data.context, data.horizon, device))
-        say(f"{split}-{which}: {min(first + batch, count)}/{count} sequences")
+        done = min(first + batch, number)
+        logger.info("%s-%s: %d of %s", split, which, done, count(number, "sequence"))
     arrays = _joined(parts)
     steps = np.arange(data.context + data.horizon - 1)
     about = {
@@ -102,12 +106,12 @@ def batch_features(
     horizon: int,
     device: torch.device,
 ) -> Arrays:
-    """The arrays of a few sequences, as in the file."""
+    """Compute the arrays of a few sequences, as in the file."""
     cut = [windows[index] for index in indices]
     codes = torch.from_numpy(np.stack([window.frames for window in cut])).to(device)
     steps = context + horizon - 1
     passes = []
-    for known in (steps, context):  # fed the truth, fed its own predictions: as many steps
+    for known in (steps, context):  # fed with observations, fed with predictions: the same number of steps
         generator = torch.Generator(device).manual_seed(indices[0])
         with capture(model, _pooled) as seen:
             predict(model, codes[:, :known], steps + 1 - known, windows.scale, generator)
@@ -126,13 +130,13 @@ def _weight_steps(context: int, steps: int) -> tuple[int, int]:
 
 
 def _pooled(name: str, tensor: Tensor) -> Tensor:
-    """The mean over positions in float32; importance weights have none."""
+    """Return the mean over positions in float32; importance weights have no positions."""
     exact = tensor.float()
     return exact if name == "weights" else exact.mean((-2, -1))
 
 
 def _arrays(seen: Captured, weight_steps: tuple[int, int]) -> Arrays:
-    """[S, steps, ...] by name and layer."""
+    """Stack the steps, [S, steps, ...], by name and layer."""
     arrays: Arrays = {}
     for name, layers in (("memory", seen.memory), ("slots", seen.slots), ("weights", seen.weights)):
         for layer, steps in layers.items():
@@ -142,6 +146,6 @@ def _arrays(seen: Captured, weight_steps: tuple[int, int]) -> Arrays:
 
 
 def _joined(parts: Sequence[Arrays]) -> Arrays:
-    """Batches side by side: along S, the second axis of what has two passes."""
+    """Concatenate batches along S, the second axis of arrays with two passes."""
     flat = ("index", "key", "mode")
     return {name: np.concatenate([part[name] for part in parts], 0 if name in flat else 1) for name in parts[0]}

@@ -1,8 +1,9 @@
-"""Analysing a run directory: features, and from them the diagnosis of mode collapse."""
+"""Analyse a run directory: record features, and diagnose mode collapse from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from toolkit.analysis.diagnose import TooFewModesError, diagnose
 from toolkit.analysis.features import write_features
 from toolkit.models.registry import StepOptions
 from toolkit.rundir import RunDir
+
+logger = logging.getLogger(__name__)
 
 
 def analyse_run(
@@ -21,32 +24,31 @@ def analyse_run(
     limit: int,
     batch: int | None,
     device: torch.device,
-    say: Callable[[str], None],
 ) -> list[Path]:
     """Write the features and the diagnosis of checkpoints; the arguments are those of `write_features`.
 
-    Without two modes that have sequences enough there are features only, and `say` is told.
+    If fewer than two modes have enough sequences, only features are written, and a warning is logged.
 
     Returns:
-        The files that people start from: the diagnosis, or else the features.
+        For each checkpoint the file of the diagnosis, or else of the features.
     """
     written = []
     for name in which:
-        features = write_features(run, name, split=split, limit=limit, batch=batch, device=device, say=say)
+        features = write_features(run, name, split=split, limit=limit, batch=batch, device=device)
         try:
             written.append(diagnose(features))
         except TooFewModesError as error:
-            say(f"no diagnosis of mode collapse: {error}")
+            logger.warning("no diagnosis of mode collapse: %s", error)
             written.append(features)
     return written
 
 
-def analyse_after_evaluation(run: RunDir, device: torch.device, say: Callable[[str], None]) -> list[Path]:
-    """What `eval.analyse` asks for, at the best checkpoint; nothing where the model has no memory to look at."""
+def analyse_after_evaluation(run: RunDir, device: torch.device) -> list[Path]:
+    """Analyse the best checkpoint if `eval.analyse` is set and the model has a recurrent state; return the files."""
     config = run.config()
     if not config.eval.analyse:
         return []
     if not isinstance(config.model, StepOptions):
-        say(f"eval.analyse: {config.model.name} has no memory from step to step, so there is nothing to analyse")
+        logger.warning("eval.analyse: skipped, %s has no recurrent state to analyse", config.model.name)
         return []
-    return analyse_run(run, ("best",), split=None, limit=config.eval.analyse, batch=None, device=device, say=say)
+    return analyse_run(run, ("best",), split=None, limit=config.eval.analyse, batch=None, device=device)

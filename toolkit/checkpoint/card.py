@@ -21,7 +21,7 @@ COUNTS = ("events", "forecasts")  # kept beside the scores, but no scores
 
 
 def model_card(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> str:
-    """The text of README.md.
+    """Return the text of README.md.
 
     Raises:
         ToolkitError: a result of the run can't be read.
@@ -106,7 +106,7 @@ def _model(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> dic
 
 
 def _scores(run: RunDir, step: int) -> str:
-    """A table for each split, of the evaluation of these very weights."""
+    """Return a table for each split, from the evaluation of the exported weights."""
     found: dict[str, tuple[Path, dict[str, object]]] = {}
     for path in run.scores().values():
         result = read_result(path)

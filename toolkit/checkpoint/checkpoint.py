@@ -2,7 +2,8 @@
 
     checkpoints/step-00001000/
       weights.pt      fp32 weights by parameter name
-      moments.pt      Adam's moments by parameter name
+      moments.pt      the optimizer's moments by parameter name
+      average.pt      (train.ema) moving average of the weights
       trainer.json    step, samples consumed, best-so-far, config identity, who wrote it
       manifest.json   bytes and SHA-256 of the others, written last
     checkpoints/step-00001000.old    the one that it replaces, while that is being done
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"step-(\d{8})")
 FILES = ("weights.pt", "moments.pt", "trainer.json")
+AVERAGE = "average.pt"
 MANIFEST = "manifest.json"
 ZIP = b"PK\x03\x04"
 PATIENCE_S = 5.0  # a checkpoint that is being replaced or deleted is out of reach for an instant
@@ -54,9 +56,10 @@ class TrainState:
     """Everything the optimisation knows, whole and in fp32, on the CPU."""
 
     weights: dict[str, Tensor]
-    moments: dict[str, dict[str, Tensor]]  # parameter name -> exp_avg, exp_avg_sq; empty before the first step
+    moments: dict[str, dict[str, Tensor]]  # parameter name -> the optimizer's moments; empty before the first step
     step: int
     skipped: int = 0  # steps among them without an update; Adam has not counted those
+    average: dict[str, Tensor] | None = None  # of the weights, under `train.ema`
 
 
 @dataclass(frozen=True)
@@ -106,13 +109,22 @@ class Held:
     def open(self, name: str) -> BinaryIO:
         return open(name, "rb", opener=lambda file, flags: os.open(file, flags, dir_fd=self._folder))
 
+    def has(self, name: str) -> bool:
+        """Return whether there is such a file."""
+        try:
+            self.open(name).close()
+        except FileNotFoundError:
+            return False
+        return True
+
     def fault(self) -> str | None:
         """Why it can't be used, or None when it is whole. Raises AccessError."""
         try:
             with self.open(MANIFEST) as file:
                 text = file.read().decode()
             tree = json.loads(text)
-            expected = {name: (int(tree["files"][name]["bytes"]), str(tree["files"][name]["sha256"])) for name in FILES}
+            names = [*FILES, AVERAGE] if AVERAGE in tree["files"] else FILES
+            expected = {name: (int(tree["files"][name]["bytes"]), str(tree["files"][name]["sha256"])) for name in names}
         except FileNotFoundError:
             return f"no {MANIFEST}: it was not finished"
         except PermissionError:
@@ -144,7 +156,7 @@ class Held:
         return None if digest.hexdigest() == sha256 else f"{name} differs from its SHA-256 in the manifest"
 
     def tensors(self, name: str) -> Any:
-        """The tree of tensors in weights.pt or moments.pt, on the CPU.
+        """Return the tree of tensors in weights.pt or moments.pt, on the CPU.
 
         Raises:
             CheckpointError: it holds something else, which is not unpickled, or was deleted.
@@ -191,7 +203,7 @@ def hold(folder: Path, step: int) -> Iterator[Held]:
 
 
 def _try_to_hold(folder: Path, step: int, stack: contextlib.ExitStack) -> Held | None:
-    """The open checkpoint, or None when there is none or it is on its way out."""
+    """Open a checkpoint; None if there is none or it is being deleted."""
     for name in (name_of(step), old_name_of(step)):
         path = folder / name
         try:
@@ -219,7 +231,7 @@ def _try_to_hold(folder: Path, step: int, stack: contextlib.ExitStack) -> Held |
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, oldest first, whole or not.
+    """Return the steps of the checkpoints in a folder, oldest first, complete or not.
 
     Raises:
         AccessError: the folder can't be listed.
@@ -246,7 +258,7 @@ def fault_of(folder: Path, step: int) -> str | None:
 
 
 def newest(folder: Path) -> int | None:
-    """Return the step of the newest whole checkpoint, None when there is none. What is passed over is logged, and why.
+    """Return the step of the newest complete checkpoint, or None; skipped ones are logged with the reason.
 
     Raises:
         AccessError: a newer one can't be read.
@@ -276,12 +288,13 @@ def load(folder: Path, step: int, config_hash: str) -> tuple[TrainState, Progres
                 "give each run a folder of its own"
             )
         weights, moments = held.tensors("weights.pt"), held.tensors("moments.pt")
-    state = TrainState(weights, moments, record["step"], record.get("skipped", 0))
+        average = held.tensors(AVERAGE) if held.has(AVERAGE) else None
+    state = TrainState(weights, moments, record["step"], record.get("skipped", 0), average)
     return state, Progress(record["step"], record["samples"], record["best"], record["written_by"])
 
 
 def pointed(folder: Path, pointer: str) -> int | None:
-    """The step that `latest` or `best` names; None when there is no such file or no name in it. Raises AccessError."""
+    """Return the step that `latest` or `best` names; None if the file is missing or empty. Raises AccessError."""
     try:
         match = NAME.fullmatch((folder / pointer).read_text().strip())
     except (FileNotFoundError, UnicodeDecodeError):

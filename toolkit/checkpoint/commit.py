@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +25,7 @@ from shards.filelock import lock_file
 from shards.files import flush
 from toolkit.atomic import write_atomic
 from toolkit.checkpoint.checkpoint import (
+    AVERAGE,
     MANIFEST,
     Progress,
     TrainState,
@@ -63,11 +65,11 @@ def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) 
         _remove(temporary)
         _check_room(folder, needed)
         temporary.mkdir()
-        files = {
-            "weights.pt": _write(temporary / "weights.pt", lambda sink: torch.save(state.weights, sink)),
-            "moments.pt": _write(temporary / "moments.pt", lambda sink: torch.save(state.moments, sink)),
-            "trainer.json": _write(temporary / "trainer.json", _text(json.dumps(record, indent=1) + "\n")),
-        }
+        tensors = {"weights.pt": state.weights, "moments.pt": state.moments}
+        if state.average is not None:
+            tensors[AVERAGE] = state.average
+        files = {name: _write(temporary / name, partial(torch.save, tree)) for name, tree in tensors.items()}
+        files["trainer.json"] = _write(temporary / "trainer.json", _text(json.dumps(record, indent=1) + "\n"))
         _write(temporary / MANIFEST, _text(manifest_text(files)))
         flush(temporary)
         _put_in_place(temporary, folder, progress.step)
@@ -148,7 +150,8 @@ def _text(text: str) -> Callable[[Any], object]:
 
 
 def _bytes_of(state: TrainState) -> int:
-    tensors = [*state.weights.values(), *(part for parts in state.moments.values() for part in parts.values())]
+    moments = (part for parts in state.moments.values() for part in parts.values())
+    tensors = [*state.weights.values(), *moments, *(state.average or {}).values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + SPARE_BYTES
 
 
@@ -191,7 +194,7 @@ def _delete(path: Path) -> bool:
 
 
 def _trash_of(path: Path) -> Path:
-    """A free name for something that is no longer a checkpoint."""
+    """Return an unused name for a folder that is no longer a checkpoint."""
     return path.with_name(f".{path.name.strip('.')}.{time.time_ns()}.trash")
 
 

@@ -69,12 +69,12 @@ def export_run(run: RunDir, which: str, folder: Path) -> str:
 
 
 def load_exported(path: str | Path) -> SequenceModel:
-    """The model of an exported folder; see `read_export`."""
+    """Return the model of an exported folder; see `read_export`."""
     return read_export(path)[0]
 
 
 def read_export(path: str | Path) -> tuple[SequenceModel, RunConfig, dict[str, Any]]:
-    """The model of an exported folder, on the CPU, in fp32 and evaluation mode; its run's config; its config.json.
+    """Return the model of an exported folder (CPU, fp32, evaluation mode), the config of its run, and config.json.
 
     Raises:
         CheckpointError: it is no such folder, was written by a later version, or is damaged.
@@ -102,7 +102,7 @@ def read_export(path: str | Path) -> tuple[SequenceModel, RunConfig, dict[str, A
 
 
 def load(path: str | Path) -> SequenceModel:
-    """The model of an exported folder, or of a run directory: there of its best checkpoint.
+    """Return the model of an exported folder, or of the best checkpoint of a run directory.
 
     Raises:
         CheckpointError, ConfigError: it is neither, or can't be used; see `load_exported` and `load_model`.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 
 import torch
+from torch import Tensor
 
 from shards import open_store
 from shards.manifest import FrameSpec
-from toolkit.checkpoint.checkpoint import fault_of, hold, name_of, newest, pointed, steps_in
+from toolkit.checkpoint.checkpoint import AVERAGE, fault_of, hold, name_of, newest, pointed, steps_in
 from toolkit.config import RunConfig
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel, build_model
@@ -20,6 +21,8 @@ from toolkit.unroll import Checkpointing
 
 logger = logging.getLogger(__name__)
 
+NAMES = ("best", "last", "ema")
+
 
 def untrained_model(config: RunConfig, shape: FrameSpec) -> SequenceModel:
     """Return the untrained model of a run's config, for frames of a shape; draws from torch's global generator."""
@@ -30,21 +33,37 @@ def untrained_model(config: RunConfig, shape: FrameSpec) -> SequenceModel:
 
 
 def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceModel, int]:
-    """A trained model in evaluation mode, in fp32, and the step that its weights are from (0 where there are none).
+    """Return a trained model in evaluation mode, in fp32, and the step of its weights (0 if there are none).
 
     Args:
-        which: `last`, `best` (the best validation score; without validation the last) or a step number.
+        which: `last`, `best` (the best validation score; without validation the last), `ema` (the moving average of
+            the weights at the last step) or a step number.
 
     Raises:
         CheckpointError: no such checkpoint, a damaged one (the newest whole one is named), or one that can't be read.
     """
     config = run.config()
     if not MODELS[config.model.name].trained:
-        if which not in ("best", "last", "0"):
+        if which not in (*NAMES, "0"):
             raise CheckpointError(f"{run.path}: {config.model.name} is not trained: there is no step {which}, only 0")
         return untrained_model(config, open_store(config.data.store).manifest.frames).to(device).eval(), 0
+    weights, step = read_weights(run, which)
+    model = untrained_model(config, open_store(config.data.store).manifest.frames)
+    model.load_state_dict(weights)
+    return model.to(device).eval(), step
+
+
+def read_weights(run: RunDir, which: str) -> tuple[dict[str, Tensor], int]:
+    """Return the weights of a run's checkpoint, and its step.
+
+    Args:
+        which: as in `load_model`.
+
+    Raises:
+        CheckpointError: as `load_model`; `ema` of a run without `train.ema`.
+    """
     step = _step_of(run, which)
-    given = which not in ("best", "last")
+    given = which not in NAMES
     fault = None if given and step not in steps_in(run.checkpoints) else fault_of(run.checkpoints, step)
     if fault is not None:
         whole = newest(run.checkpoints)
@@ -56,16 +75,17 @@ def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceM
             + command("train", "--run", run.path)
         )
     with hold(run.checkpoints, step) as held:
-        weights = held.tensors("weights.pt")
-    model = untrained_model(config, open_store(config.data.store).manifest.frames)
-    model.load_state_dict(weights)
-    return model.to(device).eval(), step
+        if which == "ema" and not held.has(AVERAGE):
+            raise CheckpointError(
+                f"{held.path}: holds no moving average of the weights: set train.ema for the training"
+            )
+        return held.tensors(AVERAGE if which == "ema" else "weights.pt"), step
 
 
 def _step_of(run: RunDir, which: str) -> int:
-    """The step meant by `last`, `best` or a number. A pointer that names nothing is told and not followed."""
+    """Return the step of `last`, `best` or a number. A pointer to a missing checkpoint is reported and not followed."""
     folder = run.checkpoints
-    if which not in ("best", "last"):
+    if which not in NAMES:
         return int(which)
     best = pointed(folder, "best")
     if which == "best" and (folder / "best").exists():
@@ -78,7 +98,7 @@ def _step_of(run: RunDir, which: str) -> int:
     latest, there = pointed(folder, "latest"), steps_in(folder)
     if latest is None and not there:
         if read_status(run).live:
-            raise ConfigError(f"{folder}: no checkpoint yet, and its training goes on: wait for the first one")
+            raise ConfigError(f"{folder}: no checkpoint yet, training is still running: wait for the first one")
         raise ConfigError(f"{folder}: no checkpoint; train first: {command('train', '--run', run.path)}")
     last = max([*there, *([latest] if latest is not None else [])])
     if latest != last:

@@ -1,1 +1,1 @@
-"""From a store to batches: sample order, windows, and what each rank reads."""
+"""From a store to batches: sample order, windows, and the batches of each rank."""

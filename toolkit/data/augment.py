@@ -1,7 +1,7 @@
 """Augmentation of training windows: exact symmetries of the grid and of time, chosen per sample.
 
-Each kind is used with chance one half, decided by (seed, position of the sample), so a sample looks the same on any
-number of ranks or reader processes and after any restart. Evaluation never augments.
+Each kind is applied with probability 1/2, determined by (seed, position of the sample), so a sample is the same on any
+number of ranks or reader processes and after any restart. Evaluation does not augment.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ KINDS = ("flip", "rotate", "reverse")
 
 
 def augment(frames: NDArray[np.uint8], kinds: tuple[str, ...], seed: int, position: int) -> NDArray[np.uint8]:
-    """Maybe flip, rotate and reverse one window.
+    """Flip, rotate and reverse one window at random.
 
     Args:
         frames: [T, C, H, W].
-        kinds: of `flip` (left-right and up-down, each by itself), `rotate` (by 90, 180 or 270 degrees; on grids that
-            aren't square by 180), `reverse` (time).
+        kinds: of `flip` (left-right and up-down, independently), `rotate` (by 90, 180 or 270 degrees; by 180 on grids
+            that are not square), `reverse` (time).
 
     Returns:
         [T, C, H, W], contiguous.

@@ -1,4 +1,4 @@
-"""What each rank reads: micro-batches of uint8 frames, in the order of `order.py`, from any step on."""
+"""Read the micro-batches of a rank: uint8 frames, in the order of `order.py`, starting at any step."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from toolkit.data.order import rank_positions, window_at
 from toolkit.data.windows import Window, WindowSet
 from toolkit.errors import ToolkitError
 from toolkit.signals import CAUGHT
+from toolkit.wording import count
 
-MOST_SKIPS = 100  # that many damaged samples in a row are no longer an accident
+MOST_SKIPS = 100  # consecutive damaged samples after which reading fails
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Batch:
 
     Attributes:
         frames: uint8 [B, T, C, H, W].
-        positions: each sample's place in the endless stream; names it and seeds its random numbers.
-        keys: each sample's key in the store.
-        skipped: what was wrong with samples that could not be read (`data.on_error: skip`).
+        positions: of each sample in the infinite stream; identifies it and seeds its random numbers.
+        keys: of each sample in the store.
+        skipped: errors of samples that could not be read (`data.on_error: skip`).
     """
 
     frames: torch.Tensor
@@ -44,18 +45,18 @@ class Batch:
 
     @property
     def fingerprint(self) -> int:
-        """48 bits for each sample's position and key, added up: the sum over micro-batches and ranks names a batch."""
+        """A sum of 48-bit hashes of position and key; its sum over micro-batches and ranks identifies a batch."""
         names = (f"{position}:{key}" for position, key in zip(self.positions, self.keys, strict=True))
         return sum(int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") for name in names)
 
     def pin_memory(self) -> Batch:
-        """Called by the loader's own thread."""
+        """Pin the frames; the loader calls this in a thread."""
         return replace(self, frames=self.frames.pin_memory())
 
 
 @dataclass(frozen=True)
 class Share:
-    """How one rank takes part in every global batch."""
+    """The share of one rank in every global batch."""
 
     batch: int
     micro_batch: int
@@ -88,22 +89,22 @@ class _Stream(Dataset[_Sample]):
         return _Sample(frames, position, window.key, skipped)
 
     def _read(self, index: int) -> tuple[Window, list[str]]:
-        """The window, or under `skip` the next readable one: a pure function of the store, so ranks stay in step."""
+        """Read a window, or with `skip` the next readable one: depends on the store only, so ranks stay consistent."""
         skipped: list[str] = []
         for further in range(min(MOST_SKIPS, len(self.windows))):
             try:
                 return self.windows[(index + further) % len(self.windows)], skipped
             except TransportError:
-                raise  # a server that is away is no damaged sample
+                raise  # an unreachable server is not a damaged sample
             except StoreError as error:
                 if self.on_error == "raise":
                     raise
                 skipped.append(str(error))
-        raise StoreError(f"{len(skipped)} samples in a row can't be read; the last: {skipped[-1]}")
+        raise StoreError(f"{count(len(skipped), 'consecutive sample')} cannot be read; the last: {skipped[-1]}")
 
 
 class _Positions(Sampler[list[int]]):
-    """Micro-batches of positions, endless."""
+    """Micro-batches of positions, without end."""
 
     def __init__(self, share: Share, first_step: int) -> None:
         self.share, self.first_step = share, first_step
@@ -137,16 +138,16 @@ def read_batches(
     kinds: tuple[str, ...] = (),
     on_error: str = "raise",
 ) -> Iterator[Batch]:
-    """Micro-batches of this rank, endless, beginning with optimizer step `first_step`.
+    """Yield the micro-batches of this rank without end, starting at optimizer step `first_step`.
 
     Args:
-        workers: reader processes; 0 reads in this one. They are started afresh (forkserver): forked children of a
-            process that has used threads or zarr can hang. Signals that ask a job to stop pass them by: Slurm and a
-            terminal send them to all processes of a job, and the training needs its readers until its checkpoint. They
-        end with this process, however it ends.
-        pin: put frames into page-locked memory for the copy to a GPU.
+        workers: number of reader processes; 0 reads in this process. They are started by a forkserver, because forked
+            children of a process that has used threads or zarr can hang. They ignore stop signals, which Slurm and
+            terminals send to all processes of a job, because the training needs them until its checkpoint. They exit
+            with this process.
+        pin: use page-locked memory, for the copy to a GPU.
         kinds: of augmentation, see toolkit/data/augment.py.
-        on_error: `raise`, or `skip` a sample that the store says is damaged; it is told in `Batch.skipped`.
+        on_error: `raise`, or `skip` damaged samples, which are reported in `Batch.skipped`.
     """
     loader = DataLoader(
         _Stream(windows, seed, kinds, on_error),
@@ -156,12 +157,12 @@ def read_batches(
         pin_memory=pin,
         multiprocessing_context="forkserver" if workers else None,
         worker_init_fn=_end_with_training,
-        generator=torch.Generator().manual_seed(0),  # the loader draws worker seeds; keep it off the global generator
+        generator=torch.Generator().manual_seed(0),  # the loader draws worker seeds; do not use the global generator
     )
     if not workers:
         return iter(loader)
-    resource_tracker.ensure_running()  # it would unblock signals again, were it started below
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT)  # inherited by what is started meanwhile
+    resource_tracker.ensure_running()  # started below, it would unblock signals
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT)  # inherited by child processes
     try:
         batches = iter(loader)
     finally:
@@ -170,7 +171,7 @@ def read_batches(
 
 
 def _end_with_training(_: int) -> None:
-    """Let this reader end when the training does: torch's own look is at its parent, which is the forkserver."""
+    """Exit this reader with the training; torch only watches its parent process, the forkserver."""
     training = multiprocessing.parent_process()
     assert training is not None
 
@@ -182,17 +183,18 @@ def _end_with_training(_: int) -> None:
 
 
 def _from_readers(batches: Iterator[Batch], workers: int) -> Iterator[Batch]:
-    """The same, with a clear end when a reader process dies (torch looks every five seconds)."""
+    """Yield batches, with a clear error if a reader process dies (torch checks every five seconds)."""
     while True:
         try:
             batch = next(batches)
         except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-            # A reader that dies while it hands over frames breaks the connection; its own errors say "Caught ... in".
+            # A reader that dies while it sends frames breaks the connection; errors raised in it contain "Caught ...
+            # in".
             if "Caught " in str(error) or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
                 raise
             how = str(error) or type(error).__name__
             raise ToolkitError(
-                f"one of the {workers} reader processes died ({how}): killed, most likely for want of memory. "
-                "Run it again; with fewer data.num_workers if that is it"
+                f"one of the {workers} reader processes died ({how}): probably killed by the out-of-memory killer. "
+                "Run it again, with fewer data.num_workers if memory is short"
             ) from None
         yield batch

@@ -1,7 +1,7 @@
 """Windows: runs of T consecutive frames, cut from a store's events when they are read.
 
-Events of one unbroken run follow each other, so a window may begin in one event and end in the next; overlap costs no
-bytes. Mode labels choose which events are used and group scores; they are never part of what a model sees.
+Events of one continuous run follow each other, so a window may begin in one event and end in the next; overlap needs no
+space. Mode labels select events and group scores; models never see them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from toolkit.errors import ConfigError
 
 @dataclass(frozen=True)
 class Window:
-    """One sample: frames uint8 [T, C, H, W], a key unique in its store, the label of its mode, and where the store has
-    a clock the first frame's time, ISO-8601 UTC.
+    """One sample: frames uint8 [T, C, H, W], a key unique in its store, and the label of its mode.
+
+    `time` is that of the first frame, ISO-8601 UTC; None without time stamps.
     """
 
     frames: NDArray[np.uint8]
@@ -39,14 +40,15 @@ class WindowSet:
     def __init__(
         self, store: Store, split: str, length: int, stride: int | None = None, modes: Sequence[str] | None = None
     ) -> None:
-        """
+        """Cut all windows of a split.
+
         Args:
             length: T, frames per window.
-            stride: frames between the starts of neighbours; None: T, no overlap.
-            modes: use the events of these modes only.
+            stride: frames between the starts of consecutive windows; None: T, no overlap.
+            modes: use only events of these modes.
 
         Raises:
-            ConfigError: an unknown split or mode, or no run as long as a window.
+            ConfigError: an unknown split or mode, or no run is as long as a window.
         """
         self.store, self.split, self.length = store, split, length
         self.scale: Scale = store.manifest.scale
@@ -63,7 +65,7 @@ class WindowSet:
         self._starts = self._cut(length, stride or length)
 
     def _cut(self, length: int, stride: int) -> list[tuple[int, int]]:
-        """(place in self._events, first frame) of every window."""
+        """Return (index in self._events, first frame) of every window."""
         starts: list[tuple[int, int]] = []
         longest = 0
         for run in self._runs():
@@ -76,13 +78,13 @@ class WindowSet:
         if not starts:
             raise ConfigError(
                 f"{self.store.path}: split {self.split!r}: windows of {length} frames (data.context + data.horizon) "
-                f"are longer than the longest unbroken run, {longest} frames: choose a shorter context or "
-                f"horizon, or other splits (python -m shards info {self.store.path})"
+                f"are longer than the longest run without a gap, {longest} frames: choose a shorter context "
+                f"or horizon, or other splits (python -m shards info {self.store.path})"
             )
         return starts
 
     def _runs(self) -> list[list[int]]:
-        """Places in self._events of each unbroken run, in time order."""
+        """Return the indices in self._events of each run without a gap, in time order."""
         by_run: dict[str, list[int]] = defaultdict(list)
         for place, event in enumerate(self._events):
             by_run[event.run].append(place)
@@ -94,7 +96,7 @@ class WindowSet:
                 before = self._events[part[-1]]
                 if self._events[place].run_offset == before.run_offset + before.length:
                     part.append(place)
-                else:  # an event between them is in another split or mode
+                else:  # the event in between is in another split or mode
                     runs.append(part)
                     part = [place]
             runs.append(part)
@@ -118,7 +120,7 @@ class WindowSet:
         return Window(frames, f"{event.key}@{first:04d}", event.mode, self._time(event, first))
 
     def _time(self, event: Event, frame: int) -> str | None:
-        """When a frame of an event was taken, by the event's beginning and the store's time step."""
+        """Return the time of a frame, from the start time of the event and the store's time step."""
         if event.start_time is None or not (step := self.store.manifest.step_seconds):
             return None
         begin = datetime.fromisoformat(event.start_time.removesuffix("Z"))
@@ -126,7 +128,7 @@ class WindowSet:
 
 
 def open_windows(config: RunConfig, split: str) -> WindowSet:
-    """The windows of a split of the run's store as they are scored.
+    """Return the windows of a split of the run's store, as used for scoring.
 
     Raises:
         ConfigError: no store, an unknown split, or windows longer than any event.
@@ -154,12 +156,12 @@ def store_of(config: RunConfig) -> str:
 
 
 def observed(codes: torch.Tensor, scale: Scale) -> torch.Tensor | None:
-    """True where a code is a value, False where it is missing; None where the scale knows no missing code."""
+    """Return a mask: True for observed, False for missing pixels; None if the scale has no missing code."""
     return None if scale.missing_code is None else codes != scale.missing_code
 
 
 def to_unit(codes: torch.Tensor, scale: Scale) -> torch.Tensor:
-    """uint8 codes -> float32 in 0..1: code / max_code; missing -> 0."""
+    """Convert uint8 codes to float32 in 0..1 (code / max_code); missing pixels become 0."""
     values = codes.float() / scale.max_code
     seen = observed(codes, scale)
     return values if seen is None else values.masked_fill(~seen, 0.0)

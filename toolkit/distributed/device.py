@@ -6,7 +6,7 @@ met `check_seats`.
 fp32 means fp32: torch by itself lets cuDNN round the operands of fp32 convolutions to TF32, 10 bits of mantissa instead
 of 23, on cards from compute capability 8.0 on. Here that is done only where `train.tf32` asks for it.
 
-What `train.deterministic` sets, and what comes of it on a GPU:
+What `train.deterministic` sets, and its effects on a GPU:
 
     cuBLAS                  CUBLAS_WORKSPACE_CONFIG, which it reads once: so this comes before anything else
     cuDNN                   deterministic algorithms, and none chosen by a race of timings

@@ -1,7 +1,7 @@
 """How the ranks of a job find each other: at MASTER_ADDR:MASTER_PORT, within a time limit, or with a clear error.
 
 torch's own rendezvous waits inside C++, where no signal is seen, and then speaks of a socket. Here a rank waits in
-Python: it can be told to stop, and says which address it tried and which ranks did not come.
+Python: it can be stopped, and reports which address it tried and which ranks did not come.
 MODERNN_RENDEZVOUS_S sets the limit in seconds (default 300).
 """
 
@@ -132,7 +132,7 @@ def _reach(host: str, port: int, serve: bool, clock: _Clock, what: str) -> None:
 
 
 def _gather(store: Store, rank: int, size: int, clock: _Clock, where: str) -> None:
-    """Wait until every rank has said that it is here."""
+    """Wait until every rank has registered."""
     store.set(f"here/{rank}", socket.gethostname())
     count = store.add("here", 1)
     pause = 0.01

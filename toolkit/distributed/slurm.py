@@ -42,7 +42,7 @@ class Task:
 
 
 def task(environ: Mapping[str, str] = os.environ) -> Task | None:
-    """This process's place in its step; None outside a step, in a step of one task, and in an interactive shell.
+    """Return the rank of this process in its step; None outside a step, in a step of one task, and in a shell.
 
     Raises:
         ConfigError: a step whose variables are incomplete.
@@ -70,7 +70,7 @@ def task(environ: Mapping[str, str] = os.environ) -> Task | None:
 
 
 def job_name(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The job as squeue shows it, for example 4711 or 4711_3, then how often it was started before; None outside."""
+    """Return the job as shown by squeue, for example 4711 or 4711_3, and its number of earlier starts; None outside."""
     if "SLURM_JOB_ID" not in environ:
         return None
     array = environ.get("SLURM_ARRAY_JOB_ID")
@@ -85,7 +85,7 @@ def is_earlier_start(name: object, environ: Mapping[str, str] = os.environ) -> b
 
 
 def hosts(nodelist: str) -> list[str]:
-    """The names in Slurm's short form, in its order: `n[08-10,12],gpu1-ib` is n08, n09, n10, n12, gpu1-ib."""
+    """Expand the names in Slurm's short form, in its order: `n[08-10,12],gpu1-ib` is n08, n09, n10, n12, gpu1-ib."""
     if not re.fullmatch(rf"{_NODES}(,{_NODES})*", nodelist):
         raise ValueError(f"not a list of nodes: {nodelist!r}")
     names: list[str] = []
@@ -119,7 +119,7 @@ def tasks_per_node(counts: str) -> list[int]:
 
 
 def _reachable(host: str, environ: Mapping[str, str]) -> str:
-    """The host, or where its name means nothing here, the address of the node that started the step: in a batch job
+    """Return the host, or if it cannot be resolved here, the address of the node that started the step: in a batch job
     that is the same node."""
     address = environ.get("SLURM_LAUNCH_NODE_IPADDR")
     if address is None:

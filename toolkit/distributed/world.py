@@ -51,7 +51,7 @@ class World:
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The elementwise sum over ranks, on every rank."""
+        """Return the elementwise sum over ranks, on every rank."""
         if self.world_size > 1:
             distributed.all_reduce(values)
         return values
@@ -151,7 +151,7 @@ def init_world(
 def _join(rank: int, size: int, device: torch.device, store: Store, timeout: timedelta) -> None:
     """Make the process group, and a first sum over it: NCCL connects with the first collective, gloo at once.
 
-    NCCL connects inside C++, and waits there for ever for a rank that died meanwhile: so it does in a thread of its
+    NCCL connects inside C++, and waits there forever for a rank that died meanwhile: so it does in a thread of its
     own, which is given up after the time limit.
 
     Raises:

@@ -1,18 +1,18 @@
-"""Ensembles: how N forecasts of a sequence become the one that is scored (`eval.ensemble_size`, `eval.select`).
+"""Ensembles: how N forecasts of a sequence are reduced to the one that is scored (`eval.ensemble_size`, `eval.select`).
 
-    mean    the mean of the members, pixel by pixel
-    best    "best of N" (SVG: N = 100). For every sequence by itself one member is kept: the one whose score in the
-            protocol's `best_by`, averaged over lead times, is best; of equals the first. All scores of the sequence
-            are then those of this one member, so that the table describes forecasts that were made. Papers differ or
-            are silent: Denton & Fergus choose anew for every metric, ModeRNN's text says "the best results from 100
-            output samples"
+    mean    the ensemble mean, pixel by pixel
+    best    "best of N" (SVG: N = 100). One member per sequence is selected: the one whose score in the protocol's
+            `best_by`, averaged over lead times, is best; the first of equal ones. All scores of the sequence are those
+            of this member, so that the table describes actual forecasts. Papers differ or do not specify the rule:
+            Denton & Fergus select a member for every metric, the ModeRNN paper says "the best results from 100 output
+            samples"
 
-"Best of N" chooses by the truth. It grows with N and measures how well an ensemble covers what happened, not how well
-it forecasts; every result and report states N and the rule beside it.
+"Best of N" selects using the observation. It grows with N and measures how well an ensemble covers the observation, not
+forecast skill; every result and report states N and the rule.
 
-Members are made and taken in one at a time. So on the device 100 of them need the memory of two, and their numbers
-don't depend on how many go through the model at once: a network's last bits change with the size of its batch. What
-all of them are worth as a distribution is scored beside, see probabilistic.py.
+Members are computed and added one at a time. So 100 members need the device memory of two, and their values do not
+depend on how many go through the model at once (rounding depends on the batch size). Scores of the ensemble as a
+distribution: probabilistic.py.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from torch import Tensor
 LOWER_IS_BETTER = ("mse", "mae")
 HIGHER_IS_BETTER = ("psnr", "ssim")
 DISTRIBUTION = (
-    "CRPS, fair CRPS, spread, RMSE of the mean and ranks are of all members (of a single forecast the CRPS is its MAE)."
+    "CRPS, fair CRPS, spread, RMSE of the mean and ranks use all members (for a single forecast CRPS is its MAE)."
 )
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """How many forecasts are made of each sequence, and which is scored.
+    """Ensemble size, and which forecast is scored.
 
     Attributes:
-        by: the metric that `best` goes by, one of the above.
+        by: the metric by which `best` selects, one of the above.
     """
 
     samples: int = 1
@@ -43,49 +43,49 @@ class Ensemble:
     by: str = "psnr"
 
     def described(self) -> dict[str, object] | None:
-        """What a result records, with a short `label` and a sentence for reports; None for a single forecast."""
+        """Return what a result records, with a short `label` and a sentence for reports; None for a single forecast."""
         if self.samples == 1:
             return None
         if self.select == "mean":
             label = f"mean of {self.samples}"
-            text = f"The mean of {self.samples} forecasts of each sequence is scored. {DISTRIBUTION}"
+            text = f"Scored: the ensemble mean of {self.samples} members. {DISTRIBUTION}"
             return {"samples": self.samples, "select": "mean", "by": None, "label": label, "text": text}
         name = self.by.upper()
         text = (
-            f"Best of {self.samples} forecasts: each sequence is scored by the one whose {name}, averaged over lead "
-            f"times, is best; all its scores are of that one. The choice uses the truth. {DISTRIBUTION}"
+            f"Best of {self.samples} members: each sequence is scored by the member whose {name}, averaged over lead "
+            f"times, is best, in all metrics. The selection uses the observation. {DISTRIBUTION}"
         )
         label = f"best of {self.samples} by {name}"
         return {"samples": self.samples, "select": "best", "by": self.by, "label": label, "text": text}
 
 
 class MeanMember:
-    """The mean of forecasts, added up in float64 in the order in which they come."""
+    """The ensemble mean, accumulated in float64 in the order of the members."""
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
         self._count = 0
 
     def add(self, member: Tensor) -> None:
-        """Take in a forecast [B, T, C, H, W]."""
+        """Add a forecast [B, T, C, H, W]."""
         self._sum = member.double() if self._sum is None else self._sum.add_(member)
         self._count += 1
 
     def result(self) -> Tensor:
-        """The mean in float32, of the members' shape."""
+        """Return the mean in float32, with the shape of a member."""
         assert self._sum is not None
         return (self._sum / self._count).float()
 
 
 class BestMember:
-    """The forecast of least cost of each sequence."""
+    """The member with the lowest cost, for each sequence."""
 
     def __init__(self) -> None:
         self._best: Tensor | None = None
         self._cost: Tensor | None = None
 
     def add(self, member: Tensor, cost: Tensor) -> None:
-        """Take in a forecast [B, T, C, H, W] and what it costs [B] (see `cost_of`)."""
+        """Add a forecast [B, T, C, H, W] with its cost [B] (see `cost_of`)."""
         if self._best is None or self._cost is None:
             self._best, self._cost = member.clone(), cost
             return
@@ -94,17 +94,17 @@ class BestMember:
         self._cost = torch.where(better, cost, self._cost)
 
     def result(self) -> Tensor:
-        """The kept forecasts, of the members' shape."""
+        """Return the selected forecasts, with the shape of a member."""
         assert self._best is not None
         return self._best
 
 
 def cost_of(scores: Tensor, nonfinite: Tensor, metric: str) -> Tensor:
-    """How bad a member is at each sequence: the less, the better.
+    """Return the cost of a member for each sequence; lower is better.
 
     Args:
-        scores: [B, T] of `metric`; frames without a value (nothing observed) are NaN and left out of the mean.
-        nonfinite: bool [B, T]: the forecast of the frame isn't finite. Such a member counts only where all are so.
+        scores: [B, T] of `metric`; frames without a value (nothing observed) are NaN and excluded from the mean.
+        nonfinite: bool [B, T]: the forecast of the frame is not finite. Such a member is selected only if all are.
 
     Returns:
         float64 [B].

@@ -1,15 +1,16 @@
-"""Evaluating a run directory: its checkpoints on a split, the results written beside them.
+"""Evaluate the checkpoints of a run directory on a split, and write the results into it.
 
     eval/<split>-<best|last>.json           scores, and everything needed to compare them with others
     eval/<split>-<best|last>.table.npz      the same per sequence and lead time (`ScoreTable.load`)
     eval/<split>-<best|last>.samples.npz    frames for the report
 
-The JSON is written last: where it stands, the others stand too.
+The JSON is written last: if it exists, the others do.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -31,14 +32,16 @@ from toolkit.evaluate.table import ScoreTable, save_npz
 from toolkit.models.base import SequenceModel
 from toolkit.models.baselines import Persistence
 from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir
-from toolkit.wording import speed
+from toolkit.wording import count, duration, speed
+
+logger = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to evaluate; None takes the run's own config."""
+    """What to evaluate; None uses the value of the run's config."""
 
     which: tuple[str, ...] = CHECKPOINTS
     split: str | None = None
@@ -50,15 +53,15 @@ class Request:
 
 
 class Evaluation:
-    """One run, one split. Every rank makes one; rank 0 writes and speaks."""
+    """The evaluation of one run on one split. Every rank creates one; rank 0 writes the results."""
 
-    def __init__(self, run: RunDir, request: Request, world: World, say: Callable[[str], None]) -> None:
-        """
+    def __init__(self, run: RunDir, request: Request, world: World) -> None:
+        """Open the data of the evaluation.
+
         Raises:
             ConfigError: no store, an unknown split, or windows longer than any event.
         """
         self.run, self.request, self.world = run, request, world
-        self.say: Callable[[str], None] = say if world.is_main else (lambda _: None)
         self.config: RunConfig = run.config()
         self.split = request.split or self.config.eval.split
         self.windows = open_windows(self.config, self.split)
@@ -75,21 +78,21 @@ class Evaluation:
         return self.run.eval / f"{self.split}-{which}{suffix}"
 
     def _ensemble(self, model: SequenceModel) -> Ensemble:
-        """A model without chance is scored on its one forecast."""
+        """Return the ensemble of a model; a deterministic model makes one forecast."""
         return self.ensemble if model.stochastic else SINGLE
 
     def perform(self) -> list[Path]:
-        """Evaluate what isn't there yet; returns the JSON files, old and new."""
+        """Evaluate the checkpoints that have no result yet; return all JSON files, old and new."""
         loaded = {which: load_model(self.run, which, self.world.device) for which in self.request.which}
         missing = {which: step for which, (model, step) in loaded.items() if not self._is_there(which, model, step)}
-        wanted: dict[str, int] = self.world.broadcast(missing)  # shared disks may show ranks different things
+        wanted: dict[str, int] = self.world.broadcast(missing)  # ranks may see different states of a shared file system
         for which in self.request.which:
             if which not in wanted:
-                self.say(f"{self.file(which, '.json')}: already evaluated at step {loaded[which][1]:,}; nothing to do")
+                logger.info("%s: already evaluated at step %s", self.file(which, ".json"), f"{loaded[which][1]:,}")
         if wanted:
             if self.world.is_main:
                 self.run.write_state(phase="evaluating")
-            persistence = self._score(Persistence(), "repeat the last frame").compute().as_dict()
+            persistence = self._score(Persistence(), "persistence").compute().as_dict()
             done: dict[int, str] = {}
             for which, step in wanted.items():
                 if step in done:
@@ -103,7 +106,7 @@ class Evaluation:
         return [self.file(which, ".json") for which in self.request.which]
 
     def _identity(self, model: SequenceModel, step: int) -> dict[str, object]:
-        """What a result depends on: where these agree, it needn't be made again."""
+        """Return what a result depends on: a result with equal values is not computed again."""
         return {
             "version": RESULT_VERSION,
             "protocol": self.protocol.choices(),
@@ -132,7 +135,7 @@ class Evaluation:
         except (FileNotFoundError, ValueError):
             return False
         wanted = json.loads(json.dumps(self._identity(model, step)))
-        return all(found.get(key) == value for key, value in wanted.items())
+        return all(_without_text(found.get(key)) == _without_text(value) for key, value in wanted.items())
 
     def _evaluate(self, which: str, model: SequenceModel, step: int, persistence: dict[str, object]) -> None:
         began = time.perf_counter()
@@ -181,17 +184,17 @@ class Evaluation:
         shown = "  ".join(
             f"{name} {'undefined' if value is None else format(value, '.5g')}" for name, value in overall.items()
         )
-        self.say(f"{self.split}-{which}: {shown}")
+        logger.info("%s-%s: %s", self.split, which, shown)
         flat = {**announced, **{f"frames without {k}": n for k, n in announced["frames_without_value"].items()}}
         del flat["frames_without_value"]
-        for name, count in flat.items():
-            if count:
-                self.say(f"{self.split}-{which}: note: {count:,} {name.replace('_', ' ')}")
+        for name, number in flat.items():
+            if number:
+                logger.info("%s-%s: note: %s %s", self.split, which, f"{number:,}", name.replace("_", " "))
 
     def _score(self, model: SequenceModel, name: str) -> ScoreTable:
         data, ensemble = self.config.data, self._ensemble(model)
         if ensemble.samples > 1:
-            name += f", {ensemble.samples} forecasts each"
+            name += f", ensemble size {ensemble.samples}"
         return evaluate_model(
             model,
             self.windows,
@@ -211,7 +214,7 @@ class Evaluation:
 
     def _progress(self, name: str) -> Callable[[int, int], None]:
         began = last = time.perf_counter()
-        shared = f" (of rank 0 of {self.world.world_size})" if self.world.world_size > 1 else ""
+        shared = f" on rank 0 of {self.world.world_size}" if self.world.world_size > 1 else ""
 
         def show(done: int, total: int) -> None:
             nonlocal last
@@ -220,13 +223,13 @@ class Evaluation:
                 return
             last = now
             rate = done / max(now - began, 1e-9)
-            left = (total - done) / rate
-            self.say(f"{self.split} ({name}): {done}/{total} sequences{shared}, {speed(rate)} per s, {left:.0f} s left")
+            progress = f"{done:,} of {count(total, 'sequence')}{shared}, {speed(rate)} sequences/s"
+            logger.info("%s (%s): %s, ETA %s", self.split, name, progress, duration((total - done) / rate))
 
         return show
 
     def _copy(self, source: str, which: str) -> None:
-        """`best` and `last` are one step: one result under both names."""
+        """Copy a result, because `best` and `last` are the same step."""
         if not self.world.is_main:
             return
         for suffix in (".table.npz", ".samples.npz") if self.config.eval.show else (".table.npz",):
@@ -234,22 +237,27 @@ class Evaluation:
                 shutil.copyfileobj(original, file)
         record = {**json.loads(self.file(source, ".json").read_text(encoding="utf-8")), "which": which}
         write_atomic(self.file(which, ".json"), json.dumps(record, indent=1, allow_nan=False) + "\n")
-        self.say(f"{self.split}-{which}: the same step as {source}; copied")
+        logger.info("%s-%s: the same step as %s; copied", self.split, which, source)
 
 
-def evaluate_run(run: RunDir, request: Request, world: World, say: Callable[[str], None]) -> list[Path]:
-    """Evaluate a run's checkpoints; returns the result files, `eval/<split>-<which>.json`.
+def _without_text(value: object) -> object:
+    """Leave out the description for reports, which may change between versions."""
+    return {key: item for key, item in value.items() if key != "text"} if isinstance(value, dict) else value
+
+
+def evaluate_run(run: RunDir, request: Request, world: World) -> list[Path]:
+    """Evaluate a run's checkpoints; return the result files, `eval/<split>-<which>.json`.
 
     Raises:
-        ConfigError: a checkpoint name other than `best` and `last`, or a config that doesn't fit the store.
+        ConfigError: a checkpoint name other than `best` and `last`, or a config that does not fit the store.
         CheckpointError: there is no such checkpoint.
     """
     check_which(request.which)
-    return Evaluation(run, request, world, say).perform()
+    return Evaluation(run, request, world).perform()
 
 
 def check_which(which: Sequence[str]) -> None:
-    """Raise ConfigError unless every name is `best` or `last`, and there is one."""
+    """Raise ConfigError unless every name is `best` or `last` and there is at least one."""
     strange = [name for name in which if name not in CHECKPOINTS]
     if strange or not which:
-        raise ConfigError(f"--which {','.join(which)}: take best, last or best,last")
+        raise ConfigError(f"--which {','.join(which)}: choose best, last or best,last")

@@ -2,10 +2,10 @@
 
 Every function takes `prediction` and `truth` as [B, T, C, H, W] of one shape and, where pixels are missing, a boolean
 `mask` of that shape (True: observed). It returns [B, T]: float64 values, or int64 counts. All arithmetic is in
-float64. Sums over samples are not made here but in `table.py`, so that they come out the same however samples were
-spread over ranks.
+float64. Sums over samples are computed in `table.py`, so that they do not depend on how samples are distributed over
+ranks.
 
-A frame without any observed pixel has no value: NaN here, counted and announced by the table.
+A frame without any observed pixel has no value: NaN here, counted and reported by the table.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from toolkit.errors import ToolkitError
 
 Reduction = Literal["sum", "mean"]
 
-# Frames are taken through SSIM in blocks of at most so many pixels. On a CPU the ten float64 maps of a block should
-# stay in the cache (2.4 to 3 times faster than 1 << 22); a GPU wants few launches, and has to have room for the maps.
+# SSIM is computed in blocks of at most this many pixels. On a CPU the ten float64 maps of a block should fit into the
+# cache (2.4 to 3 times faster than 1 << 22); a GPU needs few launches, and memory for the maps.
 SSIM_BLOCK = {"cpu": 1 << 16, "cuda": 1 << 22}
 SSIM_K1, SSIM_K2 = 0.01, 0.03  # Wang et al. 2004, section III.B
 
@@ -31,8 +31,8 @@ def mse(prediction: Tensor, truth: Tensor, reduction: Reduction, mask: Tensor | 
     """Squared error per frame, float64 [B, T].
 
     Args:
-        reduction: `mean` over pixels and channels, or their `sum`. With a mask both are taken over observed pixels, and
-            the sum is scaled up to the whole frame, so that frames with more missing pixels don't look better.
+        reduction: `mean` over pixels and channels, or their `sum`. With a mask both use observed pixels only, and
+            the sum is scaled to the full frame, so that frames with more missing pixels do not score better.
     """
     _check_shapes(prediction, truth, mask)
     return reduced((prediction.double() - truth.double()).square(), reduction, mask)
@@ -51,7 +51,7 @@ def psnr(
 
     Args:
         data_range: the greatest possible minus the smallest possible pixel value.
-        cap: greatest value given, dB. An exact frame has an infinite ratio; it gets `cap` and is counted.
+        cap: largest value returned, dB. An exact frame has an infinite ratio; it gets `cap` and is counted.
 
     Returns:
         (float64 [B, T] in dB, bool [B, T]: the frame is exact).
@@ -66,19 +66,19 @@ def ssim(prediction: Tensor, truth: Tensor, data_range: float, window: int = 7, 
     """Structural similarity per frame, float64 [B, T], the mean of the local map over positions and channels.
 
     The map is that of `skimage.metrics.structural_similarity` with its defaults: a uniform window, sample covariances
-    (divided by n - 1), K1 = 0.01, K2 = 0.03, and only windows that lie wholly inside the frame. With a mask the mean is
-    over the windows that hold no missing pixel.
+    (divided by n - 1), K1 = 0.01, K2 = 0.03, and only windows inside the frame. With a mask the mean is over the
+    windows without a missing pixel.
 
     Source: Wang et al., Image quality assessment: from error visibility to structural similarity, IEEE TIP 13(4), 2004,
     https://doi.org/10.1109/TIP.2003.819861, equation 13.
 
     Raises:
-        ToolkitError: frames smaller than the window, or a window that isn't odd and at least 3.
+        ToolkitError: frames smaller than the window, or a window that is not odd and at least 3.
     """
     _check_shapes(prediction, truth, mask)
     batch, time, channels, height, width = truth.shape
     if window < 3 or window % 2 == 0:
-        raise ToolkitError(f"SSIM: the window is {window} pixels wide; take an odd number of at least 3")
+        raise ToolkitError(f"SSIM: the window is {window} pixels wide; use an odd number of at least 3")
     if min(height, width) < window:
         raise ToolkitError(
             f"SSIM: frames of {height}x{width} are smaller than its window of {window}x{window}: "
@@ -118,14 +118,14 @@ def _ssim_block(first: Tensor, second: Tensor, data_range: float, window: int, m
     similarity = numerator / denominator
     if mask is None:
         return similarity.flatten(1).mean(1)
-    whole = _window_sum(mask.double(), window) == pixels
-    return similarity.masked_fill(~whole, 0.0).flatten(1).sum(1) / whole.flatten(1).sum(1)
+    complete = _window_sum(mask.double(), window) == pixels
+    return similarity.masked_fill(~complete, 0.0).flatten(1).sum(1) / complete.flatten(1).sum(1)
 
 
 def _window_sum(frames: Tensor, window: int) -> Tensor:
-    """Sums over all windows inside the frames, separably: [N, C, H, W] -> [N, C, H - window + 1, W - window + 1].
+    """Sum over all windows inside the frames, separably: [N, C, H, W] -> [N, C, H - window + 1, W - window + 1].
 
-    For whole numbers (uint8 levels and their products) they are exact in float64, in any order of addition.
+    For integers (uint8 levels and their products) the sums are exact in float64, in any order of addition.
     """
     height, width = (side - window + 1 for side in frames.shape[-2:])
     rows = frames[..., :height, :].clone()
@@ -150,13 +150,13 @@ class Contingency:
 def contingency(forecast: Tensor, observed: Tensor, mask: Tensor | None = None, pool: int = 1) -> Contingency:
     """Count events: hit = forecast and observed, miss = observed only, false alarm = forecast only.
 
-    (The ModeRNN paper, section 4, swaps the names of the last two. CSI doesn't change by that, POD and FAR would.)
+    (The ModeRNN paper, section 4, swaps the names of the last two. This does not affect CSI, but POD and FAR.)
 
     Args:
         forecast: bool [B, T, C, H, W], the prediction reaches the threshold.
-        observed: the same of the truth.
-        pool: count squares of so many pixels a side instead, without overlap (the last ones are cut off at the frame's
-            edge): an event where any pixel is one; a square without an observed pixel isn't counted.
+        observed: the same for the observation.
+        pool: side of the blocks over which events are max-pooled, without overlap (cut off at the frame's edge); a
+            block without an observed pixel is not counted.
     """
     _check_shapes(forecast, observed, mask)
     counted = torch.ones_like(observed) if mask is None else mask
@@ -176,19 +176,19 @@ def _any_in_square(events: Tensor, side: int) -> Tensor:
 
 
 def fractions(forecast: Tensor, observed: Tensor, window: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The two sums of the fractions skill score, means over a frame, float64 [B, T]: the squared difference of the
-    shares of events in the neighbourhoods of every pixel, and the sum of both squared shares.
+    """Compute both terms of the fractions skill score, means over a frame, float64 [B, T].
 
-    FSS = 1 - (sum of the first over frames) / (sum of the second). Beyond the frame and where a pixel is missing there
-    is no event. Source: Roberts & Lean, Mon. Wea. Rev. 136, 2008, equations 5 to 7.
+    The first is the squared difference of the event fractions in the neighbourhood of every pixel, the second the sum
+    of both squared fractions. FSS = 1 - (sum of the first over frames) / (sum of the second). Outside of the frame and
+    at missing pixels there is no event. Source: Roberts & Lean, Mon. Wea. Rev. 136, 2008, equations 5 to 7.
 
     Args:
-        forecast, observed: as of `contingency`.
+        forecast, observed: see `contingency`.
         window: the side of a neighbourhood, pixels; odd.
     """
     _check_shapes(forecast, observed, mask)
     if window % 2 == 0:
-        raise ToolkitError(f"FSS: a neighbourhood is centred on a pixel; its side {window} must be odd")
+        raise ToolkitError(f"FSS: a neighbourhood is centred on a pixel; its side of {window} pixels must be odd")
     if mask is not None:
         forecast, observed = forecast & mask, observed & mask
     shares = [
@@ -206,7 +206,7 @@ def _count(events: Tensor) -> Tensor:
 
 
 def reduced(errors: Tensor, reduction: Reduction, mask: Tensor | None) -> Tensor:
-    """Errors of pixels [B, T, C, H, W] -> of frames [B, T]; see `mse` for `reduction`."""
+    """Reduce errors of pixels [B, T, C, H, W] to frames [B, T]; see `mse` for `reduction`."""
     errors = errors.flatten(2)
     pixels = errors.shape[2]
     if mask is None:

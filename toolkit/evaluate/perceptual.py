@@ -4,11 +4,11 @@
 
 x and y have three channels in -1..1; f_l is the l-th of five feature maps, at each position divided by its length.
 
-The w_l are version 0.1's calibrated weights, from the installed `lpips` package. Its network isn't used: it imports
-torchvision, whose binary has to fit the very build of torch. For the same weights the values here are equal to the
+The w_l are the calibrated weights of version 0.1, from the installed `lpips` package. Its network is not used: it
+imports torchvision, whose binary must match the build of torch. For the same weights the values are equal to the
 package's (tests/toolkit/evaluate/test_perceptual.py).
 
-The trunk's ImageNet weights come with no package. They are looked for, in this order, in the file that
+The ImageNet weights of the trunk are not part of a package. They are searched, in this order, in the file that
 `MODERNN_ALEXNET` names (.pth with torchvision's names, or .npz), in torch's cache, where torchvision leaves them, and
 at download.pytorch.org.
 """
@@ -44,12 +44,12 @@ BLOCK = 1 << 22  # pixels in one pass; its largest maps are 4 times the frames
 
 
 class LPIPS(nn.Module):
-    """The distance of frames; in evaluation mode, without gradients."""
+    """The distance between frames, in evaluation mode, without gradients."""
 
     def __init__(self, trunk: dict[str, Tensor], heads: dict[str, Tensor]) -> None:
         """
         Args:
-            trunk: `features.N.weight` and `.bias` of torchvision's AlexNet; others are ignored.
+            trunk: `features.N.weight` and `.bias` of torchvision's AlexNet; other entries are ignored.
             heads: `linN.model.1.weight` [1, C, 1, 1] of the lpips package.
         """
         super().__init__()
@@ -66,7 +66,7 @@ class LPIPS(nn.Module):
         self.eval().requires_grad_(False)
 
     def features(self, frames: Tensor) -> list[Tensor]:
-        """The five maps of frames [N, 3, H, W] in -1..1."""
+        """Return the five feature maps of frames [N, 3, H, W] in -1..1."""
         assert isinstance(self.shift, Tensor) and isinstance(self.scale, Tensor)
         maps, x = [], (frames - self.shift) / self.scale
         for index, *_ in CONVOLUTIONS:
@@ -78,7 +78,7 @@ class LPIPS(nn.Module):
 
     @torch.no_grad()
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Frames [N, 1 or 3, H, W], as a rule in -1..1 -> float32 [N].
+        """Return the distance float32 [N] of frames [N, 1 or 3, H, W], normally in -1..1.
 
         Raises:
             ConfigError: frames too small, or of another number of channels.
@@ -109,10 +109,10 @@ def _unit(maps: Tensor) -> Tensor:
 
 
 def load_lpips(device: torch.device | str = "cpu") -> LPIPS:
-    """LPIPS with calibrated weights.
+    """Return LPIPS with calibrated weights.
 
     Raises:
-        ConfigError: the `lpips` package or the trunk's weights can't be had.
+        ConfigError: the `lpips` package or the weights of the trunk are missing.
     """
     return LPIPS(_trunk(), _heads()).to(device)
 
@@ -120,7 +120,7 @@ def load_lpips(device: torch.device | str = "cpu") -> LPIPS:
 def _heads() -> dict[str, Tensor]:
     found = importlib.util.find_spec("lpips")  # finds it without importing it
     if found is None or not found.submodule_search_locations:
-        raise ConfigError("LPIPS: the package lpips isn't installed, whose weights are needed: pip install lpips")
+        raise ConfigError("LPIPS: the package lpips, which holds its weights, is not installed: pip install lpips")
     path = Path(next(iter(found.submodule_search_locations)), "weights", "v0.1", "alex.pth")
     heads: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return heads

@@ -1,27 +1,26 @@
-"""What an ensemble is worth as a distribution: CRPS, spread and skill, ranks. Of all members, whichever one is scored.
+"""Scores of an ensemble as a distribution: CRPS, spread and skill, ranks. They use all members, whichever is scored.
 
     crps         sum_i |x_i - y| / N - sum_{i<j} |x_i - x_j| / N^2             the N members are the forecast
     crps_fair    sum_i |x_i - y| / N - sum_{i<j} |x_i - x_j| / (N (N - 1))     they are a sample of it (Ferro 2014)
 
-`crps` is what others publish of ensembles (pysteps, properscoring), and of one member it is the absolute error, so a
-forecast without chance has it too. It falls as N grows, though nothing got better: ensembles of different sizes are
-compared by `crps_fair`, whose expectation doesn't depend on N. Both are of a pixel; over a frame they are added up like
-the absolute error, by the protocol's `error_reduction`.
+`crps` is the usual published form (pysteps, properscoring). For one member it is the absolute error, so deterministic
+forecasts have it too. It decreases with N even if the forecast distribution stays the same: compare ensembles of
+different sizes by `crps_fair`, whose expectation does not depend on N (infinite ensemble). Both are computed per pixel
+and reduced over a frame like the absolute error, by the protocol's `error_reduction`.
 
     spread        square root of the mean over pixels, frames and sequences of the members' sample variance (n - 1)
-    rmse_of_mean  the same of the squared error of the members' mean
-    spread_skill  sqrt((N + 1) / N) spread / rmse_of_mean: 1 where truth and members are draws of one distribution;
-                  below, the members are too sure (Fortin et al., J. Hydrometeorology 15, 2014, equation 15)
+    rmse_of_mean  the same for the squared error of the ensemble mean
+    spread_skill  sqrt((N + 1) / N) spread / rmse_of_mean: 1 if observation and members are drawn from one distribution;
+                  below 1 the ensemble is under-dispersive (Fortin et al., J. Hydrometeorology 15, 2014, equation 15)
 
-Ranks: how many members lie below the truth, 0 .. N, counted over pixels; flat for a reliable ensemble (Hamill, Mon.
-Wea. Rev. 129, 2001). The truth is known in whole codes, so members are rounded to codes before they are compared. Of
-members equal to the truth a random number lies below, each number from none to all being as likely (most of a radar
-frame is a tie of zeros): drawn on the CPU from a generator seeded by the batch's number, so on any number of ranks
-equal.
+Ranks: the number of members below the observation, 0 .. N, counted over pixels; flat for a reliable ensemble (Hamill,
+Mon. Wea. Rev. 129, 2001). The observation is an integer code, so members are rounded to codes before the comparison. Of
+members equal to the observation, a uniform random number counts as below (most of a radar frame is a tie of zeros),
+drawn on the CPU from a generator seeded by the batch number, so it is the same on any number of ranks.
 
-Members are seen as the protocol has them (clamped or not), in float64, over observed pixels. They all have to be there
-at once, because every pair of them counts: N forecasts of one batch, float32, lie in host memory, and above
-`HOST_BYTES` in a temporary file. On the device are single forecasts, and `BLOCK` values of all members.
+Members are compared as the protocol defines (clamped or not), in float64, over observed pixels. All of them are needed
+at once, because every pair counts: N forecasts of one batch, float32, are kept in host memory, and above `HOST_BYTES`
+in a temporary file. The device holds single forecasts, and `BLOCK` values of all members.
 """
 
 from __future__ import annotations
@@ -45,22 +44,22 @@ from toolkit.evaluate.scoring import Compared
 from toolkit.evaluate.table import NONFINITE_MEMBERS, RANKS
 
 HOST_BYTES = 1 << 31
-BLOCK = 1 << 22  # float32 values on the device at a time; at the least one frame of all members
-TIES = 0x7135  # added to the batch's number: another stream than that of the forecasts
+BLOCK = 1 << 22  # float32 values on the device at a time; at least one frame of all members
+TIES = 0x7135  # added to the batch number: a different random stream than that of the forecasts
 
 
 class Members:
-    """The members of one batch's ensemble, taken in one at a time."""
+    """The ensemble members of one batch, added one at a time."""
 
     def __init__(self, count: int, codes: Tensor, scale: Scale, protocol: Protocol, number: int) -> None:
         """
         Args:
             count: N, at least 2.
-            codes: the truth, uint8 [B, T, C, H, W].
-            number: the batch's, for the ranks of ties.
+            codes: the observation, uint8 [B, T, C, H, W].
+            number: batch number, seeds the ranks of ties.
 
         Raises:
-            ToolkitError: there is no room for them.
+            ToolkitError: there is not enough memory or disk space.
         """
         self.count, self.codes, self.scale, self.protocol, self.number = count, codes, scale, protocol, number
         frames = codes.shape[0] * codes.shape[1]
@@ -70,7 +69,7 @@ class Members:
         self._mask: Tensor | None = None
 
     def add(self, member: Tensor) -> None:
-        """Take in a forecast [B, T, C, H, W]."""
+        """Add a forecast [B, T, C, H, W]."""
         compared = Compared(member, self.codes, self.scale, self.protocol)
         self._mask = compared.mask
         self._nonfinite += compared.nonfinite
@@ -78,9 +77,9 @@ class Members:
         self._taken += 1
 
     def scores(self) -> dict[str, NDArray[np.float64] | NDArray[np.int64]]:
-        """The columns of a `ScoreTable` of `members` N: [B, T] each, `ranks` [B, T, N + 1].
+        """Return the columns of a `ScoreTable` with `members` N: [B, T] each, `ranks` [B, T, N + 1].
 
-        Averaged columns are NaN, and there are no ranks, in frames of which a member isn't finite.
+        In frames with a member that is not finite, averaged columns are NaN and ranks are 0.
         """
         assert self._taken == self.count
         shape = tuple(self.codes.shape[:2])
@@ -98,7 +97,7 @@ class Members:
         return (slice(at, at + size) for at in range(0, frames, size))
 
     def _block(self, at: slice) -> dict[str, Tensor]:
-        """The columns of some frames, [F] each."""
+        """Compute the columns of some frames, [F] each."""
         device, codes = self.codes.device, self.codes.flatten(0, 1)[at]
         members = torch.from_numpy(self._kept[:, at]).to(device)  # [N, F, P]
         truth = to_unit(codes, self.scale).flatten(1)
@@ -122,12 +121,12 @@ class Members:
         }
 
     def _ties(self, at: slice) -> torch.Generator:
-        """A stream for every block of every batch."""
+        """Return the random stream of a block of this batch."""
         return torch.Generator().manual_seed((TIES + self.number) * (1 << 24) + at.start)
 
 
 def crps(members: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Continuous ranked probability scores of every pixel, standard and fair, float64 [...].
+    """Return the continuous ranked probability score of every pixel, standard and fair, float64 [...].
 
     Args:
         members: float32 [N, ...], N at least 2.
@@ -143,7 +142,7 @@ def crps(members: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def spread_and_error(members: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """The members' sample variance and the squared error of their mean at every pixel; shapes as of `crps`."""
+    """Return the sample variance of the members and the squared error of their mean, per pixel; shapes: see `crps`."""
     mean = torch.zeros_like(truth, dtype=torch.float64)
     for member in members:
         mean += member
@@ -155,13 +154,13 @@ def spread_and_error(members: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rank_counts(members: Tensor, truth: Tensor, uniform: Tensor, mask: Tensor | None = None) -> Tensor:
-    """How often the truth has each rank among the members, int64 [F, N + 1].
+    """Count the ranks of the observation among the members, int64 [F, N + 1].
 
     Args:
         members: [N, F, P].
         truth: [F, P].
-        uniform: float64 [F, P] in 0 <= u < 1, which decides ties.
-        mask: bool [F, P]; False: the pixel isn't counted.
+        uniform: float64 [F, P] in 0 <= u < 1, which breaks ties.
+        mask: bool [F, P]; False: the pixel is not counted.
     """
     count = len(members)
     below, ties = torch.zeros_like(truth, dtype=torch.int64), torch.zeros_like(truth, dtype=torch.int64)
@@ -175,17 +174,17 @@ def rank_counts(members: Tensor, truth: Tensor, uniform: Tensor, mask: Tensor | 
 
 
 def _room(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """An array for the members: in memory, or in a file that is gone when the array is."""
+    """Return an array for the members: in memory, or in a temporary file that is deleted with the array."""
     needed = 4 * math.prod(shape)
     if needed <= HOST_BYTES:
         return np.empty(shape, np.float32)
     try:
         with tempfile.TemporaryFile() as file:
-            os.posix_fallocate(file.fileno(), 0, needed)  # a full disk is an error here, not a crash in the middle
+            os.posix_fallocate(file.fileno(), 0, needed)  # report a full disk here, not as a crash later
             return np.memmap(file, np.float32, mode="r+", shape=shape)
     except OSError as error:
         raise ToolkitError(
-            f"eval.ensemble_size {shape[0]}: a batch's members are {needed / 1e9:.1f} GB, and {tempfile.gettempdir()} "
-            f"has no room for them ({error.strerror}): name a larger folder in TMPDIR, or take a smaller --batch "
-            "(eval.batch)"
+            f"eval.ensemble_size {shape[0]}: the members of a batch take {needed / 1e9:.1f} GB, which "
+            f"{tempfile.gettempdir()} cannot hold ({error.strerror}): set TMPDIR to a larger file system, or reduce "
+            "--batch (eval.batch)"
         ) from None

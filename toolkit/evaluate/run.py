@@ -1,9 +1,9 @@
-"""The evaluation run: every window of a split through a model, on any number of ranks, once.
+"""Evaluate a model on every window of a split, on any number of ranks, each window once.
 
-Batches have a fixed composition, windows k * batch .. (k + 1) * batch - 1, and whole batches are dealt to the ranks
-in turn. The arithmetic inside a batch may depend on its composition, so it is this that makes predictions, and with
-`ScoreTable` all scores, the same to the last bit on 1, 2 or 64 ranks of one machine type. Random numbers come from a
-generator seeded by the batch's number; the first member of an ensemble is the forecast that is made without one.
+Batches have a fixed composition, windows k * batch .. (k + 1) * batch - 1, and complete batches are distributed over
+the ranks in turn. Rounding inside a batch may depend on its composition; with fixed batches predictions, and with
+`ScoreTable` all scores, are bitwise identical on 1, 2 or 64 ranks of one machine type. Random numbers come from a
+generator seeded by the batch number; the first member of an ensemble equals the forecast of ensemble size 1.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from toolkit.evaluate.perceptual import LPIPS
 from toolkit.evaluate.probabilistic import Members
 from toolkit.evaluate.scoring import member_cost, new_table, score_batch, threshold_codes
 from toolkit.evaluate.table import ScoreTable
+from toolkit.wording import count
 
 SINGLE = Ensemble()
 
 
 class Predictor(Protocol):
-    """What is evaluated: any `SequenceModel`, or a baseline."""
+    """The model to evaluate: any `SequenceModel`, or a baseline."""
 
     def predict(
         self, context: Tensor, horizon: int, samples: int = 1, generator: torch.Generator | None = None
@@ -41,7 +42,7 @@ class Predictor(Protocol):
 
 
 class Windows(Protocol):
-    """What it is evaluated on: a `WindowSet`."""
+    """The data to evaluate on: a `WindowSet`."""
 
     @property
     def scale(self) -> Scale: ...
@@ -51,8 +52,8 @@ class Windows(Protocol):
 
 @dataclass(frozen=True)
 class Forecast:
-    """One batch: its windows by their places, the truth as codes and what is scored, both [B, horizon, C, H, W]; of an
-    ensemble its members, where they were kept.
+    """One batch: windows with their indices, observation (codes) and scored prediction, both [B, horizon, C, H, W], and
+    the members of an ensemble, if they were kept.
     """
 
     indices: range
@@ -64,11 +65,11 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of an evaluation; each is a function of its number alone.
+    """The batches of an evaluation; each depends on its number only.
 
     Attributes:
-        total: windows that are evaluated, the first of `windows`.
-        batch: windows in all batches but the last.
+        total: number of windows evaluated, the first ones of `windows`.
+        batch: windows per batch (the last batch may be smaller).
     """
 
     model: Predictor
@@ -82,7 +83,7 @@ class Batches:
     ensemble: Ensemble
 
     def forecast(self, number: int, keep_members: bool = False) -> Forecast:
-        """Make the forecasts of a batch."""
+        """Compute the forecasts of a batch."""
         indices = range(number * self.batch, min(self.total, (number + 1) * self.batch))
         cut = [_window(self.windows, index, self.context + self.horizon) for index in indices]
         codes = torch.from_numpy(np.stack([window.frames for window in cut])).to(self.device)
@@ -132,24 +133,24 @@ def evaluate_model(
     lpips: LPIPS | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreTable:
-    """Score a model on a split; every rank of the process group calls this and gets the same whole table.
+    """Score a model on a split; every rank of the process group calls this and gets the same complete table.
 
     Args:
         windows: each of context + horizon frames.
-        thresholds: event thresholds in the store's unit, where the protocol has none of its own.
-        batch: windows per forward pass; part of the result's last bits.
-        limit: use the first so many windows only.
-        ensemble: how many forecasts are made of each window, and which is scored.
-        lpips: score LPIPS too, with this network.
+        thresholds: event thresholds in the store's unit, if the protocol does not define them.
+        batch: windows per forward pass; affects rounding.
+        limit: use only the first `limit` windows.
+        ensemble: ensemble size, and which forecast is scored.
+        lpips: compute LPIPS too, with this network.
         progress: called with (windows done, windows of this rank) after each batch.
 
     Raises:
         ConfigError: no windows, windows too short, a threshold outside the store's scale.
-        ToolkitError: another rank failed; says which and how.
+        ToolkitError: another rank failed; names the rank and its error.
     """
     total = len(windows) if limit is None else min(limit, len(windows))
     if total < 1:
-        raise ConfigError(f"nothing to evaluate: {len(windows)} windows, --limit {limit}")
+        raise ConfigError(f"nothing to evaluate: {count(len(windows), 'window')}, --limit {limit}")
     thresholds = protocol.thresholds_for(thresholds)
     threshold_codes(thresholds, windows.scale)  # a bad threshold should fail before the first forward pass
     members = ensemble.samples if ensemble.samples > 1 else 0
@@ -175,10 +176,10 @@ def evaluate_model(
 
 
 def _gather(table: ScoreTable, failure: Exception | None, rank: int, world: int) -> ScoreTable:
-    """The whole table on every rank. A rank that failed says so here: the others must not wait for it."""
-    said = None if failure is None else f"{type(failure).__name__}: {failure}"
+    """Return the complete table on every rank; raise on all if one rank failed, so that none waits for it."""
+    own_error = None if failure is None else f"{type(failure).__name__}: {failure}"
     gathered: list[Any] = [None] * world
-    distributed.all_gather_object(gathered, (said, table))
+    distributed.all_gather_object(gathered, (own_error, table))
     if failure is not None:
         raise failure
     for other, (error, _) in enumerate(gathered):
@@ -193,9 +194,9 @@ def _gather(table: ScoreTable, failure: Exception | None, rank: int, world: int)
 def predict(
     model: Predictor, codes: Tensor, horizon: int, scale: Scale, generator: torch.Generator | None = None
 ) -> Tensor:
-    """One forecast: context codes uint8 [B, Tc, C, H, W] -> float32 [B, horizon, C, H, W], not clamped.
+    """Return one forecast float32 [B, horizon, C, H, W], not clamped, from context codes uint8 [B, Tc, C, H, W].
 
-    A module is put into evaluation mode for the call and back after.
+    A module is in evaluation mode during the call.
     """
     training = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module):
@@ -221,14 +222,14 @@ def sample_frames(
     device: torch.device | str,
     ensemble: Ensemble = SINGLE,
 ) -> dict[str, NDArray[np.generic]]:
-    """Frames for people to look at: the first `show` (at least 1) sequences of each mode in a table.
+    """Return frames for figures: the first `show` (at least 1) sequences of each mode in a table.
 
-    They are the forecasts that were scored: the other arguments are those of `evaluate_model`.
+    They are the forecasts that were scored; the other arguments are those of `evaluate_model`.
 
     Returns:
         context [S, Tc, C, H, W], truth and prediction [S, horizon, C, H, W] as codes (uint8; predictions rounded to
-        0..max_code); index, key, mode, time [S] (the first frame's, "" without a clock); mse [S], the sequence's mean
-        over its frames; scale, a JSON text.
+        0..max_code); index, key, mode, time [S] (of the first frame, "" without time stamps); mse [S], the mean
+        over the frames of a sequence; scale, a JSON text.
     """
     indices = table.first_of_modes(show)
     batches = Batches(model, windows, len(table), context, horizon, protocol, batch, torch.device(device), ensemble)

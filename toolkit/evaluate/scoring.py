@@ -1,4 +1,4 @@
-"""One batch under a protocol: from codes and predictions to the columns of a `ScoreTable`."""
+"""Score one batch by a protocol: from codes and predictions to the columns of a `ScoreTable`."""
 
 from __future__ import annotations
 
@@ -26,45 +26,56 @@ AVERAGED = ("mse", "mae", "psnr", "ssim")
 def new_table(
     protocol: Protocol, horizon: int, thresholds: Sequence[float], lpips: bool, members: int = 0
 ) -> ScoreTable:
-    """An empty table for what `score_batch` gives, and for `members` above 0 what `Members.scores` does."""
+    """Return an empty table for the columns of `score_batch`, and for `members` above 0 those of `Members.scores`."""
     averaged = (*AVERAGED, "lpips") if lpips else AVERAGED
     return ScoreTable(protocol.name, horizon, averaged, thresholds, protocol.event_pools, protocol.fss_windows, members)
 
 
 def threshold_codes(thresholds: Sequence[float], scale: Scale) -> list[int]:
-    """For each threshold in the store's unit the smallest code whose value reaches it.
+    """Return for each threshold, in the store's unit, the smallest code whose value reaches it.
 
     Raises:
-        ConfigError: a threshold that no code reaches or that every code reaches, or a scale that falls.
+        ConfigError: a threshold that no code or every code reaches, or a decreasing scale.
     """
     if thresholds and scale.gain <= 0:
         raise ConfigError(
-            f"eval.thresholds: this store's values fall as its codes rise (gain {scale.gain:g}): "
+            f"eval.thresholds: the values of this store decrease with its codes (gain {scale.gain:g}): "
             "convert the archive with a gain above 0"
         )
     codes = []
     for threshold in thresholds:
-        # The little less keeps 0.3 / 0.1 at 3 where float64 says 3.0000000000000004.
+        # The tolerance keeps 0.3 / 0.1 at 3, where float64 gives 3.0000000000000004.
         code = math.ceil((threshold - scale.offset) / scale.gain - 1e-9)
         if not 0 < code <= scale.max_code:
             low, high = scale.offset, scale.offset + scale.gain * scale.max_code
             raise ConfigError(
-                f"eval.thresholds: {threshold:g} can't be told apart in this store, whose values are {low:g} to "
-                f"{high:g} {scale.unit}: choose eval.thresholds above the one and up to the other"
+                f"eval.thresholds: {threshold:g} is outside of this store, whose values are {low:g} to {high:g} "
+                f"{scale.unit}: choose eval.thresholds above the first and at most the second"
             )
         codes.append(code)
     return codes
 
 
+def threshold_level(threshold: float, code: int, scale: Scale) -> float:
+    """Return a threshold in the models' unit (code / max_code), for forecasts of float32.
+
+    A threshold that is the value of a code becomes that code's own float32 image, so that a forecast which repeats an
+    observed frame has the observation's events; any other lies between two codes and is compared as it is.
+    """
+    exact = (threshold - scale.offset) / scale.gain
+    nearest = code if abs(exact - code) < 1e-6 else exact
+    return float(torch.tensor(nearest, dtype=torch.float32) / scale.max_code)
+
+
 class Compared:
-    """A batch of predictions beside the truth, made ready for metrics by a protocol.
+    """A batch of predictions and observations, prepared for metrics by a protocol.
 
     Args:
-        prediction: [B, T, C, H, W] in the models' unit (code / max_code), as the model gave it.
-        codes: uint8 of the same shape, the truth.
+        prediction: [B, T, C, H, W] in the models' unit (code / max_code), as returned by the model.
+        codes: uint8 of the same shape, the observation.
 
     Attributes:
-        nonfinite: bool [B, T]: the frame's prediction isn't finite; its averaged scores are NaN.
+        nonfinite: bool [B, T]: the prediction of the frame is not finite; its averaged scores are NaN.
     """
 
     def __init__(self, prediction: Tensor, codes: Tensor, scale: Scale, protocol: Protocol) -> None:
@@ -73,7 +84,7 @@ class Compared:
         seen = observed(codes, scale)
         self.mask = None if seen is None or bool(seen.all()) else seen
         self.nonfinite = ~torch.isfinite(predicted).flatten(2).all(2)
-        # Where it isn't finite the score is made NaN below.
+        # Scores of frames that are not finite are set to NaN below.
         predicted = torch.nan_to_num(predicted, nan=0.0, posinf=0.0, neginf=0.0)
         self.predicted = predicted.clamp(0.0, 1.0) if protocol.clamp else predicted
 
@@ -89,11 +100,11 @@ class Compared:
 
     @property
     def exact(self) -> Tensor:
-        """bool [B, T]: SSIM and PSNR see no difference."""
+        """Whether SSIM and PSNR see no difference, bool [B, T]."""
         return self._psnr[1] & ~self.nonfinite
 
     def averaged(self, name: str) -> Tensor:
-        """One averaged metric, float64 [B, T]."""
+        """Return one averaged metric, float64 [B, T]."""
         protocol = self.protocol
         if name == "psnr":
             values = self._psnr[0]
@@ -105,7 +116,7 @@ class Compared:
         return values.masked_fill(self.nonfinite, torch.nan)
 
     def lpips(self, model: LPIPS) -> Tensor:
-        """LPIPS, float64 [B, T]; NaN also for frames with missing pixels, of which it can't leave any out."""
+        """Return LPIPS, float64 [B, T]; NaN for frames with missing pixels too, because it cannot exclude pixels."""
         centred = self.protocol.lpips_range == "-1..1"
         frames = (frames.clamp(0.0, 1.0).flatten(0, 1) for frames in (self.predicted, self.truth))
         first, second = (2.0 * frame - 1.0 if centred else frame for frame in frames)
@@ -115,7 +126,7 @@ class Compared:
 
 
 def member_cost(prediction: Tensor, codes: Tensor, scale: Scale, protocol: Protocol) -> Tensor:
-    """What a member of an ensemble costs at each sequence, float64 [B], by the protocol's `best_by`."""
+    """Return the cost of an ensemble member for each sequence, float64 [B], by the protocol's `best_by`."""
     compared = Compared(prediction, codes, scale, protocol)
     return cost_of(compared.averaged(protocol.best_by), compared.nonfinite, protocol.best_by)
 
@@ -128,14 +139,14 @@ def score_batch(
     thresholds: Sequence[float],
     lpips: LPIPS | None = None,
 ) -> dict[str, NDArray[np.float64] | NDArray[np.int64]]:
-    """All columns of one batch.
+    """Compute all columns of one batch.
 
     Args:
-        prediction, codes: as of `Compared`.
+        prediction, codes: see `Compared`.
         thresholds: in the store's unit.
 
     Returns:
-        Columns of `new_table`, each [B, T]. Averaged columns are NaN in frames whose prediction isn't finite.
+        Columns of `new_table`, each [B, T]. Averaged columns are NaN in frames whose prediction is not finite.
     """
     compared = Compared(prediction, codes, scale, protocol)
     mask, nonfinite = compared.mask, compared.nonfinite
@@ -153,24 +164,22 @@ def score_batch(
 
 
 def _events(compared: Compared, codes: Tensor, threshold: float, code: int, scale: Scale) -> dict[str, Tensor]:
-    """The columns of one threshold."""
-    # The code's own float32 image: a frame that repeats a code then compares as that code does.
-    reached = torch.tensor(float(code), dtype=torch.float32, device=codes.device) / scale.max_code
-    forecast, happened = compared.predicted >= reached, codes >= code
+    """Return a threshold's columns: the forecast is compared in the store's unit, the observation by its code."""
+    forecast, event = compared.predicted >= threshold_level(threshold, code, scale), codes >= code
     columns: dict[str, Tensor] = {}
     for side in compared.protocol.event_pools:
-        table = metrics.contingency(forecast, happened, compared.mask, side)
+        table = metrics.contingency(forecast, event, compared.mask, side)
         columns |= {at(name, threshold, side): getattr(table, name) for name in EVENTS}
     for window in compared.protocol.fss_windows:
-        error, reference = metrics.fractions(forecast, happened, window, compared.mask)
+        error, reference = metrics.fractions(forecast, event, window, compared.mask)
         columns |= {at("fss_error", threshold, window): error, at("fss_reference", threshold, window): reference}
     return columns
 
 
 def _image(frames: Tensor, levels: int | None) -> Tensor:
-    """What SSIM and PSNR see: values in 0..1, or whole levels floor(x * levels).
+    """Return the input of SSIM and PSNR: values in 0..1, or integer levels floor(x * levels).
 
-    In float32, as the published evaluations do it: code / 255 comes back as code.
+    In float32, as in the published evaluations: code / 255 is converted back to the code.
     """
     inside = frames.clamp(0.0, 1.0)
     return inside if levels is None else (inside * levels).floor()

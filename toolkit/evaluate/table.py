@@ -1,23 +1,22 @@
 """Contract 5: a score is an accumulator with update, merge and compute. Does not import torch.
 
-A `ScoreTable` keeps what every sample scored at every lead time (9,000 samples x 10 leads x 8 columns are 6 MB), by
-the sample's place in its split. Nothing is added up before `compute`, which takes samples in order of their places
-and sums float64 exactly rounded (`math.fsum`): results are the same to the last bit however samples were spread over
-batches and ranks.
+A `ScoreTable` keeps the score of every sample at every lead time (9,000 samples x 10 leads x 8 columns are 6 MB), by
+index of the sample in its split. Nothing is summed before `compute`, which processes samples in index order and sums
+float64 with exact rounding (`math.fsum`): results are bitwise identical however samples are distributed over batches
+and ranks.
 
-Columns are of two kinds. *Averaged* ones (mse, ssim ...) are float64 and give the mean over frames. *Counted* ones
-are int64 and are added up; `hits@K`, `misses@K`, `false_alarms@K` and `correct_negatives@K` together give CSI, POD,
-FAR, bias and HSS at threshold K from the pooled counts. `@K/S`: of squares of S pixels. Of several thresholds there is
-also the mean CSI. The averaged `fss_error@K/W` and `fss_reference@K/W` together give FSS.
+There are two kinds of columns. *Averaged* ones (mse, ssim ...) are float64 and give the mean over frames. *Counted*
+ones are int64 and are summed; `hits@K`, `misses@K`, `false_alarms@K` and `correct_negatives@K` together give CSI, POD,
+FAR, bias and HSS at threshold K from the pooled counts. `@K/S`: after max-pooling over blocks of S x S pixels. For
+several thresholds there is also the mean CSI. The averaged `fss_error@K/W` and `fss_reference@K/W` together give FSS.
 
-Of an ensemble of N members there are also the averaged `crps` and `crps_fair`, `ensemble_variance` and
-`ensemble_error` (which together give spread and skill, see probabilistic.py), and the histogram `ranks`, int64 of
-[n, T, N + 1].
+Ensembles of N members also have the averaged `crps` and `crps_fair`, `ensemble_variance` and `ensemble_error` (which
+together give spread and skill, see probabilistic.py), and the histogram `ranks`, int64 of [n, T, N + 1].
 
-Nothing undefined passes in silence: a ratio without events is None with the events' number beside it; a frame that
-has no value (nothing observed) is left out of the mean and counted in `frames_without_value`; one frame with a NaN or
-infinite prediction makes every score of its group None and is counted in `nonfinite_frames`; one of a member alone
-does so to the scores of the ensemble, and is counted in `nonfinite_members`.
+Undefined values are always reported: a ratio without events is None, with the number of events; a frame without a value
+(nothing observed) is excluded from the mean and counted in `frames_without_value`; a frame with a NaN or infinite
+prediction makes every score of its group None and is counted in `nonfinite_frames`; if only a member is not finite, the
+scores of the ensemble are None, and it is counted in `nonfinite_members`.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from numpy.typing import NDArray
 from toolkit.atomic import replacing
 from toolkit.errors import ToolkitError
 from toolkit.shipped import command
+from toolkit.wording import count
 
 Values = NDArray[np.generic]
 Cells = dict[str, float | int | None]  # {score: value}
@@ -48,22 +48,22 @@ EVENTS = ("hits", "misses", "false_alarms", "correct_negatives")
 
 
 def at(name: str, threshold: float, side: int = 1) -> str:
-    """The name of a column or score at a threshold: `csi@30`; `csi@30/4` of squares of 4 pixels."""
+    """Return the name of a column or score at a threshold: `csi@30`; `csi@30/4` for blocks of 4 x 4 pixels."""
     return f"{name}@{threshold:g}" + (f"/{side}" if side > 1 else "")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a table comes to, plain values; None where undefined.
+    """The scores of a table as plain values; None where undefined.
 
     Attributes:
         n: sequences.
         horizon: lead times.
-        overall, leads: over all sequences; over all lead times or for each.
-        modes, mode_leads, mode_counts: the same per mode label, where sequences are labelled.
-        announced: counts of what deserves a word: exact, non-finite and valueless frames, missing pixels.
-        ranks: of an ensemble the rank histograms, pixels of each rank 0 .. N, by the names of the fields above; one
-            that is None has a member that isn't finite.
+        overall, leads: over all sequences; over all lead times, or per lead time.
+        modes, mode_leads, mode_counts: the same per mode label, if sequences are labelled.
+        announced: counts to report: exact and non-finite frames, frames without a value, missing pixels.
+        ranks: rank histograms of an ensemble, pixels of each rank 0 .. N, by the names of the fields above; None if a
+            member is not finite.
     """
 
     n: int
@@ -81,7 +81,7 @@ class Scores:
 
 
 class ScoreTable:
-    """Scores of single samples; see the module's docstring."""
+    """Scores of individual samples; see the docstring of the module."""
 
     def __init__(
         self,
@@ -95,12 +95,12 @@ class ScoreTable:
     ) -> None:
         """
         Args:
-            label: what was scored and how (the protocol's name); tables of different labels don't merge.
+            label: name of the protocol; tables with different labels cannot be merged.
             horizon: T, lead times.
             averaged: names of the averaged columns.
             thresholds: event thresholds in the store's unit; each makes four counted columns for each of `pools`, and
                 two averaged ones for each of `fss_windows`.
-            members: N of an ensemble; 0: there is one forecast of each sample.
+            members: ensemble size N; 0: one forecast of each sample.
         """
         self.label = label
         self.horizon = horizon
@@ -133,7 +133,7 @@ class ScoreTable:
 
     @property
     def _kinds(self) -> dict[str, tuple[type, tuple[int, ...]]]:
-        """Of every column its numbers' type and their shape for one sample."""
+        """Data type and shape for one sample, by column."""
         kinds: dict[str, tuple[type, tuple[int, ...]]] = {}
         kinds |= dict.fromkeys(self.averaged, (np.float64, (self.horizon,)))
         kinds |= dict.fromkeys(self.counted, (np.int64, (self.horizon,)))
@@ -149,13 +149,13 @@ class ScoreTable:
         """Add samples.
 
         Args:
-            indices: their places in the split.
-            keys: their names in the store.
-            modes: their mode labels, None without one.
+            indices: of the samples in the split.
+            keys: of the samples in the store.
+            modes: mode labels; None without one.
             values: every column as [len(indices), horizon], `ranks` as [len(indices), horizon, members + 1].
 
         Raises:
-            ToolkitError: a sample is already here, or a column is missing, unknown or of another shape.
+            ToolkitError: a sample is already in the table, or a column is missing, unknown or has a wrong shape.
         """
         kinds = self._kinds
         if set(values) != set(kinds):
@@ -169,7 +169,7 @@ class ScoreTable:
         for row, (index, key, mode) in enumerate(zip(indices, keys, modes, strict=True)):
             if index in self._rows:
                 raise ToolkitError(
-                    f"scores: sample {index} ({key}) is counted twice; give every rank its own samples and start again"
+                    f"scores: sample {index} ({key}) is counted twice; give each rank different samples and start again"
                 )
             cells: dict[str, Values] = {
                 name: np.array(values[name][row], dtype=kind) for name, (kind, _) in kinds.items()
@@ -177,29 +177,31 @@ class ScoreTable:
             self._rows[int(index)] = (str(key), mode, cells)
 
     def merge(self, other: ScoreTable) -> None:
-        """Take over the samples of another table.
+        """Add the samples of another table.
 
         Raises:
             ToolkitError: tables of different protocol, horizon or columns, or a sample that both hold.
         """
         if self._schema != other._schema:
-            raise ToolkitError(f"scores: can't merge {other._schema} into {self._schema}: score both in one way")
+            raise ToolkitError(
+                f"scores: can't merge {other._schema} into {self._schema}: score both with the same settings"
+            )
         twice = sorted(self._rows.keys() & other._rows.keys())
         if twice:
             raise ToolkitError(
-                f"scores: {len(twice)} samples are counted twice, the first is {twice[0]} ({self._rows[twice[0]][0]}); "
-                "give every rank its own samples and start again"
+                f"scores: {count(len(twice), 'sample')} counted twice, first {twice[0]} ({self._rows[twice[0]][0]}); "
+                "give each rank different samples and start again"
             )
         self._rows.update(other._rows)
 
     def only(self, mode: str) -> ScoreTable:
-        """The samples of one mode."""
+        """Return the samples of one mode."""
         part = ScoreTable(*self._schema)
         part._rows = {index: row for index, row in self._rows.items() if row[1] == mode}
         return part
 
     def arrays(self) -> dict[str, Values]:
-        """All columns in order of the samples' places: index, key, mode ("" for none) as [n], scores [n, T, ...]."""
+        """Return all columns in index order: index, key, mode ("" for none) as [n], scores [n, T, ...]."""
         order = sorted(self._rows)
         rows = [self._rows[index] for index in order]
         found: dict[str, Values] = {
@@ -211,17 +213,17 @@ class ScoreTable:
             found[name] = np.array([cells[name] for _, _, cells in rows], dtype=kind).reshape(len(rows), *shape)
         return found
 
-    def first_of_modes(self, count: int) -> list[int]:
-        """Places of the first `count` samples of each mode, modes in order of their names."""
+    def first_of_modes(self, most: int) -> list[int]:
+        """Return the indices of the first `most` samples of each mode, modes in alphabetical order."""
         chosen: dict[str, list[int]] = {}
         for index in sorted(self._rows):
             places = chosen.setdefault(self._rows[index][1] or "", [])
-            if len(places) < count:
+            if len(places) < most:
                 places.append(index)
         return [index for mode in sorted(chosen) for index in chosen[mode]]
 
     def compute(self) -> Scores:
-        """Means, and ratios of pooled counts, over everything and by mode and lead time."""
+        """Compute means, and ratios of pooled counts, overall and by mode and lead time."""
         columns = self.arrays()
         modes = columns["mode"]
         labels = sorted({str(mode) for mode in modes} - {""})
@@ -242,7 +244,7 @@ class ScoreTable:
         )
 
     def _ranks(self, columns: Mapping[str, Values], everyone: Values, members: Mapping[str, Values]) -> dict[str, Any]:
-        """The histograms of `Scores.ranks`."""
+        """Compute the histograms of `Scores.ranks`."""
 
         def histogram(rows: Values, leads: slice) -> list[int] | None:
             if columns[NONFINITE_MEMBERS][rows, leads].any():
@@ -298,7 +300,7 @@ class ScoreTable:
         return cells
 
     def save(self, path: Path) -> None:
-        """Write an .npz without pickles, replacing the file whole."""
+        """Write an .npz without pickles, atomically."""
         schema = {
             "schema": np.array([self.label, *self.given], dtype=np.str_),
             "thresholds": np.array(self.thresholds, dtype=np.float64),
@@ -314,12 +316,12 @@ class ScoreTable:
         """Read what `save` wrote.
 
         Raises:
-            ToolkitError: it is no such file.
+            ToolkitError: the file is not a table of scores.
         """
         try:
             with np.load(path, allow_pickle=False) as stored:
                 columns = {name: stored[name] for name in stored.files}
-            label, *averaged = (str(word) for word in columns["schema"])
+            label, *averaged = (str(name) for name in columns["schema"])
             thresholds, pools, windows = (columns[name].tolist() for name in ("thresholds", "pools", "fss_windows"))
             members = int(columns["members"]) if "members" in columns else 0
             table = ScoreTable(label, int(columns["horizon"]), averaged, thresholds, pools, windows, members)
@@ -336,19 +338,19 @@ class ScoreTable:
 
 
 def event_scores(hits: int, misses: int, false_alarms: int, correct_negatives: int) -> Cells:
-    """Scores of a contingency table; None where the denominator is 0.
+    """Return the scores of a contingency table; None where the denominator is 0.
 
     csi = hits / (hits + misses + false alarms), pod = hits / (hits + misses), far = false alarms / (hits + false
-    alarms), bias = (hits + false alarms) / (hits + misses); HSS is Heidke's, 1 for a perfect forecast and 0 for one as
-    good as chance. `events` were observed, `forecasts` predicted: pixels.
+    alarms), bias = (hits + false alarms) / (hits + misses); hss is the Heidke skill score, 1 for a perfect forecast and
+    0 for a random one. `events` and `forecasts`: observed and predicted pixels.
     Source: Wilks, Statistical Methods in the Atmospheric Sciences, section 8.2.2.
     """
     events, forecasts = hits + misses, hits + false_alarms
     skill = 2 * (hits * correct_negatives - false_alarms * misses)
     at_most = events * (misses + correct_negatives) + forecasts * (false_alarms + correct_negatives)
 
-    def ratio(part: int, whole: int) -> float | None:
-        return part / whole if whole else None
+    def ratio(part: int, total: int) -> float | None:
+        return part / total if total else None
 
     return {
         "csi": ratio(hits, hits + misses + false_alarms),
@@ -362,8 +364,9 @@ def event_scores(hits: int, misses: int, false_alarms: int, correct_negatives: i
 
 
 def spread_and_skill(variance: float | None, error: float | None, members: int) -> Cells:
-    """The scores of an ensemble's mean variance and the mean squared error of its mean, see probabilistic.py; the ratio
-    is None where the mean is exact.
+    """Compute the scores from the mean variance of an ensemble and the mean squared error of its mean.
+
+    The ratio is None if the mean is exact.
     """
     if variance is None or error is None:
         return dict.fromkeys(("spread", "rmse_of_mean", "spread_skill"))
@@ -373,7 +376,7 @@ def spread_and_skill(variance: float | None, error: float | None, members: int) 
 
 
 def save_npz(path: Path, arrays: Mapping[str, Values]) -> None:
-    """Write arrays to an .npz that holds no pickle; the file appears whole or not at all."""
+    """Write arrays to an .npz without pickles, atomically."""
     savez: Callable[..., None] = np.savez_compressed
     with replacing(path) as file:
         savez(file, allow_pickle=False, **arrays)

@@ -1,5 +1,5 @@
-"""Forecasts: the latest frames of an archive through a trained model, into files that other programs read.
+"""Forecasts: run a trained model on the latest frames of an archive, and write files that other programs can read.
 
-trained.py says what a model expects, tiles.py lets it see large frames in pieces, make.py makes a forecast, files.py
-and picture.py write it, verify.py scores it, watch.py makes one whenever a frame arrives.
+trained.py describes the input of a model, tiles.py runs it on tiles of large frames, make.py computes a forecast,
+files.py and picture.py write it, verify.py computes its scores, watch.py makes one forecast per new frame.
 """

@@ -1,9 +1,8 @@
-"""A forecast as CF netCDF or Zarr, written whole or not at all.
+"""Write a forecast as CF netCDF or Zarr, atomically.
 
-Dimensions: realization (of an ensemble), time (valid times; `lead` where the archive has no clock), channel (where
-there are several), y, x. Coordinates: forecast_reference_time, lead_time, and the archive's own y and x with their grid
-mapping, where it has them. A pixel that was never observed is NaN. Attributes say which model, run, step and version
-made it.
+Dimensions: realization (ensembles), time (valid times; `lead` if the archive has no time stamps), channel (if there are
+several), y, x. Coordinates: forecast_reference_time, lead_time, and y and x of the archive with their grid mapping, if
+it has them. A pixel without an observation in the context is NaN. Attributes record model, run, step and version.
 """
 
 from __future__ import annotations
@@ -30,25 +29,25 @@ STANDARD_NAMES = {"radar reflectivity": "equivalent_reflectivity_factor"}
 
 
 def check_output(path: Path, overwrite: bool = False) -> None:
-    """Before anything is computed: the suffix, what writes it, and that nothing is lost.
+    """Check suffix, required packages and that no file would be overwritten, before anything is computed.
 
     Raises:
-        ConfigError: another suffix, or something is there already.
-        ShardError: xarray or h5netcdf isn't installed.
+        ConfigError: an unknown suffix, or the file exists.
+        ShardError: xarray or h5netcdf is not installed.
     """
     if path.suffix not in SUFFIXES:
-        raise ConfigError(f"--out {path}: ends in {path.suffix or 'nothing'}, takes {' or '.join(SUFFIXES)}")
+        raise ConfigError(f"--out {path}: the suffix is {path.suffix or 'missing'}, use {' or '.join(SUFFIXES)}")
     need("xarray", "cf", "writing forecasts")
     if path.suffix == ".nc":
         need("h5netcdf", "cf", "writing netCDF")
     else:
-        import shards.zarr_store  # noqa: F401  refused where zarr 3 is missing
+        import shards.zarr_store  # noqa: F401  raises an error without zarr 3
     if os.path.lexists(path) and not overwrite:
-        raise ConfigError(f"--out {path}: exists; choose another name, or --overwrite it")
+        raise ConfigError(f"--out {path}: exists; choose another name, or pass --overwrite")
 
 
 def write_forecast(forecast: Forecast, path: Path) -> None:
-    """Write `path` under another name, and rename it when it is whole and on the disk. What was there is replaced."""
+    """Write to a temporary name, flush it to disk, and rename it to `path`; an existing file is replaced."""
     data = as_dataset(forecast)
     clear_leftovers(path.parent)
     name = str(next(iter(data.data_vars)))
@@ -62,14 +61,14 @@ def write_forecast(forecast: Forecast, path: Path) -> None:
                     temporary, zarr_format=3, consolidated=False, encoding={name: {"_FillValue": np.float32(np.nan)}}
                 )
     except OSError as error:
-        raise ConfigError(f"{path}: can't be written ({error}): choose another --out") from None
+        raise ConfigError(f"{path}: cannot be written ({error}): choose another --out") from None
 
 
 def as_dataset(forecast: Forecast) -> xarray.Dataset:
-    """The forecast as an xarray Dataset of one variable; see the module's docstring.
+    """Return the forecast as an xarray Dataset with one variable; see the docstring of the module.
 
     Raises:
-        ShardError: xarray isn't installed.
+        ShardError: xarray is not installed.
     """
     xarray: Any = need("xarray", "cf", "writing forecasts")
     values, dims = _trimmed(forecast)
@@ -103,7 +102,7 @@ def as_dataset(forecast: Forecast) -> xarray.Dataset:
 
 
 def _trimmed(forecast: Forecast) -> tuple[np.ndarray[Any, Any], tuple[str, ...]]:
-    """The values without axes of length one that say nothing, and the names of the others."""
+    """Return the values without singleton channel and member axes, and the names of the dimensions."""
     values = forecast.values
     dims = ["realization", "time" if forecast.reference is not None else "lead", "channel", "y", "x"]
     for axis, name in ((2, "channel"), (0, "realization")):
@@ -114,7 +113,7 @@ def _trimmed(forecast: Forecast) -> tuple[np.ndarray[Any, Any], tuple[str, ...]]
 
 
 def _times(forecast: Forecast) -> dict[str, Any]:
-    """Valid times, the reference time and lead times; lead times in steps where there is no clock."""
+    """Return valid times, reference time and lead times; lead times in frames if there are no time stamps."""
     count = forecast.values.shape[1]
     steps = np.arange(1, count + 1, dtype=np.int32)
     if forecast.reference is None or forecast.step_seconds is None:

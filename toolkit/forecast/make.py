@@ -1,8 +1,8 @@
-"""One forecast: from the frames of an archive to physical values with times.
+"""Compute one forecast: from the frames of an archive to physical values with times.
 
-Frames are encoded as they were for training: by the scale of the run's own store. An archive in the same unit but with
-other codes is coded anew; another unit, channel count or time step is refused. A pixel without an observation in any
-frame of the context has no forecast either.
+Frames are encoded like the training data, with the scale of the run's store. An archive with the same unit but a
+different encoding is converted; a different unit, number of channels or time step is an error. A pixel without an
+observation in any context frame has no forecast.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ from toolkit.data.windows import to_unit
 from toolkit.errors import ConfigError
 from toolkit.forecast.tiles import predict_tiled
 from toolkit.forecast.trained import Trained
+from toolkit.wording import count
 
-STEP_TOLERANCE = 0.01  # of the time step; jitter of single frames is another matter, see shards.recent
+STEP_TOLERANCE = 0.01  # relative, of the time step; for jitter of frames see shards.recent
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a forecast.
+    """Settings of a forecast.
 
     Attributes:
         lead: frames to predict.
-        samples: members; more than one only of a model with chance.
-        tile: side of the pieces that the model is shown; None: whole frames.
+        samples: ensemble size; more than one requires a stochastic model.
+        seed: of the random numbers of the members.
+        tile: side of the tiles; None: no tiling.
+        overlap: of neighbouring tiles, pixels.
     """
 
     lead: int
@@ -47,12 +50,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Forecast:
-    """
+    """A forecast with its context and metadata.
+
     Attributes:
-        values: float32 [S, T, C, H, W] in `scale.physical_unit`, NaN where nothing was ever observed.
-        units: the same as the model gave it, clamped to 0..1, without gaps.
-        context: codes of the model's scale, uint8 [Tc, C, H, W], and their times.
-        reference: time of the last observation, UTC; None where the archive has no clock.
+        values: float32 [S, T, C, H, W] in `scale.physical_unit`, NaN for pixels without an observation.
+        units: output of the model, clamped to 0..1, without missing values.
+        unseen: pixels without an observation in the context.
+        context: codes of the model's scale, uint8 [Tc, C, H, W]; `times`: of these frames.
+        reference: time of the last observation, UTC; None if the archive has no time stamps.
     """
 
     values: Values
@@ -64,7 +69,7 @@ class Forecast:
     scale: Scale
     grid: Grid | None
     trained: Trained
-    source: str  # the archive's name, and its terms
+    source: str  # name of the archive
     licence: str
 
     @property
@@ -72,7 +77,7 @@ class Forecast:
         return self.times[-1]
 
     def valid(self) -> list[datetime | None]:
-        """The time of every predicted frame."""
+        """Return the valid time of every predicted frame."""
         if self.reference is None or self.step_seconds is None:
             return [None] * self.values.shape[1]
         return [
@@ -80,11 +85,11 @@ class Forecast:
         ]
 
     def recoded(self, archive: Archive, frames: Sequence[Frame]) -> Codes:
-        """Other frames of the archive in the codes of the model's scale, such as those that followed."""
+        """Return other frames of the archive as codes of the model's scale, for example the observations."""
         return recoded(archive.read(frames), archive.description.scale, self.scale)[0]
 
     def mean_codes(self) -> Codes:
-        """The members' mean as codes, uint8 [T, C, H, W], missing where it has no value."""
+        """Return the ensemble mean as codes, uint8 [T, C, H, W], with the missing code where there is no value."""
         codes = np.rint(self.units.mean(0) * self.scale.max_code).astype(np.uint8)
         if self.scale.missing_code is not None:
             codes[:, self.unseen] = self.scale.missing_code
@@ -96,41 +101,42 @@ def _quantity(scale: Scale) -> str:
 
 
 def check_fits(trained: Trained, archive: Archive, request: Request) -> None:
-    """
+    """Check that archive and model match.
+
     Raises:
-        ConfigError: the archive's frames aren't what the model learnt from, or the model can't do what is asked; both
-            numbers are named.
+        ConfigError: the frames of the archive differ from the training data, or the model does not support the request;
+            the message states both values.
     """
     theirs, ours = archive.description, trained
     if (theirs.scale.unit, theirs.scale.mapping) != (ours.scale.unit, ours.scale.mapping):
         raise ConfigError(
-            f"{archive.where}: {_quantity(theirs.scale)}, the model learnt {_quantity(ours.scale)}: "
-            "name options of the source after --, or train on such an archive"
+            f"{archive.where}: {_quantity(theirs.scale)}, the model was trained on {_quantity(ours.scale)}: "
+            "pass options of the source after --, or train on such an archive"
         )
     if theirs.frames.channels != ours.frames.channels:
         raise ConfigError(
-            f"{archive.where}: frames of {theirs.frames.channels} channels, the model learnt from "
+            f"{archive.where}: frames with {count(theirs.frames.channels, 'channel')}, the model was trained on "
             f"{ours.frames.channels}: choose another --input"
         )
     step, known = theirs.step_seconds, ours.step_seconds
     if step is not None and known is not None and abs(step / known - 1) > STEP_TOLERANCE:
         raise ConfigError(
-            f"{archive.where}: a frame every {step:g} s, the model learnt from one every {known:g} s: its motion would "
-            "be of another speed. Train on such an archive, or say `-- --step SECONDS` if it was measured wrongly"
+            f"{archive.where}: the time step is {step:g} s, the model was trained on {known:g} s, so motion per frame "
+            "would differ. Train on such an archive, or pass `-- --step SECONDS` if the time step is detected wrongly"
         )
     if request.samples > 1 and not ours.model.stochastic:
         raise ConfigError(
-            f"--ensemble-size {request.samples}: {ours.config.model.name} makes no random choice, all members would be "
-            "equal: leave --ensemble-size out, or take a model with chance such as svg_lp"
+            f"--ensemble-size {request.samples}: {ours.config.model.name} is deterministic, all members would be "
+            "equal: omit --ensemble-size, or use a stochastic model such as svg_lp"
         )
 
 
 def make_forecast(trained: Trained, archive: Archive, frames: Sequence[Frame], request: Request) -> Forecast:
-    """Read the frames, and predict what comes after them.
+    """Read the context frames and predict the frames after them.
 
     Raises:
-        ConfigError: see `check_fits`; or the model takes no frames of this size.
-        SourceError, StoreError: a frame can't be read.
+        ConfigError: see `check_fits`; or the model does not accept frames of this size.
+        SourceError, StoreError: a frame cannot be read.
     """
     check_fits(trained, archive, request)
     codes, seen = recoded(archive.read(frames), archive.description.scale, trained.scale)
@@ -154,9 +160,9 @@ def make_forecast(trained: Trained, archive: Archive, frames: Sequence[Frame], r
 
 
 def recoded(codes: Codes, scale: Scale, wanted: Scale) -> tuple[Codes, NDArray[np.bool_]]:
-    """Codes of one scale as codes of another with the same unit, and which pixels were observed.
+    """Convert codes to another scale with the same unit; also return which pixels were observed.
 
-    Where `wanted` has no code for a missing pixel it becomes 0, which is what models are fed for one.
+    If `wanted` has no missing code, missing pixels become 0, the input of models for missing pixels.
     """
     seen = np.ones(codes.shape, dtype=bool) if scale.missing_code is None else codes != scale.missing_code
     if scale == wanted:
@@ -172,7 +178,7 @@ def recoded(codes: Codes, scale: Scale, wanted: Scale) -> tuple[Codes, NDArray[n
 
 
 def _predict(trained: Trained, codes: Codes, request: Request, reference: datetime | None) -> NDArray[np.float32]:
-    """[S, T, C, H, W] in 0..1. Members are made one by one; every tile of a member has the same random numbers."""
+    """Predict [S, T, C, H, W] in 0..1, one member at a time; all tiles of a member use the same random numbers."""
     device = next((p.device for p in trained.model.parameters()), torch.device("cpu"))
     unit = to_unit(torch.from_numpy(codes), trained.scale)[None]
     moment = 0 if reference is None else int((reference - datetime(1970, 1, 1)).total_seconds())
@@ -186,7 +192,7 @@ def _predict(trained: Trained, codes: Codes, request: Request, reference: dateti
             return made[0, 0].float().cpu()
 
         try:
-            whole = (
+            predicted = (
                 predict(unit) if request.tile is None else predict_tiled(predict, unit, request.tile, request.overlap)
             )
         except ConfigError as error:
@@ -194,10 +200,10 @@ def _predict(trained: Trained, codes: Codes, request: Request, reference: dateti
                 raise
             trained_on = by((trained.frames.height, trained.frames.width))
             raise ConfigError(
-                f"frames of {by(codes.shape[-2:])} pixels, the model learnt from {trained_on}, and takes no others "
-                f"({error}): forecast in pieces with --tile {min(trained.frames.height, trained.frames.width)}"
+                f"frames of {by(codes.shape[-2:])} pixels, the model was trained on {trained_on} and accepts no other "
+                f"size ({error}): use tiles, --tile {min(trained.frames.height, trained.frames.width)}"
             ) from None
-        members.append(whole.clamp(0.0, 1.0).numpy())
+        members.append(predicted.clamp(0.0, 1.0).numpy())
     return np.stack(members)
 
 

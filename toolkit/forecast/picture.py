@@ -1,6 +1,6 @@
-"""A forecast for people: a PNG of observations and forecast side by side, or a GIF that runs through both.
+"""Draw a forecast: a PNG with observations and forecast, or an animated GIF.
 
-Colours: shards/colours.py.
+Colour maps: shards/colours.py.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".gif")
 COLUMNS = 5
-DPI = 100  # of an animation
+DPI = 100  # of animations
 FRAME_MS, LAST_MS = 350, 1500
 MINUS = "\N{MINUS SIGN}"
 INK, SOFT = "#1c1e21", "#5b6068"
 
 
 def check_picture(path: Path, overwrite: bool = False) -> None:
-    """Raises ConfigError for another suffix, or if something is there already."""
+    """Raise ConfigError for an unknown suffix, or if the file exists."""
     if path.suffix not in SUFFIXES:
-        raise ConfigError(f"--picture {path}: ends in {path.suffix or 'nothing'}, takes {' or '.join(SUFFIXES)}")
+        raise ConfigError(f"--picture {path}: the suffix is {path.suffix or 'missing'}, use {' or '.join(SUFFIXES)}")
     if path.exists() and not overwrite:
-        raise ConfigError(f"--picture {path}: exists; choose another name, or --overwrite it")
+        raise ConfigError(f"--picture {path}: exists; choose another name, or pass --overwrite")
 
 
 def draw(forecast: Forecast, path: Path, truth: Codes | None = None) -> None:
-    """Draw a forecast into `path`, whole or not at all.
+    """Draw a forecast into `path`, atomically.
 
     Args:
-        truth: codes of the frames that followed, uint8 [T', C, H, W], T' at most the lead: drawn beside the forecast.
+        truth: codes of the observations, uint8 [T', C, H, W], T' at most the lead; drawn next to the forecast.
     """
     check_picture(path, overwrite=True)
     data = _gif(forecast, truth) if path.suffix == ".gif" else _png(forecast, truth)
@@ -55,20 +55,20 @@ def draw(forecast: Forecast, path: Path, truth: Codes | None = None) -> None:
 
 
 def _png(forecast: Forecast, truth: Codes | None) -> bytes:
-    """Rows: the last observations, the forecast, and what followed."""
+    """Draw rows: the context, the forecast, and the observation if known."""
     predicted, times = forecast.mean_codes(), forecast.valid()
     shown = chosen_leads(len(predicted), COLUMNS)
     past = list(range(max(0, len(forecast.context) - COLUMNS), len(forecast.context)))
     rows: list[tuple[str, list[tuple[Codes, str]]]] = [
         (
-            "observed",
+            "context",
             [(forecast.context[i], _stamp(forecast, forecast.times[i], i - len(forecast.context) + 1)) for i in past],
         ),
         (_name(forecast), [(predicted[i], _stamp(forecast, times[i], i + 1)) for i in shown]),
     ]
     if truth is not None and len(truth):
-        came = [(truth[i], _stamp(forecast, times[i], i + 1)) for i in shown if i < len(truth)]
-        rows.append(("observation", came))
+        observed = [(truth[i], _stamp(forecast, times[i], i + 1)) for i in shown if i < len(truth)]
+        rows.append(("observation", observed))
     height, width = forecast.context.shape[-2:]
     columns = max(len(row) for _, row in rows)
     side = 1.9
@@ -93,12 +93,12 @@ def _png(forecast: Forecast, truth: Codes | None) -> bytes:
 
 
 def _gif(forecast: Forecast, truth: Codes | None) -> bytes:
-    """Observations, then the forecast; with what followed beside it, where that is known."""
+    """Draw the context, then the forecast, with the observation next to it if known."""
     predicted, times, context = forecast.mean_codes(), forecast.valid(), forecast.context
     both = truth is not None and len(truth) > 0
     pages: list[list[tuple[str, Codes]]] = []
     for i, codes in enumerate(context):
-        label = f"observed  {_stamp(forecast, forecast.times[i], i - len(context) + 1)}"
+        label = f"context  {_stamp(forecast, forecast.times[i], i - len(context) + 1)}"
         pages.append([(label, codes)] * (2 if both else 1))
     for i, codes in enumerate(predicted):
         pages.append([(f"{_name(forecast)}  {_stamp(forecast, times[i], i + 1)}", codes)])
@@ -115,9 +115,9 @@ def _gif(forecast: Forecast, truth: Codes | None) -> bytes:
 
 
 def _page(forecast: Forecast, frames: Sequence[tuple[str, Codes]], count: int) -> Image.Image:
-    """One moment: `count` frames side by side, of which the last may be absent."""
+    """Draw one time step: `count` frames side by side, of which the last may be missing."""
     height, width = forecast.context.shape[-2:]
-    side = width / DPI if 200 <= width <= 500 else 3.6  # of the usual sizes a pixel is a pixel
+    side = width / DPI if 200 <= width <= 500 else 3.6  # one image pixel per grid pixel for usual sizes
     gap, below, above = 0.14, 0.6, 0.32
     wide, tall = count * side + (count + 1) * gap, side * height / width + below + above
     figure = _figure(wide, tall)
@@ -150,7 +150,7 @@ def _show(ax: Axes, codes: Codes, scale: Scale) -> None:
 
 
 def _legend(figure: Figure, forecast: Forecast, left: float) -> None:
-    """The dBZ steps, or the range of grey, at the lower edge; lengths in inches."""
+    """Draw the colour bar (dBZ steps or grayscale) at the lower edge; lengths in inches."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.patches import Rectangle
 
@@ -171,7 +171,7 @@ def _legend(figure: Figure, forecast: Forecast, left: float) -> None:
 
 
 def _limited(image: Image.Image, scale: Scale) -> Image.Image:
-    """With a palette: the colours of dBZ as they are and greys for text, or those that the image has most."""
+    """Reduce an image to a palette: the dBZ colours and greys for text, or its most frequent colours."""
     if not has_steps(scale):
         return image.quantize(255, dither=Image.Dither.NONE)
     named = [BELOW_COLOUR, MISSING_COLOUR, *(colour for _, colour in DBZ_COLOURS)]
@@ -183,16 +183,16 @@ def _limited(image: Image.Image, scale: Scale) -> Image.Image:
 
 def _title(forecast: Forecast) -> str:
     at = "" if forecast.reference is None else f" from {forecast.reference:%Y-%m-%d %H:%M} UTC"
-    members = f", mean of {len(forecast.values)} members" if len(forecast.values) > 1 else ""
+    members = f", ensemble size {len(forecast.values)}" if len(forecast.values) > 1 else ""
     return f"{MODELS[forecast.trained.config.model.name].title}: {forecast.scale.quantity}{at}{members}"
 
 
 def _name(forecast: Forecast) -> str:
-    return "forecast" if len(forecast.values) == 1 else "mean forecast"
+    return "forecast" if len(forecast.values) == 1 else "ensemble mean"
 
 
 def _stamp(forecast: Forecast, time: datetime | None, steps: int) -> str:
-    """ "21:35, +10 min"; without a clock "+2"."""
+    """Format a time and lead time: "21:35  +10 min"; without time stamps "+2"."""
     if time is None or forecast.step_seconds is None:
         return f"{steps:+d}".replace("-", MINUS) if steps else "last"
     minutes = steps * forecast.step_seconds / 60

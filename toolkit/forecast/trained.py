@@ -1,5 +1,6 @@
-"""A trained model with what it must be told about frames: size, unit, time step, and how an archive becomes such
-frames. From a run directory or an exported folder.
+"""Load a trained model with the metadata of its frames, from a run directory or an exported folder.
+
+Metadata: size, unit, time step, and the options that convert an archive to such frames.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from toolkit.rundir import RunDir
 
 @dataclass(frozen=True)
 class Trained:
-    """A model in evaluation mode, and the record of what it learnt from.
+    """A model in evaluation mode, and the metadata of its training data.
 
     Attributes:
         frames, scale, step_seconds: of its store.
-        archive: name of the source and options that its store was converted with, from a file of whoever made it; see
+        archive: source and options with which its store was converted; untrusted input, see
             `shards.recent.open_archive`.
     """
 
@@ -41,18 +42,19 @@ class Trained:
 
     @property
     def title(self) -> str:
-        """For people: model, run and step."""
+        """Model, run and step, for messages."""
         return f"{self.config.model.name}, run {self.config.name} ({self.config.hash8()}), step {self.step:,}"
 
 
 def load_trained(path: str | Path, which: str, device: torch.device) -> Trained:
-    """
+    """Load a trained model.
+
     Args:
-        path: a run directory, whose store must still be there, or an exported folder.
-        which: `best`, `last` or a step; an export has one checkpoint and takes `best` or its own step.
+        path: a run directory, whose store must exist, or an exported folder.
+        which: `best`, `last` or a step; an export has one checkpoint, `best` or its step.
 
     Raises:
-        CheckpointError, ConfigError, ManifestError: it is neither, has no such checkpoint, or can't be used.
+        CheckpointError, ConfigError, ManifestError: it is neither, has no such checkpoint, or cannot be used.
     """
     run = RunDir(Path(path))
     if not run.config_file.exists():
@@ -67,14 +69,12 @@ def _of_export(folder: Path, which: str, device: torch.device) -> Trained:
     model, config, record = read_export(folder)
     step = int(record["run"]["step"])
     if which not in ("best", str(step)):
-        raise ConfigError(
-            f"{folder}: an export holds one checkpoint, step {step}, asked for {which}: leave --which out"
-        )
+        raise ConfigError(f"{folder}: an export holds one checkpoint, step {step}, requested {which}: omit --which")
     try:
         scale, archive, step_seconds = Scale(**record["scale"]), dict(record["archive"]), record["step_seconds"]
     except (KeyError, TypeError):
         raise CheckpointError(
-            f"{folder / CONFIG}: doesn't say how an archive becomes frames (toolkit {record['toolkit']} wrote it): "
+            f"{folder / CONFIG}: has no conversion options of the archive (written by toolkit {record['toolkit']}): "
             "export the run again, into another folder"
         ) from None
     shape = FrameSpec(**record["frames"])

@@ -1,4 +1,4 @@
-"""Verification of a forecast by the observation: scores by lead time, and those of persistence."""
+"""Verify a forecast with observations: scores by lead time, compared with persistence."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Curves = Mapping[str, list[float | None]]
 
 
 def scores(forecast: Forecast, truth: Codes) -> tuple[Curves, Curves]:
-    """By the protocol and thresholds of the run's config: the forecast's curves over lead time, and persistence's.
+    """Score forecast and persistence over lead time, with the protocol and thresholds of the run's config.
 
     Args:
-        truth: codes of the frames that followed in the model's scale, uint8 [T', C, H, W]; T' leads are scored.
+        truth: codes of the observations in the model's scale, uint8 [T', C, H, W]; T' lead times are scored.
     """
     steps = len(truth)
     units = forecast.units.mean(0)[:steps]
@@ -43,7 +43,7 @@ def _curves(forecast: Forecast, units: NDArray[np.float32], truth: Codes) -> Cur
 
 
 def as_text(forecast: Forecast, truth: Codes) -> str:
-    """A table for the terminal: RMSE in the archive's unit, and CSI at the run's thresholds."""
+    """Return a table for the terminal: RMSE in the archive's unit, and CSI at the run's thresholds."""
     model, persistence = scores(forecast, truth)
     pixels = float(np.prod(truth.shape[1:]))
     protocol = load_protocol(forecast.trained.config.eval.protocol)

@@ -1,14 +1,15 @@
-"""A forecast for every frame that arrives, in a folder that fills as a radar scans.
+"""Watch a folder, and make one forecast per new frame.
 
-The folder is looked at every few seconds. A frame's forecast is made once its file has the size and time that it had at
-the look before and can be read; a file that stays unreadable is waited for `patience` seconds, then told and passed
-over. Forecasts are named by the time of their last observation, and what has one isn't forecast again, by this process
-or by a later one. The first frame that gets one is the newest that is there at the start. Nothing is made of a frame
-after a gap until the context is unbroken again; this is told too.
+The folder is checked every few seconds. The forecast of a frame is made once size and modification time of its file are
+unchanged between two checks and the file can be read; a file that stays unreadable is retried for `patience` seconds,
+then reported and skipped. Forecasts are named by the time of their last observation, and a frame that has a forecast is
+not forecast again, also after a restart. The first forecast is for the newest frame at the start. After a gap, no
+forecast is made until the context is complete again; this is logged.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,47 +18,49 @@ from shards.errors import ShardError, UsageError
 from shards.recent import Archive, Frame
 from toolkit.errors import ConfigError
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Watch:
-    """
+    """The state of a watched folder.
+
     Attributes:
-        look: opens the archive anew.
-        make: makes and writes the forecast that begins with a frame.
-        written: whether a frame's forecast stands there already.
-        stop: becomes true when the process is asked to end.
+        open_archive: opens the archive again, with the frames it has now.
+        make: makes and writes the forecast for a frame.
+        is_written: whether the forecast of a frame exists.
+        should_stop: becomes true when the process is asked to stop.
+        every: seconds between checks.
+        patience: seconds to retry a file that cannot be read.
     """
 
-    look: Callable[[], Archive]
+    open_archive: Callable[[], Archive]
     make: Callable[[Archive, Frame], None]
-    written: Callable[[Frame], bool]
-    stop: Callable[[], bool]
-    say: Say
+    is_written: Callable[[Frame], bool]
+    should_stop: Callable[[], bool]
     every: float
     patience: float
-    _seen: dict[str, tuple[int, int]] = field(default_factory=dict)  # size and mtime at the last look
-    _failing: dict[str, float] = field(default_factory=dict)  # since when a frame can't be read
-    _passed: Frame | None = None  # the newest frame that is dealt with
-    _said: str = ""
+    _last_stat: dict[str, tuple[int, int]] = field(default_factory=dict)  # size and mtime at the last check
+    _failing_since: dict[str, float] = field(default_factory=dict)
+    _last_done: Frame | None = None  # the newest frame that was forecast or skipped
+    _last_message: str = ""
 
     def run(self) -> int:
-        """Until asked to stop; returns how many forecasts were made."""
+        """Watch until asked to stop; return the number of forecasts made."""
         made = 0
-        while not self.stop():
-            made += self._round()
+        while not self.should_stop():
+            made += self._check()
             until = time.monotonic() + self.every
-            while not self.stop() and time.monotonic() < until:
+            while not self.should_stop() and time.monotonic() < until:
                 time.sleep(min(0.2, self.every))
         return made
 
-    def _round(self) -> int:
+    def _check(self) -> int:
         try:
-            archive = self.look()
+            archive = self.open_archive()
             series = archive.series()
-        except ShardError as error:  # nothing there yet, or a file that is being written
-            self._once(f"waiting: {error}")
+        except ShardError as error:  # still empty, or a file that is being written
+            self._log_once(f"waiting: {error}")
             return 0
         try:
             return self._forecast_new(archive, series)
@@ -67,31 +70,31 @@ class Watch:
     def _forecast_new(self, archive: Archive, series: tuple[Frame, ...]) -> int:
         made = 0
         for frame in self._new(series):
-            if self.stop() or not self._settled(frame):
+            if self.should_stop() or not self._is_complete(frame):
                 break
-            if not self.written(frame):
+            if not self.is_written(frame):
                 try:
                     self.make(archive, frame)
                     made += 1
                 except UsageError as error:  # too few frames, or a gap among them
-                    self.say(f"{frame}: no forecast: {error}")
+                    logger.warning("%s: skipped: %s", frame, error)
                 except ShardError as error:
-                    if not self._given_up(frame, error):
+                    if not self._gave_up(frame, error):
                         break
-            self._passed = frame
+            self._last_done = frame
         return made
 
     def _new(self, series: tuple[Frame, ...]) -> list[Frame]:
-        """Frames after the last that is dealt with, oldest first."""
+        """Return the frames after the last one that was forecast or skipped, oldest first."""
         if series[-1].time is None:
-            raise ConfigError("--watch: this archive has no clock, so no frame is newer than another")
-        if self._passed is None:
+            raise ConfigError("--watch: this archive has no time stamps, so new frames cannot be detected")
+        if self._last_done is None:
             return [series[-1]]
-        newest = self._passed.time
+        newest = self._last_done.time
         return [frame for frame in series if frame.time is not None and newest is not None and frame.time > newest]
 
-    def _settled(self, frame: Frame) -> bool:
-        """Its file is as it was at the last look."""
+    def _is_complete(self, frame: Frame) -> bool:
+        """Return whether the file is unchanged since the last check."""
         if frame.file is None:
             return True
         try:
@@ -99,19 +102,19 @@ class Watch:
         except FileNotFoundError:
             return False
         now = (stat.st_size, stat.st_mtime_ns)
-        before = self._seen.get(str(frame))
-        self._seen = {str(frame): now}
+        before = self._last_stat.get(str(frame))
+        self._last_stat = {str(frame): now}
         return before == now
 
-    def _given_up(self, frame: Frame, error: ShardError) -> bool:
-        since = self._failing.setdefault(str(frame), time.monotonic())
+    def _gave_up(self, frame: Frame, error: ShardError) -> bool:
+        since = self._failing_since.setdefault(str(frame), time.monotonic())
         if time.monotonic() - since < self.patience:
-            self._once(f"waiting: {error}")
+            self._log_once(f"waiting: {error}")
             return False
-        self.say(f"{frame}: no forecast, unreadable for {self.patience:g} s: {error}")
+        logger.warning("%s: skipped, unreadable for %g s: %s", frame, self.patience, error)
         return True
 
-    def _once(self, text: str) -> None:
-        if text != self._said:
-            self.say(text)
-        self._said = text
+    def _log_once(self, text: str) -> None:
+        if text != self._last_message:
+            logger.info("%s", text)
+        self._last_message = text

@@ -12,7 +12,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from toolkit.models.registry import MODELS, ModelOptions, StepOptions
 from toolkit.unroll import NO_CHECKPOINTING, Checkpointing, unroll
 
 State = Any  # any tree of tensors
+# The loss of predictions [B, P, C, H, W] of the last P of frames [B, T, C, H, W], over observed pixels (`Sampling`).
+Criterion: TypeAlias = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 Result = TypeVar("Result")
 
 
@@ -46,7 +48,7 @@ class Noise:
         return cls([int(seed) for seed in drawn], device)
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers [batch, *shape] in float32."""
+        """Return standard normal numbers [batch, *shape] in float32."""
         draws = [torch.randn(shape, generator=generator, device=self.device) for generator in self.generators]
         return torch.stack(draws)
 
@@ -57,15 +59,22 @@ class Sampling:
 
     Attributes:
         teacher: bool [B, horizon - 1]; where True, a future input is the true frame instead of the model's own
-            (scheduled sampling). None: never.
+            (scheduled sampling). Of more columns the first ones are for the context's inputs but the first (reverse
+            scheduled sampling). None: the context's inputs are true frames, later ones the model's own.
         noise: source of the model's random numbers; None: the mean is taken instead.
         observed: bool [B, T, C, H, W]; False where the archive has no value: those pixels are not in the loss. None:
             every pixel has one.
+        criterion: the loss of predictions; None: `mean_square`.
     """
 
     teacher: Tensor | None = None
     noise: Noise | None = None
     observed: Tensor | None = None
+    criterion: Criterion | None = None
+
+    def loss(self, predictions: Tensor, frames: Tensor) -> Tensor:
+        """Return the loss of predictions [B, P, C, H, W] of the last P of frames [B, T, C, H, W], float32."""
+        return (self.criterion or mean_square)(predictions, frames, self.observed)
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ class SequenceModel(nn.Module, ABC):
             `none`, and for `per_layer`.
         stochastic: forecasts under a generator differ from one another; False: an ensemble has equal members.
         loss_frames: `train.loss_frames`; models that predict the horizon only have no other frames in their loss.
-        horizon: frames that `predict` gives unless told: those of the training.
+        horizon: frames that `predict` gives by default: the horizon of training.
     """
 
     checkpointing: Checkpointing = NO_CHECKPOINTING
@@ -142,7 +151,7 @@ class SequenceModel(nn.Module, ABC):
 
     @abstractmethod
     def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
-        """What `predict` returns, of arguments that it has looked at; without gradients."""
+        """Compute what `predict` returns, from validated arguments, without gradients."""
 
 
 class Probe(nn.Identity):
@@ -168,7 +177,7 @@ class StepModel(nn.Module, ABC):
 
     @abstractmethod
     def init_state(self, batch: int, height: int, width: int, like: Tensor, noise: Noise | None) -> State:
-        """The state before the first frame, for a grid of height x width, with the device and dtype of `like`."""
+        """Return the state before the first frame for a grid of height x width, device and dtype as `like`."""
 
     @abstractmethod
     def step(self, frame: Tensor, state: State) -> tuple[Tensor, State]:
@@ -183,13 +192,13 @@ class StepModel(nn.Module, ABC):
 
     @abstractmethod
     def memories(self, state: State) -> list[Tensor]:
-        """What each layer remembers after a step, [B, channels, h, w], first layer first: C_t, or ModeRNN's B_t."""
+        """Return the memory of each layer after a step, [B, channels, h, w], first layer first: C_t (ModeRNN: B_t)."""
 
     def forward(self, frame: Tensor, state: State) -> tuple[Tensor, State]:
         return self.step(frame, state)
 
     def losses(self, state: State, steps: int) -> dict[str, Tensor]:
-        """The model's own terms of the training loss: scalars in float32, already weighted.
+        """Return additional terms of the training loss: scalars in float32, already weighted.
 
         A term over time is summed up in the state, so that checkpointing sees it like everything else; here it is
         read from the state after the last of `steps` steps.
@@ -215,10 +224,11 @@ class StepSequence(SequenceModel):
     def forward(self, frames: Tensor, context: int, sampling: Sampling) -> Rollout:
         check_context(frames, context)
         steps = frames.shape[1] - 1
-        predictions, state = self._run(frames, steps, context, sampling)
+        known = context if sampling.teacher is None else steps - sampling.teacher.shape[1]
+        predictions, state = self._run(frames, steps, known, sampling)
         first = 0 if self.loss_frames == "all" else context - 1
-        mse = mean_square(predictions[:, first:steps], frames, sampling.observed)
-        return Rollout(predictions, {"mse": mse, **self.cell.losses(state, steps)})
+        data = sampling.loss(predictions[:, first:steps], frames)
+        return Rollout(predictions, {"data": data, **self.cell.losses(state, steps)})
 
     def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
         batch, known = context.shape[:2]
@@ -231,7 +241,7 @@ class StepSequence(SequenceModel):
         return torch.stack(members)
 
     def _run(self, frames: Tensor, steps: int, context: int, sampling: Sampling) -> tuple[Tensor, State]:
-        """The predictions [B, steps, C, H, W] and the state after the last step."""
+        """Return the predictions [B, steps, C, H, W] and the state after the last step."""
         dtype = next(self.parameters()).dtype
         height, width = (-(-size // self.patch) for size in frames.shape[-2:])
         whole = pad_to(frames.to(dtype), height * self.patch, width * self.patch)
@@ -268,7 +278,7 @@ def laid_out(tree: State, layout: torch.memory_format) -> State:
 
 
 def mean_square(predictions: Tensor, frames: Tensor, observed: Tensor | None) -> Tensor:
-    """The L2 loss of the last P frames, in float32.
+    """Compute the L2 loss of the last P frames, in float32.
 
     Args:
         predictions: [B, P, C, H, W] of the last P of frames [B, T, C, H, W].
@@ -311,7 +321,7 @@ def to_patches(frames: Tensor, patch: int) -> Tensor:
 
 
 def from_patches(patched: Tensor, patch: int, height: int, width: int) -> Tensor:
-    """The inverse of `to_patches`: depth to space, cropped to height x width."""
+    """Invert `to_patches`: depth to space, cropped to height x width."""
     return F.pixel_shuffle(patched, patch)[..., :height, :width]
 
 

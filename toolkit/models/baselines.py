@@ -1,8 +1,8 @@
-"""Floor baselines: forecasts that any trained model has to beat. They have no parameters: a run of one is done at step
-0 and only evaluated.
+"""Baselines without training, which any trained model should beat. They have no parameters: a run is done at step 0 and
+only evaluated.
 
-Persistence repeats the last frame. Optical flow moves it on ("Lagrangian persistence", the extrapolation that radar
-nowcasting starts from), in two parts:
+Persistence predicts the last context frame. Optical flow advects it ("Lagrangian persistence", the extrapolation of
+radar nowcasting), in two parts:
 
     motion       Lucas & Kanade (IJCAI 1981), dense, coarse to fine. With I_x, I_y the spatial differences of a pair's
                  earlier frame, shifted along the flow so far, and I_t the later frame less that one, an increment d of
@@ -36,7 +36,8 @@ class Baseline(SequenceModel):
     """A forecast without parameters."""
 
     def forward(self, frames: Tensor, context: int, sampling: Sampling) -> Rollout:
-        """
+        """Refuse training.
+
         Raises:
             ConfigError: always; there is nothing to train.
         """
@@ -122,7 +123,7 @@ def differences(frames: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
-    """A Gaussian window over [B, n, h, w], cut at 3 sigma; its weights inside the frame sum to 1 at every pixel."""
+    """Apply a Gaussian window over [B, n, h, w], cut at 3 sigma; its weights in the frame sum to 1 at every pixel."""
     radius = math.ceil(3 * sigma)
     offsets = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
     weights = torch.exp(-0.5 * (offsets / sigma).square())
@@ -135,7 +136,7 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
 
 
 def resized(flow: Tensor, height: int, width: int) -> Tensor:
-    """A flow [B, 2, h, w] on a grid of another size, in that grid's pixels."""
+    """Resample a flow [B, 2, h, w] to a grid of another size, in pixels of that grid."""
     if flow.shape[-2:] == (height, width):
         return flow
     scale = flow.new_tensor([width / flow.shape[-1], height / flow.shape[-2]]).view(1, 2, 1, 1)

@@ -108,7 +108,7 @@ def mean_by_product(maps: Tensor) -> Tensor:
 def lstm(
     memory: Tensor, *gates: Tensor, added: Tensor | None = None, forget_bias: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """The end of an LSTM: C' = sigmoid(f + forget_bias) . C + sigmoid(i) . tanh(g), H' = sigmoid(o) . tanh(C').
+    """Update an LSTM: C' = sigmoid(f + forget_bias) . C + sigmoid(i) . tanh(g), H' = sigmoid(o) . tanh(C').
 
     Args:
         memory: C [B, d, h, w].
@@ -172,7 +172,7 @@ class _LSTM(torch.autograd.Function):
 def st_lstm_memories(
     of_x: Tensor, of_h: Tensor, of_m: Tensor, cell: Tensor, memory: Tensor, forget_bias: float
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The memories of an ST-LSTM: C' = sigmoid(f + forget_bias) . C + sigmoid(i) . tanh(g), and M' by its own gates.
+    """Update an ST-LSTM: C' = sigmoid(f + forget_bias) . C + sigmoid(i) . tanh(g), and M' by its own gates.
 
     Args:
         of_x: what the input adds to i, f, g, i', f', g', o [B, 7 d, h, w].

@@ -29,7 +29,7 @@ def _tanh(x):
 
 @triton.jit
 def _tile(depth, positions, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr):
-    """This program's sample, its tile of positions, channels [1, c], positions [p, 1] and what of them exists."""
+    """Return the sample of this program, its tile of positions, channels [1, c], positions [p, 1] and their masks."""
     across = (positions + POSITIONS - 1) // POSITIONS
     tile = tl.program_id(0) % across
     rest = tl.program_id(0) // across
@@ -277,7 +277,7 @@ def convolution(
     SIDE: tl.constexpr, FLIPPED: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
     POSITIONS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """A convolution that keeps the grid, as a product of [positions of all samples, taps x inputs] with the weight.
+    """Convolve, keeping the grid, as a product of [positions of all samples, taps x inputs] with the weight.
 
     Channels lie side by side; `inputs` and `outputs` are those of a group. `weight_at` are strides between groups,
     outputs, inputs, rows and columns. FLIPPED takes the taps in the opposite order. STEPS: taps times tiles of inputs.

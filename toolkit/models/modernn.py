@@ -48,7 +48,7 @@ FIRST_BUS_STD = 0.1
 
 
 def separable(inputs: int, outputs: int) -> nn.Sequential:
-    """A 3x3 depthwise-separable convolution (Chollet 2017)."""
+    """Build a 3x3 depthwise-separable convolution (Chollet 2017)."""
     return nn.Sequential(
         nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs),
         nn.Conv2d(inputs, outputs, 1),

@@ -48,7 +48,7 @@ from toolkit.models.stacked import LayerState, StackedCells
 
 
 def separable(inputs: int, outputs: int, conv_norm: str) -> nn.Sequential:
-    """A depthwise 3x3 convolution, its normalisation, and a 1x1 convolution."""
+    """Build a depthwise 3x3 convolution, its normalisation, and a 1x1 convolution."""
     batch = conv_norm == "batch"
     return nn.Sequential(
         nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs),
@@ -72,7 +72,7 @@ class Context(nn.Module):
             nn.init.zeros_(zero)
 
     def forward(self, interaction: Tensor) -> Tensor:
-        """I_t [B, D, h, w'] -> z [B, reduced]."""
+        """Reduce I_t [B, D, h, w'] to z [B, reduced]."""
         attention = self.mask(interaction).flatten(1).softmax(1)
         pooled = torch.einsum("bcp,bp->bc", interaction.flatten(2), attention)
         return torch.sigmoid(self.expand(F.relu(self.norm(self.reduce(pooled)))))
@@ -90,13 +90,13 @@ class Fusion(nn.Module):
         self.weigh = nn.Linear(reduced, (1 + slots) * channels) if adaptive else None  # fc_0..N
 
     def weights(self, interaction: Tensor) -> Tensor:
-        """I_t [B, D, h, w'] -> fc_n(z) [B, 1 + N, D]; 0 without adaptive fusion."""
+        """Compute fc_n(z) [B, 1 + N, D] from I_t [B, D, h, w']; 0 without adaptive fusion."""
         if self.context is None or self.weigh is None:
             return interaction.new_zeros(len(interaction), 1 + self.slots, interaction.shape[1])
         return self.weigh(self.context(interaction)).unflatten(1, (1 + self.slots, -1))
 
     def forward(self, interaction: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
-        """I_t and the slots side by side [B, D, h, w'], and their weights [B, 1 + N, D] -> F [B, D, h, w']."""
+        """Fuse I_t and the slots [B, D, h, w'] with their weights [B, 1 + N, D] to F [B, D, h, w']."""
         return weighed_sum(weights, self.of_input(interaction), self.of_slots(slots))
 
 

@@ -46,7 +46,7 @@ def operator(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def launch(kernel: Any, programs: tuple[int, ...], *arguments: Any, **sizes: int) -> None:
-    """Start so many programs of a kernel on its first argument's device. Raise ToolkitError where it can't be built."""
+    """Launch a kernel on the device of its first argument. Raise ToolkitError if it cannot be built."""
     try:
         with torch.cuda.device_of(arguments[0]):
             kernel[programs](*arguments, **sizes)
@@ -66,7 +66,7 @@ def along(maps: Tensor) -> tuple[Tensor, Strides]:
 
 
 def blank(like: Tensor, channels: int | None = None) -> tuple[Tensor, Strides]:
-    """Return maps without values in the layout of `like`, contiguous or channels-last, with so many channels."""
+    """Return maps without values in the layout of `like`, contiguous or channels-last, with `channels` channels."""
     shape = (like.shape[0], like.shape[1] if channels is None else channels, *like.shape[2:])
     layout = torch.channels_last if like.stride(1) == 1 else torch.contiguous_format
     return along(torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout))

@@ -62,7 +62,7 @@ class PredRNNState(NamedTuple):
 
 
 def convolution(inputs: int, outputs: int, kernel: int, layer_norm: bool) -> nn.Sequential:
-    """A convolution of 'same' size without bias, and its normalisation if there is one."""
+    """Build a convolution of 'same' size without bias, and its normalisation if there is one."""
     layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)]
     if layer_norm:
         layers.append(nn.GroupNorm(1, outputs))

@@ -1,4 +1,4 @@
-"""Extrapolation nowcast by pysteps (Pulkkinen et al., GMD 12, 2019), the floor that radar papers mean by its name.
+"""Extrapolation nowcast by pysteps (Pulkkinen et al., GMD 12, 2019), the usual baseline of radar papers.
 
 Motion from the last frames of the context by its dense Lucas-Kanade method (features tracked by OpenCV, interpolated),
 then its backward semi-Lagrangian advection of the last frame; what moves in from beyond the frame is 0. All of it with

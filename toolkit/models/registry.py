@@ -277,7 +277,7 @@ class SimVPOptions(Options):
 
 
 class PersistenceOptions(Options):
-    """Repeat the last frame: nothing to set, nothing to train."""
+    """Persistence: every predicted frame equals the last context frame; no parameters."""
 
     name: Literal["persistence"] = "persistence"
 

@@ -74,7 +74,7 @@ class RIMCell(nn.Module):
         self.message_out = self._own(options.modules * options.heads * self.width, self.width)
 
     def _own(self, inputs: int, outputs: int) -> nn.Conv2d:
-        """A 1x1 map of each module to `outputs` channels, with parameters of its own."""
+        """Apply a 1x1 map to `outputs` channels, with separate parameters for each module."""
         return nn.Conv2d(inputs, self.modules_ * outputs, 1, groups=self.modules_)
 
     def _apart(self, maps: Tensor) -> Tensor:
@@ -95,14 +95,14 @@ class RIMCell(nn.Module):
         return torch.zeros_like(scores, dtype=torch.bool).scatter(1, order[:, : self.active], True)
 
     def move(self, read: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """The LSTM step of every module: A [B, K, v, h, w] and (H, C) [B, K, d, h, w] each -> (H~, C)."""
+        """Compute the LSTM step of every module: A [B, K, v, h, w] and (H, C) [B, K, d, h, w] each -> (H~, C)."""
         gates = self.dynamics(torch.cat([read, hidden], 2).flatten(1, 2))
         i, f, o, g = gates.unflatten(1, (self.modules_, 4, self.width)).unbind(2)
         memory = torch.sigmoid(f + self.forget_bias) * memory + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(memory), memory
 
     def messages(self, hidden: Tensor, active: Tensor) -> Tensor:
-        """What each module reads from all: H~ [B, K, d, h, w], active bool [B, K, 1, 1, 1] -> [B, K, d, h, w]."""
+        """Attend between modules: H~ [B, K, d, h, w], active bool [B, K, 1, 1, 1] -> [B, K, d, h, w]."""
         flat = hidden.flatten(1, 2)
         query, key, value = (
             self._apart(of(flat)).unflatten(2, (self.heads, -1))  # [B, K, heads, n, h, w]

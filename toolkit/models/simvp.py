@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from shards.manifest import FrameSpec
 from toolkit.errors import ConfigError
-from toolkit.models.base import Rollout, Sampling, SequenceModel, check_context, mean_square, pad_to
+from toolkit.models.base import Rollout, Sampling, SequenceModel, check_context, pad_to
 from toolkit.models.registry import SimVPOptions
 
 FIRST_SCALE = 0.01
@@ -154,7 +154,7 @@ class SimVP(SequenceModel):
     def forward(self, frames: Tensor, context: int, sampling: Sampling) -> Rollout:
         check_context(frames, context)
         predictions = self._run(frames[:, :context], frames.shape[1] - context)
-        return Rollout(predictions, {"mse": mean_square(predictions, frames, sampling.observed)})
+        return Rollout(predictions, {"data": sampling.loss(predictions, frames)})
 
     def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
         return self._run(context, horizon).expand(samples, -1, -1, -1, -1, -1)

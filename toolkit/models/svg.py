@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from shards.manifest import FrameSpec
 from toolkit.errors import ConfigError
-from toolkit.models.base import Noise, Rollout, Sampling, SequenceModel, check_context, mean_square, pad_to
+from toolkit.models.base import Noise, Rollout, Sampling, SequenceModel, check_context, pad_to
 from toolkit.models.registry import SVGOptions
 
 SLOPE = 0.2
@@ -65,12 +65,12 @@ def kl_divergence(mean: Tensor, log_var: Tensor, prior_mean: Tensor, prior_log_v
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """Groups of 16 channels, or one group."""
+    """Normalise groups of 16 channels, or one group."""
     return nn.GroupNorm(channels // GROUP if channels % GROUP == 0 else 1, channels)
 
 
 def block(convolution: nn.Module, channels: int) -> nn.Sequential:
-    """A convolution to `channels`, normalised, LeakyReLU."""
+    """Build a convolution to `channels`, normalised, LeakyReLU."""
     return nn.Sequential(convolution, norm(channels), nn.LeakyReLU(SLOPE))
 
 
@@ -222,8 +222,7 @@ class SVG(SequenceModel):
         first = 0 if self.loss_frames == "all" else context - 1
         rollout = torch.stack(predictions, 1)[..., : frames.shape[-2], : frames.shape[-1]]
         kl = torch.stack(divergences[first:]).mean()
-        mse = mean_square(rollout[:, first:], frames, sampling.observed)
-        return Rollout(rollout, {"mse": mse, "kl": self.beta * kl})
+        return Rollout(rollout, {"data": sampling.loss(rollout[:, first:], frames), "kl": self.beta * kl})
 
     def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
         """As in `SequenceModel`. The first members of an ensemble don't depend on its size."""
@@ -242,7 +241,7 @@ class SVG(SequenceModel):
         return torch.cat(members)[..., : context.shape[-2], : context.shape[-1]]
 
     def _forecast(self, codes: list[Tensor], skip: list[Tensor], noise: Tensor, horizon: int) -> Tensor:
-        """Some members: codes of the known frames [B, g], noise [S, B, steps, z] -> [S B, horizon, C, size, size]."""
+        """Predict members: codes of known frames [B, g], noise [S, B, steps, z] -> [S B, horizon, C, size, size]."""
         samples, batch = noise.shape[:2]
         codes, skip = ([t.repeat(samples, *[1] * (t.dim() - 1)) for t in tensors] for tensors in (codes, skip))
         noise = noise.flatten(0, 1)
@@ -265,7 +264,7 @@ class SVG(SequenceModel):
         return pad_to(frames.to(next(self.parameters()).dtype), self.size, self.size)
 
     def _noise(self, sources: Sequence[Noise | None], batch: int, steps: int, like: Tensor) -> Tensor:
-        """Standard normal numbers [S, B, steps, z], zeros where there is no source."""
+        """Draw standard normal numbers [S, B, steps, z]; zeros without a generator."""
         drawn = [
             like.new_zeros(batch, steps, self.z) if source is None else source.normal(steps, self.z).to(like.dtype)
             for source in sources
@@ -273,7 +272,7 @@ class SVG(SequenceModel):
         return torch.stack(drawn)
 
     def _encode(self, frames: Tensor, known: int) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """The code of every frame [B, g], and the features of the first `known`."""
+        """Return the code of every frame [B, g], and the features of the first `known`."""
         codes, skips = [], []
         for t, frame in enumerate(frames.unbind(1)):
             code, features = self.checkpointing.run(self.encoder, frame)

@@ -1,6 +1,7 @@
 """TrajGRU (Shi et al., "Deep Learning for Precipitation Nowcasting: A Benchmark and a New Model", NeurIPS 2017).
 
-A ConvGRU whose recurrent connections follow a motion that is found anew at every step. Per layer with L flow fields:
+A ConvGRU whose recurrent connections follow a motion field that is computed at every step. Per layer with L flow
+fields:
 
     flows        U_t, V_t = gamma(X_t, H_{t-1}): two 5x5 convolutions, of X_t and of H_{t-1}, to 32 channels, added,
                  LeakyReLU, a 5x5 convolution to 2 L channels; (U^l, V^l) are pixels to the right and down
@@ -41,7 +42,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shards.manifest import FrameSpec
-from toolkit.models.base import Rollout, Sampling, SequenceModel, check_context, mean_square, pad_to
+from toolkit.models.base import Rollout, Sampling, SequenceModel, check_context, pad_to
 from toolkit.models.registry import TrajGRUOptions
 
 SLOPE = 0.2
@@ -124,12 +125,12 @@ class TrajGRUCell(nn.Module):
 
 
 def smaller(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
-    """A convolution to exactly 1 / stride of a size that stride divides."""
+    """Build a convolution to exactly 1 / stride of a size that stride divides."""
     return nn.Conv2d(inputs, outputs, stride + 1 + stride % 2, stride, padding=1)
 
 
 def larger(inputs: int, outputs: int, stride: int) -> nn.ConvTranspose2d:
-    """A transposed convolution to exactly stride times the size."""
+    """Build a transposed convolution to exactly stride times the size."""
     return nn.ConvTranspose2d(inputs, outputs, stride + 2, stride, padding=1)
 
 
@@ -161,7 +162,7 @@ class TrajGRU(SequenceModel):
     def forward(self, frames: Tensor, context: int, sampling: Sampling) -> Rollout:
         check_context(frames, context)
         predictions = self._run(frames[:, :context], frames.shape[1] - context)
-        return Rollout(predictions, {"mse": mean_square(predictions, frames, sampling.observed)})
+        return Rollout(predictions, {"data": sampling.loss(predictions, frames)})
 
     def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
         return self._run(context, horizon).expand(samples, -1, -1, -1, -1, -1)
@@ -198,7 +199,7 @@ class TrajGRU(SequenceModel):
         return after
 
     def forecast(self, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The states, from the frame up, give the next frame [B, C, H, W] and the states after it."""
+        """Return the next frame [B, C, H, W] from the states, starting at the frame, and the states after it."""
         x: Tensor | None = None
         after = []
         for grow, cell, hidden in reversed(list(zip(self.grow, self.forecaster, states, strict=True))):

@@ -1,9 +1,9 @@
-"""What a training step costs, as polynomials in batch and grid; where they come from. Does not import torch.
+"""Cost of a training step as polynomials in batch size and grid area, and where it is stored. Does not import torch.
 
-Found for a config, in this order: the table that comes with the package (costs.json, for the shipped configs), the
-user's cache, and a measurement on the spot in a process of its own, which needs torch but no GPU and little memory
-(toolkit/plan/measure.py). Figures are of one state of the code: `code_digest` says which, and figures of another state
-are measured again where torch is, and else used and said to be old.
+The cost of a config is searched in this order: the table in the package (costs.json, for the shipped configs), the
+user's cache, and a measurement in a separate process, which needs torch but no GPU and little memory
+(toolkit/plan/measure.py). Costs belong to one version of the code, identified by `code_digest`; costs of another
+version are measured again if torch is installed, and otherwise used and reported as outdated.
 """
 
 from __future__ import annotations
@@ -36,107 +36,109 @@ LAYERS, OFFLOAD = "layers", "offload"
 
 
 class CostError(ToolkitError):
-    """Nobody knows what a config costs, and it can't be measured here."""
+    """The cost of a config is unknown and cannot be measured here."""
 
 
 class Polynomial(NamedTuple):
-    """A number that depends on the batch B and the grid's area A (tiles of `model.tile` x `model.tile` pixels)."""
+    """A polynomial in batch size B and grid area A (in units of `model.tile` x `model.tile` pixels)."""
 
-    one: int = 0
+    constant: int = 0
     batch: int = 0  # x B
     area: int = 0  # x A
-    both: int = 0  # x B A
-    square: int = 0  # x B A^2
+    batch_area: int = 0  # x B A
+    batch_area2: int = 0  # x B A^2
 
     def at(self, batch: int, area: int) -> int:
-        return self.one + self.batch * batch + self.area * area + (self.both + self.square * area) * batch * area
+        """Evaluate the polynomial."""
+        per_area = self.batch_area + self.batch_area2 * area
+        return self.constant + self.batch * batch + self.area * area + per_area * batch * area
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most that lives in a forward and backward pass: the highest of some polynomials, in bytes.
+    """Peak memory of a forward and backward pass in bytes: the maximum of several polynomials.
 
-    Frames, activations and scratch are in both; weights and optimizer in neither.
+    Both include frames, activations and operator workspace, and exclude weights and optimizer state.
 
     Attributes:
-        fresh: gradients are made as the pass goes; those that are there are in it.
-        held: without finished gradients, for those who keep them elsewhere (accumulation).
-        work: multiply-accumulates of the pass, recomputation included.
+        with_gradients: includes the gradients of parameters that are finished.
+        without_gradients: excludes them, if they are stored elsewhere (gradient accumulation).
+        macs: multiply-accumulates of the pass, including recomputation.
     """
 
-    fresh: tuple[Polynomial, ...]
-    held: tuple[Polynomial, ...]
-    work: Polynomial
+    with_gradients: tuple[Polynomial, ...]
+    without_gradients: tuple[Polynomial, ...]
+    macs: Polynomial
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a micro-batch of a config costs.
+    """Cost of a micro-batch of a config.
 
     Attributes:
-        parameters: trainable numbers (a model can be tied to a frame size).
-        large: of these, how many are in parameters of at least LARGE (DeepSpeed's ZeRO-3 divides only such).
+        parameters: number of trainable parameters (may depend on the frame size).
+        large: how many of them are in tensors of at least LARGE elements (DeepSpeed ZeRO-3 partitions only these).
         macs: multiply-accumulates of a forward pass.
         peaks: by policy.
-        old: measured with another state of the code.
+        outdated: measured with another version of the code.
     """
 
     parameters: Polynomial
     large: int
     macs: Polynomial
     peaks: Mapping[str, Peak]
-    old: bool = False
+    outdated: bool = False
 
     @classmethod
-    def from_json(cls, entry: Mapping[str, Any], old: bool = False) -> Cost:
-        """An entry of costs.json; see the attributes for `old`."""
+    def from_json(cls, entry: Mapping[str, Any], outdated: bool = False) -> Cost:
+        """Convert an entry of costs.json."""
         peaks = {
             policy: Peak(
-                tuple(Polynomial(*line) for line in found["fresh"]),
-                tuple(Polynomial(*line) for line in found["held"]),
-                Polynomial(*found["work"]),
+                tuple(Polynomial(*line) for line in found["with_gradients"]),
+                tuple(Polynomial(*line) for line in found["without_gradients"]),
+                Polynomial(*found["macs"]),
             )
             for policy, found in entry["peaks"].items()
         }
-        return cls(Polynomial(*entry["parameters"]), entry["large"], Polynomial(*entry["macs"]), peaks, old)
+        return cls(Polynomial(*entry["parameters"]), entry["large"], Polynomial(*entry["macs"]), peaks, outdated)
 
 
 def area_of(config: RunConfig, height: int, width: int) -> int:
-    """Tiles in a frame."""
+    """Return the grid area of a frame, in units of `model.tile` x `model.tile` pixels."""
     tile = config.model.tile
     return -(-height // tile) * -(-width // tile)
 
 
 def policies_of(config: RunConfig) -> tuple[str, ...]:
-    """The policies that a config can choose from, its own among them."""
+    """Return the policies available to a config, including its own."""
     known = POLICIES if isinstance(config.model, StepOptions) else ("none", "step")
     own = policy_of(config)
     return known if own in known else (*known, own)
 
 
 def policy_of(config: RunConfig) -> str:
-    """The name of a config's policy: `train.activation_checkpointing.policy`, +layers, +offload."""
+    """Return the name of a config's policy: `train.activation_checkpointing.policy`, +layers, +offload."""
     own = config.train.activation_checkpointing
     extras = [LAYERS] * own.per_layer + [OFFLOAD] * own.offload
     if isinstance(config.model, StepOptions) or own.policy == "none":
         return "+".join([own.policy, *extras])
-    return "+".join(["step", *extras[own.per_layer :]])  # all they know is whether to recompute
+    return "+".join(["step", *extras[own.per_layer :]])  # these only distinguish whether to recompute
 
 
 def settings_of(policy: str) -> dict[str, object]:
-    """Return the keys of `train.activation_checkpointing` that stand for a policy."""
+    """Return the keys of `train.activation_checkpointing` that define a policy."""
     name, *extras = policy.split("+")
     return {"policy": name, "per_layer": LAYERS in extras, "offload": OFFLOAD in extras}
 
 
 def under(config: RunConfig, policy: str) -> RunConfig:
-    """The config under another policy."""
+    """Return the config with another policy."""
     chosen = ActivationCheckpointing.model_validate({**settings_of(policy), "backend": "torch"})
     return config.model_copy(update={"train": config.train.model_copy(update={"activation_checkpointing": chosen})})
 
 
 def key_of(config: RunConfig, channels: int) -> str:
-    """Names everything that a cost depends on but the code, batch and grid."""
+    """Return a hash of everything that a cost depends on, except code, batch size and grid."""
     facts = {
         "model": config.model.model_dump(mode="json"),
         "channels": channels,
@@ -150,9 +152,9 @@ def key_of(config: RunConfig, channels: int) -> str:
 
 @functools.cache
 def code_digest(model: str) -> str:
-    """A digest of the code that a model's costs come from: its module, what that imports, unroll.py and measure.py.
+    """Return a digest of the code that a model's cost depends on: its module and imports, unroll.py and measure.py.
 
-    Options are left out (`key_of` has them), and so are comments and layout.
+    Options are excluded (they are in `key_of`), and so are comments and whitespace.
     """
     found: dict[str, str] = {}
     wanted = [MODELS[model].code.partition(":")[0], "toolkit.plan.measure"]
@@ -168,47 +170,47 @@ def code_digest(model: str) -> str:
 
 
 def stored(config: RunConfig, channels: int) -> Cost | None:
-    """What the table says of a config."""
+    """Return the cost of a config from the table."""
     entry = table().get(key_of(config, channels))
-    return Cost.from_json(entry, is_old(config, entry)) if entry else None
+    return Cost.from_json(entry, is_outdated(config, entry)) if entry else None
 
 
-def is_old(config: RunConfig, entry: Mapping[str, object]) -> bool:
-    """Whether an entry is of another state of the code."""
+def is_outdated(config: RunConfig, entry: Mapping[str, object]) -> bool:
+    """Return whether an entry belongs to another version of the code."""
     return bool(entry["code"] != code_digest(config.model.name))
 
 
 def cached(config: RunConfig, channels: int) -> Cost | None:
-    """What was measured for this user before."""
+    """Return the cost of a config from the user's cache."""
     try:
         entry = json.loads((cache_folder() / f"{key_of(config, channels)}.json").read_text(encoding="utf-8"))
-        return Cost.from_json(entry, is_old(config, entry))
+        return Cost.from_json(entry, is_outdated(config, entry))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def find(config: RunConfig, channels: int) -> Cost | None:
-    """What is known of a config without measuring; figures of the code as it is come first."""
+    """Return the known cost of a config without measuring; costs of the current code take precedence."""
     known = [cost for cost in (stored(config, channels), cached(config, channels)) if cost]
-    return min(known, key=lambda cost: cost.old, default=None)
+    return min(known, key=lambda cost: cost.outdated, default=None)
 
 
 def get(config: RunConfig, channels: int) -> Cost:
-    """What a config costs, measured if need be.
+    """Return the cost of a config; measure it if necessary.
 
     Raises:
-        CostError: it isn't known and can't be measured here.
+        CostError: the cost is unknown and cannot be measured here.
     """
     known = find(config, channels)
-    if known and not known.old:
+    if known and not known.outdated:
         return known
     if importlib.util.find_spec("torch") is None:
         if known:
             return known
         raise CostError(
-            f"{config.model.name} with these options is not in {TABLE.name} and torch, which could measure it, is not "
-            "installed here: run the same command where it is, then copy its cache "
-            f"({cache_folder()}) to this machine"
+            f"{config.model.name} with these options is not in {TABLE.name}, and torch, needed to measure it, is not "
+            f"installed: run the same command where torch is installed, then copy its cache ({cache_folder()}) to "
+            "this machine"
         )
     (entry,) = measured([config], channels)
     write_atomic(cache_folder() / f"{key_of(config, channels)}.json", json.dumps(entry))
@@ -216,10 +218,10 @@ def get(config: RunConfig, channels: int) -> Cost:
 
 
 def measured(configs: Sequence[RunConfig], channels: int) -> Iterator[dict[str, object]]:
-    """Entries for configs, one after the other, measured in a process of its own: this one stays free of torch.
+    """Measure the entries of configs, one after the other, in a separate process, so that this one does not need torch.
 
     Raises:
-        CostError: it failed.
+        CostError: the measurement failed.
     """
     request = [{"config": config.model_dump(mode="json"), "channels": channels} for config in configs]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -231,7 +233,7 @@ def measured(configs: Sequence[RunConfig], channels: int) -> Iterator[dict[str, 
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            cwd=PACKAGE.parent,  # Python would import from the working directory first, which may be anybody's
+            cwd=PACKAGE.parent,  # Python imports from the working directory first, which may not be trusted
             env=environment,
             text=True,
         )
@@ -254,12 +256,12 @@ def write_table(entries: Mapping[str, object]) -> None:
 
 
 def cache_folder() -> Path:
-    """Where measurements of this user are kept."""
+    """Return the folder of the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "modernn-toolkit" / "costs"
 
 
 @functools.cache
 def table() -> dict[str, Any]:
-    """The entries that come with the package, by key."""
+    """Return the entries in the package, by key."""
     return dict(json.loads(TABLE.read_text(encoding="utf-8"))) if TABLE.exists() else {}

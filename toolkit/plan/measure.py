@@ -1,15 +1,15 @@
-"""What a training step costs, found by running it on torch's meta device: nothing is computed or allocated.
+"""Measure the cost of a training step on torch's meta device: nothing is computed or allocated.
 
     python -m toolkit.plan.measure < REQUEST.json > COSTS.json      (see toolkit/plan/cost.py for both)
 
-Forward and backward run as in training, checkpointing included, while every tensor's storage is watched from its
-making to its end. So the figures follow the code: no model or policy is known here by name. The grid's side and the
-batch are primes, and what a tensor's size depends on is read off its factors: one run gives bytes and MACs as exact
-polynomials in batch B and grid area A.
+Forward and backward pass run as in training, including checkpointing, while the lifetime of every tensor's storage is
+tracked. So the result follows the code: no model or policy is referred to by name. The side of the grid and the batch
+size are primes, and the factors of a tensor's size show what it depends on: one run gives bytes and MACs as exact
+polynomials in batch size B and grid area A.
 
-What the meta device can't show is an operator's own scratch memory. One rule stands for it, the same for every model:
-a convolution keeps its output once more, in fp32, while it runs, and its backward pass the input and the output's
-gradient once more (the blocked or channels-last copies of oneDNN and cuDNN; measured on single convolutions).
+The workspace of operators is not visible on the meta device. It is estimated by one rule for every model: a convolution
+keeps a copy of its output in fp32 while it runs, and its backward pass copies of the input and the output gradient (the
+blocked or channels-last copies of oneDNN and cuDNN; measured on single convolutions).
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from toolkit.models.registry import SVGOptions
 from toolkit.plan.cost import LARGE, Polynomial, policies_of, under
 
 aten = torch.ops.aten
-BATCH, SIDE = 10_007, 1_009  # primes that no channel count or length holds
+BATCH, SIDE = 10_007, 1_009  # primes that divide no channel count or length
 AREA = SIDE * SIDE
 TERMS = len(Polynomial._fields)
-# Products of all queries with all keys; the backward pass makes the map again.
+# Products of all queries with all keys; the backward pass recomputes the map.
 ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu.default: 2,
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default: 5,
 }
-# Where the lines of the peak are compared: those that are the highest nowhere here are dropped.
+# Where the polynomials of a peak are compared: those that are nowhere the maximum are dropped.
 BATCHES, AREAS = (1, 2, 4, 8, 16, 64), (16, 64, 256, 1024, 2304, 9216, 36_864)
 
 
 def split(amount: int) -> tuple[int, int]:
-    """(index of the term of Polynomial, coefficient) of a number that is a product."""
+    """Return (index of the term of Polynomial, coefficient) of a number."""
     batch = amount % BATCH == 0 and amount > 0
     if batch:
         amount //= BATCH
@@ -61,28 +61,28 @@ def split(amount: int) -> tuple[int, int]:
         amount //= AREA
         areas += 1
     if amount and amount % SIDE == 0:
-        return 0, 0  # as long as one side, like a row of coordinates: nothing beside a map
+        return 0, 0  # proportional to one side, like a row of coordinates: negligible
     index = {(False, 0): 0, (True, 0): 1, (False, 1): 2, (True, 1): 3, (True, 2): 4}.get((batch, areas))
     assert index is not None and amount < BATCH * AREA, f"a size of {amount} x B^{int(batch)} x A^{areas}"
     return index, amount
 
 
-class Known(NamedTuple):
-    """A storage that lives."""
+class TensorUse(NamedTuple):
+    """A storage that is alive."""
 
     term: int
     amount: int
-    watcher: Any  # a weak reference; its callback tells the end
+    watcher: Any  # a weak reference, with a callback at its end
 
 
-class Watch(TorchDispatchMode):
-    """Notes after every operator what lives.
+class MemoryTracker(TorchDispatchMode):
+    """Record the memory in use after every operator.
 
     Attributes:
-        live: bytes that live, by term.
-        grads: of these, gradients of parameters that are done.
-        events: live and scratch, then grads, at every operator that made something; flat, or the garbage collector
-            would walk through them all the time.
+        live: bytes in use, by term.
+        grads: of these, finished gradients of parameters.
+        events: live and workspace, then grads, at every operator that allocates; a flat array, because the garbage
+            collector would traverse a list again and again.
         macs: multiply-accumulates, by term.
     """
 
@@ -90,7 +90,7 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.live, self.grads, self.macs = [0] * TERMS, [0] * TERMS, [0] * TERMS
         self.events = array("q")
-        self.known: dict[int, Known] = {}
+        self.known: dict[int, TensorUse] = {}
         self.done: set[int] = set()
         self.on_host: set[int] = set()
         self.made: dict[Any, Any] = {}
@@ -101,21 +101,21 @@ class Watch(TorchDispatchMode):
         for tensor in tensors_of(out):
             self.add(tensor)
         if len(self.known) > before:
-            scratch = list(self.live)
-            for number in scratch_of(func, args, out):
+            workspace = list(self.live)
+            for number in workspace_of(func, args, out):
                 term, amount = split(number)
-                scratch[term] += amount
-            self.events.extend(scratch + self.grads)
+                workspace[term] += amount
+            self.events.extend(workspace + self.grads)
         return out
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What the operator gives: where the same one ran on the same shapes before, new tensors like those.
+        """Run an operator; if it ran with the same shapes before, only create tensors like its results.
 
-        On meta most of an operator's time is its checks of shapes; one that only changes a tensor in place is left out.
+        On the meta device most time is spent in shape checks. Operators that only write in place are not run.
         """
         if func is aten.empty_like.default and kwargs.get("device") == torch.device("cpu"):
             out = func(*args, **{**kwargs, "device": "meta", "pin_memory": False})
-            self.on_host.add(out.untyped_storage()._cdata)  # states that are kept there; they come back as they are
+            self.on_host.add(out.untyped_storage()._cdata)  # offloaded states
             return out
         if changes_in_place(func):
             return kwargs["out"] if "out" in kwargs else args[0]
@@ -145,7 +145,7 @@ class Watch(TorchDispatchMode):
             return
         term, amount = (0, 0) if key in self.on_host else split(storage.nbytes())
         self.live[term] += amount
-        self.known[key] = Known(term, amount, weakref.ref(storage, functools.partial(self._drop, key)))
+        self.known[key] = TensorUse(term, amount, weakref.ref(storage, functools.partial(self._drop, key)))
 
     def _drop(self, key: int, _: Any) -> None:
         term, amount, _ = self.known.pop(key)
@@ -156,7 +156,7 @@ class Watch(TorchDispatchMode):
             self.grads[term] -= amount
 
     def mark_gradient(self, parameter: Tensor) -> None:
-        """A parameter's gradient is there (a hook)."""
+        """Record that the gradient of a parameter is finished (a hook)."""
         assert parameter.grad is not None
         key = parameter.grad.untyped_storage()._cdata
         if key in self.known and key not in self.done:
@@ -166,7 +166,7 @@ class Watch(TorchDispatchMode):
 
 @functools.cache
 def changes_in_place(func: Any) -> bool:
-    """Whether an operator writes an elementwise result into the tensor that it also returns, and does no more."""
+    """Return whether an operator only writes an elementwise result into the tensor that it returns."""
     returns = func._schema.returns
     written = len(returns) == 1 and returns[0].alias_info is not None and returns[0].alias_info.is_write
     return written and (torch.Tag.pointwise in func.tags or func in (aten.copy_.default, aten.zero_.default))
@@ -174,13 +174,13 @@ def changes_in_place(func: Any) -> bool:
 
 @functools.cache
 def makes_new(func: Any) -> bool:
-    """Whether an operator only makes new tensors: no views, nothing changed in place."""
+    """Return whether an operator only creates new tensors: no views, no in-place writes."""
     schema = func._schema
     return not any(a.alias_info for a in (*schema.arguments, *schema.returns)) and bool(schema.returns)
 
 
 def signature(value: Any) -> Any:
-    """What an operator's result depends on, hashable."""
+    """Return a hashable key of the arguments of an operator."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     if isinstance(value, list | tuple):
@@ -189,7 +189,7 @@ def signature(value: Any) -> Any:
 
 
 def recipe(out: Any) -> Any:
-    """How to make tensors like an operator's result again."""
+    """Return how to create tensors like the result of an operator."""
     if isinstance(out, Tensor):
         return out.shape, out.stride(), out.dtype
     if isinstance(out, list | tuple):
@@ -198,7 +198,7 @@ def recipe(out: Any) -> Any:
 
 
 def all_own(out: Any) -> bool:
-    """Whether every tensor fills a storage of its own (unsafe_split says that it makes new ones, but doesn't)."""
+    """Return whether every tensor has a separate storage (unsafe_split declares new tensors but returns views)."""
     return all(t.untyped_storage().nbytes() == t.nbytes for t in tensors_of(out))
 
 
@@ -218,8 +218,8 @@ def tensors_of(out: Any) -> Iterator[Tensor]:
             yield from tensors_of(item)
 
 
-def scratch_of(func: Any, args: Any, out: Any) -> list[int]:
-    """Bytes that an operator holds only while it runs; see above."""
+def workspace_of(func: Any, args: Any, out: Any) -> list[int]:
+    """Return the workspace of an operator in bytes; see the docstring of the module."""
     if func is aten.convolution.default:
         return [out.numel() * 4]
     if func is aten.convolution_backward.default:
@@ -228,11 +228,11 @@ def scratch_of(func: Any, args: Any, out: Any) -> list[int]:
 
 
 def macs_of(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    """Convolutions, matrix products and attention; elementwise work counts nothing."""
+    """Count the MACs of convolutions, matrix products and attention; elementwise operators count as 0."""
     if func is aten.convolution.default:
         inputs, weight, transposed = args[0], args[1], args[6]
         return int((inputs if transposed else out).numel()) * (weight.numel() // weight.shape[0])
-    if func is aten.convolution_backward.default:  # torch's own count leaves groups out
+    if func is aten.convolution_backward.default:  # torch's own count ignores groups
         gradient, inputs, weight, transposed = args[0], args[1], args[2], args[7]
         products = sum(args[10][:2])  # for the input and for the weight, where wanted
         return products * int((inputs if transposed else gradient).numel()) * (weight.numel() // weight.shape[0])
@@ -247,12 +247,12 @@ def macs_of(func: Any, args: Any, kwargs: Any, out: Any) -> int:
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """What scaled_dot_product_attention runs on a CPU and, but for details, a GPU; on meta it would store the map."""
+    """Run attention as on a CPU and, but for details, on a GPU; on the meta device it would store the map."""
     return aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, *args, **kwargs)[0]
 
 
-class Unwritten(Noise):
-    """Noise of the right shape."""
+class UninitialisedNoise(Noise):
+    """Noise of the right shape, without values."""
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
@@ -267,11 +267,11 @@ def meta_attention() -> Iterator[None]:
         yield
 
 
-def run_step(config: RunConfig, channels: int, watch: Watch) -> tuple[list[int], list[int], int]:
-    """One micro-batch forward and backward.
+def run_step(config: RunConfig, channels: int, tracker: MemoryTracker) -> tuple[list[int], list[int], int]:
+    """Run one micro-batch forward and backward.
 
     Returns:
-        (numbers in trainable parameters, MACs of the forward pass), both by term, and numbers in large parameters.
+        (number of trainable parameters, MACs of the forward pass), both by term, and number of large parameters.
     """
     data, options = config.data, config.model
     side = options.tile * (1 if isinstance(options, SVGOptions) else SIDE)
@@ -283,40 +283,44 @@ def run_step(config: RunConfig, channels: int, watch: Watch) -> tuple[list[int],
         term, amount = split(parameter.numel())
         numbers[term] += amount
         large += amount if term == 0 and amount >= LARGE else 0
-        parameter.register_post_accumulate_grad_hook(watch.mark_gradient)
+        parameter.register_post_accumulate_grad_hook(tracker.mark_gradient)
     model.to(torch.bfloat16 if config.train.precision == "bf16" else torch.float32).train()
-    with meta_attention(), watch:
+    with meta_attention(), tracker:
         codes = torch.empty(BATCH, length, channels, side, side, dtype=torch.uint8, device="meta")
         frames = codes.float() / 255
         teacher = torch.empty(BATCH, data.horizon - 1, dtype=torch.bool, device="meta")
-        rollout = model(frames, data.context, Sampling(teacher=teacher, noise=Unwritten(BATCH)))
+        rollout = model(frames, data.context, Sampling(teacher=teacher, noise=UninitialisedNoise(BATCH)))
         loss = torch.stack(list(rollout.losses.values())).sum()
-        forward = list(watch.macs)
+        forward = list(tracker.macs)
         torch.autograd.backward([loss])
     return numbers, forward, large
 
 
 def upper(lines: np.ndarray) -> list[list[int]]:
-    """Of the polynomials [n, TERMS] those that are the highest somewhere."""
+    """Return those of the polynomials [n, TERMS] that are the maximum somewhere."""
     points = np.array([[1, b, a, b * a, b * a * a] for b in BATCHES for a in AREAS], dtype=float).T
     return [[int(x) for x in lines[i]] for i in sorted(set((lines @ points).argmax(0)))]
 
 
 def measure(config: RunConfig, channels: int, policies: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The entry of the table for a config, with all policies or the given ones; see `cost.Cost`."""
+    """Return the table entry of a config, with all policies or the given ones; see `cost.Cost`."""
     entry: dict[str, Any] = {"peaks": {}}
     for policy in policies or policies_of(config):
-        watch = Watch()
-        numbers, macs, large = run_step(under(config, policy), channels, watch)
+        tracker = MemoryTracker()
+        numbers, macs, large = run_step(under(config, policy), channels, tracker)
         if "macs" not in entry:
             entry |= {"parameters": numbers, "large": large, "macs": macs}
-        live, grads = np.hsplit(np.frombuffer(watch.events, dtype=np.int64).reshape(-1, 2 * TERMS).astype(float), 2)
-        entry["peaks"][policy] = {"fresh": upper(live), "held": upper(live - grads), "work": watch.macs}
+        live, grads = np.hsplit(np.frombuffer(tracker.events, dtype=np.int64).reshape(-1, 2 * TERMS).astype(float), 2)
+        entry["peaks"][policy] = {
+            "with_gradients": upper(live),
+            "without_gradients": upper(live - grads),
+            "macs": tracker.macs,
+        }
     return entry
 
 
 def main() -> int:
-    """Answer a request, a list of {"config", "channels"}: one line of JSON each, as they come."""
+    """Measure a request, a list of {"config", "channels"}; print one line of JSON for each."""
     for item in json.load(sys.stdin):
         print(json.dumps(measure(make_config(item["config"], "request"), item["channels"])), flush=True)
     return 0

@@ -1,12 +1,12 @@
-"""From a folder of runs to report/index.html, table.csv and table.md; does nothing when nothing changed."""
+"""Write report/index.html, table.csv and table.md for a folder of runs; skip this if nothing has changed."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -23,24 +23,25 @@ from toolkit.report.paper import page as paper_page
 from toolkit.report.paper.tables import fill_tables
 from toolkit.wording import count
 
+logger = logging.getLogger(__name__)
+
 OUTPUTS = ("index.html", "table.csv", "table.md")
-SOURCES = (".py", ".html", ".css")  # a change of these makes another page
+SOURCES = (".py", ".html", ".css")  # the page depends on these files
 
 
-def build_report(folder: Path, out: Path | None, say: Callable[[str], None], force: bool = False) -> Path:
+def build_report(folder: Path, out: Path | None, force: bool = False) -> Path:
     """Write the report of a sweep directory, a folder of runs or one run.
 
     Args:
-        out: where to; None: `report` in the folder.
-        say: takes lines for people.
-        force: write it even when nothing changed.
+        out: output folder; None: `report` in `folder`.
+        force: write the report even if nothing has changed.
 
     Returns:
-        The page.
+        The HTML file.
 
     Raises:
-        ConfigError: there are no runs there.
-        ToolkitError: a result that can't be read.
+        ConfigError: the folder contains no runs.
+        ToolkitError: a result cannot be read.
     """
     target = out or folder / "report"
     page = target / OUTPUTS[0]
@@ -48,15 +49,15 @@ def build_report(folder: Path, out: Path | None, say: Callable[[str], None], for
     digest = inputs_digest(sweep)
     counted = sum(run.problem is None for run in sweep.runs)
     runs, groups = count(len(sweep.runs), "run"), count(len(sweep.groups), "group")
-    say(f"{sweep.name}: {runs} in {groups}, {counted} finished and scored")
+    logger.info("%s: %s in %s, %d finished and evaluated", sweep.name, runs, groups, counted)
     for run in sweep.runs:
         if run.problem is not None:
-            say(f"  not in the tables: {run.name}: {run.problem}")
+            logger.info("not in the tables: %s: %s", run.name, run.problem)
     if sweep.others:
         others = count(sweep.others, "run directory", "run directories")
-        say(f"  not in the tables: {others} outside the sweep's plan, which `sweep` wrote last")
+        logger.info("not in the tables: %s not part of the sweep (sweep.yaml)", others)
     if not force and all((target / name).exists() for name in OUTPUTS) and _known_digest(target) == digest:
-        say("the report is up to date; nothing to do")
+        logger.info("%s: the report is up to date", page)
         return page
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     boards = make_boards(sweep)
@@ -67,31 +68,31 @@ def build_report(folder: Path, out: Path | None, say: Callable[[str], None], for
     return page
 
 
-def build_paper(folder: Path, out: Path | None, which: str, say: Callable[[str], None]) -> Path:
+def build_paper(folder: Path, out: Path | None, which: str) -> Path:
     """Write the paper's tables with the numbers of a sweep that uses the names of configs/sweeps/paper.
 
     Args:
-        out: where to; None: `report/paper` in the folder.
+        out: output folder; None: `report/paper` in `folder`.
         which: checkpoint, `best` or `last`.
 
     Returns:
-        The page.
+        The HTML file.
 
     Raises:
-        ConfigError: there are no runs there, or none of them belongs in a table.
-        ToolkitError: a result that can't be read, or results of different kinds.
+        ConfigError: the folder contains no runs, or none that belongs in a table.
+        ToolkitError: a result cannot be read, or results are not comparable.
     """
     target = out or folder / "report" / "paper"
     sweep = collect(folder)
     tables = fill_tables(sweep, which)
     if all(filled.empty for filled in tables):
         raise ConfigError(
-            f"{folder}: no finished and scored run of the paper's tables among {count(len(sweep.runs), 'run')}; their "
-            "names are those of configs/sweeps/paper, for example mmnist-modernn-seed1"
+            f"{folder}: none of {count(len(sweep.runs), 'run')} is a finished and evaluated run of the paper's tables; "
+            "use the names of configs/sweeps/paper, for example mmnist-modernn-seed1"
         )
     for filled in tables:
         made = sum(cell.mean is not None for cell in filled.ours)
-        say(f"Table {filled.table.number}: {made} of {len(filled.ours)} numbers")
+        logger.info("Table %s: %d of %s", filled.table.number, made, count(len(filled.ours), "number"))
     write_atomic(target / "index.html", paper_page.to_html(sweep, tables, which))
     write_atomic(target / "tables.md", paper_page.to_markdown(sweep.name, tables, which))
     write_atomic(target / "tables.csv", paper_page.to_csv(tables))
@@ -100,7 +101,7 @@ def build_paper(folder: Path, out: Path | None, which: str, say: Callable[[str],
 
 
 def inputs_digest(sweep: Sweep) -> str:
-    """SHA-256 over all that the report shows, and over the code that shows it."""
+    """Return the SHA-256 of all data in the report, and of the code that formats it."""
     digest = hashlib.sha256(matplotlib.__version__.encode())
     own = sorted(path for path in Path(__file__).parent.rglob("*") if path.suffix in SOURCES)
     for source in (*own, Path(table.__file__), Path(colours.__file__)):

@@ -7,7 +7,7 @@
 - `start`: a training began. It notes how far the one before had come, which a killed one could not do itself.
 - `stop`: asked to stop; `step` is that of its checkpoint. `fail`: an error; `cause` is its text. `done`: trained. Each
   has the `exit_code` (toolkit/errors.py) where it is known.
-- `restart`: Slurm began the run's job again; written by launch/slurm/causes.py on the node.
+- `restart`: Slurm began the run's job again; written on the node by the job itself.
 
 Times are UTC in ISO 8601. The last release wrote starts.jsonl and restarts.tsv instead, which are read too.
 """

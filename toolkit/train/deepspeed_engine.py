@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from toolkit.checkpoint.checkpoint import TrainState
 from toolkit.config_sections import TrainConfig
@@ -20,7 +21,8 @@ from toolkit.models.base import SequenceModel
 from toolkit.train.compiled import compile_step
 from toolkit.train.deepspeed_settings import deepspeed_config, import_deepspeed
 from toolkit.train.deferred import DeferredGradients
-from toolkit.train.engine import MOMENTS, Engine, LossOf, StepResult, evaluating, norms_of, on_host
+from toolkit.train.engine import Engine, LossOf, StepResult, evaluating, norms_of, on_host
+from toolkit.train.optimizer import make_optimizer, state_of, trainable_groups
 
 
 class DeepSpeedEngine(Engine):
@@ -41,7 +43,8 @@ class DeepSpeedEngine(Engine):
         self._blank = copy.deepcopy(model).to("meta") if config.zero == 3 else None
         model.to(world.device)
         compile_step(model, config)
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=config.betas, fused=True)
+        groups = trainable_groups(model, config)
+        optimizer = make_optimizer([[parameter for _, parameter in group] for group in groups], config)
         settings = deepspeed_config(config, share, self.parameter_count)
         self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=settings, dist_init_required=False
@@ -50,6 +53,12 @@ class DeepSpeedEngine(Engine):
         self.deferred = DeferredGradients(self.model) if deferred else nullcontext()
         self.stage = int(self.wrapped.zero_optimization_stage())
         self.partitioned = self.stage > 0
+        if self.stage in (1, 2) and len(groups) > 1:
+            # DeepSpeed links parameters to their moments after the first group's first update, when a second group
+            # has none yet, and never again.
+            for held in self._held():
+                self._torch_optimizer().state[held] = state_of(held, 0, config)
+        self._start_average()
 
     @property
     def model(self) -> SequenceModel:
@@ -59,11 +68,11 @@ class DeepSpeedEngine(Engine):
 
     @contextmanager
     def gathered_parameters(self) -> Iterator[SequenceModel]:
-        """The model to predict with, in evaluation mode.
+        """Return the model for predictions, in evaluation mode.
 
         All ranks enter together; inside, each calls it as often as it likes. Under ZeRO-3 a forward pass of the
         trained module itself is collective (it gathers weights layer by layer), and ranks with unequal numbers of
-        batches would wait for each other for ever: there it is a copy with all weights, gone afterwards.
+        batches would wait for each other forever: there it is a copy with all weights, gone afterwards.
         """
         if self._blank is None:
             model = self.model
@@ -143,7 +152,7 @@ class DeepSpeedEngine(Engine):
         self.wrapped.step()
 
     def held_gradients(self) -> list[Tensor]:
-        """The averaged gradients that this rank updates with: its partition, without ZeRO all of them."""
+        """Return the averaged gradients used by this rank: its partition, or all of them without ZeRO."""
         if not self.partitioned:
             return [p.grad for p in self.wrapped.module.parameters() if p.grad is not None]
         if self.wrapped.zero_cpu_offload():
@@ -153,72 +162,87 @@ class DeepSpeedEngine(Engine):
         return [part for group in self.optimizer.averaged_gradients.values() for part in group]
 
     def masters(self) -> list[Tensor]:
-        """The flat fp32 weights of this rank's partition, under ZeRO."""
+        """Return the flat fp32 weights of the partition of this rank under ZeRO."""
         optimizer = self.optimizer
         return list(
             optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
         )
 
-    def gather(self) -> TrainState | None:
-        """The full state on rank 0, None on the others, which hold no copy of it. Collective: all ranks call it."""
-        parameters = dict(self.model.named_parameters(remove_duplicate=False)) if self.partitioned else {}
+    def _torch_optimizer(self) -> Optimizer:
+        inner = self.optimizer.optimizer if self.partitioned else self.optimizer
+        assert isinstance(inner, Optimizer)
+        return inner
+
+    def _held(self) -> list[Tensor]:
+        return self.masters() if self.partitioned else [p for p in self.model.parameters() if p.requires_grad]
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+    def _gather_weights(self) -> dict[str, Tensor]:
+        named = self.model.named_parameters(remove_duplicate=False)
+        parts = {name: parameter for name, parameter in named if self.partitioned and parameter.requires_grad}
         weights: dict[str, Tensor] = {}
         for name, value in self.model.state_dict().items():
             # What the module holds is rounded (bf16) or a part (ZeRO-3); all ranks together put the whole together.
-            full = _full(parameters[name], None) if name in parameters else value
+            full = _full(parts[name], None) if name in parts else value
             if self.world.is_main:
                 weights[name] = on_host(full)
+        return weights
+
+    def _gather_moments(self) -> dict[str, dict[str, Tensor]]:
         moments: dict[str, dict[str, Tensor]] = {}
-        for name, parameter in self.model.named_parameters() if self.step_count > self.skipped else ():
-            moments[name] = {}
-            for key in MOMENTS:
+        for name, parameter in self._trained():
+            for key in self.moments:
                 full = _full(parameter, key) if self.partitioned else self.optimizer.state[parameter][key]
                 if self.world.is_main:
-                    moments[name][key] = on_host(full)
-        return TrainState(weights, moments, self.step_count, self.skipped) if self.world.is_main else None
+                    moments.setdefault(name, {})[key] = on_host(full)
+        return moments
 
     def restore(self, state: TrainState) -> None:
-        """Put Adam's moments and the fp32 master weights back; the model's own weights are loaded already."""
-        self.step_count, self.skipped = state.step, state.skipped
         self.wrapped.global_steps = state.step
-        if not state.moments:
-            return
-        inner = self.optimizer.optimizer if self.partitioned else self.optimizer
-        for flat in self.masters() if self.partitioned else self.model.parameters():
-            zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
-            inner.state[flat] = {"step": torch.tensor(float(state.step - state.skipped), device=flat.device), **zeros}
+        super().restore(state)
+
+    def _put_weights(self, weights: Mapping[str, Tensor]) -> None:
+        from deepspeed import utils
+
+        for name, parameter in self._trained():
+            if self.stage == 3:
+                # Parts have equal sizes, the last ones filled up. DeepSpeed's setters of full values don't fill up, so
+                # that they fail on a parameter that the ranks don't divide.
+                utils.safe_set_local_fp32_param(parameter, self._part(parameter, weights[name]))
+            elif self.partitioned:
+                utils.safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
+            else:
+                parameter.copy_(weights[name])
+
+    def _put_moments(self, state: TrainState) -> None:
+        from deepspeed import utils
+
+        inner = self._torch_optimizer()
+        for held in self._held():
+            inner.state[held] = state_of(held, state.step - state.skipped, self.config)
         if self.stage in (1, 2):
             # DeepSpeed links a parameter to its part of the flat moments at the first step; here they exist already.
             self.optimizer._lazy_init_hp_params_optimizer_state()
-        for name, parameter in self.model.named_parameters():
-            self._restore_one(parameter, state.weights[name], state.moments[name])
-
-    def _restore_one(self, parameter: nn.Parameter, weight: Tensor, moments: Mapping[str, Tensor]) -> None:
-        from deepspeed import utils
-
-        if self.stage == 3:
-            # Parts have equal sizes, the last ones filled up. DeepSpeed's setters of full values don't fill up, so that
-            # they fail on a parameter that the ranks don't divide.
-            utils.safe_set_local_fp32_param(parameter, self._part(parameter, weight))
-            for key in MOMENTS:
-                utils.safe_set_local_optimizer_state(parameter, self._part(parameter, moments[key]), key)
-        elif self.partitioned:
-            utils.safe_set_full_fp32_param(parameter, weight.to(parameter.device))
-            for key in MOMENTS:
-                utils.safe_set_full_optimizer_state(parameter, moments[key].to(parameter.device), key)
-        else:
-            for key in MOMENTS:
-                self.optimizer.state[parameter][key].copy_(moments[key])
+        for name, parameter in self._trained():
+            for key, moment in state.moments[name].items():
+                if self.stage == 3:
+                    utils.safe_set_local_optimizer_state(parameter, self._part(parameter, moment), key)
+                elif self.partitioned:
+                    utils.safe_set_full_optimizer_state(parameter, moment.to(parameter.device), key)
+                else:
+                    inner.state[parameter][key].copy_(moment)
 
     def _part(self, parameter: nn.Parameter, full: Tensor) -> Tensor:
-        """This rank's part of a parameter-sized tensor under ZeRO-3."""
+        """Return the partition of this rank of a parameter-sized tensor under ZeRO-3."""
         size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         filled = F.pad(full.flatten(), (0, size * self.world.world_size - full.numel()))
         return filled[size * self.world.rank :][:size]
 
 
 def _full(parameter: nn.Parameter, moment: str | None) -> Tensor:
-    """A master weight or a moment under ZeRO, whole on every rank's device (collective)."""
+    """Gather a master weight or a moment under ZeRO on the device of every rank (collective)."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     full = safe_get_full_fp32_param(parameter) if moment is None else safe_get_full_optimizer_state(parameter, moment)

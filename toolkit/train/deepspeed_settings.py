@@ -60,7 +60,7 @@ def _card(device: torch.device) -> str:
 
 
 def deepspeed_config(config: TrainConfig, share: Share, parameters: int) -> dict[str, Any]:
-    """DeepSpeed's JSON for a model of so many parameters. `train.deepspeed` is merged over it.
+    """Return DeepSpeed's JSON for a number of parameters, merged with `train.deepspeed`.
 
     Under ZeRO-3 DeepSpeed keeps parameters of less than 100,000 numbers whole on every rank, and in these models most
     are smaller: `train.deepspeed: {zero_optimization: {stage3_param_persistence_threshold: 0}}` divides all of them,

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from toolkit.checkpoint.checkpoint import TrainState
 from toolkit.config_sections import TrainConfig
@@ -25,9 +26,9 @@ from toolkit.distributed.world import World
 from toolkit.errors import NonFiniteError
 from toolkit.models.base import SequenceModel
 from toolkit.train.memory import explain_shortage
+from toolkit.train.optimizer import MOMENTS, set_rates
 from toolkit.wording import some
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 MOST_SKIPS = 10  # so many steps in a row without an update are no accident
 
 LossOf: TypeAlias = Callable[[Batch], Tensor]
@@ -56,6 +57,8 @@ class Engine(ABC):
         self.skipped = 0
         self._skipped_in_a_row = 0
         self.parameter_count = sum(p.numel() for p in model.parameters())
+        self.moments = MOMENTS[config.optimizer]
+        self.average: list[Tensor] | None = None  # of `_held`, under `train.ema`
 
     @property
     @abstractmethod
@@ -80,8 +83,59 @@ class Engine(ABC):
         """Return a context with the model to predict with, in evaluation mode; all ranks enter together."""
 
     @abstractmethod
+    def _torch_optimizer(self) -> Optimizer:
+        """Return torch's optimizer, which updates this rank's weights."""
+
+    @abstractmethod
+    def _held(self) -> list[Tensor]:
+        """Return the fp32 weights that this rank updates."""
+
+    @abstractmethod
+    def _gather_weights(self) -> dict[str, Tensor]:
+        """Return the model's state on rank 0, in fp32 on the CPU; nothing on the others. Collective."""
+
+    @abstractmethod
+    def _gather_moments(self) -> dict[str, dict[str, Tensor]]:
+        """Return the optimizer's moments by parameter on rank 0; nothing on the others. Collective."""
+
+    @abstractmethod
+    def _put_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Set the trained weights, which `_held` returns."""
+
+    @abstractmethod
+    def _put_moments(self, state: TrainState) -> None:
+        """Set the optimizer's moments and count of updates."""
+
+    def _start_average(self) -> None:
+        """Start `train.ema` at the weights as they are."""
+        if self.config.ema is not None:
+            self.average = [weight.detach().clone() for weight in self._held()]
+
     def gather(self) -> TrainState | None:
         """Return the full state on rank 0, None on the others, which hold no copy of it. Collective."""
+        weights = self._gather_weights()
+        moments = self._gather_moments() if self.step_count > self.skipped else {}
+        average = None
+        if self.average is not None:
+            held = self._held()
+            kept = [weight.detach().clone() for weight in held]
+            with torch.no_grad():
+                torch._foreach_copy_(held, self.average)
+                average = self._gather_weights()
+                torch._foreach_copy_(held, kept)
+        state = TrainState(weights, moments, self.step_count, self.skipped, average)
+        return state if self.world.is_main else None
+
+    @torch.no_grad()
+    def restore(self, state: TrainState) -> None:
+        """Put a saved state back; the model's own weights are loaded already."""
+        self.step_count, self.skipped = state.step, state.skipped
+        if self.average is not None:
+            self._put_weights(state.average or state.weights)
+            torch._foreach_copy_(self.average, self._held())
+        self._put_weights(state.weights)
+        if state.moments:
+            self._put_moments(state)
 
     def step(self, batches: Sequence[Batch], loss_of: LossOf, stop: bool) -> StepResult:
         """Take one optimizer step: forward and backward passes, reduction over ranks, check, update. Collective.
@@ -96,6 +150,7 @@ class Engine(ABC):
                 is NaN or infinite; under `train.on_nonfinite: skip` only after MOST_SKIPS such steps in a row.
             MemoryShortageError: on the rank whose device or host ran out of memory.
         """
+        set_rates(self._torch_optimizer(), self.config, self.step_count)
         with explain_shortage(self.config, self.share, self.step_count, self.world):
             loss = self._forward_backward(batches, loss_of)
             norms, copies = self._reduce_gradients()
@@ -105,6 +160,9 @@ class Engine(ABC):
                 result = self._skip(result, batches, loss_of, float(loss))
         if result.fault is None:
             self._skipped_in_a_row = 0
+            if self.average is not None and self.config.ema is not None:
+                with torch.no_grad():
+                    torch._foreach_lerp_(self.average, self._held(), 1.0 - self.config.ema)
         self.step_count += 1
         return result
 
@@ -202,7 +260,7 @@ def norms_of(gradients: Sequence[Tensor]) -> Tensor:
 
 @contextmanager
 def evaluating(model: SequenceModel) -> Iterator[SequenceModel]:
-    """The model in evaluation mode; afterwards in the mode it was in."""
+    """Put the model into evaluation mode, and restore its mode afterwards."""
     training = model.training
     model.eval()
     try:

@@ -39,7 +39,7 @@ class StaticNoise(Noise):
         self.place = 0
 
     def rewind(self) -> None:
-        """The model will ask anew."""
+        """Let the model ask again."""
         self.place = 0
 
     def refill(self, source: Noise) -> None:

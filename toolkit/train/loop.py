@@ -9,6 +9,7 @@ import time
 import torch
 
 from toolkit.checkpoint import checkpoint
+from toolkit.checkpoint.initialise import freeze, initialise
 from toolkit.checkpoint.saver import Saver
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import RunConfig
@@ -28,6 +29,7 @@ from toolkit.train.prepare import Data, check_scoring, log_run_summary, open_dat
 from toolkit.train.profile import Profiler
 from toolkit.train.record import OwnTime, Recorder
 from toolkit.train.sampling import teacher_rate
+from toolkit.train.schedule import learning_rate
 from toolkit.train.watchdog import Watchdog
 from toolkit.unroll import give_memory_back
 
@@ -40,7 +42,7 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
     Args:
         resume: `auto` (the newest whole checkpoint, or from scratch), `none` (from scratch; refused when there are
             checkpoints) or a step number.
-        profile: steps that are timed and traced after a warm-up (toolkit/train/profile.py).
+        profile: number of steps to time and trace after a warm-up (toolkit/train/profile.py).
 
     Returns:
         EXIT_OK when the run is complete, EXIT_REQUEUE when it was asked to stop and can be resumed.
@@ -71,7 +73,7 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
 
 
 def _without_training(run: RunDir, world: World) -> int:
-    """Mark a run done whose model has no parameters: no step, no checkpoint."""
+    """Finish the run of a model without parameters: no training step, no checkpoint."""
     if world.is_main:
         logger.info("%s has no parameters: nothing to train, evaluate it", run.config().model.name)
         run.write_state(phase="trained", step=0, steps=0)
@@ -129,12 +131,15 @@ class Training:
             self.batches = self.profiler.watch(self.batches)
 
     def _start(self, resume: str) -> tuple[Engine, checkpoint.Progress]:
-        """The engine at the first step, or where a checkpoint stands; that one's copy in memory is gone afterwards."""
+        """Return the engine at the first step or at a checkpoint, whose copy in memory is freed."""
         if self.config.train.activation_checkpointing.per_layer and self.world.device.type == "cpu":
             give_memory_back()
         torch.manual_seed(self.config.seed)
         model = untrained_model(self.config, self.data.store.manifest.frames)
         state, progress = restore(self.run, resume, self.world)
+        if state is None and self.config.train.init_from.path:
+            initialise(model, self.config.train.init_from)
+        freeze(model, self.config.train.init_from)
         return build_engine(model, self.config, self.world, state), progress
 
     def __enter__(self) -> Training:
@@ -160,19 +165,25 @@ class Training:
         if self._is_validated() and not self._was_validated():
             improved = self._validate()
             if improved:
-                self._save(last=self.step == cfg.steps)
+                self._save(last=self._is_complete())
             if improved is None:
                 return self._leave()
-        while self.step < cfg.steps:
+        while not self._is_complete():
             result = self._train_step()
             # A validation may take longer than the time that is left after a signal: the next start makes up for it.
             improved = (None if result.stop else self._validate()) if self._is_validated() else False
             stopping = result.stop or improved is None
-            if improved or stopping or self.step % cfg.checkpoint.every == 0 or self.step == cfg.steps:
-                self._save(last=stopping or self.step == cfg.steps)
-            if stopping and (self.step < cfg.steps or improved is None):
+            complete = self._is_complete()
+            if improved or stopping or self.step % cfg.checkpoint.every == 0 or complete:
+                self._save(last=stopping or complete)
+            if stopping and (not complete or improved is None):
                 return self._leave()
         if self.recorder:
+            if self.step < cfg.steps:
+                assert self.best is not None
+                logger.info(
+                    "early stopping at step %d: no better validation since step %d", self.step, self.best["step"]
+                )
             self.recorder.put_state("trained", self.step)
             self.run.mark_done()
         return EXIT_OK
@@ -226,8 +237,20 @@ class Training:
             self.recorder.skipped(step, result.fault, self.engine.skipped)
             return
         rate = teacher_rate(step - 1, cfg.sampling)
-        values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": cfg.lr, "teacher_rate": rate}
+        values = {
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
+            "lr": learning_rate(step - 1, cfg),
+            "teacher_rate": rate,
+        }
         self.recorder.train(step, values, samples)
+
+    def _is_complete(self) -> bool:
+        """Whether this was the last step, or `train.patience` is exhausted."""
+        cfg = self.config.train
+        if cfg.patience is None or self.best is None:
+            return self.step == cfg.steps
+        return self.step == cfg.steps or self.step - self.best["step"] >= cfg.patience * cfg.validate_every
 
     def _is_validated(self) -> bool:
         """Whether this step is one whose model is validated."""
@@ -260,7 +283,7 @@ class Training:
         return improved
 
     def _save(self, last: bool) -> None:
-        """A checkpoint of this step; `last`: none follows in this process."""
+        """Save a checkpoint of this step; `last`: it is the last one of this process."""
         self.watchdog.at(self.step, "checkpoint")
         if self.saver:
             self.saver.wait()  # before another snapshot is made

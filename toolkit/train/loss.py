@@ -17,6 +17,7 @@ from toolkit.config import RunConfig
 from toolkit.data.batches import Batch
 from toolkit.data.windows import observed, to_unit
 from toolkit.models.base import Noise, Rollout, Sampling
+from toolkit.train.criterion import make_criterion
 from toolkit.train.sampling import draw_noise, draw_teacher
 
 Forward = Callable[[Tensor, int, Sampling], Rollout]
@@ -28,7 +29,7 @@ class Inputs:
 
     Attributes:
         codes: [B, T, C, H, W] as the store holds them.
-        teacher: bool [B, horizon - 1], as in `Sampling`.
+        teacher: bool [B, horizon - 1] or [B, context + horizon - 2], as in `Sampling`.
         noise: source of the model's random numbers.
     """
 
@@ -59,12 +60,14 @@ class TrainingLoss:
     ) -> None:
         self.config, self.scale, self.device, self.forward = config, scale, device, forward
         self.begin, self.end = begin, end
+        self.criterion = make_criterion(config.train, scale, config.data.horizon)
         self.step = 0
 
     def inputs(self, batch: Batch) -> Inputs:
         """Return the inputs on the device; the copies don't wait where the batch is in page-locked memory."""
         config = self.config
-        teacher = draw_teacher(config.seed, batch.positions, self.step, config.data.horizon, config.train.sampling)
+        data, schedule = config.data, config.train.sampling
+        teacher = draw_teacher(config.seed, batch.positions, self.step, data.context, data.horizon, schedule)
         noise = draw_noise(config.seed, batch.positions, self.device)
         if self.device.type == "cuda":
             teacher = teacher.pin_memory()
@@ -73,7 +76,7 @@ class TrainingLoss:
 
     def compute(self, forward: Forward, inputs: Inputs) -> Tensor:
         """Return the loss, a scalar in float32."""
-        sampling = Sampling(inputs.teacher, inputs.noise, observed(inputs.codes, self.scale))
+        sampling = Sampling(inputs.teacher, inputs.noise, observed(inputs.codes, self.scale), self.criterion)
         rollout = forward(to_unit(inputs.codes, self.scale), self.config.data.context, sampling)
         return torch.stack(list(rollout.losses.values())).sum()
 

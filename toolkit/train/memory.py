@@ -1,4 +1,4 @@
-"""Out of memory, said so that one knows what to change."""
+"""Out-of-memory errors that list which settings to change."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def explain_shortage(config: TrainConfig, share: Share, step: int, world: World)
 
 
 def remedies(config: TrainConfig, share: Share) -> list[str]:
-    """What to change, the cheapest first; what is done already is left out."""
+    """Return the settings to change, cheapest first, without those in use already."""
     found = []
     now, key = config.activation_checkpointing, "train.activation_checkpointing"
     if now.policy == "none":

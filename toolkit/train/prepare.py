@@ -48,7 +48,7 @@ def open_data(config: RunConfig) -> Data:
 
 
 def check_scoring(config: RunConfig) -> None:
-    """Check before training what scoring will need after it.
+    """Check before training what the evaluation after it will need.
 
     Raises:
         ConfigError: `eval.lpips`, and its weights can't be had here.
@@ -58,7 +58,7 @@ def check_scoring(config: RunConfig) -> None:
 
 
 def restore(run: RunDir, resume: str, world: World) -> tuple[TrainState | None, checkpoint.Progress]:
-    """Return the state to start from; rank 0 chooses the checkpoint, so that all ranks take the same one."""
+    """Return the state to start from; rank 0 chooses the checkpoint, so that all ranks use the same one."""
     folder = run.checkpoints
     step = world.run_on_rank_zero(lambda: _choose(folder, resume))
     if step is None:

@@ -1,6 +1,6 @@
 """Where a training step goes: `train --profile-steps N`.
 
-After a warm-up N steps are timed and traced; training goes on as it would have. Nothing is in the way of a run that is
+After a warm-up N steps are timed and traced; training continues unchanged. Nothing is in the way of a run that is
 not profiled: the engine's own methods are replaced by timed ones only here. On a GPU every phase waits for the device,
 so that its time is its own; a step is that much slower than otherwise.
 
@@ -62,7 +62,7 @@ class Profiler:
             setattr(self.timed, method, self._timed(phase, getattr(self.timed, method)))
 
     def watch(self, batches: Iterator[Item]) -> Iterator[Item]:
-        """The same batches; a step begins with the first one that is asked for."""
+        """Yield the same batches; a step begins with its first batch."""
         while True:
             if not self.began:
                 self._begin()
@@ -194,7 +194,7 @@ def _span(event: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def merged(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The union of spans, as spans that don't overlap."""
+    """Return the union of spans as spans that do not overlap."""
     union: list[tuple[float, float]] = []
     for begin, end in sorted(spans):
         if union and begin <= union[-1][1]:
@@ -221,7 +221,7 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def tell(summary: Mapping[str, Any]) -> list[str]:
-    """The summary for people."""
+    """Return the summary as text."""
     whole = summary["step_ms"]
     lines = [
         f"profile of {summary['steps']} steps: {whole:.1f} ms a step, {speed(summary['sequences_per_s'])} sequences/s"

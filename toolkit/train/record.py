@@ -61,15 +61,15 @@ class OwnTime:
         self._began: Any = None
 
     def reset(self) -> None:
-        """A new step."""
+        """Start a new step."""
         self._spans = []
 
     def begin(self) -> None:
-        """A forward pass begins."""
+        """Start a forward pass."""
         self._began = self._tick()
 
     def end(self) -> None:
-        """It ends."""
+        """End a forward pass."""
         self._spans.append((self._began, self._tick()))
 
     def seconds(self) -> float:

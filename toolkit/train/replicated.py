@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from toolkit.checkpoint.checkpoint import TrainState
 from toolkit.config_sections import TrainConfig
@@ -25,9 +26,10 @@ from toolkit.distributed.world import World
 from toolkit.models.base import SequenceModel
 from toolkit.train.compiled import compile_step
 from toolkit.train.deferred import DeferredGradients
-from toolkit.train.engine import MOMENTS, Engine, LossOf, StepResult, evaluating, norms_of, on_host
+from toolkit.train.engine import Engine, LossOf, StepResult, evaluating, norms_of, on_host
 from toolkit.train.graphed import FlatTensor, StaticStep
 from toolkit.train.loss import TrainingLoss
+from toolkit.train.optimizer import make_optimizer, state_of, trainable_groups
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +42,19 @@ class ReplicatedEngine(Engine):
         low = config.precision == "bf16"
         self._model = model.to(world.device, torch.bfloat16 if low else None)
         compile_step(model, config)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        groups = trainable_groups(model, config)
+        self.names = [name for group in groups for name, _ in group]
+        self.parameters = [parameter for group in groups for _, parameter in group]
         self.gradients = FlatTensor(self.parameters, self.parameters[0].dtype)
         for parameter, gradient in zip(self.parameters, self.gradients.views, strict=True):
             parameter.grad = gradient
-        self.masters = Masters(self.parameters) if low else None
-        held = [self.masters.weights] if self.masters else self.parameters
-        self.adam = torch.optim.Adam(held, lr=config.lr, betas=config.betas, fused=True)
+        plain = [[parameter for _, parameter in group] for group in groups]
+        self.masters = [Masters(group) for group in plain] if low else []
+        self.optimizer = make_optimizer([[part.weights] for part in self.masters] if low else plain, config)
+        if config.optimizer == "sgd":  # its first update would else not be left out where a gradient isn't finite
+            for weight in self._held():
+                self.optimizer.state[weight] = state_of(weight, 0, config)
+        self._start_average()
         self.deferred = DeferredGradients(model) if config.is_deferred(world.device.type == "cuda") else None
         self._static: StaticStep | None = None
 
@@ -102,71 +110,94 @@ class ReplicatedEngine(Engine):
         ranks = self.world.world_size
         if ranks > 1:
             self.world.sum(self.gradients.buffer).mul_(1 / ranks)
-        self._reduced = self.masters.widened(self.gradients) if self.masters else self.gradients
-        self._norms = norms_of(self._reduced.views)
+        self._reduced = self._updating_gradients()
+        self._norms = norms_of([view for part in self._reduced for view in part.views])
         return self._norms, ranks
 
     def _update(self, status: Tensor) -> StepResult:
         """Update before the host knows the status: the kernels read on the device whether all is finite."""
         if self.config.clip is not None:
             norm = self._norms.square().sum().sqrt()  # as DeepSpeed and torch.nn.utils.clip_grad_norm_ do, bit for bit
-            self._reduced.buffer.mul_((torch.full_like(norm, self.config.clip) / (norm + 1e-6)).clamp(max=1.0))
-        # Adam's own protocol with torch.amp.GradScaler: its kernel leaves out an update where this is 1.
-        self.adam.found_inf = ((status[1] > 0) | ~torch.isfinite(status[3])).float()  # type: ignore[attr-defined]
-        self.adam.step()
-        if self.masters:
-            self.masters.round()
+            factor = (torch.full_like(norm, self.config.clip) / (norm + 1e-6)).clamp(max=1.0)
+            for part in self._reduced:
+                part.buffer.mul_(factor)
+        # The optimizer's own protocol with torch.amp.GradScaler: its kernel leaves out an update where this is 1.
+        found_inf = ((status[1] > 0) | ~torch.isfinite(status[3])).float()
+        self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+        self.optimizer.step()
+        for masters in self.masters:
+            masters.round()
         return self._check(status)
 
     def discard_gradients(self) -> None:
         """Do nothing: `_update` has left the update out on the device, and the next step overwrites gradients."""
 
-    def gather(self) -> TrainState | None:
+    def _updating_gradients(self) -> list[FlatTensor]:
+        """Return the gradients that the optimizer reads; in bf16 after widening them."""
+        if not self.masters:
+            return [self.gradients]
+        widths = [masters.gradients.buffer.numel() for masters in self.masters]
+        for masters, low in zip(self.masters, self.gradients.buffer.split(widths), strict=True):
+            masters.gradients.buffer.copy_(low)
+        return [masters.gradients for masters in self.masters]
+
+    def _torch_optimizer(self) -> Optimizer:
+        return self.optimizer
+
+    def _held(self) -> list[Tensor]:
+        return [masters.weights for masters in self.masters] or list(self.parameters)
+
+    def _exact(self) -> list[Tensor]:
+        """Return the fp32 weights of each parameter."""
+        return [view for masters in self.masters for view in masters.views()] or [p.detach() for p in self.parameters]
+
+    def _gather_weights(self) -> dict[str, Tensor]:
         if not self.world.is_main:
-            return None
+            return {}
         weights = {name: on_host(value) for name, value in self._model.state_dict().items()}
-        names = [name for name, p in self._model.named_parameters() if p.requires_grad]
         if self.masters:
-            exact = dict(zip(map(id, self.parameters), self.masters.views(), strict=True))
+            exact = dict(zip(map(id, self.parameters), self._exact(), strict=True))
             for name, parameter in self._model.named_parameters(remove_duplicate=False):
                 if parameter.requires_grad:
                     weights[name] = on_host(exact[id(parameter)])
-        moments: dict[str, dict[str, Tensor]] = {}
-        if self.step_count > self.skipped:
-            held = [self._moment(key) for key in MOMENTS]
-            for name, *parts in zip(names, *held, strict=True):
-                moments[name] = {key: on_host(part) for key, part in zip(MOMENTS, parts, strict=True)}
-        return TrainState(weights, moments, self.step_count, self.skipped)
+        return weights
+
+    def _gather_moments(self) -> dict[str, dict[str, Tensor]]:
+        if not self.world.is_main:
+            return {}
+        held = [self._moment(key) for key in self.moments]
+        return {
+            name: {key: on_host(part) for key, part in zip(self.moments, parts, strict=True)}
+            for name, *parts in zip(self.names, *held, strict=True)
+        }
 
     def _moment(self, key: str) -> list[Tensor]:
-        """One of Adam's moments for each parameter."""
+        """Return one of the optimizer's moments for each parameter."""
         if self.masters:
-            return self.masters.views(self.adam.state[self.masters.weights][key])
-        return [self.adam.state[parameter][key] for parameter in self.parameters]
+            parts = (masters.views(self.optimizer.state[masters.weights][key]) for masters in self.masters)
+            return [view for part in parts for view in part]
+        return [self.optimizer.state[parameter][key] for parameter in self.parameters]
 
-    def restore(self, state: TrainState) -> None:
-        """Put Adam's moments and the fp32 master weights back; the model's own weights are loaded already."""
-        self.step_count, self.skipped = state.step, state.skipped
-        names = [name for name, p in self._model.named_parameters() if p.requires_grad]
-        if self.masters:
-            for name, view in zip(names, self.masters.views(), strict=True):
-                view.copy_(state.weights[name])
-            self.masters.round()
-        if not state.moments:
-            return
-        for flat in [self.masters.weights] if self.masters else self.parameters:
-            step = torch.tensor(float(state.step - state.skipped), device=flat.device)
-            self.adam.state[flat] = {"step": step, **{key: torch.zeros_like(flat) for key in MOMENTS}}
-        for key in MOMENTS:
-            for name, moment in zip(names, self._moment(key), strict=True):
+    def _put_weights(self, weights: Mapping[str, Tensor]) -> None:
+        for name, weight in zip(self.names, self._exact(), strict=True):
+            weight.copy_(weights[name])
+        for masters in self.masters:
+            masters.round()
+
+    def _put_moments(self, state: TrainState) -> None:
+        for weight in self._held():
+            self.optimizer.state[weight] = state_of(weight, state.step - state.skipped, self.config)
+        for key in self.moments:
+            for name, moment in zip(self.names, self._moment(key), strict=True):
                 moment.copy_(state.moments[name][key])
 
 
 class Masters:
-    """fp32 weights behind a model's bf16 parameters, which become views of one flat tensor.
+    """fp32 weights behind some of a model's bf16 parameters, which become views of one flat tensor.
 
     Attributes:
         weights: all of them, flat; what the optimizer updates by `weights.grad`.
+        gradients: that gradient, with a view for each parameter.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -175,13 +206,8 @@ class Masters:
             view.copy_(parameter.detach())
             parameter.data = view
         self.weights = nn.Parameter(self._rounded.buffer.float())
-        self._gradients = FlatTensor(parameters, torch.float32)
-        self.weights.grad = self._gradients.buffer
-
-    def widened(self, gradients: FlatTensor) -> FlatTensor:
-        """Copy gradients of the parameters to the optimizer's, and return these."""
-        self._gradients.buffer.copy_(gradients.buffer)
-        return self._gradients
+        self.gradients = FlatTensor(parameters, torch.float32)
+        self.weights.grad = self.gradients.buffer
 
     def round(self) -> None:
         """Give the parameters what the masters are now."""
@@ -189,4 +215,4 @@ class Masters:
 
     def views(self, buffer: Tensor | None = None) -> list[Tensor]:
         """Return the masters of each parameter, or the parts of a buffer of their size."""
-        return self._gradients.views_of(self.weights.detach() if buffer is None else buffer)
+        return self.gradients.views_of(self.weights.detach() if buffer is None else buffer)

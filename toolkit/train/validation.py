@@ -64,7 +64,7 @@ def score(
 def _until_stopped(
     flag: str, world: World, step: int, stop: StopRequest, watchdog: Watchdog
 ) -> Callable[[int, int], None]:
-    """What is done after each batch: tell the watchdog, and raise StoppedError once any rank was asked to stop."""
+    """Notify the watchdog after each batch, and raise StoppedError once any rank was asked to stop."""
 
     def progress(done: int, share: int) -> None:
         watchdog.pulse()

@@ -8,12 +8,12 @@ Every two seconds the watchdog writes the rank's heartbeat (heartbeat.py) and lo
 - Is a rank silent (killed where nobody noticed, stopped, or stuck inside a C call) while this one gets nowhere?
   Rank 0 watches all ranks, all ranks watch rank 0.
 - Has another rank found so? A verdict travels in the heartbeats: any rank -> rank 0 -> all ranks.
-- Did a rank fail or die while this one gets nowhere? Over gloo the training thread is told by an error and raises
-  `peer_error`; over NCCL it waits on the GPU for ever, and its watchdog ends it with the same words and code.
+- Did a rank fail or die while this one gets nowhere? Over gloo the training thread gets an error and raises
+  `peer_error`; over NCCL it waits on the GPU forever, and its watchdog ends it with the same words and code.
 
 A rank that ends so names the stuck one, leaves the Python stacks of its threads in its log and in
 `heartbeat/rank-N.stacks`, and exits with EXIT_HANG. A rank that is merely slow is named and left alone. Time is counted
-in the thread's own ticks, so a job that was suspended and goes on is not taken for a hung one.
+in the thread's own ticks, so a job that was suspended and resumed is not reported as hung.
 """
 
 from __future__ import annotations
@@ -90,28 +90,28 @@ class Watchdog:
             self._thread.join(5 * self._beat_s)
 
     def begin(self, step: int) -> None:
-        """The training thread knows from where it goes on."""
+        """Record the step from which the training thread starts."""
         self._base = step
         self.at(step, "starting")
 
     def at(self, step: int, phase: str) -> None:
-        """The training thread begins a phase; `step` is the number of finished optimizer steps."""
+        """Record that the training thread begins a phase; `step` is the number of finished optimizer steps."""
         before = self._now
         marks = before[1] + 1 if step == before[0] else 0
         self._now = (step, marks, phase, time.time())
 
     def pulse(self) -> None:
-        """The training thread gets on within a phase."""
+        """Record progress of the training thread within a phase."""
         self._pulses += 1
 
     def own(self, seconds: float) -> None:
-        """What one step cost this rank alone, measured before it waits for others."""
+        """Record the time of one step on this rank, measured before it waits for others."""
         if self._now[0] <= self._base + 1:
             return  # the first step compiles, allocates and warms up
         self._own_s = seconds if self._own_s == 0.0 else 0.8 * self._own_s + 0.2 * seconds
 
     def peer_error(self, error: BaseException) -> PeerError | None:
-        """What to raise instead of an `error` that only means that another rank is gone; None if it is our own."""
+        """Return the error to raise instead of one caused by another rank that is gone; None if it is our own."""
         if self.size == 1 or hasattr(error, "exit_code") or not isinstance(error, RuntimeError):
             return None
         before = beats_of(self.run.path, self.training)
@@ -204,7 +204,7 @@ class Watchdog:
         return [rank for rank in (range(self.size) if self.rank == 0 else (0,)) if rank != self.rank]
 
     def _gone(self) -> PeerError | None:
-        """What to end with because a rank failed or died, when this one has got nowhere for as long as a silence."""
+        """Return the error to exit with after a failure of another rank, if this one made no progress meanwhile."""
         if self._idle_s <= self._silent_s:
             return None
         beats = beats_of(self.run.path, self.training)
@@ -256,7 +256,7 @@ class Watchdog:
             logger.warning("slow: %s", self.slow)
 
     def _follow(self, error: PeerError) -> None:
-        """The end of this rank, whose training thread waits for one that is gone and can't raise anything."""
+        """Exit this rank, whose training thread waits for a rank that is gone and cannot raise an error."""
         self._end = (f"PeerError: {error}", error.exit_code)
         self._beat()
         with contextlib.suppress(OSError):
@@ -266,7 +266,7 @@ class Watchdog:
         os._exit(error.exit_code)
 
     def _hang(self, verdict: str) -> None:
-        """The end of this rank: say why, show the stacks, leave."""
+        """Exit this rank: log the reason and the stack traces."""
         self._beat(verdict)
         text = f"hung: {verdict}"
         with contextlib.suppress(OSError):

@@ -98,4 +98,4 @@ def test_jobs_that_do_not_depend_on_the_command_are_left_at_the_first_signal(ite
     with pytest.raises(KeyboardInterrupt):
         wait(items, jobs, submitter, Board(out))
     assert not submitter.cancelled
-    assert "left: the jobs go on without this command" in out.getvalue()
+    assert "left: the jobs continue without this command" in out.getvalue()

@@ -57,7 +57,7 @@ def test_collapse_orders_forced_collapse_above_health() -> None:
         assert healthy[mode].score < 0.1 and forced[mode].score > 0.9, mode
     assert healthy["c"].score < half["c"].score < forced["c"].score
     assert half["c"].score > half["a"].score > half["b"].score
-    with pytest.raises(ToolkitError, match="two modes or more"):
+    with pytest.raises(ToolkitError, match="at least two modes"):
         collapse({"a": truth["a"]}, {"a": truth["a"]})
 
 

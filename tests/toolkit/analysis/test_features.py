@@ -89,7 +89,7 @@ def test_an_evaluation_analyses_when_the_config_says_so(
     assert evaluate.main(["--run", str(run.path)]) == 0
     told = capsys.readouterr()
     assert told.out.splitlines()[-1] == str(run.analysis / "features-test-best.npz")
-    assert "no diagnosis of mode collapse" in told.err and "here are {'1-digit': 3, '2-digit': 2}" in told.err
+    assert "WARNING no diagnosis of mode collapse" in told.err and "{'1-digit': 3, '2-digit': 2}" in told.err
 
 
 def test_models_without_a_memory_are_only_mentioned(
@@ -98,5 +98,5 @@ def test_models_without_a_memory_are_only_mentioned(
     run = make_run(name="simvp", frames=3, spatial_hidden=4, hidden=8, layers=2, mlp_ratio=2)
     run.config_file.write_text(run.config_file.read_text().replace("analyse: 0", "analyse: 5"))
     assert evaluate.main(["--run", str(run.path)]) == 0
-    assert "simvp has no memory from step to step" in capsys.readouterr().err
+    assert "simvp has no recurrent state" in capsys.readouterr().err
     assert not run.analysis.exists()

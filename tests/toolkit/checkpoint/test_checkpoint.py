@@ -183,7 +183,7 @@ def test_pointers_are_checked_not_trusted(run: RunDir, capsys: pytest.CaptureFix
     shutil.rmtree(run.checkpoints)
     (run.path / "DONE").unlink(missing_ok=True)
     run.write_state(phase="training")
-    with pytest.raises(ConfigError, match="no checkpoint yet, and its training goes on"):
+    with pytest.raises(ConfigError, match="no checkpoint yet, training is still running"):
         step_loaded(run, "last")
     run.mark_failed("a test's")
     with pytest.raises(ConfigError, match="no checkpoint; train first"):

@@ -82,7 +82,7 @@ def test_modes_choose_events() -> None:
 
 
 def test_too_long_and_unknown_split_name_both_numbers() -> None:
-    with pytest.raises(ConfigError, match=r"windows of 20 frames .* longest unbroken run, 4 frames"):
+    with pytest.raises(ConfigError, match=r"windows of 20 frames .* longest run without a gap, 4 frames"):
         WindowSet(store_of(2), "train", 20)
     with pytest.raises(ConfigError, match="no split 'val'; it has train"):
         WindowSet(store_of(2), "val", 2)
@@ -222,5 +222,5 @@ def test_a_damaged_sample_is_raised_or_skipped_and_told() -> None:
     assert Counter(batch.keys) == Counter({"e0@0000": 1, "e3@0000": 3, "e4@0000": 1})
     assert len(batch.skipped) == 3  # e1, then e2 in its place, and e2 itself
     nothing_left = WindowSet(DamagedStore(events[1:3]), "train", 4)
-    with pytest.raises(StoreError, match="2 samples in a row can't be read"):
+    with pytest.raises(StoreError, match="2 consecutive samples cannot be read"):
         next(read_batches(nothing_left, 0, Share(1, 1, 0, 1), 0, on_error="skip"))

@@ -111,7 +111,7 @@ def test_an_ensemble_is_another_result_and_says_its_rule(
     single = evaluated()
     assert single["ensemble"] is None
     best = evaluated("--ensemble-size", "3", "--select", "best")
-    assert "3 forecasts each" in capsys.readouterr().err
+    assert "ensemble size 3" in capsys.readouterr().err
     assert {key: best["ensemble"][key] for key in ("samples", "select", "by")} == {
         "samples": 3, "select": "best", "by": "psnr",
     }  # fmt: skip

@@ -208,7 +208,7 @@ def test_a_table_of_an_ensemble_is_saved_joined_and_not_mixed(tmp_path: Path) ->
     parts = [loaded.only(mode) for mode in ("a", "b")]
     parts[0].merge(parts[1])
     assert parts[0].compute() == table.compute()
-    with pytest.raises(ToolkitError, match="score both in one way"):
+    with pytest.raises(ToolkitError, match="same settings"):
         loaded.merge(evaluate(Dice(), noise_windows(5)))
 
 

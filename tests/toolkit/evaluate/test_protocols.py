@@ -74,7 +74,7 @@ def test_sevir_has_its_own_thresholds_squares_and_neighbourhoods() -> None:
         device="cpu",
     ).compute()
     assert {"mean_csi", "mean_csi/4", "mean_csi/16", "csi@133/16", "fss@133/17", "hss@74"} <= scores.overall.keys()
-    with pytest.raises(ConfigError, match=r"protocol sevir has its own"):
+    with pytest.raises(ConfigError, match=r"protocol sevir defines"):
         protocol.thresholds_for((30.0,))
 
 

@@ -19,6 +19,7 @@ from toolkit.evaluate.ensemble import Ensemble
 from toolkit.evaluate.protocols import known_protocols, load_protocol
 from toolkit.evaluate.run import sample_frames
 from toolkit.evaluate.scoring import score_batch, threshold_codes
+from toolkit.evaluate.table import at
 from toolkit.models.baselines import Persistence
 
 
@@ -58,10 +59,30 @@ def test_thresholds_are_in_the_stores_unit() -> None:
     assert threshold_codes((30.1,), DBZ) == [121]
     assert threshold_codes((0.3,), Scale("rain", "mm/h", 0.0, 0.1, max_code=254)) == [3]
     assert threshold_codes((-10, 30), Scale("r", "dBZ", -32.0, 0.5)) == [44, 124]
-    with pytest.raises(ConfigError, match=r"70 can't be told apart in this store, whose values are 0 to 63.5 dBZ"):
+    with pytest.raises(ConfigError, match=r"70 .* 0 to 63.5 dBZ"):
         threshold_codes((70,), DBZ)
     with pytest.raises(ConfigError, match="gain -1"):
         threshold_codes((3,), Scale("x", "1", 0.0, -1.0))
+
+
+@pytest.mark.parametrize("scale", [Scale("intensity", "1", 0.0, 1 / 255), Scale("r", "dBZ", -32.0, 0.5)])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7001])
+def test_events_of_a_forecast_are_compared_in_the_stores_unit(scale: Scale, share: float) -> None:
+    """By the rule of pysteps' det_cat_fct, value >= threshold on both sides, whatever lies between two codes."""
+    threshold = scale.offset + share * scale.gain * scale.max_code
+    draw = np.random.default_rng(0)
+    codes = draw.integers(0, 256, (2, 3, 1, 16, 16), dtype=np.uint8)
+    unit = np.clip(codes / 255 + draw.normal(0, 0.02, codes.shape), 0, 1).astype(np.float32)
+    unit[0, 0, 0, 0, :4] = np.float32(share + np.array([-2e-3, -1e-5, 1e-5, 1e-3]))
+    forecast = unit.astype(np.float64) * scale.max_code * scale.gain + scale.offset >= threshold
+    happened = codes * scale.gain + scale.offset >= threshold - 1e-9
+    columns = score_batch(torch.from_numpy(unit), torch.from_numpy(codes), scale, PAPER, [threshold])
+    for name, events in {
+        "hits": forecast & happened,
+        "misses": ~forecast & happened,
+        "false_alarms": forecast & ~happened,
+    }.items():
+        assert (columns[at(name, threshold)] == events.sum((2, 3, 4))).all(), name
 
 
 def test_missing_pixels_count_in_no_metric() -> None:

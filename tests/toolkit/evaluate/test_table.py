@@ -99,7 +99,7 @@ def test_a_sample_counts_once() -> None:
     table = filled(5, [0, 1])
     with pytest.raises(ToolkitError, match=r"sample 1 \(k1\) is counted twice"):
         table.update([1], ["k1"], [None], {name: column[:1] for name, column in columns(5).items()})
-    with pytest.raises(ToolkitError, match=r"1 samples are counted twice, the first is 1 \(k1\)"):
+    with pytest.raises(ToolkitError, match=r"1 sample counted twice, first 1 \(k1\)"):
         table.merge(filled(5, [1, 2]))
 
 

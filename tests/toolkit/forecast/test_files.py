@@ -148,13 +148,13 @@ def test_what_an_interrupted_forecast_left_is_cleared_away(tmp_path: Path) -> No
 
 
 def test_what_can_not_be_written_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"ends in \.grib, takes \.nc or \.zarr"):
+    with pytest.raises(ConfigError, match=r"\.grib, use \.nc or \.zarr"):
         check_output(tmp_path / "a.grib")
     (tmp_path / "a.nc").write_text("dear")
     with pytest.raises(ConfigError, match="exists"):
         check_output(tmp_path / "a.nc")
     check_output(tmp_path / "a.nc", overwrite=True)
-    with pytest.raises(ConfigError, match=r"takes \.png or \.gif"):
+    with pytest.raises(ConfigError, match=r"use \.png or \.gif"):
         check_picture(tmp_path / "a.jpg")
     monkeypatch.setitem(__import__("sys").modules, "h5netcdf", None)
     with pytest.raises(ShardError, match=r"writing netCDF needs .*modernn-toolkit\[cf\]"):

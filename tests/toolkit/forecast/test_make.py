@@ -62,9 +62,9 @@ def test_what_was_never_observed_has_no_forecast(persistence: Trained, archive: 
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ({"step_seconds": 600.0}, ["every 600 s", "every 300 s"]),
+        ({"step_seconds": 600.0}, ["600 s", "300 s"]),
         ({"scale": Scale("rain", "mm/h", 0.0, 0.5)}, ["rain in mm/h", "radar reflectivity in dBZ"]),
-        ({"channels": 3}, ["3 channels", "from 1"]),
+        ({"channels": 3}, ["3 channels", "on 1"]),
     ],
 )
 def test_what_the_model_was_not_trained_for_is_refused(
@@ -109,7 +109,7 @@ def test_an_ensemble_is_reproducible_and_needs_chance(
     assert np.array_equal(three, again) and np.array_equal(three[:2], two)  # members don't depend on their number
     assert not np.array_equal(three, other)
     assert np.ptp(three, axis=0).max() > 0
-    with pytest.raises(ConfigError, match="--ensemble-size 3: persistence makes no random choice"):
+    with pytest.raises(ConfigError, match="--ensemble-size 3: persistence is deterministic"):
         make_forecast(persistence, archive, last(archive), Request(2, 3))
 
 
@@ -137,7 +137,7 @@ def test_an_export_forecasts_without_run_and_store(make_run: MakeRun, radar: Pat
         archive = open_archive(radar, trained.archive)
         made.append(make_forecast(trained, archive, last(archive), Request(lead=2)).values)
     assert np.array_equal(made[0], made[1]) and np.array_equal(made[0], made[2])
-    with pytest.raises(ConfigError, match="one checkpoint, step 5, asked for 7"):
+    with pytest.raises(ConfigError, match="one checkpoint, step 5, requested 7"):
         load_trained(tmp_path / "model", "7", CPU)
     text = (tmp_path / "model" / "config.json").read_text()
     (tmp_path / "model" / "config.json").write_text(text.replace('"archive"', '"archives"'))

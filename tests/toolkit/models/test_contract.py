@@ -119,7 +119,7 @@ def test_one_real_batch_is_learnt_by_heart(name: str) -> None:
     losses = []
     for _ in range(STEPS):
         rollout = model(frames, 3, Sampling(noise=Noise([1, 2])))
-        losses.append(float(rollout.losses["mse"].detach()))
+        losses.append(float(rollout.losses["data"].detach()))
         optimizer.zero_grad()
         torch.stack(list(rollout.losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

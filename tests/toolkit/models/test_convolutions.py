@@ -225,7 +225,7 @@ def model_of(device: str, dtype: torch.dtype) -> SequenceModel:
 
 
 def loss_of(model: SequenceModel, frames: Tensor, noise: Noise) -> Tensor:
-    return model(frames.to(next(model.parameters())), 2, Sampling(noise=noise)).losses["mse"]
+    return model(frames.to(next(model.parameters())), 2, Sampling(noise=noise)).losses["data"]
 
 
 def gradients(model: SequenceModel) -> Tensor:

@@ -62,7 +62,7 @@ def test_parameter_counts_are_exact(options: dict, expected: int) -> None:
 def test_every_row_of_tables_3_and_4_trains(options: dict) -> None:
     model = untrained_model(config_of("modernn", **options), FrameSpec(1, 16, 16))
     rollout = model(torch.rand(2, 5, 1, 16, 16), 3, Sampling(torch.tensor([[True], [False]]), Noise([1, 2])))
-    rollout.losses["mse"].backward()
+    rollout.losses["data"].backward()
     assert rollout.predictions.shape == (2, 4, 1, 16, 16)
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
@@ -101,7 +101,7 @@ def test_loss_frames() -> None:
         torch.manual_seed(0)
         model = untrained_model(config_of("convlstm", loss_frames=which), FrameSpec(1, 8, 8))
         rollout = model(frames, 4, Sampling())
-        losses[which] = rollout.losses["mse"]
+        losses[which] = rollout.losses["data"]
         square = (rollout.predictions - frames[:, 1:]).square()
     assert torch.isclose(losses["all"], square.mean())
     assert torch.isclose(losses["future"], square[:, 3:].mean())
@@ -180,7 +180,7 @@ def test_missing_pixels_are_not_in_the_loss(name: str) -> None:
         changed = frames.clone()
         if value is not None:
             changed[0, 5, :, 4:9] = value
-        return model(changed, 3, Sampling(observed=seen)).losses["mse"].detach()
+        return model(changed, 3, Sampling(observed=seen)).losses["data"].detach()
 
     assert torch.isclose(loss(None, None), loss(None, torch.ones_like(observed)))
     if name != "svg_lp":  # its posterior sees the target

@@ -27,7 +27,7 @@ def test_overfits_one_batch(name: str) -> None:
         optimizer.zero_grad()
         sum(rollout.losses.values()).backward()
         optimizer.step()
-        losses.append(float(rollout.losses["mse"].detach()))
+        losses.append(float(rollout.losses["data"].detach()))
     assert losses[-1] < 0.5 * losses[0]
     still = (frames[:, 3:] - frames[:, 2:3]).square().mean()
     assert losses[-1] < still

@@ -50,7 +50,7 @@ def test_decoupling_loss_under_checkpointing_and_without() -> None:
     for policy in ("none", "step"):
         model = built(policy, decouple_beta=0.1)
         losses = model(frames, 3, Sampling(torch.tensor([[True, False], [False, True]]))).losses
-        assert list(losses) == ["mse", "decouple"]
+        assert list(losses) == ["data", "decouple"]
         assert losses["decouple"].dtype == torch.float32
         assert 0 < losses["decouple"] < 0.1
         sum(losses.values()).backward()
@@ -72,7 +72,7 @@ def test_without_the_loss_there_is_no_adapter() -> None:
     with_it, without = built(decouple_beta=0.1), built()
     extra = sum(p.numel() for p in with_it.parameters()) - sum(p.numel() for p in without.parameters())
     assert extra == 4 * 4
-    assert list(without(torch.rand(1, 4, 1, 10, 12), 3, Sampling()).losses) == ["mse"]
+    assert list(without(torch.rand(1, 4, 1, 10, 12), 3, Sampling()).losses) == ["data"]
 
 
 def test_layer_norm_works_at_any_size() -> None:

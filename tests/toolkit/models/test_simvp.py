@@ -109,7 +109,7 @@ def test_longer_horizons_feed_predictions_back() -> None:
     frames = torch.cat([context, torch.rand(2, 8, 1, 9, 10)], 1)
     rollout = model(frames, 5, Sampling())
     assert torch.equal(rollout.predictions, long)
-    assert torch.isclose(rollout.losses["mse"], (long - frames[:, 5:]).square().mean())
+    assert torch.isclose(rollout.losses["data"], (long - frames[:, 5:]).square().mean())
 
 
 def test_a_context_shorter_than_a_pass_is_refused() -> None:

@@ -39,7 +39,7 @@ def test_training_pass_equals_the_equations(backbone: str, size: int, monkeypatc
     noise = Noise([3, 4]).normal(4, 3).double()
     predictions, mse, kl = plain_svg(frames, 3, noise, parameters, size.bit_length() - 3, backbone == "vgg", layers)
     assert torch.allclose(rollout.predictions, predictions, rtol=0, atol=1e-10)
-    assert torch.allclose(rollout.losses["mse"], mse, rtol=0, atol=1e-10)
+    assert torch.allclose(rollout.losses["data"], mse, rtol=0, atol=1e-10)
     assert torch.allclose(rollout.losses["kl"], 0.5 * kl, rtol=0, atol=1e-10)  # beta stands inside
     ours = torch.autograd.grad(sum(rollout.losses.values()), parameters.values())
     plain = torch.autograd.grad(mse + 0.5 * kl, parameters.values())
@@ -66,7 +66,7 @@ def test_loss_frames_takes_both_losses_over_the_horizon() -> None:
     frames = torch.rand(2, 6, 1, 16, 16)
     model = make({"loss_frames": "future"})
     rollout = model(frames, 4, Sampling())
-    assert torch.isclose(rollout.losses["mse"], (rollout.predictions[:, 3:] - frames[:, 4:]).square().mean())
+    assert torch.isclose(rollout.losses["data"], (rollout.predictions[:, 3:] - frames[:, 4:]).square().mean())
     model.loss_frames = "all"
     everywhere = model(frames, 4, Sampling())
     assert torch.equal(everywhere.predictions, rollout.predictions)

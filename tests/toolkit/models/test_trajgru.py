@@ -94,7 +94,7 @@ def test_forecast_needs_the_context_only() -> None:
     frames = torch.rand(3, 7, 2, 9, 10)
     rollout = model(frames, 4, Sampling())
     assert rollout.predictions.shape == (3, 3, 2, 9, 10)
-    assert torch.isclose(rollout.losses["mse"], (rollout.predictions - frames[:, 4:]).square().mean())
+    assert torch.isclose(rollout.losses["data"], (rollout.predictions - frames[:, 4:]).square().mean())
     other = frames.clone()
     other[:, 4:] = 0
     assert torch.equal(model(other, 4, Sampling()).predictions, rollout.predictions)

@@ -38,7 +38,7 @@ def measured_at(config: RunConfig, policy: str, monkeypatch: pytest.MonkeyPatch)
         patch.setattr(measure, "BATCH", BATCH)
         patch.setattr(measure, "SIDE", SIDE)
         peaks = measure.measure(config, 1, (policy,))["peaks"][policy]
-    return tuple(max(line[0] for line in peaks[kind]) for kind in ("fresh", "held"))
+    return tuple(max(line[0] for line in peaks[kind]) for kind in ("with_gradients", "without_gradients"))
 
 
 @pytest.mark.parametrize("options", SMALL, ids=lambda options: str(options["name"]))
@@ -53,15 +53,15 @@ def test_one_run_gives_every_size(options: dict[str, Any], monkeypatch: pytest.M
     assert found.macs.at(3, area) == 3 * found.macs.at(1, area)
     for policy, peak in found.peaks.items():
         fresh, held = measured_at(config, policy, monkeypatch)
-        assert highest(peak.fresh, BATCH, area) == pytest.approx(fresh, rel=0.02)
-        assert highest(peak.held, BATCH, area) == pytest.approx(held, rel=0.02)
+        assert highest(peak.with_gradients, BATCH, area) == pytest.approx(fresh, rel=0.02)
+        assert highest(peak.without_gradients, BATCH, area) == pytest.approx(held, rel=0.02)
     none, step = found.peaks["none"], found.peaks["step"]
-    assert step.work.at(1, area) > none.work.at(1, area) > 2.5 * found.macs.at(1, area)
+    assert step.macs.at(1, area) > none.macs.at(1, area) > 2.5 * found.macs.at(1, area)
 
 
 def test_what_is_watched_is_what_lives() -> None:
     """A known chain: ten maps kept for the backward pass, and gradients that come and go."""
-    watch = measure.Watch()
+    watch = measure.MemoryTracker()
     weight = torch.ones(1, device="meta", requires_grad=True)
     with watch:
         value = torch.empty(measure.BATCH, measure.SIDE, measure.SIDE, device="meta")
@@ -77,15 +77,15 @@ def test_what_is_watched_is_what_lives() -> None:
     assert watch.live[3] == 0
 
 
-def test_attention_is_not_stored_and_convolutions_have_scratch() -> None:
+def test_attention_is_not_stored_and_convolutions_have_workspace() -> None:
     found = cost.Cost.from_json(measure.measure(config_of(SMALL[0]), 1, ("none",)))
-    assert found.macs.square > 0
-    assert all(line.square == 0 for line in found.peaks["none"].fresh)
+    assert found.macs.batch_area2 > 0
+    assert all(line.batch_area2 == 0 for line in found.peaks["none"].with_gradients)
     query = torch.empty(1, 8, 3, 3, device="meta")
     kernel = torch.empty(4, 8, 1, 1, device="meta")
     out = torch.empty(1, 4, 3, 3, device="meta", dtype=torch.bfloat16)
     convolution = torch.ops.aten.convolution.default
-    assert measure.scratch_of(convolution, (query, kernel), out) == [4 * 9 * 4]
+    assert measure.workspace_of(convolution, (query, kernel), out) == [4 * 9 * 4]
 
 
 @pytest.mark.parametrize("file", ["demo.yaml", "models/convlstm.yaml"])
@@ -99,8 +99,8 @@ def test_the_table_follows_the_code(file: str) -> None:
     assert known.parameters == fresh.parameters and known.macs == fresh.macs, "python launch/plan.py --measure"
     for policy, peak in fresh.peaks.items():
         for batch, area in ((1, 64), (4, 256), (2, 9216)):
-            assert highest(known.peaks[policy].fresh, batch, area) == pytest.approx(
-                highest(peak.fresh, batch, area), rel=0.01
+            assert highest(known.peaks[policy].with_gradients, batch, area) == pytest.approx(
+                highest(peak.with_gradients, batch, area), rel=0.01
             ), "python launch/plan.py --measure"
 
 

@@ -29,14 +29,14 @@ NUMBERS = 1_000_000
 
 
 def peak(per_sample: int, work: int) -> Peak:
-    lines = (Polynomial(both=per_sample), Polynomial(one=3 * GIB // 1000))
-    return Peak(lines, lines, Polynomial(both=work))
+    lines = (Polynomial(batch_area=per_sample), Polynomial(constant=3 * GIB // 1000))
+    return Peak(lines, lines, Polynomial(batch_area=work))
 
 
 COST = Cost(
-    Polynomial(one=NUMBERS),
+    Polynomial(constant=NUMBERS),
     300_000,
-    Polynomial(both=100),
+    Polynomial(batch_area=100),
     {"none": peak(GIB // 100, 300), "step": peak(GIB // 1000, 400), "recursive": peak(GIB // 2000, 700)},
 )
 

@@ -10,26 +10,24 @@ from pathlib import Path
 import pytest
 
 from tests.support.process import ROOT
-from tests.support.report import quiet
 from tests.support.synthetic import noise_scene, write_run
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.report.build import SOURCES, build_report
 from toolkit.report.data.collect import collect
 
 
-def test_nothing_changed_nothing_done(sweep: Path) -> None:
-    said: list[str] = []
-    page = build_report(sweep, None, said.append)
+def test_nothing_changed_nothing_done(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = build_report(sweep, None)
     written = page.stat().st_mtime_ns
-    build_report(sweep, None, said.append)
-    assert said[-1] == "the report is up to date; nothing to do"
+    build_report(sweep, None)
+    assert "up to date" in capsys.readouterr().err.splitlines()[-1]
     assert page.stat().st_mtime_ns == written
     scene = noise_scene(thresholds=(30.0,))
     write_run(sweep / "convlstm-seed2", "convlstm", 2, scene, 0.8, model={"name": "convlstm"})
-    build_report(sweep, None, said.append)
+    build_report(sweep, None)
     assert page.stat().st_mtime_ns > written
     (sweep / "report" / "table.csv").unlink()
-    build_report(sweep, None, said.append)
+    build_report(sweep, None)
     assert (sweep / "report" / "table.csv").exists()
 
 
@@ -39,8 +37,8 @@ def test_every_file_that_makes_the_page_counts_as_a_change() -> None:
 
 
 def test_a_single_run_and_a_folder_without_a_record(sweep: Path) -> None:
-    page = build_report(sweep / "slots4-seed1", None, quiet).read_text()
-    assert "1 model, 1 seed: 1 of 1 run finished and scored" in page
+    page = build_report(sweep / "slots4-seed1", None).read_text()
+    assert "1 model, 1 seed: 1 of 1 run finished and evaluated" in page
     (sweep / "sweep.yaml").unlink()
     found = collect(sweep)
     assert found.groups == ["convlstm", "modernn slots 1", "modernn slots default"]
@@ -49,25 +47,25 @@ def test_a_single_run_and_a_folder_without_a_record(sweep: Path) -> None:
 
 def test_faults_of_use_are_named(tmp_path: Path, sweep: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
-        build_report(tmp_path / "nowhere", None, quiet)
+        build_report(tmp_path / "nowhere", None)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"no sweep\.yaml and no run directory"):
-        build_report(tmp_path / "empty", None, quiet)
+        build_report(tmp_path / "empty", None)
     file = sweep / "slots4-seed1" / "eval" / "test-best.json"
     whole = file.read_text()
     file.write_text(whole[:100])
     with pytest.raises(ToolkitError, match=r"test-best\.json: can't be read"):
-        build_report(sweep, None, quiet)
+        build_report(sweep, None)
     file.write_text(json.dumps({**json.loads(whole), "version": 99}))
     with pytest.raises(ToolkitError, match="version 99"):
-        build_report(sweep, None, quiet)
+        build_report(sweep, None)
     file.write_text(whole)
     (sweep / "slots4-seed1" / "eval" / "test-best.samples.npz").write_bytes(b"PK")
     with pytest.raises(ToolkitError, match="not a file of sample frames"):
-        build_report(sweep, None, quiet)
+        build_report(sweep, None)
     (sweep / "sweep.yaml").write_text("runs: 7")
     with pytest.raises(ConfigError, match="not a sweep's record"):
-        build_report(sweep, None, quiet)
+        build_report(sweep, None)
 
 
 def test_the_report_runs_without_torch(sweep: Path) -> None:

@@ -37,7 +37,7 @@ def norms(stage: int, deferred: bool, world: World) -> list[float]:
     for _ in range(STEPS):
         frames = torch.rand(4, 8, 1, 16, 16, generator=generator).tensor_split(world.world_size)[world.rank]
         with engine.deferred:
-            engine.wrapped.backward(engine.wrapped(frames, 4, Sampling()).losses["mse"])
+            engine.wrapped.backward(engine.wrapped(frames, 4, Sampling()).losses["data"])
         squares = torch.stack([part.double().square().sum() for part in engine.held_gradients()]).sum()
         found.append(float(world.sum(squares / (1 if engine.partitioned else world.world_size)).sqrt()))
         engine.wrapped.step()

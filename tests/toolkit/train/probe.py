@@ -51,7 +51,7 @@ def probe(config: str, settings: list[str], world: World) -> dict[str, Any]:
         unwanted = step in (BROKEN, UNWANTED)
         before = digest(engine.gather(), world) if unwanted else None
         for number, micro in enumerate(own):
-            loss = engine.wrapped(micro, 4, Sampling()).losses["mse"]
+            loss = engine.wrapped(micro, 4, Sampling()).losses["data"]
             broken = step == BROKEN and world.rank == world.world_size - 1
             engine.wrapped.backward(loss * (math.inf if broken else 1))
             if number < len(own) - 1:

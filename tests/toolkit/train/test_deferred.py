@@ -128,7 +128,7 @@ def test_sixty_steps_of_adam_follow_the_same_losses() -> None:
             frames = torch.rand(2, 5, 1, 12, 12, generator=torch.Generator().manual_seed(step % 5))
             adam.zero_grad(set_to_none=step % 2 == 0)
             with block(model):
-                loss = model(frames, 3, Sampling(noise=Noise([step, step + 1]))).losses["mse"]
+                loss = model(frames, 3, Sampling(noise=Noise([step, step + 1]))).losses["data"]
                 loss.backward()
             adam.step()
             found.append(loss.item())
@@ -176,7 +176,7 @@ def test_the_records_stay_within_their_bound() -> None:
     assert unbounded.peak_bytes == everything
     on_meta = DeferredGradients(model.to("meta"))  # without computing, as the planner finds what a step needs
     with on_meta:
-        model(torch.empty(2, 6, 1, 12, 12, device="meta"), 3, Sampling()).losses["mse"].backward()
+        model(torch.empty(2, 6, 1, 12, 12, device="meta"), 3, Sampling()).losses["data"].backward()
     assert on_meta.peak_bytes == everything
     model = model_of("convlstm")
     bounded = DeferredGradients(model, everything // 3)
@@ -253,7 +253,7 @@ def test_gradients_accumulate_into_the_tensors_that_are_there() -> None:
         parameter.grad = grad
     with DeferredGradients(model):
         rollout = model(torch.rand(2, 6, 1, 12, 12, generator=torch.Generator().manual_seed(0)).double(), 3, Sampling())
-        rollout.losses["mse"].backward()
+        rollout.losses["data"].backward()
     for parameter, grad in zip(model.parameters(), static, strict=True):
         assert parameter.grad is grad
     assert once.norm() > 0
@@ -455,7 +455,7 @@ def test_a_cuda_graph_of_the_block(most_bytes: int) -> None:
 
     def backward(block: AbstractContextManager[Any]) -> None:
         with block:
-            model(frames, 3, Sampling()).losses["mse"].backward()
+            model(frames, 3, Sampling()).losses["data"].backward()
 
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -13,15 +13,15 @@ __all__ = ["Protocol", "known_protocols", "load_protocol"]
 
 
 def known_protocols() -> list[str]:
-    """Names of the protocols in this folder."""
+    """Return the names of the protocols in this folder."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
 
 
 def load_protocol(name: str) -> Protocol:
-    """The protocol of a name.
+    """Return the protocol with this name.
 
     Raises:
-        ConfigError: there is none of that name; lists those there are.
+        ConfigError: there is no such protocol; lists the known ones.
     """
     known = known_protocols()
     if name not in known:

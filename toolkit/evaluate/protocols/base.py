@@ -1,4 +1,4 @@
-"""What a protocol has to say. Does not import torch."""
+"""Definition of a protocol. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from toolkit.errors import ConfigError
 class Protocol:
     """Every choice that a published number depends on.
 
-    Two numbers may stand in one column only if all of these agree.
+    Two numbers are comparable only if all of these agree.
     """
 
     name: str
     title: str
-    source: str  # whose numbers it makes comparable, and where that is written
+    source: str  # whose numbers are comparable, with a reference
 
     clamp: bool  # predictions into 0..1 before MSE and MAE too; image scores always see 0..1
     error_reduction: Literal["sum", "mean"]  # MSE and MAE of one frame, over pixels and channels
     image_levels: int | None  # SSIM and PSNR see floor(x * image_levels) of truth and prediction; None: x in 0..1
 
-    ssim_window: int  # side of the uniform window, pixels; sample covariances, whole windows only
+    ssim_window: int  # side of the uniform window, pixels; sample covariances, windows inside the frame only
     ssim_data_range: float
     psnr_data_range: float
     psnr_cap: float  # dB, given to exact frames and to anything above
@@ -35,62 +35,65 @@ class Protocol:
     # averaged over lead times.
     best_by: Literal["mse", "mae", "psnr", "ssim"]
 
-    thresholds: tuple[float, ...]  # of events, in the store's unit; empty: those of `eval.thresholds`
-    event_pools: tuple[int, ...]  # sides of squares, without overlap, in which one event makes the square an event
+    thresholds: tuple[float, ...]  # of events, in the store's unit; empty: `eval.thresholds` is used
+    event_pools: tuple[int, ...]  # sides of blocks, without overlap, over which events are max-pooled
     fss_windows: tuple[int, ...]  # sides (odd) of the neighbourhoods of the fractions skill score
-    csi_pooling: Literal["counts"]  # hits, misses and false alarms are added up first, then divided
+    csi_pooling: Literal["counts"]  # counts are pooled before the division
     average: Literal["frames"]  # every frame of every sequence has the same weight
 
     def thresholds_for(self, asked: Sequence[float]) -> tuple[float, ...]:
-        """The event thresholds of an evaluation.
+        """Return the event thresholds of an evaluation.
 
         Raises:
-            ConfigError: the protocol has its own, and others are asked for.
+            ConfigError: the protocol defines thresholds, and different ones are requested.
         """
         if self.thresholds and asked and tuple(asked) != self.thresholds:
             raise ConfigError(
-                f"eval.thresholds {list(asked)}: protocol {self.name} has its own, {list(self.thresholds)}: leave them "
-                "out, or choose another eval.protocol"
+                f"eval.thresholds {list(asked)}: protocol {self.name} defines {list(self.thresholds)}: omit them, or "
+                "choose another eval.protocol"
             )
         return self.thresholds or tuple(asked)
 
     def choices(self) -> dict[str, object]:
-        """All of it as plain values, with `text`: the same in sentences."""
+        """Return all fields as plain values, with `text`: their description in sentences."""
         plain = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
         return {**plain, "text": self.sentences()}
 
     def sentences(self) -> list[str]:
-        """One sentence per choice, for reports."""
-        levels = "on values in 0…1" if self.image_levels is None else f"on whole levels floor(x · {self.image_levels})"
+        """Return one sentence per choice, for reports."""
+        levels = (
+            "on values in 0…1" if self.image_levels is None else f"on integer levels floor(x · {self.image_levels})"
+        )
         window = f"uniform {self.ssim_window}×{self.ssim_window} window"
         return [
             "Predictions are clamped to 0…1 before scoring."
             if self.clamp
-            else "Predictions are clamped to 0…1 for SSIM, PSNR and LPIPS, and left as they are for MSE and MAE.",
+            else "Predictions are clamped to 0…1 for SSIM, PSNR and LPIPS, but not for MSE and MAE.",
             f"MSE and MAE: on values in 0…1, {self.error_reduction} over the pixels and channels of a frame.",
             f"SSIM: {levels}, data range {self.ssim_data_range:g}, {window}, sample covariances, mean over the windows "
             "inside the frame.",
-            f"PSNR: {levels}, data range {self.psnr_data_range:g}, per frame in dB; an exact frame counts as "
-            f"{self.psnr_cap:g} dB, and so does anything above.",
+            f"PSNR: {levels}, data range {self.psnr_data_range:g}, per frame in dB, capped at {self.psnr_cap:g} dB "
+            "(also for exact frames).",
             f"LPIPS: AlexNet, version 0.1, on frames in {self.lpips_range}.",
             "CSI = hits / (hits + misses + false alarms), POD = hits / (hits + misses), FAR = false alarms / (hits + "
             "false alarms), bias = (hits + false alarms) / (hits + misses): an event is a value at or above the "
-            "threshold; counts are added up over all pixels, frames and sequences, then divided." + self._events(),
-            "Means are over frames, each with the same weight. Missing pixels are left out: errors are means over the "
-            "observed pixels (a sum is scaled to the whole frame), SSIM is the mean over the windows without any.",
+            "threshold; counts are pooled over all pixels, frames and sequences before the division." + self._events(),
+            "Means are over frames with equal weights. Missing pixels are excluded: errors are means over the observed "
+            "pixels (a sum is scaled to the full frame), SSIM is the mean over windows without missing pixels.",
         ]
 
     def _events(self) -> str:
-        """What is said of thresholds, squares and neighbourhoods, where the protocol has some."""
+        """Describe the thresholds, pooling and neighbourhoods of the protocol, if it has any."""
         text = ""
         if self.thresholds:
             text += f" Thresholds {', '.join(f'{k:g}' for k in self.thresholds)}; mean CSI is the mean over them."
         squares = [pool for pool in self.event_pools if pool > 1]
         if squares:
-            text += f" /{', /'.join(map(str, squares))}: of squares of so many pixels, an event where any pixel is one."
+            sides = " and ".join(f"{side}×{side}" for side in squares)
+            text += f" /{', /'.join(map(str, squares))}: after max-pooling events over blocks of {sides} pixels."
         if self.fss_windows:
             text += (
                 f" FSS in neighbourhoods of {', '.join(map(str, self.fss_windows))} pixels (Roberts & Lean 2008): sums "
-                "over frames and sequences, then divided."
+                "over frames and sequences before the division."
             )
         return text

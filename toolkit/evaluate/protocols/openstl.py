@@ -1,8 +1,8 @@
 """The numbers of OpenSTL's tables (Tan et al., NeurIPS 2023): `openstl/core/metrics.py`.
 
-MSE and MAE are of predictions as they are, SSIM and PSNR of predictions clamped to 0..1, in float. The SSIM is
-scikit-image's without a data range; for floats that was 2 in the releases that could be used so, twice the true range,
-which makes SSIM greater: never compare it with that of other protocols.
+MSE and MAE use unclamped predictions, SSIM and PSNR predictions clamped to 0..1, in float. SSIM is scikit-image's
+without a data range, for which it used 2 with floats: twice the true range, which increases SSIM. Do not compare it
+with the SSIM of other protocols.
 """
 
 from dataclasses import replace

@@ -1,10 +1,11 @@
-"""The ModeRNN paper's numbers: its text (section 4) where it says, its authors' evaluation code where it doesn't.
+"""The ModeRNN paper's evaluation: section 4 of the paper, and its authors' evaluation code where the paper is silent.
 
 One choice differs from that code: it averages CSI over batches and lead times, with 0 where no pixel reaches the
 threshold, so its value depends on the batch size. Here counts are pooled.
 
-SVG is scored by "the best results from 100 output samples", of which neither says by what and whether anew for every
-metric. Here: for each sequence the sample of the best PSNR, the paper's first metric on KTH, averaged over lead times.
+SVG is scored by "the best results from 100 output samples"; neither the paper nor the code specifies the metric, or
+whether samples are selected per metric. Here: for each sequence the sample with the best PSNR, the paper's first metric
+on KTH, averaged over lead times.
 """
 
 from toolkit.evaluate.protocols.base import Protocol

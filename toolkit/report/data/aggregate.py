@@ -1,7 +1,7 @@
-"""Seeds -> mean and sample standard deviation, and which value of a column is the best.
+"""Aggregate seeds to mean and sample standard deviation, and mark the best value of a column.
 
-A *board* holds results that may be compared: one protocol, one store and split, one task. Results of different boards
-are never put in one column.
+A *board* holds comparable results: one protocol, one store and split, one task. Results of different boards are never
+put into one column.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Literal
 from toolkit.report.data.collect import Facts, Result, Run, Sweep
 from toolkit.rundir import CHECKPOINTS
 
-OVERALL = ""  # the mode that stands for all sequences
-PERSISTENCE = "persistence (baseline)"  # a model of a sweep may be called `persistence`
-SINGLE = {"label": "one forecast"}  # in the place of an ensemble
+OVERALL = ""  # the mode that means all sequences
+PERSISTENCE = "persistence (baseline)"  # a model in a sweep may have the name `persistence`
+SINGLE = {"label": "one forecast"}  # instead of the description of an ensemble
 Direction = Literal["lower", "higher", "one", "none"]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a score is called and read."""
+    """Name and direction of a score."""
 
     key: str  # as in the results: `mse`, `csi@30`
     label: str
@@ -39,7 +39,7 @@ class Score:
     Attributes:
         mean, std: over the seeds that have a value; the sample standard deviation (n - 1), None for one seed.
         values: by seed.
-        undefined: seeds whose score is undefined (no event, or a prediction that isn't finite).
+        undefined: seeds whose score is undefined (no event, or a prediction that is not finite).
     """
 
     mean: float | None
@@ -55,13 +55,13 @@ class GroupScores:
 
     group: str
     which: str
-    seeds: tuple[int, ...]  # that count
+    seeds: tuple[int, ...]  # that are included
     planned: tuple[int, ...]
     missing: Mapping[int, str]  # seed -> reason
     parameters: int | None
     cells: Mapping[tuple[str, str], Score]  # (metric key, mode)
     leads: Mapping[str, tuple[Score, ...]]  # metric key -> one cell per lead time
-    ensemble: Mapping[str, object] | None = None  # how several forecasts of a sequence became one score
+    ensemble: Mapping[str, object] | None = None  # how an ensemble was scored
 
     @property
     def baseline(self) -> bool:
@@ -69,18 +69,18 @@ class GroupScores:
 
     @property
     def label(self) -> str:
-        """The group, and how its ensembles were scored."""
+        """The group, and how its ensemble was scored."""
         return f"{self.group} ({self.ensemble['label']})" if self.ensemble else self.group
 
     @property
     def competes(self) -> bool:
-        """May be the best of a column: it didn't choose its forecasts by the truth."""
+        """Whether the row can be the best of a column: its forecasts were not selected using the observation."""
         return self.ensemble is None or self.ensemble["select"] != "best"
 
 
 @dataclass(frozen=True)
 class Board:
-    """Results that may stand in one table."""
+    """Comparable results, for one table."""
 
     facts: Facts  # the first result's data: protocol, store, split, thresholds, unit, n ...
     metrics: tuple[Metric, ...]
@@ -94,7 +94,7 @@ class Board:
 
 
 def make_boards(sweep: Sweep) -> list[Board]:
-    """Group the results of finished runs into boards; the board with most results comes first."""
+    """Group the results of finished runs into boards; the board with the most results is first."""
     members: dict[str, list[tuple[Run, Result]]] = {}
     for run in sweep.runs:
         for result in run.scored:
@@ -103,7 +103,7 @@ def make_boards(sweep: Sweep) -> list[Board]:
 
 
 def describe_metric(key: str, facts: Facts) -> Metric | None:
-    """The metric of a score's key, None for counts that aren't scores."""
+    """Return the metric of a score's key, None for counts that are not scores."""
     name, _, where = key.partition("@")
     threshold, _, side = where.partition("/")
     unit = facts.get("unit", "1")
@@ -124,7 +124,7 @@ def describe_metric(key: str, facts: Facts) -> Metric | None:
         "crps": ("CRPS", "lower", True),
         "crps_fair": ("fair CRPS", "lower", False),
         "spread": ("spread", "none", False),
-        "rmse_of_mean": ("RMSE of the mean", "lower", False),
+        "rmse_of_mean": ("RMSE of the ensemble mean", "lower", False),
         "spread_skill": ("spread / skill", "one", False),
     }
     if name in ("events", "forecasts"):
@@ -137,7 +137,7 @@ def describe_metric(key: str, facts: Facts) -> Metric | None:
 
 def _board(sweep: Sweep, members: list[tuple[Run, Result]]) -> Board:
     facts = members[0][1].data
-    # Ensembles have more scores than single forecasts.
+    # Ensembles have more scores than deterministic forecasts.
     keys = dict.fromkeys(key for _, result in members for key in result.data["overall"] if key in result.data["leads"])
     metrics = tuple(metric for key in keys if (metric := describe_metric(key, facts)) is not None)
     modes = tuple(sorted(facts["modes"]))
@@ -160,7 +160,7 @@ def _row(
     metrics: tuple[Metric, ...],
     modes: tuple[str, ...],
 ) -> GroupScores:
-    elsewhere = f"no {which} score under this protocol, data and split"
+    elsewhere = f"no {which} score with this protocol, data and split"
     data = {seed: result.data for seed, result in sorted(results.items())}
     ensemble = next((found.get("ensemble") for found in data.values()), None)
     other = [seed for seed, found in data.items() if found.get("ensemble") != ensemble]
@@ -211,7 +211,7 @@ def _values(data: Mapping[int, Mapping[str, object]], key: str, mode: str) -> di
 
 
 def _stored(found: Facts, key: str) -> str:
-    """The name under which a result has a score: the CRPS of a single forecast is its absolute error."""
+    """Return the name of a score in a result: the CRPS of a deterministic forecast is its absolute error."""
     return "mae" if key == "crps" and key not in found["overall"] else key
 
 
@@ -228,7 +228,7 @@ def _score(values: Mapping[int, float | None]) -> Score:
 
 
 def mean_and_std(values: list[float]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation (n - 1); None where there are too few values."""
+    """Return mean and sample standard deviation (n - 1); None if there are too few values."""
     mean = statistics.fmean(values) if values else None
     return mean, statistics.stdev(values) if len(values) > 1 else None
 
@@ -250,6 +250,6 @@ def _with_best(rows: list[GroupScores], metrics: tuple[Metric, ...], modes: tupl
 
 
 def _badness(mean: float, direction: Direction) -> float:
-    if direction == "one":  # bias 2 is as far off as bias 1/2
+    if direction == "one":  # bias 2 is as bad as bias 1/2
         return abs(math.log(mean)) if mean > 0 else math.inf
     return mean if direction == "lower" else -mean

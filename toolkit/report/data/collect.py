@@ -1,4 +1,4 @@
-"""Run directories -> records. All reading of what runs and evaluations wrote, frames and diagnoses excepted."""
+"""Read run directories into records: everything that runs and evaluations wrote, except frames and diagnoses."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from toolkit.shipped import command
 from toolkit.tree import flatten
 from toolkit.wording import first_line
 
-Facts = Mapping[str, Any]  # a result or a diagnosis as its JSON file says it
-Curve = tuple[tuple[int, float], ...]  # (step, value), steps rising
+Facts = Mapping[str, Any]  # the JSON file of a result or a diagnosis
+Curve = tuple[tuple[int, float], ...]  # (step, value), steps ascending
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ class Result:
     split: str
     which: str
     data: Facts
-    samples: Path | None  # frames to show, where they were kept
+    samples: Path | None  # frames for figures, if they were kept
     folder: Path
 
     @property
     def table(self) -> Path:
-        """Its scores per sequence and lead time."""
+        """The file of scores per sequence and lead time."""
         return self.folder / f"{self.split}-{self.which}.table.npz"
 
     @property
     def comparable(self) -> str:
-        """Equal for results that may stand in one column: same protocol, data, split and task."""
+        """A key, equal for comparable results: same protocol, data, split and task."""
         keys = ("protocol", "split", "thresholds", "context", "horizon", "stride", "limit", "n")
         kept: dict[str, object] = {key: self.data.get(key) for key in keys}
         kept["protocol"] = {key: value for key, value in dict(self.data["protocol"]).items() if key != "text"}
@@ -51,15 +51,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a sweep, as far as it got.
+    """The record of one run of a sweep.
 
     Attributes:
-        name, group, seed, settings: as the sweep planned it; `group` is what seeds are aggregated over.
-        standing: a state of toolkit/rundir/status.py, or `missing` without a directory.
-        problem: why its scores are not in the tables, or None when they are.
-        elapsed_s: from the first to the last line of its log, waiting included.
-        rate: training sequences per second, as last logged.
-        peak_memory: bytes, of training's rank 0: allocated on its GPU, or the process's.
+        name, group, seed, settings: as planned by the sweep; seeds of one `group` are aggregated.
+        standing: a state of toolkit/rundir/status.py, or `missing` if there is no directory.
+        problem: why its scores are not in the tables; None if they are.
+        elapsed_s: from the first to the last line of its log, including time in the queue.
+        rate: training sequences per second, last logged value.
+        peak_memory: bytes, of rank 0 in training: allocated on the GPU, or resident memory of the process.
     """
 
     name: str
@@ -82,13 +82,13 @@ class Run:
 
     @property
     def scored(self) -> tuple[Result, ...]:
-        """Results that count: those of a finished run."""
+        """Results that are included: those of a finished run."""
         return self.results if self.problem is None else ()
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The runs of a report, in the order of the sweep, and how many others lie beside them."""
+    """The runs of a report in the order of the sweep, and the number of other run directories."""
 
     name: str
     folder: Path
@@ -104,11 +104,11 @@ def collect(folder: Path) -> Sweep:
     """Read a sweep directory, a folder of run directories, or one run directory.
 
     Raises:
-        ConfigError: nothing of that kind is there, or sweep.yaml can't be read.
-        ToolkitError: a result that can't be read.
+        ConfigError: no such directory, or sweep.yaml cannot be read.
+        ToolkitError: a result cannot be read.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; name a sweep's, for example runs/demo")
+        raise ConfigError(f"{folder}: no such folder; pass the folder of a sweep, for example runs/demo")
     if (folder / RECORD_NAME).exists():
         name, recorded = read_record(folder)
         runs = tuple(map(_read_run, recorded))
@@ -135,12 +135,12 @@ def _find_runs(folder: Path) -> list[Path]:
         folders.sort()
         if "config.yaml" in files:
             found.append(Path(parent))
-            folders.clear()  # a run holds a snapshot of the code, with configs in it
+            folders.clear()  # a run contains a snapshot of the code, including configs
     return found
 
 
 def _label_groups(configs: list[RunConfig]) -> list[str]:
-    """Names for runs that no sweep named: the model, and what differs from other runs of it, less the seed."""
+    """Return names for runs without a sweep: the model, and settings (except the seed) that differ between its runs."""
     flat = []
     for config in configs:
         values = flatten(config.identity())
@@ -181,7 +181,7 @@ def _read_run(recorded: RecordedRun) -> Run:
 
 
 def _problem(run: RunDir, view: RunView, results: tuple[Result, ...]) -> str | None:
-    """Why a run doesn't count; scores of an unfinished training never do."""
+    """Return why a run is excluded, or None; scores of an unfinished training are always excluded."""
     if run.done:
         if results:
             return None
@@ -189,10 +189,10 @@ def _problem(run: RunDir, view: RunView, results: tuple[Result, ...]) -> str | N
         why = f"failed: {first_line(failure)}" if failure else "run " + command("evaluate", "--run", run.path)
         return f"trained, not evaluated ({why})"
     at = "" if view.step is None else f" at step {view.step:,}" + ("" if view.steps is None else f" of {view.steps:,}")
-    left_out = "; its scores are left out" if results else ""
+    excluded = "; its scores are excluded" if results else ""
     if view.state == "failed":
-        return f"failed{at}: {first_line(run.failure() or 'no reason given')}{left_out}"
-    return f"{'not started' if view.state == 'new' else view.state}{at}{left_out}"
+        return f"failed{at}: {first_line(run.failure() or 'no reason given')}{excluded}"
+    return f"{'not started' if view.state == 'new' else view.state}{at}{excluded}"
 
 
 def _read_results(run: RunDir) -> list[Result]:
@@ -213,7 +213,7 @@ def _read_results(run: RunDir) -> list[Result]:
 
 
 def _read_metrics(path: Path) -> tuple[Curve, Curve, int | None, float | None, float | None]:
-    """(training loss, validation MSE, best step, elapsed seconds, sequences per second) of metrics.jsonl."""
+    """Return (training loss, validation MSE, best step, elapsed seconds, sequences per second) from metrics.jsonl."""
     train: dict[int, float] = {}
     val: dict[int, float] = {}
     best_step, times, rates = None, [], []

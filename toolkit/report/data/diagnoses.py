@@ -1,4 +1,4 @@
-"""The diagnoses of mode collapse that `analyse` left in run directories."""
+"""Read the diagnoses of mode collapse that `analyse` wrote into run directories."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Diagnosis:
     points: Mapping[str, NDArray[np.generic]]
 
     def values(self, mode: str) -> tuple[float, float, float]:
-        """(mean A-distance to the other modes, drift, collapse score) of a mode."""
+        """Return (mean A-distance to the other modes, drift, collapse score) of a mode."""
         facts = self.facts["modes"][mode]
         between = [distance["value"] for distance in facts["between"].values()]
         return math.fsum(between) / len(between), facts["drift"]["value"], facts["score"]
 
 
 def read_diagnoses(sweep: Sweep) -> list[Diagnosis]:
-    """Of every run the diagnosis at its best checkpoint, or else its last.
+    """Return for every run the diagnosis of its best checkpoint, or else of its last.
 
     Raises:
-        ToolkitError: a file that can't be read.
+        ToolkitError: a file cannot be read.
     """
     found = []
     for run in sweep.runs:

@@ -1,4 +1,4 @@
-"""The frames that an evaluation kept."""
+"""Read the frames that an evaluation kept."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ class Sample:
     prediction: Codes
     mse: float
     mode: str
-    time: str  # of the first context frame, ISO-8601 UTC; "" without a clock
+    time: str  # of the first context frame, ISO-8601 UTC; "" without time stamps
 
 
 def load_samples(path: Path) -> tuple[dict[str, Sample], Scale]:
-    """Read `eval/*.samples.npz`: sequences by key, and what their codes mean.
+    """Read `eval/*.samples.npz`: sequences by key, and the scale of their codes.
 
     Raises:
-        ToolkitError: it is no such file.
+        ToolkitError: not a file of sample frames.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
             found = {name: stored[name] for name in stored.files}
         keys = found["key"].tolist()
-        found.setdefault("time", np.full(len(keys), ""))  # evaluations of before 2026-11-23 kept none
+        found.setdefault("time", np.full(len(keys), ""))  # missing in evaluations from before 2026-11-23
         columns = (found[field.name] for field in fields(Sample))
         samples = {key: Sample(*values) for key, *values in zip(keys, *columns, strict=True)}
         return samples, Scale(**{"quantity": "", **json.loads(str(found["scale"]))})

@@ -1,4 +1,4 @@
-"""The scores of a board as tables: how they are rounded, and the CSV and Markdown files."""
+"""Scores of a board as tables: rounding, and the CSV and Markdown files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def score_table(board: Board, checkpoints: Sequence[str] = CHECKPOINTS) -> Table
 
 
 def mode_table(board: Board, metric: Metric, checkpoints: Sequence[str] = CHECKPOINTS) -> Table:
-    """Return one score by mode; checkpoints stand side by side."""
+    """Return one score by mode, with checkpoints side by side."""
     modes = (OVERALL, *board.modes)
     rows = []
     for pair in zip(*(board.rows_at(which) for which in checkpoints), strict=True):
@@ -62,7 +62,7 @@ def score_cell(board: Board, row: GroupScores, metric: Metric, mode: str = OVERA
 
 
 def decimals(metric: Metric, scores: Sequence[Score]) -> int:
-    """Digits after the point for a column: fixed for ratios, four significant digits of the largest for errors."""
+    """Return the number of decimals of a column: fixed for ratios, four significant digits for the largest error."""
     name = metric.key.partition("@")[0].partition("/")[0]
     if name in FIXED_DECIMALS:
         return FIXED_DECIMALS[name]
@@ -71,31 +71,31 @@ def decimals(metric: Metric, scores: Sequence[Score]) -> int:
 
 
 def column_decimals(board: Board, metric: Metric) -> int:
-    """One number of digits for all of a board's values of a metric."""
+    """Return the number of decimals for all values of a metric on a board."""
     return decimals(metric, [row.cells[metric.key, mode] for row in board.rows for mode in (OVERALL, *board.modes)])
 
 
 def seeds_text(row: GroupScores) -> str:
-    """`2` or `1 of 2`."""
+    """Return the number of seeds: `2` or `1 of 2`."""
     if row.baseline:
         return "–"
     return str(len(row.seeds)) if not row.missing else f"{len(row.seeds)} of {len(row.planned)}"
 
 
 def size_text(row: GroupScores) -> str:
-    """The number of parameters; without any there was no training."""
+    """Return the number of parameters; models without parameters are not trained."""
     if row.baseline or row.parameters is None:
         return "–"
     return f"{row.parameters:,}" if row.parameters else "0 (no training)"
 
 
 def heading(metric: Metric) -> str:
-    """The label with the direction that is better."""
+    """Return the label, with an arrow for the better direction."""
     return metric.label + ARROWS[metric.direction]
 
 
 def to_csv(boards: Sequence[Board]) -> str:
-    """All means, one per line, unrounded."""
+    """Return all means, one per line, unrounded."""
     lines = [
         _csv_line(board, row, key, mode, score)
         for board in boards
@@ -118,8 +118,8 @@ def _csv_line(board: Board, row: GroupScores, key: str, mode: str, score: Score)
 
 
 def to_markdown(title: str, boards: Sequence[Board]) -> str:
-    """Tables of rounded means; bold is the best of a column."""
-    parts = [f"# {title}\n"] + ([] if boards else ["No run is scored yet.\n"])
+    """Return tables of rounded means; the best of a column is bold."""
+    parts = [f"# {title}\n"] + ([] if boards else ["No run has been evaluated yet.\n"])
     for board in boards:
         facts = board.facts
         parts.append(

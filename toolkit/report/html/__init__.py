@@ -1,1 +1,1 @@
-"""The page: what its templates are given, and the figures and images in it."""
+"""The HTML page: data for its templates, figures and images."""

@@ -1,4 +1,4 @@
-"""A sequence as an animated GIF: observation and every model side by side, context first. To keep, and for slides."""
+"""Create an animated GIF of a sequence: observation and every model side by side, starting with the context."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PAPER, INK, RULE = "#ffffff", "#1c1e21", "#9a9ea6"
 
 
 def gif_uri(context: Codes, panels: Mapping[str, Codes], labels: Sequence[str], scale: Scale) -> str:
-    """The data URI of a GIF.
+    """Return the data URI of a GIF.
 
     Args:
-        context: frames [Tc, C, H, W] that all panels begin with.
-        panels: by title the frames [T, C, H, W] that follow.
+        context: frames [Tc, C, H, W] shown first in all panels.
+        panels: frames [T, C, H, W] that follow, by title.
         labels: Tc + T texts, one for each frame.
     """
     frames = []
@@ -41,7 +41,7 @@ def gif_uri(context: Codes, panels: Mapping[str, Codes], labels: Sequence[str], 
 
 
 def _page(panels: Mapping[str, Codes], label: str, scale: Scale) -> Image.Image:
-    """One frame: the label, and below it the panels in rows, each under its title."""
+    """Draw one frame: the label, and below it the panels in rows, each with its title."""
     images = {title: coloured(_panel(codes), scale).convert("RGB") for title, codes in panels.items()}
     width, height = next(iter(images.values())).size
     columns = min(PANELS_IN_A_ROW, len(images))
@@ -69,7 +69,7 @@ def _panel(codes: Codes) -> Codes:
 
 
 def _fitting(text: str, width: int, font: Any) -> str:
-    """As much of a title's end, where models of one sweep differ, as is no wider than its panel."""
+    """Shorten a title to the width of its panel; keep its end, where models of one sweep differ."""
     while len(text) > 1 and font.getlength(text) > width:
         text = "…" + text.removeprefix("…")[1:]
     return text

@@ -1,4 +1,4 @@
-"""Everything about one board: its tables, notes, curves over lead time, ensembles and frames."""
+"""The section of one board: tables, notes, curves over lead time, ensembles and frames."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from toolkit.rundir import CHECKPOINTS
 from toolkit.wording import count
 
 STATUS_TEXT = {
-    "exact_frames": ("frame", "predicted exactly (PSNR capped)"),
-    "nonfinite_frames": ("frame", "with a NaN or infinite prediction: all scores that include it are n/a"),
-    "missing_pixels": ("missing pixel", "left out"),
-    "nonfinite_members": ("member's frame", "with a NaN or infinite value: the scores of the ensemble are n/a"),
+    "exact_frames": ("frame", "predicted exactly (PSNR capped)", "frames"),
+    "nonfinite_frames": ("frame", "with a NaN or infinite prediction: all scores that include it are n/a", "frames"),
+    "missing_pixels": ("missing pixel", "excluded", "missing pixels"),
+    "nonfinite_members": (
+        "frame of a member",
+        "with a NaN or infinite value: the scores of the ensemble are n/a",
+        "frames of members",
+    ),
 }
 
 
 def board_section(sweep: Sweep, board: Board, number: int, several: bool) -> dict[str, Any]:
-    """What `board.html` shows.
+    """Return the values of `board.html`.
 
     Args:
-        number: place of the board on the page; the first one's facts stand in the page's header.
-        several: there are other boards, so headings say which this is.
+        number: index of the board on the page; facts of the first one are in the page header.
+        several: there are other boards, so headings include the protocol and store.
     """
     facts = board.facts
     return {
@@ -47,7 +51,7 @@ def _first_scored(board: Board) -> str:
 
 
 def board_facts(board: Board) -> dict[str, Any]:
-    """What was scored, and every choice of the protocol."""
+    """Return what was evaluated, and every choice of the protocol."""
     facts = board.facts
     height, width = facts["frames"][1:]
     modes = ", ".join(f"{mode}: {number:,}" for mode, number in board.mode_counts.items())
@@ -65,15 +69,15 @@ def board_facts(board: Board) -> dict[str, Any]:
 
 
 def _notes(board: Board) -> list[str]:
-    """What the evaluations counted and a reader should know, and where a table has less than it seems."""
+    """Return the notes: counts reported by the evaluations, undefined scores and missing seeds."""
     notes = []
     for (group, which, seed), result in board.results.items():
         counts = dict(result.data["announced"])
         valueless = counts.pop("frames_without_value")
         found = []
         for name, number in counts.items():
-            one, what = STATUS_TEXT[name]
-            found += [f"{count(number, one)} {what}"] if number else []
+            one, what, many = STATUS_TEXT[name]
+            found += [f"{count(number, one, many)} {what}"] if number else []
         found += [
             f"{count(number, 'frame')} without a value for {name}" for name, number in valueless.items() if number
         ]

@@ -1,5 +1,6 @@
-"""Mode collapse: distances and scores of every model, t-SNE of its features, its slots' weights (the paper's Figures
-3 and 5). Made of what `analyse` left in the run directories.
+"""Mode collapse: distances and scores of every model, t-SNE of its features, importance weights of its slots.
+
+Counterparts of the paper's Figures 3 and 5, from the files that `analyse` wrote into run directories.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from toolkit.table import Cell, Row, Table
 from toolkit.wording import count
 
 Groups = Mapping[str, Sequence[Diagnosis]]
-TSNE = "t-SNE: near points are similar, the axes have no unit."
+TSNE = "t-SNE: nearby points are similar; the axes have no unit."
 
 
 def collapse(sweep: Sweep) -> list[dict[str, Any]]:
-    """What `collapse.html` shows, for each store and split; empty without a diagnosis."""
+    """Return the values of `collapse.html`, for each store and split; empty without a diagnosis."""
     stores: dict[tuple[str, str], list[Diagnosis]] = {}
     for diagnosis in read_diagnoses(sweep):
         stores.setdefault((diagnosis.facts["digest"], diagnosis.facts["split"]), []).append(diagnosis)
@@ -37,7 +38,7 @@ def _one_store(sweep: Sweep, diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
     by_group = {group: [found for found in diagnoses if found.run.group == group] for group in groups}
     counts = [", ".join(f"{mode}: {number:,}" for mode, number in facts["sequences"].items())]
     counts += [
-        f"{mode or 'no mode'} ({count(number, 'sequence')}) left out" for mode, number in facts["left_out"].items()
+        f"{mode or 'no mode'} ({count(number, 'sequence')}) excluded" for mode, number in facts["left_out"].items()
     ]
     return {
         "where": f"{facts['store']}, split {facts['split']}",
@@ -72,7 +73,7 @@ def _cell(values: list[float]) -> Cell:
 
 
 def _bars(by_group: Groups) -> Chart:
-    """Figure 3(b): both distances of every model, means over modes and seeds."""
+    """Draw Figure 3(b): both distances of every model, means over modes and seeds."""
     with matplotlib.rc_context(STYLE):
         figure, axes = grid(1, panel=(max(9.2, 1.1 * len(by_group) + 1.5), 2.75))
         places = np.arange(len(by_group))
@@ -93,12 +94,12 @@ def _bars(by_group: Groups) -> Chart:
         axes[0].set_ylabel("A-distance")
         axes[0].axhline(0, color="#555555", linewidth=0.8)
         legend(figure, axes[0])
-        caption = "A-distances, means over modes and seeds; lines: ± sample standard deviation."
+        caption = "A-distances: mean over modes and seeds; error bars: ± sample standard deviation."
         return chart(figure, "A-distance of every model", caption)
 
 
 def _memories(found: Mapping[str, Diagnosis]) -> Chart:
-    """Figure 3(a): the memories of all models without slots."""
+    """Draw Figure 3(a): the memory states of all models without slots."""
     with matplotlib.rc_context(STYLE):
         figure, axes = grid(len(found), row=4, panel=(2.5, 2.4))
         for axis, (group, one) in zip(axes, found.items(), strict=True):
@@ -106,21 +107,21 @@ def _memories(found: Mapping[str, Diagnosis]) -> Chart:
             axis.title.set_fontsize(8)
         legend(figure, axes[0])
         of = "; ".join(f"{group}: seed {one.run.seed}, layer {one.facts['layer'] + 1}" for group, one in found.items())
-        text = f"Memories after the last step, prediction-fed. {of}. {TSNE}"
-        return chart(figure, "Memories by mode", text)
+        text = f"Memory states after the last step, prediction-fed. {of}. {TSNE}"
+        return chart(figure, "Memory states by mode", text)
 
 
 def _features(group: str, found: Diagnosis) -> Chart:
-    """Figures 3(a) and 5 of one model with slots."""
+    """Draw Figures 3(a) and 5 of one model with slots."""
     points = found.points
     with matplotlib.rc_context(STYLE):
         figure, axes = grid(2 + ("weights" in points), row=3, panel=(3.4, 3.4))
-        _scatter(axes[0], points["memory"], points["memory_mode"], "Memory, by mode")
+        _scatter(axes[0], points["memory"], points["memory_mode"], "Memory state, by mode")
         _scatter(axes[1], points["slots"], np.array([f"slot {n + 1}" for n in points["slots_slot"]]), "Slots")
         if "weights" in points:
             _weights(axes[-1], points["weights"], points["weights_mode"])
         text = f"{group}, seed {found.run.seed}, layer {found.facts['layer'] + 1}, after the last step, prediction-fed."
-        return chart(figure, f"Features of {group}", f"{text} {TSNE} Weights: mean, lines ± std over sequences.")
+        return chart(figure, f"Features of {group}", f"{text} {TSNE} Weights: mean; error bars ± std over sequences.")
 
 
 def _scatter(axis: Axes, places: NDArray[Any], labels: NDArray[Any], title: str, legend_below: bool = True) -> None:

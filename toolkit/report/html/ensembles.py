@@ -1,5 +1,6 @@
-"""Ensembles: rank histograms by mode and lead time, spread beside error over lead time. Definitions:
-toolkit/evaluate/probabilistic.py.
+"""Ensembles: rank histograms by mode and lead time, spread and skill over lead time.
+
+Definitions: toolkit/evaluate/probabilistic.py.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from toolkit.rundir import CHECKPOINTS
 from toolkit.table import Row, Table
 
 SHOWN = ("crps", "crps_fair", "spread", "rmse_of_mean", "spread_skill")
-MOST_BARS = 21  # a histogram of more ranks is drawn in bars of several
+MOST_BARS = 21  # histograms of more ranks are drawn with several ranks per bar
 
 
 def ensembles(board: Board, groups: Sequence[str]) -> dict[str, Any] | None:
-    """What `ensembles.html` shows; None without ensembles."""
+    """Return the values of `ensembles.html`; None without ensembles."""
     rows = _rows(board)
     if not rows:
         return None
@@ -50,7 +51,7 @@ def ensembles(board: Board, groups: Sequence[str]) -> dict[str, Any] | None:
 
 
 def _rows(board: Board) -> list[GroupScores]:
-    """Rows of ensembles, at the first checkpoint that has some."""
+    """Return the rows of ensembles, for the first checkpoint that has any."""
     for which in CHECKPOINTS:
         rows = [row for row in board.rows_at(which) if row.ensemble and row.seeds and _histograms(board, row)]
         if rows:
@@ -59,7 +60,7 @@ def _rows(board: Board) -> list[GroupScores]:
 
 
 def _histograms(board: Board, row: GroupScores) -> list[Facts]:
-    """`ranks` of each seed's result."""
+    """Return `ranks` of the result of each seed."""
     found = (board.results[row.group, row.which, seed].data.get("ranks") for seed in row.seeds)
     return [ranks for ranks in found if ranks]
 
@@ -70,10 +71,13 @@ def _spread(board: Board, rows: Sequence[GroupScores], groups: Sequence[str]) ->
         figure, (both, ratio) = grid(2)
         for row in rows:
             look = style[row.group]
-            for key, dashes, what in (("rmse_of_mean", "-", "RMSE of the mean"), ("spread", DASHES[1], "spread")):
+            for key, dashes, what in (
+                ("rmse_of_mean", "-", "RMSE of the ensemble mean"),
+                ("spread", DASHES[1], "spread"),
+            ):
                 draw_band(both, facts, row.leads[key], look, f"{row.group}: {what}", dashes)
             draw_band(ratio, facts, row.leads["spread_skill"], look, None, "-")
-        both.set_title("Spread and RMSE of the mean")
+        both.set_title("Spread and RMSE of the ensemble mean")
         both.set_ylim(bottom=0)
         ratio.set_title("Spread / skill")
         ratio.axhline(1, color="#555555", linewidth=0.9, linestyle=":")
@@ -84,7 +88,8 @@ def _spread(board: Board, rows: Sequence[GroupScores], groups: Sequence[str]) ->
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(figure, both)
         caption = (
-            "Means over seeds, band ± one sample standard deviation. Reliable: both lines coincide, the ratio is 1."
+            "Mean over seeds, band: ± one sample standard deviation. For a reliable ensemble the lines coincide and "
+            "the ratio is 1."
         )
         return chart(figure, "Spread and skill of ensembles over lead time", caption)
 
@@ -100,28 +105,31 @@ def _ranks(board: Board, row: GroupScores) -> Chart:
     ]
     with matplotlib.rc_context(STYLE):
         figure, axes = grid(len(panels), row=4, panel=(2.9, 2.5))
-        for axis, (title, whole, leads) in zip(axes, panels, strict=True):
-            _histogram(axis, title, whole, leads)
+        for axis, (title, overall, leads) in zip(axes, panels, strict=True):
+            _histogram(axis, title, overall, leads)
         legend(figure, axes[0])
         members = row.ensemble["samples"] if row.ensemble else 0
         caption = (
-            f"{row.group}: rank of the observation among {members} members, sum over seeds; 1: as often as in a "
-            "reliable ensemble."
+            f"{row.group}: rank of the observation among {members} members, summed over seeds, relative to a reliable "
+            "ensemble (1)."
         )
         return chart(figure, f"Rank histograms of {row.group}", caption)
 
 
-def _histogram(axis: Axes, title: str, whole: Sequence[Any], leads: Sequence[Any]) -> None:
-    """Bars over all lead times, lines at the first and the last."""
+def _histogram(axis: Axes, title: str, overall: Sequence[Any], leads: Sequence[Any]) -> None:
+    """Draw bars for all lead times, lines for the first and the last."""
     axis.set_title(title)
     axis.axhline(1, color="#333333", linewidth=0.9, linestyle=":")
-    bars = _frequencies(whole)
+    bars = _frequencies(overall)
     if bars is None:
         axis.text(0.5, 0.5, "n/a", transform=axis.transAxes, ha="center")
         return
-    edges = np.linspace(-0.5, len(whole[0]) - 0.5, len(bars) + 1)
+    edges = np.linspace(-0.5, len(overall[0]) - 0.5, len(bars) + 1)
     axis.stairs(bars, edges, fill=True, color=COLOURS[5], alpha=0.55, label="all lead times")
-    for place, label, colour, dashes in ((0, "first", COLOURS[0], "-"), (-1, "last", COLOURS[1], DASHES[3])):
+    for place, label, colour, dashes in (
+        (0, "first lead time", COLOURS[0], "-"),
+        (-1, "last lead time", COLOURS[1], DASHES[3]),
+    ):
         line = _frequencies([one[place] if one else None for one in leads])
         if line is not None:
             axis.stairs(line, edges, color=colour, linestyle=dashes, linewidth=1.5, label=label)
@@ -131,7 +139,7 @@ def _histogram(axis: Axes, title: str, whole: Sequence[Any], leads: Sequence[Any
 
 
 def _frequencies(counts: Sequence[list[int] | None]) -> NDArray[np.float64] | None:
-    """Relative to a flat histogram; None where there is none, or a seed has an undefined one."""
+    """Return frequencies relative to a flat histogram; None if a histogram is missing or undefined."""
     known = [found for found in counts if found is not None]
     if not known or len(known) < len(counts) or not np.sum(known):
         return None

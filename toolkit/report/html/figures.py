@@ -1,7 +1,7 @@
-"""Curves as SVG: loss over steps, scores over lead time. One look for a group in every figure.
+"""Curves as SVG: loss over steps, scores over lead time. A group has the same style in every figure.
 
-Colours are Okabe and Ito's, which people with any common colour blindness tell apart
-(https://jfly.uni-koeln.de/color/); line styles and markers repeat the distinction for print in grey.
+The colours are the colour-blind safe palette of Okabe and Ito (https://jfly.uni-koeln.de/color/); line styles and
+markers differ too, for print in grayscale.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ DASHES: tuple[object, ...] = (
 MARKERS = ("o", "s", "^", "D", "v", "P")
 BASELINE_COLOUR = "#6b6b6b"
 PANEL = (4.6, 2.75)  # inches
-LOSS_POINTS = 120  # a longer curve is averaged over equal stretches of its points
+LOSS_POINTS = 120  # longer curves are averaged over equal intervals of points
 STYLE: dict[Any, object] = {
-    "svg.fonttype": "path",  # the same letters everywhere, also where the font is not
+    "svg.fonttype": "path",  # does not depend on installed fonts
     "svg.hashsalt": "modernn-toolkit",
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -61,7 +61,7 @@ STYLE: dict[Any, object] = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure of a page; the SVG goes in as an image, so that its ids and styles stay its own."""
+    """A figure; the SVG is embedded as an image, so that its ids and styles do not affect the page."""
 
     uri: str
     text: str
@@ -70,7 +70,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Look:
-    """How one group is drawn."""
+    """Line style of one group."""
 
     colour: str
     dashes: object
@@ -78,7 +78,7 @@ class Look:
 
 
 def looks(groups: Sequence[str]) -> dict[str, Look]:
-    """A look per group; beyond six groups colours repeat with another line style."""
+    """Return the style of each group; beyond six groups colours repeat with another line style."""
     return {
         group: Look(
             COLOURS[place % len(COLOURS)],
@@ -90,7 +90,7 @@ def looks(groups: Sequence[str]) -> dict[str, Look]:
 
 
 def loss_figure(sweep: Sweep) -> Chart | None:
-    """Training loss and validation MSE: median over seeds, min-max band. None without lines."""
+    """Draw training loss and validation MSE: median over seeds, min-max band. None without data."""
     panels = [
         ("Training loss", {group: [run.train for run in _runs(sweep, group)] for group in sweep.groups}),
         ("Validation MSE", {group: [run.val for run in _runs(sweep, group)] for group in sweep.groups}),
@@ -111,15 +111,15 @@ def loss_figure(sweep: Sweep) -> Chart | None:
             if place == 0:
                 legend(figure, axis)
         caption = (
-            "Median over seeds, min–max band; log scale. Validation MSE by the run's protocol. "
+            "Median over seeds, min–max band; log scale. Validation MSE as defined by the protocol. "
             f"Curves of more than {LOSS_POINTS} points are averaged over {LOSS_POINTS} equal intervals. "
-            "Unfinished runs are drawn up to their last logged step."
+            "Unfinished runs are shown up to the last logged step."
         )
         return chart(figure, "Training loss and validation MSE over optimizer steps, one line per model", caption)
 
 
 def lead_figure(board: Board, groups: Sequence[str], which: str) -> Chart | None:
-    """Headline scores over lead time: mean over seeds, band of one standard deviation, and the baseline."""
+    """Draw headline scores over lead time: mean over seeds, band of one standard deviation, and the baseline."""
     metrics = [metric for metric in board.metrics if metric.headline]
     rows = [row for row in board.rows_at(which) if row.baseline or row.seeds]
     if not any(row.seeds for row in rows) or not metrics:
@@ -136,7 +136,8 @@ def lead_figure(board: Board, groups: Sequence[str], which: str) -> Chart | None
             if place == 0:
                 legend(figure, axis)
         caption = (
-            f"{CHECKPOINT_TITLES[which]}: mean over seeds, band ± one sample standard deviation. Dotted: {PERSISTENCE}."
+            f"{CHECKPOINT_TITLES[which]}: mean over seeds, band: ± one sample standard deviation. "
+            f"Dotted: {PERSISTENCE}."
         )
         return chart(figure, "Scores over lead time, one line per model", caption)
 
@@ -153,7 +154,7 @@ def _draw_loss(axis: Axes, group: str, curves: Sequence[Curve], look: Look) -> N
     values = np.full((len(curves), len(steps)), np.nan)
     for row, curve in enumerate(curves):
         own_steps, own_values = np.array(curve).T
-        inside = (steps >= own_steps[0]) & (steps <= own_steps[-1])  # a run that ended early says nothing beyond
+        inside = (steps >= own_steps[0]) & (steps <= own_steps[-1])  # no extrapolation of runs that ended early
         values[row, inside] = np.interp(steps[inside], own_steps, own_values)
     median = np.nanmedian(values, axis=0)
     axis.plot(steps, median, color=look.colour, linestyle=look.dashes, linewidth=1.7, label=group)
@@ -166,14 +167,14 @@ def _draw_loss(axis: Axes, group: str, curves: Sequence[Curve], look: Look) -> N
 def _thinned(curve: Curve) -> Curve:
     if len(curve) <= LOSS_POINTS:
         return curve
-    stretches = np.array_split(np.array(curve), LOSS_POINTS)
-    return tuple((stretch[-1, 0], stretch[:, 1].mean()) for stretch in stretches)
+    intervals = np.array_split(np.array(curve), LOSS_POINTS)
+    return tuple((interval[-1, 0], interval[:, 1].mean()) for interval in intervals)
 
 
 def draw_band(
     axis: Axes, facts: Facts, scores: Sequence[Score], look: Look, label: str | None, dashes: object = None
 ) -> None:
-    """A score over lead time: the mean over seeds, and a band of one standard deviation."""
+    """Draw a score over lead time: the mean over seeds, and a band of one standard deviation."""
     leads = lead_times(facts)
     means, spread = (
         np.array([getattr(score, name) for score in scores], dtype=np.float64) for name in ("mean", "std")
@@ -185,17 +186,17 @@ def draw_band(
 
 
 def lead_times(facts: Facts) -> NDArray[np.float64]:
-    """Lead times of a board as figures show them, in `time_unit`."""
+    """Return the lead times of a board in `time_unit`."""
     return np.arange(1, int(facts["horizon"]) + 1, dtype=np.float64) * np.float64(time_unit(facts)[0])
 
 
 def lead_label(facts: Facts) -> str:
-    """The axis of `lead_times`."""
+    """Return the axis label of `lead_times`."""
     return f"lead time ({time_unit(facts)[1]})"
 
 
 def time_unit(facts: Facts) -> tuple[float, str]:
-    """How long a frame is, and in what: minutes, or seconds, or frames where they are quicker or have no clock."""
+    """Return the time step and its unit: minutes, seconds, or frames for shorter steps or without time stamps."""
     seconds = float(facts.get("step_seconds") or 0.0)
     if seconds >= 60:
         return seconds / 60, "minutes"
@@ -203,7 +204,7 @@ def time_unit(facts: Facts) -> tuple[float, str]:
 
 
 def grid(count: int, row: int = 2, panel: tuple[float, float] = PANEL) -> tuple[Figure, list[Axes]]:
-    """`count` panels of so many inches, `row` in a row."""
+    """Create `count` panels of size `panel` (inches), at most `row` per row."""
     columns = min(row, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(panel[0] * columns, panel[1] * rows + 0.4), layout="constrained")
@@ -214,7 +215,7 @@ def grid(count: int, row: int = 2, panel: tuple[float, float] = PANEL) -> tuple[
 
 
 def legend(figure: Figure, axis: Axes) -> None:
-    """One legend above all panels, from the lines of one."""
+    """Add one legend above all panels, from the lines of one axis."""
     handles, labels = axis.get_legend_handles_labels()
     if handles:
         longest = max(map(len, labels))
@@ -223,7 +224,7 @@ def legend(figure: Figure, axis: Axes) -> None:
 
 
 def _plain_log_ticks(axis: Axes) -> None:
-    """Numbers a person reads (0.02, 30), and enough of them on an axis that spans less than a decade."""
+    """Use plain numbers (0.02, 30) as ticks, and enough of them on an axis of less than a decade."""
     low, high = axis.get_ylim()
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -231,7 +232,7 @@ def _plain_log_ticks(axis: Axes) -> None:
 
 
 def chart(figure: Figure, text: str, caption: str) -> Chart:
-    """The figure for a page, the same for the same figure; `text` is for those who can't see it."""
+    """Return a figure as a reproducible SVG; `text` is its alternative text."""
     out = io.BytesIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return Chart(data_uri("image/svg+xml", out.getvalue()), text, caption)

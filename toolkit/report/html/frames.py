@@ -1,4 +1,4 @@
-"""Rows of frames: context, observation and every model's prediction of the same sequence, lead times in one column."""
+"""Rows of frames: context, observation and the prediction of every model, with equal lead times in one column."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from toolkit.report.html.pictures import (
 from toolkit.rundir import CHECKPOINTS
 
 SHORT = {"minutes": " min", "seconds": " s", "frames": ""}
-Stamp = tuple[str, str]  # lead time, and the hour where there is a clock
-Shown = tuple[str, int, str, dict[str, Sample], Scale]  # group, seed, checkpoint and what of an ensemble, its frames
+Stamp = tuple[str, str]  # lead time, and time of day if known
+Shown = tuple[str, int, str, dict[str, Sample], Scale]  # group, seed, checkpoint (and ensemble rule), frames, scale
 
 
 def frames(sweep: Sweep, board: Board) -> dict[str, Any] | None:
-    """What `frames.html` shows; None where no evaluation kept frames."""
+    """Return the values of `frames.html`; None if no evaluation kept frames."""
     shown = _choose(sweep, board)
     if not shown:
         return None
@@ -48,7 +48,7 @@ def frames(sweep: Sweep, board: Board) -> dict[str, Any] | None:
 
 
 def _choose(sweep: Sweep, board: Board) -> list[Shown]:
-    """For every group the lowest seed with frames, at the best checkpoint rather than the last."""
+    """Choose for every group the best checkpoint (or else the last), and the lowest seed with frames."""
     chosen: list[Shown] = []
     for group in sweep.groups:
         candidates = [
@@ -65,7 +65,7 @@ def _choose(sweep: Sweep, board: Board) -> list[Shown]:
 
 
 def _sequence(key: str, shown: Sequence[Shown], columns: int, facts: Facts, detailed: bool) -> dict[str, Any]:
-    """One sequence; `detailed`: with the errors, and as an animation."""
+    """Return the values of one sequence; `detailed`: with errors and an animation."""
     *_, first, own_scale = shown[0]
     context, truth, start = first[key].context, first[key].truth, first[key].time
     stamps = [
@@ -79,7 +79,7 @@ def _sequence(key: str, shown: Sequence[Shown], columns: int, facts: Facts, deta
     for group, seed, which, samples, scale in shown:
         note = f"seed {seed}, {which}"
         if key not in samples:
-            rows.append({"who": group, "note": f"{note}: kept no frames of this sequence", "images": []})
+            rows.append({"who": group, "note": f"{note}: no frames of this sequence were kept", "images": []})
             continue
         panels[group] = samples[key].prediction
         rows.append(_row(group, f"{note} · MSE {samples[key].mse:.4g}", panels[group], after, scale))
@@ -87,7 +87,7 @@ def _sequence(key: str, shown: Sequence[Shown], columns: int, facts: Facts, deta
             rows.append(_row("", "error", panels[group], after, scale, truth))
     return {
         "key": key,
-        "began": f", begins {start.replace('T', ' ').removesuffix('Z')} UTC" if start else "",
+        "began": f", starts {start.replace('T', ' ').removesuffix('Z')} UTC" if start else "",
         "blocks": [
             ([stamps[place] for place in before], [_row("context", "", context, before, own_scale)]),
             ([stamps[len(context) + place] for place in after], rows),
@@ -99,7 +99,7 @@ def _sequence(key: str, shown: Sequence[Shown], columns: int, facts: Facts, deta
 def _row(
     who: str, note: str, codes: Codes, places: Sequence[int], scale: Scale, truth: Codes | None = None
 ) -> dict[str, Any]:
-    """Frames side by side as (number, image); with `truth` the errors."""
+    """Return a row of frames as (number, image); with `truth` their errors."""
     images = [
         (
             place + 1,
@@ -111,7 +111,7 @@ def _row(
 
 
 def _time(frames: int, facts: Facts) -> str:
-    """`+3`, `−2`, `0`; with a clock `+15 min`."""
+    """Format a lead time: `+3`, `−2`, `0`; with a time unit `+15 min`."""
     length, unit = time_unit(facts)
     value = frames * length
     sign = "+" if value > 0 else "−" if value < 0 else ""
@@ -119,7 +119,7 @@ def _time(frames: int, facts: Facts) -> str:
 
 
 def _clock(start: str, frame: int, facts: Facts) -> str:
-    """The hour of a frame, UTC, where the store knows when the sequence began."""
+    """Format the time of day of a frame, UTC; empty without time stamps."""
     if not start:
         return ""
     begin = datetime.fromisoformat(start.removesuffix("Z"))

@@ -1,6 +1,6 @@
-"""The report as one HTML file that needs nothing else: style, curves and frames are inside it, there is no script.
+"""The report as one self-contained HTML file: style sheet, figures and frames are embedded, there are no scripts.
 
-Templates have all of its text; they escape every value that they are given.
+The templates contain all text and escape every value.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RUN_COLUMNS = ("Run", "State", "Steps", "Best step", "Elapsed", "Sequences/s", "
 
 
 def environment() -> Environment:
-    """Return what reads the templates: every value is escaped, an unknown name is an error."""
+    """Return the jinja2 environment: every value is escaped, an unknown name is an error."""
     loader = FileSystemLoader(TEMPLATES)
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.globals["command"] = command
@@ -33,23 +33,23 @@ def environment() -> Environment:
 
 
 def fill(template: str, **values: object) -> str:
-    """Return the text of a template."""
+    """Render a template."""
     return environment().get_template(template).render(values)
 
 
 def report_page(sweep: Sweep, boards: Sequence[Board], made: str) -> str:
-    """Return the whole page.
+    """Return the complete page.
 
     Args:
-        boards: from `make_boards`; none yet is fine.
-        made: when, for the header.
+        boards: from `make_boards`; may be empty.
+        made: time of creation, for the header.
     """
     counted = sum(run.problem is None for run in sweep.runs)
     models, seeds = count(len(sweep.groups), "model"), count(len({run.seed for run in sweep.runs}), "seed")
     return fill(
         "report.html",
         name=sweep.name,
-        lede=f"{models}, {seeds}: {counted:,} of {count(len(sweep.runs), 'run')} finished and scored.",
+        lede=f"{models}, {seeds}: {counted:,} of {count(len(sweep.runs), 'run')} finished and evaluated.",
         provenance=_provenance(sweep),
         made=made,
         problems=[(run.name, run.problem) for run in sweep.runs if run.problem is not None],
@@ -62,7 +62,7 @@ def report_page(sweep: Sweep, boards: Sequence[Board], made: str) -> str:
 
 
 def _provenance(sweep: Sweep) -> dict[str, list[str]]:
-    """By heading the distinct texts, each with its number of runs where there are several."""
+    """Return by heading the distinct texts, each with its number of runs if there are several."""
     found: dict[str, list[str]] = {"Code": [], "Versions": [], "Trained on": []}
     for run in sweep.runs:
         if not run.env:

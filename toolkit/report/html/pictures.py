@@ -1,4 +1,4 @@
-"""Frames as PNG in the colours of their quantity (shards/colours.py), differences of two frames, keys to both."""
+"""Frames as PNG with the colour map of their quantity (shards/colours.py), error maps, and colour legends."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from shards.colours import (
 )  # fmt: skip
 from shards.manifest import Codes, Scale
 
-SMALL_SIDE = 96  # frames up to this are enlarged, and ten fit side by side
+SMALL_SIDE = 96  # frames up to this size are enlarged, ten side by side
 SMALL_COLUMNS, LARGE_COLUMNS = 10, 6
-TARGET_SIDE = 128  # pixels that a small frame is enlarged to, at least
-LARGEST_SIDE = 400  # above it only every n-th pixel is kept
+TARGET_SIDE = 128  # minimum size of an enlarged frame, pixels
+LARGEST_SIDE = 400  # larger frames are subsampled
 
-# Errors, forecast - observation: blue to white to orange (Crameri's and Brewer's advice for the colour-blind), each end
-# darker the further it is from 0. Values beyond the ends have the ends' colours.
+# Errors, forecast - observation: blue to white to orange (colour-blind safe, after Crameri and Brewer), darker with
+# distance from 0. Values beyond the range have the colours at its ends.
 TOO_LOW, TOO_HIGH = ("#cfe3f3", "#8bbfe0", "#3f8fc5", "#15599a", "#08305f"), (
     "#fde3c8", "#fbb877", "#ee8232", "#bb4d0d", "#6e2703",
 )  # fmt: skip
 EQUAL_COLOUR = "#ffffff"
 DIFFERENCE_COLOURS = (*reversed(TOO_LOW), EQUAL_COLOUR, *TOO_HIGH)
-DBZ_DIFFERENCE = 25.0  # dBZ at the ends of the scale; other quantities: half their range
+DBZ_DIFFERENCE = 25.0  # dBZ at the ends of the colour scale; other quantities: half their range
 
 
 @dataclass(frozen=True)
 class Key:
-    """The key to the colours of frames, for the macro `key`; lengths in pixels.
+    """A colour legend, for the macro `key`; lengths in pixels.
 
     Attributes:
-        colours: of boxes side by side.
+        colours: of adjacent boxes.
         ticks: (x, text) below them.
-        missing: the colour of pixels without data, if there are any.
+        missing: colour of pixels without data, if there are any.
     """
 
     label: str
@@ -55,26 +55,26 @@ class Key:
 
 
 def columns_for(height: int, width: int) -> int:
-    """How many frames of a size are shown side by side."""
+    """Return the number of frames per row for a frame size."""
     return SMALL_COLUMNS if max(height, width) <= SMALL_SIDE else LARGE_COLUMNS
 
 
 def chosen_leads(count: int, columns: int) -> list[int]:
-    """Up to `columns` of `count` frames, evenly spread, the first and the last among them."""
+    """Choose up to `columns` of `count` frames, evenly spaced, including the first and the last."""
     if count <= columns:
         return list(range(count))
     return [int(place) for place in np.linspace(0, count - 1, columns).round()]
 
 
 def png_uri(codes: Codes, scale: Scale) -> str:
-    """One frame [C, H, W] of codes as the data URI of a PNG, enlarged without smoothing where it is small."""
+    """Return a frame [C, H, W] of codes as the data URI of a PNG; small frames are enlarged without smoothing."""
     return _uri(coloured(resized(codes), scale))
 
 
 def difference_uri(prediction: Codes, truth: Codes, scale: Scale) -> str:
-    """Prediction - observation, frames [C, H, W], the first channel; where the observation is missing, grey."""
+    """Return the error map (prediction - observation) of frames [C, H, W], first channel; grey if there is no data."""
     difference = resized(prediction)[0].astype(np.int16) - resized(truth)[0]
-    step = _half_range(scale) / (len(TOO_HIGH) + 0.5) / abs(scale.gain)  # codes of a colour's width
+    step = _half_range(scale) / (len(TOO_HIGH) + 0.5) / abs(scale.gain)  # width of a colour, in codes
     bins = np.clip(np.round(difference / step), -len(TOO_LOW), len(TOO_HIGH)).astype(np.int16) + len(TOO_LOW)
     if scale.missing_code is not None:
         bins[resized(truth)[0] == scale.missing_code] = len(DIFFERENCE_COLOURS)
@@ -84,7 +84,7 @@ def difference_uri(prediction: Codes, truth: Codes, scale: Scale) -> str:
 
 
 def _half_range(scale: Scale) -> float:
-    """The difference at the ends of the colours, in the store's unit."""
+    """Return the error at the ends of the colour scale, in the store's unit."""
     return DBZ_DIFFERENCE if has_steps(scale) else abs(scale.gain) * scale.max_code / 2
 
 
@@ -95,12 +95,12 @@ def _uri(image: Image.Image) -> str:
 
 
 def data_uri(kind: str, data: bytes) -> str:
-    """A file's bytes as the address of an image that is inside the page."""
+    """Return bytes as a data URI, to embed them in the page."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def resized(codes: Codes) -> Codes:
-    """A frame [C, H, W] as large as it is shown."""
+    """Resize a frame [C, H, W] to its size on the page."""
     side = max(codes.shape[-2:])
     if side > LARGEST_SIDE:
         step = -(-side // LARGEST_SIDE)
@@ -110,16 +110,16 @@ def resized(codes: Codes) -> Codes:
 
 
 def coloured(codes: Codes, scale: Scale) -> Image.Image:
-    """A frame [C, H, W] of codes in the colours of its quantity, pixel by pixel."""
+    """Return a frame [C, H, W] of codes as an image with the colour map of its quantity."""
     if codes.shape[0] == 3 and not has_steps(scale):
         return Image.fromarray(np.ascontiguousarray(codes.transpose(1, 2, 0)))
-    image = Image.fromarray(np.ascontiguousarray(codes[0]))  # of several channels the first
+    image = Image.fromarray(np.ascontiguousarray(codes[0]))  # only the first channel
     image.putpalette(code_colours(scale).tobytes())
     return image
 
 
 def frame_key(scale: Scale) -> Key:
-    """The key to the colours of frames: steps of dBZ, or the range of grey in the store's unit."""
+    """Return the colour legend of frames: steps of dBZ, or the grayscale range in the store's unit."""
     missing = None if scale.missing_code is None else MISSING_COLOUR
     if has_steps(scale):
         ticks = [(40.0 * (1 + place), f"{start}") for place, (start, _) in enumerate(DBZ_COLOURS)]
@@ -129,16 +129,16 @@ def frame_key(scale: Scale) -> Key:
     greys = [f"#{grey:02x}{grey:02x}{grey:02x}" for grey in range(0, 256, 5)]
     wide = 4
     ticks = [(0.0, f"{low:g}"), (float(wide * len(greys)), f"{high:g}")]
-    return Key("grey scale", greys, wide, ticks, _unit(scale), missing)
+    return Key("grayscale", greys, wide, ticks, _unit(scale), missing)
 
 
 def difference_key(scale: Scale) -> Key:
-    """The key to the colours of differences."""
+    """Return the colour legend of error maps."""
     wide, end = 26, _half_range(scale)
     middle = wide * len(DIFFERENCE_COLOURS) / 2
     ticks = [(0.0, f"−{end:g}"), (middle, "0"), (2 * middle, f"+{end:g}")]
     text = f"error (forecast − observation) {_unit(scale)}".rstrip()
-    return Key("scale of differences", DIFFERENCE_COLOURS, wide, ticks, text)
+    return Key("error scale", DIFFERENCE_COLOURS, wide, ticks, text)
 
 
 def _unit(scale: Scale) -> str:

@@ -1,1 +1,1 @@
-"""The ModeRNN paper's tables: its numbers, ours beside them, and the files."""
+"""The tables of the ModeRNN paper: its numbers, the numbers of a sweep, and the output files."""

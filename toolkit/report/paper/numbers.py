@@ -1,7 +1,7 @@
-"""The ModeRNN paper's Tables 1 to 7 (Yao et al., arXiv 2110.03882): what stands where, and its numbers.
+"""The ModeRNN paper's Tables 1 to 7 (Yao et al., arXiv 2110.03882): layout and numbers.
 
-A row's runs are found by the names that configs/sweeps/paper gives them: `mmnist-convlstm` is trained on all modes,
-`mmnist-convlstm-only-1-digit` on one. A smaller sweep that uses the same names fills the same tables.
+The runs of a row are found by their names in configs/sweeps/paper: `mmnist-convlstm` is trained on all modes,
+`mmnist-convlstm-only-1-digit` on one. A smaller sweep with the same names fills the same tables.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Variant = Literal["sub", "entire"]
 
 @dataclass(frozen=True)
 class Column:
-    """One column; with `sub`, two numbers in a cell: trained on this mode alone, and on all."""
+    """One column; with `sub`, two numbers per cell: trained on this mode only, and on all modes."""
 
     title: str
     metric: str  # a score's key, or one of COSTS
@@ -34,7 +34,7 @@ Place = tuple[Column, Variant]
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One model; `numbers` has the paper's for each column and variant in turn, None where it has none."""
+    """One model; `numbers` are the paper's for each column and variant in order, None if there is none."""
 
     label: str
     model: str
@@ -50,17 +50,17 @@ class PaperTable:
 
     @property
     def places(self) -> list[Place]:
-        """The numbers that a row has, in turn."""
+        """Column and variant of each number in a row."""
         return [(column, variant) for column in self.columns for variant in column.variants]
 
     def paper(self, row: PaperRow) -> dict[Place, float | None]:
-        """The row's published numbers."""
+        """Return the published numbers of a row."""
         return dict(zip(self.places, row.numbers, strict=True))
 
 
 COSTS = ("parameters", "seconds", "memory")  # millions; per 1,000 training sequences; GB at the peak
 MODES = {"mmnist": ("1-digit", "2-digit", "3-digit"), "kth": ("torso", "hands"), "radar": ("mar-may", "jun-aug")}
-OURS = "modernn"  # the row that the others are compared with
+OURS = "modernn"  # the row with which the others are compared
 
 
 def _by_mode(data: str, metrics: tuple[tuple[str, str], ...], overall: bool) -> tuple[Column, ...]:
@@ -74,7 +74,7 @@ _MNIST = (("SSIM", "ssim"), ("MSE", "mse"))
 _KTH = (("PSNR", "psnr"), ("LPIPS", "lpips"))
 _RADAR = (("CSI30", "csi@30"), ("MSE", "mse"))
 
-# A line for each row: label | name in configs/sweeps/paper | numbers, a dash where the paper has none.
+# One line per row: label | name in configs/sweeps/paper | numbers, a dash if the paper has none.
 _PUBLISHED = """\
 Table 1
 ConvLSTM | convlstm | 0.937 0.922 26.6 33.4 0.848 0.839 63.2 65.6 0.764 0.748 120.5 137.1
@@ -136,12 +136,12 @@ _COSTS = (
 )
 _KTH_ALL = tuple(Column(f"KTH, {title}", key, "kth") for title, key in _KTH)
 _RADAR_ALL = tuple(Column(f"radar, {title}", key, "radar") for title, key in _RADAR)
-_ALONE = "trained on it alone / on all"
+_ALONE = "trained on that mode only / on all modes"
 TABLES = (
     _table("1", f"Mixed Moving MNIST by mode, {_ALONE}", *_by_mode("mmnist", _MNIST, overall=False)),
     _table("2", "Mixed Moving MNIST, all modes", *_MNIST_ALL, *_COSTS),
-    _table("3", "Slots of ModeRNN on Mixed Moving MNIST", _MNIST_ALL[1]),
-    _table("4", "Parts of ModeRNN on Mixed Moving MNIST", _MNIST_ALL[1]),
+    _table("3", "Number of slots of ModeRNN on Mixed Moving MNIST", _MNIST_ALL[1]),
+    _table("4", "Ablations of ModeRNN on Mixed Moving MNIST", _MNIST_ALL[1]),
     _table("5", "KTH and radar", *_KTH_ALL, *_RADAR_ALL),
     _table("6", f"KTH by mode, {_ALONE}", *_by_mode("kth", _KTH, overall=True)),
     _table("7", f"Radar by season, {_ALONE}", *_by_mode("radar", _RADAR, overall=True)),

@@ -1,4 +1,4 @@
-"""The paper's tables with our numbers, as HTML, Markdown, CSV and LaTeX."""
+"""Write the paper's tables with the numbers of a sweep as HTML, Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ CSV_COLUMNS = (
     "table", "row", "column", "trained_on", "metric", "mean", "std", "n", "paper", "p_to_modernn", "missing",
 )  # fmt: skip
 HOW = (
-    "Ours: mean ± sample standard deviation over seeds (number of seeds); in brackets the paper's number. The two are "
-    "comparable only where data, model size and number of steps are the paper's. “alone”: trained on that mode only, "
-    "“all”: on all modes; ▲ and ▼: the latter is better or worse. *: differs from ModeRNN's number in this column, "
-    f"paired t-test over seeds, p < {SIGNIFICANT:g} (from three seeds on, not corrected for multiple comparisons). "
+    "Mean ± sample standard deviation over seeds (number of seeds); in brackets the paper's number. Both are "
+    "comparable only if data, model size and number of steps are the paper's. “alone”: trained on that mode only, "
+    "“all”: on all modes; ▲ and ▼: the latter is better or worse. *: differs from ModeRNN in this column, paired "
+    f"t-test over seeds, p < {SIGNIFICANT:g} (three or more seeds, not corrected for multiple comparisons). "
     f"Last row: {PERSISTENCE}."
 )
 
 
 def paper_table(filled: FilledTable) -> Table:
-    """Return a table of the paper with our numbers, and its own in brackets."""
+    """Return a table of the paper with the numbers of the sweep, and the paper's in brackets."""
     places = filled.table.places
     rows = [Row((row.label, *(_cell(filled, row, *place) for place in places))) for row in filled.table.rows]
     return Table(("Model", *(_heading(*place) for place in places)), rows, stacked=True)
 
 
 def _cell(filled: FilledTable, row: PaperRow, column: Column, variant: Variant) -> Cell:
-    """`44.7 ± 0.3 (3)▲* [44.2]`; a dash where we have no number."""
+    """Return a cell such as `44.7 ± 0.3 (3)▲* [44.2]`; a dash if the sweep has no number."""
     cell = filled.cells[row, column, variant]
     ours, detail = _number(cell, column)
     return Cell(ours, detail, _marks(filled, row, column, variant), _published(cell, column))
 
 
 def _number(cell: PaperCell, column: Column) -> tuple[str, str]:
-    """The mean, and its deviation and number of seeds; the baseline has no seeds and so one number."""
+    """Return the mean, and its standard deviation with the number of seeds; the baseline has no seeds."""
     digits = DECIMALS[column.metric]
     if cell.mean is None:
         return "–", ""
@@ -61,7 +61,7 @@ def _published(cell: PaperCell, column: Column) -> str:
 
 
 def _marks(filled: FilledTable, row: PaperRow, column: Column, variant: Variant) -> str:
-    """▲ or ▼ after the number of the model trained on all modes, * for significance."""
+    """Return the symbols after a number: ▲ or ▼ if trained on all modes, * for significance."""
     cell = filled.cells[row, column, variant]
     change = filled.change(row, column) if variant == "entire" else None
     star = "*" if cell.p is not None and cell.p < SIGNIFICANT else ""
@@ -79,7 +79,7 @@ def _title(filled: FilledTable) -> str:
 
 
 def _missing(filled: FilledTable) -> list[str]:
-    """Every seed that isn't in the means, and why, each once."""
+    """Return the seeds that are missing in the means, with reasons, each once."""
     texts: dict[str, None] = {}
     for cell in filled.cells.values():
         texts |= dict.fromkeys(text for reason in cell.missing.values() for text in reason.splitlines())
@@ -87,13 +87,13 @@ def _missing(filled: FilledTable) -> list[str]:
 
 
 def _ensembles(filled: FilledTable) -> str:
-    """What our numbers of ensembles are, which may differ from what the row's name says of the paper's."""
+    """Describe how ensembles of the sweep were scored, which may differ from the paper."""
     labels = "; ".join(f"{name}: {label}" for name, label in filled.ensembles.items())
-    return f"Ensembles, ours: {labels}" if labels else ""
+    return f"Ensembles of this sweep: {labels}" if labels else ""
 
 
 def to_html(sweep: Sweep, tables: Sequence[FilledTable], which: str) -> str:
-    """A page that needs nothing else; after the tables the counterparts of the paper's Figures 3 to 7."""
+    """Return a self-contained page: the tables, then the counterparts of the paper's Figures 3 to 7."""
     shown = [
         {
             "number": filled.table.number,
@@ -118,22 +118,22 @@ def to_html(sweep: Sweep, tables: Sequence[FilledTable], which: str) -> str:
 
 
 def to_markdown(name: str, tables: Sequence[FilledTable], which: str) -> str:
-    """The tables as Markdown, of checkpoint `which`."""
+    """Return the tables of checkpoint `which` as Markdown."""
     parts = [f"# {name}: the paper's tables\n", f"{HOW} Checkpoint: {which}.\n"]
     for filled in tables:
         parts += [f"## {_title(filled)}\n", paper_table(filled).to_markdown()]
         parts += [f"- {text}\n" for text in [_ensembles(filled)] if text]
-        parts += [f"- not in these means: {text}\n" for text in _missing(filled)]
+        parts += [f"- missing in these means: {text}\n" for text in _missing(filled)]
     return "\n".join(parts)
 
 
 def to_latex(tables: Sequence[FilledTable]) -> str:
-    """One `tabular` for each table."""
+    """Return one `tabular` for each table."""
     return "\n".join(f"% {_title(filled)}\n{paper_table(filled).to_latex()}" for filled in tables)
 
 
 def to_csv(tables: Sequence[FilledTable]) -> str:
-    """One number a line, unrounded."""
+    """Return one number per line, unrounded."""
     return Table(CSV_COLUMNS, list(_lines(tables))).to_csv()
 
 

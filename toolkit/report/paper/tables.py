@@ -1,13 +1,13 @@
-"""Runs -> the cells of the paper's tables: ours over seeds, the paper's number beside it.
+"""Fill the paper's tables with the runs of a sweep.
 
-Ours are means and sample standard deviations over the seeds that finished, at one checkpoint (`best` by validation
-unless asked otherwise). Which run fills which cell: numbers.py.
+Numbers are means and sample standard deviations over the finished seeds, at one checkpoint (`best` by validation unless
+requested otherwise). numbers.py defines which run belongs to which cell.
 
-`overall` of models trained on one mode each: every test sequence is scored by the model of its own mode, seed by seed;
-the stored scores of single sequences are put together and averaged like any others. (The paper's own overall numbers
-are means over sequences too: plain means of the three equal modes of Moving MNIST, 42 to 58 of its radar seasons.)
+`overall` for models trained on one mode each: every test sequence is scored by the model of its mode, per seed; the
+stored scores of individual sequences are merged and averaged as usual. (The paper's overall numbers are means over
+sequences too: unweighted means of the three modes of Moving MNIST, weighted 42 to 58 for its radar seasons.)
 
-Significance is a paired t-test over the seeds that two cells share, two-sided, from three seeds on.
+Significance is a two-sided paired t-test over the seeds that two cells share, for three or more seeds.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class PaperCell:
     """One number of a table.
 
     Attributes:
-        values: by seed; mean and std (n - 1) over them, None where there are too few.
-        paper: what the paper has.
-        missing: for each planned seed without a value, why; a line for each run.
-        p: of the difference to ModeRNN's cell in this column, None where it can't be had.
+        values: by seed; mean and std (n - 1) over them, None if there are too few.
+        paper: the published number.
+        missing: reasons by planned seed without a value; one line per run.
+        p: of the difference to ModeRNN in this column; None if it cannot be computed.
     """
 
     mean: float | None
@@ -51,11 +51,11 @@ class PaperCell:
 
 @dataclass(frozen=True)
 class FilledTable:
-    """A table of the paper with our numbers, and as the last row the baseline's.
+    """A table of the paper with the numbers of a sweep; the last row is the baseline.
 
     Attributes:
-        protocols: by whose rules the scores were made.
-        ensembles: of rows of several forecasts, what of them was scored.
+        protocols: of the scores.
+        ensembles: by row, how an ensemble was scored.
     """
 
     table: PaperTable
@@ -65,7 +65,7 @@ class FilledTable:
 
     @property
     def ours(self) -> list[PaperCell]:
-        """The numbers of models; the baseline's aren't among them."""
+        """The cells of models, without the baseline."""
         return [cell for (row, _, _), cell in self.cells.items() if row.model]
 
     @property
@@ -73,7 +73,7 @@ class FilledTable:
         return all(cell.mean is None for cell in self.ours)
 
     def change(self, row: PaperRow, column: Column) -> str | None:
-        """Does training on all modes help? `better` or `worse` than on the one alone, None where it can't be told."""
+        """Compare training on all modes with training on one mode: `better` or `worse`, None if unknown."""
         if not column.sub:
             return None
         sub, entire = (self.cells[row, column, variant].mean for variant in ("sub", "entire"))
@@ -83,7 +83,7 @@ class FilledTable:
 
 
 def direction_of(column: Column) -> str:
-    """`lower` or `higher` is better."""
+    """Return which direction is better, `lower` or `higher`."""
     if column.metric in COSTS:
         return "lower"
     metric = describe_metric(column.metric, {})
@@ -92,10 +92,10 @@ def direction_of(column: Column) -> str:
 
 
 def fill_tables(sweep: Sweep, which: str) -> list[FilledTable]:
-    """All tables, those without any number of ours included.
+    """Fill all tables, including those without any number.
 
     Raises:
-        ToolkitError: results that may not stand in one column (another protocol, store or task).
+        ToolkitError: results of one column are not comparable (different protocol, store or task).
     """
     runs = _Runs(sweep, which)
     return [_fill(table, runs) for table in TABLES]
@@ -128,7 +128,7 @@ def _fill(table: PaperTable, runs: _Runs) -> FilledTable:
 
 
 def paired_p(first: Mapping[int, float], second: Mapping[int, float]) -> float | None:
-    """Two-sided p of a paired t-test over the seeds of both; None under three, or where all differences are equal."""
+    """Return the two-sided p of a paired t-test over common seeds; None below three, or if differences are equal."""
     seeds = sorted(set(first) & set(second))
     a, b = (np.array([values[seed] for seed in seeds]) for values in (first, second))
     if len(seeds) < FEWEST_PAIRS or np.ptp(a - b) <= 1e-12 * np.abs(a - b).max():
@@ -145,12 +145,12 @@ class _Runs:
         self.protocols: dict[str, set[str]] = {}
         for run in sweep.runs:
             self.groups.setdefault(run.group, {})[run.seed] = run
-        self.ensembles: dict[str, str] = {}  # group -> what of its forecasts is scored
-        self._comparable: dict[str, tuple[str, str]] = {}  # data -> what its results share, and who said so
+        self.ensembles: dict[str, str] = {}  # group -> how its ensemble is scored
+        self._comparable: dict[str, tuple[str, str]] = {}  # data -> key of comparable results, and the run it is from
         self._baseline: dict[str, Facts] = {}
 
     def values(self, model: str, column: Column, variant: Variant) -> tuple[dict[int, float], dict[int, str]]:
-        """By seed: the value, or why there is none."""
+        """Return by seed the values, and the reasons why there is none."""
         entire = f"{column.data}-{model}"
         if variant == "entire":
             return self._each([entire], column)
@@ -175,7 +175,7 @@ class _Runs:
     def _result(self, group: str, seed: int, data: str) -> Result | str:
         run = self.groups.get(group, {}).get(seed)
         if run is None:
-            return f"{group} seed {seed} isn't in the sweep"
+            return f"{group} seed {seed} is not in the sweep"
         if run.problem is not None:
             return f"{run.name}: {run.problem}"
         result = next((result for result in run.scored if result.which == self.which), None)
@@ -184,9 +184,8 @@ class _Runs:
         known, by = self._comparable.setdefault(data, (result.comparable, run.name))
         if result.comparable != known:
             raise ToolkitError(
-                f"{run.name} and {by} were not scored in one way (protocol, store, split or task differ): numbers of "
-                f"different kinds can't stand in one column; score them alike: "
-                + command("evaluate", "--run", run.folder, "--force")
+                f"{run.name} and {by} are not comparable: protocol, store, split or task differ. Evaluate them with "
+                f"the same settings: {command('evaluate', '--run', run.folder, '--force')}"
             )
         self.protocols.setdefault(data, set()).add(str(result.data["protocol"]["name"]))
         self._baseline.setdefault(data, result.data["persistence"])
@@ -195,7 +194,7 @@ class _Runs:
         return result
 
     def baseline(self, column: Column) -> float | None:
-        """The score of persistence; its results come with every other's."""
+        """Return the score of persistence, which every result includes."""
         found = self._baseline.get(column.data)
         return None if found is None else _score(found, column)
 
@@ -221,9 +220,9 @@ def _score(found: Facts, column: Column) -> float | None:
 
 
 def _joined(results: list[Result], modes: tuple[str, ...]) -> dict[str, Any]:
-    """Overall scores when each mode's sequences are scored by their own result (in the order of `modes`)."""
+    """Compute overall scores if the sequences of each mode are in a separate result (in the order of `modes`)."""
     parts = [ScoreTable.load(result.table).only(mode) for result, mode in zip(results, modes, strict=True)]
-    whole = parts[0]
+    merged = parts[0]
     for part in parts[1:]:
-        whole.merge(part)
-    return dict(whole.compute().overall)
+        merged.merge(part)
+    return dict(merged.compute().overall)

@@ -1,0 +1,140 @@
+"""Starting from another run's weights: what is taken over, left out, refused and frozen."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards.manifest import FrameSpec
+from tests.support.runs import write_run
+from tests.support.training import call, weights_of
+from toolkit.checkpoint.export import export_run
+from toolkit.checkpoint.initialise import freeze, initialise
+from toolkit.checkpoint.weights import read_weights, untrained_model
+from toolkit.config import make_config
+from toolkit.config_recipe import InitialisationConfig
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.models.base import SequenceModel
+from toolkit.rundir import RunDir
+
+SMALL = {"name": "modernn", "layers": 2, "hidden": 4, "patch": 4}
+
+
+def model_of(channels: int = 1, **options: object) -> SequenceModel:
+    torch.manual_seed(99)
+    return untrained_model(make_config({"model": {**SMALL, **options}}, "test"), FrameSpec(channels, 32, 32))
+
+
+@pytest.fixture
+def run(tiny_store: Path, tmp_path: Path) -> RunDir:
+    return write_run(tmp_path / "run", {"model": SMALL, "data": {"store": str(tiny_store)}}, 3, 7, best=3)
+
+
+def of(run: RunDir | Path, **options: object) -> InitialisationConfig:
+    path = run.path if isinstance(run, RunDir) else run
+    return InitialisationConfig.model_validate({"path": str(path), **options})
+
+
+def equal(model: SequenceModel, weights: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name, value in model.state_dict().items() if torch.equal(value, weights[name])]
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_the_named_checkpoint_is_taken_over(run: RunDir, which: str) -> None:
+    model = model_of()
+    initialise(model, of(run, checkpoint=which))
+    weights, step = read_weights(run, which)
+    assert step == {"best": 3, "last": 7}[which]
+    assert equal(model, weights) == list(weights)
+
+
+def test_an_export_is_taken_over(run: RunDir, tmp_path: Path) -> None:
+    export_run(run, "last", tmp_path / "export")
+    model = model_of()
+    initialise(model, of(tmp_path / "export"))
+    assert len(equal(model, read_weights(run, "last")[0])) == len(model.state_dict())
+
+
+def test_another_number_of_slots_is_refused_or_named(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    model = model_of(slots=2)
+    with pytest.raises(ConfigError, match=r"parameters? of another shape: cell\.cells\.0\..*train\.init_from\.strict"):
+        initialise(model, of(run))
+    logging.getLogger("toolkit").propagate = True
+    try:
+        with caplog.at_level(logging.INFO):
+            initialise(model, of(run, strict=False))
+    finally:
+        logging.getLogger("toolkit").propagate = False
+    assert "keep their own initialisation: cell.cells.0." in caplog.text
+    shared = [
+        name for name, value in model.state_dict().items() if value.shape == read_weights(run, "best")[0][name].shape
+    ]
+    assert equal(model, read_weights(run, "best")[0]) == shared
+    assert 0 < len(shared) < len(model.state_dict())
+
+
+def test_parameters_left_out_keep_their_initialisation(run: RunDir) -> None:
+    model, untouched = model_of(), model_of()
+    initialise(model, of(run, leave_out=["cell.cells.1.*"]))
+    for name, value in model.state_dict().items():
+        other = untouched.state_dict()[name] if name.startswith("cell.cells.1.") else read_weights(run, "best")[0][name]
+        assert torch.equal(value, other), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"leave_out": ["nothing.*"]}, r"leave_out: 'nothing\.\*' matches no parameter"),
+        ({"leave_out": ["*"]}, "everything is left out"),
+        ({"checkpoint": "ema"}, "holds no moving average"),
+    ],
+)
+def test_what_can_not_be_taken_over(run: RunDir, options: dict[str, object], message: str) -> None:
+    with pytest.raises((ConfigError, CheckpointError), match=message):
+        initialise(model_of(), of(run, **options))
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        initialise(model_of(), of(tmp_path / "nowhere"))
+
+
+def test_frozen_parameters() -> None:
+    model = model_of()
+    freeze(model, InitialisationConfig(freeze=("cell.cells.0.*",)))
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if name.startswith("cell.cells.0.")} != set()
+    with pytest.raises(ConfigError, match="none is left to train"):
+        freeze(model, InitialisationConfig(freeze=("*",)))
+    with pytest.raises(ConfigError, match=r"train\.zero 3"):
+        make_config({"train": {"zero": 3, "init_from": {"path": "x", "freeze": ["*"]}}}, "test")
+
+
+@pytest.mark.parametrize("engine", [["train.graph=on"], ["train.zero=0"], ["train.zero=1", "train.precision=bf16"]])
+def test_fine_tuning_leaves_frozen_parameters_and_stops_early(
+    tiny_config: Path, tmp_path: Path, engine: list[str]
+) -> None:
+    """A second run from the first one's weights, in which the first layer is frozen and nothing improves."""
+    settings = ["data.context=2", "data.horizon=2", "train.validate_every=2", "train.checkpoint.every=2", *engine]
+    first, second = tmp_path / "first", tmp_path / "second"
+    options = [part for setting in settings for part in ("--set", setting)]
+    done = call("--config", tiny_config, *options, "--set", "train.steps=2", "--run-dir", first)
+    assert done.returncode == 0, done.stderr
+    tuning = [f"train.init_from={{path: {first}, checkpoint: last, freeze: ['cell.cells.0.*']}}", "train.steps=50"]
+    tuning += ["train.patience=2", "train.lr=1e-12", "train.optimizer=sgd"]
+    more = [part for setting in tuning for part in ("--set", setting)]
+    done = call("--config", tiny_config, *options, *more, "--run-dir", second)
+    assert done.returncode == 0, done.stderr
+    assert "early stopping at step 6: no better validation since step 2" in done.stderr, done.stderr
+    assert (second / "DONE").exists() and json.loads((second / "state.json").read_text())["step"] == 6
+    before, after = weights_of(first, 2), weights_of(second, 6)
+    for name, value in after.items():
+        expected = before[name].bfloat16().float() if "train.precision=bf16" in engine else before[name]
+        frozen = name.startswith("cell.cells.0.")
+        assert torch.equal(value, expected) if frozen else torch.allclose(value, expected, rtol=0.01), name
+    again = call("--run", second)
+    assert again.returncode == 0 and "already trained" in again.stderr

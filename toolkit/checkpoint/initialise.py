@@ -1,0 +1,105 @@
+"""Start a model from another run's weights (`train.init_from`), and keep some of its parameters as they are."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.checkpoint.export import CONFIG, read_export
+from toolkit.checkpoint.weights import read_weights
+from toolkit.config_recipe import InitialisationConfig
+from toolkit.errors import ConfigError
+from toolkit.rundir import RunDir
+from toolkit.wording import count, some
+
+logger = logging.getLogger(__name__)
+
+
+def initialise(model: nn.Module, config: InitialisationConfig) -> None:
+    """Copy weights into a model that is not trained yet, and log what was taken over and what was not.
+
+    Raises:
+        ConfigError: `strict`, and a parameter is absent from the source, has another shape there, or the source has
+            one that the model lacks; a pattern of `leave_out` that names nothing; a source that shares no parameter.
+        CheckpointError: the source can't be read.
+    """
+    source, origin = _read(config)
+    own = {name: parameter for name, parameter in model.state_dict().items() if torch.is_floating_point(parameter)}
+    left_out = matching(config.leave_out, [*own, *source], "train.init_from.leave_out")
+    shaped = {name for name in own if name in source and source[name].shape == own[name].shape}
+    taken = sorted(shaped - left_out)
+    reshaped = sorted(set(own) & set(source) - shaped - left_out)
+    absent, unknown = sorted(set(own) - set(source) - left_out), sorted(set(source) - set(own) - left_out)
+    faults = [
+        f"{count(len(names), 'parameter')} {what}: {some([_shapes(name, own, source) for name in names], 4)}"
+        for names, what in (
+            (reshaped, "of another shape"),
+            (absent, "absent from it"),
+            (unknown, "that this model lacks"),
+        )
+        if names
+    ]
+    if not taken or (config.strict and faults):
+        raise ConfigError(
+            f"train.init_from: {origin} does not fit this model: {'; '.join(faults) or 'everything is left out'}. Name "
+            "them in train.init_from.leave_out, or set train.init_from.strict=false to keep their initialisation"
+        )
+    with torch.no_grad():
+        for name in taken:
+            own[name].copy_(source[name])
+    kept = sorted((set(own) & left_out) | set(reshaped) | set(absent))
+    logger.info("initialised %s of %s from %s", f"{len(taken):,}", count(len(own), "tensor"), origin)
+    if kept:
+        logger.info("%s keep their own initialisation: %s", count(len(kept), "tensor"), some(kept))
+    if unknown:
+        logger.info("%s of the source are not used: %s", count(len(unknown), "tensor"), some(unknown))
+
+
+def freeze(model: nn.Module, config: InitialisationConfig) -> None:
+    """Exclude the parameters from training that `freeze` names.
+
+    Raises:
+        ConfigError: a pattern that names no parameter, or nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    frozen = matching(config.freeze, names, "train.init_from.freeze")
+    if frozen and len(frozen) == len(names):
+        raise ConfigError(f"train.init_from.freeze {list(config.freeze)} names every parameter: none is left to train")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    if frozen:
+        logger.info("%s frozen: %s", count(len(frozen), "parameter"), some(sorted(frozen)))
+
+
+def matching(patterns: Sequence[str], names: Iterable[str], key: str) -> set[str]:
+    """Return the names that a pattern of fnmatch names.
+
+    Raises:
+        ConfigError: a pattern names none.
+    """
+    known, found = sorted(set(names)), set()
+    for pattern in patterns:
+        here = fnmatch.filter(known, pattern)
+        if not here:
+            raise ConfigError(f"{key}: {pattern!r} matches no parameter; there are {some(known, 8)}")
+        found |= set(here)
+    return found
+
+
+def _read(config: InitialisationConfig) -> tuple[dict[str, Tensor], str]:
+    """Return the weights of a run's checkpoint or of an export, and what they are, for messages."""
+    path = Path(config.path).expanduser()
+    if (path / CONFIG).exists():
+        return read_export(path)[0].state_dict(), f"the export {path}"
+    weights, step = read_weights(RunDir(path), config.checkpoint)
+    return weights, f"{path} ({config.checkpoint}, step {step:,})"
+
+
+def _shapes(name: str, own: dict[str, Tensor], source: dict[str, Tensor]) -> str:
+    shapes = [list(tree[name].shape) for tree in (own, source) if name in tree]
+    return f"{name} {' here, '.join(map(str, shapes))}" + " there" * (len(shapes) == 2)

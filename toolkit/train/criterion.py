@@ -1,0 +1,120 @@
+"""The loss of predictions against observations (`train.loss`), over observed pixels, by rain rate and lead time.
+
+Each sample's loss is the weighted mean over its observed pixels, the batch's the mean over its samples: it does not
+depend on how a batch is divided. A sample without an observed pixel counts as 0. All of it runs on the device without
+waiting for it, so that it can be part of a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from shards import Scale
+from toolkit.config_recipe import LossConfig
+from toolkit.config_sections import TrainConfig
+from toolkit.errors import ConfigError
+from toolkit.models.base import Criterion, mean_square
+
+RATES = ("mm/h", "mm h-1", "kg m-2 h-1")
+
+
+def make_criterion(config: TrainConfig, scale: Scale, horizon: int) -> Criterion:
+    """Return the loss that `train.loss` names, for a store of some scale.
+
+    Raises:
+        ConfigError: a balanced loss on a store whose unit is no rain rate and no reflectivity; lead-time weights for
+            another number of frames.
+    """
+    loss = config.loss
+    if loss.kind == "l2" and loss.lead_times is None:
+        return mean_square
+    if loss.lead_times is not None and len(loss.lead_times) != horizon:
+        raise ConfigError(
+            f"train.loss.lead_times has {len(loss.lead_times)} weights and data.horizon is {horizon}: give one weight "
+            "for each predicted frame"
+        )
+    levels = threshold_levels(loss, scale) if loss.kind.startswith("balanced") else ()
+    return WeightedLoss(loss, levels)
+
+
+def threshold_levels(loss: LossConfig, scale: Scale) -> tuple[float, ...]:
+    """Return where the weight of a balanced loss changes, in the models' unit: just below the first code of each range.
+
+    Raises:
+        ConfigError: the store's unit is neither a rain rate nor dBZ; its values fall as its codes rise.
+    """
+    unit = scale.physical_unit
+    if unit == "dBZ":
+        a, b = loss.zr
+        thresholds = [10.0 * math.log10(a * rate**b) for rate in loss.thresholds]
+    elif unit in RATES:
+        thresholds = list(loss.thresholds)
+    else:
+        raise ConfigError(
+            f"train.loss.kind {loss.kind} weights errors by rain rate, and this store holds {scale.quantity} in "
+            f"{unit}: use a store in mm/h or dBZ, or another train.loss.kind"
+        )
+    values = scale.to_physical(np.arange(scale.max_code + 1, dtype=np.uint8))
+    if (np.diff(values) < 0).any():
+        raise ConfigError(
+            f"train.loss.kind {loss.kind}: this store's values fall as its codes rise: convert the archive with a gain "
+            "above 0"
+        )
+    return tuple((float(np.searchsorted(values, value)) - 0.5) / scale.max_code for value in thresholds)
+
+
+class WeightedLoss:
+    """A loss by kind, rain rate and lead time; called as `mean_square` is.
+
+    Args:
+        levels: of the observation in 0..1, at which the weight of a balanced loss changes.
+    """
+
+    def __init__(self, config: LossConfig, levels: tuple[float, ...]) -> None:
+        self.config, self.levels = config, levels
+        self._leads: Tensor | None = None  # made once: a copy from the host can't be part of a CUDA graph
+
+    def __call__(self, predictions: Tensor, frames: Tensor, observed: Tensor | None) -> Tensor:
+        """Return the loss of predictions [B, P, C, H, W] of the last P of frames [B, T, C, H, W], in float32."""
+        last = predictions.shape[1]
+        predicted, true = predictions.float(), frames[:, -last:].float()
+        errors = self._errors(predicted, true)
+        if self.levels:
+            errors = errors * self._rain_weights(true)
+        if self.config.lead_times is not None:
+            errors = errors * self._lead_weights(last, errors).view(1, -1, 1, 1, 1)
+        if observed is None:
+            return errors.mean()
+        seen = observed[:, -last:].flatten(1)
+        return ((errors.flatten(1) * seen).sum(1) / seen.sum(1).clamp(min=1)).mean()
+
+    def _errors(self, predicted: Tensor, true: Tensor) -> Tensor:
+        kind = self.config.kind.removeprefix("balanced_")
+        if kind == "huber":
+            return F.huber_loss(predicted, true, reduction="none", delta=self.config.huber_delta)
+        absolute = (predicted - true).abs()
+        if kind in ("l2", "mse"):
+            return absolute.square()
+        if kind in ("l1", "mae"):
+            return absolute
+        return absolute + absolute.square()  # l1+l2, balanced
+
+    def _rain_weights(self, true: Tensor) -> Tensor:
+        """Return the weight of each pixel by the observed rain rate (Shi et al. 2017, equation of B-MSE and B-MAE)."""
+        weights = torch.full_like(true, self.config.weights[0])
+        for level, weight in zip(self.levels, self.config.weights[1:], strict=True):
+            weights = torch.where(true >= level, weight, weights)
+        return weights
+
+    def _lead_weights(self, last: int, like: Tensor) -> Tensor:
+        """Return [P] weights: 1 for predictions of the context, then those of the horizon."""
+        if self._leads is None or len(self._leads) != last or self._leads.device != like.device:
+            leads = self.config.lead_times or ()
+            numbers = [1.0] * (last - len(leads)) + list(leads)
+            self._leads = torch.tensor(numbers[-last:], dtype=torch.float32, device=like.device)
+        return self._leads
