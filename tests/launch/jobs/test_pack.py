@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from launch.jobs.pack import PACK_SCRIPT, Pack, PackedJob, is_unfinished, read_pack
-from tests.launch.jobs.test_ranks import alive
 from tests.support.fakes import Fakes
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.events import read_restarts
+from toolkit.rundir.heartbeat import alive
 from toolkit.rundir.status import read_status
 
 MPS = """\
@@ -160,7 +161,7 @@ def test_a_killed_supervisor_takes_its_runs_along_and_they_are_free(packed: Pack
         pids = [lock.read_lock(run.path)["pid"] for run in packed.runs]
         process.kill()
         process.communicate()
-    until(lambda: not any(alive(pid) for pid in pids))
+    until(lambda: all(alive(socket.gethostname(), pid) is False for pid in pids))
     until(lambda: not any(lock.holder(run.path) for run in packed.runs))
     assert [run.failure() for run in packed.runs] == [None, None]
 
