@@ -34,7 +34,7 @@ from toolkit.rundir.lock import read_lock  # noqa: E402
 CLUSTER = ROOT / "slurm" / "devcluster" / "cluster"
 SCRIPTS = ROOT / "tests" / "support" / "scripts"
 GPUS = 4
-NODES = {"unpacked": 12, "packed": 4}  # node-hours don't depend on it; the processors of this machine do
+NODES = {"unpacked": 24, "packed": 4}  # node-hours don't depend on it; the processors of this machine do
 PROFILE = """\
 partition: whole
 gpus_per_node: 4
