@@ -84,7 +84,9 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         "--retry", type=_kinds, default=(), metavar="KIND,...", help=f"submit failed runs again ({kinds})"
     )
     part.add_argument(
-        "--replace", action="store_true", help="delete what these runs have (checkpoints, scores), and run them anew"
+        "--replace",
+        action="store_true",
+        help="delete the checkpoints and scores of these runs, and run them from the start",
     )
 
 
@@ -99,7 +101,7 @@ def _add_slurm(parser: argparse.ArgumentParser) -> None:
         "--keep-submitted",
         type=positive,
         metavar="N",
-        help="stay, and keep N runs in the queue until all are submitted",
+        help="keep N runs in the queue until all have been submitted; returns then",
     )
     cluster.add_argument(
         "--after", action="append", default=[], metavar="JOB|DIR", help="begin when that job, or that sweep's, ended"
@@ -107,7 +109,7 @@ def _add_slurm(parser: argparse.ArgumentParser) -> None:
     cluster.add_argument(
         "--no-report", dest="report", action="store_false", help="no job that makes the report when all others ended"
     )
-    cluster.add_argument("--wait", action="store_true", help="stay, and follow the jobs to their end")
+    cluster.add_argument("--wait", action="store_true", help="wait until the jobs have ended, and show their progress")
     cluster.add_argument("--no-queue", action="store_true", help="with --dry-run: don't ask Slurm what is in the queue")
     cluster.add_argument("--show", action="store_true", help="with --dry-run: print the texts for sbatch")
     cluster.add_argument(
@@ -120,7 +122,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("--cluster debug runs one job at a time; leave --jobs and --pack out")
     pack = None if options.pack in (None, "auto") else int(options.pack)
     if options.cluster == "local" and pack and options.jobs not in (None, pack):
-        parser.error(f"--jobs {options.jobs} and --pack {pack} both say how many runs go on here; give one")
+        parser.error(f"--jobs {options.jobs} and --pack {pack} are both the number of runs at a time; give one")
     for name in ON_SLURM:
         if options.cluster != "slurm" and getattr(options, name) not in (None, False, []):
             parser.error(f"--{name.replace('_', '-')} goes with --cluster slurm")
@@ -130,7 +132,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     if options.cancel and (options.only or options.without or options.limit or options.replace):
         parser.error("--cancel ends all jobs of a sweep; leave --only, --except, --limit and --replace out")
     if options.replace and options.retry:
-        parser.error("--replace runs anew whatever became of the runs; leave --retry out")
+        parser.error("--replace runs everything from the start; leave --retry out")
 
 
 def _pack(text: str) -> str:

@@ -63,7 +63,7 @@ class Item:
         if self.submitted and self.before.state == "failed" and not self.replaced:
             return "evaluate again" if self.run.done else "train again"
         if self.submitted and self.replaced:
-            return "delete, train anew"
+            return "delete, train again"
         return WHAT[self.before.state]
 
     @property

@@ -6,7 +6,7 @@
 <run>/logs/local-4711_0.log          rank 0 of a job of this machine
 <run>/logs/submitit/4711_0_log.out   output on this machine before the log of the run begins
 <sweep>/slurm/<key>/4711_3.log       the same on a cluster
-<sweep>/slurm/<key>/logs/4711_3_0_batch.log   what the batch script of a packed job said
+<sweep>/slurm/<key>/logs/4711_3_0_batch.log   output of the batch script of a packed job
 """
 
 from __future__ import annotations
