@@ -212,7 +212,7 @@ def child(options: argparse.Namespace, task: str, model: str, form: str = "") ->
 
 
 def run_child(text: str) -> None:
-    from toolkit.config_sections import TrainConfig
+    from toolkit.config.sections import TrainConfig
     from toolkit.distributed.device import set_arithmetic
 
     set_arithmetic(TrainConfig())  # fp32 is fp32 on a GPU too, in every form and in the roof

@@ -17,19 +17,8 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {"shards": {"shards"}, "toolkit": {"shards", "toolkit"}, "launch": {"shards", "toolkit", "launch"}}
 LAUNCH = ("cli", "jobs", "slurm", "sweeps")  # packages of launch/, each of which imports itself and those before it
 TOOLKIT = (  # rooms of toolkit/, each of which imports itself and those before it
-    *(
-        "errors",
-        "wording",
-        "atomic",
-        "signals",
-        "shipped",
-        "config_renamed",
-        "config_deepspeed",
-        "tree",
-        "table",
-        "unroll",
-    ),
-    *("models", "config_sections", "config", "distributed", "rundir", "data"),
+    *("errors", "wording", "atomic", "signals", "shipped", "table", "unroll"),
+    *("models", "config", "distributed", "rundir", "data"),
     *("checkpoint", "evaluate", "train", "analysis", "report", "forecast", "plan"),
 )
 # A store's formats are loaded when one is opened: half a second of imports that readers of the other needn't wait for.

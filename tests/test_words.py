@@ -64,7 +64,7 @@ NAMES = {
 LATER = (
     "launch/jobs", "launch/slurm", "launch/evaluate.py", "launch/logs.py", "launch/predict.py", "launch/sweep.py",
     "launch/train.py", "launch/sweeps/efficiency.py", "launch/sweeps/progress.py", "launch/cli", "shards",
-    "toolkit/checkpoint", "toolkit/config.py", "toolkit/config_sections.py", "toolkit/distributed/world.py",
+    "toolkit/checkpoint", "toolkit/config", "toolkit/distributed/world.py",
     "toolkit/rundir", "toolkit/signals.py", "toolkit/train",
 )  # fmt: skip
 CODE = sorted(file for package in ("launch", "shards", "toolkit") for file in (ROOT / package).rglob("*.py"))

@@ -23,7 +23,7 @@ hold one. Spans of equal length, 4^n, need 16 states for the same four recomputa
 All give the same gradients: bit for bit on a CPU, and on a GPU under `train.deterministic` (without it no two passes of
 a GPU need be equal, recomputed or not). Checkpointing is torch's non-reentrant form: DeepSpeed's ZeRO-2 and 3 reduce a
 gradient when its hook fires, and the reentrant form fires it once per time step. DeepSpeed's own form is reentrant and
-can be chosen where that does no harm (`activation_checkpointing.backend`, toolkit/config_sections.py). Steps draw no
+can be chosen where that does no harm (`activation_checkpointing.backend`, toolkit/config/sections.py). Steps draw no
 random numbers, so no generator state is saved or restored.
 """
 

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from toolkit.config import RunConfig
-from toolkit.config_renamed import ORIGINAL
+from toolkit.config.renamed import ORIGINAL
+from toolkit.config.tree import flatten
 from toolkit.errors import ConfigError
-from toolkit.tree import flatten
 
 LONGEST_VALUE = 40  # of a text value in a name; its end tells paths apart
 LONGEST_GROUP = 160  # a folder's name has at most 255 bytes; the seed, a hash and temporary endings follow

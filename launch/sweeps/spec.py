@@ -32,10 +32,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from launch.sweeps.naming import label_runs
 from toolkit.config import RunConfig, make_config
-from toolkit.config_renamed import new_names, with_new_names
+from toolkit.config.renamed import new_names, with_new_names
+from toolkit.config.tree import flatten, merge, nested, read_mapping, read_tree, with_overrides
 from toolkit.errors import ConfigError
 from toolkit.shipped import command, find_config
-from toolkit.tree import flatten, merge, nested, read_mapping, read_tree, with_overrides
 from toolkit.wording import count, nearest
 
 if TYPE_CHECKING:

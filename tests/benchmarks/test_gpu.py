@@ -23,7 +23,7 @@ from benchmarks.gpu_training import compared, setting
 from benchmarks.wheels import FETCHED, PRESENT, SOURCES, pinned
 from tests.support.process import ROOT
 from toolkit.config import make_config
-from toolkit.tree import with_overrides
+from toolkit.config.tree import with_overrides
 
 SCRIPT = [sys.executable, str(ROOT / "benchmarks" / "gpu.py")]
 FIRST, SECOND, THIRD = ({"model": name} for name in ("a", "b", "c"))

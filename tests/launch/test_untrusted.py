@@ -19,12 +19,12 @@ import pytest
 from launch.jobs.local import _SubmititJob
 from launch.sweeps.cancel import WATCHERS, cancel
 from toolkit.config import RunConfig, make_config
+from toolkit.config.tree import to_yaml
 from toolkit.errors import ConfigError
 from toolkit.plan import cost
 from toolkit.rundir import RunDir
 from toolkit.rundir.lock import LOCK_NAME
 from toolkit.rundir.sweep import RECORD_NAME, read_runs
-from toolkit.tree import to_yaml
 
 
 @pytest.fixture

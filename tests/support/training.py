@@ -18,7 +18,7 @@ from shards import open_store
 from tests.support.process import ROOT, one_thread
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import RunConfig
-from toolkit.config_sections import TrainConfig
+from toolkit.config.sections import TrainConfig
 from toolkit.data.batches import Share, read_batches
 from toolkit.data.windows import WindowSet, to_unit
 from toolkit.models.base import Sampling

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.config import RunConfig, load_config, make_config
+from toolkit.config.tree import merge, with_overrides
 from toolkit.errors import ConfigError
-from toolkit.tree import merge, with_overrides
 
 ROOT = Path(__file__).parents[2]
 

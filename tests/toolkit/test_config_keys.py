@@ -14,13 +14,13 @@ from pydantic.fields import FieldInfo
 
 from launch.sweeps.spec import plan_sweep
 from tests.support.process import ROOT
-from toolkit import config_renamed
 from toolkit.config import RunConfig, load_config, make_config
-from toolkit.config_deepspeed import ALLOWED, REFUSED, ZERO
-from toolkit.config_renamed import RENAMED
+from toolkit.config import renamed as config_renamed
+from toolkit.config.deepspeed_keys import ALLOWED, REFUSED, ZERO
+from toolkit.config.renamed import RENAMED
+from toolkit.config.tree import flatten, nested, with_overrides
 from toolkit.errors import ConfigError
 from toolkit.models.registry import MODELS, Options
-from toolkit.tree import flatten, nested, with_overrides
 
 # Written by the last release over the names that its keys had: {file: "identity identity-without-execution"}.
 IDENTITIES = json.loads((Path(__file__).parent / "identities.json").read_text())

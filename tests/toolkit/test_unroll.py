@@ -21,7 +21,7 @@ from tests.support.models import SMALL
 from tests.support.process import torchrun
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
-from toolkit.config_sections import TrainConfig
+from toolkit.config.sections import TrainConfig
 from toolkit.errors import ConfigError
 from toolkit.models.base import Noise, Sampling, StepModel, StepSequence
 from toolkit.unroll import MORE_STATES, Checkpointing, OnHost, Schedule, covered, schedule_of, unroll

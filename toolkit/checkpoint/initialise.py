@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from toolkit.checkpoint.export import CONFIG, read_export
 from toolkit.checkpoint.weights import read_weights
-from toolkit.config_recipe import InitialisationConfig
+from toolkit.config.recipe import InitialisationConfig
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir
 from toolkit.wording import count, some

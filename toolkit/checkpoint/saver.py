@@ -14,7 +14,7 @@ from pathlib import Path
 
 from toolkit.checkpoint.checkpoint import Progress, TrainState
 from toolkit.checkpoint.commit import mark_best, prune, save
-from toolkit.config_sections import TrainConfig
+from toolkit.config.sections import TrainConfig
 from toolkit.errors import CheckpointError
 from toolkit.wording import count
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from toolkit.config_sections import Device, TrainConfig
+from toolkit.config.sections import Device, TrainConfig
 from toolkit.errors import ConfigError
 from toolkit.wording import count, some
 

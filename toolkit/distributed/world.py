@@ -20,7 +20,7 @@ import torch
 from torch import distributed
 
 from shards import log
-from toolkit.config_sections import TrainConfig
+from toolkit.config.sections import TrainConfig
 from toolkit.distributed import device as devices
 from toolkit.distributed import slurm
 from toolkit.distributed.rendezvous import LIMIT_VARIABLE, limit_s, meet

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from toolkit.atomic import write_atomic
 from toolkit.config import RunConfig
-from toolkit.config_sections import ActivationCheckpointing
+from toolkit.config.sections import ActivationCheckpointing
 from toolkit.errors import ToolkitError
 from toolkit.models.registry import MODELS, StepOptions
 

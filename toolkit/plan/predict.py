@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from toolkit.config import RunConfig
-from toolkit.config_sections import MOST_DEFERRED
+from toolkit.config.sections import MOST_DEFERRED
 from toolkit.models.registry import StepOptions
 from toolkit.plan.cost import Cost, Polynomial, under
 

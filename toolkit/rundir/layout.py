@@ -35,12 +35,12 @@ from typing import Any
 
 from toolkit.atomic import write_atomic
 from toolkit.config import RunConfig, load_config
+from toolkit.config.tree import flatten
 from toolkit.errors import EXIT_MEANING, EXIT_OK, ConfigError, ToolkitError
 from toolkit.rundir.events import append_event, read_events, timestamp
 from toolkit.rundir.metrics import logged_steps
 from toolkit.rundir.records import Types, read_object, read_text
 from toolkit.shipped import command
-from toolkit.tree import flatten
 from toolkit.wording import some
 
 CHECKPOINTS = ("best", "last")  # those that are scored

@@ -21,10 +21,10 @@ import yaml
 
 from shards.filelock import lock_file
 from toolkit.atomic import write_atomic
+from toolkit.config.tree import to_yaml
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir
 from toolkit.shipped import command
-from toolkit.tree import to_yaml
 
 RECORD_NAME = "sweep.yaml"
 # The same safe subset of YAML, read by libyaml where PyYAML was built with it: ten times faster on 1,000 runs.

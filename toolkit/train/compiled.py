@@ -9,7 +9,7 @@ element, then trains 1.25 times as fast in bf16, 1.06 in fp32 (benchmarks/cell-m
 
 from __future__ import annotations
 
-from toolkit.config_sections import TrainConfig
+from toolkit.config.sections import TrainConfig
 from toolkit.errors import ConfigError
 from toolkit.models.base import SequenceModel, StepSequence
 

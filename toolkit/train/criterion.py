@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shards import Scale
-from toolkit.config_recipe import LossConfig
-from toolkit.config_sections import TrainConfig
+from toolkit.config.recipe import LossConfig
+from toolkit.config.sections import TrainConfig
 from toolkit.errors import ConfigError
 from toolkit.models.base import Criterion, mean_square
 

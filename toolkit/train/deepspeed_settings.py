@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from toolkit.config_sections import TrainConfig
+from toolkit.config.sections import TrainConfig
 from toolkit.data.batches import Share
 from toolkit.distributed.world import World
 from toolkit.errors import ConfigError

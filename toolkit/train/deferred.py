@@ -54,7 +54,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from toolkit.config_sections import MOST_DEFERRED
+from toolkit.config.sections import MOST_DEFERRED
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.models.fused import operators
 

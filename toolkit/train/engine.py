@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from toolkit.checkpoint.checkpoint import TrainState
-from toolkit.config_sections import TrainConfig
+from toolkit.config.sections import TrainConfig
 from toolkit.data.batches import Batch, Share
 from toolkit.distributed.world import World
 from toolkit.errors import NonFiniteError

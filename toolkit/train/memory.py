@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from toolkit.config_sections import TrainConfig
+from toolkit.config.sections import TrainConfig
 from toolkit.data.batches import Share
 from toolkit.distributed.world import World
 from toolkit.errors import MemoryShortageError

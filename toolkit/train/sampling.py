@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit.config_recipe import SamplingConfig
+from toolkit.config.recipe import SamplingConfig
 from toolkit.data.order import Restarted
 from toolkit.models.base import Noise
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from toolkit.config_sections import TrainConfig
+from toolkit.config.sections import TrainConfig
 
 MOMENTA = (0.85, 0.95)  # one-cycle: beta1 falls to the first while the rate rises, and rises to the second after it
 

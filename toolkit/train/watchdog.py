@@ -34,7 +34,7 @@ from types import TracebackType
 from typing import Any
 
 from toolkit.atomic import alive
-from toolkit.config_sections import WatchdogConfig
+from toolkit.config.sections import WatchdogConfig
 from toolkit.errors import EXIT_FAILURE, EXIT_HANG, EXIT_MEANING, EXIT_OK, PeerError
 from toolkit.rundir import RunDir
 from toolkit.rundir.heartbeat import BEAT_S, Beat, beats_of, path_of, read_beat, stacks_of, write_beat

@@ -29,7 +29,7 @@ from toolkit.checkpoint.checkpoint import FILES, MANIFEST, Progress, TrainState,
 from toolkit.checkpoint.saver import Saver
 from toolkit.checkpoint.weights import load_model
 from toolkit.config import load_config
-from toolkit.config_sections import CheckpointConfig, TrainConfig
+from toolkit.config.sections import CheckpointConfig, TrainConfig
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import build_model
 from toolkit.rundir import RunDir

@@ -16,7 +16,7 @@ from toolkit.checkpoint.export import export_run
 from toolkit.checkpoint.initialise import freeze, initialise
 from toolkit.checkpoint.weights import read_weights, untrained_model
 from toolkit.config import make_config
-from toolkit.config_recipe import InitialisationConfig
+from toolkit.config.recipe import InitialisationConfig
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel
 from toolkit.rundir import RunDir

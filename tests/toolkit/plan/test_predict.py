@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from toolkit.config import RunConfig, make_config
-from toolkit.config_sections import MOST_DEFERRED
+from toolkit.config.sections import MOST_DEFERRED
 from toolkit.errors import ConfigError
 from toolkit.plan.cost import Cost, Peak, Polynomial
 from toolkit.plan.predict import (

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from shards import Scale
-from toolkit.config_recipe import LossConfig
-from toolkit.config_sections import TrainConfig
+from toolkit.config.recipe import LossConfig
+from toolkit.config.sections import TrainConfig
 from toolkit.errors import ConfigError
 from toolkit.models.base import mean_square
 from toolkit.train.criterion import make_criterion, threshold_levels

@@ -11,7 +11,7 @@ from torch import Tensor
 from shards.manifest import FrameSpec
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
-from toolkit.config_recipe import SamplingConfig
+from toolkit.config.recipe import SamplingConfig
 from toolkit.errors import ConfigError
 from toolkit.models.base import Sampling
 from toolkit.train.sampling import context_rate, draw_teacher, teacher_rate

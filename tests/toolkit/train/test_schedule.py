@@ -7,7 +7,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from toolkit.config import make_config
-from toolkit.config_sections import TrainConfig
+from toolkit.config.sections import TrainConfig
 from toolkit.errors import ConfigError
 from toolkit.train.schedule import first_moment_decay, learning_rate
 

@@ -13,7 +13,7 @@ import pytest
 
 from toolkit.atomic import alive
 from toolkit.config import RunConfig
-from toolkit.config_sections import WatchdogConfig
+from toolkit.config.sections import WatchdogConfig
 from toolkit.errors import EXIT_DATA, EXIT_HANG, PeerError
 from toolkit.rundir import RunDir
 from toolkit.rundir.heartbeat import Beat, beats_of, clear_beats, path_of, read_beat, write_beat

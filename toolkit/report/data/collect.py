@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config import RunConfig
+from toolkit.config.tree import flatten
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir, read_result
 from toolkit.rundir.metrics import read_metrics
@@ -17,7 +18,6 @@ from toolkit.rundir.records import keep_typed
 from toolkit.rundir.status import RunView, read_status
 from toolkit.rundir.sweep import RECORD_NAME, RecordedRun, read_record
 from toolkit.shipped import command
-from toolkit.tree import flatten
 from toolkit.wording import first_line
 
 Facts = Mapping[str, Any]  # the JSON file of a result or a diagnosis

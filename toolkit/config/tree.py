@@ -1,6 +1,6 @@
 """Configs as plain trees: read from YAML with their bases, merged, written. Values are not checked here.
 
-toolkit/config.py describes how files, bases and `--set` are merged.
+toolkit/config/run.py describes how files, bases and `--set` are merged.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from toolkit.config_renamed import with_new_names
+from toolkit.config.renamed import with_new_names
 from toolkit.errors import ConfigError
 from toolkit.shipped import find_config, instead_of
 

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from toolkit.config_renamed import original_names, with_new_names
-from toolkit.config_sections import COSMETIC, DataConfig, EvalConfig, TrainConfig
+from toolkit.config.renamed import original_names, with_new_names
+from toolkit.config.sections import COSMETIC, DataConfig, EvalConfig, TrainConfig
+from toolkit.config.tree import read_tree, to_yaml, with_overrides
 from toolkit.errors import ConfigError
 from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options, StepOptions
 from toolkit.shipped import command
-from toolkit.tree import read_tree, to_yaml, with_overrides
 from toolkit.wording import nearest
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def make_config(tree: Mapping[str, object], origin: str) -> RunConfig:
         sweep = f"\nThis is a sweep file: {command('sweep', origin)}" * bool(
             set(tree) & {"seeds", "list", "grid", "zip", "include"}
         )
-        raise ConfigError(f"{origin}: {count}\n{lines}\nSee toolkit/config.py for every key.{sweep}") from None
+        raise ConfigError(f"{origin}: {count}\n{lines}\nSee toolkit/config/sections.py for every key.{sweep}") from None
 
 
 def _explain(fault: ErrorDetails, tree: Mapping[str, Any]) -> str:

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
-from toolkit.config_deepspeed import check_deepspeed
-from toolkit.config_recipe import InitialisationConfig, LossConfig, SamplingConfig, ScheduleConfig
+from toolkit.config.deepspeed_keys import check_deepspeed
+from toolkit.config.recipe import InitialisationConfig, LossConfig, SamplingConfig, ScheduleConfig
 from toolkit.errors import ConfigError
 from toolkit.models.registry import Options
 
@@ -181,13 +181,7 @@ class CheckpointConfig(Options):
     )
 
 
-def _in_unit_interval(value: float) -> float:
-    if not 0 <= value < 1:
-        raise ValueError("must be at least 0 and less than 1")
-    return value
-
-
-Beta = Annotated[float, AfterValidator(_in_unit_interval)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainConfig(Options):
