@@ -8,8 +8,8 @@ from fnmatch import fnmatchcase
 
 from launch.sweeps.plan import Item
 from launch.sweeps.spec import PlannedRun, SweepPlan
+from toolkit.config.tree import flatten
 from toolkit.errors import ConfigError
-from toolkit.tree import flatten
 from toolkit.wording import nearest, some
 
 
