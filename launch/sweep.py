@@ -24,7 +24,7 @@ from launch.slurm.profile import overridden, read_profile
 from launch.slurm.script import Shape
 from launch.slurm.submitter import SlurmSubmitter
 from launch.sweeps.cancel import cancel
-from launch.sweeps.options import parse
+from launch.sweeps.options import as_axis, parse
 from launch.sweeps.outcome import report_outcome, wait
 from launch.sweeps.plan import Item, check_ranks, check_stores, collect_status, dry_run, format_plan
 from launch.sweeps.progress import Board
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
 
 
 def _run(options: argparse.Namespace, again: str, command: JobCommand) -> int:
-    plan = plan_sweep(options.sweep, options.set)
+    plan = plan_sweep(options.sweep, options.set, dict(as_axis(text) for text in options.axes))
     root: Path = options.runs / plan.name
     if options.cancel:
         print("\n".join(cancel(root, options.dry_run)))

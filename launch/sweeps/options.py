@@ -6,9 +6,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from launch.cli.parser import make_parser, positive
 from launch.slurm.profile import as_pack
 from launch.sweeps.plan import RETRY
+from toolkit.errors import ConfigError
 from toolkit.shipped import CONFIGS
 
 PAPER = CONFIGS / "sweeps" / "paper.yaml"
@@ -18,6 +21,7 @@ EXAMPLES = """\
   python launch/sweep.py configs/sweeps/demo.yaml --cluster debug       # one after the other, with their output
   python launch/sweep.py configs/sweeps/demo.yaml --set train.steps=10  # another value in every run
   python launch/sweep.py configs/sweeps/demo.yaml --only model=convlstm # some of its runs; also seed=1, 'NAME*'
+  python launch/sweep.py configs/sweeps/demo.yaml seeds=1,2,3 model.slots=1,4  # other axes than the file's
   python launch/sweep.py configs/sweeps/demo.yaml --retry failed        # once more for those that failed
   python launch/sweep.py configs/sweeps/demo.yaml --retry oom,timeout   # only for those that failed in these ways
   python launch/sweep.py configs/sweeps/demo.yaml --cancel              # end its jobs, here or in Slurm's queue
@@ -34,6 +38,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options; a combination that makes no sense ends the command."""
     parser = make_parser("sweep.py", "Run every configuration of a sweep that isn't done yet, and wait.", EXAMPLES)
     parser.add_argument("sweep", nargs="?", type=Path, default=PAPER, help="a sweep file (default: the paper's sweep)")
+    parser.add_argument(
+        "axes",
+        nargs="*",
+        metavar="KEY=VALUE,...",
+        help="values in the place of the file's: seeds=1,2,3 model.slots=1,4 (every combination)",
+    )
     parser.add_argument(
         "--cluster",
         choices=("local", "debug", "slurm"),
@@ -64,7 +74,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     _add_selection(parser)
     parser.add_argument("--cancel", action="store_true", help="end all jobs of this sweep (with --dry-run: name them)")
     _add_slurm(parser)
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    if "=" in str(options.sweep):
+        options.axes.insert(0, str(options.sweep))
+        options.sweep = PAPER
     _check(parser, options)
     return options
 
@@ -133,6 +146,20 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("--cancel ends all jobs of a sweep; leave --only, --except, --limit and --replace out")
     if options.replace and options.retry:
         parser.error("--replace runs everything from the start; leave --retry out")
+
+
+def as_axis(text: str) -> tuple[str, list[object]]:
+    """Return the key and the values of an axis that the command line gives."""
+    key, equals, values = text.partition("=")
+    try:
+        parsed = [yaml.safe_load(value) for value in values.split(",")]
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{text}: a value is not YAML: {error}") from None
+    if not equals or not key or "" in values.split(","):
+        raise ConfigError(f"{text}: write an axis as KEY=VALUE,VALUE, for example seeds=1,2,3 or model.slots=1,4")
+    if key == "seeds" and not all(type(value) is int and value >= 0 for value in parsed):
+        raise ConfigError(f"{text}: seeds are whole numbers, for example seeds=1,2,3")
+    return key, parsed
 
 
 def _pack(text: str) -> str:
