@@ -48,7 +48,7 @@ def _fitting(runs: Sequence[PlannedRun], pattern: str, option: str) -> set[str]:
     }
     if fits:
         return fits
-    known = {known for _, settings in of_runs for known in settings}
+    known = {name for _, settings in of_runs for path in settings for name in (path, path.rpartition(".")[2])}
     there = {_as_text(value) for _, settings in of_runs for at, value in settings.items() if _is_key(key, at)}
     hint = f"its values here: {', '.join(sorted(there))}" if there else nearest(key, known) or "no such key"
     raise ConfigError(f"{option} {pattern}: fits no run of this sweep; {hint}")
