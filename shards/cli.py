@@ -7,6 +7,7 @@ missing), 5 bad data (an archive or a store that is damaged). Results go to stdo
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_utf8(words)
         entries, words = resolve(words, SOURCES, lambda text: print(text, file=sys.stderr))
         args = _parser(entries).parse_args(words)
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `info STORE | head`: nobody reads what is left to print
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except ShardError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
