@@ -210,7 +210,7 @@ def _check_source(arguments: argparse.Namespace, trained: Trained, argv: Sequenc
     except UnnamedSourceError as error:
         words, cut = _split(argv)
         words[cut:cut] = ["--source", "FILE.py"]
-        raise UnnamedSourceError(f"{error}:\n  {command('predict', *words)}") from None
+        raise UnnamedSourceError(f"{error}: {command('predict', *words)}") from None
 
 
 def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: tuple[bool, ...]) -> Task:

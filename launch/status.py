@@ -14,6 +14,7 @@ from pathlib import Path
 from launch.cli.parser import make_parser, positive, run_script
 from launch.cli.runs import find_folder
 from launch.cli.table import render
+from launch.jobs.attempts import why_stopped
 from launch.slurm.queue import Scheduler
 from launch.sweeps.efficiency import efficiency
 from launch.sweeps.progress import RUN_HEADER, run_row
@@ -68,7 +69,13 @@ def report(views: Sequence[RunView], width: int | None, note: str | None = None)
     """Return the table and a line of counts; `note` reports failed queries to the scheduler."""
     counts = Counter(view.label for view in views)
     total = ", ".join(f"{count} {state}" for state, count in counts.most_common())
-    lines = [*render(RUN_HEADER, [run_row(view) for view in views], width), "", f"{len(views)} runs: {total}"]
+    stopped = [why for root in dict.fromkeys(Path(view.path).parent for view in views) if (why := why_stopped(root))]
+    lines = [
+        *render(RUN_HEADER, [run_row(view) for view in views], width),
+        "",
+        f"{len(views)} runs: {total}",
+        *(f"stopped: {why}" for why in stopped),
+    ]
     return [*lines, note] if note else lines
 
 

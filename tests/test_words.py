@@ -63,8 +63,6 @@ NAMES = {
 # Not clean yet: files and folders.
 LATER = (
     "launch/jobs", "launch/slurm", "launch/sweep.py",
-    "toolkit/checkpoint", "toolkit/config", "toolkit/distributed/world.py",
-    "toolkit/rundir", "toolkit/signals.py", "toolkit/train",
 )  # fmt: skip
 CODE = sorted(file for package in ("launch", "shards", "toolkit") for file in (ROOT / package).rglob("*.py"))
 

@@ -15,10 +15,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from launch.cli.parser import make_parser, positive, run_script
+from launch.jobs.attempts import count_starts, going_in_circles, note_early_failure, why_stopped
 from launch.jobs.ranks import SignalRelay, meaning, run_ranks
 from toolkit.distributed import slurm
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE
@@ -63,7 +65,11 @@ def run_job(run: RunDir, ranks: int = 1, scripts: Path = SCRIPTS, log_files: boo
     task = slurm.task()
     if task is not None and task.rank > 0:
         return _train_along(run, task, scripts, log_files)
+    if why := why_stopped(run.path.parent):
+        print(f"not begun: {why}", file=sys.stderr, flush=True)
+        return EXIT_OK
     with SignalRelay() as relay, contextlib.ExitStack() as stack:
+        before = read_lock(run.path)
         lock = _acquire_lock(run, ranks, relay, stack)
         if lock is None:
             return EXIT_REQUEUE
@@ -71,10 +77,7 @@ def run_job(run: RunDir, ranks: int = 1, scripts: Path = SCRIPTS, log_files: boo
         job = _Job(run, relay, lock, log_files, task)
         code = EXIT_OK
         if not run.done:
-            code = job.phase("train", [str(scripts / "train.py"), "--run", str(run.path)], ranks)
-            if code == EXIT_OK and not run.done:
-                run.mark_failed("train: returned 0 without marking the run DONE")
-                code = EXIT_FAILURE
+            code = job.train(before, [str(scripts / "train.py"), "--run", str(run.path)], ranks)
         if code == EXIT_OK and missing_scores(run, split):
             code = job.phase("evaluate", [str(scripts / "evaluate.py"), "--run", str(run.path)], 1)
             if code == EXIT_OK:
@@ -119,7 +122,7 @@ def _train_along(run: RunDir, task: slurm.Task, scripts: Path, log_files: bool) 
     with SignalRelay() as relay:
         began, logged = time.monotonic(), False
         while read_lock(run.path).get("job") != job_id():  # until the first task has the run
-            if relay.received:
+            if relay.received or why_stopped(run.path.parent):
                 return EXIT_OK
             if not logged and time.monotonic() - began > LOG_WAIT_S:
                 logged = True
@@ -160,6 +163,21 @@ class _Job:
         self.lock = lock
         self.log_files = log_files
         self.task = task
+
+    def train(self, before: Mapping[str, Any], arguments: list[str], ranks: int) -> int:
+        """Train, unless the starts before, of which `before` is the last one's lock, have gained no step."""
+        counted = count_starts(self.run, before)
+        self.lock.note(**counted)
+        if why := going_in_circles(self.run, counted):
+            self.run.mark_failed(why)
+            return EXIT_FAILURE
+        code = self.phase("train", arguments, ranks)
+        if code == EXIT_OK and not self.run.done:
+            self.run.mark_failed("train: returned 0 without marking the run DONE")
+            code = EXIT_FAILURE
+        if code not in (EXIT_OK, EXIT_REQUEUE):
+            note_early_failure(self.run, float(self.lock.record["started"]))
+        return code
 
     def phase(self, name: str, arguments: list[str], ranks: int) -> int:
         """Run one script; on failure leave a reason in the run directory, unless the script did."""

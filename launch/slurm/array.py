@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="command of each task; the task's number is appended to its arguments",
     )
     options = parser.parse_args(argv)
-    profile = read_profile(options.profile)
+    given = read_profile(options.profile)
+    profile = given.light_request(given.time)
     client.check_installed()
     folder: Path = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)

@@ -121,7 +121,7 @@ class RunConfig(Options):
     def hash8(self, execution: bool = True) -> str:
         """Eight hex digits that name the run's directory; the same on every machine and in every order of keys.
 
-        Without `execution` they name what a checkpoint belongs to: it may go on under another ZeRO stage.
+        Without `execution` they name what a checkpoint belongs to: it can be resumed under another ZeRO stage.
         """
         values = original_names(self.identity(execution))
         text = json.dumps({"version": CONFIG_VERSION, **values}, sort_keys=True)
