@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import torch
 
 from shards.filelock import lock_file
-from shards.files import flush
+from shards.fsync import flush
 from toolkit.atomic import remove, write_atomic
 from toolkit.checkpoint.checkpoint import (
     AVERAGE,

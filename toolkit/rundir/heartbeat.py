@@ -69,7 +69,7 @@ def write_beat(run: Path, beat: Beat) -> None:
     for name in ("ended", "verdict", "slow"):
         values[name] = values[name] and values[name][:600]
     text = json.dumps(values, ensure_ascii=False).encode()[:RECORD_BYTES].ljust(RECORD_BYTES)
-    descriptor = os.open(path_of(run, beat.rank), os.O_WRONLY | os.O_CREAT, 0o644)
+    descriptor = os.open(path_of(run, beat.rank), os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         os.pwrite(descriptor, text, 0)
     finally:

@@ -36,6 +36,7 @@ from toolkit.shipped import command
 
 LOCK_NAME = "job.lock"
 TOKEN_VARIABLE = "MODERNN_JOB_TOKEN"  # noqa: S105  names the job, is no secret
+FD_VARIABLE = "MODERNN_LOCK_FD"  # an open file that holds the lock already, for the job that is started with it
 PATIENCE_S = 1.0  # someone who merely looks (`holder`) has the lock for an instant
 WATCH_S = 5 * BEAT_S  # for a rank that lives to write its heartbeat again
 TYPES: Types = {"pid": int, "exit": int, "started": float, "ended": float, "submitted": float} | dict.fromkeys(
@@ -149,7 +150,8 @@ def check_lock(run: Path) -> None:
 def _acquire(run: Path, values: dict[str, object], token: str | None) -> HeldLock | None:
     path = run / LOCK_NAME
     while True:
-        fd = _open(path)
+        fd = _inherited(run)
+        fd = _open(path) if fd is None else fd
         try:
             if not _lock(fd, run, token):
                 os.close(fd)
@@ -174,7 +176,7 @@ def _open(path: Path) -> int:
         try:
             if os.path.lexists(path) and not path.is_file():
                 logger.warning("%s: is no regular file; it is now %s", path, move_aside(path).name)
-            return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except (FileNotFoundError, IsADirectoryError):
             if not path.parent.is_dir():
                 raise ToolkitError(f"{path}: can't be made: there is no folder {path.parent}") from None
@@ -187,6 +189,29 @@ def _is_at(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except OSError:
         return False
+
+
+def lock_for_child(run: Path) -> int | None:
+    """Return an open file that holds the run's lock, for a child that is given it by FD_VARIABLE; None if it is held.
+
+    Never waits. The caller closes its own copy when the child has started: the lock is then the child's alone.
+    """
+    path = run / LOCK_NAME
+    fd = _open(path)
+    with contextlib.suppress(OSError):
+        if lock_file(fd) and _is_at(fd, path):
+            return fd
+    os.close(fd)
+    return None
+
+
+def _inherited(run: Path) -> int | None:
+    """Return the open file of `lock_for_child`, once; None without one, or where it is another run's."""
+    fd = int(os.environ.pop(FD_VARIABLE, "-1"))
+    try:
+        return fd if fd >= 0 and os.path.samestat(os.fstat(fd), os.stat(run / LOCK_NAME)) else None
+    except OSError:
+        return None
 
 
 def _lock(fd: int, run: Path, token: str | None) -> bool:

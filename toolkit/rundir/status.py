@@ -85,6 +85,8 @@ def read_status(run: RunDir, name: str | None = None, split: str | None = None, 
     standing = _standing(run, state, now)
     if job is None and standing == "running" and record.get("ended", 0.0) >= state.get("updated", 0.0):
         standing = "interrupted"  # its job has recorded its end: no silence is needed to know
+    if job is not None and state.get("updated", 0.0) < record.get("started", 0.0):
+        standing = "interrupted"  # this start has written nothing yet: speed and ETA are of the one before
     word = _word(run, standing, state, job is not None, split)
     training = word in ("running", "validating") and bool(state.get("seq_per_s"))  # 0 before the first step
     failure = run.failure() if word == "failed" else None

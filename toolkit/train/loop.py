@@ -52,9 +52,7 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
         PeerError: another rank failed or died.
     """
     config = run.config()
-    name = world.broadcast(
-        secrets.token_hex(4)
-    )  # sets its heartbeats apart from those of an abandoned training
+    name = world.broadcast(secrets.token_hex(4))  # sets its heartbeats apart from those of an abandoned training
     with Watchdog(run, world.rank, world.world_size, config.train.watchdog, name) as watchdog:
         try:
             data = open_data(config)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from shards.files import flush
+from shards.fsync import flush
 from toolkit.errors import EXIT_REQUEUE
 from toolkit.rundir import RunDir
 from toolkit.rundir.events import append_event, append_line, read_starts
