@@ -19,11 +19,10 @@ from launch.slurm.script import Shape
 from launch.slurm.submitter import SlurmSubmitter
 from launch.sweeps.cancel import cancel
 from launch.sweeps.outcome import report_outcome, wait
-from launch.sweeps.plan import RETRY, Item, check_stores, collect_status, dry_run, format_plan
+from launch.sweeps.plan import RETRY, Item, check_scorings, check_stores, collect_status, dry_run, format_plan
 from launch.sweeps.progress import Board
 from launch.sweeps.spec import SweepPlan, plan_sweep
 from toolkit.errors import EXIT_OK, EXIT_REQUEUE
-from toolkit.rundir import RunDir
 from toolkit.rundir.sweep import preparing, write_record
 from toolkit.shipped import CONFIGS
 
@@ -55,6 +54,7 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
         print("\n".join(dry_run(plan, items, submitter, options.tflops)))
         return EXIT_OK
     check_stores(items)
+    check_scorings(items)
     submitter.check()
     items, jobs = _submit(plan, root, submitter, options)
     if not any(item.active for item in items):
@@ -81,7 +81,7 @@ def _submit(
         jobs = submitter.adopt({item.run.path.resolve(): item.job.name for item in items if item.job})
         print("\n".join(format_plan(plan, items)), flush=True)
         submitted = [item for item in items if item.submitted]
-        run_concurrently(lambda item: RunDir.create(item.run.path, item.planned.config), submitted)
+        run_concurrently(Item.prepare, [item for item in items if item.submitted or (item.active and item.scorings)])
         write_record(root, plan.name, plan.file, [item.recorded for item in items])
         jobs += submitter.submit([item.run.path for item in submitted])
         if jobs and options.report:

@@ -28,6 +28,11 @@ class Options(BaseModel):
         """Of a model: frames' sides are padded to a multiple of it. Costs grow with the number of tiles."""
         return 1
 
+    @property
+    def stochastic(self) -> bool:
+        """Of a model: whether the members of an ensemble differ; a deterministic model makes one forecast."""
+        return False
+
 
 class StepOptions(Options):
     """What all recurrent next-frame models share."""
@@ -70,6 +75,10 @@ class ModeRNNOptions(StepOptions):
     gate_norm: bool = Field(False, description="per-sample channel-affine normalisation of the four gates")
     forget_bias: float = Field(1.0, ge=-100, le=100, description="start value of the forget gate's bias (W_fi)")
     sample_at_eval: bool = Field(False, description="draw the slot bus at evaluation too instead of taking its mean")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.sample_at_eval
 
 
 class ConvLSTMOptions(StepOptions):
@@ -252,6 +261,10 @@ class SVGOptions(Options):
     @property
     def tile(self) -> int:
         return self.size
+
+    @property
+    def stochastic(self) -> bool:
+        return True
 
 
 class SimVPOptions(Options):

@@ -14,8 +14,11 @@ from toolkit.data.windows import WindowSet, store_of
 from toolkit.distributed.device import facts, why_none
 from toolkit.distributed.world import World
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.evaluate.check import check_scoring
 from toolkit.evaluate.perceptual import load_lpips
+from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
+from toolkit.train.criterion import make_criterion
 from toolkit.train.engine import Engine
 from toolkit.wording import computed_on, count
 
@@ -47,14 +50,17 @@ def open_data(config: RunConfig) -> Data:
     return Data(store, train, val)
 
 
-def check_scoring(config: RunConfig) -> None:
-    """Check before training what the evaluation after it will need.
+def check_config(config: RunConfig, data: Data) -> None:
+    """Check before training what its loss and the evaluation after it will need of config, store and machine.
 
     Raises:
-        ConfigError: `eval.lpips`, and its weights can't be had here.
+        ConfigError: as `make_criterion` and `check_scoring`; `eval.lpips`, and its weights can't be had here.
     """
+    check_scoring(config, data.store)
     if config.eval.lpips:
         load_lpips()
+    if MODELS[config.model.name].trained:
+        make_criterion(config.train, data.store.manifest.scale, config.data.horizon)
 
 
 def restore(run: RunDir, resume: str, world: World) -> tuple[TrainState | None, checkpoint.Progress]:
