@@ -21,7 +21,7 @@ EXAMPLES = """\
   python launch/evaluate.py RUN --ensemble-size 100 --select best    SVG's rule: each sequence by the best of 100
   torchrun --nproc_per_node 2 launch/evaluate.py RUN       two ranks, the same scores to the last bit
 
-Results are kept beside each other in RUN/eval: test-best.json as the run's config says, test+openstl-best.json otherwise.
+Results are kept beside each other in RUN/eval: test-best.json as the run's config says, else test+openstl-best.json.
 Nothing is trained again, and the checkpoint `best` stays the one that validation chose."""
 
 OF_EVAL = ("protocol", "thresholds", "lpips", "split", "batch", "ensemble_size", "select")

@@ -26,7 +26,7 @@ def new_table(
     protocol: Protocol, horizon: int, thresholds: Sequence[float], lpips: bool, members: int = 0
 ) -> ScoreTable:
     """Return an empty table for the columns of `score_batch`, and for `members` above 0 those of `Members.scores`."""
-    averaged = (*AVERAGED, "lpips") if lpips else AVERAGED
+    averaged = (*AVERAGED, *(("snr",) if protocol.snr else ()), *(("lpips",) if lpips else ()))
     return ScoreTable(protocol.name, horizon, averaged, thresholds, protocol.event_pools, protocol.fss_windows, members)
 
 
@@ -82,6 +82,8 @@ class Compared:
         protocol = self.protocol
         if name == "psnr":
             values = self._psnr[0]
+        elif name == "snr":
+            values = metrics.snr(self.predicted.clamp(0.0, 1.0), self.truth, protocol.psnr_cap, self.mask)
         elif name == "ssim":
             values = metrics.ssim(*self._images, protocol.ssim_data_range, protocol.ssim_window, self.mask)
         else:
@@ -126,7 +128,7 @@ def score_batch(
     mask, nonfinite = compared.mask, compared.nonfinite
     missing = torch.zeros_like(nonfinite, dtype=torch.int64) if mask is None else (~mask).flatten(2).sum(2)
     columns = {EXACT: compared.exact, NONFINITE: nonfinite, MISSING: missing}
-    columns |= {name: compared.averaged(name) for name in AVERAGED}
+    columns |= {name: compared.averaged(name) for name in (*AVERAGED, *(("snr",) if protocol.snr else ()))}
     if lpips is not None:
         columns["lpips"] = compared.lpips(lpips)
     for threshold, code in zip(thresholds, threshold_codes(thresholds, scale), strict=True):

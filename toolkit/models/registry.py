@@ -136,6 +136,10 @@ class MIMOptions(StepOptions):
     kernel: OddKernel = Field(7, description="odd kernel size (7: the size that the ModeRNN paper's count gives)")
     layer_norm: bool = Field(False, description="normalise every convolution's output per sample, at any size")
     peepholes: bool = Field(False, description="peepholes of MIM-N and MIM-S; they tie the weights to one frame size")
+    initialisation: Literal["torch", "published"] = Field(
+        "torch",
+        description="initial weights: PyTorch's defaults, or the authors' (uniform by channels)",
+    )
 
 
 class ConvTTLSTMOptions(StepOptions):
@@ -242,6 +246,10 @@ class SVGOptions(Options):
     posterior_layers: int = Field(1, ge=1, le=LARGEST, description="stacked LSTMs of the posterior")
     prior_layers: int = Field(1, ge=1, le=LARGEST, description="stacked LSTMs of the prior")
     beta: float = Field(1e-4, ge=0, le=1e6, description="weight of KL(posterior || prior)")
+    initialisation: Literal["torch", "published"] = Field(
+        "torch",
+        description="initial weights: PyTorch's defaults, or the authors' (N(0, 0.02) outside of the LSTMs)",
+    )
     sample_batch: int = Field(
         128,
         ge=1,

@@ -116,6 +116,8 @@ def describe_metric(key: str, facts: Facts) -> Metric | None:
     known: dict[str, tuple[str, Direction, bool]] = {
         "mse": ("MSE", "lower", True),
         "mae": ("MAE", "lower", True),
+        "rmse": ("RMSE", "lower", False),
+        "snr": ("SNR (dB)", "higher", False),
         "ssim": ("SSIM", "higher", True),
         "psnr": ("PSNR (dB)", "higher", True),
         "lpips": ("LPIPS", "lower", True),

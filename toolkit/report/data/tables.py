@@ -10,7 +10,7 @@ from toolkit.table import Cell, Kind, Row, Table
 from toolkit.wording import count
 
 CHECKPOINT_TITLES = {"best": "Best-validation checkpoint", "last": "Last checkpoint", "ema": "Moving average (EMA)"}
-FIXED_DECIMALS = {"psnr": 2, "spread_skill": 2} | dict.fromkeys(
+FIXED_DECIMALS = {"psnr": 2, "snr": 2, "spread_skill": 2} | dict.fromkeys(
     ("ssim", "lpips", "csi", "mean_csi", "pod", "far", "bias", "hss", "fss"), 3
 )
 CSV_COLUMNS = (
