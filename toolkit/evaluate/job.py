@@ -103,13 +103,14 @@ class Evaluation:
             if self.world.is_main:
                 self.run.write_state(phase="evaluating")
             persistence = self._score(Persistence(), "persistence").compute().as_dict()
-            done: dict[int, str] = {}
+            done: dict[tuple[int, bool], str] = {}
             for which, step in wanted.items():
-                if step in done:
-                    self._copy(done[step], which)
+                weights = step, which == "ema"  # the moving average is of the last step, and has other weights
+                if weights in done:
+                    self._copy(done[weights], which)
                 else:
                     self._evaluate(which, loaded[which][0], step, persistence)
-                done[step] = which
+                done[weights] = which
             if self.world.is_main:
                 self.run.write_state(phase="done")
         self.world.barrier()

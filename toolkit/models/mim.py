@@ -28,10 +28,10 @@ each k x k convolution over all channels and positions of a sample, with a gain 
 H_{t-1}^1, which the state holds anyway; whether a previous step exists is a number in the state, 0 or 1.
 
 `initialisation: published` also starts the other convolutions as the authors' TensorFlow code does: uniform in
-+-sqrt(6 / (inputs + outputs)), channels only, without the kernel's area; and peepholes by TensorFlow's default, Glorot's
-bound on an array [h, w, channels]. Where it still differs from that code: the first layer is PredRNN's ST-LSTM, with its own
-input terms for C and M and W_o * [C, M] in the output gate, as in OpenSTL's port (theirs shares the input terms and has
-no such map), and convolutions have no biases.
++-sqrt(6 / (inputs + outputs)), channels only, without the kernel's area; and peepholes by TensorFlow's default,
+Glorot's bound on an array [h, w, channels]. What still differs from that code: the first layer is PredRNN's ST-LSTM,
+with separate input terms for C and M and W_o * [C, M] in the output gate, as in OpenSTL's port (theirs shares the
+input terms and has no such map), and convolutions have no biases.
 """
 
 from __future__ import annotations

@@ -157,20 +157,20 @@ def test_a_run_is_scored_in_several_ways_beside_each_other(make_run: Callable[..
     assert openstl["overall"]["snr"] is not None
     assert (longer["horizon"], len(longer["leads"]["mse"]), longer["split"]) == (5, 5, "val")
     # Another store, of larger frames than it was trained on: a file as the original test set is published.
-    np.save(tmp_path / "mnist_test_seq.npy", np.random.default_rng(0).integers(0, 255, (20, 5, 24, 24), np.uint8))
+    np.save(tmp_path / "mnist_test_seq.npy", np.random.default_rng(0).integers(0, 255, (20, 30, 24, 24), np.uint8))
     other = tmp_path / "canonical"
     convert = ["shards", "convert", "moving-mnist-file", str(tmp_path / "mnist_test_seq.npy"), str(other)]
     subprocess.run([sys.executable, "-m", *convert], check=True, cwd=ROOT, capture_output=True)
     main([*command, "--store", str(other), "--context", "10", "--horizon", "10"])
     (written,) = run.eval.glob("test+store-canonical-*+context-10+horizon-10-last.json")
     result = json.loads(written.read_text())
-    assert (result["n"], result["frames"], result["store"]["name"]) == (5, [1, 24, 24], "moving-mnist-file")
+    assert (result["n"], result["frames"], result["store"]["name"]) == (30, [1, 24, 24], "moving-mnist-file")
     # All of them have their own table in a report; the status knows the run by its own scoring.
     boards = make_boards(collect_run(run))
     assert sorted((b.facts["store"]["name"], b.facts["protocol"]["name"], b.facts["horizon"]) for b in boards) == [
-        ("moving-mnist", "openstl", 3),
-        ("moving-mnist", "paper", 3),
-        ("moving-mnist", "paper", 5),
+        ("mixed-moving-mnist", "openstl", 3),
+        ("mixed-moving-mnist", "paper", 3),
+        ("mixed-moving-mnist", "paper", 5),
         ("moving-mnist-file", "paper", 10),
     ]
 
@@ -209,7 +209,7 @@ def test_a_moving_average_is_scored_beside_the_others(tiny_store: Path, tmp_path
 def test_a_run_without_a_moving_average_has_none(make_run: Callable[..., RunDir]) -> None:
     run = make_run(5)
     assert run.scored_checkpoints == ("best", "last")
-    with pytest.raises(ConfigError, match="ema: for runs with train.ema"):
+    with pytest.raises(ConfigError, match=r"ema: for runs with train\.ema"):
         main(["--run", str(run.path), "--which", "ema"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from toolkit.models.base import build_model
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 
+needs_lpips = pytest.mark.skipif(importlib.util.find_spec("lpips") is None, reason="lpips is not installed")
 SMALL = {"name": "convlstm", "layers": 1, "hidden": 4, "kernel": 3}
 
 
@@ -64,11 +66,11 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@needs_lpips
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_of_scoring_are_found_before_training(
     fault: str, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("lpips")
     (tmp_path / "alexnet.pth").write_bytes(b"")
     monkeypatch.setenv(ALEXNET_VARIABLE, str(tmp_path / "alexnet.pth"))
     values, message = FAULTS[fault]
@@ -88,10 +90,10 @@ def test_faults_of_scoring_are_found_before_training(
     assert not (tmp_path / "run").exists()
 
 
+@needs_lpips
 def test_lpips_without_its_weights_is_found_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("lpips")
     monkeypatch.setenv(ALEXNET_VARIABLE, "/nowhere/alexnet.pth")
-    with pytest.raises(ConfigError, match="MODERNN_ALEXNET=/nowhere/alexnet.pth: no such file"):
+    with pytest.raises(ConfigError, match=r"MODERNN_ALEXNET=/nowhere/alexnet\.pth: no such file"):
         check_scoring(make_config({"eval": {"lpips": True}}, "test"))
 
 

@@ -77,8 +77,8 @@ class Protocol:
             "Predictions are clamped to 0…1 before scoring."
             if self.clamp
             else "Predictions are clamped to 0…1 for SSIM, PSNR and LPIPS, but not for MSE and MAE.",
-            f"MSE and MAE: on values in 0…1, {self.error_reduction} over the pixels and channels of a frame. RMSE is the "
-            "square root of the mean MSE.",
+            f"MSE and MAE: on values in 0…1, {self.error_reduction} over the pixels and channels of a frame. RMSE is "
+            "the square root of the mean MSE.",
             f"SSIM: {levels}, data range {self.ssim_data_range:g}, {window}, sample covariances, mean over the windows "
             "inside the frame.",
             f"PSNR: {levels}, data range {self.psnr_data_range:g}, per frame in dB, capped at {self.psnr_cap:g} dB "
