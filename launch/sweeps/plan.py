@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from launch.cli.table import render
-from launch.jobs.submitter import QueueEntry, Submitter
+from launch.jobs.submitter import ENDING, QueueEntry, Submitter
 from launch.sweeps.resources import SUMMARY, hours_of, summary
 from launch.sweeps.spec import PlannedRun, SweepPlan
 from toolkit.config import RunConfig
@@ -49,6 +50,8 @@ class Item:
     submitted: bool
     scorings: Mapping[str, Mapping[str, object]]  # beside its own: the values of `eval` by the name of the result
     job: QueueEntry | None = None  # what it has in a cluster's queue
+    replaced: bool = False  # what it has is deleted first
+    left_out: str = ""  # why it isn't submitted, though there is something to do
 
     @property
     def active(self) -> bool:
@@ -57,13 +60,19 @@ class Item:
 
     @property
     def what(self) -> str:
+        if self.left_out and self.job is None and not self.before.live and self.before.state != "done":
+            return self.left_out
         if self.job is not None and not self.before.live:
             return f"wait: job {self.job.name} is in the queue ({self.job.state})"
         if self.before.live:
             return f"wait: {lock.describe(lock.holder(self.run.path) or {})}"
         if self.before.state == "new" and not MODELS[self.planned.config.model.name].trained:
             return "evaluate: no training"
-        return "train again" if self.submitted and self.before.state == "failed" else WHAT[self.before.state]
+        if self.submitted and self.before.state == "failed" and not self.replaced:
+            return "evaluate again" if self.run.done else "train again"
+        if self.submitted and self.replaced:
+            return "delete, train again"
+        return WHAT[self.before.state]
 
     @property
     def recorded(self) -> RecordedRun:
@@ -75,21 +84,21 @@ class Item:
 
     def prepare(self) -> None:
         """Make the run directory where it is not there yet, and write into it how else the run is to be scored."""
-        if self.run.path.name.endswith(self.planned.hash8):
+        if not self.run.config_file.exists() or self.run.path.name.endswith(self.planned.hash8):
             RunDir.create(self.run.path, self.planned.config)
         for name, values in self.scorings.items():
             self.run.request_scoring(name, values)
 
 
-def place(root: Path, plan: SweepPlan) -> list[RunDir]:
+def place(root: Path, plan: SweepPlan, anew: bool = False) -> list[RunDir]:
     """Return the run directory of every planned run.
 
     A run that is there already under another name (the sweep has grown, and names say what differs) stays there; so
-    does one that differs in what only scoring uses: it is not trained again.
+    does one that differs in what only scoring uses: it is not trained again (`anew`: it is).
     """
     present = {run.path.name[-8:]: run for run in find_runs(root)}
     placed = {planned.hash8: present.get(planned.hash8) for planned in plan.runs}
-    if None in placed.values():
+    if None in placed.values() and not anew:
         others = {_training(run): run for name, run in present.items() if name not in placed}
         absent = [planned for planned in plan.runs if placed[planned.hash8] is None]
         placed |= {planned.hash8: others.get(planned.config.hash8(scoring=False)) for planned in absent}
@@ -132,21 +141,30 @@ def _with_scorings(view: RunView, run: RunDir, scorings: Iterable[str]) -> RunVi
     absent = [path.name for path in results if not path.exists()]
     if view.state != "done" or not absent:
         return view
-    return replace(view, state="trained", reason=f"not evaluated yet: {some(absent)}")
+    return dataclasses.replace(view, state="trained", reason=f"not evaluated yet: {some(absent)}")
 
 
 def collect_status(
-    plan: SweepPlan, root: Path, retry: Collection[str], queued: Mapping[Path, QueueEntry] | None = None
+    plan: SweepPlan,
+    root: Path,
+    retry: Collection[str],
+    queued: Mapping[Path, QueueEntry] | None = None,
+    replace: bool = False,
 ) -> list[Item]:
     """Return how every run of the plan stands, and whether it will be submitted; one with a job in the queue is not."""
-    wanted = {"new", "interrupted", "trained"}
+    wanted = {"new", "interrupted", "trained", *(("done", "failed") if replace else ())}
     items = []
-    for planned, run in zip(plan.runs, place(root, plan), strict=True):
+    for planned, run in zip(plan.runs, place(root, plan, replace), strict=True):
         scorings = _scorings(run, planned)
         view = _with_scorings(read_status(run, planned.name, _split(run, planned)), run, scorings)
         job = (queued or {}).get(run.path.resolve()) if view.state != "done" else None
+        if job is not None and job.state == ENDING:
+            job = None  # no work is to come of it; what is submitted now waits until it is gone
+            if view.live:
+                view = dataclasses.replace(view, state="interrupted")
         todo = view.state in wanted or (view.state == "failed" and is_retried(view, retry))
-        items.append(Item(planned, run, view, todo and job is None, scorings, job))
+        anew = replace and view.state != "new" and job is None and not view.live
+        items.append(Item(planned, run, view, todo and job is None, scorings, job, anew))
     return items
 
 
@@ -198,6 +216,26 @@ def dry_run(plan: SweepPlan, items: Sequence[Item], submitter: Submitter, tflops
     hours, effort = estimate(items, tflops, submitter.ranks_per_run)
     arrays = submitter.announce(sum(item.submitted for item in items))
     return [*format_plan(plan, items, hours), *arrays, effort, "dry run: nothing was made or submitted"]
+
+
+def check_ranks(items: Sequence[Item], ranks: int) -> None:
+    """Check that the ranks of every run to be submitted divide its batch: one message instead of one from every job.
+
+    Raises:
+        ConfigError: naming how many runs they don't fit, and what would.
+    """
+    faults: dict[str, int] = {}
+    for item in items:
+        if item.submitted and MODELS[item.planned.config.model.name].trained:
+            try:
+                item.planned.config.train.share(ranks)
+            except ConfigError as error:
+                faults[str(error)] = faults.get(str(error), 0) + 1
+    if faults:
+        lines = [f"{fault} ({count(number, 'run')})" for fault, number in faults.items()]
+        raise ConfigError(
+            "\n".join(lines) + "\nA run has a rank for each GPU: --gpus-per-node and --nodes, or --ranks."
+        )
 
 
 def check_stores(items: Sequence[Item]) -> None:

@@ -33,8 +33,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from launch.sweeps.naming import label_runs
 from toolkit.config import RunConfig, make_config
-from toolkit.config.renamed import new_names, with_new_names
-from toolkit.config.tree import flatten, merge, nested, read_mapping, read_tree, with_overrides
+from toolkit.config.renamed import new_names
+from toolkit.config.tree import flatten, lay, merge, read_mapping, read_tree, with_overrides
 from toolkit.errors import ConfigError
 from toolkit.shipped import command, find_config
 from toolkit.wording import count, nearest
@@ -168,7 +168,7 @@ class PlannedRun:
     """One run of a sweep.
 
     `settings` holds what varies over the sweep, by dotted key; `group` is the name without the seed. `scorings` are
-    configs that differ from the run's in what only scoring uses (`eval`): it is trained once and scored by each.
+    configs that differ in `eval` alone: the run is trained once and scored by each.
     """
 
     name: str
@@ -195,16 +195,24 @@ class SweepPlan:
     excluded: int
 
 
-def plan_sweep(path: str | Path, overrides: Iterable[str] = ()) -> SweepPlan:
+def plan_sweep(
+    path: str | Path, overrides: Iterable[str] = (), axes: Mapping[str, Sequence[object]] | None = None
+) -> SweepPlan:
     """Read a sweep file and plan its runs; `overrides` (`a.b=value`) are applied to every run, last.
+
+    Args:
+        axes: values that replace or extend the file's `seeds` and `grid`, by key.
 
     Raises:
         ConfigError: with every fault of the file, or every fault of the configs that it describes.
     """
     spec = read_spec(find_config(Path(path)))
     found = _Found(flatten(with_overrides({}, overrides)))
+    axes = axes or {}
+    grid = {key: values for key, values in axes.items() if key != "seeds"}
     for part in _parts(spec):
-        found.add(part)
+        update = {"grid": {**part.grid, **grid}, "seeds": tuple(axes.get("seeds", part.seeds))}
+        found.add(part.model_copy(update=update))
     return found.plan(spec)
 
 
@@ -298,7 +306,7 @@ class _Found:
         if run == hash8:
             self.configs.setdefault(hash8, (config, entry))
         else:
-            others.setdefault(hash8, config)
+            others[hash8] = config
 
     def plan(self, spec: SweepSpec) -> SweepPlan:
         """Return the runs with their names.
@@ -312,9 +320,7 @@ class _Found:
             raise ConfigError("\n".join(texts[:SHOWN_FAULTS] + more))
         if not self.configs:
             raise ConfigError(f"{spec.file}: plans no run: all {self.points} are excluded; look at `exclude`")
-        return SweepPlan(
-            spec.file, spec.name, _named(spec.file, self.configs, self.scorings), self.duplicates, self.excluded
-        )
+        return SweepPlan(spec.file, spec.name, _named(spec.file, self), self.duplicates, self.excluded)
 
 
 def _points(spec: SweepSpec) -> Iterator[tuple[Entry, Settings]]:
@@ -326,15 +332,6 @@ def _points(spec: SweepSpec) -> Iterator[tuple[Entry, Settings]]:
     ):
         in_step = {key: values[step] for key, values in spec.zip.items()}
         yield entry, {**dict(combination), **in_step, **seed}
-
-
-def lay(tree: Mapping[str, object], layers: Iterable[Settings]) -> dict[str, object]:
-    """Apply dotted settings to a tree, later layers over earlier ones, a choice of model before all else."""
-    settings = {key: value for layer in layers for key, value in layer.items()}
-    result = dict(tree)
-    for key in sorted(settings, key=lambda key: key != "model.name"):
-        result = merge(result, with_new_names(nested(key, settings[key]), key))
-    return result
 
 
 class _BaseFiles:
@@ -382,9 +379,8 @@ class _Exclude:
             return False
 
 
-def _named(
-    file: Path, configs: Mapping[str, tuple[RunConfig, Entry]], scorings: Mapping[str, Mapping[str, RunConfig]]
-) -> tuple[PlannedRun, ...]:
+def _named(file: Path, found: _Found) -> tuple[PlannedRun, ...]:
+    configs = found.configs
     labels = label_runs([(config, entry.label) for config, entry in configs.values()], origin=str(file))
     return tuple(
         PlannedRun(
@@ -394,7 +390,7 @@ def _named(
             settings=label.settings,
             config=config.model_copy(update={"name": label.name}),
             hash8=hash8,
-            scorings=tuple(scorings[hash8].values()),
+            scorings=tuple(found.scorings[hash8].values()),
         )
         for (hash8, (config, _)), label in zip(configs.items(), labels, strict=True)
     )

@@ -124,7 +124,7 @@ class RunConfig(Options):
     def hash8(self, execution: bool = True, scoring: bool = True) -> str:
         """Eight hex digits that name the run's directory; the same on every machine and in every order of keys.
 
-        Without `execution` they name what a checkpoint belongs to: it may go on under another ZeRO stage. Without
+        Without `execution` they name what a checkpoint belongs to: it can be resumed under another ZeRO stage. Without
         `scoring` they name the training: runs that differ in `eval` alone are trained once.
         """
         values = original_names(self.identity(execution, scoring))

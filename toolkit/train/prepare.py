@@ -53,6 +53,8 @@ def open_data(config: RunConfig) -> Data:
 def check_config(config: RunConfig, data: Data) -> None:
     """Check before training what its loss and the evaluation after it will need of config, store and machine.
 
+    Other splits that hold no window are logged.
+
     Raises:
         ConfigError: as `make_criterion` and `check_scoring`; `eval.lpips`, and its weights can't be had here.
     """
@@ -61,6 +63,13 @@ def check_config(config: RunConfig, data: Data) -> None:
         load_lpips()
     if MODELS[config.model.name].trained:
         make_criterion(config.train, data.store.manifest.scale, config.data.horizon)
+    length = config.data.context + config.data.horizon
+    for split in data.store.splits:
+        if split not in (config.data.train_split, config.data.val_split, config.eval.split):
+            try:
+                WindowSet(data.store, split, length, config.data.eval_stride)
+            except ConfigError as error:
+                logger.warning("this run cannot be evaluated on %s: %s", split, error)
 
 
 def restore(run: RunDir, resume: str, world: World) -> tuple[TrainState | None, checkpoint.Progress]:
