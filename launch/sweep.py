@@ -25,7 +25,7 @@ from launch.slurm.submitter import SlurmSubmitter
 from launch.sweeps.cancel import cancel
 from launch.sweeps.options import as_axis, parse
 from launch.sweeps.outcome import report_outcome, wait
-from launch.sweeps.plan import Item, check_ranks, check_stores, collect_status, dry_run, format_plan
+from launch.sweeps.plan import Item, check_ranks, check_scorings, check_stores, collect_status, dry_run, format_plan
 from launch.sweeps.progress import Board
 from launch.sweeps.selection import narrowed, selected
 from launch.sweeps.spec import SweepPlan, plan_sweep
@@ -62,6 +62,7 @@ def _run(options: argparse.Namespace, again: str, command: JobCommand) -> int:
         print("\n".join(sweep.dry_run()))
         return EXIT_OK
     check_stores(items)
+    check_scorings(items)
     sweep.submitter.check()
     items, jobs = sweep.submit()
     while options.keep_submitted and sweep.is_more(items):
@@ -136,7 +137,7 @@ class _Sweep:
                     _delete(item.run)
             submitted = [item for item in items if item.submitted]
             new = [item for item in items if item.submitted or item.before.state == "new"]
-            run_concurrently(lambda item: RunDir.create(item.run.path, item.planned.config), new)
+            run_concurrently(Item.prepare, [item for item in items if item in new or (item.active and item.scorings)])
             if submitted:
                 begin_anew(self.root)
             write_record(self.root, self.plan.name, self.plan.file, [item.recorded for item in items])

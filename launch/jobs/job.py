@@ -1,4 +1,4 @@
-"""What a job runs: train the run directory if it isn't DONE, then score its best and last checkpoint.
+"""What a job runs: train the run directory if it isn't DONE, then score its checkpoints.
 
 Its only argument that matters is the run directory, so requeueing is running the same command again. Returns the code
 of the training (see toolkit/errors.py): 3 means "run me again". Imports neither torch nor a scheduler.
@@ -142,7 +142,7 @@ def _train_along(run: RunDir, task: slurm.Task, scripts: Path, log_files: bool) 
 
 def _mark_scored(run: RunDir, split: str) -> int:
     """After an evaluation that returned 0: scores that it left, because they hold, count as new."""
-    files = [run.eval / f"{split}-{which}.json" for which in missing_scores(run, split)]
+    files = [run.eval / f"{name}.json" for name in missing_scores(run, split)]
     absent = [file.name for file in files if not file.exists()]
     if absent:
         run.mark_failed(f"evaluate: returned 0 without writing {', '.join(absent)}")
