@@ -17,7 +17,7 @@ writes into RUN/analysis
                                   model's own predictions (toolkit/analysis/features.py)
   collapse-<split>-<which>.json   A-distances and the collapse score of every mode, and .npz with t-SNE's coordinates
                                   (toolkit/analysis/diagnose.py), where the sequences are of two modes or more
-python launch/report.py shows them. `eval.analyse: N` in a config does the same after each evaluation."""
+The report (launch/report.py) shows them. `eval.analyse: N` in a config does the same after each evaluation."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,20 +1,19 @@
 """Plan a sweep, submit what isn't done, wait for it, and report the results. Does not import torch.
 
-On a cluster it returns when the jobs are in the queue, unless told to --wait or to --keep-submitted.
+On a cluster it returns when the jobs are in the queue, except with --wait or --keep-submitted.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
-import shlex
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cli.parser import as_typed, run_script
+from launch.cli.parser import run_script
 from launch.jobs import snapshot
 from launch.jobs.attempts import begin_anew, why_stopped
 from launch.jobs.local import DebugSubmitter, LocalSubmitter
@@ -33,6 +32,7 @@ from launch.sweeps.spec import SweepPlan, plan_sweep
 from toolkit.errors import EXIT_OK, EXIT_REQUEUE, ToolkitError
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.sweep import preparing, write_record
+from toolkit.shipped import command as typed
 
 FEED_S = 30.0  # between two looks at the queue that --keep-submitted fills
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
     """Run the script; `command` gives what a job runs. Returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = parse(arguments)
-    again = as_typed(shlex.join(["python", "launch/sweep.py", *arguments]))
+    again = typed("sweep", *arguments)
     snapshot.check_origin(Path(sys.argv[0]))
     try:
         return _run(options, again, command)
@@ -71,7 +71,7 @@ def _run(options: argparse.Namespace, again: str, command: JobCommand) -> int:
     if not any(item.active for item in items):
         return report_outcome(items, [item.before for item in items], root, again)
     if sweep.submitter.detached and not options.wait:
-        print(as_typed(f"Watch: python launch/status.py {root}    wait: {again} --wait"))
+        print(f"Watch: {typed('status', root)}    wait: {again} --wait")
         return EXIT_OK
     board = Board(sys.stdout, redraw=False if options.cluster == "debug" else None)
     with sweep.submitter.following(root):

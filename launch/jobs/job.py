@@ -133,7 +133,7 @@ def _train_along(run: RunDir, task: slurm.Task, scripts: Path, log_files: bool) 
         command = [sys.executable, str(scripts / "train.py"), "--run", str(run.path)]
         code = run_ranks(command, 1, relay, logs, environment=task.environment)
     if code in (EXIT_OK, EXIT_REQUEUE) or code - 128 in relay.received:
-        return EXIT_OK  # that it was stopped is the first task's to say, when it has written the checkpoint
+        return EXIT_OK  # that it was stopped is the first task's to report, when it has written the checkpoint
     if run.failure() is None:
         where = f"; see {logs[0]}" if logs else ""
         run.mark_failed(f"train: rank {task.rank} on {socket.gethostname()}: {meaning(code)}{where}")

@@ -90,15 +90,15 @@ class Item:
             self.run.request_scoring(name, values)
 
 
-def place(root: Path, plan: SweepPlan, anew: bool = False) -> list[RunDir]:
+def place(root: Path, plan: SweepPlan, replaced: bool = False) -> list[RunDir]:
     """Return the run directory of every planned run.
 
     A run that is there already under another name (the sweep has grown, and names say what differs) stays there; so
-    does one that differs in what only scoring uses: it is not trained again (`anew`: it is).
+    does one that differs in what only scoring uses: it is not trained again (`replaced`: it is).
     """
     present = {run.path.name[-8:]: run for run in find_runs(root)}
     placed = {planned.hash8: present.get(planned.hash8) for planned in plan.runs}
-    if None in placed.values() and not anew:
+    if None in placed.values() and not replaced:
         others = {_training(run): run for name, run in present.items() if name not in placed}
         absent = [planned for planned in plan.runs if placed[planned.hash8] is None]
         placed |= {planned.hash8: others.get(planned.config.hash8(scoring=False)) for planned in absent}
@@ -163,8 +163,8 @@ def collect_status(
             if view.live:
                 view = dataclasses.replace(view, state="interrupted")
         todo = view.state in wanted or (view.state == "failed" and is_retried(view, retry))
-        anew = replace and view.state != "new" and job is None and not view.live
-        items.append(Item(planned, run, view, todo and job is None, scorings, job, anew))
+        replaced = replace and view.state != "new" and job is None and not view.live
+        items.append(Item(planned, run, view, todo and job is None, scorings, job, replaced))
     return items
 
 
