@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -59,6 +60,7 @@ def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) 
         "best": progress.best,
         "config": config_hash,
         "written_by": progress.written_by,
+        "store": progress.store,
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -270,4 +272,4 @@ def repair(folder: Path, progress: Progress) -> Progress:
         logger.warning(
             "resuming from step %d: checkpoints of steps %s are deleted at the next save", progress.step, later
         )
-    return Progress(progress.step, progress.samples, best, progress.written_by)
+    return replace(progress, best=best)

@@ -53,7 +53,7 @@ def export_run(run: RunDir, which: str, folder: Path) -> str:
         ConfigError: the folder holds something else.
     """
     config = run.config()
-    model, step = load_model(run, which, torch.device("cpu"))
+    model, step = load_model(run, which, torch.device("cpu"), store="any")
     manifest = open_store(config.data.store).manifest
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     record = _record(config, manifest, step, weights)
@@ -108,7 +108,11 @@ def load(path: str | Path) -> SequenceModel:
         CheckpointError, ConfigError: it is neither, or can't be used; see `load_exported` and `load_model`.
     """
     run = RunDir(Path(path))
-    return load_model(run, "best", torch.device("cpu"))[0] if run.config_file.exists() else load_exported(path)
+    return (
+        load_model(run, "best", torch.device("cpu"), store="any")[0]
+        if run.config_file.exists()
+        else load_exported(path)
+    )
 
 
 def weights_digest(weights: dict[str, Tensor]) -> str:
