@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from shards import __version__, log
 from shards.commands import add_commands, add_store_options, chosen_cluster, report
 from shards.convert import convert
-from shards.errors import ShardError
+from shards.damaged import DEFAULT_LIMIT
+from shards.errors import ShardError, UsageError, printable
 from shards.sources import SOURCES, SourceEntry
 from shards.sources.choose import AUTO, resolve
 
@@ -37,14 +38,17 @@ UNRECORDED = (
     "cluster",
     "jobs",
     "profile",
+    "on_error",
+    "skip_limit",
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. Usage errors found by argparse raise SystemExit(2), as is its habit."""
+    """Run one command and return the exit code. Usage errors found by argparse raise SystemExit(2), as is its habit."""
     log.configure()
     words = sys.argv[1:] if argv is None else list(argv)
     try:
+        _check_utf8(words)
         entries, words = resolve(words, SOURCES, lambda text: print(text, file=sys.stderr))
         args = _parser(entries).parse_args(words)
         return int(args.run(args))
@@ -52,11 +56,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"error: {error}; free space or grant access, then run the same command again", file=sys.stderr)
+        print(
+            f"error: {printable(str(error))}; free space or grant access, then run the same command again",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the shards that were finished", file=sys.stderr)
         return 130
+
+
+def _check_utf8(words: Sequence[str]) -> None:
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{word}: isn't UTF-8, which a store can't record; rename it, or link to it") from None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -99,6 +114,20 @@ def _add_convert(commands: Commands, entries: Mapping[str, SourceEntry]) -> None
         source.add_argument("output", type=Path, metavar="OUTPUT", help="folder to make; it appears when all is done")
         entry.add_arguments(source)
         source.add_argument("--name", help="name in the manifest (default: the source's)")
+        source.add_argument(
+            "--on-error",
+            choices=("stop", "skip"),
+            default="stop",
+            help="a damaged file ends the conversion, or is left out: its moment is a gap, and it is listed in the "
+            "manifest; all files are then decoded twice (default: %(default)s)",
+        )
+        source.add_argument(
+            "--skip-limit",
+            type=int,
+            default=DEFAULT_LIMIT,
+            metavar="N",
+            help="with --on-error skip: more damaged frames than these end the conversion (default: %(default)s)",
+        )
         add_store_options(source, defaults=True)
         source.set_defaults(run=_convert, entry=entry)
 
@@ -130,5 +159,6 @@ def _convert(args: argparse.Namespace) -> int:
         workers=args.workers,
         cluster=chosen_cluster(args),
         overwrite=args.overwrite,
+        skip_limit=args.skip_limit if args.on_error == "skip" else None,
     )
     return report(args.output, outcome.already_complete)

@@ -101,8 +101,8 @@ def _error(store: TarStore, file: str, row: IndexRow, what: str) -> StoreError:
 
 
 def decode_npy(key: str, data: bytes) -> npt.NDArray[np.generic] | None:
-    """A handler for `webdataset.WebDataset(...).decode(decode_npy)`: arrays from .npy.zst and .npy.lz4 members, None
-    (for the next handler) from all others. Raises ValueError for damaged ones, pickles, and sizes above 2 GiB.
+    """Return a handler for `webdataset.WebDataset(...).decode(decode_npy)`: arrays from .npy.zst and .npy.lz4 members,
+    None (for the next handler) from all others. Raises ValueError for damaged ones, pickles, and sizes above 2 GiB.
     """
     encoding = {".npy.zst": "zstd", ".npy.lz4": "lz4"}.get(key[-8:])
     if encoding is None:

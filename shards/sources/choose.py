@@ -17,8 +17,8 @@ AUTO = "auto"
 def resolve(
     argv: Sequence[str], sources: Mapping[str, SourceEntry], say: Callable[[str], None]
 ) -> tuple[dict[str, SourceEntry], list[str]]:
-    """The sources that the command line should offer, and the command line itself with `convert auto INPUT` replaced
-    by what INPUT looks like. Raises ShardErrors.
+    """Return the sources that the command line should offer, and the command line itself with `convert auto INPUT`
+    replaced by what INPUT looks like. Raises ShardErrors.
     """
     entries, words = dict(sources), list(argv)
     if words[:1] != ["convert"] or len(words) < 2:
@@ -33,7 +33,7 @@ def resolve(
 
 
 def guess(path: Path, sources: Mapping[str, SourceEntry]) -> tuple[str, str]:
-    """The source for what lies at `path`, and why. Raises UsageError where none or several fit."""
+    """Return the source for what lies at `path`, and why. Raises UsageError where none or several fit."""
     listing = Listing.of(path)
     if MANIFEST_NAME in listing.files:
         raise UsageError(f"{path} holds {MANIFEST_NAME}: it is a store already; see python -m shards --help")

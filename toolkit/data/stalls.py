@@ -123,3 +123,7 @@ class CalledWindows:
 
     def __getitem__(self, index: int) -> Window:
         return self.reads.call(partial(self.windows.__getitem__, index), self.limit_s())
+
+    def time(self, index: int) -> str | None:
+        """Return when the first frame of a window was taken."""
+        return self.reads.call(partial(self.windows.time, index), self.limit_s())

@@ -94,7 +94,7 @@ def test_a_stopped_reader_process_does_not_outlive_its_training(
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     (pid,) = start(pool, 1, config, run, log, "", "data.num_workers=1", "train.steps=100000")
-    until(log.with_name("log.0"), "step 3/100000")
+    until(log.with_name("log.0"), " 3/100000")
     group = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and _group(path) == pid]
     os.kill(max(group), signal.SIGSTOP)  # the youngest reads
     time.sleep(3)
@@ -238,7 +238,7 @@ def test_a_store_replaced_while_it_is_read_is_named_as_that(
         "train.validate_every=100000",
     ]
     (pid,) = start(pool, 1, config, run, log, "", *options, "data.on_error=skip")
-    until(log.with_name("log.0"), "step 3/100000")
+    until(log.with_name("log.0"), " 3/100000")
     digests = [digest_of(store), digest_of(tmp_path / "other")]
     for file in sorted((tmp_path / "other").rglob("*"), reverse=True):
         if file.is_file():
