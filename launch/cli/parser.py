@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from shards import log
 from toolkit import __version__, shipped
+from toolkit.atomic import FileWriteError
 from toolkit.errors import EXIT_USAGE, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -145,6 +146,9 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         code = EXIT_USAGE
     except KeyboardInterrupt:
         code = 130
+    except FileWriteError as error:
+        print(as_typed(f"error: {error}"), file=sys.stderr)
+        code = error.exit_code
     except BrokenPipeError:  # `status.py | head`: what is left to print has no reader
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
