@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.atomic import replacing, write_atomic
+from toolkit.atomic import clear_leftovers, replacing, write_atomic
 from toolkit.checkpoint.weights import load_model
 from toolkit.config import RunConfig
 from toolkit.data.windows import open_windows
@@ -253,7 +253,15 @@ def evaluate_run(run: RunDir, request: Request, world: World) -> list[Path]:
         CheckpointError: there is no such checkpoint.
     """
     check_which(request.which)
+    world.run_on_rank_zero(lambda: _clear(run))
     return Evaluation(run, request, world).perform()
+
+
+def _clear(run: RunDir) -> None:
+    """Remove what an evaluation that was killed has left in the run's folders."""
+    for folder in (run.path, run.eval, run.analysis):
+        for leftover in clear_leftovers(folder):
+            logger.info("removed %s: its writer was killed", leftover)
 
 
 def check_which(which: Sequence[str]) -> None:

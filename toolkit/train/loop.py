@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import time
 
@@ -33,6 +34,7 @@ from toolkit.train.profile import Profiler
 from toolkit.train.record import OwnTime, Recorder
 from toolkit.train.sampling import teacher_rate
 from toolkit.train.schedule import learning_rate
+from toolkit.train.size import check_readers
 from toolkit.train.watchdog import Watchdog
 from toolkit.unroll import give_memory_back
 from toolkit.wording import first_line
@@ -61,6 +63,7 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
         try:
             with Reads(lambda: bool(stop), world.device) as reads:
                 data = reads.call(lambda: open_data(config))
+            check_readers(config, data.store.manifest.frames, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
             if not MODELS[config.model.name].trained:
                 return _without_training(run, world)
             world.run_on_rank_zero(lambda: check_scoring(config))
@@ -296,7 +299,7 @@ class Training:
             scores = validation.score(model, windows, config, world, self.step, self.stop, self.watchdog)
             if scores is None:
                 return None
-            improved = self.best is None or scores["mse"] < self.best["score"]
+            improved = bool(scores) and (self.best is None or scores["mse"] < self.best["score"])
             if self.recorder:
                 self.recorder.validation(self.step, scores, is_best=improved)
                 for index, (truth, prediction) in enumerate(validation.examples(config, windows, model, world)):

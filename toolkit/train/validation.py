@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 
 import torch
@@ -12,10 +13,13 @@ from toolkit.distributed.world import World
 from toolkit.errors import NonFiniteError, StoppedError, ToolkitError
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.evaluate.run import Windows, evaluate_model
+from toolkit.evaluate.table import NONFINITE
 from toolkit.models.base import SequenceModel
 from toolkit.signals import StopRequest
 from toolkit.train.feed import STOP
 from toolkit.train.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
 
 
 def score(
@@ -29,8 +33,9 @@ def score(
 ) -> dict[str, float] | None:
     """Scores of the run's protocol over the validation windows, on every rank (collective).
 
-    Returns None on every rank when any was asked to stop before all windows were scored: that is looked at after each
-    batch, because a whole validation may take longer than a scheduler waits.
+    Empty where not one pixel of the windows was observed. None on every rank when any was asked to stop before all
+    windows were scored: that is looked at after each batch, because a whole validation may take longer than a scheduler
+    waits.
 
     Raises:
         NonFiniteError: predictions are NaN or infinite.
@@ -55,7 +60,12 @@ def score(
         if isinstance(error, StoppedError) or world.is_flag_set(STOP):
             return None
         raise
-    scores = {name: value for name, value in table.compute().overall.items() if value is not None}
+    computed = table.compute()
+    scores = {name: value for name, value in computed.overall.items() if value is not None}
+    if "mse" not in scores and not computed.announced[NONFINITE]:
+        if world.is_main:
+            logger.warning("step %d: nothing observed in any of the validation windows, so there is no score", step)
+        return {}
     if "mse" not in scores:
         raise NonFiniteError(f"step {step}: predictions of validation windows are not finite. Lower train.lr")
     return scores
