@@ -40,14 +40,19 @@ def members(groups: Sequence[int]) -> dict[int, str]:
     return found
 
 
-def kill_trainings(pool: ProcessPool, folder: Path, kills: int, seed: int, say: Callable[[str], None]) -> Counter[str]:
-    """Kill so many trainings; return what they were doing.
+def kill_trainings(
+    pool: ProcessPool, folder: Path, kills: int, seed: int, say: Callable[[str], None], minutes: float = 1e9
+) -> Counter[str]:
+    """Kill so many trainings, or as many as can be in some minutes; return what they were doing.
 
     Raises:
         AssertionError: a process is left behind.
     """
     dice, met, config = random.Random(seed), Counter[str](), prepare(folder)
+    deadline = time.monotonic() + 60 * minutes
     for number in range(1, kills + 1):
+        if time.monotonic() > deadline:
+            break
         ranks, readers = dice.choice((1, 1, 2)), dice.randint(1, 3)
         one = ranks == 2 and dice.random() < 0.5
         options = ["--set", f"data.num_workers={readers}", "--set", "train.steps=1000000"]
@@ -56,9 +61,10 @@ def kill_trainings(pool: ProcessPool, folder: Path, kills: int, seed: int, say: 
         pids = pool.ranks(ranks, free_port(), words, log)
         time.sleep(dice.uniform(0.0, 12.0))
         begun = len(members(pids)) - ranks
-        where = "training" if b"seq/s" in log.with_name(f"{log.name}.0").read_bytes() else "starting"
+        told = log.with_name(f"{log.name}.0")
+        where = "training" if told.exists() and b"seq/s" in told.read_bytes() else "starting"
         what = (
-            f"{'one' if one else 'all'} of {ranks} ranks with {readers} readers each, {where}, {begun} other processes"
+            f"{'one' if one else 'all'} of {ranks} ranks ({where}) with {readers} readers each; {begun} processes more"
         )
         for pid in pids[:1] if one else pids:
             if pid not in pool.codes:
@@ -78,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long, with fewer kills")
     parser.add_argument("--log", type=Path, required=True)
     options = parser.parse_args()
     with open(options.log, "w", encoding="utf-8") as log, tempfile.TemporaryDirectory() as name, ProcessPool() as pool:
@@ -88,11 +95,11 @@ def main() -> None:
 
         began = time.monotonic()
         try:
-            met = kill_trainings(pool, Path(name), options.kills, options.seed, say)
+            met = kill_trainings(pool, Path(name), options.kills, options.seed, say, options.minutes)
         except AssertionError as error:
             say(f"FAILED: {error}")
             raise SystemExit(1) from None
-        say(f"{options.kills} kills in {time.monotonic() - began:.0f} s: no process left behind")
+        say(f"{sum(met.values())} of {options.kills} kills in {time.monotonic() - began:.0f} s: no process left behind")
         for what, count in sorted(met.items()):
             say(f"{count:4} x {what}")
 
