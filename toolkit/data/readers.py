@@ -119,6 +119,8 @@ def read_in_processes(
         worker_init_fn=_end_with_training,
         generator=torch.Generator().manual_seed(0),  # the loader draws worker seeds; do not use the global generator
     )
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["toolkit.data.tether"])
+    os.environ["MODERNN_TETHER"] = str(os.getpid())
     resource_tracker.ensure_running()  # started below, it would unblock signals
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT)  # inherited by child processes
     try:
@@ -129,7 +131,7 @@ def read_in_processes(
 
 
 def _end_with_training(_: int) -> None:
-    """Exit this reader with the training; torch only watches its parent process, the forkserver."""
+    """Exit this reader with the training, where the system can't (tether.py); torch only watches the forkserver."""
     training = multiprocessing.parent_process()
     assert training is not None
 
