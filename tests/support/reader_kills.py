@@ -59,7 +59,11 @@ def kill_trainings(
         words = ["--config", config, "--out", folder / f"run{number}", *options]
         log = folder / f"log{number}"
         pids = pool.ranks(ranks, free_port(), words, log)
-        time.sleep(dice.uniform(0.0, 12.0))
+        if dice.random() < 0.8:  # readers, or the server that starts them, are there
+            waited = time.monotonic()
+            while len(members(pids)) < 3 * ranks and time.monotonic() - waited < 60:
+                time.sleep(0.05)
+        time.sleep(dice.uniform(0.0, 4.0))
         begun = len(members(pids)) - ranks
         told = log.with_name(f"{log.name}.0")
         where = "training" if told.exists() and b"seq/s" in told.read_bytes() else "starting"

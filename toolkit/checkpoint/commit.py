@@ -63,7 +63,7 @@ def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) 
         "store": progress.store,
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # a run directory that was removed is not made anew
         _remove(temporary)
         _check_room(folder, needed)
         temporary.mkdir()
@@ -76,6 +76,11 @@ def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) 
         flush(temporary)
         _put_in_place(temporary, folder, progress.step)
         point(folder, "latest", progress.step)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{final}: not written: {folder if folder.parent.exists() else folder.parent} was removed or renamed while "
+            "this run was training. Put it back, or start the run anew"
+        ) from error
     except OSError as error:
         with contextlib.suppress(OSError):
             _remove(temporary)

@@ -1,4 +1,4 @@
-"""Ends reader processes with their training, however it ends, and from their first instant on: before PyTorch is loaded.
+"""Ends reader processes with their training, however it ends, and from their first instant on, before PyTorch loads.
 
 The training starts a forkserver, which imports this module, and that starts the readers. Linux kills a process whose
 parent thread is gone, where it has asked for that (prctl, PR_SET_PDEATHSIG): here the server asks for itself, and each
