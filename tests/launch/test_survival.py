@@ -13,12 +13,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.figure  # noqa: F401  what follows is imported here, and not by each of the forked children
 import pytest
+import xarray  # noqa: F401
 
+import toolkit.analysis.job
+import toolkit.checkpoint.export
+import toolkit.evaluate.job
+import toolkit.forecast.files
+import toolkit.forecast.picture
+import toolkit.report.build  # noqa: F401
+from launch import evaluate, export, predict, report
+from launch.cli.parser import run_script
 from tests.support.crash import Countdown, ended, start
 from tests.support.runs import write_run
 
-SCRIPTS = ("evaluate", "export", "predict", "report")
+MAINS = {"evaluate": evaluate.main, "export": export.main, "predict": predict.main, "report": report.main}
 EVERY = 4  # of the writes, but for the slow test
 
 
@@ -42,11 +52,7 @@ class Place:
             os.dup2(descriptor, 2)
             os.chdir(self.folder)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-            import importlib
-
-            from launch.cli.parser import run_script
-
-            main = importlib.import_module(f"launch.{self.script}").main
+            main = MAINS[self.script]
             countdown = Countdown(self.folder, kill_at, full)
             countdown.arm()
             sys.argv = [f"launch/{self.script}.py", *self.words]
@@ -129,13 +135,13 @@ def survive(place: Place, points: Callable[[int], range]) -> None:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("place", SCRIPTS, indirect=True)
+@pytest.mark.parametrize("place", MAINS, indirect=True)
 def test_killed_or_out_of_room_at_a_write(place: Place) -> None:
     survive(place, lambda count: range(1, count, EVERY))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("place", SCRIPTS, indirect=True)
+@pytest.mark.parametrize("place", MAINS, indirect=True)
 def test_killed_or_out_of_room_at_every_write(place: Place) -> None:
     survive(place, lambda count: range(1, count))

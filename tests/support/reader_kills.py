@@ -64,7 +64,7 @@ def kill_trainings(
             while len(members(pids)) < 3 * ranks and time.monotonic() - waited < 60:
                 time.sleep(0.05)
         time.sleep(dice.uniform(0.0, 4.0))
-        begun = len(members(pids)) - ranks
+        begun = max(0, len(members(pids)) - ranks)
         told = log.with_name(f"{log.name}.0")
         where = "training" if told.exists() and b"seq/s" in told.read_bytes() else "starting"
         what = (
