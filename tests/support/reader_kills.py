@@ -70,9 +70,11 @@ def kill_trainings(
         what = (
             f"{'one' if one else 'all'} of {ranks} ranks ({where}) with {readers} readers each; {begun} processes more"
         )
+        assert not any(pid in pool.codes for pid in pids), (
+            f"{number}: {what}: ended by itself: {told.read_text()[-2000:]}"
+        )
         for pid in pids[:1] if one else pids:
-            if pid not in pool.codes:
-                os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
         for pid in pids:
             pool.wait(pid, PEER_S)
         ended = time.monotonic()

@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shards import open_store
-from shards.files import flush
 from shards.manifest import FrameSpec, Manifest
 from shards.recent import FRAME_OPTIONS
 from toolkit import __version__
-from toolkit.atomic import write_atomic
+from toolkit.atomic import FileWriteError, clear_leftovers, replacing_tree, write_atomic
 from toolkit.checkpoint.card import model_card
 from toolkit.checkpoint.weights import load_model, untrained_model
 from toolkit.config import RunConfig, make_config
@@ -36,6 +34,7 @@ from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel
 from toolkit.rundir import RunDir
 from toolkit.shipped import command
+from toolkit.wording import first_line
 
 EXPORT_VERSION = 1
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -200,20 +199,15 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def _write_folder(folder: Path, weights: dict[str, Tensor], record: str, card: str) -> None:
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    if folder.absolute().parent.is_dir():
+        clear_leftovers(folder.absolute().parent)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
-        (temporary / CONFIG).write_text(record, encoding="utf-8")
-        (temporary / CARD).write_text(card, encoding="utf-8")
-        # safetensors gives its file to nobody else; an export is for handing on.
-        (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)
-        for path in (*temporary.iterdir(), temporary):
-            flush(path)
-        os.rename(temporary, folder)
-        flush(folder.parent)
-    except OSError as error:
-        raise ConfigError(f"{folder}: can't be written ({error.strerror}): choose another folder") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with replacing_tree(folder) as temporary:
+            temporary.mkdir()
+            (temporary / CONFIG).write_text(record, encoding="utf-8")
+            (temporary / CARD).write_text(card, encoding="utf-8")
+            save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+            # safetensors gives its file to nobody else; an export is for handing on.
+            (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)
+    except SafetensorError as error:
+        raise FileWriteError(OSError(0, first_line(error)), folder) from None
