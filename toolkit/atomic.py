@@ -7,6 +7,7 @@ renamed. A writer that was killed leaves that name behind: `clear_leftovers` rem
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -38,9 +39,11 @@ class FileWriteError(OSError):
 
     def __str__(self) -> str:
         after = f" after {self.size:,} bytes" if self.size else ""
+        full = self.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, 0)
+        advice = "make room or mend the disk, then run the same command again" if full else "choose another place"
         return (
             f"{self.filename}: not written: {self.strerror}{after}; {free_space(Path(self.filename))}. What was there "
-            "before is untouched: make room or mend the disk, then run the same command again"
+            f"before is untouched: {advice}"
         )
 
 

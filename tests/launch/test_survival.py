@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from launch import evaluate, export, predict, report
 from launch.cli.parser import run_script
 from tests.support.crash import Countdown, ended, start
 from tests.support.runs import write_run
+from toolkit.atomic import remove
 
 MAINS = {"evaluate": evaluate.main, "export": export.main, "predict": predict.main, "report": report.main}
 EVERY = 4  # of the writes, but for the slow test
@@ -99,49 +99,56 @@ def place(request: pytest.FixtureRequest, tiny_store: Path, tmp_path: Path) -> P
     return made
 
 
-def survive(place: Place, points: Callable[[int], range]) -> None:
-    if place.script != "export":  # an export isn't made anew where it is
-        code, told, _ = place.call()
-        assert code == 0, told
+def survive(place: Place, points: range) -> None:
+    anew = place.script in ("export", "report")  # which aren't made again where they are
+    code, told, _ = place.call()
+    assert code == 0, told
     before = place.results()
-    assert bool(before) == (place.script != "export")
-    count = 60
-    n = 0
-    for n in points(count):
-        code, told, writes = place.call(n, full=True)
+    assert before
+
+    def call(n: int = 0, full: bool = False) -> tuple[int, str, int]:
+        if anew:
+            remove(place.output)
+        return place.call(n, full)
+
+    for n in points:
+        code, told, writes = call(n, full=True)
+        assert "Traceback" not in told and code in (0, 1), (n, told)
         if code == 0 and writes < n:
             break
-        assert "Traceback" not in told, (n, told)
-        assert code in (0, 1), (n, told)
         if code == 1:
             assert "No space left on device" in told and "bytes are free in" in told, (n, told)
-        after = place.results()
-        assert set(before) <= set(after), n
-        for name in before:  # whole, of this time or the time before
-            if name.endswith(".json"):
-                json.loads(after[name])
-        assert not place.leftovers(), (n, place.leftovers())
-    assert n > 2
-    for n in points(count):
-        code, told, writes = place.call(n)
+        check(place, {} if anew else before)
+    assert n > points.start
+    for n in points:
+        code, told, _ = call(n)
         if code == 0:
             break
         assert code == -9, (n, told)
         code, told, _ = place.call()
         assert code == 0 and "Traceback" not in told, (n, told)
-        assert not place.leftovers(), (n, place.leftovers())
-        assert set(before) <= set(place.results())
-    assert n > 2 and code == 0
+        check(place, before)
+    assert n > points.start and code == 0
+
+
+def check(place: Place, before: dict[str, bytes]) -> None:
+    """What was there is there, whole, of this time or the time before; and nothing else."""
+    after = place.results()
+    assert set(before) <= set(after)
+    for name, data in after.items():
+        if name.endswith(".json"):
+            json.loads(data)
+    assert not place.leftovers()
 
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("place", MAINS, indirect=True)
 def test_killed_or_out_of_room_at_a_write(place: Place) -> None:
-    survive(place, lambda count: range(1, count, EVERY))
+    survive(place, range(1, 400, EVERY))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("place", MAINS, indirect=True)
 def test_killed_or_out_of_room_at_every_write(place: Place) -> None:
-    survive(place, lambda count: range(1, count))
+    survive(place, range(1, 400))
