@@ -170,7 +170,7 @@ class Noise:
 def _store(format: str, file: str, encoding: str = "raw") -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         arguments = {"source": "noise"}
-        convert(Noise(), folder / "s", format=format, encoding=encoding, arguments=arguments, say=lambda text: None)
+        convert(Noise(), folder / "s", format=format, encoding=encoding, arguments=arguments, report=lambda text: None)
         return folder / "s" / file
 
     return make

@@ -1,4 +1,4 @@
-"""Diagnose mode collapse: what a run's model remembers of sequences, and how far its modes lie apart. See --help."""
+"""Diagnose mode collapse from the memory states of a run's model. See --help."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ writes into RUN/analysis
                                   model's own predictions (toolkit/analysis/features.py)
   collapse-<split>-<which>.json   A-distances and the collapse score of every mode, and .npz with t-SNE's coordinates
                                   (toolkit/analysis/diagnose.py), where the sequences are of two modes or more
-launch/report.py shows them. `eval.analyse: N` in a config does the same after each evaluation."""
+The report (launch/report.py) shows them. `eval.analyse: N` in a config does the same after each evaluation."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code."""
     parser = make_parser(
-        "analyse.py", "Capture what a model remembers and diagnose mode collapse. One process.", EXAMPLES
+        "analyse.py", "Capture the memory states of a model and diagnose mode collapse. Runs in one process.", EXAMPLES
     )
     add_run(parser)
     parser.add_argument(
-        "--which", default="best,last", metavar="best|last|best,last", help="checkpoints (default: best,last)"
+        "--which", default="best,last", metavar="NAME,...", help="checkpoints: best, last, ema (default: best,last)"
     )
     parser.add_argument("--split", metavar="NAME", help="split of the store (default: eval.split of the run's config)")
     parser.add_argument("--batch", type=positive, metavar="N", help="sequences per forward pass (default: eval.batch)")
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from toolkit.evaluate.job import check_which
 
     chosen = tuple(name for name in arguments.which.split(",") if name)
-    check_which(chosen)
+    check_which(run, chosen)
     world = init_world(train.model_copy(update={"device": arguments.device or train.device}))
     try:
         if not world.is_main:  # under torchrun the others have nothing to do

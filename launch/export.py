@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.cli.parser import add_run, make_parser, run_given, run_script
 from launch.cli.runs import find_run
 from toolkit.errors import EXIT_OK
+from toolkit.rundir import CHECKPOINTS
 
 EXAMPLES = """\
   python launch/export.py runs/demo/modernn-slots4-seed1-1a2b3c4d --out models/modernn
@@ -19,9 +20,9 @@ EXAMPLES = """\
 
 
 def checkpoint_name(text: str) -> str:
-    """Parse best, last or a step (an argparse type)."""
-    if text not in ("best", "last") and not re.fullmatch(r"[0-9]{1,8}", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: take best, last or the number of a step")
+    """Parse best, last, ema or a step (an argparse type)."""
+    if text not in CHECKPOINTS and not re.fullmatch(r"[0-9]{1,8}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: take best, last, ema or the number of a step")
     return text
 
 
@@ -33,9 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         EXAMPLES,
     )
     add_run(parser)
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to make")
+    parser.add_argument("--out", metavar="PATH", type=Path, required=True, help="folder to create")
     parser.add_argument(
-        "--which", type=checkpoint_name, default="best", metavar="best|last|STEP", help="checkpoint (default: best)"
+        "--which",
+        type=checkpoint_name,
+        default="best",
+        metavar="best|last|ema|STEP",
+        help="checkpoint (default: best); ema: the moving average of the weights (train.ema)",
     )
     arguments = parser.parse_args(argv)
 

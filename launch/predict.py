@@ -78,7 +78,7 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         "--which",
         type=checkpoint_name,
         default="best",
-        metavar="best|last|STEP",
+        metavar="best|last|ema|STEP",
         help="checkpoint of a run (default: best)",
     )
     parser.add_argument(
@@ -101,7 +101,7 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     parser.add_argument(
         "--out",
         type=Path,
-        metavar="FILE",
+        metavar="PATH",
         help="file to write, .nc (CF netCDF) or .zarr (default: forecast-TIME.nc in the working directory)",
     )
     add_renamed(parser, "--output", "--out", "out", type=Path)
@@ -210,7 +210,7 @@ def _check_source(arguments: argparse.Namespace, trained: Trained, argv: Sequenc
     except UnnamedSourceError as error:
         words, cut = _split(argv)
         words[cut:cut] = ["--source", "FILE.py"]
-        raise UnnamedSourceError(f"{error}:\n  {command('predict', *words)}") from None
+        raise UnnamedSourceError(f"{error}: {command('predict', *words)}") from None
 
 
 def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: tuple[bool, ...]) -> Task:

@@ -1,4 +1,4 @@
-"""Train one run, by hand or as a job. Exit codes are in toolkit/errors.py."""
+"""Train one run. Exit codes are in toolkit/errors.py."""
 
 from __future__ import annotations
 
@@ -35,19 +35,22 @@ EXAMPLES = """\
   python launch/train.py runs/demo/modernn-slots4-seed1-1a2b3c4d          start or resume a run directory
   torchrun --nproc_per_node 2 launch/train.py RUN
   python launch/train.py --config configs/demo.yaml --set train.lr=1e-4 --dry-run
-  python launch/train.py --list-models                                    the values of model.name
+  python launch/train.py --list-models                                    list the models
 
 exit codes: 0 done, 1 failed, 2 usage or config, 3 stopped with a checkpoint (run the same command again),
             4 the loss or gradient is not finite, 5 damaged data, 6 hung (a rank made no progress),
             7 busy (another job or training has this run directory)
-signals:    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C stop it with a checkpoint and 3; a second Ctrl-C ends it at once;
-            SIGQUIT shows what every thread does, and ends it"""
+signals:    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C stop it with a checkpoint and exit code 3; a second Ctrl-C ends it at
+            once; SIGQUIT prints the stack of every thread, and ends it"""
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = make_parser("train.py", "Train one run, by hand or as a job.", EXAMPLES)
-    add_run(parser, "an existing run to start or resume, instead of --config: its directory or name, maybe shortened")
-    parser.add_argument("--config", metavar="FILE", help="config file to make a new run from")
+    parser = make_parser("train.py", "Train one run: a new one from a config, or an existing run directory.", EXAMPLES)
+    add_run(
+        parser,
+        "an existing run to start or resume, instead of --config: its directory, or its name, which may be shortened",
+    )
+    parser.add_argument("--config", metavar="FILE", help="config file of a new run")
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
@@ -55,13 +58,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         help="override a config value, for example train.lr=1e-4; repeatable, with --config",
     )
-    parser.add_argument("--out", metavar="DIR", help="run directory to make (default: runs/single/NAME-HASH)")
+    parser.add_argument(
+        "--out", metavar="PATH", help="run directory to create, with --config (default: runs/single/NAME-HASH)"
+    )
     add_renamed(parser, "--run-dir", "--out", "out", metavar="DIR")
     parser.add_argument(
         "--resume",
         metavar="auto|none|STEP",
         default="auto",
-        help="checkpoint to resume from: the newest complete one, none, or that of a step (default: auto)",
+        help="checkpoint to resume from: auto is the newest complete one, none starts at step 0 (default: auto)",
     )
     parser.add_argument(
         "--profile-steps", type=positive, default=0, metavar="N", help="profile N optimizer steps, then continue"
@@ -108,19 +113,29 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
 
 
 def _dry_run(config: RunConfig) -> int:
-    from shards import open_store
     from shards.manifest import FrameSpec
+    from toolkit.evaluate.check import check_scoring
     from toolkit.models.base import count_parameters
+    from toolkit.train.prepare import check_config, open_data
 
     if "://" in config.data.store or (config.data.store and Path(config.data.store).exists()):
-        shape, where = open_store(config.data.store).manifest.frames, config.data.store
+        data = open_data(config)
+        check_config(config, data)
+        shape, where, assumed = data.store.manifest.frames, config.data.store, False
     else:
-        shape, where = FrameSpec(1, 64, 64), "no store yet: 64x64 frames of one channel assumed"
+        check_scoring(config)
+        shape, where, assumed = FrameSpec(1, 64, 64), "no store yet: 64x64 frames of one channel assumed", True
     print(f"model       {config.model.name} ({', '.join(f'{k} {v}' for k, v in config.model if k != 'name')})")
     print(f"frames      {shape.channels} x {shape.height} x {shape.width} ({where})")
     print(f"parameters  {count_parameters(config.model, shape):,}")
-    training = f"{config.train.steps:,} of {config.train.batch} sequences, Adam {config.train.lr:g}"
+    training = f"{config.train.steps:,} of {config.train.batch} sequences, rate {config.train.lr:g}"
     print(f"steps       {training if MODELS[config.model.name].trained else 'none: no training, only evaluation'}")
+    schedule = "" if config.train.schedule.kind == "constant" else f", {config.train.schedule.kind}"
+    print(
+        f"recipe      {config.train.optimizer}{schedule}, loss {config.train.loss.kind}, "
+        f"ema {config.train.ema or 'none'}"
+    )
+    print(f"scoring     {config.eval.protocol}, split {config.eval.split}: checked" + " (without a store)" * assumed)
     print(f"identity    {config.hash8()}")
     return EXIT_OK
 
@@ -180,11 +195,12 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
 
 def _take(path: Path, config: RunConfig, world: World, stack: contextlib.ExitStack) -> None:
     """Rank 0: make or open the run directory, and hold it until the end of `stack`."""
-    from toolkit.train.prepare import open_data
+    from toolkit.train.prepare import check_config, open_data
     from toolkit.train.size import check_size
 
     if not RunDir(path).config_file.exists():
         data = open_data(config)  # a store that can't be used leaves no run behind
+        check_config(config, data)
         if MODELS[config.model.name].trained:
             check_size(config, data.store.manifest.frames, world.world_size, world.device)
     run = RunDir.create(path, config)
@@ -202,7 +218,7 @@ def _take(path: Path, config: RunConfig, world: World, stack: contextlib.ExitSta
 def _note_failure(run: RunDir, rank: int, error: Exception) -> None:
     if isinstance(error, StoppedError):
         return
-    # The rank whose fault it is has the last word; one that ends because of another speaks only if nobody did.
+    # The failure of the rank that caused it is kept; a rank that ends because of another writes one only if none did.
     if not isinstance(error, PeerError) or run.failure() is None:
         code = int(getattr(error, "exit_code", EXIT_FAILURE))
         run.mark_failed(f"rank {rank}: {type(error).__name__}: {error}", code)

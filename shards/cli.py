@@ -1,12 +1,13 @@
 """The command line: convert here, and the commands about stores that exist in commands.py.
 
-Exit codes: 0 done, 1 failure (disk full, no permission), 2 wrong usage (a path that leads nowhere, a package that is
+Exit codes: 0 done, 1 failure (disk full, no permission), 2 wrong usage (a path that does not exist, a package that is
 missing), 5 bad data (an archive or a store that is damaged). Results go to stdout, progress and errors to stderr.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_utf8(words)
         entries, words = resolve(words, SOURCES, lambda text: print(text, file=sys.stderr))
         args = _parser(entries).parse_args(words)
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `info STORE | head`: nobody reads what is left to print
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except ShardError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -62,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the shards that were finished", file=sys.stderr)
+        print("interrupted; the same command resumes after the shards that were finished", file=sys.stderr)
         return 130
 
 
@@ -136,8 +142,8 @@ def _add_auto(sources: Commands) -> None:
     """For the help alone: `resolve` puts the source that it finds in the place of `auto`."""
     auto = sources.add_parser(
         AUTO,
-        help="find out which of these an archive is, and say so",
-        description="Find out by the names of its files which source an archive is for, say so, and convert with that.",
+        help="detect which of these an archive is",
+        description="Detect the source of an archive by the names of its files, report it, and convert with it.",
         epilog=f"example: python -m shards convert {AUTO} ~/archive stores/mine\n"
         "A file my_source.py in place of a name is a source of your own: docs/new-dataset.md",
     )

@@ -138,7 +138,7 @@ def _failure(folder: Path, parts: Sequence[Sequence[ShardJob]], missing: Sequenc
         error.exit_code = 2
         return error
     lost = f"{len(missing)} of {len(parts)} jobs did not finish their shards"
-    again = "Finished shards are kept: the same command goes on with those that are missing"
+    again = "Finished shards are kept: the same command resumes with those that are missing"
     if not said:
         logs = [
             _last_line(log) for number in missing for log in (*folder.glob(f"*_{number}.log"), *folder.glob("*.log"))

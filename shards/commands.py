@@ -200,7 +200,7 @@ def _add_repack(commands: Commands) -> None:
     parser = _add(
         commands,
         "repack",
-        "write a store anew in another format, shard size or encoding",
+        "rewrite a store in another format, shard size or encoding",
         "Write the events of a store into another one. The frames stay the same byte for byte, and so do the files\n"
         "when a store is repacked back again.",
         "repack stores/mmnist stores/mmnist-zarr --format zarr --encoding zstd",

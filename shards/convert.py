@@ -5,7 +5,7 @@ name never shows half a store. A conversion that was interrupted at any point, b
 taken up by the next identical call: finished shards are compared with their digests and kept, the others are written,
 and the store comes out with the same bytes, on any number of workers (partial.py, workers.py).
 
-How much memory a conversion needs is said in writer.py.
+For the memory that a conversion needs see writer.py.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ def convert(
     overwrite: bool = False,
     skip_limit: int | None = None,
     plan_sha256: str | None = None,
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+    report: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> Outcome:
-    """Convert `source` into a new store in folder `output`, or go on where an earlier call was interrupted.
+    """Convert `source` into a new store in folder `output`, or resume where an earlier call was interrupted.
 
     `arguments` (plain JSON) go into the manifest: with the digest of the plan they say whether a store that stands
     there already is the very one asked for. `workers` processes write shards side by side, here or in each job of a
     `cluster`; their number doesn't show in the bytes. `overwrite` replaces another store, and nothing but a store.
     `plan_sha256` is recorded instead of the digest of the source's own plan (where the source is a store, that of the
-    archive). With a `skip_limit`, so many frames that are damaged are left out (damaged.py); None: the first one ends
+    archive). With a `skip_limit`, at most that many damaged frames are left out (damaged.py); None: the first one ends
     the conversion. Raises ShardErrors.
     """
     if cluster is not None and (cluster.name not in CLUSTERS or cluster.jobs < 1):
@@ -91,26 +91,26 @@ def convert(
         remove_partials(output)
         return Outcome(standing, already_complete=True)
     for note in plan.notes:
-        say(note)
+        report(note)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with partial_folder(output, partial_code(conversion, digest, source), say) as folder:
+    with partial_folder(output, partial_code(conversion, digest, source), report) as folder:
         writer = _writer(format, _store_plan(folder, description, plan, int(shard_mb * 1e6), encoding))
-        results = _write(writer, source, workers, cluster, say)
+        results = _write(writer, source, workers, cluster, report)
         manifest = _manifest(writer, description, conversion, format, results)
         (writer.plan.store / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
         put_in_place(writer.plan.store, output)
     for warning in (*warnings_of(manifest), *overlap_warnings(open_store(output))):
-        say(f"warning: {warning}")
+        report(f"warning: {warning}")
     return Outcome(manifest, already_complete=False)
 
 
 def _write(
-    writer: StoreWriter, source: Source, workers: int, cluster: Cluster | None, say: Callable[[str], None]
+    writer: StoreWriter, source: Source, workers: int, cluster: Cluster | None, report: Callable[[str], None]
 ) -> list[ShardResult]:
     """Every shard of the store, with progress on stderr."""
     jobs = writer.jobs()
     if finished := sum(recorded(writer.plan, job) for job in jobs):
-        say(f"going on: {finished} of {len(jobs)} shards were finished by an earlier call")
+        report(f"resuming: {finished} of {len(jobs)} shards were finished by an earlier call")
     progress = Progress(sum(len(events) for events in writer.plan.splits.values()))
     if cluster is None:
         results = run_jobs(writer, source, jobs, workers, progress)
@@ -140,7 +140,7 @@ def _manifest(
     format: str,
     results: Sequence[ShardResult],
 ) -> Manifest:
-    """Write what the format needs beside its shards, and say what the store holds."""
+    """Write what the format needs beside its shards, and report what the store holds."""
     files = writer.finish(results)
     return Manifest(
         format=format,

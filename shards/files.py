@@ -54,7 +54,7 @@ class Files(ABC):
         """Open a file of `size` bytes, to read from its beginning to its end. Raises StoreError, at reading too."""
 
     def forget(self, file: str) -> None:  # noqa: B027 - most keep nothing
-        """Drop a copy that turned out wrong, if one is kept: the next read fetches the file anew."""
+        """Drop a copy that turned out wrong, if one is kept: the next read fetches the file again."""
 
     def read_at(self, file: str, offset: int, size: int, key: str | None = None) -> Codes:
         """Read `size` bytes from `offset` on. Raises StoreError, also where so much can't be held."""
@@ -141,7 +141,7 @@ class LocalFiles(Files):
             raise StoreError(self._unreadable(file, error), shard=file) from None
 
     def close(self, file: str) -> None:
-        """Open the file anew at the next read."""
+        """Open the file again at the next read."""
         self._open.pop(file, None)
 
     def _descriptor(self, file: str) -> _Descriptor:
@@ -167,12 +167,3 @@ def read_regular(path: Path, most: int) -> bytes:
         if status.st_size > most:
             raise OSError(errno.EFBIG, f"{status.st_size} bytes, {most} at most can be right")
         return file.readall()
-
-
-def flush(path: Path) -> None:
-    """Put a file, or a folder's list of names, onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

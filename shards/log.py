@@ -22,7 +22,8 @@ from typing import TextIO
 
 from shards.errors import printable
 
-OURS = ("shards", "toolkit", "launch")  # the packages whose records are shown; libraries keep their own ways
+# Whose records are shown: these packages, and a script of theirs that runs as a file. Libraries keep their own ways.
+OURS = ("shards", "toolkit", "launch", "__main__")
 FORMAT = "%(asctime)s %(levelname)s %(where)s%(message)s"
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 

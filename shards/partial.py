@@ -1,4 +1,4 @@
-"""The unfinished store: a folder beside the output that an interrupted conversion leaves and the next one goes on from.
+"""The unfinished store: a folder beside the output that an interrupted conversion leaves and the next one resumes from.
 
 `.NAME.partial-CODE` holds the lock, the store to be, a record for each finished shard, and what is being written.
 CODE stands for everything that decides the bytes: the arguments, the plan of events, and the program. The same call
@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from shards.errors import UsageError
-from shards.files import flush
+from shards.fsync import flush
 from shards.sources.base import Source
 
 LOCK_NAME = "lock"
@@ -42,7 +42,7 @@ def partial_code(conversion: Mapping[str, object], plan_sha256: str, source: Sou
 
 
 @contextmanager
-def partial_folder(output: Path, code: str, say: Callable[[str], None]) -> Iterator[Path]:
+def partial_folder(output: Path, code: str, report: Callable[[str], None]) -> Iterator[Path]:
     """Yield the locked folder for this conversion to `output`, perhaps with finished shards. It is removed at the end,
     with those of earlier conversions to `output`; after an error it stays if it holds finished shards.
 
@@ -64,12 +64,12 @@ def partial_folder(output: Path, code: str, say: Callable[[str], None]) -> Itera
             yield mine
         except BaseException:
             if any((mine / "done").iterdir()):
-                say(f"finished shards are kept in {mine}; the same command goes on from them")
+                report(f"finished shards are kept in {mine}; the same command resumes from them")
             else:
                 shutil.rmtree(mine, ignore_errors=True)
             raise
         for folder in others:
-            say(f"removing what an interrupted conversion left: {folder}")
+            report(f"removing what an interrupted conversion left: {folder}")
             shutil.rmtree(folder)
         shutil.rmtree(mine, ignore_errors=True)  # a job that outlived its submitter may still add to it
 

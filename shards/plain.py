@@ -1,7 +1,7 @@
-"""Plain data as JSON: what a job of a cluster is told, written by the call that submits it and read by its jobs.
+"""Plain data as JSON: the work of a cluster's job, written by the call that submits it and read by its jobs.
 
 Numbers, texts, lists, tuples, paths, times and dataclasses of this package (or of the module that the source is from)
-come back as they were; other objects of these modules by being made anew without arguments. Nothing else is written,
+come back as they were; other objects of these modules by being made again without arguments. Nothing else is written,
 and nothing that is read can do more than make such objects.
 """
 

@@ -138,7 +138,9 @@ class Archive:
         seconds = (after.time - before.time).total_seconds()
         ends = (end for end in range(len(series), count - 1, -1) if not _gaps(series[end - count : end], step_seconds))
         end = next(ends, None)
-        advice = "no moment has so many" if end is None else f"the last moment with so many is --at {series[end - 1]}"
+        advice = (
+            "no moment has that many" if end is None else f"the last moment with that many is --at {series[end - 1]}"
+        )
         return (
             f"{self.where}: {seconds:g} s from the frame of {before} to that of {after}, should be {step_seconds:g} s: "
             f"the model is shown {count} frames without a gap; {advice}"

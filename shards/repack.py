@@ -68,7 +68,7 @@ class StoreSource:
         )
 
     def read(self, event: PlannedEvent) -> RawEvent:
-        """Return the frames, checked, and what the archive said of them."""
+        """Return the frames, checked, and what the archive records of them."""
         split, index, _ = event.recipe
         details = self.store.metadata(split, index).get("details", {})
         return RawEvent(self.store.read(split, index, 0, event.length), details)
@@ -89,7 +89,7 @@ def repack(
     workers: int = 1,
     cluster: Cluster | None = None,
     overwrite: bool = False,
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+    report: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> Outcome:
     """Write the events of the store at `path` (a folder or URL) into a new store in folder `output`. What isn't given
     stays as it is. Raises ShardErrors.
@@ -108,5 +108,5 @@ def repack(
         cluster=cluster,
         overwrite=overwrite,
         plan_sha256=str(recorded["plan_sha256"]),
-        say=say,
+        report=report,
     )

@@ -34,8 +34,8 @@ _T = TypeVar("_T")
 class Event:
     """One event of a split: `index` is its place there, `length` its number of frames.
 
-    `run` names the unbroken run that it is part of, and `run_offset` its first frame's index in that run: an event goes
-    on in the next one if that has the same run and the offset run_offset + length. `start_time` is ISO-8601 UTC.
+    `run` names the unbroken run that it is part of, and `run_offset` its first frame's index in that run: an event
+    continues in the next one if that has the same run and the offset run_offset + length. `start_time` is ISO-8601 UTC.
     """
 
     key: str
@@ -150,7 +150,7 @@ class Store(ABC):
         return self._insist(read)
 
     def _insist(self, read: Callable[[], _T]) -> _T:
-        """Return what `read` gives. What came over a network is fetched again before it is called damaged."""
+        """Return what `read` gives. What a network delivered is fetched again before it is called damaged."""
         for _ in range(self.files.attempts - 1):
             try:
                 return read()

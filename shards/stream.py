@@ -60,7 +60,7 @@ def _stream_shard(
         yield event, _frames(store, file, row, sample[suffix])
     if (sample := next(samples, None)) is not None:
         raise StoreError(
-            f"{store.path}/{file}: goes on with {sample['__key__']!r}, which the index doesn't have; "
+            f"{store.path}/{file}: continues with {sample['__key__']!r}, which the index doesn't have; "
             + verify_hint(store.path),
             shard=file,
         )

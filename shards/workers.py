@@ -59,7 +59,7 @@ def _start_worker(writer: StoreWriter, source: Source, counters: tuple[Synchroni
 
 
 def _end_with_parent() -> None:
-    """End with the parent: a killed one can't stop its workers: they would go on writing into a folder that is no
+    """End with the parent: a killed one can't stop its workers: they would keep writing into a folder that is no
     longer locked.
     """
     parent = multiprocessing.parent_process()

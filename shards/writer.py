@@ -37,7 +37,7 @@ Tick = Callable[[int, int], None]  # called with (events, bytes) as they are wri
 
 @dataclass(frozen=True)
 class StorePlan:
-    """What is to be written, and where: `folder` holds the unfinished store and what is needed to go on with it."""
+    """What is to be written, and where: `folder` holds the unfinished store and what is needed to resume it."""
 
     folder: Path
     frames: FrameSpec

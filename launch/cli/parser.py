@@ -54,11 +54,10 @@ COMMANDS = {
 SCRIPT = re.compile(rf"(?:(torchrun .*?)(-- )?)?(?:python )?launch/({'|'.join(COMMANDS)})\.py")
 
 
-def as_typed(text: str) -> str:
+def _as_typed(text: str) -> str:
     """Replace `python launch/train.py` in a text by the command that is available: `toolkit train` if installed."""
-    if shipped.CHECKOUT is not None and Path(sys.argv[0]).stem != "toolkit":
+    if not shipped.is_installed():
         return text
-    text = text.replace("python launch/jobs/job.py", "python -m launch.jobs.job")
     return SCRIPT.sub(lambda m: f"{m[1]}-m {m[2] or ''}launch.{m[3]}" if m[1] else f"toolkit {m[3]}", text)
 
 
@@ -70,9 +69,9 @@ def make_parser(script: str | None, description: str, examples: str) -> argparse
     """
     command = f"python launch/{script}" if str(script).endswith(".py") else f"python -m {script}"
     parser = argparse.ArgumentParser(
-        prog=as_typed(command) if script else "toolkit",
-        description=as_typed(description),
-        epilog=as_typed(f"examples:\n{examples}"),
+        prog=_as_typed(command) if script else "toolkit",
+        description=_as_typed(description),
+        epilog=_as_typed(f"examples:\n{examples}"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -100,9 +99,9 @@ RUN_HELP = "a run: its directory, or its name as status shows it, which may be s
 
 
 def add_run(parser: argparse.ArgumentParser, what: str = RUN_HELP) -> None:
-    """Add a run, which is given as an argument or by `--run`; `run_given` tells which."""
+    """Add a run, which is given as an argument or by `--run`; `run_given` returns it."""
     parser.add_argument("run_argument", nargs="?", metavar="RUN", help=what)
-    parser.add_argument("--run", dest="run_option", metavar="RUN", help="the same")
+    parser.add_argument("--run", dest="run_option", metavar="RUN", help="same as the argument RUN")
 
 
 def run_given(arguments: argparse.Namespace) -> str | None:
@@ -118,9 +117,11 @@ def run_given(arguments: argparse.Namespace) -> str | None:
 
 
 class _Renamed(argparse.Action):
-    """An option by its old name: taken for one release, with a warning, and not shown by --help."""
+    """An option under its old name: accepted for one release, with a warning, and hidden from --help."""
 
-    new = ""
+    def __init__(self, *arguments: Any, new: str, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.new = new
 
     def __call__(
         self, parser: object, namespace: argparse.Namespace, values: object, option: str | None = None
@@ -130,9 +131,9 @@ class _Renamed(argparse.Action):
 
 
 def add_renamed(parser: argparse.ArgumentParser, old: str, new: str, dest: str, **options: Any) -> None:
-    """Take the option `new`, which sets `dest`, by its old name too."""
-    action = type("_Renamed", (_Renamed,), {"new": new})
-    parser.add_argument(old, dest=dest, action=action, help=argparse.SUPPRESS, default=argparse.SUPPRESS, **options)
+    """Accept the option `new`, which sets `dest`, under its old name too."""
+    hidden = argparse.SUPPRESS
+    parser.add_argument(old, dest=dest, action=_Renamed, new=new, help=hidden, default=hidden, **options)
 
 
 def run_script(main: Callable[[], int]) -> NoReturn:
@@ -145,7 +146,7 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         # The errors of toolkit and of shards carry an exit code; one without is a bug, and its traceback is wanted.
         if not hasattr(error, "exit_code"):
             raise
-        print(as_typed(f"error: {error}"), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         code = int(error.exit_code)
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
@@ -166,6 +167,6 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         if not isinstance(error, FileWriteError) and error.errno not in SYSTEM_ERRORS:
             raise  # a bug
         where = "" if isinstance(error, FileWriteError) or not error.filename else free_space(Path(error.filename))
-        print(as_typed(f"error: {error}{where and '; '}{where}"), file=sys.stderr)
+        print(f"error: {error}{where and '; '}{where}", file=sys.stderr)
         code = EXIT_FAILURE
     sys.exit(code)

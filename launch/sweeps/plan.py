@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch.cli.table import render
-from launch.jobs.submitter import QueueEntry, Submitter
+from launch.jobs.submitter import ENDING, QueueEntry, Submitter
 from launch.sweeps.resources import SUMMARY, hours_of, summary
 from launch.sweeps.spec import PlannedRun, SweepPlan
+from toolkit.config import RunConfig
 from toolkit.errors import ConfigError
+from toolkit.evaluate.request import result_name
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.status import RunView, read_status
 from toolkit.rundir.sweep import RecordedRun, find_runs
-from toolkit.wording import count
+from toolkit.shipped import command
+from toolkit.wording import count, some
+
+logger = logging.getLogger(__name__)
 
 RETRY = {
     "failed": "all failed runs",
@@ -40,7 +48,10 @@ class Item:
     run: RunDir
     before: RunView
     submitted: bool
+    scorings: Mapping[str, Mapping[str, object]]  # beside its own: the values of `eval` by the name of the result
     job: QueueEntry | None = None  # what it has in a cluster's queue
+    replaced: bool = False  # what it has is deleted first
+    left_out: str = ""  # why it isn't submitted, though there is something to do
 
     @property
     def active(self) -> bool:
@@ -49,13 +60,19 @@ class Item:
 
     @property
     def what(self) -> str:
+        if self.left_out and self.job is None and not self.before.live and self.before.state != "done":
+            return self.left_out
         if self.job is not None and not self.before.live:
             return f"wait: job {self.job.name} is in the queue ({self.job.state})"
         if self.before.live:
             return f"wait: {lock.describe(lock.holder(self.run.path) or {})}"
         if self.before.state == "new" and not MODELS[self.planned.config.model.name].trained:
             return "evaluate: no training"
-        return "train again" if self.submitted and self.before.state == "failed" else WHAT[self.before.state]
+        if self.submitted and self.before.state == "failed" and not self.replaced:
+            return "evaluate again" if self.run.done else "train again"
+        if self.submitted and self.replaced:
+            return "delete, train again"
+        return WHAT[self.before.state]
 
     @property
     def recorded(self) -> RecordedRun:
@@ -63,29 +80,91 @@ class Item:
         return RecordedRun(self.run, planned.name, planned.group, planned.seed, planned.settings)
 
     def read_status(self) -> RunView:
-        return read_status(self.run, self.planned.name, self.planned.config.eval.split)
+        return read_status(self.run, self.planned.name, _split(self.run, self.planned))
+
+    def prepare(self) -> None:
+        """Make the run directory where it is not there yet, and write into it how else the run is to be scored."""
+        if not self.run.config_file.exists() or self.run.path.name.endswith(self.planned.hash8):
+            RunDir.create(self.run.path, self.planned.config)
+        for name, values in self.scorings.items():
+            self.run.request_scoring(name, values)
 
 
-def place(root: Path, plan: SweepPlan) -> list[RunDir]:
+def place(root: Path, plan: SweepPlan, replaced: bool = False) -> list[RunDir]:
     """Return the run directory of every planned run.
 
-    A run that is there already under another name (the sweep has grown, and names say what differs) stays there.
+    A run that is there already under another name (the sweep has grown, and names say what differs) stays there; so
+    does one that differs in what only scoring uses: it is not trained again (`replaced`: it is).
     """
     present = {run.path.name[-8:]: run for run in find_runs(root)}
-    return [present.get(planned.hash8) or RunDir(root / planned.folder) for planned in plan.runs]
+    placed = {planned.hash8: present.get(planned.hash8) for planned in plan.runs}
+    if None in placed.values() and not replaced:
+        others = {_training(run): run for name, run in present.items() if name not in placed}
+        absent = [planned for planned in plan.runs if placed[planned.hash8] is None]
+        placed |= {planned.hash8: others.get(planned.config.hash8(scoring=False)) for planned in absent}
+    return [placed[planned.hash8] or RunDir(root / planned.folder) for planned in plan.runs]
+
+
+def _training(run: RunDir) -> str | None:
+    """Return the hash of what a run was trained by, None where its config can't be read any more."""
+    try:
+        return run.config().hash8(scoring=False)
+    except ConfigError:
+        return None
+
+
+def _scorings(run: RunDir, planned: PlannedRun) -> dict[str, dict[str, object]]:
+    """Return how a run is to be scored beside its own scoring: the values of `eval`, by the name of the result."""
+    own, asked = planned.config, list(planned.scorings)
+    if not run.path.name.endswith(planned.hash8):
+        own, asked = run.config(), [planned.config, *asked]
+    known = own.eval.model_dump(mode="json")
+    found = {}
+    for config in asked:
+        values = config.eval.model_dump(mode="json")
+        found[result_name(own, config)] = {key: value for key, value in values.items() if value != known[key]}
+        if config.eval.analyse != own.eval.analyse:
+            logger.warning("%s: eval.analyse differs: %s", run.path, command("analyse", "--run", run.path))
+    found.pop(own.eval.split, None)
+    return found
+
+
+def _split(run: RunDir, planned: PlannedRun) -> str:
+    """Return the split of the run's own scoring."""
+    own = planned.config if run.path.name.endswith(planned.hash8) else run.config()
+    return own.eval.split
+
+
+def _with_scorings(view: RunView, run: RunDir, scorings: Iterable[str]) -> RunView:
+    """Return the state `trained` for a run that is done but lacks one of the scorings."""
+    results = [run.eval / f"{name}-{which}.json" for name in scorings for which in run.scored_checkpoints]
+    absent = [path.name for path in results if not path.exists()]
+    if view.state != "done" or not absent:
+        return view
+    return dataclasses.replace(view, state="trained", reason=f"not evaluated yet: {some(absent)}")
 
 
 def collect_status(
-    plan: SweepPlan, root: Path, retry: Collection[str], queued: Mapping[Path, QueueEntry] | None = None
+    plan: SweepPlan,
+    root: Path,
+    retry: Collection[str],
+    queued: Mapping[Path, QueueEntry] | None = None,
+    replace: bool = False,
 ) -> list[Item]:
     """Return how every run of the plan stands, and whether it will be submitted; one with a job in the queue is not."""
-    wanted = {"new", "interrupted", "trained"}
+    wanted = {"new", "interrupted", "trained", *(("done", "failed") if replace else ())}
     items = []
-    for planned, run in zip(plan.runs, place(root, plan), strict=True):
-        view = read_status(run, planned.name, planned.config.eval.split)
+    for planned, run in zip(plan.runs, place(root, plan, replace), strict=True):
+        scorings = _scorings(run, planned)
+        view = _with_scorings(read_status(run, planned.name, _split(run, planned)), run, scorings)
         job = (queued or {}).get(run.path.resolve()) if view.state != "done" else None
+        if job is not None and job.state == ENDING:
+            job = None  # no work is to come of it; what is submitted now waits until it is gone
+            if view.live:
+                view = dataclasses.replace(view, state="interrupted")
         todo = view.state in wanted or (view.state == "failed" and is_retried(view, retry))
-        items.append(Item(planned, run, view, todo and job is None, job))
+        replaced = replace and view.state != "new" and job is None and not view.live
+        items.append(Item(planned, run, view, todo and job is None, scorings, job, replaced))
     return items
 
 
@@ -103,6 +182,8 @@ def format_plan(plan: SweepPlan, items: Sequence[Item], hours: Sequence[float | 
     """Return the plan as a table; with the hours of each run, its resource estimate is added."""
     left_out = [f"{plan.duplicates} duplicates left out"] if plan.duplicates else []
     left_out += [f"{plan.excluded} excluded"] if plan.excluded else []
+    others = sum(len(item.scorings) for item in items)
+    left_out += [f"{count(others, 'other scoring')} of the same runs"] if others else []
     head = ", ".join([f"{plan.name}: {len(items)} runs", *left_out])
     header = ("run", "hash", "state", *(SUMMARY if hours else ()), "what will be done")
     rows = []
@@ -131,9 +212,30 @@ def estimate(items: Sequence[Item], tflops: float | None, ranks: int) -> tuple[l
 
 def dry_run(plan: SweepPlan, items: Sequence[Item], submitter: Submitter, tflops: float | None) -> list[str]:
     """Return the lines of `--dry-run`: the plan with what each run needs, the jobs it would become, the hours."""
+    check_scorings(items)
     hours, effort = estimate(items, tflops, submitter.ranks_per_run)
     arrays = submitter.announce(sum(item.submitted for item in items))
     return [*format_plan(plan, items, hours), *arrays, effort, "dry run: nothing was made or submitted"]
+
+
+def check_ranks(items: Sequence[Item], ranks: int) -> None:
+    """Check that the ranks of every run to be submitted divide its batch: one message instead of one from every job.
+
+    Raises:
+        ConfigError: naming how many runs they don't fit, and what would.
+    """
+    faults: dict[str, int] = {}
+    for item in items:
+        if item.submitted and MODELS[item.planned.config.model.name].trained:
+            try:
+                item.planned.config.train.share(ranks)
+            except ConfigError as error:
+                faults[str(error)] = faults.get(str(error), 0) + 1
+    if faults:
+        lines = [f"{fault} ({count(number, 'run')})" for fault, number in faults.items()]
+        raise ConfigError(
+            "\n".join(lines) + "\nA run has a rank for each GPU: --gpus-per-node and --nodes, or --ranks."
+        )
 
 
 def check_stores(items: Sequence[Item]) -> None:
@@ -159,3 +261,35 @@ def check_stores(items: Sequence[Item]) -> None:
             + "\n".join(lines)
             + "\nMake one with `python -m shards convert`, or name one with --set data.store=FOLDER."
         )
+
+
+def check_scorings(items: Sequence[Item]) -> None:
+    """Check that every run to be submitted could be scored as asked, as far as its store is at hand.
+
+    Raises:
+        ConfigError: naming the first run whose evaluation would fail after its training.
+    """
+    checked: set[str] = set()
+    for item in items:
+        for config in (item.planned.config, *item.planned.scorings) if item.submitted else ():
+            key = json.dumps([config.model.model_dump(), config.data.model_dump(), config.eval.model_dump()])
+            if key in checked:
+                continue
+            checked.add(key)
+            try:
+                _check_scoring(config)
+            except ConfigError as error:
+                raise ConfigError(f"{item.planned.name}: {error}") from None
+
+
+def _check_scoring(config: RunConfig) -> None:
+    from shards import ShardError, open_store  # late: these import NumPy
+    from toolkit.evaluate.check import check_scoring
+
+    store = None
+    if Path(config.data.store or ".", "manifest.json").exists():
+        try:
+            store = open_store(config.data.store)
+        except ShardError as error:
+            logger.warning("scoring on %s is not checked: %s", config.data.store, error)
+    check_scoring(config, store)

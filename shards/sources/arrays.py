@@ -2,7 +2,7 @@
 of the axes, one file a sequence ([T, H, W], [T, C, H, W] ...), or pairs of inputs and targets (X and Y, X_train and
 Y_train), which are joined in time.
 
-What the axes mean (layouts.py) and which values codes stand for (value_range.py) is reported, or has to be said. Splits
+What the axes mean (layouts.py) and which values codes stand for (value_range.py) is reported, or must be given. Splits
 are taken from the names of files, folders and arrays (train, valid, test), or drawn.
 """
 
@@ -24,7 +24,7 @@ from shards.sources.inputs import Listing, by, plural, walk
 from shards.sources.layouts import AXES, frames_of, guess_layout, parse_layout, sides_of
 from shards.sources.sequences import Sequence, Sequences, add_sequence_arguments, kept, sequence_options
 from shards.sources.splits import named_split
-from shards.sources.value_range import BYTES, ValueRange, choose_range, parse_range, survey
+from shards.sources.value_range import BYTES, ValueRange, choose_range, measure_values, parse_range
 
 _INPUTS = re.compile(r"(x|inputs?)(?=_|$)", re.IGNORECASE)
 _TARGETS = {"x": "y", "X": "Y", "input": "target", "inputs": "targets", "Input": "Target", "Inputs": "Targets"}
@@ -107,12 +107,12 @@ def _blocks(arrays: list[ArrayInfo], layout: str | None) -> tuple[list[Block], l
             if {**one, "t": 0} != {**two, "t": 0}:
                 raise SourceError(f"{block}: {by(info.shape)} and {by(pair.shape)} can't be joined in time; say --key")
         blocks.append(block)
-        said = "as said" if layout else "by its shape: say --layout if that is wrong"
+        how = "as given" if layout else "by its shape: pass --layout if that is wrong"
         told = ", ".join(f"{side} {AXES[letter]}" for letter, side in zip(found, info.shape, strict=True))
         more = (
             f", joined in time with {plural(sides_of(pair.shape, found)['t'], 'frame')} of {pair.key}" if pair else ""
         )
-        notes.append(f"{block}: layout {found} ({told}){more}, {said}")
+        notes.append(f"{block}: layout {found} ({told}){more}, {how}")
     return blocks, notes
 
 
@@ -129,7 +129,7 @@ def _chosen(
     if any(info.key in ("clips", "input_raw_data") for info in found):
         raise SourceError(f"{folder}: PredRNN's clips ({holds}): python -m shards convert moving-mnist-file")
     left = [info for info in found if info not in fits]
-    note = f"{plural(len(left), 'other array')} passed over, the first is {left[0]} {by(left[0].shape)}" if left else ""
+    note = f"{plural(len(left), 'other array')} skipped, the first is {left[0]} {by(left[0].shape)}" if left else ""
     return fits, [note] if note else []
 
 
@@ -140,7 +140,9 @@ def _range(folder: Path, blocks: list[Block], asked: tuple[float, float] | None)
     for info in (info for block in blocks for info in block.arrays):
         with opened(folder, info) as array:
             needed = asked is not None or array.dtype != np.uint8
-            values, told = choose_range(info, array.dtype, survey(pieces(array) if needed else (), asked), asked)
+            values, told = choose_range(
+                info, array.dtype, measure_values(pieces(array) if needed else (), asked), asked
+            )
         chosen.setdefault(values, str(info))
         notes += told
     if len(chosen) > 1:
@@ -175,7 +177,7 @@ def _build(args: argparse.Namespace) -> Source:
         folder, named, [info for infos in listed.values() for info in infos], args.key.split(",") if args.key else []
     )
     if others := len(files) - len(named):
-        notes.append(f"{plural(others, 'file')} of other kinds passed over")
+        notes.append(f"{plural(others, 'file')} of other kinds skipped")
     blocks, told = _blocks(arrays, args.layout)
     frame = {letter: blocks[0].sides[letter] for letter in "chw"}
     for block in blocks:

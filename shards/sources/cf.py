@@ -135,7 +135,7 @@ class CfArchive:
 
 
 def forget_opened() -> None:
-    """An archive that grows is to be looked at anew."""
+    """An archive that grows is listed again."""
     opened.cache_clear()
 
 

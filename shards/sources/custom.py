@@ -26,7 +26,7 @@ PARTS = ("DESCRIPTION", "events", "read")
 
 @dataclass(frozen=True)
 class Custom:
-    """Travels to workers as two paths; each loads the file anew."""
+    """Travels to workers as two paths; each loads the file again."""
 
     file: Path
     archive: Path

@@ -142,7 +142,7 @@ def _blend_rows(frame: npt.NDArray[np.float32], weights: _Weights) -> npt.NDArra
 
 
 def add_geometry_arguments(parser: argparse.ArgumentParser, crop: str | None, size: str | None, note: str = "") -> None:
-    """--crop and --size, with the source's defaults; a crop of None is said by `note`."""
+    """--crop and --size, with the source's defaults; a crop of None is reported by `note`."""
     parser.add_argument(
         "--crop",
         default=crop,

@@ -68,7 +68,7 @@ def read_images(path: Path) -> Codes:
             f"it has {len(body)}; fetch the file again"
         )
     if surplus:
-        raise SourceError(f"{path}: goes on after the {expected} bytes that its header promises; fetch the file again")
+        raise SourceError(f"{path}: is longer than the {expected} bytes that its header promises; fetch the file again")
     return np.frombuffer(body, dtype=np.uint8).reshape(shape)
 
 

@@ -63,7 +63,7 @@ def _build(args: argparse.Namespace) -> Source:
     others = [file for file in files if file not in pictures]
     notes += [
         *colours,
-        *([f"{plural(len(others), 'other file')} passed over, the first is {others[0]}"] if others else []),
+        *([f"{plural(len(others), 'other file')} skipped, the first is {others[0]}"] if others else []),
         *([_tell_transparent(transparent)] if transparent else []),
     ]
     geometry = Geometry(size, parse_crop(args.crop, size), parse_size(args.size))

@@ -56,7 +56,7 @@ def walk(folder: Path) -> list[str]:
     found = sorted(_files_below(folder, passed_over))
     if passed_over:
         logger.warning(
-            "%s: %s that are hidden, a tool's or no regular files are passed over, the first is %s",
+            "%s: %s that are hidden, a tool's or no regular files are skipped, the first is %s",
             folder,
             plural(len(passed_over), "entr", "y", "ies"),
             passed_over[0],
@@ -178,7 +178,7 @@ def read_image(path: Path, formats: Sequence[str] = IMAGE_FORMATS, modes: Sequen
 
 
 def two_sizes(path: Path, found: Sequence[int], expected: Sequence[int]) -> SourceError:
-    """Return what is said of a frame that isn't of the archive's size."""
+    """Return the error of a frame that isn't of the archive's size."""
     return SourceError(
         f"{path}: frames of {by(found)} pixels, the archive's first has {by(expected)}; convert them as two archives, "
         "or move it away"
@@ -211,7 +211,7 @@ def _pixels(path: Path, image: Image.Image) -> Codes:
 
 
 def unreadable(path: Path, why: object) -> SourceError:
-    """Return what is said of a frame that can't be decoded."""
+    """Return the error of a frame that can't be decoded."""
     return SourceError(
         f"{path}: unreadable frame ({why}); replace it, or move it away (the gap then splits its run), "
         "and convert again"

@@ -140,8 +140,11 @@ def avi_takes(folder: Path, files: Sequence[str]) -> tuple[list[Take], list[str]
             raise SourceError(f"{folder}: {clip} twice, {here[clip]} and {file}; move one away, then convert again")
         if clip is not None:
             here[clip] = file
+    strays = [file for file in files if file not in here.values() and file != tables[0]]
     takes: list[Take] = []
     notes = list(table.notes)
+    if strays:
+        notes.append(f"{plural(len(strays), 'other file')} skipped, the first is {strays[0]}")
     for clip, file in sorted(here.items()):
         if clip not in table.ranges:
             notes.append(f"{file} has no ranges in {TABLE_NAME} and is left out")

@@ -79,5 +79,5 @@ def frames_of(array: Any, layout: str, index: int, begin: int, end: int) -> npt.
 
 
 def sides_of(shape: Sequence[int], layout: str) -> dict[str, int]:
-    """Return the length of every axis by its letter; n and c are 1 where the array hasn't got them."""
+    """Return the length of every axis by its letter; n and c are 1 where the array lacks them."""
     return {"n": 1, "c": 1, **dict(zip(layout, shape, strict=True))}

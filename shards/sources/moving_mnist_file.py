@@ -33,7 +33,7 @@ from shards.sources.base import Description, Plan, PlannedEvent, RawEvent, Sourc
 from shards.sources.inputs import Listing, by, plural, walk
 from shards.sources.layouts import frames_of, guess_layout, parse_layout, sides_of
 from shards.sources.splits import DEFAULT_TEST, DEFAULT_VAL, Shares, add_share_arguments, lot, named_split, shares_of
-from shards.sources.value_range import ValueRange, choose_range, survey
+from shards.sources.value_range import ValueRange, choose_range, measure_values
 
 SUFFIXES = (".npy", ".npz")
 RAW, CLIPS = "input_raw_data", "clips"
@@ -175,7 +175,7 @@ def _values(
     """Return what the numbers are, by all of them: 0..1, or whole numbers of 0..255. Raises SourceError."""
     if dtype.kind not in "fiub":
         raise SourceError(f"{name}: numbers of type {dtype}, expected uint8 or floats; convert them first")
-    found = survey(parts, None)
+    found = measure_values(parts, None)
     if found.nan:
         raise SourceError(
             f"{name}: {found.nan} of {found.count} numbers are NaN; make the file again, or: convert arrays"

@@ -123,6 +123,6 @@ def _refuse_deep(path: Path, image: Image.Image) -> None:
     if deep or image.mode.startswith("I") or image.mode == "F":
         raise SourceError(
             f"{path}: more than 8 bits a pixel and channel (Pillow's kind {image.mode}, stored as {raw or 'unknown'}), "
-            "a store of uint8 can't hold them; what its numbers mean has to be said: save them as arrays "
+            "a store of uint8 can't hold them; the meaning of its numbers has to be given: save them as arrays "
             "(convert arrays --range LOW,HIGH), or write a source of ten lines, see docs/new-dataset.md"
         )

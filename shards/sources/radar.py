@@ -177,7 +177,7 @@ def build(
 ) -> Radar:
     """A `Radar` from parsed options; the crop and the time step that it settles on are put into `args`.
 
-    Files whose names end with `beside` belong to frames, and aren't reported as passed over.
+    Files whose names end with `beside` belong to frames, and aren't reported as skipped.
     """
     options = timeline.time_options(args)
     folder = Path(args.input)

@@ -1,6 +1,6 @@
 """The reader of GeoTIFF composites, such as FMI's `YYYYmmddHHMM_FIN-DBZ-3067-250M.tif`: 8 or 16 bits, or floats.
 
-What numbers mean is said by the band's scale and offset, by items of GDAL_METADATA (gain, offset, nodata, undetect,
+Numbers get their meaning by the band's scale and offset, by items of GDAL_METADATA (gain, offset, nodata, undetect,
 quantity with its unit, observation time), or by --dbz. A file that names no unit is taken to hold dBZ, which is
 reported. rasterio (GDAL) reads files and geokeys. See radar_readers.py for what a reader is.
 """
@@ -147,7 +147,7 @@ class GeoTiff:
             unit = "dBZ"
         if not unit and not stated and image.dtypes[band - 1][0] != "f":
             raise SourceError(
-                f"{path}: says neither unit nor gain: what its numbers mean has to be said, with --dbz OFFSET,GAIN "
+                f"{path}: names neither unit nor gain: give the meaning of its numbers with --dbz OFFSET,GAIN "
                 "(dBZ = OFFSET + GAIN * number) or --unit; a picture without numbers is for: convert images"
             )
         rate = None if not unit or unit.strip().lower() in ("dbz", "db") else rate_factor(unit)

@@ -199,5 +199,5 @@ def content(path: Path) -> bytes:
 
 
 def unlike(path: Path, what: str, found: object, expected: str) -> SourceError:
-    """What is said of a header that isn't the format's."""
+    """Return the error of a header that isn't the format's."""
     return SourceError(f"{path}: the header's {what} is {found}, expected {expected}; another product? Move it away")

@@ -112,7 +112,7 @@ def scan(
         reader_name: the format; None: by the names.
         naming: the user's own names, in the place of the reader's.
         radar, product: of several, the ones to take.
-        beside: files whose names end so belong to frames, and aren't reported as passed over.
+        beside: files whose names end so belong to frames, and aren't reported as skipped.
 
     Raises:
         SourceError: no frames.
@@ -149,7 +149,7 @@ def scan(
         )
     rest = [file for file in others if file not in bundles]
     if rest:
-        notes.append(f"{plural(len(rest), 'other file')} passed over, the first is {rest[0]}")
+        notes.append(f"{plural(len(rest), 'other file')} skipped, the first is {rest[0]}")
     return Scan(readers[name], tuple(frames), tuple(notes))
 
 

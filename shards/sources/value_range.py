@@ -65,7 +65,7 @@ class Survey:
     above: int
 
 
-def survey(parts: Iterable[npt.NDArray[np.generic]], asked: tuple[float, float] | None) -> Survey:
+def measure_values(parts: Iterable[npt.NDArray[np.generic]], asked: tuple[float, float] | None) -> Survey:
     """Look at all numbers, part by part."""
     low, high = asked or (-math.inf, math.inf)
     count = nan = infinite = below = above = 0
@@ -88,7 +88,7 @@ def survey(parts: Iterable[npt.NDArray[np.generic]], asked: tuple[float, float] 
 def choose_range(
     where: object, dtype: np.dtype[np.generic], found: Survey, asked: tuple[float, float] | None
 ) -> tuple[ValueRange, list[str]]:
-    """Return the range of an array, and what to report of it. Raises SourceError where it must be said."""
+    """Return the range of an array, and what to report of it. Raises SourceError where it must be given."""
     if found.infinite:
         raise SourceError(
             f"{where}: {found.infinite} of {found.count} numbers are infinite; replace them (NaN is missing)"

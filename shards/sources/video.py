@@ -52,7 +52,7 @@ def _build(args: argparse.Namespace) -> Source:
     notes = []
     if len(chosen) < len(files):
         others = sorted(set(files) - set(chosen))
-        notes.append(f"{plural(len(others), 'other file')} passed over, the first is {others[0]}")
+        notes.append(f"{plural(len(others), 'other file')} skipped, the first is {others[0]}")
     args.step, told = _step(args.step, infos)
     args.channels = "rgb" if args.channels == "auto" else args.channels
     return Videos(

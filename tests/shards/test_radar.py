@@ -92,9 +92,7 @@ def test_splits_by_time(tmp_path, capsys):
     ]
     assert [(e.start_time, e.length) for e in store.events("test")] == [("2016-01-01T00:00:00Z", 2)]
     said = capsys.readouterr().err
-    assert (
-        "in no --split, so left out: 3 frames" in said and "1 other file passed over, the first is readme.txt" in said
-    )
+    assert "in no --split, so left out: 3 frames" in said and "1 other file skipped, the first is readme.txt" in said
 
 
 def test_modes_by_day_and_month(tmp_path):

@@ -279,7 +279,7 @@ def test_a_store_is_verified_where_it_lies(site):
 
 def test_a_store_behind_a_url_can_be_repacked(tmp_path, site):
     make_store(tmp_path / "s", "webdataset", SOURCE)
-    repack(f"{site.url}/s", tmp_path / "t", format="zarr", say=lambda text: None)
+    repack(f"{site.url}/s", tmp_path / "t", format="zarr", report=lambda text: None)
     assert verify(tmp_path / "t") == []
     check_all(open_store(tmp_path / "t"))
 

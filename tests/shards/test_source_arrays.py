@@ -136,7 +136,7 @@ def test_inputs_and_targets_are_joined_in_time(tmp_path, suffix):
     assert np.array_equal(np.array(read_all(source)), np.concatenate([x, y], axis=1))
     assert np.array_equal(np.array(read_all(source, "test")), np.concatenate([x2, y2], axis=1))
     said = "; ".join(plan.notes)
-    assert "joined in time with 6 frames of Y_train" in said and "1 other array passed over" in said
+    assert "joined in time with 6 frames of Y_train" in said and "1 other array skipped" in said
     cut = build("arrays", tmp_path, "--event-frames", "3").plan().splits["test"]
     assert [(e.length, e.run_offset) for e in cut[:4]] == [(3, 0), (3, 3), (3, 6), (1, 9)]
     assert np.array_equal(source.read(cut[1]).frames, np.concatenate([x2, y2], axis=1)[0, 3:6])

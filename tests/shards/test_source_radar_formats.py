@@ -171,7 +171,7 @@ def test_hko7_values_and_mask(tmp_path):
     values = physical(source, only_event(source))
     assert np.isnan(values[:, ~mask]).all() and not np.isnan(values[:, mask]).any()
     assert np.abs(values[0][mask] - (70 * 20 / 255 - 10)).max() < 1e-4
-    assert not any("passed over" in note for note in source.notes)
+    assert not any("skipped" in note for note in source.notes)
     (tmp_path / "radarPNG/2017/05/30/RAD170530220000.png").unlink()
     archives.save(tmp_path / "radarPNG/2017/05/30/RAD170530220000.png", np.full((16, 16), 255, np.uint8))
     values = physical(source, only_event(source))

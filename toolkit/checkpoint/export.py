@@ -28,7 +28,7 @@ from shards.recent import FRAME_OPTIONS
 from toolkit import __version__
 from toolkit.atomic import FileWriteError, clear_leftovers, replacing_tree, write_atomic
 from toolkit.checkpoint.card import model_card
-from toolkit.checkpoint.weights import load_model, untrained_model
+from toolkit.checkpoint.weights import load_model, store_of_run, untrained_model
 from toolkit.config import RunConfig, make_config
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel
@@ -53,7 +53,7 @@ def export_run(run: RunDir, which: str, folder: Path) -> str:
     """
     config = run.config()
     model, step = load_model(run, which, torch.device("cpu"), store="any")
-    manifest = open_store(config.data.store).manifest
+    manifest = open_store(store_of_run(run, config)).manifest
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     record = _record(config, manifest, step, weights)
     card = model_card(run, config, manifest, step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,14 +16,13 @@ from toolkit.config import RunConfig
 from toolkit.errors import CheckpointError, ConfigError, StoreReplacedError
 from toolkit.models.base import SequenceModel, build_model
 from toolkit.models.registry import MODELS
+from toolkit.rundir import CHECKPOINTS as NAMES
 from toolkit.rundir import RunDir
 from toolkit.rundir.status import read_status
 from toolkit.shipped import command
 from toolkit.unroll import Checkpointing
 
 logger = logging.getLogger(__name__)
-
-NAMES = ("best", "last", "ema")
 
 
 def untrained_model(config: RunConfig, shape: FrameSpec) -> SequenceModel:
@@ -31,6 +31,25 @@ def untrained_model(config: RunConfig, shape: FrameSpec) -> SequenceModel:
     asked = train.activation_checkpointing
     checkpointing = Checkpointing(asked.policy, asked.per_layer, asked.offload, asked.backend)
     return build_model(config.model, shape, checkpointing, train.loss_frames, config.data.horizon)
+
+
+def store_of_run(run: RunDir, config: RunConfig) -> str:
+    """Return where the store of a run is: a relative `data.store` is looked up in the working directory, then in the
+    one that the run was created in.
+
+    Raises:
+        ConfigError: neither exists; both are named.
+    """
+    store = config.data.store or ""
+    if not store or "://" in store or Path(store).is_absolute() or Path(store).exists():
+        return store
+    made = Path(str(run.read_env().get("cwd", run.path.absolute().parent)), store)
+    if made.exists():
+        return str(made)
+    raise ConfigError(
+        f"{run.path}: data.store is {store}, a relative path: neither {Path(store).absolute()} nor {made} (the working "
+        f"directory that the run was created in) exists: change to the folder that holds {store}"
+    )
 
 
 def load_model(
@@ -51,9 +70,9 @@ def load_model(
     if not MODELS[config.model.name].trained:
         if which not in (*NAMES, "0"):
             raise CheckpointError(f"{run.path}: {config.model.name} is not trained: there is no step {which}, only 0")
-        return untrained_model(config, open_store(config.data.store).manifest.frames).to(device).eval(), 0
+        return untrained_model(config, open_store(store_of_run(run, config)).manifest.frames).to(device).eval(), 0
     weights, step = read_weights(run, which)
-    there = open_store(config.data.store)
+    there = open_store(store_of_run(run, config))
     try:
         with hold(run.checkpoints, step) as held:
             check_store(held.record().get("store"), there, held.path)

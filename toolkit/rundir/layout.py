@@ -1,4 +1,4 @@
-"""A run directory: everything about one run, and the only thing a job needs to be told. Does not import torch.
+"""A run directory: everything about one run, and the only argument a job receives. Does not import torch.
 
     runs/<sweep>/<name>-<hash8>/
       config.yaml  env.json            resolved config; versions, git state, command, what it was trained on
@@ -10,7 +10,9 @@
       state.json  DONE | FAILED        how the run stands (status.py): no scheduler is needed to know
       heartbeat/rank-N.json            what each rank last did; rank-N.stacks: where a hung one was
       job.lock                         who works on it, or did last (lock.py)
-      eval/                            <split>-<best|last>.json and the frames shown in the report
+      eval/                            <split>-<best|last|ema>.json and the frames shown in the report; scored otherwise
+                                       than by config.yaml: <split>+<what differs>-<which>.json beside them, and
+                                       <split>+<what differs>.request.yaml where a sweep asked for it
       analysis/                        features-<split>-<best|last>.npz: what the model remembers, see toolkit/analysis
 
 Small files are replaced whole (write, fsync, rename), so a reader never sees half of one.
@@ -23,11 +25,13 @@ import json
 import logging
 import os
 import platform
+import re
 import socket
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -35,7 +39,7 @@ from typing import Any
 
 from toolkit.atomic import write_atomic
 from toolkit.config import RunConfig, load_config
-from toolkit.config.tree import flatten
+from toolkit.config.tree import flatten, to_yaml
 from toolkit.errors import EXIT_MEANING, EXIT_OK, ConfigError, ToolkitError
 from toolkit.rundir.events import append_event, read_events, timestamp
 from toolkit.rundir.metrics import logged_steps
@@ -43,7 +47,9 @@ from toolkit.rundir.records import Types, keep_typed, read_object, read_text
 from toolkit.shipped import command
 from toolkit.wording import some
 
-CHECKPOINTS = ("best", "last")  # those that are scored
+CHECKPOINTS = ("best", "last", "ema")  # those that can be scored; every run has the first two
+ALWAYS = CHECKPOINTS[:2]
+REQUEST = ".request.yaml"
 RESULT_VERSION = 1  # of eval/*.json
 STATE_TYPES: Types = {
     **dict.fromkeys(("step", "steps", "pid", "restarts", "skipped", "save_errors", "peak_memory"), int),
@@ -110,7 +116,7 @@ class RunDir:
         return self.path / "analysis"
 
     def config(self) -> RunConfig:
-        """The run's resolved config.
+        """Return the run's resolved config.
 
         Raises:
             ConfigError: when the folder holds none, or one that can't be used.
@@ -133,9 +139,14 @@ class RunDir:
         run = RunDir(path)
         if run.config_file.exists():
             if run.config().hash8() != config.hash8():
+                own, what = run.config(), "choose another --out, or delete that folder"
+                if own.hash8(scoring=False) == config.hash8(scoring=False):
+                    what = (
+                        f"only its scoring differs, so score that run again: {command('evaluate', path)} (see --help)"
+                    )
                 raise ConfigError(
-                    f"{path}: holds another run ({run.config().hash8()}, this one is {config.hash8()}): "
-                    f"{differences(run.config(), config)}; choose another --out, or delete that folder"
+                    f"{path}: holds another run ({own.hash8()}, this one is {config.hash8()}): "
+                    f"{differences(own, config)}; {what}"
                 )
             return run
         # A creation that was killed leaves env.json or a temporary file; config.yaml, written last, makes it a run.
@@ -180,7 +191,7 @@ class RunDir:
         return self._write("state.json", json.dumps(kept, indent=1) + "\n")
 
     def _write(self, name: str, text: str) -> bool:
-        """Replace one of the files that tell about a run; a disk that refuses it ends no run, and is logged."""
+        """Replace a status file of the run; a disk that refuses it is logged and ends no run."""
         try:
             write_atomic(self.path / name, text)
         except OSError as error:
@@ -195,7 +206,7 @@ class RunDir:
         append_event(self.path, "done", exit_code=EXIT_OK)
 
     def mark_failed(self, reason: str, code: int | None = None) -> None:
-        """Mark the run as failed, until its next start. The exit code tells kinds of failure apart."""
+        """Mark the run as failed, until its next start. The exit code distinguishes kinds of failure."""
         known = f"\nexit code {code} ({EXIT_MEANING.get(code, 'unknown')})" if code is not None else ""
         append_event(self.path, "fail", cause=reason.rstrip(), exit_code=code)
         self._write("FAILED", reason.rstrip() + known + "\n")
@@ -208,7 +219,7 @@ class RunDir:
         return (self.path / "DONE").is_file()
 
     def failure(self) -> str | None:
-        """Return why the run failed, or None. Of an empty marker (a full disk) the last event tells."""
+        """Return why the run failed, or None. Where the marker is empty (a full disk), the last event is used."""
         marker = self.path / "FAILED"
         if not marker.is_file():
             return None
@@ -217,23 +228,42 @@ class RunDir:
         causes = [str(event.get("cause", "")) for event in read_events(self.path, "fail")]
         return next((cause for cause in reversed(causes) if cause), "no reason was recorded")
 
+    @property
+    def scored_checkpoints(self) -> tuple[str, ...]:
+        """The checkpoints that are scored: best and last, and `ema` where the config sets `train.ema`.
+
+        Read from the text of config.yaml, because the status of a thousand runs is read at once.
+        """
+        averaged = re.search(r"^ +ema: *[0-9.]", read_text(self.config_file), re.MULTILINE)
+        return CHECKPOINTS if averaged else ALWAYS
+
     def scores(self) -> dict[str, Path]:
-        """Evaluation results by name, for example {'test-best': .../eval/test-best.json}."""
-        return {path.stem: path for path in sorted(self.eval.glob("*-*.json"))}
+        """Return evaluation results by name, {'test-best': .../eval/test-best.json}; those of other scorings last."""
+        found = sorted(self.eval.glob("*-*.json"), key=lambda path: ("+" in path.stem, path.stem))
+        return {path.stem: path for path in found}
+
+    def requests(self) -> dict[str, Path]:
+        """Return the scorings that a sweep asked for beside that of config.yaml, by the first part of their names."""
+        return {path.name.removesuffix(REQUEST): path for path in sorted(self.eval.glob(f"*{REQUEST}"))}
+
+    def request_scoring(self, name: str, values: Mapping[str, object]) -> None:
+        """Ask for another scoring, by the section `eval` that it has; what is there already stays."""
+        self.eval.mkdir(exist_ok=True)
+        write_atomic(self.eval / f"{name}{REQUEST}", to_yaml({"eval": dict(values)}))
 
 
 def differences(there: RunConfig, asked: RunConfig, limit: int = 4) -> str:
-    """What sets two runs apart, for a message: `train.steps is 200 there, 8 here`."""
+    """Return what sets two runs apart, for a message: `train.steps is 200 there, 8 here`."""
     one, two = flatten(there.identity()), flatten(asked.identity())  # without what is at its default
     keys = sorted(key for key in {*one, *two} if one.get(key) != two.get(key))
     one, two = flatten(there.model_dump(mode="json")), flatten(asked.model_dump(mode="json"))
-    said = [[json.dumps(flat[key]) if key in flat else "absent" for flat in (one, two)] for key in keys[:limit]]
-    shown = [f"{key} is {mine} there, {other} here" for key, (mine, other) in zip(keys, said, strict=False)]
+    pairs = [[json.dumps(flat[key]) if key in flat else "absent" for flat in (one, two)] for key in keys[:limit]]
+    shown = [f"{key} is {mine} there, {other} here" for key, (mine, other) in zip(keys, pairs, strict=False)]
     return "; ".join(shown + [f"and {len(keys) - limit} keys more"] * (len(keys) > limit))
 
 
 def environment() -> dict[str, object]:
-    """What made this run: versions, host, command, working directory and the state of the git checkout."""
+    """Return what made this run: versions, host, command, working directory and the state of the git checkout."""
     return {
         "created": timestamp(),
         "command": sys.argv,

@@ -19,7 +19,7 @@ from typing import Any
 
 from toolkit.atomic import alive
 from toolkit.errors import EXIT_DATA, EXIT_HANG, EXIT_NONFINITE
-from toolkit.rundir import CHECKPOINTS, RunDir, lock
+from toolkit.rundir import RunDir, lock
 from toolkit.rundir.events import NAME as EVENTS
 from toolkit.rundir.events import RestartEvent, read_restarts
 from toolkit.rundir.records import object_fault
@@ -55,7 +55,7 @@ class RunView:
 
     @property
     def label(self) -> str:
-        """The state in a word for people."""
+        """The state as shown in tables: the kind where there is one."""
         return self.kind or self.state
 
     @property
@@ -64,17 +64,24 @@ class RunView:
 
 
 def missing_scores(run: RunDir, split: str | None = None) -> list[str]:
-    """Which of best and last lack a score newer than the end of training; `split` None: of any split."""
+    """Return the names of results in eval/ that are absent or older than the end of training.
+
+    There is one for each scored checkpoint, and for each request of another scoring. `split` None: of any split.
+    """
+    scorings = [split or "*", *run.requests()]
+    wanted = [f"{scoring}-{which}" for scoring in scorings for which in run.scored_checkpoints]
     try:
         trained = (run.path / "DONE").stat().st_mtime
     except FileNotFoundError:
-        return list(CHECKPOINTS)
-    missing = []
-    for which in CHECKPOINTS:
-        files = run.eval.glob(f"*-{which}.json") if split is None else [run.eval / f"{split}-{which}.json"]
-        if not any(file.exists() and file.stat().st_mtime >= trained for file in files):
-            missing.append(which)
-    return missing
+        return wanted
+    return [name for name in wanted if not any(at >= trained for at in _times(run, name))]
+
+
+def _times(run: RunDir, name: str) -> Iterator[float]:
+    """Yield the times of the results of a name; `*` stands for any split of the run's own scoring."""
+    for file in run.eval.glob(f"{name}.json"):
+        if "*" not in name or "+" not in file.stem:
+            yield file.stat().st_mtime
 
 
 def read_status(run: RunDir, name: str | None = None, split: str | None = None, now: float | None = None) -> RunView:
@@ -85,6 +92,8 @@ def read_status(run: RunDir, name: str | None = None, split: str | None = None, 
     standing = _standing(run, state, now)
     if job is None and standing == "running" and record.get("ended", 0.0) >= state.get("updated", 0.0):
         standing = "interrupted"  # its job has recorded its end: no silence is needed to know
+    if job is not None and state.get("updated", 0.0) < record.get("started", 0.0):
+        standing = "interrupted"  # this start has written nothing yet: speed and ETA are of the one before
     word = _word(run, standing, state, job is not None, split)
     training = word in ("running", "validating") and bool(state.get("seq_per_s"))  # 0 before the first step
     failure = run.failure() if word == "failed" else None
@@ -125,7 +134,7 @@ def _standing(run: RunDir, state: Mapping[str, Any], now: float | None) -> str:
 
 
 def _damaged(run: RunDir) -> Iterator[str]:
-    """Name the damaged files of a run that are read for its status; its next start mends them."""
+    """Name the damaged files of a run that are read for its status; its next start repairs them."""
     for name in ("state.json", lock.LOCK_NAME):
         if fault := object_fault(run.path / name):
             yield f"{name} {fault}; it is rebuilt at the next start"
@@ -191,8 +200,8 @@ def _why(word: str, state: Mapping[str, object], restarts: Sequence[RestartEvent
 def _why_not_live(word: str, state: Mapping[str, object]) -> str | None:
     if word == "interrupted" and state.get("phase") == "stopped":
         saved = f"with a checkpoint at step {state['step']}" if state.get("step") else "before the first step"
-        return f"stopped {saved}; run it again to go on"
+        return f"stopped {saved}; run it again to resume"
     return {
-        "interrupted": "killed, or its machine lost: it stopped before the end; run the sweep again to go on",
+        "interrupted": "killed, or its machine lost: it stopped before the end; run the sweep again to resume",
         "trained": "not evaluated yet",
     }.get(word)

@@ -29,9 +29,9 @@ from toolkit.train.build import build_engine
 from toolkit.train.engine import Engine, StepResult
 from toolkit.train.feed import Feed
 from toolkit.train.loss import TrainingLoss
-from toolkit.train.prepare import Data, check_scoring, log_run_summary, open_data, restore
+from toolkit.train.prepare import Data, check_config, log_run_summary, open_data, restore
 from toolkit.train.profile import Profiler
-from toolkit.train.record import OwnTime, Recorder
+from toolkit.train.record import ForwardTimer, Recorder
 from toolkit.train.sampling import teacher_rate
 from toolkit.train.schedule import learning_rate
 from toolkit.train.size import check_readers
@@ -58,15 +58,15 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
         PeerError: another rank failed or died.
     """
     config = run.config()
-    name = world.broadcast(secrets.token_hex(4))  # tells this training's heartbeats from those of one that was given up
+    name = world.broadcast(secrets.token_hex(4))  # sets its heartbeats apart from those of an abandoned training
     with Watchdog(run, world.rank, world.world_size, config.train.watchdog, name) as watchdog:
         try:
             with Reads(lambda: bool(stop), world.device) as reads:
                 data = reads.call(lambda: open_data(config))
             check_readers(config, data.store.manifest.frames, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+            world.run_on_rank_zero(lambda: check_config(config, data))
             if not MODELS[config.model.name].trained:
                 return _without_training(run, world)
-            world.run_on_rank_zero(lambda: check_scoring(config))
             with Training(run, config, data, world, resume, stop, watchdog, profile) as training:
                 return training.fit()
         except NonFiniteError as error:
@@ -110,7 +110,7 @@ class Training:
         self.step = self.first_step = progress.step
         self.best = progress.best
         watchdog.begin(self.step)
-        self.own = OwnTime(world.device)
+        self.forward_timer = ForwardTimer(world.device)
         self.loss = TrainingLoss(
             config, data.train.scale, world.device, self.engine.forward, self._before_forward, self._after_forward
         )
@@ -190,7 +190,7 @@ class Training:
     def _train_step(self) -> StepResult:
         """Fetch, then forward and backward, reduction, check and update (`Engine.step`), then record."""
         began = time.perf_counter()
-        self.own.reset()
+        self.forward_timer.reset()
         self.watchdog.at(self.step, "waiting for data")
         batches = self.feed.fetch(self.step)
         waited = time.perf_counter() - began
@@ -203,7 +203,7 @@ class Training:
         if self.profiler:
             self.profiler.step(self.step)
         self.watchdog.at(self.step, "between steps")
-        self.watchdog.own(waited + self.own.seconds())
+        self.watchdog.own(waited + self.forward_timer.seconds())
         self._record(result, batches, time.perf_counter() - began, waited)
         return result
 
@@ -233,10 +233,10 @@ class Training:
 
     def _before_forward(self) -> None:
         self.watchdog.at(self.step, "forward")
-        self.own.begin()
+        self.forward_timer.begin()
 
     def _after_forward(self) -> None:
-        self.own.end()
+        self.forward_timer.end()
         self.watchdog.at(self.step, "backward and update")
 
     def _record(self, result: StepResult, batches: list[Batch], seconds: float, waited: float) -> None:

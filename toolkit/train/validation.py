@@ -31,7 +31,7 @@ def score(
     stop: StopRequest,
     watchdog: Watchdog,
 ) -> dict[str, float] | None:
-    """Scores of the run's protocol over the validation windows, on every rank (collective).
+    """Return scores of the run's protocol over the validation windows, on every rank (collective).
 
     Empty where not one pixel of the windows was observed. None on every rank when any was asked to stop before all
     windows were scored: that is looked at after each batch, because a whole validation may take longer than a scheduler

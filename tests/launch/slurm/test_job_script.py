@@ -18,7 +18,9 @@ from launch.jobs.snapshot import MARK, ROOT
 from launch.slurm.profile import Profile
 from launch.slurm.script import Shape, run_text
 from tests.support.process import SLURM_TOOLS, wait_for
+from toolkit.rundir import RunDir
 from toolkit.rundir.events import NAME, RestartEvent, append_event, read_events, read_restarts, timestamp
+from toolkit.rundir.status import read_status
 
 JOB = "JobId=7 JobState={state} Reason=None Requeue=1 Restarts={restarts} TimeLimit=01:00:00 EndTime={end} {more}\n"
 NODE = (
@@ -148,7 +150,7 @@ def test_the_next_start_knows_why(job: Job, number: signal.Signals | None, said:
     assert job.go(0, number) == 3
     requeued = "state" not in said
     assert job.calls() == (["requeue 7"] if requeued else [])
-    assert f"told to stop: {cause}\n" in job.log()
+    assert f"asked to stop: {cause}\n" in job.log()
     assert ("not requeued: Slurm has the job as" in job.log()) is not requeued
     job.step("exit 0")
     assert job.go(1) == 0
@@ -274,7 +276,7 @@ def test_a_failure_after_slurm_has_requeued_the_job_is_none(job: Job) -> None:
     job.step(f"echo why >{job.run}/FAILED; echo 'STEP 7.0 ON a CANCELLED AT 2026 DUE TO PREEMPTION'; exit 137")
     assert job.go() == 3
     assert not (job.run / "FAILED").exists()
-    assert "told to stop: preempted\n" in job.log()
+    assert "asked to stop: preempted\n" in job.log()
     assert job.calls() == []
 
 
@@ -287,7 +289,7 @@ def test_without_any_python_it_stops_and_requeues_all_the_same(job: Job) -> None
     job.step(LISTENS)
     assert job.go(0, signal.SIGTERM) == 3
     assert job.calls() == ["requeue 7"]
-    assert "told to stop: cause unknown: no Python on this node could look for it\n" in job.log()
+    assert "asked to stop: cause unknown: no Python on this node could look for it\n" in job.log()
     job.step("exit 0")
     assert job.go(1) == 0
     assert job.restart().cause == "cause unknown: no Python on this node could look for it"
@@ -304,7 +306,7 @@ def test_the_python_of_the_node_looks_for_causes_where_a_container_has_that_of_t
     job.say("CANCELLED")
     job.step(LISTENS)
     assert job.go(0, signal.SIGTERM) == 3
-    assert "told to stop: cancelled\n" in job.log()
+    assert "asked to stop: cancelled\n" in job.log()
 
 
 @pytest.mark.parametrize("tries", [2, 9])
@@ -324,4 +326,29 @@ def test_a_step_that_slurm_does_not_start_yet_is_tried_again(job: Job, tries: in
     assert not (job.run / "FAILED").exists()
     assert job.calls() == ([] if tries == 2 else ["requeue 7"])
     if tries == 9:
-        assert "told to stop: no step could be started\n" in job.log()
+        assert "asked to stop: no step could be started\n" in job.log()
+
+
+def test_a_step_that_slurm_ended_for_want_of_memory(job: Job) -> None:
+    job.step("echo 'slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0. Some of your processes'; exit 137")
+    assert job.go() == 137
+    failure = (job.run / "FAILED").read_text()
+    assert "srun returned 137" in failure
+    assert "OUT_OF_MEMORY, says Slurm: raise mem in the profile" in failure
+    assert read_status(RunDir(job.run)).kind == "out of memory"
+
+
+def test_a_packed_job_keeps_its_verdict_to_itself(job: Job) -> None:
+    (job.run / "pack.json").write_text("{}")
+    job.step("exit 1")
+    assert job.go() == 1
+    assert not (job.run / "FAILED").exists()
+    assert "srun returned 1; see" in (job.run / "logs" / "7.failed").read_text()
+
+
+def test_a_node_on_which_the_sweeps_runs_fail_is_left_before_anything_begins(job: Job) -> None:
+    lines = [f"{time.time():.0f}\tb\trun{number}\tno driver\n" for number in (1, 2)]
+    (job.run.parent / "early_failures.tsv").write_text("".join(lines))
+    job.step("touch began")
+    assert job.go() == 3
+    assert job.calls() == ["requeue 7", "update jobid=7 excnodelist=b"]

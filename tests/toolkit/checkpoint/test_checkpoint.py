@@ -88,7 +88,7 @@ def test_a_damaged_file_is_found_named_and_passed_over(
     damage(tmp_path / "step-00000002" / name)
     assert newest(tmp_path) == 1
     assert len(logged) == 1
-    assert f"passing over {tmp_path / 'step-00000002'}: " in logged[0]
+    assert f"skipping {tmp_path / 'step-00000002'}: " in logged[0]
     blamed = "manifest" if name == MANIFEST else name  # a flipped digit of a digest speaks of both
     assert blamed in logged[0]
     with pytest.raises(CheckpointError, match=f"{blamed}.*Use --resume auto"):
@@ -471,7 +471,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_foreseen(small_disk: Path) -> None:
     save(small_disk, 1, 2)
     before = bytes_in(small_disk)
-    match = r"not enough room \(needs 2,12\d,\d{3} bytes; 1,9\d\d,\d{3} bytes are free in .*Make room"
+    match = r"not enough room \(needs 2,12\d,\d{3} bytes; 1,9\d\d,\d{3} bytes are free in .*Free space"
     assert_refused_and_intact(small_disk, before, match)
 
 

@@ -130,7 +130,7 @@ def test_nothing_is_overwritten(
     with pytest.raises(ConfigError, match="exists and is not an exported model: choose another folder"):
         main(["--run", str(run.path), "--out", str(tmp_path / "thesis")])
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileWriteError, match="not written: File exists.*choose another place"):
+    with pytest.raises(FileWriteError, match=r"not written: File exists.*choose another place"):
         main(["--run", str(run.path), "--out", str(tmp_path / "file" / "model")])
     with pytest.raises(CheckpointError, match="no such checkpoint; there are: 3, 6"):
         main(["--run", str(run.path), "--out", str(tmp_path / "new"), "--which", "5"])

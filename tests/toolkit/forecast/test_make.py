@@ -12,14 +12,18 @@ import torch
 
 from launch.export import main as export
 from shards import open_store
+from shards.cli import main as shards
 from shards.manifest import Scale
 from shards.recent import Archive, open_archive
+from tests.support.archives import write_radar
 from tests.support.forecasts import START, SVG, MakeRun
+from toolkit.config import make_config
 from toolkit.data.windows import to_unit
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.forecast.make import Request, make_forecast, recoded
 from toolkit.forecast.trained import Trained, load_trained
 from toolkit.forecast.verify import as_text, scores
+from toolkit.rundir import RunDir
 
 CPU = torch.device("cpu")
 
@@ -143,3 +147,20 @@ def test_an_export_forecasts_without_run_and_store(make_run: MakeRun, radar: Pat
     (tmp_path / "model" / "config.json").write_text(text.replace('"archive"', '"archives"'))
     with pytest.raises(CheckpointError, match="export the run again"):
         load_trained(tmp_path / "model", "best", CPU)
+
+
+def test_a_relative_store_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_radar(tmp_path / "in", START, 12)
+    assert shards(["convert", "radar", str(tmp_path / "in"), "store", "--crop", "none"]) == 0
+    tree = {"name": "r", "model": {"name": "persistence"}, "data": {"store": "store", "context": 3, "horizon": 2}}
+    run = RunDir.create(tmp_path / "run", make_config(tree, "test"))
+    monkeypatch.chdir(tmp_path / "there")
+    assert load_trained(run.path, "best", torch.device("cpu")).scale.unit == "dBZ"
+    (tmp_path / "here/store").rename(tmp_path / "gone")
+    with pytest.raises(ConfigError) as caught:
+        load_trained(run.path, "best", torch.device("cpu"))
+    for folder in (run.path, tmp_path / "there/store", tmp_path / "here/store"):
+        assert str(folder) in str(caught.value)
