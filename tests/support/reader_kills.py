@@ -61,7 +61,8 @@ def kill_trainings(
         pids = pool.ranks(ranks, free_port(), words, log)
         if dice.random() < 0.8:  # readers, or the server that starts them, are there
             waited = time.monotonic()
-            while len(members(pids)) < 3 * ranks and time.monotonic() - waited < 60:
+            while not any("forkserver" in command for command in members(pids).values()):
+                assert time.monotonic() - waited < PEER_S, f"{number}: no readers after {PEER_S:g} s"
                 time.sleep(0.05)
         time.sleep(dice.uniform(0.0, 4.0))
         begun = max(0, len(members(pids)) - ranks)
