@@ -261,7 +261,7 @@ size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 200 * 2**20,) * 2)
 frames = torch.rand(8, 20, 1, 64, 64)
 try:
-    engine.step([frames], lambda batch: engine.engine(batch, 10, Sampling()).losses["data"], False)
+    engine.step([frames], lambda batch: engine.wrapped(batch, 10, Sampling()).losses["data"], False)
 except MemoryShortageError as error:
     print(error)
 """
