@@ -26,7 +26,7 @@ from shards import open_store
 from shards.manifest import FrameSpec, Manifest
 from shards.recent import FRAME_OPTIONS
 from toolkit import __version__
-from toolkit.atomic import replacing_tree, write_atomic
+from toolkit.atomic import FileWriteError, clear_leftovers, replacing_tree, write_atomic
 from toolkit.checkpoint.card import model_card
 from toolkit.checkpoint.weights import load_model, store_of_run, untrained_model
 from toolkit.config import RunConfig, make_config
@@ -34,6 +34,7 @@ from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel
 from toolkit.rundir import RunDir
 from toolkit.shipped import command
+from toolkit.wording import first_line
 
 EXPORT_VERSION = 1
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -51,7 +52,7 @@ def export_run(run: RunDir, which: str, folder: Path) -> str:
         ConfigError: the folder holds something else.
     """
     config = run.config()
-    model, step = load_model(run, which, torch.device("cpu"))
+    model, step = load_model(run, which, torch.device("cpu"), store="any")
     manifest = open_store(store_of_run(run, config)).manifest
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     record = _record(config, manifest, step, weights)
@@ -106,7 +107,11 @@ def load(path: str | Path) -> SequenceModel:
         CheckpointError, ConfigError: it is neither, or can't be used; see `load_exported` and `load_model`.
     """
     run = RunDir(Path(path))
-    return load_model(run, "best", torch.device("cpu"))[0] if run.config_file.exists() else load_exported(path)
+    return (
+        load_model(run, "best", torch.device("cpu"), store="any")[0]
+        if run.config_file.exists()
+        else load_exported(path)
+    )
 
 
 def weights_digest(weights: dict[str, Tensor]) -> str:
@@ -194,13 +199,15 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def _write_folder(folder: Path, weights: dict[str, Tensor], record: str, card: str) -> None:
+    if folder.absolute().parent.is_dir():
+        clear_leftovers(folder.absolute().parent)
     try:
         with replacing_tree(folder) as temporary:
             temporary.mkdir()
-            save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
             (temporary / CONFIG).write_text(record, encoding="utf-8")
             (temporary / CARD).write_text(card, encoding="utf-8")
-            # safetensors makes its file readable by its owner alone; an export is for sharing.
+            save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+            # safetensors gives its file to nobody else; an export is for handing on.
             (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)
-    except OSError as error:
-        raise ConfigError(f"{folder}: can't be written ({error.strerror}): choose another folder") from None
+    except SafetensorError as error:
+        raise FileWriteError(OSError(0, first_line(error)), folder) from None
