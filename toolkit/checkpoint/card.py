@@ -20,8 +20,8 @@ from toolkit.wording import computed_on
 COUNTS = ("events", "forecasts")  # kept beside the scores, but no scores
 
 
-def model_card(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> str:
-    """Return the text of README.md.
+def model_card(run: RunDir, config: RunConfig, manifest: Manifest, step: int, averaged: bool = False) -> str:
+    """Return the text of README.md; `averaged`: of the moving average of the weights at that step.
 
     Raises:
         ToolkitError: a result of the run can't be read.
@@ -30,11 +30,15 @@ def model_card(run: RunDir, config: RunConfig, manifest: Manifest, step: int) ->
     sections = [
         f"# {config.name}",
         f"{entry.title} ({entry.paper}), "
-        + (f"trained for {step:,} optimizer steps. " if entry.trained else "which has no parameters. ")
+        + (
+            f"trained for {step:,} optimizer steps{', moving average of the weights' * averaged}. "
+            if entry.trained
+            else "which has no parameters. "
+        )
         + f"It forecasts {config.data.horizon} frames from {config.data.context}; other numbers of frames work too.",
         _loading(config, manifest),
         "## Data\n\n" + _listed(_data(config, manifest)),
-        "## Scores\n\n" + _scores(run, step),
+        "## Scores\n\n" + _scores(run, step, averaged),
         "## Model and training\n\n" + _listed(_model(run, config, manifest, step)),
     ]
     return "\n\n".join(sections) + "\n"
@@ -105,16 +109,16 @@ def _model(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> dic
     }
 
 
-def _scores(run: RunDir, step: int) -> str:
+def _scores(run: RunDir, step: int, averaged: bool) -> str:
     """Return a table for each split, from the evaluation of the exported weights."""
     found: dict[str, tuple[Path, dict[str, object]]] = {}
     for path in run.scores().values():
         result = read_result(path)
-        if result.get("step") == step:
+        if result.get("step") == step and (result.get("which") == "ema") == averaged:
             found.setdefault(str(result.get("split")), (path, result))
     if not found:
         return (
-            "These weights are not scored. To score the run's best and last checkpoint: "
+            "These weights are not scored. To score the run's checkpoints: "
             f"`{command('evaluate', '--run', 'RUN')}`, then export again."
         )
     return "\n\n".join(_score_table(f"{run.path.name}/eval/{path.name}", result) for path, result in found.values())

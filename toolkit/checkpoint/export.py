@@ -44,7 +44,7 @@ def export_run(run: RunDir, which: str, folder: Path) -> str:
     """Write a run's model into a new folder; returns what was done, in words.
 
     Args:
-        which: `best`, `last` or a step number, as for `load_model`.
+        which: `best`, `last`, `ema` or a step number, as for `load_model`.
         folder: must not exist, unless it holds this very export: then only its card is brought up to date.
 
     Raises:
@@ -56,7 +56,7 @@ def export_run(run: RunDir, which: str, folder: Path) -> str:
     manifest = open_store(store_of_run(run, config)).manifest
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     record = _record(config, manifest, step, weights)
-    card = model_card(run, config, manifest, step)
+    card = model_card(run, config, manifest, step, averaged=which == "ema")
     if os.path.lexists(folder):
         _check_same(folder, record)
         if (folder / CARD).exists() and (folder / CARD).read_text(encoding="utf-8") == card:

@@ -139,14 +139,15 @@ class RunDir:
         run = RunDir(path)
         if run.config_file.exists():
             if run.config().hash8() != config.hash8():
-                own, what = run.config(), "choose another --out, or delete that folder"
+                own = run.config()
                 if own.hash8(scoring=False) == config.hash8(scoring=False):
-                    what = (
-                        f"only its scoring differs, so score that run again: {command('evaluate', path)} (see --help)"
+                    raise ConfigError(
+                        f"{path}: holds this run with another scoring: {differences(own, config)}; it needs no other "
+                        f"training: {command('evaluate', path)} scores it in any way (see --help)"
                     )
                 raise ConfigError(
                     f"{path}: holds another run ({own.hash8()}, this one is {config.hash8()}): "
-                    f"{differences(own, config)}; {what}"
+                    f"{differences(own, config)}; choose another --out, or delete that folder"
                 )
             return run
         # A creation that was killed leaves env.json or a temporary file; config.yaml, written last, makes it a run.

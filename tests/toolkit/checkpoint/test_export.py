@@ -109,7 +109,7 @@ def test_the_card_says_what_it_is_and_where_scores_are_from(
     for text in ("`run/eval/test-last.json`", "protocol `paper`", result["protocol"]["text"][1], "csi@0.5"):
         assert text in card
     capsys.readouterr()
-    evaluate(["--run", str(run.path), "--which", "last", "--limit", "1"])
+    evaluate(["--run", str(run.path), "--which", "last", "--split", "val", "--limit", "1"])
     main(["--run", str(run.path), "--out", str(tmp_path / "six"), "--which", "last"])
     assert "its README.md is brought up to date" in capsys.readouterr().out
     assert "(only the first 1)" in (tmp_path / "six" / CARD).read_text()

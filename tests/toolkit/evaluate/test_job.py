@@ -201,6 +201,9 @@ def test_a_moving_average_is_scored_beside_the_others(tiny_store: Path, tmp_path
     assert board.checkpoints == ["best", "last", "ema"]
     assert "Moving average (EMA)" in to_markdown("run", [board])
     assert export_main([str(run.path), "--out", str(tmp_path / "model"), "--which", "ema"]) == 0
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "eval/test-ema.json" in card
+    assert "moving average of the weights" in card
     exported = toolkit.load(tmp_path / "model").state_dict()
     average, _ = read_weights(run, "ema")
     assert all(torch.equal(exported[name], average[name]) for name in average)
