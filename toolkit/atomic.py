@@ -40,7 +40,7 @@ class FileWriteError(OSError):
     def __str__(self) -> str:
         after = f" after {self.size:,} bytes" if self.size else ""
         full = self.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, 0)
-        advice = "make room or mend the disk, then run the same command again" if full else "choose another place"
+        advice = "free space or repair the disk, then run the same command again" if full else "choose another place"
         return (
             f"{self.filename}: not written: {self.strerror}{after}; {free_space(Path(self.filename))}. What was there "
             f"before is untouched: {advice}"

@@ -63,7 +63,7 @@ def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) 
         "store": progress.store,
     }
     try:
-        folder.mkdir(exist_ok=True)  # a run directory that was removed is not made anew
+        folder.mkdir(exist_ok=True)  # a run directory that was removed is not created again
         remove(temporary)
         _check_room(folder, needed)
         temporary.mkdir()
@@ -79,7 +79,7 @@ def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) 
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{final}: not written: {folder if folder.parent.exists() else folder.parent} was removed or renamed while "
-            "this run was training. Put it back, or start the run anew"
+            "this run was training. Put it back, or start the run again"
         ) from error
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
 """Reader processes: batches that other processes read ahead, and send through shared memory where there is room.
 
-Each reader keeps PREFETCH micro-batches ready. Their frames lie in /dev/shm, which a container limits to 64 MB unless
-it is told otherwise (`docker run --shm-size`). A batch that finds no room there is sent through a pipe instead: its
+Each reader keeps PREFETCH micro-batches ready. Their frames lie in /dev/shm, which a container limits to 64 MB by
+default (`docker run --shm-size`). A batch that finds no room there is sent through a pipe instead: its
 bytes are the same, at the cost of two more copies. So a small /dev/shm is logged, and ends no training.
 """
 

@@ -58,7 +58,7 @@ class Reads:
             limit_s: seconds to wait for it; None: as long as it takes.
 
         Raises:
-            StoppedError: the process was asked to stop meanwhile. The read goes on, and no other is made.
+            StoppedError: the process was asked to stop meanwhile. The read continues, and no other is made.
             StalledError: it took longer than `limit_s`.
         """
         if self.stalled:
@@ -100,7 +100,7 @@ class Reads:
 
 
 class Iterated(Generic[Item]):
-    """The items of an iterator, each read by `Reads.call`; `limit_s` is asked anew for each."""
+    """The items of an iterator, each read by `Reads.call`; `limit_s` is asked again for each."""
 
     def __init__(self, reads: Reads, items: Iterator[Item], limit_s: Callable[[], float]) -> None:
         self.reads, self.items, self.limit_s = reads, items, limit_s
@@ -113,7 +113,7 @@ class Iterated(Generic[Item]):
 
 
 class CalledWindows:
-    """The windows of a set, each read by `Reads.call`; `limit_s` is asked anew for each."""
+    """The windows of a set, each read by `Reads.call`; `limit_s` is asked again for each."""
 
     def __init__(self, reads: Reads, windows: WindowSet, limit_s: Callable[[], float]) -> None:
         self.reads, self.windows, self.limit_s, self.scale = reads, windows, limit_s, windows.scale

@@ -20,6 +20,7 @@ from shards.georeference import grid_of
 from shards.recent import Archive, open_archive
 from tests.support.archives import numbered, save
 from tests.support.forecasts import SVG, MakeRun
+from toolkit.atomic import FileWriteError
 from toolkit.errors import ConfigError
 from toolkit.forecast.files import as_dataset, check_output, clear_leftovers, write_forecast
 from toolkit.forecast.make import Forecast, Request, make_forecast
@@ -101,7 +102,7 @@ def test_a_write_that_fails_leaves_what_was_there(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(ConfigError, match="No space left"):
+    with pytest.raises(FileWriteError, match="No space left"):
         write_forecast(forecast, path)
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
     with opened(path) as data:
