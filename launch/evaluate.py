@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from launch.cli.parser import add_device, add_renamed, add_run, make_parser, positive, run_given, run_script
+from launch.cli.parser import add_device, add_renamed, add_model_file, add_run, make_parser, positive, run_given, run_script
 from launch.cli.runs import find_run
 from toolkit.errors import EXIT_OK
 from toolkit.rundir.sweep import in_sweep
@@ -39,10 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--force", action="store_true", help="evaluate again what is evaluated already")
     add_device(parser, "train.device of the run's config")
+    add_model_file(parser)
     arguments = parser.parse_args(argv)
 
     # torch is imported late: --help and a mistyped path answer at once.
     run = find_run(run_given(arguments))
+    run.load_model_file(arguments.model_file)
     train = run.config().train
     from toolkit.analysis.job import analyse_after_evaluation
     from toolkit.distributed.world import init_world

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cli.parser import add_run, make_parser, run_given, run_script
+from launch.cli.parser import add_model_file, add_run, make_parser, run_given, run_script
 from launch.cli.runs import find_run
 from toolkit.errors import EXIT_OK
 
@@ -37,10 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--which", type=checkpoint_name, default="best", metavar="best|last|STEP", help="checkpoint (default: best)"
     )
+    add_model_file(parser)
     arguments = parser.parse_args(argv)
 
     # torch is imported late: --help and a mistyped path answer at once.
     run = find_run(run_given(arguments))
+    run.load_model_file(arguments.model_file)
     run.config()
     from toolkit.checkpoint.export import export_run
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.cli.parser import add_device, add_renamed, add_run, make_parser, positive, run_given, run_script
+from launch.cli.parser import add_device, add_model_file, add_renamed, add_run, make_parser, positive, run_given, run_script
 from launch.cli.runs import find_run
 from launch.export import checkpoint_name
 from toolkit.errors import EXIT_OK, ConfigError
@@ -152,6 +152,7 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         help="with --watch: seconds to wait until a new file can be read (default: 60)",
     )
     add_device(parser, "auto: a GPU where there is one")
+    add_model_file(parser)
     arguments = parser.parse_args(words[:cut])
     arguments.model = _model_of(run_given(arguments))
     return arguments, words[cut + 1 :]
@@ -219,7 +220,7 @@ def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: tup
     from toolkit.forecast.trained import load_trained
 
     device = choose(arguments.device or "auto", 0)
-    trained = load_trained(arguments.model, arguments.which, device)
+    trained = load_trained(arguments.model, arguments.which, device, arguments.model_file)
     set_arithmetic(trained.config.train)
     lead = arguments.lead or trained.config.data.horizon
     request = Request(lead, arguments.ensemble_size, arguments.seed, arguments.tile, arguments.overlap)

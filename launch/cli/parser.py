@@ -103,6 +103,16 @@ def run_given(arguments: argparse.Namespace) -> str | None:
     return given[0] if given else None
 
 
+def add_model_file(parser: argparse.ArgumentParser) -> None:
+    """Add `--model-file`, for runs and exports whose model is from a file of somebody's own."""
+    parser.add_argument(
+        "--model-file",
+        metavar="FILE.py",
+        type=Path,
+        help="the file that the run's model is from (a copy is RUN/model.py); it runs only if named here",
+    )
+
+
 class _Renamed(argparse.Action):
     """An option by its old name: taken for one release, with a warning, and not shown by --help."""
 

@@ -12,7 +12,7 @@ from launch.jobs.submitter import QueueEntry, Submitter
 from launch.sweeps.resources import SUMMARY, hours_of, summary
 from launch.sweeps.spec import PlannedRun, SweepPlan
 from toolkit.errors import ConfigError
-from toolkit.models.registry import MODELS
+from toolkit.models.plugins import entry_of
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.status import RunView, read_status
 from toolkit.rundir.sweep import RecordedRun, find_runs
@@ -53,7 +53,7 @@ class Item:
             return f"wait: job {self.job.name} is in the queue ({self.job.state})"
         if self.before.live:
             return f"wait: {lock.describe(lock.holder(self.run.path) or {})}"
-        if self.before.state == "new" and not MODELS[self.planned.config.model.name].trained:
+        if self.before.state == "new" and not entry_of(self.planned.config.model).trained:
             return "evaluate: no training"
         return "train again" if self.submitted and self.before.state == "failed" else WHAT[self.before.state]
 

@@ -13,7 +13,7 @@ from toolkit.checkpoint.checkpoint import AVERAGE, fault_of, hold, name_of, newe
 from toolkit.config import RunConfig
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel, build_model
-from toolkit.models.registry import MODELS
+from toolkit.models.plugins import entry_of
 from toolkit.rundir import RunDir
 from toolkit.rundir.status import read_status
 from toolkit.shipped import command
@@ -43,7 +43,7 @@ def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceM
         CheckpointError: no such checkpoint, a damaged one (the newest whole one is named), or one that can't be read.
     """
     config = run.config()
-    if not MODELS[config.model.name].trained:
+    if not entry_of(config.model).trained:
         if which not in (*NAMES, "0"):
             raise CheckpointError(f"{run.path}: {config.model.name} is not trained: there is no step {which}, only 0")
         return untrained_model(config, open_store(config.data.store).manifest.frames).to(device).eval(), 0

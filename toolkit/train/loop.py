@@ -16,7 +16,7 @@ from toolkit.config import RunConfig
 from toolkit.data.batches import Batch, read_batches
 from toolkit.distributed.world import World
 from toolkit.errors import EXIT_OK, EXIT_REQUEUE, NonFiniteError
-from toolkit.models.registry import MODELS
+from toolkit.models.plugins import entry_of
 from toolkit.rundir import RunDir
 from toolkit.rundir.events import note_start
 from toolkit.rundir.metrics import has_validation
@@ -56,7 +56,7 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
     with Watchdog(run, world.rank, world.world_size, config.train.watchdog, name) as watchdog:
         try:
             data = open_data(config)
-            if not MODELS[config.model.name].trained:
+            if not entry_of(config.model).trained:
                 return _without_training(run, world)
             world.run_on_rank_zero(lambda: check_scoring(config))
             with Training(run, config, data, world, resume, stop, watchdog, profile) as training:
