@@ -36,6 +36,8 @@ ARCHIVES = {
 }
 # What only one model needs.
 MODELS = {"pysteps": ["pysteps>=1.17", "opencv-python-headless>=4.8"]}  # built from source: needs a C compiler
+# Exports as ONNX, and their comparison with the model.
+EXPORT = {"onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]}
 DEV = [
     "pytest>=9.0",
     "pytest-timeout>=2.3",
@@ -49,6 +51,7 @@ DEV = [
     'triton>=3.3; sys_platform == "linux" and platform_machine == "x86_64"',
     "scikit-image>=0.22",  # the reference for SSIM and PSNR
     "xarray>=2024.9",  # reads our zarr stores as a user would
+    *EXPORT["onnx"],
     *ARCHIVES["radar"],
     *ARCHIVES["video"],
     *ARCHIVES["cf"],
@@ -81,6 +84,7 @@ setup(
     extras_require={
         **ARCHIVES,
         **MODELS,
+        **EXPORT,
         "all": sorted({name for extra in ARCHIVES.values() for name in extra}),
         "dev": DEV,
     },

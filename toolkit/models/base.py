@@ -246,7 +246,7 @@ class StepSequence(SequenceModel):
         height, width = (-(-size // self.patch) for size in frames.shape[-2:])
         whole = pad_to(frames.to(dtype), height * self.patch, width * self.patch)
         layout = self.layout or memory_layout(self.cell, whole)
-        first = laid_out(self.cell.init_state(len(frames), height, width, whole, sampling.noise), layout)
+        first = laid_out(self.cell.init_state(frames.shape[0], height, width, whole, sampling.noise), layout)
 
         def step(frame: Tensor, state: State) -> tuple[Tensor, State]:
             patched, state = self.cell(laid_out(to_patches(frame, self.patch), layout), state)
