@@ -71,6 +71,7 @@ setup(
     packages=[*find_packages(include=["toolkit*", "shards*", "launch*"]), *SHIPPED],
     package_dir=SHIPPED,
     package_data={
+        **{name: ["py.typed"] for name in ("shards", "toolkit", "launch")},
         "toolkit.plan": ["costs.json"],
         "toolkit.report.html": ["templates/*"],
         "launch.slurm": ["job.sh"],

@@ -5,7 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from launch.cli.parser import add_device, add_renamed, add_model_file, add_run, make_parser, positive, run_given, run_script
+from launch.cli.parser import (
+    add_device,
+    add_renamed,
+    add_model_file,
+    add_run,
+    make_parser,
+    positive,
+    run_given,
+    run_script,
+)
 from launch.cli.runs import find_run
 from toolkit.errors import EXIT_OK
 from toolkit.rundir.sweep import in_sweep

@@ -12,7 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.cli.parser import add_device, add_model_file, add_renamed, add_run, make_parser, positive, run_given, run_script
+from launch.cli.parser import (
+    add_device,
+    add_model_file,
+    add_renamed,
+    add_run,
+    make_parser,
+    positive,
+    run_given,
+    run_script,
+)
 from launch.cli.runs import find_run
 from launch.export import checkpoint_name
 from toolkit.errors import EXIT_OK, ConfigError

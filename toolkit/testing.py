@@ -1,9 +1,9 @@
 """The contract tests of a model, for models of one's own: one call in a pytest test.
 
-    from toolkit.testing import check_model
+from toolkit.testing import check_model
 
-    def test_my_model():
-        check_model("my_model.py:ConvGRU", layers=2, hidden=8)
+def test_my_model():
+    check_model("my_model.py:ConvGRU", layers=2, hidden=8)
 """
 
 from __future__ import annotations
@@ -158,7 +158,9 @@ def _check_estimate(config: RunConfig, frames: FrameSpec) -> None:
     area = area_of(config, frames.height, frames.width)
     constant, _, by_area, *_ = measured["parameters"]  # type: ignore[misc]
     counted = count_parameters(config.model, frames)
-    assert constant + by_area * area == counted, f"the planner counts {constant + by_area * area} of {counted} parameters"
+    assert constant + by_area * area == counted, (
+        f"the planner counts {constant + by_area * area} of {counted} parameters"
+    )
 
 
 def _check_learning(config: RunConfig, frames: FrameSpec) -> None:

@@ -75,7 +75,9 @@ def make_server(forecaster: Forecaster, port: int) -> ThreadingHTTPServer:
                 length = int(self.headers.get("Content-Length", 0))
                 if not 0 < length <= LARGEST or not 0 < horizon <= LONGEST:
                     raise ValueError(f"1 to {LARGEST} bytes and 1 to {LONGEST} frames are taken")
-                return self.answer(200, "application/octet-stream", forecaster.forecast(self.rfile.read(length), horizon))
+                return self.answer(
+                    200, "application/octet-stream", forecaster.forecast(self.rfile.read(length), horizon)
+                )
             except (ValueError, EOFError) as error:
                 return self.answer(400, "text/plain", str(error).encode())
 

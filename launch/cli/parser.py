@@ -35,6 +35,7 @@ COMMANDS = {
     "export": "export a run's model as safetensors with a model card",
     "predict": "forecast the frames that follow the latest ones of an archive",
     "plan": "estimate memory and hours before a run",
+    "config": "print every key of a config with its type, default and meaning",
     "shards": "make, check and describe sequence stores (python -m shards)",
 }
 SCRIPT = re.compile(rf"(?:(torchrun .*?)(-- )?)?(?:python )?launch/({'|'.join(COMMANDS)})\.py")

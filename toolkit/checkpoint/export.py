@@ -79,9 +79,7 @@ def load_exported(path: str | Path, model_file: Path | None = None) -> SequenceM
     return read_export(path, model_file)[0]
 
 
-def read_export(
-    path: str | Path, model_file: Path | None = None
-) -> tuple[SequenceModel, RunConfig, dict[str, Any]]:
+def read_export(path: str | Path, model_file: Path | None = None) -> tuple[SequenceModel, RunConfig, dict[str, Any]]:
     """Return the model of an exported folder (CPU, fp32, evaluation mode), the config of its run, and config.json.
 
     Args:

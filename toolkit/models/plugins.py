@@ -169,8 +169,7 @@ def file_options(name: str, sha256: str) -> type[Options]:
     Raises:
         ConfigError: the file has no such model, or can't be used.
     """
-    file = _FILES.get(sha256)
-    return UnloadedModel if file is None else _options_class(file, name.rpartition(":")[2])
+    return _options_class(sha256, name.rpartition(":")[2]) if sha256 in _FILES else UnloadedModel
 
 
 @functools.cache
@@ -238,12 +237,13 @@ def source_of(options: Options) -> tuple[str, str]:
 
 
 @functools.lru_cache(maxsize=64)
-def _options_class(file: ModelFile, model: str) -> type[Options]:
+def _options_class(sha256: str, model: str) -> type[Options]:
     """Return the options class of a model, executing no more of its file than that class needs.
 
     Raises:
         ConfigError: naming the file and what is wrong with it.
     """
+    file = _FILES[sha256]
     annotation, tree = _annotation(file, model)
     part = ast.Module(body=[*_needed(tree, annotation)], type_ignores=[])
     return _bound(file, _run(file, part, f"toolkit_options_{file.sha256[:12]}_{model}"), annotation)
