@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from launch.cli.parser import (
     add_device,
-    add_renamed,
     add_model_file,
+    add_renamed,
     add_run,
     make_parser,
     positive,

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code."""
     parser = make_parser(
         "export.py",
-        "Export a run's model as safetensors, config.json and a model card, into a self-contained folder; as a graph too.",
+        "Export a run's model into a self-contained folder: safetensors, config.json, a model card; also as one graph.",
         EXAMPLES,
     )
     add_run(parser)

@@ -22,10 +22,11 @@ from launch.sweeps.outcome import report_outcome, wait
 from launch.sweeps.plan import RETRY, Item, check_stores, collect_status, dry_run, format_plan
 from launch.sweeps.progress import Board
 from launch.sweeps.spec import SweepPlan, plan_sweep
-from toolkit.errors import EXIT_OK, EXIT_REQUEUE
+from toolkit.errors import EXIT_OK, EXIT_REQUEUE, ConfigError
 from toolkit.rundir import RunDir
 from toolkit.rundir.sweep import preparing, write_record
 from toolkit.shipped import CONFIGS
+from toolkit.wording import count
 
 PAPER = CONFIGS / "sweeps" / "paper.yaml"
 EXAMPLES = """\
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = _parse(arguments)
     again = as_typed(shlex.join(["python", "launch/sweep.py", *arguments]))
-    plan = plan_sweep(options.sweep, options.set)
+    plan = plan_sweep(options.sweep or PAPER, options.set)
     root: Path = options.runs / plan.name
     if options.cancel:
         print("\n".join(cancel(root)))
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
     if options.dry_run:
         print("\n".join(dry_run(plan, items, submitter, options.tflops)))
         return EXIT_OK
+    if options.sweep is None and any(item.submitted for item in items):
+        _ask(sum(item.submitted for item in items), options.yes)
     check_stores(items)
     submitter.check()
     items, jobs = _submit(plan, root, submitter, options)
@@ -89,6 +92,21 @@ def _submit(
     return items, jobs
 
 
+def _ask(runs: int, yes: bool) -> None:
+    """Ask whether the paper's sweep is meant, which nobody starts by leaving a file out.
+
+    Raises:
+        ConfigError: it is not, or there is no terminal to ask on.
+    """
+    if yes:
+        return
+    what = f"no sweep file is given, which means the paper's sweep: {count(runs, 'run')}"
+    if not sys.stdin.isatty():
+        raise ConfigError(f"{what}: add --yes to submit them, --dry-run to see them, or name a file")
+    if input(f"{what}. Submit them? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ConfigError("nothing is submitted")
+
+
 def _submitter(options: argparse.Namespace, root: Path, command: JobCommand) -> Submitter:
     if options.cluster == "slurm":
         profile = read_profile(options.profile)
@@ -102,7 +120,10 @@ def _submitter(options: argparse.Namespace, root: Path, command: JobCommand) -> 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("sweep.py", "Run every configuration of a sweep that isn't done yet, and wait.", EXAMPLES)
-    parser.add_argument("sweep", nargs="?", type=Path, default=PAPER, help="a sweep file (default: the paper's sweep)")
+    parser.add_argument(
+        "sweep", nargs="?", type=Path, help="a sweep file (default: the paper's sweep, after a question)"
+    )
+    parser.add_argument("--yes", action="store_true", help="without a sweep file: submit the paper's runs unasked")
     parser.add_argument(
         "--cluster",
         choices=("local", "debug", "slurm"),

@@ -12,15 +12,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.cli.parser import add_renamed, add_model_file, add_run, make_parser, positive, run_given, run_script
+from launch.cli.parser import add_model_file, add_renamed, add_run, make_parser, positive, run_given, run_script
 from launch.cli.runs import find_run
 from toolkit.config import RunConfig, load_config
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, ConfigError, PeerError, StoppedError
 from toolkit.models.plugins import FileModel, entry_of, entry_points
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
-from toolkit.rundir.layout import check_model_file
 from toolkit.rundir.heartbeat import clear_beats
+from toolkit.rundir.layout import check_model_file
 from toolkit.rundir.lock import claim
 from toolkit.rundir.mend import mend
 from toolkit.rundir.sweep import in_sweep

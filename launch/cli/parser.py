@@ -36,6 +36,7 @@ COMMANDS = {
     "predict": "forecast the frames that follow the latest ones of an archive",
     "plan": "estimate memory and hours before a run",
     "config": "print every key of a config with its type, default and meaning",
+    "completion": "print a completion of this command for bash",
     "shards": "make, check and describe sequence stores (python -m shards)",
 }
 SCRIPT = re.compile(rf"(?:(torchrun .*?)(-- )?)?(?:python )?launch/({'|'.join(COMMANDS)})\.py")

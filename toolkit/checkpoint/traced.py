@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from shards.manifest import FrameSpec
 from toolkit.checkpoint.export import read_export
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel
+from toolkit.wording import first_line
 
 SAFETENSORS, PT2, ONNX = FORMATS = ("safetensors", "pt2", "onnx")
 CLOSE = 1e-4  # largest difference in a pixel, of 0..1, between a graph and its model
@@ -127,10 +129,13 @@ def write_graph(model: SequenceModel, name: str, kind: str, file: Path, shape: G
             assert made is not None
             made.save(file)
     except Exception as error:  # whatever torch's tracers raise
-        reason = str(error).strip().partition("\n")[0]
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # torch wraps what an operator can't do in pages of advice
+            cause = cause.__cause__
+        reason = re.sub(r"\x1b\[\d*m", "", first_line(cause))
         advice = "" if shape.batch else "; a fixed batch may do: --batch 1"
         raise ConfigError(
-            f"{name}: can't be written as {kind} ({type(error).__name__}: {reason}){advice}; --format safetensors "
+            f"{name}: can't be written as {kind} ({type(cause).__name__}: {reason}){advice}; --format safetensors "
             "takes every model"
         ) from None
     return _compare(wrapped, name, kind, file, shape)

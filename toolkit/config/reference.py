@@ -1,4 +1,4 @@
-"""Every key of a config with its type, bounds, default and meaning, from the types themselves. Does not import torch."""
+"""Every key of a config with its type, bounds, default and meaning, from the types. Does not import torch."""
 
 from __future__ import annotations
 

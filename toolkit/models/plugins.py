@@ -1,9 +1,9 @@
 """Models that the toolkit does not have: from a Python file of the user's, or from an installed package. Without torch.
 
-`model.name: my_model.py:ConvGRU` names a class in a file. A file runs only if the user names it: in a config, a sweep or
-`--set` that is given to a command, or by `--model-file`. In a run directory and in an export the name stands without
-its path, beside the SHA-256 of the file's text (`model.sha256`): nothing that such a folder holds makes a command run a
-file, and a file with another text is refused. docs/new-model.md has the rule and an example.
+`model.name: my_model.py:ConvGRU` names a class in a file. A file runs only if the user names it: in a config, a
+sweep or `--set` that is given to a command, or by `--model-file`. In a run directory and in an export the name stands
+without its path, beside the SHA-256 of the file's text (`model.sha256`): nothing that such a folder holds makes a
+command run a file, and a file with another text is refused. docs/new-model.md has the rule and an example.
 
 Options are read without running the rest of the file: only the options class, and what it needs, is executed, so that
 torch is imported only if the options need it.

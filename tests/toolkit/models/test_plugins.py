@@ -173,7 +173,7 @@ def test_an_export_has_the_file_and_runs_it_only_where_named(
     assert not (mine / "out").exists()
     assert export([str(run.path), "--out", str(mine / "out"), "--model-file", str(mine / "my_model.py")]) == 0
     monkeypatch.setattr(plugins, "_FILES", {})
-    with pytest.raises(ConfigError, match="model_file='my_model.py'"):
+    with pytest.raises(ConfigError, match=r"model_file='my_model\.py'"):
         toolkit.load(mine / "out")
     loaded = toolkit.load(mine / "out", mine / "out" / "model.py").state_dict()
     assert loaded.keys() == expected.keys() and all(torch.equal(loaded[key], expected[key]) for key in expected)
