@@ -20,6 +20,7 @@ INSTALL = [
     "numcodecs>=0.13",  # zarr's own codecs, which compressed tars use too
     "google-crc32c>=1.5",  # zarr's own, for the index of a shard
     "pydantic>=2.7",
+    "pyproj>=3.6",  # projections of stores and forecasts; 9 MB packed, 33 MB installed
     "pyyaml>=6.0",
     "pillow>=10.1",
     "matplotlib>=3.8",
@@ -32,6 +33,8 @@ ARCHIVES = {
     "radar": ["h5py>=3.10"],  # KNMI, BoM, SEVIR
     "video": ["av>=12.0"],  # KTH's avi and other video; 36 MB, OpenCV would be 61 and decodes no faster
     "grib": ["eccodes>=2.37"],  # MRMS; 46 MB
+    # GeoTIFF and its geokeys; 36 MB packed, 108 MB with GDAL. tifffile knows no CRS, fewer compressions.
+    "geo": ["rasterio>=1.3"],
     "cf": ["xarray>=2024.9", "h5netcdf>=1.3", "h5py>=3.10"],
 }
 # What only one model needs.
@@ -52,9 +55,11 @@ DEV = [
     "scikit-image>=0.22",  # the reference for SSIM and PSNR
     "xarray>=2024.9",  # reads our zarr stores as a user would
     *EXPORT["onnx"],
+    "compliance-checker>=6.0",  # judges forecasts by the CF conventions
     *ARCHIVES["radar"],
     *ARCHIVES["video"],
     *ARCHIVES["cf"],
+    *ARCHIVES["geo"],
 ]
 
 # Folders of the checkout that an installed toolkit keeps among its own files; toolkit/shipped.py finds them.

@@ -133,7 +133,7 @@ def shown(value: float) -> str:
 
 
 def make(source: Storms, folder: Path, **options: Any) -> Path:
-    convert(source, folder, arguments={"benchmark": "shards"}, say=lambda text: None, **options)
+    convert(source, folder, arguments={"benchmark": "shards"}, report=lambda text: None, **options)
     return folder
 
 
@@ -336,11 +336,11 @@ def main() -> int:
         }
         for format, encoding in (("zarr", "raw"), ("webdataset", "zstd"), ("webdataset", "lz4")):
             target = stores[f"{format} {encoding}"] = folder / f"{format}-{encoding}"
-            repack(stores["webdataset raw"], target, format=format, encoding=encoding, say=lambda text: None)
+            repack(stores["webdataset raw"], target, format=format, encoding=encoding, report=lambda text: None)
         reading(report, stores, options)
         first_touch(report, stores["webdataset raw"], options)
         many = make(Storms(options.events, size=64), folder / "many")
-        repack(many, Path(f"{many}-zarr"), format="zarr", say=lambda text: None)
+        repack(many, Path(f"{many}-zarr"), format="zarr", report=lambda text: None)
         loading(report, many, stores, options)
         converting(report, folder, options)
     print(f"\nwritten: {write(report, options)}")

@@ -42,7 +42,7 @@ train: {steps: 3, batch: 2, log_every: 1, validate_every: 100, checkpoint: {ever
 """
 HELD = "gpus_per_node: 1\ncpus_per_task: 1\nenv: {OMP_NUM_THREADS: 1}\nsbatch: {hold: true}\n"
 TIMED = """\
-gpus_per_node: 1
+gpus_per_node: 0
 cpus_per_task: 1
 setup: ['date +%s.%N >"$run/script"']
 env: {OMP_NUM_THREADS: 1, PYTHONPROFILEIMPORTTIME: 1}

@@ -1,4 +1,4 @@
-"""Diagnose mode collapse: what a run's model remembers of sequences, and how far its modes lie apart. See --help."""
+"""Diagnose mode collapse from the memory states of a run's model. See --help."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ writes into RUN/analysis
                                   model's own predictions (toolkit/analysis/features.py)
   collapse-<split>-<which>.json   A-distances and the collapse score of every mode, and .npz with t-SNE's coordinates
                                   (toolkit/analysis/diagnose.py), where the sequences are of two modes or more
-launch/report.py shows them. `eval.analyse: N` in a config does the same after each evaluation."""
+python launch/report.py shows them. `eval.analyse: N` in a config does the same after each evaluation."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code."""
     parser = make_parser(
-        "analyse.py", "Capture what a model remembers and diagnose mode collapse. One process.", EXAMPLES
+        "analyse.py", "Capture the memory states of a model and diagnose mode collapse. Runs in one process.", EXAMPLES
     )
     add_run(parser)
     parser.add_argument(

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         EXAMPLES,
     )
     add_run(parser)
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to make")
+    parser.add_argument("--out", metavar="PATH", type=Path, required=True, help="folder to create")
     parser.add_argument(
         "--which", type=checkpoint_name, default="best", metavar="best|last|STEP", help="checkpoint (default: best)"
     )

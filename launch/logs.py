@@ -1,4 +1,4 @@
-"""What the jobs of a run printed: shown, and followed across restarts. Does not import torch."""
+"""Show and follow the logs of a run, across restarts. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from toolkit.rundir.status import read_status
 
 LINES = 50
 EXAMPLES = """\
-  python launch/logs.py runs/demo/modernn-slots4-seed1          # the beginning of the name will do, if it is one run's
+  python launch/logs.py runs/demo/modernn-slots4-seed1          # a name may be shortened to its unique beginning
   python launch/logs.py RUN -f                                 # follow, across restarts; ends with the run
-  python launch/logs.py RUN --rank 3 --lines 500                # what rank 3 said
-  python launch/logs.py RUN --list                              # which logs there are
-  python launch/logs.py RUN --start 1 --lines 0                 # all of the first start's"""
+  python launch/logs.py RUN --rank 3 --lines 500                # the log of rank 3
+  python launch/logs.py RUN --list                              # list the log files
+  python launch/logs.py RUN --start 1 --lines 0                 # the whole log of the first start"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code."""
-    parser = make_parser("logs.py", "What the jobs of a run printed: the last start's, or all that comes.", EXAMPLES)
+    parser = make_parser("logs.py", "Show the logs of a run: of the last start, or as they grow.", EXAMPLES)
     add_run(parser)
-    parser.add_argument("-f", "--follow", action="store_true", help="go on as it grows, also after a restart")
+    parser.add_argument("-f", "--follow", action="store_true", help="follow the logs as they grow, across restarts")
     parser.add_argument(
-        "--rank", type=int, metavar="R", help="that rank's alone (default: batch script, rank 0, scoring)"
+        "--rank", type=int, metavar="R", help="only the log of rank R (default: batch script, rank 0, evaluation)"
     )
-    parser.add_argument("--start", type=positive, metavar="N", help="the N-th start's (default: the last's)")
-    parser.add_argument("--lines", type=int, default=LINES, metavar="N", help=f"last lines; 0: all (default: {LINES})")
-    parser.add_argument("--list", action="store_true", help="which logs there are")
+    parser.add_argument("--start", type=positive, metavar="N", help="logs of the Nth start (default: the last)")
+    parser.add_argument(
+        "--lines", type=int, default=LINES, metavar="N", help=f"number of last lines; 0: all (default: {LINES})"
+    )
+    parser.add_argument("--list", action="store_true", help="list the log files")
     options = parser.parse_args(argv)
     if options.follow and (options.start or options.list):
-        parser.error("-f follows what comes; leave --start and --list out")
+        parser.error("-f follows the last start: leave --start and --list out")
     run = find_run(run_given(options))
     starts = starts_of(run)
     if options.list:

@@ -1,4 +1,4 @@
-"""Make the page, the CSV and the Markdown of a sweep. Does not import torch. See --help."""
+"""Write the report of a sweep: HTML, CSV and Markdown. Does not import torch. See --help."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from toolkit.rundir import CHECKPOINTS
 
 EXAMPLES = """\
   python launch/report.py runs/demo                  # writes runs/demo/report/index.html, table.csv, table.md
-  python launch/report.py runs/demo --out shown      # somewhere else
+  python launch/report.py runs/demo --out shown      # in another folder
   python launch/report.py runs/demo/modernn-slots4-seed1-1a2b3c4d    # a single run
   python launch/report.py --paper runs/paper         # the paper's Tables 1-7 with these runs' numbers beside its own:
                                                      # HTML, Markdown, CSV and LaTeX in runs/paper/report/paper"""
@@ -24,10 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "report.py", "Write tables, curves and frames of a sweep's runs to one self-contained HTML page.", EXAMPLES
     )
     add_run(parser, "a sweep's directory or its name in runs/, or a single run, whose name may be shortened")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where to write (default: report in it)")
+    parser.add_argument(
+        "--out", metavar="PATH", type=Path, help="folder to write to (default: report in the sweep's directory)"
+    )
     parser.add_argument("--force", action="store_true", help="write the page even if nothing has changed")
     parser.add_argument(
-        "--paper", action="store_true", help="the paper's tables instead, of a sweep that has its names"
+        "--paper",
+        action="store_true",
+        help="write the paper's tables instead, from a sweep whose runs have their names (configs/sweeps/paper.yaml)",
     )
     parser.add_argument("--which", choices=CHECKPOINTS, default="best", help="with --paper: checkpoint (default: best)")
     arguments = parser.parse_args(argv)

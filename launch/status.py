@@ -1,4 +1,4 @@
-"""How runs stand: by their directories, and by Slurm where they were submitted to it. Does not import torch."""
+"""Show the status of runs, from their directories and from Slurm where they are its jobs. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from launch.cli.parser import make_parser, positive, run_script
 from launch.cli.runs import find_folder
 from launch.cli.table import render
+from launch.jobs.attempts import why_stopped
 from launch.slurm.queue import Scheduler
 from launch.sweeps.efficiency import efficiency
 from launch.sweeps.progress import RUN_HEADER, run_row
@@ -25,16 +26,16 @@ from toolkit.shipped import command
 
 EXAMPLES = """\
   python launch/status.py runs/demo                    # every run of a sweep
-  python launch/status.py runs/demo --watch            # again every 5 seconds; Ctrl-C ends it
+  python launch/status.py runs/demo --watch            # refresh every 5 seconds; Ctrl-C ends it
   python launch/status.py runs/demo/modernn-seed1-*    # some runs
-  python launch/status.py runs/demo --efficiency       # hours, waiting for data, what restarts cost
+  python launch/status.py runs/demo --efficiency       # hours, data wait, cost of restarts
   python launch/status.py runs/demo --json             # for scripts
 
-states: new; queued: the note says why; starting, first step, running, validating, evaluating: somebody works on it
-        stopped: asked to, with a checkpoint     interrupted: killed, or its machine lost    (both: run it again)
-        cancelled, timeout, node failed, preempted, out of memory: how Slurm ended its job   (run it again)
-        silent: its job runs and writes nothing      suspended
-        failed, hung, not finite, bad data, killed, out of memory: the note says why    trained: to be scored    done"""
+states: new; queued: see the note for the reason; starting, first step, running, validating, evaluating: a job is active
+        stopped: on request, with a checkpoint   interrupted: killed, or its node was lost   (both: resume it)
+        cancelled, timeout, node failed, preempted, out of memory: how Slurm ended its job   (resume it)
+        silent: its job runs but writes nothing      suspended
+        failed, hung, not finite, bad data, killed, out of memory: see the note    trained: to be evaluated    done"""
 
 
 def runs_of(folder: Path) -> list[RecordedRun]:
@@ -68,31 +69,46 @@ def report(views: Sequence[RunView], width: int | None, note: str | None = None)
     """Return the table and a line of counts; `note` reports failed queries to the scheduler."""
     counts = Counter(view.label for view in views)
     total = ", ".join(f"{count} {state}" for state, count in counts.most_common())
-    lines = [*render(RUN_HEADER, [run_row(view) for view in views], width), "", f"{len(views)} runs: {total}"]
+    stopped = [why for root in dict.fromkeys(Path(view.path).parent for view in views) if (why := why_stopped(root))]
+    lines = [
+        *render(RUN_HEADER, [run_row(view) for view in views], width),
+        "",
+        f"{len(views)} runs: {total}",
+        *(f"stopped: {why}" for why in stopped),
+    ]
     return [*lines, note] if note else lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code."""
     parser = make_parser(
-        "status.py", "A table of runs: state, step, speed, ETA, last scores, what went wrong.", EXAMPLES
+        "status.py", "Show a table of runs: state, step, speed, ETA, last scores, reason of a failure.", EXAMPLES
     )
     parser.add_argument(
         "folders", nargs="*", metavar="RUN", help="sweeps or runs: directories, or names, which may be shortened"
     )
-    parser.add_argument("--run", dest="runs", action="append", default=[], metavar="RUN", help="the same; repeatable")
     parser.add_argument(
-        "--watch", nargs="?", type=positive, const=5, metavar="S", help="show it again every S seconds (default: 5)"
+        "--run", dest="runs", action="append", default=[], metavar="RUN", help="same as the argument RUN; repeatable"
     )
-    parser.add_argument("--json", action="store_true", help="a JSON list, one object per run")
-    parser.add_argument("--no-queue", action="store_true", help="run directories alone: ask no scheduler")
-    parser.add_argument("--efficiency", action="store_true", help="what the hours were spent on")
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        type=positive,
+        const=5,
+        metavar="S",
+        help="refresh every S seconds (default: 5); Ctrl-C ends it",
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON list, one object per run")
+    parser.add_argument("--no-queue", action="store_true", help="read run directories only: do not query Slurm")
+    parser.add_argument(
+        "--efficiency", action="store_true", help="show the hours spent on steps, data loading, restarts and start-up"
+    )
     options = parser.parse_args(argv)
     folders = [find_folder(name) for name in (*options.folders, *options.runs)]
     if not folders:
         raise ConfigError("no run is given: name a sweep or a run (see --help)")
     if options.watch and (options.json or options.efficiency):
-        parser.error("--json and --efficiency show one moment; leave --watch out")
+        parser.error("--json and --efficiency do not refresh: leave --watch out")
     scheduler = None if options.no_queue else Scheduler()
     while True:
         views = views_of(folders)

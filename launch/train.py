@@ -1,4 +1,4 @@
-"""Train one run, by hand or as a job. Exit codes are in toolkit/errors.py."""
+"""Train one run. Exit codes are in toolkit/errors.py."""
 
 from __future__ import annotations
 
@@ -37,19 +37,22 @@ EXAMPLES = """\
   python launch/train.py runs/demo/modernn-slots4-seed1-1a2b3c4d          start or resume a run directory
   torchrun --nproc_per_node 2 launch/train.py RUN
   python launch/train.py --config configs/demo.yaml --set train.lr=1e-4 --dry-run
-  python launch/train.py --list-models                                    the values of model.name
+  python launch/train.py --list-models                                    list the models
 
 exit codes: 0 done, 1 failed, 2 usage or config, 3 stopped with a checkpoint (run the same command again),
             4 the loss or gradient is not finite, 5 damaged data, 6 hung (a rank made no progress),
             7 busy (another job or training has this run directory)
-signals:    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C stop it with a checkpoint and 3; a second Ctrl-C ends it at once;
-            SIGQUIT shows what every thread does, and ends it"""
+signals:    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C stop it with a checkpoint and exit code 3; a second Ctrl-C ends it at
+            once; SIGQUIT prints the stack of every thread, and ends it"""
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = make_parser("train.py", "Train one run, by hand or as a job.", EXAMPLES)
-    add_run(parser, "an existing run to start or resume, instead of --config: its directory or name, maybe shortened")
-    parser.add_argument("--config", metavar="FILE", help="config file to make a new run from")
+    parser = make_parser("train.py", "Train one run: a new one from a config, or an existing run directory.", EXAMPLES)
+    add_run(
+        parser,
+        "an existing run to start or resume, instead of --config: its directory, or its name, which may be shortened",
+    )
+    parser.add_argument("--config", metavar="FILE", help="config file of a new run")
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
@@ -57,13 +60,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         help="override a config value, for example train.lr=1e-4; repeatable, with --config",
     )
-    parser.add_argument("--out", metavar="DIR", help="run directory to make (default: runs/single/NAME-HASH)")
+    parser.add_argument(
+        "--out", metavar="PATH", help="run directory to create, with --config (default: runs/single/NAME-HASH)"
+    )
     add_renamed(parser, "--run-dir", "--out", "out", metavar="DIR")
     parser.add_argument(
         "--resume",
         metavar="auto|none|STEP",
         default="auto",
-        help="checkpoint to resume from: the newest complete one, none, or that of a step (default: auto)",
+        help="checkpoint to resume from: auto is the newest complete one, none starts at step 0 (default: auto)",
     )
     parser.add_argument(
         "--profile-steps", type=positive, default=0, metavar="N", help="profile N optimizer steps, then continue"
@@ -182,7 +187,7 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
         if world.is_main:
             print(path)
             if code == EXIT_OK and not in_sweep(path):
-                own = ["--model-file", run.model_file] if isinstance(config.model, FileModel) else []
+                own: list[str | Path] = ["--model-file", run.model_file] if isinstance(config.model, FileModel) else []
                 print(f"next: {command('evaluate', path, *own)}", file=sys.stderr)
         world.close()  # after an error the others may be gone, and can't be waited for
     return code
@@ -212,7 +217,7 @@ def _take(path: Path, config: RunConfig, world: World, stack: contextlib.ExitSta
 def _note_failure(run: RunDir, rank: int, error: Exception) -> None:
     if isinstance(error, StoppedError):
         return
-    # The rank whose fault it is has the last word; one that ends because of another speaks only if nobody did.
+    # The failure of the rank that caused it is kept; a rank that ends because of another writes one only if none did.
     if not isinstance(error, PeerError) or run.failure() is None:
         code = int(getattr(error, "exit_code", EXIT_FAILURE))
         run.mark_failed(f"rank {rank}: {type(error).__name__}: {error}", code)

@@ -109,7 +109,7 @@ Speeds = tuple[float, float]  # windows and bytes per second
 
 
 def measure(task: Task, methods: Sequence[str], workers: int, seconds: float, rounds: int) -> dict[str, Speeds]:
-    """What each method reaches: the median over rounds, the sum over processes."""
+    """Return what each method reaches: the median over rounds, the sum over processes."""
     if workers == 1:
         results = [_rounds(task, methods, seconds, rounds, lambda: None)]
     else:
@@ -207,7 +207,7 @@ def _store_reader(task: Task) -> Reader:
 
 
 def _copy_reader(task: Task) -> Reader:
-    """The places are worked out beforehand: what remains is a slice and a copy."""
+    """Read by places that are worked out beforehand: what remains is a slice and a copy."""
     store = open_store(task.path)
     maps: dict[str, mmap.mmap] = {}
     frame, raw = store.manifest.frames.bytes, store.manifest.encoding == "raw"

@@ -1,12 +1,13 @@
 """The command line: convert here, and the commands about stores that exist in commands.py.
 
-Exit codes: 0 done, 1 failure (disk full, no permission), 2 wrong usage (a path that leads nowhere, a package that is
+Exit codes: 0 done, 1 failure (disk full, no permission), 2 wrong usage (a path that does not exist, a package that is
 missing), 5 bad data (an archive or a store that is damaged). Results go to stdout, progress and errors to stderr.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from shards import __version__, log
 from shards.commands import add_commands, add_store_options, chosen_cluster, report
 from shards.convert import convert
-from shards.errors import ShardError
+from shards.damaged import DEFAULT_LIMIT
+from shards.errors import ShardError, UsageError, printable
 from shards.sources import SOURCES, SourceEntry
 from shards.sources.choose import AUTO, resolve
 
@@ -37,26 +39,45 @@ UNRECORDED = (
     "cluster",
     "jobs",
     "profile",
+    "on_error",
+    "skip_limit",
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. Usage errors found by argparse raise SystemExit(2), as is its habit."""
+    """Run one command and return the exit code. Usage errors found by argparse raise SystemExit(2), as is its habit."""
     log.configure()
     words = sys.argv[1:] if argv is None else list(argv)
     try:
+        _check_utf8(words)
         entries, words = resolve(words, SOURCES, lambda text: print(text, file=sys.stderr))
         args = _parser(entries).parse_args(words)
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `info STORE | head`: nobody reads what is left to print
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except ShardError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"error: {error}; free space or grant access, then run the same command again", file=sys.stderr)
+        print(
+            f"error: {printable(str(error))}; free space or grant access, then run the same command again",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the shards that were finished", file=sys.stderr)
+        print("interrupted; the same command resumes after the shards that were finished", file=sys.stderr)
         return 130
+
+
+def _check_utf8(words: Sequence[str]) -> None:
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{word}: isn't UTF-8, which a store can't record; rename it, or link to it") from None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -99,6 +120,20 @@ def _add_convert(commands: Commands, entries: Mapping[str, SourceEntry]) -> None
         source.add_argument("output", type=Path, metavar="OUTPUT", help="folder to make; it appears when all is done")
         entry.add_arguments(source)
         source.add_argument("--name", help="name in the manifest (default: the source's)")
+        source.add_argument(
+            "--on-error",
+            choices=("stop", "skip"),
+            default="stop",
+            help="a damaged file ends the conversion, or is left out: its moment is a gap, and it is listed in the "
+            "manifest; all files are then decoded twice (default: %(default)s)",
+        )
+        source.add_argument(
+            "--skip-limit",
+            type=int,
+            default=DEFAULT_LIMIT,
+            metavar="N",
+            help="with --on-error skip: more damaged frames than these end the conversion (default: %(default)s)",
+        )
         add_store_options(source, defaults=True)
         source.set_defaults(run=_convert, entry=entry)
 
@@ -107,8 +142,8 @@ def _add_auto(sources: Commands) -> None:
     """For the help alone: `resolve` puts the source that it finds in the place of `auto`."""
     auto = sources.add_parser(
         AUTO,
-        help="find out which of these an archive is, and say so",
-        description="Find out by the names of its files which source an archive is for, say so, and convert with that.",
+        help="detect which of these an archive is",
+        description="Detect the source of an archive by the names of its files, report it, and convert with it.",
         epilog=f"example: python -m shards convert {AUTO} ~/archive stores/mine\n"
         "A file my_source.py in place of a name is a source of your own: docs/new-dataset.md",
     )
@@ -130,5 +165,6 @@ def _convert(args: argparse.Namespace) -> int:
         workers=args.workers,
         cluster=chosen_cluster(args),
         overwrite=args.overwrite,
+        skip_limit=args.skip_limit if args.on_error == "skip" else None,
     )
     return report(args.output, outcome.already_complete)

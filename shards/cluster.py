@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import subprocess
 import sys
 import time
@@ -27,17 +26,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from shards import errors
 from shards.errors import ShardError, UsageError
-from shards.part import WORK
+from shards.part import WORK, main
+from shards.plain import to_plain
 from shards.progress import Progress
 from shards.sources.base import Source
-from shards.workers import run_jobs
 from shards.writer import ShardJob, ShardResult, StoreWriter, recall, recorded
-
-if TYPE_CHECKING:
-    import submitit
 
 CLUSTERS = ("local", "slurm")
 JOB_LAYERS = "shards.clusters"  # group of entry points: cluster = module of the job layer
@@ -73,37 +69,51 @@ def job_layer(cluster: str) -> str:
 def run_on_cluster(
     writer: StoreWriter, source: Source, jobs: Sequence[ShardJob], workers: int, cluster: Cluster, progress: Progress
 ) -> list[ShardResult]:
-    """As `workers.run_jobs`, in `cluster.jobs` jobs of `workers` processes each. Raises ShardErrors."""
+    """Write shards as `workers.run_jobs` does, in `cluster.jobs` jobs of `workers` processes each. Raises
+    ShardErrors.
+    """
     before = {job for job in jobs if recorded(writer.plan, job)}
     progress.keep(_amount(writer, before)[0], 0)
     count = min(cluster.jobs, len(jobs))
     parts = [jobs[len(jobs) * i // count : len(jobs) * (i + 1) // count] for i in range(count)]
     watched = set(jobs) - before
-    if cluster.name == "slurm":
-        return _on_slurm(writer, source, parts, workers, cluster, lambda: _show(writer, watched, progress))
-    return _by_submitit(writer, source, parts, workers, cluster, lambda: _show(writer, watched, progress))
 
+    def show() -> None:
+        _show(writer, watched, progress)
 
-def _on_slurm(
-    writer: StoreWriter,
-    source: Source,
-    parts: Sequence[Sequence[ShardJob]],
-    workers: int,
-    cluster: Cluster,
-    show: Callable[[], None],
-) -> list[ShardResult]:
-    module = job_layer(cluster.name)
     folder = writer.plan.folder.resolve() / "jobs"
     folder.mkdir(exist_ok=True)
-    work = pickle.dumps((writer, source, parts, workers))
-    (folder / WORK).write_bytes(work)
     for old in folder.glob("*.error"):
         old.unlink()
-    name = f"shards{writer.plan.folder.name.replace('.partial', '').replace('.', '-')}"
-    options = ["--name", name, "--folder", str(folder), "--count", str(len(parts)), "--cpus", str(workers)]
+    module = type(source).__module__
+    plain = {"writer": to_plain(writer), "source": to_plain(source), "parts": to_plain(parts), "workers": workers}
+    work = json.dumps(plain).encode()
+    (folder / WORK).unlink(missing_ok=True)
+    with (folder / WORK).open("xb") as file:
+        file.write(work)
+    task = (folder, hashlib.sha256(work).hexdigest(), module)
+    if cluster.name == "slurm":
+        code = _on_slurm(task, len(parts), workers, cluster, show)
+    else:
+        code = _by_submitit(task, len(parts), show)
+    show()
+    missing = [number for number, part in enumerate(parts) if not all(recorded(writer.plan, job) for job in part)]
+    if missing:
+        raise _failure(folder, parts, missing, code)
+    # They were written by these jobs, or compared with their digests there.
+    results = [recall(writer.plan, job, compare=False) for part in parts for job in part]
+    return [result for result in results if result is not None]
+
+
+def _on_slurm(task: tuple[Path, str, str], count: int, workers: int, cluster: Cluster, show: Callable[[], None]) -> int:
+    """Run `count` jobs by the job layer and return its exit code."""
+    layer = job_layer(cluster.name)
+    folder, sha256, module = task
+    name = f"shards{folder.parent.name.replace('.partial', '').replace('.', '-')}"
+    options = ["--name", name, "--folder", str(folder), "--count", str(count), "--cpus", str(workers)]
     profile = ["--profile", cluster.profile] if cluster.profile else []
-    task = [sys.executable, "-m", "shards.part", str(folder), hashlib.sha256(work).hexdigest()]
-    command = [sys.executable, "-m", module, *options, *profile, "--", *task]
+    part = [sys.executable, "-m", "shards.part", str(folder), sha256, module]
+    command = [sys.executable, "-m", layer, *options, *profile, "--", *part]
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     # Safe path: not from the working directory, which may be anybody's, are modules taken (Python 3.11 and later).
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
@@ -117,24 +127,18 @@ def _on_slurm(
         if process.poll() is None:
             process.terminate()
         process.wait()
-    show()
-    missing = [number for number, part in enumerate(parts) if not all(recorded(writer.plan, job) for job in part)]
-    if missing:
-        raise _failure(folder, parts, missing, process.returncode)
-    # They were written by these jobs, or compared with their digests there.
-    results = [recall(writer.plan, job, compare=False) for part in parts for job in part]
-    return [result for result in results if result is not None]
+    return process.returncode
 
 
 def _failure(folder: Path, parts: Sequence[Sequence[ShardJob]], missing: Sequence[int], code: int) -> ShardError:
-    """Why parts are missing: what the first job that left a word says."""
+    """Return why parts are missing: the first error that a job wrote."""
     said = [(number, folder / f"{number}.error") for number in missing if (folder / f"{number}.error").exists()]
     if not said and code == 2:  # the cluster refused, and has said why
         error = ShardError("nothing was written: the cluster took no job (see above)")
         error.exit_code = 2
         return error
     lost = f"{len(missing)} of {len(parts)} jobs did not finish their shards"
-    again = "Finished shards are kept: the same command goes on with those that are missing"
+    again = "Finished shards are kept: the same command resumes with those that are missing"
     if not said:
         logs = [
             _last_line(log) for number in missing for log in (*folder.glob(f"*_{number}.log"), *folder.glob("*.log"))
@@ -143,9 +147,12 @@ def _failure(folder: Path, parts: Sequence[Sequence[ShardJob]], missing: Sequenc
         return ShardError(f"{lost}{words}. {again}; raise `time` or `mem` in the profile if that is why")
     number, file = said[0]
     told = json.loads(file.read_text(encoding="utf-8"))
-    error = ShardError(f"{told['message']}\n{lost}, the first is job {number}. {again}")
-    error.exit_code = int(told["code"])
-    return error
+    kind = getattr(errors, str(told.get("kind")), ShardError)
+    failure: ShardError = (kind if kind in ShardError.__subclasses__() else ShardError)(
+        f"{told['message']}; {lost}, the first is job {number}. {again}"
+    )
+    failure.exit_code = int(told["code"])
+    return failure
 
 
 def _last_line(log: Path) -> str:
@@ -153,65 +160,43 @@ def _last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "(nothing)")
 
 
-def _by_submitit(
-    writer: StoreWriter,
-    source: Source,
-    parts: Sequence[Sequence[ShardJob]],
-    workers: int,
-    cluster: Cluster,
-    show: Callable[[], None],
-) -> list[ShardResult]:
+def _by_submitit(task: tuple[Path, str, str], count: int, show: Callable[[], None]) -> int:
+    """Run `count` jobs on this machine; return 1 if one ended without an exit code, else 0."""
     import submitit
+    from submitit.core.utils import FailedJobError, UncompletedJobError
 
-    executor = submitit.AutoExecutor(folder=writer.plan.folder / "jobs", cluster=cluster.name)
+    executor = submitit.AutoExecutor(folder=task[0], cluster="local")
     executor.update_parameters(timeout_min=TIMEOUT_MINUTES, name="shards")
-    submitted = [executor.submit(run_part, writer, source, part, workers) for part in parts]
+    submitted = [executor.submit(main, *task, number) for number in range(count)]
+    code = 0
     try:
         while not all(job.done() for job in submitted):
             time.sleep(POLL_SECONDS)
             show()
-        results = [result for job in submitted for result in _result(job)]
+        for number, job in enumerate(submitted):
+            try:
+                job.result()
+            except (FailedJobError, UncompletedJobError) as error:
+                code = 1
+                log = job.paths.stderr  # it may go with the unfinished store
+                last = _last_line(log) if log.exists() else str(error).strip().splitlines()[-1]
+                message = f"job {job.job_id} failed, its log ends: {last}"
+                (task[0] / f"{number}.error").write_text(json.dumps({"code": 1, "message": message}), encoding="utf-8")
     finally:
         for job in submitted:
             if not job.done():
                 job.cancel()
-    show()
-    return results
-
-
-def run_part(
-    writer: StoreWriter, source: Source, jobs: Sequence[ShardJob], workers: int
-) -> list[ShardResult] | ShardError:
-    """What one job does. Its errors travel as values: submitit would turn them into text."""
-    try:
-        return run_jobs(writer, source, jobs, workers, Progress(sum(job.last - job.first for job in jobs)))
-    except ShardError as error:
-        return error
-
-
-def _result(job: submitit.Job[list[ShardResult] | ShardError]) -> list[ShardResult]:
-    from submitit.core.utils import FailedJobError, UncompletedJobError
-
-    try:
-        result: list[ShardResult] | ShardError = job.result()
-    except (FailedJobError, UncompletedJobError) as error:
-        raise ShardError(
-            f"job {job.job_id} failed, its log is {job.paths.stderr}: {str(error).strip().splitlines()[-1]}; "
-            "run the same command again to go on"
-        ) from None
-    if isinstance(result, ShardError):
-        raise result
-    return result
+    return code
 
 
 def _show(writer: StoreWriter, jobs: Iterable[ShardJob], progress: Progress) -> None:
-    """Progress, by the records of finished shards."""
+    """Show progress, by the records of finished shards."""
     events, size = _amount(writer, {job for job in jobs if recorded(writer.plan, job)})
     progress.add(events - progress.events, size - progress.bytes)
 
 
 def _amount(writer: StoreWriter, jobs: Iterable[ShardJob]) -> tuple[int, int]:
-    """Events and bytes of shards; an event that lies in two counts where it begins."""
+    """Return events and bytes of shards; an event that lies in two counts where it begins."""
     splits = writer.plan.splits
     planned = {(job.split, i): splits[job.split][i].length for job in jobs for i in range(job.first, job.last)}
     return len(planned), sum(planned.values()) * writer.plan.frames.bytes

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from shards.bench import bench
 from shards.cluster import CLUSTERS, Cluster, job_layer
+from shards.coverage import text_of
 from shards.errors import UsageError
 from shards.info import describe, summary
-from shards.manifest import ENCODINGS, FORMATS
+from shards.manifest import ENCODINGS, FORMATS, Manifest
+from shards.overlap import overlap_warnings
 from shards.repack import repack
 from shards.sheet import draw_sheet
 from shards.store import open_store
@@ -115,9 +117,15 @@ def _verify(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return BAD_DATA
-    print(
-        f"{args.path}: whole" + (" (sizes, indexes and counts; without --quick the frames too)" if args.quick else "")
-    )
+    if args.quick:
+        print(f"{args.path}: OK: sizes, indexes and counts match (without --quick: checksums of all frames too)")
+    else:
+        for warning in overlap_warnings(open_store(args.path)):
+            print(f"warning: {args.path}: {warning}", file=sys.stderr)
+        print(f"{args.path}: OK: all checksums match")
+    for name, split in Manifest.load(Path(args.path)).splits.items():
+        if text := text_of(split):
+            print(f"{name}: {text} of the pixels")
     return 0
 
 
@@ -192,7 +200,7 @@ def _add_repack(commands: Commands) -> None:
     parser = _add(
         commands,
         "repack",
-        "write a store anew in another format, shard size or encoding",
+        "rewrite a store in another format, shard size or encoding",
         "Write the events of a store into another one. The frames stay the same byte for byte, and so do the files\n"
         "when a store is repacked back again.",
         "repack stores/mmnist stores/mmnist-zarr --format zarr --encoding zstd",
@@ -218,7 +226,7 @@ def _repack(args: argparse.Namespace) -> int:
 
 
 def report(output: Path, already_complete: bool) -> int:
-    """What `convert` and `repack` say in the end."""
+    """Print what `convert` and `repack` have made."""
     if already_complete:
         print(f"{output}: already complete, nothing to do")
         return 0

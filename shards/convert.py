@@ -5,7 +5,7 @@ name never shows half a store. A conversion that was interrupted at any point, b
 taken up by the next identical call: finished shards are compared with their digests and kept, the others are written,
 and the store comes out with the same bytes, on any number of workers (partial.py, workers.py).
 
-How much memory a conversion needs is said in writer.py.
+For the memory that a conversion needs see writer.py.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from shards.cluster import CLUSTERS, Cluster, run_on_cluster
+from shards.coverage import shares_of, warnings_of
+from shards.damaged import without_damaged
+from shards.encoding import LARGEST_UNPACKED
 from shards.errors import ManifestError, SourceError, UsageError
 from shards.manifest import ENCODINGS, FORMATS, KEY_PATTERN, MANIFEST_NAME, SPLIT_PATTERN, Manifest, SplitInfo
+from shards.overlap import overlap_warnings
 from shards.partial import partial_code, partial_folder, put_in_place, remove_partials
 from shards.progress import Progress
 from shards.sources.base import Description, Plan, PlannedEvent, Source
+from shards.store import open_store
 from shards.verify import stray_files, verify
 from shards.workers import run_jobs
 from shards.writer import ShardResult, StorePlan, StoreWriter, recorded
@@ -49,16 +54,18 @@ def convert(
     workers: int = 1,
     cluster: Cluster | None = None,
     overwrite: bool = False,
+    skip_limit: int | None = None,
     plan_sha256: str | None = None,
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+    report: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> Outcome:
-    """Convert `source` into a new store in folder `output`, or go on where an earlier call was interrupted.
+    """Convert `source` into a new store in folder `output`, or resume where an earlier call was interrupted.
 
     `arguments` (plain JSON) go into the manifest: with the digest of the plan they say whether a store that stands
     there already is the very one asked for. `workers` processes write shards side by side, here or in each job of a
     `cluster`; their number doesn't show in the bytes. `overwrite` replaces another store, and nothing but a store.
     `plan_sha256` is recorded instead of the digest of the source's own plan (where the source is a store, that of the
-    archive). Raises ShardErrors.
+    archive). With a `skip_limit`, at most that many damaged frames are left out (damaged.py); None: the first one ends
+    the conversion. Raises ShardErrors.
     """
     if cluster is not None and (cluster.name not in CLUSTERS or cluster.jobs < 1):
         raise UsageError(f"cluster {cluster.name!r} ({', '.join(CLUSTERS)}) with {cluster.jobs} jobs (>= 1)")
@@ -69,8 +76,13 @@ def convert(
         )
     description, plan = source.describe(), source.plan()
     _check_plan(plan)
+    _check_unpacked(plan, description, encoding)
+    skipped: Mapping[str, object] = {}
+    if skip_limit is not None:
+        plan, damages = without_damaged(source, plan, skip_limit, workers, getattr(source, "skipped", ()))
+        skipped = {"on_error": "skip", "skipped": [damage.as_json() for damage in damages]}
     digest = plan_digest(plan)
-    conversion = {**arguments, "format": format, "name": name or description.name, "shard_mb": shard_mb}
+    conversion = {**arguments, **skipped, "format": format, "name": name or description.name, "shard_mb": shard_mb}
     if encoding != "raw":
         conversion["encoding"] = encoding
     conversion["plan_sha256"] = plan_sha256 or digest
@@ -79,24 +91,26 @@ def convert(
         remove_partials(output)
         return Outcome(standing, already_complete=True)
     for note in plan.notes:
-        say(note)
+        report(note)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with partial_folder(output, partial_code(conversion, digest, source), say) as folder:
+    with partial_folder(output, partial_code(conversion, digest, source), report) as folder:
         writer = _writer(format, _store_plan(folder, description, plan, int(shard_mb * 1e6), encoding))
-        results = _write(writer, source, workers, cluster, say)
+        results = _write(writer, source, workers, cluster, report)
         manifest = _manifest(writer, description, conversion, format, results)
         (writer.plan.store / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
         put_in_place(writer.plan.store, output)
+    for warning in (*warnings_of(manifest), *overlap_warnings(open_store(output))):
+        report(f"warning: {warning}")
     return Outcome(manifest, already_complete=False)
 
 
 def _write(
-    writer: StoreWriter, source: Source, workers: int, cluster: Cluster | None, say: Callable[[str], None]
+    writer: StoreWriter, source: Source, workers: int, cluster: Cluster | None, report: Callable[[str], None]
 ) -> list[ShardResult]:
     """Every shard of the store, with progress on stderr."""
     jobs = writer.jobs()
     if finished := sum(recorded(writer.plan, job) for job in jobs):
-        say(f"going on: {finished} of {len(jobs)} shards were finished by an earlier call")
+        report(f"resuming: {finished} of {len(jobs)} shards were finished by an earlier call")
     progress = Progress(sum(len(events) for events in writer.plan.splits.values()))
     if cluster is None:
         results = run_jobs(writer, source, jobs, workers, progress)
@@ -112,6 +126,7 @@ def _store_plan(folder: Path, description: Description, plan: Plan, shard_bytes:
         frames=description.frames,
         scale=description.scale,
         step_seconds=description.step_seconds,
+        grid=description.grid,
         splits={split: events for split, events in plan.splits.items() if events},
         shard_bytes=shard_bytes,
         encoding=encoding,
@@ -125,7 +140,7 @@ def _manifest(
     format: str,
     results: Sequence[ShardResult],
 ) -> Manifest:
-    """Write what the format needs beside its shards, and say what the store holds."""
+    """Write what the format needs beside its shards, and report what the store holds."""
     files = writer.finish(results)
     return Manifest(
         format=format,
@@ -139,6 +154,7 @@ def _manifest(
         source=description.source,
         conversion=conversion,
         files=files,
+        grid=description.grid,
     )
 
 
@@ -176,8 +192,18 @@ def _check_plan(plan: Plan) -> None:
             seen.add(event.key)
 
 
+def _check_unpacked(plan: Plan, description: Description, encoding: str) -> None:
+    """Refuse events too large to be unpacked again."""
+    longest = max((event.length for events in plan.splits.values() for event in events), default=0)
+    if encoding != "raw" and longest * description.frames.bytes > LARGEST_UNPACKED:
+        raise UsageError(
+            f"an event of {longest} frames has {longest * description.frames.bytes} bytes, compressed ones may have "
+            f"{LARGEST_UNPACKED}; shorten them (--event-frames), or write them with --encoding raw"
+        )
+
+
 def _look_at_target(output: Path, conversion: Mapping[str, object], overwrite: bool) -> Manifest | None:
-    """The manifest of the store that is there already if it is the one asked for; None if the way is free.
+    """Return the manifest of the store that is there already if it is the one asked for; None if the way is free.
 
     Raises UsageError if the folder holds anything else, or another store without `overwrite`.
     """
@@ -216,9 +242,9 @@ def _look_at_target(output: Path, conversion: Mapping[str, object], overwrite: b
 
 
 def _writer(format: str, plan: StorePlan) -> StoreWriter:
-    """The formats' writers; zarr is imported only by those who want it."""
+    """Return the format's writer; zarr is imported only by those who want it."""
     if format == "zarr":
-        from shards.zarr_store import ZarrWriter
+        from shards.zarr_writer import ZarrWriter
 
         return ZarrWriter(plan)
     from shards.tar_store import TarWriter
@@ -228,4 +254,5 @@ def _writer(format: str, plan: StorePlan) -> StoreWriter:
 
 def _split_info(split: str, events: Sequence[PlannedEvent], results: Sequence[ShardResult]) -> SplitInfo:
     shards = tuple(result.info for result in results if result.job.split == split)
-    return SplitInfo(len(events), sum(event.length for event in events), shards)
+    written = [event for result in results if result.job.split == split for event in result.events]
+    return SplitInfo(len(events), sum(event.length for event in events), shards, **shares_of(written))

@@ -23,6 +23,7 @@ import numpy as np
 
 from shards.manifest import Codes
 
+LARGEST_UNPACKED = 1 << 32  # bytes of a compressed event: a small file may claim any size
 SUFFIXES = {"raw": "", "zstd": ".zst", "lz4": ".lz4"}  # after .npy in a tar's member name
 
 ZSTD_LEVEL = 1  # of uint8 radar, level 9 saves 6 % more bytes for 8 times the time
@@ -38,7 +39,7 @@ _WORD = struct.Struct("<I")
 
 
 def encode(encoding: str, data: bytes) -> bytes:
-    """`data` as it lies in a tar: one frame of the format that the suffix names."""
+    """Return `data` as it lies in a tar: one frame of the format that the suffix names."""
     if encoding == "zstd":
         return bytes(numcodecs.zstd.compress(data, ZSTD_LEVEL))
     if encoding == "lz4":
@@ -47,7 +48,7 @@ def encode(encoding: str, data: bytes) -> bytes:
 
 
 def decode(encoding: str, data: Codes, size: int) -> Codes:
-    """What `encode` was given, which must have had `size` bytes: uint8 [size]. Raises ValueError if it hadn't."""
+    """Return what `encode` was given, which must have `size` bytes: uint8 [size]. Raises ValueError if it hadn't."""
     if encoding == "raw":
         declared = len(data)
     else:
@@ -68,7 +69,7 @@ def decode(encoding: str, data: Codes, size: int) -> Codes:
 
 
 def declared_size(head: bytes) -> int:
-    """The size that a zstd or LZ4 frame says its contents have; `head` is its first bytes.
+    """Return the size that a zstd or LZ4 frame says its contents have; `head` is its first bytes.
 
     Raises ValueError if it doesn't say, or is neither.
     """
@@ -84,7 +85,7 @@ def declared_size(head: bytes) -> int:
 
 
 def encode_chunk(encoding: str, data: Codes) -> bytes | memoryview:
-    """`data` (contiguous) as it lies in a zarr chunk: zarr's codecs `zstd` and `blosc`, or as it is."""
+    """Return `data` (contiguous) as it lies in a zarr chunk: zarr's codecs `zstd` and `blosc`, or as it is."""
     if encoding == "zstd":
         return bytes(numcodecs.zstd.compress(data, ZSTD_LEVEL))
     if encoding == "lz4":
@@ -97,7 +98,7 @@ def encode_chunk(encoding: str, data: Codes) -> bytes | memoryview:
 
 
 def decode_chunk(encoding: str, data: Codes, size: int) -> Codes:
-    """What `encode_chunk` was given, uint8 [size]. Raises ValueError."""
+    """Return what `encode_chunk` was given, uint8 [size]. Raises ValueError."""
     if encoding != "lz4":
         return decode(encoding, data, size)
     # blosc's header: 4 bytes of flags, the size of the contents, of a block, and of all this, which blosc believes.
@@ -140,7 +141,7 @@ def _encode_lz4(data: bytes) -> bytes:
 
 
 def _decode_lz4(data: Codes, out: Codes) -> None:
-    """The blocks of an LZ4 frame, whose header `declared_size` has checked, into `out`."""
+    """Decode the blocks of an LZ4 frame, whose header `declared_size` has checked, into `out`."""
     at, filled = _LZ4_HEADER.size, 0
     while filled < len(out):
         target = out[filled : filled + _LZ4_BLOCK]
@@ -164,7 +165,7 @@ def _decode_lz4(data: Codes, out: Codes) -> None:
 
 
 def _lz4_check(descriptor: bytes) -> int:
-    """The second byte of xxHash32 (seed 0) of a frame descriptor, which is shorter than 16 bytes."""
+    """Return the second byte of xxHash32 (seed 0) of a frame descriptor, which is shorter than 16 bytes."""
     mask = 0xFFFFFFFF
     value = (374761393 + len(descriptor)) & mask
     at = 0

@@ -1,14 +1,27 @@
 """What can go wrong with archives and stores.
 
 Every message names the file, the key or the shard, gives both numbers where two disagree, and ends with what to do
-next. All are ValueErrors, so that a caller who does not care which one it is can catch that.
+next. All are ValueErrors, so that a caller who does not care which one it is can catch that. Names from files may hold
+anything: control characters in a message are escaped, so that no file forges a line on the terminal or in a log.
 """
+
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters, direction marks and lone surrogates escaped."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class ShardError(ValueError):
-    """Anything that this package refuses; `exit_code` is what the command line then ends with."""
+    """Anything that this package refuses, in one line; `exit_code` is what the command line then ends with."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class UsageError(ShardError):
@@ -74,5 +87,5 @@ class TransportError(StoreError):
 
 
 def verify_hint(path: object) -> str:
-    """The end of every message about a damaged store."""
+    """Return the end of every message about a damaged store."""
     return f"run: python -m shards verify {path}"

@@ -8,34 +8,42 @@ fails, is an error with a name instead of SIGBUS.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import resource
+import stat
 from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from shards.errors import StoreError, verify_hint
-from shards.manifest import Codes
+from shards.errors import ContentError, StoreError, verify_hint
+
+Codes = npt.NDArray[np.uint8]
+LARGEST = 1 << 28  # bytes of a file of which nothing says how large it should be: a manifest
+READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a named pipe in the place of a file isn't waited for
 
 
 class Files(ABC):
     """The files of one store, by their names below it (forward slashes). May be handed to other processes."""
 
     attempts = 1  # how often contents that turn out wrong are worth fetching
-    fixed = True  # a file's `version` never changes
+    fixed = True  # what was read once is the same when it is read again
 
     def __init__(self, where: str) -> None:
         self.where = where
 
     @abstractmethod
     def size(self, file: str) -> int | None:
-        """Bytes of a file; None if it is absent, -1 if telling would cost a request."""
+        """Return the bytes of a file; None if it is absent, -1 if telling would cost a request."""
 
     @abstractmethod
-    def read_all(self, file: str, size: int | None = None) -> bytes:
-        """A whole file, which should have `size` bytes. Raises StoreError."""
+    def read_all(self, file: str, size: int | None = None, most: int = LARGEST) -> bytes:
+        """Read a whole file, which should have `size` bytes, or at most `most` if that isn't known. Raises
+        StoreError.
+        """
 
     @abstractmethod
     def read_into(self, file: str, offset: int, out: Codes, key: str | None = None) -> None:
@@ -43,15 +51,23 @@ class Files(ABC):
 
     @abstractmethod
     def open(self, file: str, size: int) -> io.RawIOBase:
-        """A file of `size` bytes, to read from its beginning to its end. Raises StoreError, at reading too."""
+        """Open a file of `size` bytes, to read from its beginning to its end. Raises StoreError, at reading too."""
 
-    def version(self, file: str) -> int:
-        """Changes when a server begins to give another file under this name; folders are trusted not to."""
-        return 0
+    def forget(self, file: str) -> None:  # noqa: B027 - most keep nothing
+        """Drop a copy that turned out wrong, if one is kept: the next read fetches the file again."""
 
     def read_at(self, file: str, offset: int, size: int, key: str | None = None) -> Codes:
-        """`size` bytes from `offset` on."""
-        out = np.empty(size, dtype=np.uint8)
+        """Read `size` bytes from `offset` on. Raises StoreError, also where so much can't be held."""
+        try:
+            out = np.empty(size, dtype=np.uint8)
+        except (MemoryError, ValueError):
+            raise StoreError(
+                f"{self.where}/{file}: {size} bytes{f' of {key}' if key else ''} don't fit into memory; "
+                + verify_hint(self.where),
+                shard=file,
+                key=key,
+                offset=offset,
+            ) from None
         self.read_into(file, offset, out, key)
         return out
 
@@ -61,7 +77,7 @@ class _Descriptor:
 
     def __init__(self, path: Path) -> None:
         self.number = -1
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.number = os.open(path, READ)
 
     def __del__(self) -> None:
         if self.number >= 0:
@@ -87,9 +103,9 @@ class LocalFiles(Files):
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def read_all(self, file: str, size: int | None = None) -> bytes:
+    def read_all(self, file: str, size: int | None = None, most: int = LARGEST) -> bytes:
         try:
-            data = (self.folder / file).read_bytes()
+            data = read_regular(self.folder / file, most if size is None else size + 1)
         except OSError as error:
             raise StoreError(self._unreadable(file, error), shard=file) from None
         if size is not None and len(data) != size:
@@ -107,7 +123,7 @@ class LocalFiles(Files):
             while left.nbytes:
                 got = os.preadv(descriptor.number, [left], at)
                 if not got:
-                    raise StoreError(
+                    raise ContentError(
                         f"{self.folder / file}: cut off: {left.nbytes} bytes at {at}"
                         f"{f' of {key}' if key else ''} are missing; {verify_hint(self.folder)}",
                         shard=file,
@@ -120,9 +136,13 @@ class LocalFiles(Files):
 
     def open(self, file: str, size: int) -> io.RawIOBase:
         try:
-            return (self.folder / file).open("rb", buffering=0)
+            return io.FileIO(os.open(self.folder / file, READ))
         except OSError as error:
             raise StoreError(self._unreadable(file, error), shard=file) from None
+
+    def close(self, file: str) -> None:
+        """Open the file again at the next read."""
+        self._open.pop(file, None)
 
     def _descriptor(self, file: str) -> _Descriptor:
         descriptor = _Descriptor(self.folder / file)
@@ -138,10 +158,12 @@ class LocalFiles(Files):
         return f"{self.folder / file}: can't be read: {error.strerror}{wanted}; {verify_hint(self.folder)}"
 
 
-def flush(path: Path) -> None:
-    """Put a file, or a folder's list of names, onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def read_regular(path: Path, most: int) -> bytes:
+    """Read a file of at most `most` bytes. Raises OSError, also for a larger one and for pipes and the like."""
+    with io.FileIO(os.open(path, READ)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "no regular file")
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"{status.st_size} bytes, {most} at most can be right")
+        return file.readall()

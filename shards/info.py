@@ -6,7 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from shards.manifest import Scale
+from shards.coverage import text_of
+from shards.georeference import Grid
+from shards.manifest import SHARES, Scale
 from shards.store import Store, open_store
 
 
@@ -34,6 +36,7 @@ def summary(path: str | Path) -> dict[str, Any]:
             "missing_code": manifest.scale.missing_code,
             "mapping": manifest.scale.mapping,
         },
+        "grid": None if manifest.grid is None else manifest.grid.to_json(),
         "splits": {split: _split(store, split) for split in store.splits},
         "source": {"name": manifest.source.name, "licence": manifest.source.licence, "url": manifest.source.url},
         "generator": manifest.generator,
@@ -55,19 +58,21 @@ def _split(store: Store, split: str) -> dict[str, object]:
         "modes": dict(sorted(Counter(event.mode for event in events if event.mode is not None).items())),
         "first_event": starts[0] if starts else None,
         "last_event": starts[-1] if starts else None,
+        **{f"{share}_share": getattr(info, share) for share in SHARES},
     }
 
 
 def describe(path: str | Path) -> str:
-    """A table."""
+    """Return a table."""
     data = summary(path)
-    scale = open_store(path).manifest.scale
+    manifest = open_store(path).manifest
     frames = data["frames"]
     step = f", every {data['step_seconds']:g} s" if data["step_seconds"] else ""
     lines = [
         f"{path}: {data['name']} ({data['format']}, {data['encoding']})",
         f"frames   {frames['channels']} x {frames['height']} x {frames['width']} uint8{step}",
-        f"scale    {_scale(scale)}",
+        f"scale    {_scale(manifest.scale)}",
+        *_grid(manifest.grid),
         f"source   {data['source']['name']}",
         f"licence  {data['source']['licence']}",
         "",
@@ -76,7 +81,8 @@ def describe(path: str | Path) -> str:
     for name, split in data["splits"].items():
         low, high = split["event_frames"]
         per_event = str(low) if low == high else f"{low}-{high}"
-        notes = [f"{mode} {count}" for mode, count in list(split["modes"].items())[:6]]
+        notes = [text] if (text := text_of(manifest.splits[name])) else []
+        notes += [f"{mode} {count}" for mode, count in list(split["modes"].items())[:6]]
         if len(split["modes"]) > 6:
             notes.append(f"and {len(split['modes']) - 6} more")
         if split["first_event"]:
@@ -86,6 +92,17 @@ def describe(path: str | Path) -> str:
             f"{split['bytes'] / 1e6:>10.1f}  {', '.join(notes)}".rstrip()
         )
     return "\n".join(lines)
+
+
+def _grid(grid: Grid | None) -> list[str]:
+    if grid is None:
+        return []
+    across, down = grid.metres_per_pixel
+    lon, lat = zip(*grid.corners, strict=True)
+    return [
+        f"grid     {across:g} x {down:g} m per pixel, longitude {min(lon):g}..{max(lon):g}, latitude "
+        f"{min(lat):g}..{max(lat):g}; {grid.proj4}"
+    ]
 
 
 def _scale(scale: Scale) -> str:

@@ -17,9 +17,13 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import TextIO
 
-OURS = ("shards", "toolkit", "launch")  # the packages whose records are shown; libraries keep their own ways
+from shards.errors import printable
+
+# Whose records are shown: these packages, and a script of theirs that runs as a file. Libraries keep their own ways.
+OURS = ("shards", "toolkit", "launch", "__main__")
 FORMAT = "%(asctime)s %(levelname)s %(where)s%(message)s"
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -42,6 +46,11 @@ class _Formatter(logging.Formatter):
     def __init__(self, where: str) -> None:
         super().__init__(FORMAT, TIME, defaults={"where": where})
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Escape control characters, which may come from a file's name; further lines of a message are indented."""
+        record.message = "\n    ".join(printable(line) for line in record.message.split("\n"))
+        return super().formatMessage(record)
+
 
 def configure(rank: int | None = None, ranks: int | None = None) -> None:
     """Show the records of this toolkit's packages; calling it again replaces what was set before.
@@ -50,6 +59,7 @@ def configure(rank: int | None = None, ranks: int | None = None) -> None:
         rank: of this process; None: `RANK` of the environment, which torchrun sets, else 0.
         ranks: how many there are; None: `WORLD_SIZE` of the environment, else 1.
     """
+    _open_standard_streams()
     rank = _number("RANK", 0) if rank is None else rank
     ranks = _number("WORLD_SIZE", 1) if ranks is None else ranks
     handler = _Handler()
@@ -59,6 +69,22 @@ def configure(rank: int | None = None, ranks: int | None = None) -> None:
         logger.handlers = [handler]
         logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
         logger.propagate = False
+
+
+def _open_standard_streams() -> None:
+    """Point descriptors 0 to 2 to /dev/null where the shell closed them (`2>&-`): the next file to be opened would take
+    their place, and what libraries print would end up in it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            with suppress(OSError):
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _number(variable: str, default: int) -> int:

@@ -34,27 +34,31 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from shards.errors import ManifestError, NoStoreError, UsageError
+from shards.fields import Fields, parse_json
+from shards.files import LARGEST, read_regular
+from shards.files import Codes as Codes
+from shards.georeference import Grid
 from shards.mappings import MAPPINGS, nearest
 
 FORMAT_VERSION = 1
 FORMATS = ("webdataset", "zarr")
 ENCODINGS = ("raw", "zstd", "lz4")
 MANIFEST_NAME = "manifest.json"
+SHARES = ("missing", "clipped", "mask_changes")  # of a split's pixels
+LARGEST_SIDE = 1 << 16  # pixels, or channels
 GENERATOR = "modernn-toolkit shards 0.1.0"
 
 # Names that become parts of paths (splits) or of tar member names (keys; webdataset cuts a name at its first dot).
 SPLIT_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 KEY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 
-Codes = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.float32]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,12 @@ class FrameSpec:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
+        """Return (channels, height, width)."""
         return (self.channels, self.height, self.width)
 
     @property
     def bytes(self) -> int:
-        """Bytes of one frame."""
+        """Return the bytes of one frame."""
         return self.channels * self.height * self.width
 
 
@@ -94,11 +98,11 @@ class Scale:
 
     @property
     def physical_unit(self) -> str:
-        """The unit of what `to_physical` gives."""
+        """Return the unit of what `to_physical` gives."""
         return self.unit if self.mapping is None else MAPPINGS[self.mapping].unit
 
     def to_physical(self, codes: Codes) -> Values:
-        """Physical values of `codes` in `physical_unit`, float32 of the same shape, NaN where missing."""
+        """Return physical values of `codes` in `physical_unit`, float32 of the same shape, NaN where missing."""
         values = np.asarray(self.offset + self.gain * codes.astype(np.float32), dtype=np.float32)
         if self.mapping is not None:
             values = MAPPINGS[self.mapping].physical(values)
@@ -107,8 +111,8 @@ class Scale:
         return values
 
     def to_code(self, values: npt.ArrayLike) -> Codes:
-        """The nearest codes of physical `values`, clipped to 0..max_code; NaN becomes the missing code. Of codes with
-        one physical value the least.
+        """Return the nearest codes of physical `values`, clipped to 0..max_code; NaN becomes the missing code. Of
+        codes with one physical value the least.
 
         Raises UsageError for NaN where the scale has no missing code.
         """
@@ -128,7 +132,7 @@ class Scale:
         return codes.astype(np.uint8)
 
     def normalise(self, codes: Codes) -> Values:
-        """What models are fed: code / max_code in 0..1, float32 of the same shape, 0 where missing."""
+        """Return what models are fed: code / max_code in 0..1, float32 of the same shape, 0 where missing."""
         scaled = codes.astype(np.float32) / np.float32(self.max_code)
         if self.missing_code is not None:
             scaled[codes == self.missing_code] = 0.0
@@ -157,11 +161,16 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """What one split holds."""
+    """What one split holds, and which share of its pixels is missing, was clipped to the codes' range, or changes
+    between missing and observed from a frame to the next; None where it isn't known.
+    """
 
     events: int
     frames: int
     shards: tuple[ShardInfo, ...]
+    missing: float | None = None
+    clipped: float | None = None
+    mask_changes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -191,19 +200,26 @@ class Manifest:
     conversion: Mapping[str, Any]
     files: tuple[FileInfo, ...] = ()
     encoding: str = "raw"
+    grid: Grid | None = None  # where the frames lie on the earth
     generator: str = GENERATOR
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
-        """The text of manifest.json; its last key is a digest of all the others."""
-        data = {"format_version": self.format_version, "format": self.format}
+        """Return the text of manifest.json; its last key is a digest of all the others."""
+        data: dict[str, Any] = {"format_version": self.format_version, "format": self.format}
         data.update((key, value) for key, value in dataclasses.asdict(self).items() if key not in data)
+        if self.grid is None:
+            del data["grid"]
+        for split in data["splits"].values():
+            for share in SHARES:
+                if split[share] is None:
+                    del split[share]
         data["digest"] = manifest_digest(data)
         return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
     @property
     def digest(self) -> str:
-        """What names the store wherever it lies: the last key of manifest.json."""
+        """Return what names the store wherever it lies: the last key of manifest.json."""
         return str(json.loads(self.to_json())["digest"])
 
     @staticmethod
@@ -211,11 +227,8 @@ class Manifest:
         """Read what `to_json` wrote. Raises ManifestError that names `where` and the key at fault, and, if it must be
         `sealed`, where the digest isn't that of the rest: an edited scale or shape would give other values in silence.
         """
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ManifestError(f"{where}: not JSON ({error}); convert the archive again") from None
-        fields = _Fields(data, where)
+        fields = Fields(parse_json(text, where), where)
+        data = dict(fields.data)
         version = fields.take("format_version", int)
         if version != FORMAT_VERSION:
             raise ManifestError(
@@ -230,14 +243,16 @@ class Manifest:
             step_seconds=fields.optional("step_seconds", float),
             scale=_scale(fields.inner("scale")),
             splits={name: _split(inner, name) for name, inner in fields.inner("splits").each()},
-            modes=tuple(str(mode) for mode in fields.take("modes", list)),
-            source=_flat(SourceInfo, fields.inner("source")),
-            conversion=fields.take("conversion", dict),
-            files=tuple(_flat(FileInfo, inner) for inner in fields.items("files")),
+            modes=fields.texts("modes"),
+            source=fields.inner("source").flat(SourceInfo),
+            conversion=fields.plain("conversion"),
+            files=tuple(inner.flat(FileInfo) for inner in fields.items("files")),
+            grid=Grid.from_fields(fields.inner("grid")) if "grid" in fields.data else None,
             generator=fields.take("generator", str),
         )
         digest = fields.take("digest", str)
         fields.done()
+        manifest._check(where)
         if sealed and digest != manifest_digest(data):
             raise ManifestError(
                 f"{where}: was edited or damaged: its digest doesn't match its contents; fetch it again from a good "
@@ -245,12 +260,24 @@ class Manifest:
             )
         return manifest
 
+    def _check(self, where: str) -> None:
+        """Raise ManifestError where fields that are right by themselves can't be together."""
+        if self.step_seconds is not None and not self.step_seconds > 0:
+            raise ManifestError(f"{where}: step_seconds is {self.step_seconds:g}, should be above 0")
+        if self.grid is not None and (self.grid.height, self.grid.width) != self.frames.shape[1:]:
+            raise ManifestError(f"{where}: a grid of {self.grid.height}x{self.grid.width} for other frames")
+        shards = [shard for split in self.splits.values() for shard in split.shards]
+        tars = self.format == "webdataset"
+        for shard in shards:
+            if (shard.index_sha256 is not None) != tars or shard.file.endswith(".tar") != tars:
+                raise ManifestError(f"{where}: {shard.file!r} is no shard of format {self.format}, or has no index")
+
     @staticmethod
     def load(store: Path, sealed: bool = True) -> Manifest:
-        """The manifest of the store in folder `store`. Raises ManifestError, as `from_json` does."""
+        """Read the manifest of the store in folder `store`. Raises ManifestError, as `from_json` does."""
         path = store / MANIFEST_NAME
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_regular(path, LARGEST).decode("utf-8")
         except (FileNotFoundError, NotADirectoryError):
             what = f"it has no {MANIFEST_NAME}" if store.is_dir() else "there is no such folder"
             raise NoStoreError(
@@ -258,88 +285,25 @@ class Manifest:
             ) from None
         except UnicodeDecodeError as error:
             raise ManifestError(f"{path}: not UTF-8 text ({error}); convert the archive again") from None
+        except OSError as error:
+            raise ManifestError(f"{path}: can't be read ({error.strerror}); grant access, or fetch it again") from None
         return Manifest.from_json(text, str(path), sealed)
 
 
 def manifest_digest(data: Mapping[str, object]) -> str:
-    """SHA-256 over everything in a manifest but its own `digest`: an edited manifest no longer matches."""
+    """Return the SHA-256 over everything in a manifest but its own `digest`: an edited manifest no longer matches."""
     rest = {key: value for key, value in data.items() if key != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-class _Fields:
-    """Takes typed fields out of a JSON object and, when done, says which were not expected."""
-
-    def __init__(self, data: object, where: str) -> None:
-        if not isinstance(data, dict):
-            raise ManifestError(f"{where}: expected an object, found {type(data).__name__}; convert the archive again")
-        self.data: dict[str, Any] = dict(data)
-        self.where = where
-
-    def take(self, key: str, kind: type[_T]) -> _T:
-        """The value of a key, which is then gone from what is left; raises ManifestError if it is of another kind."""
-        if key not in self.data:
-            raise ManifestError(f"{self.where}: the key {key!r} is missing; convert the archive again")
-        value = self.data.pop(key)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ManifestError(
-                f"{self.where}: {key} should be {kind.__name__}, found {value!r}; convert the archive again"
-            )
-        return value
-
-    def optional(self, key: str, kind: type[_T]) -> _T | None:
-        if key in self.data and self.data[key] is None:
-            return self.data.pop(key)  # None
-        return self.take(key, kind)
-
-    def one_of(self, key: str, allowed: tuple[str, ...]) -> str:
-        value = self.take(key, str)
-        if value not in allowed:
-            raise ManifestError(f"{self.where}: {key} is {value!r}, should be one of {', '.join(allowed)}")
-        return value
-
-    def inner(self, key: str) -> _Fields:
-        return _Fields(self.take(key, dict), f"{self.where}: {key}")
-
-    def items(self, key: str) -> list[_Fields]:
-        return [_Fields(item, f"{self.where}: {key}[{i}]") for i, item in enumerate(self.take(key, list))]
-
-    def each(self) -> list[tuple[str, _Fields]]:
-        return [(key, _Fields(value, f"{self.where}.{key}")) for key, value in self.data.items()]
-
-    def done(self) -> None:
-        if self.data:
-            raise ManifestError(
-                f"{self.where}: unknown keys {', '.join(sorted(self.data))}; written by a newer version?"
-            )
-
-
-def _flat(kind: type[_T], fields: _Fields) -> _T:
-    """A dataclass whose fields are str, int or an optional str; paths are checked, as they will be opened."""
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if field.type == "str | None":
-            values[field.name] = fields.optional(field.name, str)
-        else:
-            values[field.name] = fields.take(field.name, int if field.type == "int" else str)
-    fields.done()
-    if "file" in values:
-        parts = values["file"].split("/")
-        if "\\" in values["file"] or any(part in ("", ".", "..") for part in parts):
-            raise ManifestError(f"{fields.where}: the file {values['file']!r} does not lie inside the store")
-    return kind(**values)
-
-
-def _frames(fields: _Fields) -> FrameSpec:
-    spec = _flat(FrameSpec, fields)
-    if spec.dtype != "uint8" or min(spec.shape) < 1:
-        raise ManifestError(f"{fields.where}: frames should be uint8 with sides of at least 1, found {spec}")
+def _frames(fields: Fields) -> FrameSpec:
+    spec = fields.flat(FrameSpec)
+    if spec.dtype != "uint8" or not 1 <= min(spec.shape) <= max(spec.shape) <= LARGEST_SIDE or spec.bytes > 1 << 32:
+        raise ManifestError(f"{fields.where}: frames should be uint8 with sides of 1..{LARGEST_SIDE}, found {spec}")
     return spec
 
 
-def _scale(fields: _Fields) -> Scale:
+def _scale(fields: Fields) -> Scale:
     scale = Scale(
         quantity=fields.take("quantity", str),
         unit=fields.take("unit", str),
@@ -355,18 +319,25 @@ def _scale(fields: _Fields) -> Scale:
             f"{fields.where}: the mapping {scale.mapping!r} is unknown, should be one of {', '.join(MAPPINGS)}; "
             "written by a newer version?"
         )
-    if not 1 <= scale.max_code <= 255 or scale.gain == 0:
-        raise ManifestError(f"{fields.where}: max_code should be 1..255 and gain not 0, found {scale}")
+    if not 1 <= scale.max_code <= 255 or abs(scale.gain) < 1e-30 or not 0 <= (scale.missing_code or 0) <= 255:
+        raise ManifestError(
+            f"{fields.where}: max_code should be 1..255, gain not 0 and missing_code 0..255, found {scale}"
+        )
     return scale
 
 
-def _split(fields: _Fields, name: str) -> SplitInfo:
+def _split(fields: Fields, name: str) -> SplitInfo:
     if not SPLIT_PATTERN.fullmatch(name):
         raise ManifestError(f"{fields.where}: {name!r} is not a name for a split (small letters, digits, - and _)")
     split = SplitInfo(
         events=fields.take("events", int),
         frames=fields.take("frames", int),
-        shards=tuple(_flat(ShardInfo, item) for item in fields.items("shards")),
+        shards=tuple(item.flat(ShardInfo) for item in fields.items("shards")),
+        **{share: fields.take(share, float) for share in SHARES if share in fields.data},
     )
     fields.done()
+    if split.events > split.frames or (split.events > 0) != bool(split.shards):
+        raise ManifestError(
+            f"{fields.where}: {split.events} events of {split.frames} frames in {len(split.shards)} shards can't be"
+        )
     return split

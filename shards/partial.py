@@ -1,4 +1,4 @@
-"""The unfinished store: a folder beside the output that an interrupted conversion leaves and the next one goes on from.
+"""The unfinished store: a folder beside the output that an interrupted conversion leaves and the next one resumes from.
 
 `.NAME.partial-CODE` holds the lock, the store to be, a record for each finished shard, and what is being written.
 CODE stands for everything that decides the bytes: the arguments, the plan of events, and the program. The same call
@@ -8,6 +8,7 @@ what is left of the first when its own store stands.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import inspect
@@ -21,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from shards.errors import UsageError
-from shards.files import flush
+from shards.fsync import flush
 from shards.sources.base import Source
 
 LOCK_NAME = "lock"
@@ -41,20 +42,20 @@ def partial_code(conversion: Mapping[str, object], plan_sha256: str, source: Sou
 
 
 @contextmanager
-def partial_folder(output: Path, code: str, say: Callable[[str], None]) -> Iterator[Path]:
-    """The locked folder for this conversion to `output`, perhaps with finished shards. It is removed at the end, with
-    those of earlier conversions to `output`; after an error it stays if it holds finished shards.
+def partial_folder(output: Path, code: str, report: Callable[[str], None]) -> Iterator[Path]:
+    """Yield the locked folder for this conversion to `output`, perhaps with finished shards. It is removed at the end,
+    with those of earlier conversions to `output`; after an error it stays if it holds finished shards.
 
     Raises UsageError if another conversion to `output` is running, or the folder is somebody else's.
     """
-    start = f".{output.name}.partial-"
-    mine = output.parent / f"{start}{code}"
+    mine = output.parent / f".{output.name}.partial-{code}"
     with ExitStack() as locks:
-        others = [path for path in sorted(output.parent.glob(f"{_plain(start)}*")) if path != mine]
+        others = [path for path in _partials(output) if path != mine]
         for other in others:
             _lock(locks, other, output)
         _make_own(mine)
         _lock(locks, mine, output)
+        _refuse_links(mine)
         for name in ("store", "work", "done"):
             (mine / name).mkdir(exist_ok=True)
         for leftover in (mine / "work").iterdir():
@@ -63,12 +64,12 @@ def partial_folder(output: Path, code: str, say: Callable[[str], None]) -> Itera
             yield mine
         except BaseException:
             if any((mine / "done").iterdir()):
-                say(f"finished shards are kept in {mine}; the same command goes on from them")
+                report(f"finished shards are kept in {mine}; the same command resumes from them")
             else:
                 shutil.rmtree(mine, ignore_errors=True)
             raise
         for folder in others:
-            say(f"removing what an interrupted conversion left: {folder}")
+            report(f"removing what an interrupted conversion left: {folder}")
             shutil.rmtree(folder)
         shutil.rmtree(mine, ignore_errors=True)  # a job that outlived its submitter may still add to it
 
@@ -91,6 +92,24 @@ def _make_own(folder: Path) -> None:
         folder.chmod(0o700)
 
 
+def _refuse_links(folder: Path) -> None:
+    """Refuse a folder that holds anything but folders and files: writing or clearing up through a link would change
+    what lies elsewhere. Raises UsageError that names it.
+    """
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        for path in (Path(parent, name) for name in (*folders, *names)):
+            kind = path.lstat().st_mode
+            if not (stat.S_ISDIR(kind) or stat.S_ISREG(kind)):
+                what = "a link" if stat.S_ISLNK(kind) else "no regular file"
+                raise UsageError(
+                    f"{path}: is {what}, which no conversion writes; remove {folder}, and run the same command again"
+                )
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def put_in_place(store: Path, output: Path) -> None:
     """Flush everything to disk, then rename: after a power cut there is the whole store or none."""
     for parent, _, names in os.walk(store):
@@ -110,30 +129,43 @@ def put_in_place(store: Path, output: Path) -> None:
 
 
 def remove_partials(output: Path) -> None:
-    """What earlier conversions to `output` left, now that it stands; those that are still running are left alone."""
-    for folder in output.parent.glob(f"{_plain(f'.{output.name}.partial-')}*"):
+    """Remove what earlier conversions to `output` left, now that it stands; those that are still running are left
+    alone.
+    """
+    for folder in _partials(output):
         with ExitStack() as locks, suppress(UsageError):
             _lock(locks, folder, output)
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _partials(output: Path) -> list[Path]:
+    """Return the folders of all unfinished conversions to `output`; links are nobody's."""
+    found = sorted(output.parent.glob(f"{_plain(f'.{output.name}.partial-')}*"))
+    return [path for path in found if path.is_dir() and not path.is_symlink()]
+
+
 def _plain(text: str) -> str:
-    """A glob pattern that matches `text` only."""
+    """Return a glob pattern that matches `text` only."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
 
 
 def _lock(locks: ExitStack, partial: Path, output: Path) -> None:
-    """The lock ends with its process, however that ends."""
+    """Take the lock, which ends with its process, however that ends."""
     busy = UsageError(f"another conversion to {output} is running (it writes {partial}); wait for it, or stop it")
     try:
-        lock = locks.enter_context((partial / LOCK_NAME).open("a"))
-        fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(lock.fileno()).st_ino != (partial / LOCK_NAME).stat().st_ino:
+        descriptor = os.open(partial / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        locks.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_ino != (partial / LOCK_NAME).stat().st_ino:
             raise busy
     except (BlockingIOError, FileNotFoundError):  # locked, or just finished and removed
         raise busy from None
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+        raise UsageError(f"{partial / LOCK_NAME}: is a link or lies in no folder; remove {partial}") from None
 
 
 def _flush_parent(path: Path) -> None:
-    """The folder's entry for `path`."""
+    """Flush the folder's entry for `path`."""
     flush(path.parent)

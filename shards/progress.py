@@ -35,7 +35,7 @@ class Progress:
         self.kept += events
 
     def close(self) -> None:
-        """The last line."""
+        """Show the last line."""
         self._show("\r" if self.live else "", "\n")
 
     def _show(self, before: str, after: str) -> None:

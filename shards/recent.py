@@ -20,17 +20,22 @@ from typing import Any
 import numpy as np
 
 from shards.errors import SourceError, UnnamedSourceError, UsageError
+from shards.georeference import Grid
 from shards.manifest import MANIFEST_NAME, Codes
 from shards.sources import SOURCES, Description, PlannedEvent, Source, SourceEntry, cf
 from shards.sources.choose import guess
 from shards.sources.custom import custom_entry
-from shards.sources.grid import Grid, Gridded
 from shards.sources.inputs import plural
 from shards.sources.timeline import iso
 from shards.store import Event, Store, open_store
 
 # Options of a conversion that say what a frame is; the others say where it is from and how events are divided.
-FRAME_OPTIONS = ("crop", "size", "channels", "reader", "dbz", "variable", "group", "range")
+FRAME_OPTIONS = (
+    *("crop", "size", "channels", "reader", "dbz", "variable", "group", "range", "no_echo", "missing"),
+    *("quantity", "unit", "band", "radar", "product", "name_pattern", "time_format"),
+)
+# Options of radar archives that only make sense with the reader that they were given for.
+OF_READER = frozenset(("quantity", "unit", "band", "missing", "name_pattern", "time_format"))
 
 
 @dataclass(frozen=True)
@@ -61,15 +66,16 @@ class Frame:
 
 @dataclass(frozen=True)
 class Archive:
-    """An open archive or store; `frames` of one series follow each other in time. `grid` says where their pixels lie,
-    if the archive does.
-    """
+    """An open archive or store; `frames` of one series follow each other in time."""
 
     where: str
     description: Description
     frames: tuple[Frame, ...]
-    grid: Callable[[], Grid | None]
     read_event: Callable[[Any], Codes]
+
+    def grid(self) -> Grid | None:
+        """Where the frames lie, if the archive says so."""
+        return self.description.grid
 
     def close(self) -> None:
         """Let go of files that were opened: a writer may be locked out of a netCDF file by who reads it."""
@@ -84,7 +90,7 @@ class Archive:
         return np.concatenate(parts)
 
     def series(self, at: str | None = None) -> tuple[Frame, ...]:
-        """The frames up to the moment `at`, of its series; None: of the last one.
+        """Return the frames up to the moment `at`, of its series; None: of the last one.
 
         Args:
             at: a time, the key of an event, or what a frame without a time is called, FOLDER/FILE.
@@ -110,7 +116,7 @@ class Archive:
         return tuple(part[1 : gaps[0] if gaps else len(part)])
 
     def up_to(self, last: Frame, count: int, step_seconds: float | None) -> tuple[Frame, ...]:
-        """The `count` frames that end with `last`, one every `step_seconds` (None: no clock, one after another).
+        """Return the `count` frames that end with `last`, one every `step_seconds` (None: no clock, one after another).
 
         Raises:
             UsageError: there are fewer, or frames are missing between them.
@@ -132,7 +138,9 @@ class Archive:
         seconds = (after.time - before.time).total_seconds()
         ends = (end for end in range(len(series), count - 1, -1) if not _gaps(series[end - count : end], step_seconds))
         end = next(ends, None)
-        advice = "no moment has so many" if end is None else f"the last moment with so many is --at {series[end - 1]}"
+        advice = (
+            "no moment has that many" if end is None else f"the last moment with that many is --at {series[end - 1]}"
+        )
         return (
             f"{self.where}: {seconds:g} s from the frame of {before} to that of {after}, should be {step_seconds:g} s: "
             f"the model is shown {count} frames without a gap; {advice}"
@@ -234,9 +242,11 @@ def _build(entry: SourceEntry, name: str, path: Path, recorded: Mapping[str, Any
     parser.add_argument("input")
     entry.add_arguments(parser)
     words = [str(path), *options]
-    known = vars(parser.parse_args(words))
+    known = {action.dest for action in parser._actions}
     taken = {key: value for key, value in recorded.items() if key in known and key in FRAME_OPTIONS}
-    reader = taken.pop("reader", None)
+    reader = taken.get("reader")
+    if not OF_READER & taken.keys():
+        taken.pop("reader", None)  # another service's composites may come
     args = parser.parse_args(words, argparse.Namespace(**taken))
     if "event_frames" in known and name != "video":  # one frame an event: none is decoded that isn't asked for
         args.event_frames = 1
@@ -258,12 +268,11 @@ def _of_source(source: Source, path: Path) -> Archive:
         for event in events
         for place, time in enumerate(_times(event.length, event.start_time, event.times, step))
     ]
-    grid = source.grid if isinstance(source, Gridded) else lambda: None
-    return Archive(str(path), description, _in_series(frames), grid, lambda event: source.read(event).frames)
+    return Archive(str(path), description, _in_series(frames), lambda event: source.read(event).frames)
 
 
 def _file_of(path: Path, event: PlannedEvent, place: int) -> Path | None:
-    """The file of a frame, where the source's recipe is a name for each (cf's with #POSITION)."""
+    """Return the file of a frame, where the source's recipe is a name for each (cf's with #POSITION)."""
     recipe = event.recipe
     if not isinstance(recipe, tuple) or len(recipe) != event.length or not isinstance(recipe[place], str):
         return None
@@ -274,7 +283,13 @@ def _file_of(path: Path, event: PlannedEvent, place: int) -> Path | None:
 def _of_store(store: Store) -> Archive:
     manifest = store.manifest
     description = Description(
-        manifest.name, manifest.frames, manifest.step_seconds, manifest.scale, manifest.modes, manifest.source
+        manifest.name,
+        manifest.frames,
+        manifest.step_seconds,
+        manifest.scale,
+        manifest.modes,
+        manifest.source,
+        manifest.grid,
     )
     frames = []
     for split in store.splits:
@@ -286,7 +301,7 @@ def _of_store(store: Store) -> Archive:
     def read(event: tuple[str, Event]) -> Codes:
         return store.read(event[0], event[1].index, 0, event[1].length)
 
-    return Archive(str(store.path), description, _in_series(frames), lambda: None, read)
+    return Archive(str(store.path), description, _in_series(frames), read)
 
 
 def _times(

@@ -8,7 +8,8 @@ Requests are plain GETs, not signed: buckets have to be readable by whoever asks
 from the environment as usual. No other scheme is opened, by redirection neither, and nothing here starts a program.
 
 An interrupted answer is taken up where it ended. With a cache folder, each shard is fetched whole when first touched,
-compared with the manifest's SHA-256, and read from there ever after; without one, each window is a request.
+compared with the manifest's SHA-256, and read from there; a copy that is damaged later (its event's CRC says so at each
+read) is fetched again. Without a cache, each read is a request for its whole event, which is compared with its CRC.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import fcntl
 import hashlib
 import http.client
 import io
+import logging
 import os
 import re
+import stat
+import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -29,8 +33,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shards.errors import StoreError, TransportError, UsageError
-from shards.files import Files, LocalFiles
-from shards.manifest import Codes
+from shards.files import LARGEST, Codes, Files, LocalFiles
+
+logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "SHARDS_CACHE"  # a folder; the same as open_store(..., cache=FOLDER)
 PIECE = 1 << 18
@@ -57,7 +62,7 @@ class Expected(NamedTuple):
 
 
 def location(path: str | Path) -> Path | str:
-    """A folder, or the URL of a store as http(s) without a slash at its end. Raises UsageError for any other scheme."""
+    """Return a folder, or the URL of a store as http(s) without a slash at its end. Raises UsageError."""
     scheme = _SCHEME.match(str(path)) if isinstance(path, str) else None
     if isinstance(path, Path) or scheme is None:
         return Path(path)
@@ -95,27 +100,29 @@ class HttpFiles(Files):
         self.retry = retry or Retry()
         self.expected: Mapping[str, Expected] = {}
         self._opener = _opener()
-        self._seen: dict[str, str] = {}
-        self._versions: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {"where": self.where, "retry": self.retry, "expected": self.expected}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _opener=_opener(), _seen={}, _versions={})
+        self.__dict__.update(state, _opener=_opener())
 
     def size(self, file: str) -> int | None:
         return -1
 
-    def version(self, file: str) -> int:
-        return self._versions.get(file, 0)
-
-    def read_all(self, file: str, size: int | None = None) -> bytes:
+    def read_all(self, file: str, size: int | None = None, most: int = LARGEST) -> bytes:
+        data = bytearray()
         with RangeStream(self, file, 0, size, None, whole=True) as stream:
-            data = stream.readall()
+            while piece := stream.read(PIECE):
+                data += piece
+                if size is None and max(len(data), stream.end or 0) > most:
+                    raise StoreError(
+                        f"{self.where}/{file}: more than {most} bytes, which this file can't have; is it a store?",
+                        shard=file,
+                    )
         if size is not None and len(data) != size:
             raise StoreError(f"{self.where}/{file}: {len(data)} bytes, the manifest says {size}", shard=file)
-        return data
+        return bytes(data)
 
     def read_into(self, file: str, offset: int, out: Codes, key: str | None = None) -> None:
         view = out.reshape(-1).data
@@ -126,15 +133,8 @@ class HttpFiles(Files):
     def open(self, file: str, size: int) -> RangeStream:
         return RangeStream(self, file, 0, size, None, whole=True)
 
-    def note_version(self, file: str, headers: http.client.HTTPMessage) -> None:
-        """Count up where the server gives another file than before: what was checked of it is checked no more."""
-        mark = f"{headers.get('ETag')} {headers.get('Last-Modified')}"
-        if self._seen.setdefault(file, mark) != mark:
-            self._seen[file] = mark
-            self._versions[file] = self.version(file) + 1
-
     def open_url(self, file: str, begin: int, end: int | None) -> http.client.HTTPResponse:
-        """The server's answer to a request for bytes [begin, end) of a file, or for all of it."""
+        """Return the server's answer to a request for bytes [begin, end) of a file, or for all of it."""
         request = urllib.request.Request(  # noqa: S310 - `location` lets only http and https through
             f"{self.where}/{urllib.parse.quote(file)}", headers={"Accept-Encoding": "identity"}
         )
@@ -162,7 +162,7 @@ class RangeStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """At least one byte, or 0 at the end. Raises TransportError when the attempts are used up, and StoreError."""
+        """Read at least one byte, or none at the end. Raises StoreError, when all attempts failed too."""
         wanted = min(len(buffer), PIECE) if self.end is None else min(len(buffer), PIECE, self.end - self.at)
         while wanted:
             try:
@@ -206,7 +206,6 @@ class RangeStream(io.RawIOBase):
         return response
 
     def _check(self, response: http.client.HTTPResponse) -> None:
-        self.files.note_version(self.file, response.headers)
         known = self.files.expected.get(self.file)
         length = response.headers.get("Content-Length", "")
         if response.status == 206:
@@ -240,7 +239,7 @@ class RangeStream(io.RawIOBase):
                 self.end = int(total)
 
     def _refused(self, error: urllib.error.HTTPError) -> None:
-        """Raises StoreError for an answer that another attempt will not change."""
+        """Raise StoreError for an answer that another attempt will not change."""
         if 400 <= error.code < 500 and error.code not in _PASSING:
             what = {404: "this file is absent on the server", 416: "the file is shorter than it should be"}
             raise StoreError(
@@ -273,16 +272,18 @@ class RangeStream(io.RawIOBase):
 class CachedFiles(Files):
     """Remote files that are fetched whole into a folder, once for all processes that use it, and read there."""
 
+    fixed = False  # a disk for caches may be purged, full, or worse
+    attempts = 2
+
     def __init__(self, remote: HttpFiles, folder: Path) -> None:
         super().__init__(remote.where)
         self.remote, self.local = remote, LocalFiles(folder)
-        self._here: set[str] = set()
 
     def size(self, file: str) -> int | None:
         return -1
 
-    def read_all(self, file: str, size: int | None = None) -> bytes:
-        return self.remote.read_all(file, size)
+    def read_all(self, file: str, size: int | None = None, most: int = LARGEST) -> bytes:
+        return self.remote.read_all(file, size, most)
 
     def read_into(self, file: str, offset: int, out: Codes, key: str | None = None) -> None:
         self._fetch(file)
@@ -292,35 +293,77 @@ class CachedFiles(Files):
         self._fetch(file)
         return self.local.open(file, size)
 
+    def forget(self, file: str) -> None:
+        if file in self.remote.expected:
+            self._remove(file, "damaged")
+
+    def _remove(self, file: str, why: str) -> None:
+        logger.warning("%s: this copy of %s/%s is %s: fetched again", self.local.folder / file, self.where, file, why)
+        self.local.close(file)
+        (self.local.folder / file).unlink(missing_ok=True)
+
+    def _is_here(self, file: str) -> bool:
+        """Whether the file is in the cache, with its size; one of another size is removed."""
+        target, size = self.local.folder / file, self.remote.expected[file].size
+        try:
+            found = target.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            self.local.close(file)  # purged: what is still open would vanish with this process
+            return False
+        if stat.S_ISREG(found.st_mode) and found.st_size == size:
+            return True
+        what = f"{found.st_size} bytes instead of {size}" if stat.S_ISREG(found.st_mode) else "no regular file"
+        self._remove(file, what)
+        return False
+
     def _fetch(self, file: str) -> None:
-        """Have the file here. Raises StoreError if it isn't the manifest's."""
-        target = self.local.folder / file
-        if file in self._here or target.exists():
-            self._here.add(file)
+        """Have the file here. Raises StoreError if it isn't the manifest's, or can't be written."""
+        if self._is_here(file):
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.with_name(f"{target.name}.lock").open("a") as lock:
-            fcntl.flock(lock.fileno(), fcntl.LOCK_EX)  # others wait, and then find the file
-            if target.exists():
-                return
-            expected = self.remote.expected[file]
-            digest, partial = hashlib.sha256(), target.with_name(f"{target.name}.partial")
-            with self.remote.open(file, expected.size) as stream, partial.open("wb") as copy:
+        target = self.local.folder / file
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            lock = os.open(target.with_name(f"{target.name}.lock"), flags, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # others wait, and then find the file
+                if not self._is_here(file):
+                    self._copy(file, target)
+            finally:
+                os.close(lock)
+        except OSError as error:
+            raise StoreError(
+                f"{target}: this copy of {self.where}/{file}, {self.remote.expected[file].size} bytes, can't be "
+                f"written ({error.strerror or error}); make room, or name another folder for the cache "
+                f"({CACHE_VARIABLE})",
+                shard=file,
+            ) from None
+
+    def _copy(self, file: str, target: Path) -> None:
+        """Fetch the file under a name that nobody can foresee, compare it, and rename it."""
+        expected, digest = self.remote.expected[file], hashlib.sha256()
+        for leftover in target.parent.glob(f".{target.name}.*.partial"):  # of killed processes: we hold the lock
+            leftover.unlink()
+        descriptor, name = tempfile.mkstemp(".partial", f".{target.name}.", target.parent)
+        partial = Path(name)
+        try:
+            with open(descriptor, "wb") as copy, self.remote.open(file, expected.size) as stream:
                 while piece := stream.read(PIECE):
                     digest.update(piece)
                     copy.write(piece)
             if digest.hexdigest() != expected.sha256:
-                partial.unlink()
                 raise StoreError(
                     f"{self.where}/{file}: what the server gives has another SHA-256 than the manifest says; "
                     "is the store whole there? run there: python -m shards verify",
                     shard=file,
                 )
-            partial.rename(target)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """One that knows http and https only; the usual one would follow a redirection to ftp."""
+    """Return one that knows http and https only; the usual one would follow a redirection to ftp."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),

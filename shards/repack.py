@@ -7,6 +7,7 @@ gives the first store's files again, byte for byte.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,12 +25,17 @@ _OWN = ("format", "name", "shard_mb", "encoding", "plan_sha256")
 
 @dataclass(frozen=True)
 class StoreSource:
-    """A store as a source of events."""
+    """A store as a source of events, by its path: each process opens it for itself."""
 
-    store: Store
+    path: str
+
+    @property
+    def store(self) -> Store:
+        """The open store."""
+        return _opened(self.path)
 
     def describe(self) -> Description:
-        """What the manifest says."""
+        """Return what the manifest says."""
         manifest = self.store.manifest
         return Description(
             name=manifest.name,
@@ -38,6 +44,7 @@ class StoreSource:
             scale=manifest.scale,
             modes=manifest.modes,
             source=manifest.source,
+            grid=manifest.grid,
         )
 
     def plan(self) -> Plan:
@@ -61,10 +68,15 @@ class StoreSource:
         )
 
     def read(self, event: PlannedEvent) -> RawEvent:
-        """The frames, checked, and what the archive said of them."""
+        """Return the frames, checked, and what the archive records of them."""
         split, index, _ = event.recipe
         details = self.store.metadata(split, index).get("details", {})
         return RawEvent(self.store.read(split, index, 0, event.length), details)
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(path: str) -> Store:
+    return open_store(path)
 
 
 def repack(
@@ -77,16 +89,16 @@ def repack(
     workers: int = 1,
     cluster: Cluster | None = None,
     overwrite: bool = False,
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+    report: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> Outcome:
     """Write the events of the store at `path` (a folder or URL) into a new store in folder `output`. What isn't given
     stays as it is. Raises ShardErrors.
     """
-    store = open_store(path)
-    manifest: Manifest = store.manifest
+    _opened.cache_clear()  # it may be another store than at the last call
+    manifest: Manifest = _opened(str(path)).manifest
     recorded = manifest.conversion
     return convert(
-        StoreSource(store),
+        StoreSource(str(path)),
         output,
         format=format or manifest.format,
         encoding=encoding or manifest.encoding,
@@ -96,5 +108,5 @@ def repack(
         cluster=cluster,
         overwrite=overwrite,
         plan_sha256=str(recorded["plan_sha256"]),
-        say=say,
+        report=report,
     )

@@ -116,7 +116,7 @@ def _draw_event(ax: Axes, store: Store, split: str, event: Event) -> AxesImage:
 
 
 def _missing_patch(left: float, width: int, height: int) -> Rectangle:
-    """What shows through where a pixel is missing."""
+    """Return what shows through where a pixel is missing."""
     from matplotlib.patches import Rectangle
 
     return Rectangle(
@@ -125,7 +125,7 @@ def _missing_patch(left: float, width: int, height: int) -> Rectangle:
 
 
 def _moment(store: Store, split: str, event: Event, place: int) -> str:
-    """The time of a frame, or its number where there is no clock."""
+    """Return the time of a frame, or its number where there is no clock."""
     times: Sequence[str] | None = store.metadata(split, event.index).get("times")
     if times is not None:
         return times[place].removesuffix("Z").replace("T", " ")

@@ -10,19 +10,19 @@ A store may be handed to other processes, by fork or pickle: each opens its own 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from shards.errors import ContentError, ManifestError, StoreError, TransportError, UsageError, verify_hint
+from shards.errors import ContentError, ManifestError, StoreError, TransportError, UsageError, printable, verify_hint
+from shards.fields import Fields, parse_json
 from shards.files import Files, LocalFiles
-from shards.manifest import MANIFEST_NAME, Codes, Manifest, SplitInfo
+from shards.manifest import KEY_PATTERN, MANIFEST_NAME, Codes, Manifest, SplitInfo
 from shards.remote import CACHE_VARIABLE, CachedFiles, Expected, HttpFiles, Retry, location
 
 Check = Literal["first", "never"]
@@ -34,8 +34,8 @@ _T = TypeVar("_T")
 class Event:
     """One event of a split: `index` is its place there, `length` its number of frames.
 
-    `run` names the unbroken run that it is part of, and `run_offset` its first frame's index in that run: an event goes
-    on in the next one if that has the same run and the offset run_offset + length. `start_time` is ISO-8601 UTC.
+    `run` names the unbroken run that it is part of, and `run_offset` its first frame's index in that run: an event
+    continues in the next one if that has the same run and the offset run_offset + length. `start_time` is ISO-8601 UTC.
     """
 
     key: str
@@ -47,12 +47,32 @@ class Event:
     start_time: str | None
 
 
+def is_sound(event: Event) -> bool:
+    """Return whether every field of an event that a file describes has its type, and a value that can be."""
+    numbers = (event.length, event.run_offset)
+    texts = (event.key, event.run, *(text for text in (event.mode, event.start_time) if text is not None))
+    if any(type(number) is not int or not 0 <= number < 1 << 53 for number in numbers) or event.length < 1:
+        return False
+    if any(not isinstance(text, str) or len(text) > 1000 or printable(text) != text for text in texts):
+        return False
+    return KEY_PATTERN.fullmatch(event.key) is not None and (event.start_time is None or _is_moment(event.start_time))
+
+
+def _is_moment(text: object) -> bool:
+    """Return whether it is an ISO-8601 time of UTC, without another offset."""
+    try:
+        return isinstance(text, str) and datetime.fromisoformat(text.removesuffix("Z")).tzinfo is None
+    except ValueError:
+        return False
+
+
 class Store(ABC):
     """An open store; `path` is its folder or URL.
 
-    With check="first" an event's CRC is compared when this process first touches it: what is read is what was written,
-    or a StoreError. With faults="opening" a shard that is absent or cut is told before the first frame is read; with
-    faults="reading", by the StoreError of each event that lies in it, so that the others can be used.
+    With check="first" an event's CRC is compared when this process first touches it, and at every read where what was
+    read once may be other bytes later (from a network, or a cache of files from there): what is read is what was
+    written, or a StoreError. With faults="opening" a shard that is absent or cut is reported before the first frame is
+    read; with faults="reading", by the StoreError of each event that lies in it, so that the others can be used.
     """
 
     def __init__(self, files: Files, manifest: Manifest, check: Check = "first", faults: Faults = "opening") -> None:
@@ -62,10 +82,10 @@ class Store(ABC):
         self.check = check
         self.faults = faults
         self._tables: dict[str, Any] = {}
-        self._checked: dict[tuple[str, int], int] = {}  # -> the version of the shard
+        self._checked: set[tuple[str, int]] = set()  # split and index of events
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_tables": {}, "_checked": {}}  # small to send, and each process checks for itself
+        return {**self.__dict__, "_tables": {}, "_checked": set()}  # small to send, and each process checks for itself
 
     @property
     def splits(self) -> Mapping[str, SplitInfo]:
@@ -73,14 +93,14 @@ class Store(ABC):
         return self.manifest.splits
 
     def events(self, split: str) -> list[Event]:
-        """All events of `split`, in stored order. Raises UsageError for an unknown split, StoreError for a damaged
-        index.
+        """Return all events of `split`, in stored order. Raises UsageError for an unknown split, StoreError for a
+        damaged index.
         """
         events: list[Event] = self._table(split).events
         return events
 
     def read(self, split: str, index: int, start: int, stop: int) -> Codes:
-        """Frames [start, stop) of event `index` of `split`: uint8 [stop - start, C, H, W], an own and contiguous copy.
+        """Read frames [start, stop) of event `index` of `split`: uint8 [stop - start, C, H, W], contiguous, a copy.
 
         Raises UsageError for frames that aren't there, and StoreError, naming shard, key and byte, where the bytes
         aren't those that were written.
@@ -93,17 +113,14 @@ class Store(ABC):
             raise UsageError(
                 f"{self.path}: {split} event {event.key} has {event.length} frames, asked for {start}:{stop}"
             )
-        version = -1 if self.check == "never" else self._checked.get((split, index))
-        if version is not None:
-            frames = self._read(split, index, start, stop)
-            if version < 0 or self.files.fixed or version == self.files.version(self.shard(split, index)):
-                return frames
+        if self.check == "never" or (self.files.fixed and (split, index) in self._checked):
+            return self._read(split, index, start, stop)
         whole = self._checked_event(split, index)
-        self._checked[split, index] = self.files.version(self.shard(split, index))
+        self._checked.add((split, index))
         return whole if stop - start == event.length else whole[start:stop].copy()
 
     def crc32(self, split: str, index: int) -> int:
-        """zlib's CRC of an event's frames, as recorded when it was written."""
+        """Return zlib's CRC of an event's frames, as recorded when it was written."""
         recorded: int = self._table(split).crc32[index]
         return recorded
 
@@ -133,31 +150,51 @@ class Store(ABC):
         return self._insist(read)
 
     def _insist(self, read: Callable[[], _T]) -> _T:
-        """What `read` gives. What came over a network is fetched again before it is called damaged."""
+        """Return what `read` gives. What a network delivered is fetched again before it is called damaged."""
         for _ in range(self.files.attempts - 1):
-            with suppress(ContentError):
+            try:
                 return read()
+            except ContentError as error:
+                if error.shard is not None:
+                    self.files.forget(error.shard)
         return read()
 
     @abstractmethod
     def shard(self, split: str, index: int) -> str:
-        """The file below the store in which an event begins."""
+        """Return the file below the store in which an event begins."""
 
     @abstractmethod
     def locate(self, split: str, index: int) -> tuple[str, int]:
-        """That file, and the byte there where the event's frames begin (for a compressed zarr chunk: the chunk)."""
+        """Return that file, and the byte there where the event's frames begin (where compressed: their chunk)."""
 
     def metadata(self, split: str, index: int) -> dict[str, Any]:
-        """Everything that KEY.json says of an event, such as the missing share and the source's own details."""
-        data: dict[str, object] = json.loads(self._insist(lambda: self._metadata(split, index)))
-        return data
+        """Return everything that KEY.json says of an event, such as the missing share and the source's own details.
+        Raises StoreError.
+        """
+        text = self._insist(lambda: self._metadata(split, index))
+        where = f"{self.path}: the metadata of event {index} of {split}"
+        try:
+            fields = Fields(parse_json(text, where), where)
+            found = fields.data
+            times = found.get("times")
+            length = self._table(split).events[index].length
+            if not isinstance(found.get("details", {}), dict):
+                raise ManifestError(f"{where}: details should be an object")
+            if times is not None and not (
+                isinstance(times, list) and len(times) == length and all(map(_is_moment, times))
+            ):
+                raise ManifestError(f"{where}: times should be {length} of UTC, found {ascii(times)[:100]}")
+            return found
+        except ManifestError as error:
+            what = str(error).replace("; convert the archive again", "")
+            raise StoreError(f"{what}; {verify_hint(self.path)}", shard=self.shard(split, index)) from None
 
     @abstractmethod
     def _metadata(self, split: str, index: int) -> str:
-        """The text of KEY.json, checked."""
+        """Return the text of KEY.json, checked."""
 
     def _table(self, split: str) -> Any:
-        """The format's table of a split's events, loaded once per process; it has at least `events`."""
+        """Return the format's table of a split's events, loaded once per process; it has at least `events`."""
         table = self._tables.get(split)
         if table is None:
             if split not in self.manifest.splits:
@@ -168,7 +205,7 @@ class Store(ABC):
         return table
 
     def _check_sizes(self, split: str) -> None:
-        """A shard that is absent or cut off is told before the first frame is read."""
+        """Raise StoreError for a shard that is absent or cut off, before the first frame is read."""
         for shard in self.manifest.splits[split].shards:
             found = self.files.size(shard.file)
             if found is None:
@@ -201,8 +238,9 @@ def open_store(
 ) -> Store:
     """Open the store in a folder, or behind an http(s)://, s3:// or file:// URL (see remote.py).
 
-    `cache` is a folder for shards fetched from a URL (default: what SHARDS_CACHE says; none: every window is a
-    request), `retry` how long to insist. Raises ManifestError if there is no store, UsageError for another kind of URL.
+    `cache` is a folder for shards fetched from a URL (default: what SHARDS_CACHE says; none: every read is a request
+    for its whole event), `retry` how long to insist. Raises ManifestError if there is no store, UsageError for another
+    kind of URL.
     """
     place = location(path)
     if isinstance(place, Path):
@@ -215,7 +253,7 @@ def open_store(
         name = hashlib.sha256(manifest.to_json().encode()).hexdigest()[:16]  # one folder per store, wherever it lies
         files = CachedFiles(remote, Path(folder) / name) if folder else remote
     if manifest.format == "zarr":
-        from shards.zarr_store import ZarrStore  # half a second of imports that readers of tars needn't wait for
+        from shards.zarr_store import ZarrStore
 
         return ZarrStore(files, manifest, check, faults)
     from shards.tar_store import TarStore
@@ -224,7 +262,7 @@ def open_store(
 
 
 def _remote_manifest(files: HttpFiles) -> Manifest:
-    """The manifest behind a URL; from then on, `files` knows what to expect."""
+    """Return the manifest behind a URL; from then on, `files` knows what to expect."""
     try:
         text = files.read_all(MANIFEST_NAME).decode("utf-8")
     except UnicodeDecodeError as error:

@@ -60,7 +60,7 @@ def _stream_shard(
         yield event, _frames(store, file, row, sample[suffix])
     if (sample := next(samples, None)) is not None:
         raise StoreError(
-            f"{store.path}/{file}: goes on with {sample['__key__']!r}, which the index doesn't have; "
+            f"{store.path}/{file}: continues with {sample['__key__']!r}, which the index doesn't have; "
             + verify_hint(store.path),
             shard=file,
         )
@@ -101,8 +101,8 @@ def _error(store: TarStore, file: str, row: IndexRow, what: str) -> StoreError:
 
 
 def decode_npy(key: str, data: bytes) -> npt.NDArray[np.generic] | None:
-    """A handler for `webdataset.WebDataset(...).decode(decode_npy)`: arrays from .npy.zst and .npy.lz4 members, None
-    (for the next handler) from all others. Raises ValueError for damaged ones, pickles, and sizes above 2 GiB.
+    """Return a handler for `webdataset.WebDataset(...).decode(decode_npy)`: arrays from .npy.zst and .npy.lz4 members,
+    None (for the next handler) from all others. Raises ValueError for damaged ones, pickles, and sizes above 2 GiB.
     """
     encoding = {".npy.zst": "zstd", ".npy.lz4": "lz4"}.get(key[-8:])
     if encoding is None:

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.lib import format as npy_format
 
-from shards.encoding import SUFFIXES, decode, encode
+from shards.encoding import LARGEST_UNPACKED, SUFFIXES, decode, encode
 from shards.errors import ContentError, StoreError, verify_hint
 from shards.files import Files
-from shards.manifest import KEY_PATTERN, Codes, FileInfo, FrameSpec, ShardInfo
-from shards.store import Event, Store
+from shards.manifest import Codes, FileInfo, FrameSpec, ShardInfo
+from shards.store import Event, Store, is_sound
 from shards.writer import HashedFile, ShardJob, ShardResult, StorePlan, Tick, WrittenEvent, read_event
 
 if TYPE_CHECKING:
@@ -76,18 +76,18 @@ class TarTable:
 
 
 def index_name(shard: str) -> str:
-    """The index's file name for a shard's."""
+    """Return the index's file name for a shard's."""
     return shard.removesuffix(".tar") + ".idx"
 
 
 def frames_name(key: str, encoding: str) -> str:
-    """The member with the frames of an event."""
+    """Return the member with the frames of an event."""
     return key + FRAMES_SUFFIX + SUFFIXES[encoding]
 
 
 @lru_cache(maxsize=64)
 def npy_header(length: int, spec: FrameSpec) -> bytes:
-    """The npy 1.0 header of frames uint8 [length, C, H, W]."""
+    """Return the npy 1.0 header of frames uint8 [length, C, H, W]."""
     buffer = io.BytesIO()
     header = {"descr": "|u1", "fortran_order": False, "shape": (length, *spec.shape)}
     npy_format.write_array_header_1_0(buffer, header)
@@ -180,10 +180,11 @@ def _add_member(tar: HashedFile, name: str, *parts: bytes | memoryview) -> int:
 
 
 def parse_index(files: Files, shard: ShardInfo, spec: FrameSpec, encoding: str) -> list[IndexRow]:
-    """The rows of a shard's .idx file, checked against its digest and the shard's size. Raises StoreError."""
+    """Return the rows of a shard's .idx file, checked against its digest and the shard's size. Raises StoreError."""
     name = index_name(shard.file)
     where, hint = f"{files.where}/{name}", verify_hint(files.where)
-    data = files.read_all(name)
+    # A row has a key, a mode, a run and a dozen numbers; an event has at least four blocks in the tar.
+    data = files.read_all(name, most=(1 << 16) + 4096 * min(shard.events, shard.bytes // BLOCK))
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise ContentError(f"{where}: not the index that was written (its SHA-256 differs); {hint}", shard=name)
     try:
@@ -196,23 +197,30 @@ def parse_index(files: Files, shard: ShardInfo, spec: FrameSpec, encoding: str) 
         raise StoreError(f"{where}: lists {len(rows)} events, the manifest says {shard.events}; {hint}", shard=name)
     for row in unfit:
         raise StoreError(
-            f"{where}: {row.key!r} has {row.length} frames of {spec.bytes} bytes, in {row.size} bytes at "
-            f"{row.offset} of a shard of {shard.bytes}; {hint}",
+            f"{where}: {str(row.key)[:80]!r} has {str(row.length)[:20]} frames of {spec.bytes} bytes, in "
+            f"{str(row.size)[:20]} bytes at {str(row.offset)[:20]} of a shard of {shard.bytes}, or fields "
+            f"of other types; {hint}",
             shard=shard.file,
-            key=str(row.key),
+            key=str(row.key)[:80],
         )
     return rows
 
 
 def _fits(row: IndexRow, shard: ShardInfo, spec: FrameSpec, encoding: str) -> bool:
-    """Whether a row says what can be. Raises TypeError where it holds no numbers."""
+    """Return whether a row says what can be, with every field of its type."""
+    numbers = (row.offset, row.size, row.crc32, row.json_offset, row.json_size, row.json_crc32, row.stored or 0)
+    if any(type(number) is not int or not 0 <= number < 1 << 53 for number in numbers):
+        return False
+    if not is_sound(Event(row.key, 0, row.length, row.mode, row.run, row.run_offset, row.start_time)):
+        return False
     if (row.stored is None) != (encoding == "raw"):
         return False
     stored = row.size if row.stored is None else row.stored
-    if min(row.length, stored, row.json_size) < 1 or min(row.offset, row.json_offset) < BLOCK:
+    if min(stored, row.json_size) < 1 or min(row.offset, row.json_offset) < BLOCK:
         return False
     inside = max(row.offset + stored, row.json_offset + row.json_size) <= shard.bytes
-    return inside and row.size == row.length * spec.bytes and KEY_PATTERN.fullmatch(row.key) is not None
+    bounded = row.stored is None or row.size <= LARGEST_UNPACKED
+    return inside and bounded and row.size == row.length * spec.bytes
 
 
 class TarStore(Store):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shards.encoding import decode
-from shards.errors import StoreError, UsageError
+from shards.errors import ContentError, StoreError, UsageError, printable
 from shards.files import LocalFiles
 from shards.manifest import MANIFEST_NAME, FrameSpec, Manifest, ShardInfo, manifest_digest
 from shards.remote import location
@@ -47,7 +47,7 @@ class Problem:
             place.append(self.key)
         if self.offset is not None:
             place.append(f"byte {self.offset}")
-        return f"{', '.join(place)}: {self.what}"
+        return printable(f"{', '.join(place)}: {self.what}")
 
 
 def verify(path: str | Path, quick: bool = False) -> list[Problem]:
@@ -116,7 +116,7 @@ def _file_problems(folder: Path, name: str, size: int, sha256: str | None) -> li
 def _tar_problems(
     folder: Path, shard: ShardInfo, manifest: Manifest, keys: dict[str, str], quick: bool
 ) -> tuple[list[IndexRow], list[Problem]]:
-    """The rows of a shard's index (none if it is damaged), and what is wrong with the shard."""
+    """Return the rows of a shard's index (none if it is damaged), and what is wrong with the shard."""
     index = index_name(shard.file)
     rows: list[IndexRow] = []
     problems: list[Problem] = []
@@ -245,7 +245,9 @@ class TarWalk:
         return [self._problem(f"{name} and the index disagree on {', '.join(differ)}", payload, name)] if differ else []
 
     def _ends(self, at: int) -> bool:
-        """A zero block ends a tar; where the index has a header, only if nothing else follows."""
+        """Return whether the tar ends here: a zero block ends it; where the index has a header, only if nothing else
+        follows.
+        """
         if any(self.tar[at : at + BLOCK]):
             return False
         return at not in self.header_of or not any(self.tar[at:])
@@ -267,7 +269,7 @@ def _zarr_problems(folder: Path, manifest: Manifest, split: str, keys: dict[str,
     try:
         events = store.events(split)
     except StoreError as error:
-        told = error.shard is not None and not quick  # by the file's own digest
+        told = isinstance(error, ContentError) and not quick  # by the file's own digest
         return changed if told else [*changed, Problem(error.shard or split, _short(error, folder))]
     finer = [problem for event in events for problem in _key_problems(event.key, split, keys)]
     if not quick:
@@ -286,5 +288,5 @@ def _event_problems(store: ZarrStore, split: str, event: Event) -> list[Problem]
 
 
 def _short(error: StoreError, folder: Path) -> str:
-    """The message without the store's path and the advice, which stand around it already."""
+    """Return the message without the store's path and the advice, which stand around it already."""
     return str(error).split("; run:")[0].replace(f"{folder}/", "")

@@ -52,14 +52,16 @@ _worker: tuple[StoreWriter, Source, tuple[Synchronized[int], ...]]
 
 
 def _start_worker(writer: StoreWriter, source: Source, counters: tuple[Synchronized[int], ...]) -> None:
-    """What every job of this process needs, sent once."""
+    """Keep what every job of this process needs, sent once."""
     global _worker
     _worker = (writer, source, counters)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed parent can't stop its workers: they would go on writing into a folder that is no longer locked."""
+    """End with the parent: a killed one can't stop its workers: they would keep writing into a folder that is no
+    longer locked.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

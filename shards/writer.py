@@ -23,8 +23,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from shards.errors import SourceError
+from shards.georeference import Grid
 from shards.manifest import Codes, FileInfo, FrameSpec, Scale, ShardInfo
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ Tick = Callable[[int, int], None]  # called with (events, bytes) as they are wri
 
 @dataclass(frozen=True)
 class StorePlan:
-    """What is to be written, and where: `folder` holds the unfinished store and what is needed to go on with it."""
+    """What is to be written, and where: `folder` holds the unfinished store and what is needed to resume it."""
 
     folder: Path
     frames: FrameSpec
@@ -44,6 +46,7 @@ class StorePlan:
     splits: Mapping[str, Sequence[PlannedEvent]]
     shard_bytes: int
     encoding: str
+    grid: Grid | None = None
 
     @property
     def store(self) -> Path:
@@ -111,8 +114,8 @@ class StoreWriter(Protocol):
 
 
 def write_or_recall(writer: StoreWriter, source: Source, job: ShardJob, tick: Tick, recalled: Tick) -> ShardResult:
-    """The job done: taken over from an earlier call that finished it, or written now. Calls `recalled` for the former
-    and `tick` for the latter.
+    """Return the job's result: taken over from an earlier call that finished it, or written now. Calls `recalled` for
+    the former and `tick` for the latter.
     """
     result = recall(writer.plan, job)
     if result is not None:
@@ -128,12 +131,13 @@ def record(plan: StorePlan, result: ShardResult) -> None:
     """Note that a shard is finished; its files are in their places."""
     data = {"info": asdict(result.info), "events": [[event.crc32, event.metadata] for event in result.events]}
     temporary = plan.work / uuid.uuid4().hex
-    temporary.write_text(json.dumps(data), encoding="utf-8")
+    with temporary.open("x", encoding="utf-8") as file:
+        json.dump(data, file)
     temporary.replace(_record_path(plan, result.job))
 
 
 def recall(plan: StorePlan, job: ShardJob, compare: bool = True) -> ShardResult | None:
-    """The result of a job that was finished; None if it has to be done.
+    """Return the result of a job that was finished; None if it has to be done.
 
     Args:
         compare: its files with their digests, as is due when they were written by an earlier call.
@@ -171,7 +175,7 @@ class HashedFile:
         self.size = 0
         self._hash = hashlib.sha256()
         self._temporary = work / uuid.uuid4().hex
-        self._file = self._temporary.open("wb", buffering=0)
+        self._file = self._temporary.open("xb", buffering=0)  # a new file, never through a link
 
     def write(self, data: bytes | memoryview) -> None:
         """Append."""
@@ -201,8 +205,8 @@ class HashedFile:
 
 
 def read_event(source: Source, planned: PlannedEvent, spec: FrameSpec, scale: Scale) -> tuple[Codes, WrittenEvent]:
-    """The frames [L, C, H, W], contiguous, and the record of one event. Raises SourceError if they aren't what was
-    planned.
+    """Return the frames [L, C, H, W], contiguous, and the record of one event. Raises SourceError if they aren't what
+    was planned.
     """
     raw = source.read(planned)
     expected = (planned.length, *spec.shape)
@@ -213,12 +217,15 @@ def read_event(source: Source, planned: PlannedEvent, spec: FrameSpec, scale: Sc
         )
     frames = np.ascontiguousarray(raw.frames)
     any_code_stands_for_something = scale.max_code == 255 or (scale.max_code, scale.missing_code) == (254, 255)
-    missing = 0
+    missing = changes = 0
+    before: npt.NDArray[np.bool_] | None = None
     for frame in frames:  # one at a time: a mask of a whole event would be as large as the event
+        absent = 0
         if scale.missing_code is not None:
-            missing += (absent := int(np.count_nonzero(frame == scale.missing_code)))
-        else:
-            absent = 0
+            mask = frame == scale.missing_code
+            missing += (absent := int(np.count_nonzero(mask)))
+            changes += 0 if before is None else int(np.count_nonzero(mask != before))
+            before = mask
         if any_code_stands_for_something:
             continue
         above = int(np.count_nonzero(frame > scale.max_code))
@@ -226,12 +233,19 @@ def read_event(source: Source, planned: PlannedEvent, spec: FrameSpec, scale: Sc
             raise SourceError(
                 f"event {planned.key}: codes above the scale's greatest, {scale.max_code}; repair the source"
             )
-    metadata = _metadata(planned, raw, missing / frames.size if scale.missing_code is not None else None)
+    shares = {}
+    if scale.missing_code is not None:
+        shares["missing"] = missing / frames.size
+        if changes:
+            shares["mask_changes"] = changes / (frames.size - frames[0].size)
+    metadata = _metadata(planned, raw, shares)
     return frames, WrittenEvent(planned, metadata, zlib.crc32(frames.data))
 
 
-def _metadata(planned: PlannedEvent, raw: RawEvent, missing: float | None) -> str:
-    """KEY.json: one line of JSON. `missing` is the share of pixels without observation."""
+def _metadata(planned: PlannedEvent, raw: RawEvent, shares: Mapping[str, float]) -> str:
+    """KEY.json: one line of JSON. `shares` are those of the pixels that are missing, and that change from missing to
+    observed or back between frames.
+    """
     data: dict[str, object] = {
         "frames": planned.length,
         "mode": planned.mode,
@@ -241,8 +255,7 @@ def _metadata(planned: PlannedEvent, raw: RawEvent, missing: float | None) -> st
     }
     if planned.times is not None:
         data["times"] = planned.times
-    if missing is not None:
-        data["missing"] = round(missing, 6)
+    data.update((name, round(share, 6)) for name, share in shares.items())
     if raw.details:
         data["details"] = dict(raw.details)
     return json.dumps(data, ensure_ascii=False)

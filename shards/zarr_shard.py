@@ -67,7 +67,9 @@ def index_bytes(chunks: int) -> int:
 
 
 def parse_shard_index(data: bytes, shard_bytes: int) -> Index:
-    """The index at the end of a shard file. Raises ValueError for one that was damaged or points outside the file."""
+    """Return the index at the end of a shard file. Raises ValueError for one that was damaged or points outside the
+    file.
+    """
     if google_crc32c.value(data[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
         raise ValueError("the index at the end of the shard was changed (CRC)")
     index = np.frombuffer(data[:-CRC_BYTES], dtype="<u8").reshape(-1, 2).astype(np.uint64)

@@ -1,55 +1,34 @@
 """The zarr format: zarr v3, one group per split, which `xarray.open_zarr(store, group=split)` shows with time, scale
-and units.
+and units. Here it is read; zarr_writer.py writes it.
 
 Variables of a split (CF 1.10 attributes; `xarray` decodes codes to physical values and dates):
 
 - `frames` (time, channel, y, x) uint8: all events one after another. A chunk has the frames of one event (of the
   commonest length, where lengths differ), raw or compressed (encoding.py), and many chunks lie in one shard file.
 - `time` (time): seconds since 1970, where the frames have a clock. `event` (time): which event a frame belongs to.
+- `x`, `y` and `spatial_ref`: coordinates of pixel centres, and the projection (CRS as WKT, CF's parameters), where the
+  archive knows its grid.
 - `event_first`, `event_length`, `event_crc32`, `event_key`, `event_mode` ("" for none), `event_run`,
   `event_run_offset`, `event_start_time` and `event_metadata` (the text of KEY.json): the table of events.
 
-Shard files are written and read by zarr_shard.py; zarr itself writes and reads the rest. The tables that say where
-frames lie are compared with their digests in the manifest before they are used. Metadata are consolidated, so opening
-costs one file.
+Reading needs no zarr: shard files are read by zarr_shard.py, and the tables that say where frames lie by
+zarr_metadata.py, which compares them with their digests in the manifest before they are used.
 """
 
 from __future__ import annotations
 
-import hashlib
-import warnings
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shards.encoding import BLOSC_LEVEL, ZSTD_LEVEL, decode_chunk
-from shards.errors import ContentError, StoreError, UsageError, verify_hint
-from shards.manifest import Codes, FileInfo, Scale, ShardInfo
-from shards.store import Event, Store
-from shards.writer import HashedFile, ShardJob, ShardResult, StorePlan, Tick, WrittenEvent, file_digest, read_event
-from shards.zarr_shard import ABSENT, Index, ShardWriter, index_bytes, parse_shard_index
-
-try:
-    import zarr
-    from zarr.buffer.cpu import Buffer
-    from zarr.codecs import BloscCodec, ZstdCodec
-    from zarr.storage import MemoryStore
-except ImportError as error:  # the one dependency that there isn't for Python 3.10
-    raise UsageError(
-        f"a zarr store needs the package zarr of version 3 ({error}): pip install 'zarr>=3.1', which wants Python 3.11 "
-        "or later; with an older Python keep events in tars (--format webdataset)"
-    ) from None
-
-if TYPE_CHECKING:
-    from shards.sources.base import PlannedEvent, Source
-
-DIMENSIONS = ("time", "channel", "y", "x")
+from shards.encoding import decode_chunk
+from shards.errors import ContentError, StoreError, verify_hint
+from shards.manifest import Codes
+from shards.store import Event, Store, is_sound
+from shards.zarr_metadata import ZarrMetadata, read_column, read_metadata
+from shards.zarr_shard import ABSENT, Index, index_bytes, parse_shard_index
 
 
 @dataclass(frozen=True)
@@ -69,187 +48,9 @@ class SplitLayout:
         return self.shard // self.chunk
 
 
-def split_layout(events: Sequence[PlannedEvent], frame_bytes: int, shard_bytes: int) -> SplitLayout:
-    """Chunks of the commonest event length (the longer of two as common), and as many of them as fit a shard."""
-    counts = Counter(event.length for event in events)
-    chunk = max(counts, key=lambda length: (counts[length], length))
-    starts = np.cumsum([0, *(event.length for event in events)], dtype=np.int64)
-    most = -(-int(starts[-1]) // chunk)
-    chunks = min(most, max(1, shard_bytes // (chunk * frame_bytes)))
-    return SplitLayout(starts, chunk, chunk * chunks)
-
-
-@dataclass(frozen=True)
-class ZarrWriter:
-    """Writes stores of format `zarr`."""
-
-    plan: StorePlan
-
-    def _layout(self, split: str) -> SplitLayout:
-        return split_layout(self.plan.splits[split], self.plan.frames.bytes, self.plan.shard_bytes)
-
-    def jobs(self) -> list[ShardJob]:
-        """One job per shard file; the outer events of a job may lie in its neighbours too."""
-        jobs = []
-        for split in self.plan.splits:
-            layout = self._layout(split)
-            for number, begin in enumerate(range(0, layout.frames, layout.shard)):
-                end = min(begin + layout.shard, layout.frames)
-                first = int(np.searchsorted(layout.starts, begin, side="right")) - 1
-                last = int(np.searchsorted(layout.starts, end, side="left"))
-                jobs.append(ShardJob(split, number, first, last))
-        return jobs
-
-    def write(self, source: Source, job: ShardJob, tick: Tick) -> ShardResult:
-        """Write one shard file, chunk by chunk."""
-        layout, spec = self._layout(job.split), self.plan.frames
-        begin = job.number * layout.shard
-        end = min(begin + layout.shard, layout.frames)
-        written = []
-        name = shard_name(job.split, job.number)
-        with HashedFile(self.plan.store / name, self.plan.work) as file:
-            shard = ShardWriter(file, layout.chunks_per_shard, (layout.chunk, *spec.shape), self.plan.encoding)
-            for i in range(job.first, job.last):
-                frames, event = read_event(source, self.plan.splits[job.split][i], spec, self.plan.scale)
-                start, stop = int(layout.starts[i]), int(layout.starts[i + 1])
-                shard.add(frames[max(start, begin) - start : min(stop, end) - start])
-                if start >= begin:
-                    written.append(event)
-                    tick(1, frames.nbytes)
-            shard.finish()
-        return ShardResult(job, ShardInfo(name, file.size, len(written), file.digest), tuple(written))
-
-    def finish(self, results: Sequence[ShardResult]) -> tuple[FileInfo, ...]:
-        """The groups and arrays, coordinates and event tables, then the consolidated metadata."""
-        folder = self.plan.store
-        shards = {result.info.file for result in results}
-        _remove_others(folder, shards)
-        root = zarr.create_group(folder, zarr_format=3, attributes={"Conventions": "CF-1.10"})
-        for split in self.plan.splits:
-            group = root.create_group(split, attributes={"Conventions": "CF-1.10"})
-            self._create_frames(group, split)
-            events = [event for result in results if result.job.split == split for event in result.events]
-            _write_tables(group, events, self.plan.step_seconds)
-        with warnings.catch_warnings():
-            # zarr v3's text doesn't have consolidated metadata yet; zarr, xarray and others read it, and none must.
-            warnings.filterwarnings(
-                "ignore", message="Consolidated metadata is currently not part", category=UserWarning
-            )
-            for split in self.plan.splits:
-                zarr.consolidate_metadata(str(folder), path=split)
-            zarr.consolidate_metadata(str(folder))
-        names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-        return tuple(
-            FileInfo(name, (folder / name).stat().st_size, file_digest(folder / name))
-            for name in names
-            if name not in shards
-        )
-
-    def _create_frames(self, group: zarr.Group, split: str) -> None:
-        """The array's metadata; its shards are there already."""
-        layout, spec = self._layout(split), self.plan.frames
-        codecs: dict[str, Any] = {
-            "raw": None,
-            "zstd": ZstdCodec(level=ZSTD_LEVEL),
-            "lz4": BloscCodec(typesize=1, cname="lz4", clevel=BLOSC_LEVEL, shuffle="noshuffle"),
-        }
-        group.create_array(
-            "frames",
-            shape=(layout.frames, *spec.shape),
-            chunks=(layout.chunk, *spec.shape),
-            shards=(layout.shard, *spec.shape),
-            dtype="uint8",
-            compressors=codecs[self.plan.encoding],
-            fill_value=0,
-            dimension_names=DIMENSIONS,
-            attributes=cf_attributes(self.plan.scale),
-        )
-
-
 def shard_name(split: str, number: int) -> str:
-    """The file of a shard of `frames`, below the store."""
+    """Return the file of a shard of `frames`, below the store."""
     return f"{split}/frames/c/{number}/0/0/0"
-
-
-def _remove_others(folder: Path, shards: set[str]) -> None:
-    """Take away what an interrupted call to `finish` left between the shards."""
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_file() and path.relative_to(folder).as_posix() not in shards:
-            path.unlink()
-        elif path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-
-
-def cf_attributes(scale: Scale) -> dict[str, Any]:
-    """The CF attributes that turn codes into values: value = add_offset + scale_factor * code."""
-    attributes: dict[str, object] = {
-        "long_name": scale.quantity,
-        "units": scale.unit,
-        "scale_factor": scale.gain,
-        "add_offset": scale.offset,
-        "valid_max": scale.max_code,
-    }
-    if scale.missing_code is not None:
-        attributes["_FillValue"] = scale.missing_code
-    return attributes
-
-
-def _write_tables(group: zarr.Group, events: Sequence[WrittenEvent], step_seconds: float | None) -> None:
-    """Everything of a split but its frames."""
-    planned = [event.planned for event in events]
-    lengths = np.array([event.length for event in planned], dtype=np.int32)
-    number = np.repeat(np.arange(len(planned), dtype=np.int32), lengths)
-    _put(group, "event", number, "time", {"long_name": "index of the frame's event in the split"})
-    stamps = [_frame_times(event, step_seconds) for event in planned]
-    if planned and all(stamp is not None for stamp in stamps):
-        seconds = np.concatenate([stamp for stamp in stamps if stamp is not None])
-        attributes = {"standard_name": "time", "units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian"}
-        _put(group, "time", seconds, "time", attributes)
-    first = np.cumsum(lengths, dtype=np.int64) - lengths
-    _put(group, "event_first", first, "event", {"long_name": "index of the event's first frame along time"})
-    _put(group, "event_length", lengths, "event", {"long_name": "frames of the event"})
-    crc = np.array([event.crc32 for event in events], dtype=np.uint32)
-    _put(group, "event_crc32", crc, "event", {"long_name": "zlib.crc32 of the event's frames"})
-    offsets = np.array([event.run_offset for event in planned], dtype=np.int64)
-    _put(group, "event_run_offset", offsets, "event", {"long_name": "index of the first frame in the unbroken run"})
-    texts = {
-        "event_key": [event.key for event in planned],
-        "event_mode": [event.mode or "" for event in planned],
-        "event_run": [event.run or event.key for event in planned],
-        "event_start_time": [event.start_time or "" for event in planned],
-        "event_metadata": [event.metadata for event in events],
-    }
-    for name, column in texts.items():
-        _put(group, name, np.array(column, dtype=object), "event", {})
-
-
-def _put(group: zarr.Group, name: str, values: npt.NDArray[Any], dimension: str, attributes: dict[str, Any]) -> None:
-    array = group.create_array(
-        name,
-        shape=values.shape,
-        chunks=values.shape,
-        dtype="string" if values.dtype == object else values.dtype,
-        compressors=None,
-        dimension_names=(dimension,),
-        attributes=attributes,
-    )
-    array[:] = values
-
-
-def _frame_times(event: PlannedEvent, step_seconds: float | None) -> npt.NDArray[np.int64] | None:
-    """Seconds since 1970 of every frame, or None without a clock."""
-    if event.times is not None:
-        return np.array([round(_moment(text).timestamp()) for text in event.times], dtype=np.int64)
-    if event.start_time is None or step_seconds is None:
-        return None
-    start = _moment(event.start_time)
-    return np.array(
-        [round((start + timedelta(seconds=step_seconds * i)).timestamp()) for i in range(event.length)], dtype=np.int64
-    )
-
-
-def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True)
@@ -265,55 +66,40 @@ class ZarrStore(Store):
     """Reads stores of format `zarr`."""
 
     def _load_table(self, split: str) -> ZarrTable:
-        names = ("first", "length", "crc32", "key", "mode", "run", "run_offset", "start_time")
-        group = self._group(split, names)
-        try:
-            return self._parse_table(group, split)
-        except StoreError:
-            raise
-        except Exception as error:  # zarr raises a different one for every kind of damage
-            raise StoreError(f"{self.path}/{split}: no event table ({error}); {verify_hint(self.path)}") from error
+        metadata = read_metadata(self.files, self.manifest, split)
+        table = self._parse_table(metadata, split)
+        self._tables[f" arrays {split}"] = metadata
+        return table
 
-    def _group(self, split: str, tables: Sequence[str]) -> zarr.Group:
-        """The split's group in memory, with some of its event tables: what it is made of is the manifest's, byte for
-        byte.
-        """
-        arrays = [f"{split}/event_{name}/" for name in tables]
-        contents: dict[str, Any] = {}
-        for info in self.manifest.files:
-            if info.file == f"{split}/zarr.json" or any(info.file.startswith(f"{array}c/") for array in arrays):
-                data = self.files.read_all(info.file, info.bytes)
-                if hashlib.sha256(data).hexdigest() != info.sha256:
-                    raise ContentError(
-                        f"{self.path}/{info.file}: was changed (SHA-256); {verify_hint(self.path)}", shard=info.file
-                    )
-                contents[info.file.removeprefix(f"{split}/")] = Buffer.from_bytes(data)
-        return zarr.open_group(MemoryStore(contents, read_only=True), mode="r")
-
-    def _parse_table(self, group: zarr.Group, split: str) -> ZarrTable:
+    def _parse_table(self, metadata: ZarrMetadata, split: str) -> ZarrTable:
         def column(name: str) -> list[Any]:
-            array = group[f"event_{name}"]
-            assert isinstance(array, zarr.Array)
-            return list(np.asarray(array[:]).tolist())
+            return read_column(self.files, self.manifest, split, metadata, f"event_{name}")
 
-        expected = self.manifest.splits[split]
-        frames = group["frames"]
-        assert isinstance(frames, zarr.Array) and frames.shards is not None
-        length = column("length")
-        starts = np.cumsum([0, *length], dtype=np.int64)
-        told = len(length), int(starts[-1]), column("first"), frames.shape, min(length, default=1) > 0
-        spec = self.manifest.frames.shape
-        if told != (expected.events, expected.frames, starts[:-1].tolist(), (expected.frames, *spec), True):
+        info = self.manifest.splits[split]
+        lengths = column("length")
+        starts = np.cumsum([0, *lengths], dtype=np.int64)
+        fits = min(lengths, default=1) > 0 and metadata.chunk <= max(lengths, default=0)
+        if (len(lengths), int(starts[-1]), column("first"), fits) != (
+            *(info.events, info.frames),
+            *(starts[:-1].tolist(), True),
+        ):
             raise StoreError(
-                f"{self.path}/{split}: has {len(length)} events of {starts[-1]} frames in an array {frames.shape}, "
-                f"the manifest says {expected.events} of {expected.frames}; {verify_hint(self.path)}"
+                f"{self.path}/{split}: has {len(lengths)} events of {starts[-1]} frames in chunks of {metadata.chunk}, "
+                f"the manifest says {info.events} of {info.frames}; {verify_hint(self.path)}"
             )
         names = ("key", "mode", "run", "run_offset", "start_time")
         events = [
-            Event(key, i, length[i], mode or None, run, offset, start or None)
+            Event(key, i, lengths[i], mode or None, run, offset, start or None)
             for i, (key, mode, run, offset, start) in enumerate(zip(*map(column, names), strict=True))
         ]
-        return ZarrTable(events, column("crc32"), SplitLayout(starts, frames.chunks[0], frames.shards[0]))
+        for event in events:
+            if not is_sound(event):
+                raise StoreError(
+                    f"{self.path}/{split}: event {event.index} can't be ({ascii(event)[:200]}); "
+                    + verify_hint(self.path),
+                    key=event.key[:80],
+                )
+        return ZarrTable(events, column("crc32"), SplitLayout(starts, metadata.chunk, metadata.shard))
 
     def _read(self, split: str, index: int, start: int, stop: int) -> Codes:
         table: ZarrTable = self._table(split)
@@ -349,7 +135,7 @@ class ZarrStore(Store):
         out[:] = frames[first : first + len(out)]
 
     def _index(self, split: str, shard: int, key: str) -> Index:
-        """Where the chunks of a shard lie."""
+        """Return where the chunks of a shard lie."""
         layout: SplitLayout = self._table(split).layout
         known: dict[tuple[str, int], Index] = self._tables.setdefault(" shard indexes", {})
         if (split, shard) not in known:
@@ -374,7 +160,7 @@ class ZarrStore(Store):
         )
 
     def first_frame(self, split: str, index: int) -> int:
-        """Where an event begins in `frames`."""
+        """Return where an event begins in `frames`."""
         return int(self._table(split).layout.starts[index])
 
     def shard(self, split: str, index: int) -> str:
@@ -392,7 +178,8 @@ class ZarrStore(Store):
     def _metadata(self, split: str, index: int) -> str:
         texts: list[str] | None = self._tables.get(f" metadata {split}")
         if texts is None:
-            array = self._group(split, ["metadata"])["event_metadata"]
-            assert isinstance(array, zarr.Array)
-            texts = self._tables[f" metadata {split}"] = np.asarray(array[:]).tolist()
+            self._table(split)
+            metadata: ZarrMetadata = self._tables[f" arrays {split}"]
+            texts = read_column(self.files, self.manifest, split, metadata, "event_metadata")
+            self._tables[f" metadata {split}"] = texts
         return texts[index]

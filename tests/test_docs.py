@@ -119,6 +119,7 @@ def test_blocks_of_python_run(name: str, tmp_path: Path, monkeypatch: pytest.Mon
         exec(compile(block.code, f"{name}: a block", "exec"), space)
 
 
+@pytest.mark.timeout(600)
 def test_a_new_model_by_the_page(tmp_path: Path) -> None:
     """docs/new-model.md to the letter, in a folder of one's own: the model trains a step and keeps the contract."""
     typed = []

@@ -19,7 +19,7 @@ def test_readme_is_short() -> None:
     assert len(README.splitlines()) <= 260
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_every_command_works_as_written(tmp_path: Path) -> None:
     typed = [command for block in blocks(README) if block.language == "sh" for command in commands(block.code)]
     assert len(typed) >= 8

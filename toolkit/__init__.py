@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shards.store import Store
+    from toolkit.config.sections import Device
     from toolkit.forecast.make import Forecast
     from toolkit.models.base import SequenceModel
 
@@ -54,7 +55,7 @@ def predict(
     ensemble_size: int = 1,
     seed: int = 0,
     which: str = "best",
-    device: str = "auto",
+    device: Device = "auto",
     source: str | None = None,
     model_file: str | Path | None = None,
 ) -> Forecast:
@@ -98,7 +99,7 @@ def evaluate_run(
     limit: int | None = None,
     ensemble_size: int | None = None,
     force: bool = False,
-    device: str | None = None,
+    device: Device | None = None,
     model_file: str | Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Score checkpoints of a run as `toolkit evaluate` does, and return the results by checkpoint.

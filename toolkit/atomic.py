@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.files import flush
+from shards.fsync import flush
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<host>.+)-(?P<pid>\d+)(?:-[0-9a-f]{8})?\.(?P<kind>tmp|old)")
 

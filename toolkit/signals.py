@@ -20,11 +20,11 @@ class StopRequest:
     """Becomes true when this process is asked to stop.
 
     Args:
-        said: a line for who presses Ctrl-C: a step can take minutes, and until it ends nothing else is to be seen.
+        notice: a line for who presses Ctrl-C: a step can take minutes, and until it ends nothing else is logged.
     """
 
-    def __init__(self, said: str = "") -> None:
-        self._said = said
+    def __init__(self, notice: str = "") -> None:
+        self._notice = notice
         self.name: str | None = None
         self._interrupted_at: float | None = None
 
@@ -37,8 +37,8 @@ class StopRequest:
         if number == signal.SIGINT:
             if self._interrupted_at is None:
                 self._interrupted_at = time.monotonic()
-                if self._said:
-                    os.write(2, f"{self._said}\n".encode())  # print() may be what the signal interrupted
+                if self._notice:
+                    os.write(2, f"{self._notice}\n".encode())  # print() may be what the signal interrupted
             elif time.monotonic() - self._interrupted_at > SAME_KEYSTROKE_S:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)

@@ -156,7 +156,7 @@ def _check_memories(model: StepSequence, config: RunConfig, frames: FrameSpec) -
 def _check_estimate(config: RunConfig, frames: FrameSpec) -> None:
     measured = measure(config, frames.channels)
     area = area_of(config, frames.height, frames.width)
-    constant, _, by_area, *_ = measured["parameters"]  # type: ignore[misc]
+    constant, _, by_area, *_ = measured["parameters"]
     counted = count_parameters(config.model, frames)
     assert constant + by_area * area == counted, (
         f"the planner counts {constant + by_area * area} of {counted} parameters"

@@ -46,7 +46,6 @@ def as_typed(text: str) -> str:
     """Replace `python launch/train.py` in a text by the command that is available: `toolkit train` if installed."""
     if shipped.CHECKOUT is not None and Path(sys.argv[0]).stem != "toolkit":
         return text
-    text = text.replace("python launch/jobs/job.py", "python -m launch.jobs.job")
     return SCRIPT.sub(lambda m: f"{m[1]}-m {m[2] or ''}launch.{m[3]}" if m[1] else f"toolkit {m[3]}", text)
 
 
@@ -88,9 +87,9 @@ RUN_HELP = "a run: its directory, or its name as status shows it, which may be s
 
 
 def add_run(parser: argparse.ArgumentParser, what: str = RUN_HELP) -> None:
-    """Add a run, which is given as an argument or by `--run`; `run_given` tells which."""
+    """Add a run, which is given as an argument or by `--run`; `run_given` returns it."""
     parser.add_argument("run_argument", nargs="?", metavar="RUN", help=what)
-    parser.add_argument("--run", dest="run_option", metavar="RUN", help="the same")
+    parser.add_argument("--run", dest="run_option", metavar="RUN", help="same as the argument RUN")
 
 
 def run_given(arguments: argparse.Namespace) -> str | None:
@@ -116,9 +115,11 @@ def add_model_file(parser: argparse.ArgumentParser) -> None:
 
 
 class _Renamed(argparse.Action):
-    """An option by its old name: taken for one release, with a warning, and not shown by --help."""
+    """An option under its old name: accepted for one release, with a warning, and hidden from --help."""
 
-    new = ""
+    def __init__(self, *arguments: Any, new: str, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.new = new
 
     def __call__(
         self, parser: object, namespace: argparse.Namespace, values: object, option: str | None = None
@@ -128,9 +129,9 @@ class _Renamed(argparse.Action):
 
 
 def add_renamed(parser: argparse.ArgumentParser, old: str, new: str, dest: str, **options: Any) -> None:
-    """Take the option `new`, which sets `dest`, by its old name too."""
-    action = type("_Renamed", (_Renamed,), {"new": new})
-    parser.add_argument(old, dest=dest, action=action, help=argparse.SUPPRESS, default=argparse.SUPPRESS, **options)
+    """Accept the option `new`, which sets `dest`, under its old name too."""
+    hidden = argparse.SUPPRESS
+    parser.add_argument(old, dest=dest, action=_Renamed, new=new, help=hidden, default=hidden, **options)
 
 
 def run_script(main: Callable[[], int]) -> NoReturn:
@@ -143,7 +144,7 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         # The errors of toolkit and of shards carry an exit code; one without is a bug, and its traceback is wanted.
         if not hasattr(error, "exit_code"):
             raise
-        print(as_typed(f"error: {error}"), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         code = int(error.exit_code)
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]

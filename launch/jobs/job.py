@@ -15,10 +15,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from launch.cli.parser import make_parser, positive, run_script
+from launch.jobs.attempts import count_starts, going_in_circles, note_early_failure, why_stopped
 from launch.jobs.ranks import SignalRelay, meaning, run_ranks
 from toolkit.distributed import slurm
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE
@@ -34,8 +36,8 @@ LOG_WAIT_S = 10.0
 logger = logging.getLogger(__name__)
 WAIT_S = 0.2  # between two looks at the run's lock
 EXAMPLES = """\
-  python launch/jobs/job.py runs/demo/modernn-seed1-1a2b3c4d             # go on with a run, here, in the foreground
-  python launch/jobs/job.py runs/demo/modernn-seed1-1a2b3c4d --ranks 2   # on two processes"""
+  python -m launch.jobs.job runs/demo/modernn-seed1-1a2b3c4d             # start or resume a run, in the foreground
+  python -m launch.jobs.job runs/demo/modernn-seed1-1a2b3c4d --ranks 2   # on two processes"""
 
 
 def job_id() -> str:
@@ -64,7 +66,11 @@ def run_job(run: RunDir, ranks: int = 1, scripts: Path = SCRIPTS, log_files: boo
     task = slurm.task()
     if task is not None and task.rank > 0:
         return _train_along(run, task, scripts, log_files)
+    if why := why_stopped(run.path.parent):
+        print(f"not begun: {why}", file=sys.stderr, flush=True)
+        return EXIT_OK
     with SignalRelay() as relay, contextlib.ExitStack() as stack:
+        before = read_lock(run.path)
         lock = _acquire_lock(run, ranks, relay, stack)
         if lock is None:
             return EXIT_REQUEUE
@@ -72,10 +78,7 @@ def run_job(run: RunDir, ranks: int = 1, scripts: Path = SCRIPTS, log_files: boo
         job = _Job(run, relay, lock, log_files, task)
         code = EXIT_OK
         if not run.done:
-            code = job.phase("train", [str(scripts / "train.py"), *_run_given(run)], ranks)
-            if code == EXIT_OK and not run.done:
-                run.mark_failed("train: returned 0 without marking the run DONE")
-                code = EXIT_FAILURE
+            code = job.train(before, [str(scripts / "train.py"), *_run_given(run)], ranks)
         if code == EXIT_OK and missing_scores(run, split):
             code = job.phase("evaluate", [str(scripts / "evaluate.py"), *_run_given(run)], 1)
             if code == EXIT_OK:
@@ -96,16 +99,16 @@ def _acquire_lock(run: RunDir, ranks: int, relay: SignalRelay, stack: contextlib
     Slurm may begin a job again that is still alive (slurmd or the network died, not the node), or the file system may
     keep a lost node's lock for a while: an earlier start of this very job is waited for, any other job is not.
     """
-    told = False
+    logged = False
     while not relay.received:
         try:
             return stack.enter_context(hold(run.path, job=job_id(), ranks=ranks, submitted=_submitted(run)))
         except RunBusyError as error:
             if not slurm.is_earlier_start(read_lock(run.path).get("job")):
                 raise
-            if not told:
+            if not logged:
                 logger.warning("%s: an earlier start of this job; waiting until it has ended", error)
-            told = True
+            logged = True
             time.sleep(WAIT_S)
     return None
 
@@ -126,7 +129,7 @@ def _train_along(run: RunDir, task: slurm.Task, scripts: Path, log_files: bool) 
     with SignalRelay() as relay:
         began, logged = time.monotonic(), False
         while read_lock(run.path).get("job") != job_id():  # until the first task has the run
-            if relay.received:
+            if relay.received or why_stopped(run.path.parent):
                 return EXIT_OK
             if not logged and time.monotonic() - began > LOG_WAIT_S:
                 logged = True
@@ -167,6 +170,21 @@ class _Job:
         self.lock = lock
         self.log_files = log_files
         self.task = task
+
+    def train(self, before: Mapping[str, Any], arguments: list[str], ranks: int) -> int:
+        """Train, unless the starts before, of which `before` is the last one's lock, have gained no step."""
+        counted = count_starts(self.run, before)
+        self.lock.note(**counted)
+        if why := going_in_circles(self.run, counted):
+            self.run.mark_failed(why)
+            return EXIT_FAILURE
+        code = self.phase("train", arguments, ranks)
+        if code == EXIT_OK and not self.run.done:
+            self.run.mark_failed("train: returned 0 without marking the run DONE")
+            code = EXIT_FAILURE
+        if code not in (EXIT_OK, EXIT_REQUEUE):
+            note_early_failure(self.run, float(self.lock.record["started"]))
+        return code
 
     def phase(self, name: str, arguments: list[str], ranks: int) -> int:
         """Run one script; on failure leave a reason in the run directory, unless the script did."""
@@ -216,8 +234,10 @@ def main(argv: Sequence[str] | None = None, scripts: Path = SCRIPTS) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = make_parser("jobs/job.py", "Train and score one run directory: what the jobs of a sweep run.", EXAMPLES)
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="made by launch/sweep.py")
+    parser = make_parser(
+        "launch.jobs.job", "Train and evaluate one run directory, as the jobs of a sweep do.", EXAMPLES
+    )
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the run directory")
     parser.add_argument("--ranks", type=positive, default=1, metavar="N", help="processes to train with (default: 1)")
     parser.add_argument("--log-files", action="store_true", help="write the output to RUN_DIR/logs instead of here")
     return parser.parse_args(argv)

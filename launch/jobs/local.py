@@ -3,63 +3,25 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import submitit
 from submitit.helpers import CommandFunction
 
+from launch.jobs.attempts import why_stopped
+from launch.jobs.machine import Machine
 from launch.jobs.submitter import Job, JobCommand, JobState, Submitter, job_command
 from shards.filelock import lock_file
 from toolkit.rundir import lock
 
 NO_TIMEOUT_MIN = 10 * 365 * 24 * 60  # submitit's local default would end a job after two minutes
 WATCHERS = ".watching"  # <sweep>/.watching/HOST-PID, locked by each sweep.py that waits for jobs of this machine
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What this machine has to share out."""
-
-    cpus: int
-    gpus: tuple[str, ...]  # names for CUDA_VISIBLE_DEVICES
-
-    @staticmethod
-    def here() -> Machine:
-        """Return the processors that this process may use, and the NVIDIA GPUs, without importing torch."""
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if visible is None:
-            devices = [path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
-            return Machine(cpus, tuple(str(number) for number in range(len(devices))))
-        return Machine(cpus, tuple(part.strip() for part in visible.split(",") if part.strip()))
-
-    def jobs(self, ranks: int) -> int:
-        """How many jobs of so many ranks run side by side by default."""
-        return max(1, (len(self.gpus) or self.cpus) // ranks)
-
-    def environment(self, jobs: int, ranks: int, slot: int) -> list[str]:
-        """Arguments of `env` for the job in a slot: its share of processors and GPUs.
-
-        A number of threads that the user set stays. Jobs share GPUs when there are fewer than jobs times ranks; the
-        ranks of one job can't, and its training says so (`check_seats`), unless `train.device` is `cpu`.
-        """
-        settings = []
-        if "OMP_NUM_THREADS" not in os.environ:
-            settings.append(f"OMP_NUM_THREADS={max(1, self.cpus // (jobs * ranks))}")
-        if self.gpus:
-            mine = {self.gpus[(slot * ranks + rank) % len(self.gpus)]: None for rank in range(ranks)}
-            settings.append(f"CUDA_VISIBLE_DEVICES={','.join(mine)}")
-        elif "CUDA_VISIBLE_DEVICES" not in os.environ:
-            return ["-u", "CUDA_VISIBLE_DEVICES", *settings]  # submitit would set it to nothing and hide all
-        return settings
 
 
 class _LocalLayer(Submitter):
@@ -90,7 +52,11 @@ class _LocalLayer(Submitter):
                 del self._slots[slot]
             elif self._cancelled:
                 started.stop()
-        for job in [job for job, state in self._states.items() if state is JobState.QUEUED]:
+        waiting = [job for job, state in self._states.items() if state is JobState.QUEUED]
+        if waiting and why_stopped(waiting[0].run.parent):
+            self._states.update(dict.fromkeys(waiting, JobState.ENDED))
+            waiting = []
+        for job in waiting:
             if len(self._slots) == self.jobs:
                 break
             if lock.holder(job.run) is not None:  # another sweep was quicker: nothing to start here

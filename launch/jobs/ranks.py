@@ -98,7 +98,7 @@ def run_ranks(
         return _wait(processes, relay, describe, check)
     finally:
         for process in processes:
-            _end(process)
+            end_group(process)
 
 
 def _start(
@@ -114,11 +114,11 @@ def _start(
             stderr=subprocess.STDOUT if output else None,
             start_new_session=True,  # a Ctrl-C in the terminal comes to us alone, and we hand it on once
             pass_fds=pass_fds,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     # Even a SIGKILL of this process can't orphan a rank: the kernel then sends it SIGTERM, and it checkpoints. In a
     # step of Slurm its time is up: Slurm drains a node on which a rank lingers.
     if _LIBC is not None:
@@ -209,7 +209,7 @@ def meaning(code: int) -> str:
     return f"exit code {code} ({EXIT_MEANING.get(code, 'unknown')})"
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_group(process: subprocess.Popen[bytes]) -> None:
     # The rank leads its own group: this takes its reader processes along, and is in vain when all have ended.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The code that jobs run: a copy made when they are submitted, so that editing goes on while they wait.
+"""The code that jobs run: a copy made when they are submitted, so that files can be edited while they wait.
 
 runs/<sweep>/code/<hash>/        the files, by the hash of their names and contents: equal code is kept once
   uncommitted.diff               what differed from the commit
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 from toolkit.atomic import write_atomic
 from toolkit.errors import ConfigError
 
+logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("launch", "toolkit", "shards", "configs")  # what a job runs; outside git, and installed, all that is copied
 MARK = "COMPLETE"
@@ -34,6 +36,20 @@ class Snapshot:
     path: Path
     untracked: tuple[str, ...]  # files that were copied though git doesn't know them
     commit: str | None  # None: the code is not under version control (installed, or no git)
+
+
+def check_origin(script: Path) -> None:
+    """Refuse to run a checkout's script with the packages of another one, whose code the jobs would run.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    checkout = script.resolve().parents[1] if len(script.resolve().parents) > 1 else ROOT
+    if script.parent.name == "launch" and checkout != ROOT and (checkout / "toolkit" / "rundir").is_dir():
+        raise ConfigError(
+            f"{script} is of the checkout {checkout}, but this Python takes launch and toolkit from {ROOT}, whose code "
+            f"the jobs would run: set PYTHONPATH={checkout}, or install it: pip install -e {checkout}"
+        )
 
 
 def take(sweep: Path, root: Path = ROOT) -> Snapshot:
@@ -137,6 +153,13 @@ def _listing(root: Path) -> tuple[list[str], tuple[str, ...], str | None]:
         commit = _git(root, "rev-parse", "HEAD").decode().strip()
         tracked = _names(_git(root, "ls-files", "-z", "--cached"))
         others = _names(_git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *FOLDERS))
+    except subprocess.CalledProcessError as error:
+        if b"dubious ownership" in error.stderr:
+            logger.warning(
+                "git does not read %s, which is another user's (dubious ownership): the code is copied without its "
+                "commit; to record it: git config --global --add safe.directory %s", root, root
+            )  # fmt: skip
+        return sorted(_walk(root)), (), None
     except (OSError, subprocess.SubprocessError):
         return sorted(_walk(root)), (), None
     if not any(name.startswith("toolkit/") for name in tracked):  # installed below somebody's checkout of other things

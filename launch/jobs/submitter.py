@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 JOB_SCRIPT = Path(__file__).resolve().parent / "job.py"
+ENDING = "COMPLETING"  # a job of a queue that ends at this moment
 WRITERS = 16
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,10 +53,10 @@ JobCommand = Callable[[Path, int, bool], list[str]]
 """(run directory, ranks, output to log files?) -> the command of its job."""
 
 
-def job_command(run: Path, ranks: int, log_files: bool) -> list[str]:
+def job_command(run: Path, ranks: int, log_files: bool, script: Path = JOB_SCRIPT) -> list[str]:
     """Return the command that a job runs, the same on every cluster."""
     flags = ["--log-files"] if log_files else []
-    return [sys.executable, str(JOB_SCRIPT), str(run), "--ranks", str(ranks), *flags]
+    return [sys.executable, str(script), str(run), "--ranks", str(ranks), *flags]
 
 
 class Submitter(ABC):
@@ -85,6 +86,14 @@ class Submitter(ABC):
 
     def adopt(self, queued: Mapping[Path, str]) -> list[Job]:
         """Follow jobs that were in the queue before; `queued` maps runs to the names of their jobs."""
+        return []
+
+    def strangers(self, planned: Collection[Path]) -> list[str]:
+        """Return a line for each job in the queue that is of the sweep, but of no run that is planned."""
+        return []
+
+    def preview(self, runs: Sequence[Path], show: bool, test: bool) -> list[str]:
+        """Return what would be submitted, as text, and whether it would be taken."""
         return []
 
     @abstractmethod

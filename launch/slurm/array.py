@@ -35,14 +35,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "launch.slurm.array", "Run a command N times as an array of a Slurm cluster, and wait.", EXAMPLES
     )
-    parser.add_argument("--name", required=True, help="of the job; what is left of an earlier call goes by it")
-    parser.add_argument("--folder", required=True, type=Path, metavar="DIR", help="for its text, logs and exit codes")
-    parser.add_argument("--count", required=True, type=positive, metavar="N", help="tasks")
-    parser.add_argument("--cpus", type=positive, default=1, metavar="N", help="processors of a task (default: 1)")
+    parser.add_argument(
+        "--name", required=True, help="name of the job; jobs of that name left by an earlier call are cancelled"
+    )
+    parser.add_argument(
+        "--folder", required=True, type=Path, metavar="DIR", help="folder for the batch script, logs and exit codes"
+    )
+    parser.add_argument("--count", required=True, type=positive, metavar="N", help="number of tasks")
+    parser.add_argument("--cpus", type=positive, default=1, metavar="N", help="CPUs per task (default: 1)")
     parser.add_argument("--profile", metavar="NAME", help="slurm/profiles/NAME.yaml, or a file (default: default)")
-    parser.add_argument("command", nargs="+", metavar="COMMAND", help="each task's; its number is added at the end")
+    parser.add_argument(
+        "command",
+        nargs="+",
+        metavar="COMMAND",
+        help="command of each task; the task's number is appended to its arguments",
+    )
     options = parser.parse_args(argv)
-    profile = read_profile(options.profile)
+    given = read_profile(options.profile)
+    profile = given.light_request(given.time)
     client.check_installed()
     folder: Path = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,15 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [f"{job}_{index}" if array else job for index in range(options.count)]
     failed = [name for index, name in enumerate(names) if _code(folder, index) != 0]
     for name in failed:
-        said = client.exit_reason(name) or "without a word"
-        print(f"job {name} failed ({said}); its log: {folder / name}.log", file=sys.stderr)
+        reason = client.exit_reason(name) or "exited without a final status"
+        print(f"job {name} failed ({reason}); its log: {folder / name}.log", file=sys.stderr)
     return EXIT_FAILURE if failed else EXIT_OK
 
 
 def _clear(name: str, folder: Path) -> None:
     """End what an interrupted call left in the queue, and forget how earlier tasks ended."""
     if left := _queued(name):
-        print(f"ending what an interrupted call left: {', '.join(left)}", file=sys.stderr, flush=True)
+        print(f"cancelling the jobs of an interrupted call: {', '.join(left)}", file=sys.stderr, flush=True)
         client.cancel(left)
         _wait(name)
     for file in folder.glob("*.code"):

@@ -32,6 +32,7 @@ NEVER = 9999999999.0
 LOG_TIME = "%Y-%m-%d %H:%M:%S"
 SLURM_TIME = "%Y-%m-%dT%H:%M:%S"
 DOWN = ("DOWN", "FAIL", "*", "NOT_RESP")  # in the state of a node that Slurm calls lost
+NO_GPUS = "can't use the GPUs of this job"
 EVENTS = "events.jsonl"  # of a run: toolkit/rundir/events.py
 OLD_RESTARTS = "restarts.tsv"  # of the last release
 QUESTIONS = ("signal", "step", "restart", "fail", "lost", "avoid", "revisited")
@@ -145,11 +146,17 @@ class Job:
         return [node for node in hostnames(self.nodes) if not _reaches(node)]
 
     def avoided(self, lost: str = "") -> str:
-        """Return the nodes to keep away from, with commas: `lost`, or what the run has lost last, if lately.
+        """Return the nodes to keep away from, with commas.
+
+        They are `lost`, or what the run has lost last, if lately, and those on which runs failed as soon as they began.
 
         Empty where the partition has too few others that are up.
         """
-        names = lost or last_lost(self.restarts(), time.time() - AVOID_S)
+        lately = time.time() - AVOID_S
+        root = os.path.join(self.run, "../.." if os.path.exists(os.path.join(self.run, "pack.json")) else "..")
+        bad = failing_nodes(_read(os.path.join(root, "early_failures.tsv")), lately)
+        names = lost or last_lost(self.restarts(), lately)
+        names = ",".join(sorted({*names.split(","), *bad} - {""}))
         if not names:
             return ""
         partition = "--partition=" + os.environ.get("SLURM_JOB_PARTITION", "")
@@ -192,6 +199,19 @@ def ended_by_log(log: str) -> str:
 def last_lost(restarts: "list[tuple[float, str]]", since: float) -> str:
     """Return the nodes that were lost before the last restart after a UNIX time before which any were."""
     return next((names for when, names in reversed(restarts) if names and when >= since), "")
+
+
+def failing_nodes(failures: str, since: float) -> "list[str]":
+    """Return the nodes on which several runs failed as soon as they began (launch/jobs/attempts.py).
+
+    One run is enough where it found that it can't use the node's GPUs (toolkit/distributed/device.py).
+    """
+    runs = {}  # type: dict[str, set[str]]
+    for line in failures.splitlines():
+        fields = line.split("\t")
+        if len(fields) == 4 and fields[1] and fields[0].isdigit() and int(fields[0]) >= since:
+            runs.setdefault(fields[1], set()).update([fields[2], NO_GPUS] if NO_GPUS in fields[3] else [fields[2]])
+    return sorted(node for node, those in runs.items() if len(those) > 1)
 
 
 def hostnames(nodes: str) -> "list[str]":

@@ -7,10 +7,12 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from launch.slurm.profile import Profile
+from launch.slurm.refusals import explain
 from toolkit.errors import EXIT_USAGE, ToolkitError
 
 TIMEOUT_S = 90
@@ -18,30 +20,8 @@ WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", 
 NEEDED = ("sbatch", "squeue", "scontrol")
 # What a shell may say to sbatch by SBATCH_ variables; other such variables would contradict our texts.
 SITE_VARIABLES = ("ACCOUNT", "PARTITION", "QOS", "CONSTRAINT", "RESERVATION")
-HINTS = (
-    (r"munge", "munge, which proves to Slurm who you are, doesn't run on this machine: ask who runs it"),
-    (r"configuration source|resolve.*SRV", "this shell knows of no cluster: is SLURM_CONF set, is this a login node?"),
-    (r"[Uu]nable to contact|Connection refused|timed out", "the controller doesn't answer: try `scontrol ping`, wait"),
-    (r"[Ii]nvalid partition", "set `partition` in the profile to one of: {partitions}"),
-    (r"[Ii]nvalid account", "set `account` in the profile; yours: `sacctmgr show user $USER withassoc`"),
-    (r"[Ii]nvalid qos", "set `qos` in the profile; yours: `sacctmgr show user $USER withassoc format=qos`"),
-    (r"[Ii]nvalid feature", "`constraint` in the profile names a feature that no node has: see `sinfo -o '%R %f'`"),
-    (
-        r"[Ii]nvalid (node name|generic resource)",
-        "no node has what was asked for (--gpus-per-node 0: no GPUs). Nodes: {nodes}",
-    ),
-    (
-        r"node configuration is not available|[Nn]ode count specification|More processors requested",
-        "no node has as many GPUs (--gpus-per-node), CPUs or as much memory as was asked for, or there are fewer nodes "
-        "than --nodes. Nodes: {nodes}",
-    ),
-    (r"time limit", "lower `time` in the profile; limits: `sinfo -o '%R %l'`"),
-    (r"[Jj]ob violates|QOSMax|AssocMax|[Ss]ubmit limit|limit reached", "submit fewer runs, or wait until some ended"),
-    (
-        r"array (index|is too)|MaxArraySize|[Ii]nvalid job array",
-        "no array of this size: `scontrol show config | grep Array`",
-    ),
-)
+# These change what Slurm's other commands print or do, and are the caller's business alone.
+OTHERS_VARIABLES = ("SQUEUE_", "SCANCEL_", "SCONTROL_", "SINFO_", "SACCT_", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
 
 
 class SlurmError(ToolkitError):
@@ -60,6 +40,7 @@ class QueuedJob:
     comment: str
     reason: str = ""  # why it waits
     nodes: str = ""
+    packed: bool = False  # it runs several runs
 
     @property
     def index(self) -> int:
@@ -85,6 +66,8 @@ def call(
     Raises:
         SlurmError: it isn't here, failed, or took longer than it may.
     """
+    if environ is None:
+        environ = {key: value for key, value in os.environ.items() if not key.startswith(OTHERS_VARIABLES)}
     try:
         done = subprocess.run(
             command, input=text, env=environ, capture_output=True, text=True, timeout=timeout_s, check=False
@@ -96,24 +79,6 @@ def call(
     if done.returncode:
         raise SlurmError(explain(command[0], done.stderr.strip() or f"exit code {done.returncode}"))
     return done.stdout
-
-
-def explain(command: str, message: str) -> str:
-    """Return an error of Slurm with what to do about it."""
-    lines = [re.sub(r"^\w+: (error: )?", "", line) for line in message.splitlines()]
-    hint = next((hint for pattern, hint in HINTS if re.search(pattern, message)), None)
-    if hint is not None:
-        hint = hint.format(partitions=_sinfo("%R") if "{part" in hint else "", nodes=_sinfo("%n: %c CPUs, %m MB, %G"))
-    return f"{command}: {'; '.join(dict.fromkeys(lines))}" + (f"\n{hint[:1].upper()}{hint[1:]}" if hint else "")
-
-
-def _sinfo(form: str) -> str:
-    try:
-        done = subprocess.run(["sinfo", "-h", "-o", form], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "(sinfo doesn't answer)"
-    lines = list(dict.fromkeys(done.stdout.split("\n")[:-1]))
-    return "; ".join(lines[:8]) + ("; ..." if len(lines) > 8 else "")
 
 
 def check_installed() -> None:
@@ -131,10 +96,15 @@ def check_installed() -> None:
         )
 
 
-def max_array_size() -> int:
-    """How many tasks an array may have; 1 or less: no arrays."""
-    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"), re.MULTILINE)
-    return int(match[1]) if match else 0
+def configuration() -> dict[str, str]:
+    """Return the cluster's settings, by key."""
+    return dict(re.findall(r"^(\w+)\s*=[ \t]*(.*?)[ \t]*$", call("scontrol", "show", "config"), re.MULTILINE))
+
+
+def max_array_size(settings: Mapping[str, str] | None = None) -> int:
+    """Return how many tasks an array may have; 1 or less: no arrays."""
+    given = (configuration() if settings is None else settings).get("MaxArraySize", "")
+    return int(given) if given.isdecimal() else 0
 
 
 def queue(user: str | None = None, timeout_s: float = TIMEOUT_S) -> list[QueuedJob]:
@@ -182,7 +152,7 @@ def submission_environment(profile: Profile) -> dict[str, str]:
     submissions do not depend on where they are made."""
     kept = {"SLURM_CONF", "SLURM_CONF_SERVER"}
     kept |= {f"SBATCH_{key}" for key in SITE_VARIABLES if getattr(profile, key.lower(), None) is None}
-    outer = ("SLURM", "SRUN_", "SBATCH_", "SUBMITIT_", "PMI_", "PMIX_", "TORCHELASTIC_")
+    outer = (*OTHERS_VARIABLES, "SLURM", "SRUN_", "SBATCH_", "SUBMITIT_", "PMI_", "PMIX_", "TORCHELASTIC_")
     return {key: value for key, value in os.environ.items() if key in kept or not key.startswith(outer)}
 
 
@@ -197,6 +167,28 @@ def sbatch(file: str, environ: Mapping[str, str]) -> str:
     if not numbers:
         raise SlurmError(f"sbatch: names no job in its answer: {answer.strip()!r}")
     return str(numbers[-1])
+
+
+def sbatch_test(text: str, environ: Mapping[str, str]) -> str:
+    """Return what sbatch says of a text that it only tests: when the job would begin, and where.
+
+    Raises:
+        SlurmError: it would be refused.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
+        file.write(text)
+        file.flush()
+        done = subprocess.run(
+            ["sbatch", "--test-only", file.name],
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    if done.returncode:
+        raise SlurmError(explain("sbatch", done.stderr.strip()))
+    return (done.stderr + done.stdout).strip()
 
 
 def cancel(names: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 # What the text of every job does around its step; `<run>/submit.sbatch` (script.py) sources it from the snapshot of the
 # code, after it has set run, code, home, python, max_restarts, signal_s and exclude, and defined
-#   prepare   what is done before the step: modules, the profile's own lines, variables
-#   run_step  the step: srun of launch/jobs/job.py, once per rank
+#   prepare   what is done before the step: modules, the profile's own lines, variables; cleanup: what is done after it
+#   run_step  the step: srun of launch/jobs/job.py, once per rank, or of pack.py; then `run` is a submission's folder
 #
 # - causes.py says which signals Slurm sends, and finds why, and what nodes were lost; where no Python starts it, jobs
 #   stop and requeue all the same. It records restarts and failures in events.jsonl (toolkit/rundir/events.py).
@@ -14,15 +14,14 @@ UNKNOWN="cause unknown: no Python on this node could look for it"
 REQUEUE=3 BUSY=7 # exit codes (toolkit/errors.py)
 is_stop() { [[ $1 == @(3|138|140|143) ]]; } # 128 + n: signal n ended tasks while Python was starting: nothing to save
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
-restart=${SLURM_RESTART_COUNT:-0}
-log=$run/logs/${job}_${restart}_batch.log
-next=$run/logs/${job}_$((restart + 1))_batch.log
-gone='' why='' step='' said='' asked=''
+verdict=$run/FAILED && [ ! -e "$run/pack.json" ] || verdict=$run/logs/$job.failed
+restart=${SLURM_RESTART_COUNT:-0} log=$run/logs/${job}_${restart}_batch.log
+next=$run/logs/${job}_$((restart + 1))_batch.log gone='' why='' step='' said='' asked=''
 tell() { echo "$(date '+%F %T') $*"; }
 told() { said=$1 && tell "told to stop: $1"; }
 about() { scontrol --oneliner show job "$job"; } # an array's task by its number: the plain id may be the whole array's
 fail() { echo "error: $*" >&2; [ ! -w "$run" ] || failed "$*"; exit 2; }
-failed() { echo "job $job: $1" >"$run/FAILED" && causes fail --cause "job $job: $1" "${@:2}"; }
+failed() { echo "job $job: $1" >"$verdict" && causes fail --cause "job $job: $1" "${@:2}"; }
 causes() ( # prints causes.py's answer to question $1, by the run's Python or, where only a container has that, another
   trap '' TERM
   cd "$code" && for program in "$python" python3; do
@@ -51,13 +50,14 @@ stop() { # on signal $1
   told "$(causes signal --signal "$1" --warning "$signal_s")"
   [[ $said != lost* ]] || (trap '' TERM && keep_away "${said#lost }")
 }
+news() { tail -n "+$((mark + 1))" "$log"; } # what the step, and srun, have said
 no_step() { # whether srun has started nothing: a controller that is away, or still ends an earlier start of this job
-  ((result != 0)) && tail -n "+$((mark + 1))" "$log" | grep -qE '^srun: error: Unable to (create step|confirm allocation)'
+  ((result != 0)) && news | grep -qE '^srun: error: Unable to (create step|confirm allocation)'
 }
 leave_to_next() { [ ! -e "$next" ] || { tell "Slurm has begun this job again: left to that start"; exit $REQUEUE; }; }
 
 # --- it begins
-[ -r "$run/config.yaml" ] || fail "node $(hostname) can't see $run: put runs where all nodes can (--runs DIR)"
+[ -r "$run" ] || fail "node $(hostname) can't see $run: put runs where all nodes can (--runs DIR)"
 mkdir -p "$run/logs"
 exec >>"$log" 2>&1
 tell "job $job, start $((restart + 1)), on $SLURM_JOB_NODELIST"
@@ -69,13 +69,11 @@ if ((restart > 0)); then
   ((restart <= max_restarts)) || exit $REQUEUE
 fi
 cd "$home" || fail "node $(hostname) can't see $home, where the run was submitted"
-rm -f "$run/FAILED"
+rm -f "$verdict"
 [ -z "$(causes revisited)" ] || { told "on a node that this run has lost lately" && again; }
 # --- the step
-said=
-prepare
-trap 'stop USR2' USR2
-trap 'stop TERM' TERM
+said='' && prepare
+trap 'stop USR2' USR2; trap 'stop TERM' TERM
 for attempt in {1..6}; do
   mark=$(wc -l <"$log")
   run_step & step=$!
@@ -86,17 +84,19 @@ for attempt in {1..6}; do
   [ -z "$asked" ] && no_step || break
   sleep $PATIENCE
 done
+(cleanup)
 # --- it ends
 leave_to_next
 ((result != 0 && result != BUSY)) || exit $result # done; or another job has the run
-if ! is_stop $result || [ -e "$run/FAILED" ]; then
+if ! is_stop $result || [ -e "$verdict" ]; then
   # Ranks see the loss of a node long before Slurm does, and fail of it. That is no failure of the run.
   gone=$(causes lost) state=$(about 2>/dev/null)
   if [ -z "$gone" ] && ! no_step && [[ -z $state || $state == *" Restarts=$restart "* ]]; then
-    [ -e "$run/FAILED" ] || failed "srun returned $result; see $log" --exit-code $result
+    [ -e "$verdict" ] || failed "srun returned $result; see $log" --exit-code $result
+    ! news | grep -qiE 'oom.kill|out of memory' || echo "OUT_OF_MEMORY, says Slurm: raise mem in the profile" >>"$verdict"
     exit $result
   fi
-  rm -f "$run/FAILED"
+  rm -f "$verdict"
   no_step && said="no step could be started"
   [ -z "$gone" ] || said="lost $gone"
   told "${said:-$(causes step)}"

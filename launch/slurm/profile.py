@@ -1,11 +1,12 @@
 """Cluster profiles: slurm/profiles/NAME.yaml says what a job asks of one cluster, and what its nodes need.
 
-A profile is no part of a run's identity: the same run may go on under another one.
+A profile is no part of a run's identity: the same run may resume under another one.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,11 +29,36 @@ OWNED = (
 )
 
 
+# Of the profile's `sbatch`: what a small job shares with those on GPUs, and what it never asks for.
+LIGHT_OPTIONS = ("clusters", "mail-type", "mail-user", "wckey", "nice", "reservation")
+WHOLE_NODES = ("exclusive", "oversubscribe", "gres", "gpus", "gpus-per-task", "mem-per-gpu", "cpus-per-gpu")
+
+
 def _lines(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
 Lines = Annotated[tuple[str, ...], BeforeValidator(_lines)]
+
+
+def as_pack(text: str) -> str:
+    """Check a number of runs in a job. Raises ValueError."""
+    if text != "auto" and not re.fullmatch(r"[1-9]\d*", text):
+        raise ValueError("write a number of runs, or auto")
+    return text
+
+
+class Light(Options):
+    """What small jobs without GPUs ask for: the report, conversions. What is left out is the profile's own."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: str | None = Field(None, description="default: 60 minutes for the report, the profile's for conversions")
+    mem: str | None = None
+    cpus_per_task: int | None = Field(None, ge=1)
+    sbatch: dict[str, str] = Field({})
 
 
 class Profile(Options):
@@ -47,18 +73,41 @@ class Profile(Options):
     mem: str | None = Field(None, description="memory per node, for example 64G; 0: all of it")
     nodes: int = Field(1, ge=1, description="nodes per run")
     gpus_per_node: int = Field(1, ge=0, description="GPUs per node, one rank for each; 0: ranks on CPUs")
+    pack: str | None = Field(None, description="runs side by side in a job on one node; auto: as its GPUs allow")
     gpu_type: str | None = Field(None, description="for example h100")
     cpus_per_task: int = Field(4, ge=1, description="CPUs per rank: one for the step, the rest for readers")
     modules: Lines = Field((), description="loaded on the node, in this order")
     setup: Lines = Field((), description="lines of bash that run on the node before Python")
+    teardown: Lines = Field((), description="lines of bash that run on the node after the step, however it ended")
     env: dict[str, str] = Field({}, description="variables of the job, taken literally")
     interface: str | None = Field(None, description="network between nodes, for NCCL and gloo, for example ib0")
     container: str | None = Field(None, description="command that runs another in a container: `apptainer exec X.sif`")
     python: str | None = Field(None, description="Python on the nodes; default: the one that submits")
     srun: Lines = Field((), description="more options of srun, for example --container-image=X (pyxis)")
     sbatch: dict[str, str] = Field({}, description="more options of sbatch: {reservation: spring, exclusive: true}")
+    light: Light = Field(Light(), description="what the report's job and conversions ask for instead of the above")
     signal_s: int = Field(120, ge=10, description="seconds before the time limit at which a run writes its checkpoint")
     max_restarts: int = Field(100, ge=0, description="a job that was requeued so often ends")
+
+    def light_request(self, time: str | None) -> Profile:
+        """Return the profile for a small job: no GPUs, and neither whole nodes nor all their memory.
+
+        Account, QOS, partition, modules and the like are those of the runs, unless `light` has others. What a profile
+        with GPUs asks for on their account (constraint, options of sbatch) is left out.
+
+        Args:
+            time: limit, unless `light` has one.
+        """
+        update = {key: value for key, value in self.light.model_dump().items() if value is not None}
+        update.setdefault("time", time)
+        if self.mem is not None and re.fullmatch(r"0[KMGT]?", self.mem):
+            update.setdefault("mem", None)
+        kept = {key: value for key, value in self.sbatch.items() if key not in WHOLE_NODES}
+        if self.gpus_per_node:
+            update.setdefault("constraint", None)
+            kept = {key: value for key, value in kept.items() if key in LIGHT_OPTIONS}
+        update |= {"gpus_per_node": 0, "gpu_type": None, "nodes": 1, "sbatch": {**kept, **self.light.sbatch}}
+        return self.model_copy(update=update)
 
     @field_validator("time")
     @classmethod
@@ -66,6 +115,11 @@ class Profile(Options):
         if value is not None and not re.fullmatch(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}", value):
             raise ValueError("write minutes, HH:MM:SS or D-HH:MM:SS")
         return value
+
+    @field_validator("pack")
+    @classmethod
+    def _is_pack(cls, value: str | None) -> str | None:
+        return value if value is None else as_pack(value)
 
     @field_validator("env")
     @classmethod
@@ -116,6 +170,19 @@ def read_profile(name: str | None) -> Profile:
             f"{file}: {error.error_count()} fault{'s' * (error.error_count() > 1)}\n{lines}\n"
             f"Known keys: {', '.join(Profile.model_fields)}; slurm/README.md explains them."
         ) from None
+
+
+def overridden(profile: Profile, given: Mapping[str, str | None]) -> Profile:
+    """Return a profile with the keys that the command line gives.
+
+    Raises:
+        ConfigError: a value that can't be used.
+    """
+    update = {key: value for key, value in given.items() if value is not None}
+    try:
+        return Profile.model_validate({**profile.model_dump(), **update})
+    except ValidationError as error:
+        raise ConfigError("; ".join(f"--{_explain(fault)}" for fault in error.errors())) from None
 
 
 def _explain(fault: ErrorDetails) -> str:

@@ -1,14 +1,16 @@
-"""What Slurm says of the runs of a sweep, merged with what their directories say. Does not import torch.
+"""The status of a sweep's runs from Slurm, merged with that from their directories. Does not import torch.
 
-Directories come first: they say how a training goes, and they are right where nobody can be asked. Slurm knows two
-things that they don't: who waits, and why; and how a job ended that left no word. Both are asked in one call each,
-whatever the number of runs: squeue, and sacct only when a run lacks a word. Where a call fails or takes too long, that
-is said in one line and the table is made without it.
+Directories come first: they hold the progress of a training, and they are right where no scheduler answers. Slurm
+knows two things that they don't: which jobs are pending and why; and how a job ended that left no final status. Each
+takes one call, whatever the number of runs: squeue, and sacct only when a run lacks a final status. Where a call fails
+or takes too long, one line reports it and the table is made without it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import getpass
 import pwd
 import re
 import shutil
@@ -17,8 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launch.jobs.pack import PACK, RUNS, is_unfinished, listed_runs, read_pack
+from launch.jobs.submitter import ENDING
 from launch.slurm import client
 from launch.slurm.client import QueuedJob, SlurmError
+from toolkit.rundir import RunDir
+from toolkit.rundir.lock import read_lock
 from toolkit.rundir.status import RunView
 from toolkit.wording import duration, first_line
 
@@ -28,16 +34,16 @@ PATIENCE_S = 10.0
 SHARE = 20  # of the time that --watch watches, at most 1/20 is spent asking
 LONGEST_PAUSE_S = 600.0
 WORDS = {  # of squeue's reasons
-    "AssocGrpGRES": "the account has as many GPUs as it may",
-    "BeginTime": "requeued, begins again soon",
+    "AssocGrpGRES": "the account is at its GPU limit",
+    "BeginTime": "requeued, starts again soon",
     "Dependency": "another job has to end first",
-    "JobArrayTaskLimit": "as many run as --jobs allows",
+    "JobArrayTaskLimit": "limit of --jobs reached",
     "JobHeldAdmin": "held by an administrator",
     "JobHeldUser": "held; scontrol release lets it go",
     "PartitionTimeLimit": "`time` is more than the partition allows",
-    "Priority": "others come first",
-    "QOSMaxJobsPerUserLimit": "as many run as you may",
-    "ReqNodeNotAvail": "the nodes are away",
+    "Priority": "jobs of higher priority come first",
+    "QOSMaxJobsPerUserLimit": "limit of running jobs per user reached",
+    "ReqNodeNotAvail": "nodes are down, drained or reserved",
     "Resources": "waits for free nodes",
 }
 ENDS = {  # of sacct's states, those that say more than that a job is gone
@@ -60,24 +66,63 @@ class Ended:
     text: str  # for people
 
 
+def job_names(base: str, runs: int, places: int) -> list[str]:
+    """Return the job that each of a submission's runs was meant for, as squeue shows it."""
+    return [f"{base}_{index // places}" if runs > places else base for index in range(runs)]
+
+
+def is_of(root: Path, job: QueuedJob) -> bool:
+    """Return whether a job is of the sweep in `root`: by its comment, or by a submission that lies there."""
+    key = job.job_name.rpartition("-")[2]
+    return job.comment == str(root) or (bool(key) and (root / SUBMISSIONS / key / RUNS).exists())
+
+
+def is_report(root: Path, job: QueuedJob) -> bool:
+    """Return whether a job makes the report of the sweep in `root`."""
+    return job.job_name == f"{root.name}-{REPORT}" and job.comment == str(root)
+
+
 def runs_of(root: Path, jobs: Sequence[QueuedJob]) -> dict[Path, QueuedJob]:
-    """Which runs of a sweep have which jobs. A job is known by its name, whose end is a submission's folder."""
+    """Return which runs of a sweep have which jobs. A job is known by its name, whose end is a submission's folder."""
     found: dict[Path, QueuedJob] = {}
-    lists: dict[str, list[str]] = {}
+    lists: dict[Path, list[Path]] = {}
+    packed: dict[Path, list[QueuedJob]] = {}
     for job in jobs:
-        key = job.job_name.rpartition("-")[2]
-        if key and (root / SUBMISSIONS / key / "runs.txt").exists():
-            runs = lists.setdefault(key, _lines(root / SUBMISSIONS / key / "runs.txt"))
-            if job.index < len(runs):
-                found[Path(runs[job.index])] = job
-        elif job.comment == str(root) and job.job_name != f"{root.name}-{REPORT}":  # a run's own text, by hand
+        folder = root / SUBMISSIONS / job.job_name.rpartition("-")[2]
+        if folder.name and (folder / RUNS).exists():
+            runs = lists.setdefault(folder, listed_runs(folder))
+            if (folder / PACK).exists():
+                packed.setdefault(folder, []).append(job)
+            elif job.index < len(runs):
+                found[runs[job.index]] = job
+        elif job.comment == str(root) and not is_report(root, job):  # a run's own text, by hand
             found[root / job.job_name] = job
+    for folder, those in packed.items():
+        found |= _packed(folder, lists[folder], those)
+    return found
+
+
+def _packed(folder: Path, runs: Sequence[Path], jobs: Sequence[QueuedJob]) -> dict[Path, QueuedJob]:
+    """Return the job of each run that a packed submission still has to do.
+
+    It is the one that has the run; else the one that it was meant for, or any other that is left.
+    """
+    pack = read_pack(folder)
+    assert pack is not None
+    since = (folder / RUNS).stat().st_mtime
+    known = {job.name: dataclasses.replace(job, packed=True) for job in jobs}
+    last = max(known.values(), key=lambda job: job.state != ENDING)
+    found = {}
+    for run, name in zip(runs, job_names(jobs[0].base, len(runs), pack.places), strict=True):
+        if is_unfinished(RunDir(run), since):
+            holder = str(read_lock(run).get("job", "")).rpartition("_")[0]
+            found[run] = known.get(holder) or known.get(name) or last
     return found
 
 
 @dataclass
 class Scheduler:
-    """Asked now and then; remembers what it was told, and asks more seldom where asking takes long or fails."""
+    """Queries Slurm at intervals and caches the answers; the intervals grow where a query takes long or fails."""
 
     patience_s: float = PATIENCE_S
     clock: Callable[[], float] = time.monotonic
@@ -121,8 +166,7 @@ class Scheduler:
         try:
             if shutil.which("squeue") is None:
                 raise SlurmError("no squeue on this machine")
-            users = ",".join(sorted({_owner(root) for root in roots}))
-            self._jobs = client.queue(users, self.patience_s)
+            self._jobs = client.queue(owners(*roots), self.patience_s)
             self._pause = SHARE * (self.clock() - began)
         except SlurmError as error:
             self._jobs = None
@@ -161,9 +205,9 @@ class Scheduler:
         except SlurmError as error:
             if "disabled" in str(error) or "not on this machine" in str(error):
                 self._accounting = False
-                self.note = "no accounting on this cluster: how jobs without a last word ended is not known"
+                self.note = "no accounting on this cluster: the exit reason of jobs without a final status is unknown"
             else:
-                self.note = f"how jobs without a last word ended is not known: {first_line(error)}"
+                self.note = f"exit reason of jobs without a final status unknown: {first_line(error)}"
             return
         self._ended.update(read_ends(text))
 
@@ -195,6 +239,9 @@ def with_job(view: RunView, job: QueuedJob | None) -> RunView:
             return view
         reason = f"job {job_name(view)} is gone from the queue without a last word; run the sweep again to go on"
         return dataclasses.replace(_inactive(view), state="interrupted", kind=None, reason=reason)
+    if job.packed and not view.held and not job.waiting and job.state != ENDING:
+        reason = f"waits for a place in job {job.name}"
+        return dataclasses.replace(_inactive(view), state="queued", kind=None, host=None, reason=reason)
     if job.waiting:
         if view.held:  # somebody has it already, by hand
             return view
@@ -203,7 +250,7 @@ def with_job(view: RunView, job: QueuedJob | None) -> RunView:
         return dataclasses.replace(view, host=view.host or job.nodes or None)
     if job.state in ("SUSPENDED", "STOPPED"):
         return dataclasses.replace(view, state="running", kind="suspended", reason=f"job {job.name} is {job.state}")
-    if job.state == "COMPLETING" or view.state == "failed":
+    if job.state == ENDING or view.state == "failed":
         return view  # its last word is said
     if job_name(view) == job.name and view.updated is not None:
         quiet = (
@@ -222,12 +269,12 @@ def with_end(view: RunView, name: str, end: Ended) -> RunView:
     """Return the view of a run without a live process, with the end of its job."""
     if end.state == "COMPLETED":
         return view
-    text = f"job {name} ended: {end.text}; run the sweep again to go on"
+    text = f"job {name} ended: {end.text}; run the sweep again to resume"
     return dataclasses.replace(view, kind=ENDS.get(end.state, view.kind), reason=text)
 
 
 def why_waiting(job: QueuedJob) -> str:
-    """squeue's reason in its own word and in ours."""
+    """Return squeue's reason for a pending job, with an explanation."""
     word = job.reason.partition(",")[0].strip("()")
     known = next((text for key, text in WORDS.items() if word.startswith(key)), None)
     state = "" if job.state == "PENDING" else f" {job.state}"
@@ -244,8 +291,9 @@ def submissions(root: Path) -> dict[Path, str]:
     """Return the last submitted job of each run of a sweep."""
     found: dict[Path, str] = {}
     for file in sorted((root / SUBMISSIONS).glob("*/job"), key=lambda file: file.stat().st_mtime):
-        job, runs = file.read_text(encoding="utf-8").strip(), _lines(file.with_name("runs.txt"))
-        found |= {Path(run): f"{job}_{index}" if len(runs) > 1 else job for index, run in enumerate(runs)}
+        job, runs = file.read_text(encoding="utf-8").strip(), listed_runs(file.parent)
+        pack = read_pack(file.parent)
+        found |= dict(zip(runs, job_names(job, len(runs), pack.places if pack else 1), strict=True))
     return found
 
 
@@ -253,17 +301,18 @@ def _of_slurm(view: RunView) -> bool:
     return job_name(view) is not None
 
 
-def _owner(root: Path) -> str:
-    """Whose jobs a sweep's are: a colleague may look at it."""
-    user = (root / SUBMISSIONS).stat().st_uid
+def owners(*roots: Path) -> str:
+    """Return the users whose jobs those of sweeps may be, for squeue: this one, and who owns the submissions."""
+    users = {getpass.getuser()}
+    for root in roots:
+        for folder in (root / SUBMISSIONS, *(root / SUBMISSIONS).glob("*/")):
+            with contextlib.suppress(OSError):
+                users.add(_name_of(folder.stat().st_uid))
+    return ",".join(sorted(users))
+
+
+def _name_of(user: int) -> str:
     try:
         return pwd.getpwuid(user).pw_name
     except KeyError:
         return str(user)
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []

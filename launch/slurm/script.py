@@ -18,8 +18,9 @@ from launch.jobs.ranks import RANK_VARIABLES
 from launch.jobs.snapshot import MARK
 from launch.slurm.profile import Profile
 from toolkit.errors import ConfigError
+from toolkit.wording import count
 
-RUN = """\
+JOB = """\
 run={run}
 code={code}
 home={cwd}
@@ -27,9 +28,12 @@ python={python}
 max_restarts={max_restarts} signal_s={signal_s} exclude={exclude}
 
 prepare() {{
+{setup}
 unset {rank_variables}
 export PYTHONPATH="$code${{PYTHONPATH:+:$PYTHONPATH}}"
-{setup}
+}}
+cleanup() {{
+{teardown}
 }}
 run_step() {{
 exec {srun} \\
@@ -61,41 +65,94 @@ fail() {{ echo "error: $*" >&2; echo 2 >"$folder/$index.code"; exit 2; }}
 cd "$home" || fail "node $(hostname) can't see $home"
 [ -r "$folder" ] || fail "node $(hostname) can't see $folder"
 
+prepare() {{
+{setup}
 unset {rank_variables}
 export PYTHONPATH={path}"${{PYTHONPATH:+:$PYTHONPATH}}"
-{setup}
+}}
+cleanup() {{
+{teardown}
+}}
 
+prepare
 {srun} {command}
 result=$?
+(cleanup)
 echo "$result" >"$folder/$index.code" # how it ended, where nobody keeps accounts
 exit "$result\""""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a run takes of the cluster."""
+    """What a job takes of the cluster: one run, or with `pack` that many runs side by side on one node."""
 
     nodes: int
     gpus_per_node: int
-    ranks: int
+    ranks: int  # of each run
+    pack: int | None = None
+    asks_for_gpus: bool = True  # select/linear gives nodes whole, and starts no step of a job that asks for GPUs
 
     @staticmethod
-    def of(profile: Profile, nodes: int | None, gpus_per_node: int | None, ranks: int | None) -> Shape:
-        """Return the values of the profile, overridden by the command line; one rank per GPU, or per node without GPUs.
+    def of(
+        profile: Profile, nodes: int | None, gpus_per_node: int | None, ranks: int | None, pack: str | None = None
+    ) -> Shape:
+        """Return the profile's shape, overridden by the command line; one rank per GPU, or per node without GPUs.
+
+        Args:
+            pack: runs in a job, a number or `auto`: as many as the node's GPUs allow; None: the profile's.
 
         Raises:
-            ConfigError: ranks that can't be spread evenly.
+            ConfigError: ranks that can't be spread evenly, that share a GPU, or that leave a GPU idle.
         """
         nodes = nodes or profile.nodes
         gpus = profile.gpus_per_node if gpus_per_node is None else gpus_per_node
+        packed = pack or profile.pack
+        if packed is not None:
+            return _packed(nodes, gpus, ranks, packed)
         total = ranks or nodes * max(1, gpus)
         if total % nodes:
             raise ConfigError(f"--ranks {total} can't be spread evenly over {nodes} nodes: use a multiple of {nodes}")
+        if gpus and total != nodes * gpus:
+            raise ConfigError(
+                f"--ranks {total} on {count(nodes * gpus, 'GPU')} ({count(nodes, 'node')} with {gpus} each): a rank "
+                f"takes one GPU; give --gpus-per-node {total // nodes}, or leave --ranks out. Several runs share the "
+                "GPUs of a node with --pack"
+            )
         return Shape(nodes, gpus, total)
 
     @property
-    def ranks_per_node(self) -> int:
-        return self.ranks // self.nodes
+    def tasks_per_node(self) -> int:
+        """Return how many tasks srun starts on a node: a rank each, or what starts the runs of a packed job."""
+        return 1 if self.pack else self.ranks // self.nodes
+
+    def cpus_per_task(self, each: int) -> int:
+        """Return the processors of a task at `each` per rank."""
+        return each * self.ranks * self.pack if self.pack else each
+
+    @property
+    def alone(self) -> Shape:
+        """Return the shape of a job of one of these runs."""
+        if self.pack is None:
+            return self
+        gpus = min(self.ranks, self.gpus_per_node)
+        return Shape(1, gpus, self.ranks, asks_for_gpus=self.asks_for_gpus)
+
+
+def _packed(nodes: int, gpus: int, ranks: int | None, pack: str) -> Shape:
+    """Return the shape of a job of several runs; their ranks take all its GPUs, or each run shares one with others."""
+    if nodes > 1:
+        raise ConfigError(f"--pack {pack} runs several runs on one node, and --nodes is {nodes}: leave one of them out")
+    if pack == "auto" and not gpus:
+        raise ConfigError("--pack auto counts the GPUs of a node, and --gpus-per-node is 0: give a number of runs")
+    places = gpus // (ranks or 1) if pack == "auto" else int(pack)
+    each = ranks or max(1, gpus // max(1, places))
+    if gpus and places * each != gpus and (each > 1 or places < gpus):
+        raise ConfigError(
+            f"--pack {pack}: {count(places, 'run')} of {count(each, 'rank')} on {count(gpus, 'GPU')}: "
+            + (f"{gpus - places * each} would stay idle" if places * each < gpus else "ranks of a run can't share GPUs")
+            + f"; give --pack {max(1, gpus // each)} --ranks {each}, or another --gpus-per-node"
+        )
+    return Shape(1, gpus, each, places)
 
 
 class Executor(submitit.SlurmExecutor):
@@ -113,24 +170,58 @@ def run_text(
     profile: Profile, shape: Shape, sweep: Path, run: Path, code: Path, command: Sequence[str], cwd: Path
 ) -> str:
     """`<run>/submit.sbatch`; `command` is what each rank runs, its Python first, which finds causes too."""
+    body = _job_body(profile, shape, run, code, command, cwd)
+    executor = _executor(profile, shape, sweep, run.name, cwd, run / "logs" / "sbatch-%j.log")
+    return executor.text(body)
+
+
+def pack_text(
+    profile: Profile,
+    shape: Shape,
+    sweep: Path,
+    folder: Path,
+    name: str,
+    array: str | None,
+    after: Sequence[str],
+    cwd: Path,
+    code: Path,
+    command: Sequence[str],
+) -> str:
+    """`<sweep>/slurm/<key>/submit.sbatch` of a packed submission: each job of the array runs what waits of runs.txt.
+
+    Args:
+        array, after: as in `array_text`.
+        command: launch/jobs/pack.py of the folder, its Python first.
+    """
+    body = _job_body(profile, shape, folder, code, command, cwd)
+    output, more = _of_array(folder, array, after)
+    return _executor(profile, shape, sweep, name, cwd, output, **more).text(body)
+
+
+def _of_array(folder: Path, array: str | None, after: Sequence[str]) -> tuple[Path, dict[str, str | None]]:
+    """Return the log of the jobs of an array, and its options of sbatch."""
+    dependency = f"afterany:{':'.join(after)}" if after else None
+    return folder / ("%A_%a.log" if array else "%j.log"), {"array": array, "dependency": dependency}
+
+
+def _job_body(profile: Profile, shape: Shape, run: Path, code: Path, command: Sequence[str], cwd: Path) -> str:
     srun = ["srun", "--kill-on-bad-exit=1", "--wait=0", "--distribution=block", *profile.srun]
     inner = [*shlex.split(profile.container or ""), *command]
-    body = RUN.format(
+    return JOB.format(
         run=shlex.quote(str(run)),
         code=shlex.quote(str(code)),
         cwd=shlex.quote(str(cwd)),
         python=shlex.quote(command[0]),
         mark=MARK,
         rank_variables=" ".join(RANK_VARIABLES),
-        setup="\n".join(_setup(profile)),
+        setup="\n".join(_setup(profile, shape)),
+        teardown="\n".join(_teardown(profile)),
         srun=shlex.join(srun),
         command=shlex.join(inner),
         max_restarts=profile.max_restarts,
         signal_s=profile.signal_s,
         exclude=shlex.quote(profile.exclude or ""),
-    )
-    executor = _executor(profile, shape, sweep, run.name, cwd, run / "logs" / "sbatch-%j.log")
-    return executor.text(body.rstrip())
+    ).rstrip()
 
 
 def array_text(
@@ -140,18 +231,17 @@ def array_text(
     folder: Path,
     name: str,
     array: str | None,
-    after: str | None,
+    after: Sequence[str],
     cwd: Path,
 ) -> str:
     """`<sweep>/slurm/<key>/submit.sbatch`: runs the submit.sbatch of line n + 1 of runs.txt beside it.
 
     Args:
         array: indices and throttle, for example `0-99%10`; None: a plain job, for the first line.
-        after: a job that has to end first.
+        after: jobs that have to end first.
     """
     body = ARRAY.format(runs=shlex.quote(str(folder / "runs.txt")))
-    output = folder / ("%A_%a.log" if array else "%j.log")
-    more = {"array": array, "dependency": f"afterany:{after}" if after else None}
+    output, more = _of_array(folder, array, after)
     return _executor(profile, shape, sweep, name, cwd, output, **more).text(body.rstrip())
 
 
@@ -178,20 +268,20 @@ def command_text(
         numbered: the task's number in the array is added to the command.
     """
     srun = ["srun", "--ntasks=1", f"--cpus-per-task={cpus}", *profile.srun]
-    plain = profile.model_copy(update={"cpus_per_task": cpus})
+    plain, shape = profile.model_copy(update={"cpus_per_task": cpus}), Shape(1, 0, 1)
     body = COMMAND.format(
         cwd=shlex.quote(str(cwd)),
         folder=shlex.quote(str(folder)),
         path=shlex.quote(str(path)),
         rank_variables=" ".join(RANK_VARIABLES),
-        setup="\n".join(_setup(plain)),
+        setup="\n".join(_setup(plain, shape)),
+        teardown="\n".join(_teardown(plain)),
         srun=shlex.join(srun),
         command=shlex.join([*shlex.split(profile.container or ""), *command]) + (' "$index"' if numbered else ""),
     )
-    output = folder / ("%A_%a.log" if array else "%j.log")
-    more = {"array": array, "dependency": f"afterany:{':'.join(after)}" if after else None}
+    output, more = _of_array(folder, array, after)
     more |= {"comment": comment, "signal": "B:CONT@60"}  # nothing listens, and submitit's own would end the task
-    return _executor(plain, Shape(1, 0, 1), folder, name, cwd, output, **more).text(body)
+    return _executor(plain, shape, folder, name, cwd, output, **more).text(body)
 
 
 def _executor(
@@ -206,12 +296,12 @@ def _executor(
         "exclude": profile.exclude,
         "time": profile.time,
         "mem": profile.mem,
-        "gpus-per-node": gpus if shape.gpus_per_node else None,
+        "gpus-per-node": gpus if shape.gpus_per_node and shape.asks_for_gpus else None,
         "requeue": True,
         # To the batch shell (B:), which asks the tasks to stop and requeues the job.
         "signal": f"B:USR2@{profile.signal_s}",
         "chdir": str(cwd),
-        "output": str(output),
+        "output": str(output.parent).replace("%", "%%") + f"/{output.name}",  # sbatch reads %j in a path as the job
         "comment": str(sweep),  # launch/slurm/queue.py knows by it that a job of this name is of this sweep
         **more,
         **{key: True if value == "true" else value for key, value in profile.sbatch.items()},
@@ -226,8 +316,8 @@ def _executor(
     executor.update_parameters(
         job_name=name,
         nodes=shape.nodes,
-        ntasks_per_node=shape.ranks_per_node,
-        cpus_per_task=profile.cpus_per_task,
+        ntasks_per_node=shape.tasks_per_node,
+        cpus_per_task=shape.cpus_per_task(profile.cpus_per_task),
         time=None,
         wckey=None,  # submitit's own would be refused where keys are checked
         stderr_to_stdout=True,
@@ -237,21 +327,33 @@ def _executor(
     return executor
 
 
-def _setup(profile: Profile) -> list[str]:
-    """Lines before the step: modules, the profile's own lines, variables."""
-    lines = []
-    if profile.modules:
-        lines.append("command -v module >/dev/null || . /etc/profile")
-        lines += [
-            f'module load {shlex.quote(name)} || fail {shlex.quote(f"module load {name}: failed on")} "$(hostname)"'
-            for name in profile.modules
-        ]
-    lines += profile.setup
+SAVED = """\
+local IFS=$' \\t\\n' options=$(set +o; shopt -p)
+line=''
+failed_line() { trap - EXIT; fail "setup: '$line' $* on node $(hostname)"; }
+trap 'failed_line "ended the job"' EXIT"""
+RESTORED = """\
+eval "$options" # what these lines set of the shell itself holds for them alone
+trap - EXIT"""
+
+
+def _setup(profile: Profile, shape: Shape) -> list[str]:
+    """Return the lines before the step: modules, the profile's own lines, each checked, and variables."""
+    lines = ["command -v module >/dev/null || . /etc/profile"] if profile.modules else []
+    own = [f"module load {shlex.quote(name)}" for name in profile.modules] + list(profile.setup)
+    lines += [f'line={shlex.quote(text)}; eval "$line" || failed_line "returned $?"' for text in own]
     variables = {
-        "SRUN_CPUS_PER_TASK": str(profile.cpus_per_task),  # since 22.05 srun doesn't take it over from sbatch
+        "SRUN_CPUS_PER_TASK": str(shape.cpus_per_task(profile.cpus_per_task)),  # since 22.05 srun doesn't take it over
         "OMP_NUM_THREADS": str(profile.cpus_per_task),
     }
     if profile.interface:
         variables |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), profile.interface)
     variables |= profile.env
-    return [*lines, *(f"export {key}={shlex.quote(value)}" for key, value in variables.items())]
+    exports = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
+    return [SAVED, *lines, RESTORED, *exports] if own else exports
+
+
+def _teardown(profile: Profile) -> list[str]:
+    """Return the lines after the step; one that fails is named in the log."""
+    said = "echo \"teardown: '$line' returned $? on node $(hostname)\" >&2"
+    return [f'line={shlex.quote(text)}; eval "$line" || {said}' for text in profile.teardown] or [":"]

@@ -2,6 +2,8 @@
 
     runs/<sweep>/slurm/<key>/      one submission; <key> is in its jobs' name, so that squeue alone tells what is queued
       submit.sbatch  runs.txt      array task n runs line n + 1
+      pack.json                    or, where jobs run several runs each: how many; see launch/jobs/pack.py
+      logs/4711_0_0_batch.log      and what such a job said
       job                          its id, for people
       4711_0.log                   what happened before the run's own log began
 
@@ -11,22 +13,37 @@ was written before; how a run stands is read from its directory.
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import secrets
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch.jobs import snapshot
-from launch.jobs.submitter import JOB_SCRIPT, Job, JobCommand, JobState, Submitter, job_command, run_concurrently
+from launch.jobs.pack import PACK_SCRIPT, RUNS, Pack
+from launch.jobs.submitter import (
+    ENDING,
+    JOB_SCRIPT,
+    Job,
+    JobCommand,
+    JobState,
+    Submitter,
+    job_command,
+    run_concurrently,
+)
 from launch.slurm import client
 from launch.slurm.client import QueuedJob, SlurmError
+from launch.slurm.limits import check_time
 from launch.slurm.profile import Profile
-from launch.slurm.queue import REPORT, SUBMISSIONS, runs_of
-from launch.slurm.script import Shape, array_text, command_text, run_text
+from launch.slurm.queue import REPORT, SUBMISSIONS, is_of, is_report, job_names, owners, runs_of
+from launch.slurm.script import Shape, array_text, command_text, pack_text, run_text
 from toolkit.atomic import write_atomic
+from toolkit.errors import ConfigError
+from toolkit.rundir import lock
 from toolkit.wording import count, first_line, some
 
 POLL_S = 5.0
@@ -40,12 +57,17 @@ class Submission:
     folder: Path
     job: str
     runs: tuple[Path, ...]
+    places: int = 1  # runs of a job
+
+    @property
+    def size(self) -> int:
+        """Return the number of its jobs."""
+        return -(-len(self.runs) // self.places)
 
     def jobs(self) -> list[tuple[Path, str]]:
-        """Its runs with the job of each, as squeue shows it."""
-        if len(self.runs) == 1:
-            return [(self.runs[0], self.job)]
-        return [(run, f"{self.job}_{index}") for index, run in enumerate(self.runs)]
+        """Return its runs with the job of each, as squeue shows it; of a packed one the job that it was meant for."""
+        names = job_names(self.job, len(self.runs), self.places)
+        return list(zip(self.runs, names, strict=True))
 
 
 class SlurmSubmitter(Submitter):
@@ -60,18 +82,22 @@ class SlurmSubmitter(Submitter):
         shape: Shape,
         throttle: int | None = None,
         command: JobCommand = job_command,
+        after: Sequence[str] = (),
     ) -> None:
         """
         Args:
             root: the sweep's directory.
-            throttle: most jobs at a time; None: as many as the cluster likes.
+            throttle: most runs at a time; None: as many as the cluster likes.
+            after: jobs, or folders of sweeps, that have to end before the jobs begin.
         """
         self.root = root.resolve()
         self.profile = profile
         self.shape = shape
         self.throttle = throttle
         self.command = command
+        self.after = after
         self._names: dict[Job, str] = {}
+        self._packed: set[Job] = set()  # those that share their job with others
         self._states: dict[Job, JobState] = {}
         self._absent: dict[Job, int] = {}
         self._asked_at = 0.0
@@ -89,17 +115,60 @@ class SlurmSubmitter(Submitter):
             SlurmError: no Slurm here, or its controller doesn't answer.
         """
         client.check_installed()
-        self.array_size = client.max_array_size()
+        settings = client.configuration()
+        self.array_size = client.max_array_size(settings)
+        if self.shape.gpus_per_node and settings.get("SelectType") == "select/linear":
+            print("note: this cluster gives nodes whole (select/linear): jobs use the GPUs of theirs without asking")
+            self.shape = dataclasses.replace(self.shape, asks_for_gpus=False)
+        check_time(self.profile)
+        if self.throttle and self.shape.pack and self.throttle < self.shape.pack:
+            raise ConfigError(
+                f"--jobs {self.throttle} is fewer runs at a time than one job of --pack {self.shape.pack} has: give "
+                f"--pack {self.throttle}, or more --jobs"
+            )
         if kind := own_file_system(self.root):
             print(f"note: {self.root} is in this machine's own storage ({kind}): can the nodes see it? (--runs DIR)")
 
     def queued(self) -> dict[Path, QueuedJob]:
         """Return the jobs of runs of this sweep in the queue, whoever submitted them. Query squeue once."""
-        self._queue = client.queue()
+        self._queue = client.queue(owners(self.root))
         return runs_of(self.root, self._queue)
 
+    def strangers(self, planned: Collection[Path]) -> list[str]:
+        there = {run: job for run, job in runs_of(self.root, self._queue).items() if job.state != ENDING}
+        lost = {run.name: job.name for run, job in there.items() if run not in planned}
+        return [f"{run}: is not planned any more, and job {job} has it: scancel {job}" for run, job in lost.items()]
+
+    def preview(self, runs: Sequence[Path], show: bool, test: bool) -> list[str]:
+        """Return the texts that sbatch would be given, and what it would say to each.
+
+        Raises:
+            SlurmError: it would refuse one.
+        """
+        self.check()
+        lines = []
+        for number, part in enumerate(self._parts(runs), 1):
+            folder = self.root / SUBMISSIONS / f"submission-{number}"
+            text = self._text(part, folder, folder.name, [], self.root / "code" / "snapshot")
+            lines += ["", f"# {folder}/submit.sbatch: {count(len(part), 'run')}", text] if show else []
+            lines += [client.sbatch_test(text, client.submission_environment(self.profile))] if test else []
+        return lines
+
     def adopt(self, queued: Mapping[Path, str]) -> list[Job]:
-        return [self._follow(run, name) for run, name in queued.items()]
+        if self.throttle:
+            self._throttle_queued({job.base for job in runs_of(self.root, self._queue).values() if job.waiting})
+        there = runs_of(self.root, self._queue)
+        return [self._follow(run, name, run in there and there[run].packed) for run, name in queued.items()]
+
+    def _throttle_queued(self, arrays: Collection[str]) -> None:
+        """Apply --jobs to what is in the queue already; Slurm knows it of each array alone."""
+        arrays = {base for base in arrays if any(job.base == base and "_" in job.name for job in self._queue)}
+        for base in sorted(arrays, key=int):
+            try:
+                client.call("scontrol", "update", f"jobid={base}", f"arraytaskthrottle={self._jobs_at_a_time}")
+                print(f"array {base} in the queue: {self.throttle} runs at a time from now on (--jobs)")
+            except SlurmError as error:
+                print(f"note: --jobs has no effect on array {base} in the queue: {first_line(error)}")
 
     def submit(self, runs: Sequence[Path]) -> list[Job]:
         """Submit runs in as few arrays as the controller allows.
@@ -120,16 +189,20 @@ class SlurmSubmitter(Submitter):
             print(f"note: these go on with changed code ({copy.path.name}): {some(changed)}")
         run_concurrently(lambda run: self._write_text(run, copy.path), runs)
         submissions: list[Submission] = []
+        ending = [*self._ending(), *self._awaited()]
         try:
             for part in self._parts(runs):
-                submissions.append(self._submit_part(part, self._predecessor(submissions)))
+                submissions.append(self._submit_part(part, [*ending, *self._predecessor(submissions)]))
         except BaseException:
             client.cancel([submission.job for submission in submissions])
             raise
-        jobs = [self._follow(run, name) for submission in submissions for run, name in submission.jobs()]
+        packed = self.shape.pack is not None
+        jobs = [self._follow(run, name, packed) for submission in submissions for run, name in submission.jobs()]
         names = ", ".join(submission.job for submission in submissions)
-        kind = "array" if len(runs) > len(submissions) else "job"
-        print(f"submitted {len(runs)} runs as {kind}{'s' * (len(submissions) > 1)} {names}")
+        number = sum(submission.size for submission in submissions)
+        kind = "array" if number > len(submissions) else "job"
+        places = f" of {count(number, 'job')} with {count(self.shape.pack, 'place')}" if self.shape.pack else ""
+        print(f"submitted {count(len(runs), 'run')} as {kind}{'s' * (len(submissions) > 1)} {names}{places}")
         return jobs
 
     def submit_report(self, fresh: bool) -> None:
@@ -139,7 +212,7 @@ class SlurmSubmitter(Submitter):
             fresh: jobs have come since the last call, so that one that waits for fewer of them is taken back.
         """
         name = f"{self.root.name}-{REPORT}"
-        old = [job.name for job in self._queue if (job.job_name, job.comment) == (name, str(self.root)) and job.waiting]
+        old = [job.name for job in self._queue if is_report(self.root, job) and job.waiting]
         if old and not fresh:
             return
         copy = self._copy or snapshot.take(self.root)
@@ -148,8 +221,9 @@ class SlurmSubmitter(Submitter):
         python = self.profile.python or sys.executable
         command = [python, str(copy.path / "launch" / "report.py"), str(self.root)]
         after = sorted({job.partition("_")[0] for job in self._names.values()}, key=int)
-        cpus, comment = self.profile.cpus_per_task, str(self.root)
-        text = command_text(self.profile, cpus, folder, name, command, copy.path, Path.cwd(), comment, after=after)
+        light, comment = self.profile.light_request("60"), str(self.root)
+        cpus = light.cpus_per_task
+        text = command_text(light, cpus, folder, name, command, copy.path, Path.cwd(), comment, after=after)
         write_atomic(folder / "submit.sbatch", text)
         try:
             client.cancel(old)
@@ -165,70 +239,113 @@ class SlurmSubmitter(Submitter):
             return dict(self._states)
         self._asked_at = time.monotonic()
         try:
-            states = {job.name: job.state for job in client.queue()}
+            queue = client.queue(owners(self.root))
         except SlurmError as error:
             print(f"{error}\nasking again", file=sys.stderr, flush=True)
             return dict(self._states)
+        names = {job.name: job for job in queue}
+        shared = runs_of(self.root, queue) if self._packed else {}
         for job, name in self._names.items():
-            word = states.get(name)
+            entry = shared.get(job.run) if job in self._packed else names.get(name)
             # Twice absent is ended: meanwhile a shared file system has shown what the job wrote last.
-            self._absent[job] = 0 if word else self._absent[job] + 1
-            if word:
-                self._states[job] = JobState.QUEUED if word in client.WAITING else JobState.RUNNING
+            self._absent[job] = 0 if entry else self._absent[job] + 1
+            if entry:
+                waits = entry.waiting or (job in self._packed and lock.holder(job.run) is None)
+                self._states[job] = JobState.QUEUED if waits else JobState.RUNNING
             elif self._absent[job] > 1:
                 self._states[job] = JobState.ENDED
         return dict(self._states)
 
     def cancel(self) -> None:
-        client.cancel([name for job, name in self._names.items() if self._states[job] is not JobState.ENDED])
+        left = [name for job, name in self._names.items() if self._states[job] is not JobState.ENDED]
+        client.cancel(list(dict.fromkeys(left)))
 
     def exit_reason(self, job: Job) -> str | None:
         """How Slurm says that it ended."""
         return client.exit_reason(self._names[job])
 
-    def _follow(self, run: Path, name: str) -> Job:
+    def _follow(self, run: Path, name: str, packed: bool) -> Job:
         job = Job(run, len(self._names))
+        if packed:
+            self._packed.add(job)
         self._names[job], self._states[job], self._absent[job] = name, JobState.QUEUED, 0
         return job
 
     def _write_text(self, run: Path, code: Path) -> None:
         (run / "logs").mkdir(exist_ok=True)
-        python = self.profile.python or sys.executable
-        replaced = {str(JOB_SCRIPT): str(code / JOB_SCRIPT.relative_to(snapshot.ROOT)), sys.executable: python}
-        command = [replaced.get(word, word) for word in self.command(run, 1, True)]
-        text = run_text(self.profile, self.shape, self.root, run, code, command, Path.cwd())
+        command = self._there(code, self.command(run, 1, True))
+        text = run_text(self.profile, self.shape.alone, self.root, run, code, command, Path.cwd())
         write_atomic(run / "submit.sbatch", text)
 
+    def _there(self, code: Path, command: Sequence[str]) -> list[str]:
+        """Return a command of this checkout as the nodes have it: of the copy of the code, by the profile's Python."""
+        replaced = {str(script): str(code / script.relative_to(snapshot.ROOT)) for script in (JOB_SCRIPT, PACK_SCRIPT)}
+        replaced[sys.executable] = self.profile.python or sys.executable
+        return [replaced.get(word, word) for word in command]
+
     def announce(self, runs: int) -> list[str]:
-        """So many runs as jobs, in words; where no Slurm answers, nothing is said of arrays."""
+        """Return how that many runs become jobs; where no Slurm answers, nothing is said of arrays."""
+        shape = self.shape
+        number = -(-runs // (shape.pack or 1))
         try:
             client.check_installed()
             size = max(1, client.max_array_size())
-            jobs = f"in {count(-(-runs // size), 'array')} (of at most {size})"
+            jobs = f"in {count(-(-number // size), 'array')} (of at most {size})"
         except SlurmError:
             jobs = "(no Slurm answers here that says how long an array may be)"
         throttle = f", {self.throttle} runs at a time" if self.throttle else ""
-        gpus = count(self.shape.gpus_per_node, "GPU") if self.shape.gpus_per_node else "no GPUs"
-        return [f"{count(runs, 'run')} {jobs}, a run on {count(self.shape.nodes, 'node')} with {gpus}{throttle}"]
+        gpus = count(shape.gpus_per_node, "GPU") if shape.gpus_per_node else "no GPUs"
+        what = f"a run on {count(shape.nodes, 'node')} with {gpus}"
+        if shape.pack:
+            jobs = f"in {count(number, 'job')} {jobs}"
+            what = f"a job runs {shape.pack} of {count(shape.ranks, 'rank')} side by side on a node with {gpus}"
+        return [f"{count(runs, 'run')} {jobs}, {what}{throttle}"]
 
     def _parts(self, runs: Sequence[Path]) -> list[Sequence[Path]]:
-        size = max(1, self.array_size)
+        size = max(1, self.array_size) * (self.shape.pack or 1)
         return [runs[first : first + size] for first in range(0, len(runs), size)]
 
-    def _predecessor(self, submissions: Sequence[Submission]) -> str | None:
-        """Return the job on which the next one depends. A throttle is per array, so arrays run one after the other."""
-        lanes = 1 if self.array_size > 1 else self.throttle
-        return submissions[-lanes].job if self.throttle and lanes and len(submissions) >= lanes else None
+    def _predecessor(self, submissions: Sequence[Submission]) -> list[str]:
+        """Return the job that the next one waits for. A throttle holds within an array; so arrays run one by one."""
+        lanes = 1 if self.array_size > 1 else self._jobs_at_a_time
+        return [submissions[-lanes].job] if lanes and self.throttle and len(submissions) >= lanes else []
 
-    def _submit_part(self, runs: Sequence[Path], after: str | None) -> Submission:
-        key = secrets.token_hex(4)
-        folder = self.root / SUBMISSIONS / key
-        folder.mkdir(parents=True)
-        throttle = f"%{self.throttle}" if self.throttle else ""
-        array = f"0-{len(runs) - 1}{throttle}" if len(runs) > 1 else None
-        name = f"{self.root.name}-{key}"
-        text = array_text(self.profile, self.shape, self.root, folder, name, array, after, Path.cwd())
-        write_atomic(folder / "runs.txt", "".join(f"{run}\n" for run in runs))
+    @property
+    def _jobs_at_a_time(self) -> int | None:
+        return self.throttle and max(1, self.throttle // (self.shape.pack or 1))
+
+    def _ending(self) -> list[str]:
+        """Return jobs of the sweep that end at this moment: what is submitted now waits until they are gone."""
+        mine = [job for job in self._queue if is_of(self.root, job)]
+        left = {job.base for job in mine if job.state != ENDING}
+        return sorted({job.name if job.base in left else job.base for job in mine if job.state == ENDING})
+
+    def _awaited(self) -> list[str]:
+        """Return the jobs that --after names: by their numbers, or those that a sweep's folder has in the queue.
+
+        Raises:
+            ConfigError: neither a job nor a sweep.
+        """
+        found: list[str] = []
+        for name in self.after:
+            root = Path(name).resolve()
+            if re.fullmatch(r"\d+(_\d+)?", name):
+                found.append(name)
+            elif (root / SUBMISSIONS).is_dir():
+                jobs = [job for job in client.queue(owners(root)) if is_of(root, job) and not is_report(root, job)]
+                found += sorted({job.base for job in jobs})
+            else:
+                raise ConfigError(f"--after {name}: neither the number of a job nor the folder of a sweep on a cluster")
+        return found
+
+    def _submit_part(self, runs: Sequence[Path], after: Sequence[str]) -> Submission:
+        key, shape = secrets.token_hex(4), self.shape
+        folder, name = self.root / SUBMISSIONS / key, f"{self.root.name}-{key}"
+        (folder / "logs" if shape.pack else folder).mkdir(parents=True)
+        write_atomic(folder / RUNS, "".join(f"{run}\n" for run in runs))
+        if shape.pack:
+            Pack(shape.pack, shape.ranks, shape.gpus_per_node).write(folder)
+        text = self._text(runs, folder, name, after, runs[0].joinpath("code").resolve())
         write_atomic(folder / "submit.sbatch", text)
         try:
             job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(self.profile))
@@ -241,7 +358,23 @@ class SlurmSubmitter(Submitter):
                 raise
             job = accepted[0]
         write_atomic(folder / "job", job + "\n")
-        return Submission(folder, job, tuple(runs))
+        return Submission(folder, job, tuple(runs), shape.pack or 1)
+
+    def _text(self, runs: Sequence[Path], folder: Path, name: str, after: Sequence[str], code: Path) -> str:
+        shape = self.shape
+        number = -(-len(runs) // (shape.pack or 1))
+        throttle = f"%{self._jobs_at_a_time}" if self.throttle else ""
+        array = f"0-{number - 1}{throttle}" if number > 1 else None
+        cwd = Path.cwd()
+        if not shape.pack:
+            return array_text(self.profile, shape, self.root, folder, name, array, after, cwd)
+        command = self._there(code, [sys.executable, str(PACK_SCRIPT), str(folder), *self._job_script()])
+        return pack_text(self.profile, shape, self.root, folder, name, array, after, cwd, code, command)
+
+    def _job_script(self) -> list[str]:
+        """Return the option of pack.py that names the script of a run's job, where that isn't ours."""
+        script = self.command(self.root, 1, True)[1]
+        return [] if script == str(JOB_SCRIPT) else ["--job", script]
 
 
 def own_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:

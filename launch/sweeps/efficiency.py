@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launch.cli.table import render
+from launch.jobs.pack import read_pack
+from launch.slurm.queue import SUBMISSIONS
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.events import StartEvent, read_starts
 from toolkit.rundir.status import RunView
-from toolkit.wording import duration
+from toolkit.wording import count, duration
 
 HEADER = ("run", "starts", "hours", "steps", "data wait", "repeated", "start-up", "rest", "between", "queued")
 
@@ -38,6 +40,7 @@ class Use:
     start_up: float
     between: float  # from the end of one start to the beginning of the next
     queued: float | None  # from submission to the first start, where it is known
+    spans: tuple[tuple[str, float, float], ...] = ()  # of each start: job, from when, until when (UNIX times)
 
     @property
     def rest(self) -> float:
@@ -74,6 +77,7 @@ def use_of(view: RunView, now: float | None = None) -> Use | None:
         start_up=start_up,
         between=sum(max(0.0, start.began - end) for start, end in zip(starts[1:], ends, strict=False)),
         queued=sum(max(0.0, wait) for wait in known) if known else None,
+        spans=tuple((str(start.job), start.began, end) for start, end in zip(starts, ends, strict=True)),
     )
 
 
@@ -86,7 +90,34 @@ def efficiency(views: Sequence[RunView], width: int | None) -> list[str]:
     header = [unit if name == "hours" else name for name in HEADER]
     without = len(views) - len(uses)
     more = [f"{without} more without a record of their starts ({NOTHING})"] if without else []
-    return [*render(header, [_row(use) for use in uses], width), "", *_total(uses, unit), *more]
+    packed = _packed({Path(view.path).parent for view in views}, uses)
+    return [*render(header, [_row(use) for use in uses], width), "", *_total(uses, unit), *packed, *more]
+
+
+def _packed(roots: Iterable[Path], uses: Sequence[Use]) -> list[str]:
+    """Return how much of the places of packed jobs was used, from the first run of a start to the end of its last."""
+    packs = {
+        file.read_text(encoding="utf-8").strip(): pack
+        for root in roots
+        for file in (root / SUBMISSIONS).glob("*/job")
+        if (pack := read_pack(file.parent))
+    }
+    jobs: dict[str, list[tuple[float, float]]] = {}
+    for job, began, end in (span for use in uses for span in use.spans):
+        if job.partition("_")[0] in packs:
+            jobs.setdefault(job, []).append((began, end))
+    if not jobs:
+        return []
+    places = {job: packs[job.partition("_")[0]] for job in jobs}
+    held = {job: max(end for _, end in spans) - min(began for began, _ in spans) for job, spans in jobs.items()}
+    used = sum(end - began for spans in jobs.values() for began, end in spans)
+    there = sum(places[job].places * held[job] for job in jobs)
+    gpus = sum(places[job].gpus * held[job] for job in jobs) / 3600
+    what = f"{used / there:.1%} of their places were used" if there else "no time yet"
+    return [
+        f"packed: {count(len(jobs), 'start')} of jobs with several runs: {what}"
+        + (f", {gpus:,.2f} GPU-hours held" if gpus else "")
+    ]
 
 
 NOTHING = "not begun, or begun by an earlier version"
@@ -129,8 +160,8 @@ def _total(uses: Sequence[Use], unit: str) -> list[str]:
     ]
 
 
-def _end(start: StartEvent, heard: float | None) -> float:
-    return max(start.ready, heard or start.ready)
+def _end(start: StartEvent, last_update: float | None) -> float:
+    return max(start.ready, last_update or start.ready)
 
 
 def _last_end(run: RunDir, view: RunView, start: StartEvent, now: float) -> float:

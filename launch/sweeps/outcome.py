@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli.parser import as_typed
+from launch.jobs.attempts import why_stopped
 from launch.jobs.ranks import SignalRelay
 from launch.jobs.submitter import Job, JobState, Submitter
 from launch.sweeps.plan import Item
@@ -58,13 +60,13 @@ class _Follower:
     def interrupt(self) -> None:
         """Stop the jobs at the first signal, where they depend on this command; else, and at the second, leave them."""
         if self.stopping:
-            self.board.say("left: the jobs end by themselves when their checkpoints are written")
+            self.board.log("left: the jobs end by themselves when their checkpoints are written")
             raise KeyboardInterrupt
         if not self.submitter.interrupt():
-            self.board.say("left: the jobs continue without this command")
+            self.board.log("left: the jobs continue without this command")
             raise KeyboardInterrupt
         self.stopping = True
-        self.board.say("stopping: the running jobs write a checkpoint and end; once more (Ctrl-C) to leave them to it")
+        self.board.log("stopping: the running jobs write a checkpoint and end; once more (Ctrl-C) to leave them to it")
 
     def views(self, items: Sequence[Item]) -> list[RunView]:
         """Return the current status of each run."""
@@ -103,6 +105,8 @@ def report_outcome(items: Sequence[Item], views: Sequence[RunView], root: Path, 
     for state in dict.fromkeys(view.state for view in unfinished):
         names = [view.name for view in unfinished if view.state == state]
         print(f"{state}: {some(names)}", file=sys.stderr)
+    if why := why_stopped(root):
+        print(f"stopped: {why}", file=sys.stderr)
     nothing = not any(item.submitted or item.before.live for item in items)
     print(f"{done} of {len(views)} done" + (", nothing to do" if nothing and done == len(views) else ""))
     if done == len(views):
@@ -117,5 +121,5 @@ def _print_commands(states: set[str], again: str) -> None:
     if states - {"failed"}:
         print(f"To resume: {again}")
     if "failed" in states:
-        retry = again if "--retry" in again else f"{again} --retry failed"
+        retry = re.sub(r" --retry(=| )\S+", "", again) + " --retry failed"
         print(f"Failed runs are not run again automatically. To retry them: {retry}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch.cli.table import render
-from launch.jobs.submitter import QueueEntry, Submitter
+from launch.jobs.submitter import ENDING, QueueEntry, Submitter
 from launch.sweeps.resources import SUMMARY, hours_of, summary
 from launch.sweeps.spec import PlannedRun, SweepPlan
 from toolkit.errors import ConfigError
@@ -41,6 +42,8 @@ class Item:
     before: RunView
     submitted: bool
     job: QueueEntry | None = None  # what it has in a cluster's queue
+    replaced: bool = False  # what it has is deleted first
+    left_out: str = ""  # why it isn't submitted, though there is something to do
 
     @property
     def active(self) -> bool:
@@ -49,13 +52,19 @@ class Item:
 
     @property
     def what(self) -> str:
+        if self.left_out and self.job is None and not self.before.live and self.before.state != "done":
+            return self.left_out
         if self.job is not None and not self.before.live:
             return f"wait: job {self.job.name} is in the queue ({self.job.state})"
         if self.before.live:
             return f"wait: {lock.describe(lock.holder(self.run.path) or {})}"
         if self.before.state == "new" and not entry_of(self.planned.config.model).trained:
             return "evaluate: no training"
-        return "train again" if self.submitted and self.before.state == "failed" else WHAT[self.before.state]
+        if self.submitted and self.before.state == "failed" and not self.replaced:
+            return "evaluate again" if self.run.done else "train again"
+        if self.submitted and self.replaced:
+            return "delete, train again"
+        return WHAT[self.before.state]
 
     @property
     def recorded(self) -> RecordedRun:
@@ -76,16 +85,25 @@ def place(root: Path, plan: SweepPlan) -> list[RunDir]:
 
 
 def collect_status(
-    plan: SweepPlan, root: Path, retry: Collection[str], queued: Mapping[Path, QueueEntry] | None = None
+    plan: SweepPlan,
+    root: Path,
+    retry: Collection[str],
+    queued: Mapping[Path, QueueEntry] | None = None,
+    replace: bool = False,
 ) -> list[Item]:
     """Return how every run of the plan stands, and whether it will be submitted; one with a job in the queue is not."""
-    wanted = {"new", "interrupted", "trained"}
+    wanted = {"new", "interrupted", "trained", *(("done", "failed") if replace else ())}
     items = []
     for planned, run in zip(plan.runs, place(root, plan), strict=True):
         view = read_status(run, planned.name, planned.config.eval.split)
         job = (queued or {}).get(run.path.resolve()) if view.state != "done" else None
+        if job is not None and job.state == ENDING:
+            job = None  # no work is to come of it; what is submitted now waits until it is gone
+            if view.live:
+                view = dataclasses.replace(view, state="interrupted")
         todo = view.state in wanted or (view.state == "failed" and is_retried(view, retry))
-        items.append(Item(planned, run, view, todo and job is None, job))
+        anew = replace and view.state != "new" and job is None and not view.live
+        items.append(Item(planned, run, view, todo and job is None, job, anew))
     return items
 
 
@@ -134,6 +152,26 @@ def dry_run(plan: SweepPlan, items: Sequence[Item], submitter: Submitter, tflops
     hours, effort = estimate(items, tflops, submitter.ranks_per_run)
     arrays = submitter.announce(sum(item.submitted for item in items))
     return [*format_plan(plan, items, hours), *arrays, effort, "dry run: nothing was made or submitted"]
+
+
+def check_ranks(items: Sequence[Item], ranks: int) -> None:
+    """Check that the ranks of every run to be submitted divide its batch: one message instead of one from every job.
+
+    Raises:
+        ConfigError: naming how many runs they don't fit, and what would.
+    """
+    faults: dict[str, int] = {}
+    for item in items:
+        if item.submitted and entry_of(item.planned.config.model).trained:
+            try:
+                item.planned.config.train.share(ranks)
+            except ConfigError as error:
+                faults[str(error)] = faults.get(str(error), 0) + 1
+    if faults:
+        lines = [f"{fault} ({count(number, 'run')})" for fault, number in faults.items()]
+        raise ConfigError(
+            "\n".join(lines) + "\nA run has a rank for each GPU: --gpus-per-node and --nodes, or --ranks."
+        )
 
 
 def check_stores(items: Sequence[Item]) -> None:

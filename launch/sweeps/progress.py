@@ -44,7 +44,7 @@ class Board:
         if due:
             self._shown_at = time.monotonic()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line below the display."""
         self._height = 0  # what stands above stays there
         print(text, file=self.out, flush=True)

@@ -102,6 +102,9 @@ def format_resources(config: RunConfig, plan: Plan, where: str, cost: costs.Cost
             "recommended " + " ".join(f"--set train.{key}={_yaml(value)}" for key, value in chosen.items()),
             f"            {best['total'] / GIB:.2f} GiB: {parts}",
         ]
+        together = int(plan["memory_per_rank"] * (1 - plan["reserve"]) // best["total"])
+        if together > 1 and plan["ranks"] == 1:
+            lines.append(f"packing     {together} such runs fit the memory of one GPU: sweep.py --pack {together}")
     lines += [*_exchange(plan), *_time(plan, train.steps)]
     if cost.outdated:
         lines.append(

@@ -6,6 +6,7 @@
 <run>/logs/local-4711_0.log          rank 0 of a job of this machine
 <run>/logs/submitit/4711_0_log.out   output on this machine before the log of the run begins
 <sweep>/slurm/<key>/4711_3.log       the same on a cluster
+<sweep>/slurm/<key>/logs/4711_3_0_batch.log   output of the batch script of a packed job
 """
 
 from __future__ import annotations
@@ -61,6 +62,9 @@ def starts_of(run: RunDir) -> list[Start]:
     if (job := submissions(run.path.resolve().parent).get(run.path.resolve())) is not None:
         for path in (run.path.parent / SUBMISSIONS).glob(f"*/{job}.log"):
             found.setdefault(f"{job}_0", []).append(Log(f"{job}_0", BEFORE, path))
+    for name, logs in found.items():  # what a packed job said is in the folder of its submission
+        paths = (run.path.parent / SUBMISSIONS).glob(f"*/logs/{name}_{BATCH}.log")
+        logs += [Log(name, BATCH, path) for path in paths]
     starts = []
     for name, logs in found.items():
         said = [log for log in logs if log.path.stat().st_size or log.part not in (BEFORE, BATCH)]

@@ -193,16 +193,24 @@ class SweepPlan:
     excluded: int
 
 
-def plan_sweep(path: str | Path, overrides: Iterable[str] = ()) -> SweepPlan:
+def plan_sweep(
+    path: str | Path, overrides: Iterable[str] = (), axes: Mapping[str, Sequence[object]] | None = None
+) -> SweepPlan:
     """Read a sweep file and plan its runs; `overrides` (`a.b=value`) are applied to every run, last.
+
+    Args:
+        axes: values that replace or extend the file's `seeds` and `grid`, by key.
 
     Raises:
         ConfigError: with every fault of the file, or every fault of the configs that it describes.
     """
     spec = read_spec(find_config(Path(path)))
     found = _Found(flatten(with_overrides({}, overrides)))
+    axes = axes or {}
+    grid = {key: values for key, values in axes.items() if key != "seeds"}
     for part in _parts(spec):
-        found.add(part)
+        update = {"grid": {**part.grid, **grid}, "seeds": tuple(axes.get("seeds", part.seeds))}
+        found.add(part.model_copy(update=update))
     return found.plan(spec)
 
 

@@ -6,6 +6,7 @@ or a file outside the package (custom.py, docs/new-dataset.md).
 
 from shards.manifest import FrameSpec, Scale, SourceInfo
 from shards.sources import (
+    arrays,
     cf,
     cikm,
     hko7,
@@ -30,6 +31,7 @@ SOURCES: dict[str, SourceEntry] = {
     "cf": cf.ENTRY,
     "images": images.ENTRY,
     "video": video.ENTRY,
+    "arrays": arrays.ENTRY,
 }
 
 __all__ = [

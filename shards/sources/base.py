@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from shards.georeference import Grid
 from shards.manifest import Codes, FrameSpec, Scale, SourceInfo
 from shards.sources.inputs import Listing
 
@@ -27,6 +28,7 @@ class Description:
     scale: Scale
     modes: tuple[str, ...]
     source: SourceInfo
+    grid: Grid | None = None  # where the frames lie on the earth, if the archive says so
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,20 @@ class RawEvent:
     details: Mapping[str, object] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Damage:
+    """Frames [begin, end) of an event, or a whole file that planning left out, and why."""
+
+    what: str
+    begin: int
+    end: int
+    error: str
+
+    def as_json(self) -> dict[str, object]:
+        """Return plain JSON for the manifest."""
+        return {"what": self.what, "frames": [self.begin, self.end], "error": self.error[:300]}
+
+
 class Source(Protocol):
     """See the module's docstring. Errors in the archive are SourceErrors that name the file."""
 
@@ -69,7 +85,7 @@ class Source(Protocol):
         """Every event of every split, in ascending order of keys, without decoding frames."""
 
     def read(self, event: PlannedEvent) -> RawEvent:
-        """The frames of one planned event. Called in any order, in any process, more than once."""
+        """Return the frames of one planned event. Called in any order, in any process, more than once."""
 
 
 @dataclass(frozen=True)

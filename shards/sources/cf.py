@@ -1,57 +1,48 @@
 """Any CF dataset on a time axis that xarray opens: a zarr store, a netCDF file, or a folder of netCDF files.
 
-What mlcast-style archives are: a variable [time, y, x] with units, scale and missing values in its attributes. xarray
-decodes them, so a value here is physical, and NaN is missing. Codes are made by the variable's unit: dBZ in quarters;
-rain rates as dBZ by Z = 200 R^1.6; anything else needs --range LOW,HIGH, which 0..254 then divide evenly. Rows run from
-north to south: where the y coordinate ascends they are turned.
+What mlcast-style archives are: a variable with time, y and x, and units, scale and missing values in its attributes; a
+file may also be one frame with a scalar time. xarray decodes them, so a value here is physical, and NaN is missing, as
+is what lies outside valid_range. Codes are made by the variable's unit: dBZ in quarters; rain rates, and amounts of a
+known period, as dBZ by Z = 200 R^1.6; anything else needs --range LOW,HIGH, which 0..254 then divide evenly. Rows run
+from north to south: where y or the latitudes ascend they are turned (cf_layout.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
-from collections.abc import Hashable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from shards.errors import SourceError, UsageError
+from shards.georeference import Grid
 from shards.manifest import FrameSpec, Scale, SourceInfo
 from shards.sources import timeline
 from shards.sources.base import Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
+from shards.sources.cf_layout import (
+    Layout,
+    coding,
+    facts_of,
+    is_zarr,
+    layout_of,
+    opened,
+    period_of,
+    place_of,
+    valid_limits,
+)
 from shards.sources.geometry import Geometry, add_geometry_arguments, parse_crop, parse_size
-from shards.sources.grid import Grid
-from shards.sources.inputs import Listing, by, need, plural, walk
+from shards.sources.inputs import Listing, by, plural, walk
 from shards.sources.radar_readers import DBZ, rain_to_dbz
 
 if TYPE_CHECKING:
     from xarray import Dataset
 
 NETCDF = (".nc", ".nc4", ".cdf", ".netcdf")
-ENGINES = ("netcdf4", "h5netcdf", "scipy")  # xarray's names of those that read them, in its order
-RATES = {  # the unit without spaces and in small letters -> mm/h
-    **dict.fromkeys(("mm/h", "mmh-1", "mm/hr", "mmhr-1", "mmhour-1", "mm/hour", "kgm-2h-1", "mmh**-1"), 1.0),
-    **dict.fromkeys(("kgm-2s-1", "mms-1", "mm/s", "kg/m2/s"), 3600.0),
-    **dict.fromkeys(("ms-1", "m/s"), 3.6e6),
-}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the variable lies in its files; dimensions by name."""
-
-    variable: str
-    time: str
-    channel: str | None
-    rows_turned: bool
-    shape: tuple[int, int, int]  # channels, height, width
-    unit: str
 
 
 @dataclass(frozen=True)
@@ -69,6 +60,8 @@ class CfArchive:
     options: timeline.TimeOptions
     info: SourceInfo
     notes: tuple[str, ...]
+    place: Grid | None
+    no_echo: str
 
     def describe(self) -> Description:
         """As the variable has it."""
@@ -80,6 +73,7 @@ class CfArchive:
             scale=self.scale,
             modes=self.options.modes(self.frames),
             source=self.info,
+            grid=self.place,
         )
 
     def plan(self) -> Plan:
@@ -98,37 +92,25 @@ class CfArchive:
                 for name, group in itertools.groupby(places, key=lambda place: place[0])
             ]
         )
-        if self.rate_factor is not None:
-            values = rain_to_dbz(values * self.rate_factor)
         codes = self.geometry.apply(self.scale.to_code(values))
         low, high = self.scale.offset, self.scale.offset + self.scale.gain * self.scale.max_code
         half = abs(self.scale.gain) / 2
-        clipped = float(((values < low - half) | (values > high + half)).mean())
+        outside = values > high + half
+        if self.scale != DBZ:  # below 0 dBZ there is no echo that counts
+            outside |= values < low - half
+        clipped = float(outside.mean())
         return RawEvent(codes, {"clipped": round(clipped, 6)} if clipped else {})
 
-    def grid(self) -> Grid | None:
-        """The variable's own coordinates and grid mapping, after crop and size."""
-        name = self.frames[0].file.rpartition("#")[0]
-        data = _opened(self.path / name if name else self.path, self.group)
-        array = data[self.layout.variable]
-        rows, columns = array.dims[-2:]
-        if rows not in data.coords or columns not in data.coords:
-            return None
-        x, y = (np.asarray(data[axis].values, dtype=np.float64) for axis in (columns, rows))
-        units = str(data[columns].attrs.get("units", "1"))
-        mapping = array.attrs.get("grid_mapping", array.encoding.get("grid_mapping"))
-        projection = dict(data[mapping].attrs) if mapping in data.variables else {}
-        whole = Grid(x, y[::-1] if self.layout.rows_turned else y, units, projection)
-        return whole.cut(self.geometry)
-
     def _values(self, name: str, places: list[int]) -> npt.NDArray[np.float64]:
-        """Frames at `places` of one file, float64 [L, C, H, W], NaN where missing, north up."""
+        """Frames at `places` of one file, float64 [L, C, H, W], NaN where missing, north up; rain as dBZ."""
         layout = self.layout
         try:
-            array = _opened(self.path / name if name else self.path, self.group)[layout.variable]
+            array = opened(self.path / name if name else self.path, self.group)[layout.variable]
             ordered = places == list(range(places[0], places[0] + len(places)))
             where = slice(places[0], places[-1] + 1) if ordered else places
-            values = np.asarray(array.isel({layout.time: where}).values, dtype=np.float64)
+            part = layout.upright(array).isel({layout.time: where})
+            values = np.array(part.values, dtype=np.float64)
+            low, high = valid_limits(array)
         except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
             if isinstance(error, SourceError):
                 raise
@@ -142,123 +124,27 @@ class CfArchive:
                 f"{self.path / name}: {layout.variable} has frames of {by(values.shape[1:])}, the archive's first has "
                 f"{by(layout.shape)}; convert them as two archives"
             )
-        return values[..., ::-1, :] if layout.rows_turned else values
-
-
-@functools.lru_cache(maxsize=2)
-def _opened(path: Path, group: str | None) -> Dataset:
-    """The dataset, lazily. Raises SourceError if xarray can't open it."""
-    xarray = need("xarray", "cf", "reading CF datasets")
-    try:
-        if _is_zarr(path):
-            _refuse_pickles()
-            return xarray.open_zarr(path, group=group, chunks=None)
-        if not path.is_file():
-            raise SourceError(f"{path}: not there any more; the archive has changed, convert again")
-        return xarray.open_dataset(path, engine=_engine(xarray, path), group=group, chunks=None, cache=False)
-    except ImportError as error:
-        raise SourceError(f"{path}: {error}; install what reads it: pip install 'modernn-toolkit[cf]'") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError(
-            f"{path}: xarray can't open it ({str(error).splitlines()[0]}); for netCDF: pip install "
-            "'modernn-toolkit[cf]'; else fetch the file again"
-        ) from None
-
-
-def _refuse_pickles() -> None:
-    """Zarr 2 knows a codec `pickle`, which runs what an archive holds; later versions of numcodecs refuse it too."""
-    registry = need("numcodecs.registry", "cf", "reading zarr")
-    codec = need("numcodecs.abc", "cf", "reading zarr").Codec
-
-    class Refused(codec):  # type: ignore[misc, valid-type]
-        codec_id = "pickle"
-
-        def encode(self, data: object) -> object:
-            raise ValueError("its codec `pickle` can hold programs, and is not read")
-
-        decode = encode
-
-    registry.register_codec(Refused)
-
-
-def _engine(xarray: ModuleType, path: Path) -> str:
-    """Who reads a netCDF file. xarray would ask every installed backend, and some take more from beside the file: that
-    of GRIB unpickles an index. Raises ValueError where none of NETCDF's knows it.
-    """
-    known = xarray.backends.list_engines()
-    for name in ENGINES:
-        if name in known and known[name].guess_can_open(path):
-            return name
-    raise ValueError(f"none of {', '.join(ENGINES)} that are installed here takes it for netCDF")
+        gone = np.isnan(values)
+        values[(values < low) | (values > high)] = np.nan
+        if self.rate_factor is not None:
+            values = rain_to_dbz(values * self.rate_factor)
+        if self.no_echo == "zero":
+            values[gone] = self.scale.offset
+        values = values[..., ::-1, :] if layout.rows_turned else values
+        return values[..., ::-1] if layout.columns_turned else values
 
 
 def forget_opened() -> None:
-    """An archive that grows is to be looked at anew."""
-    _opened.cache_clear()
-
-
-def _is_zarr(path: Path) -> bool:
-    return path.is_dir() and any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
-
-
-def _layout(path: Path, data: Dataset, variable: str | None) -> Layout:
-    """Find the variable: the one asked for, or the only one that has time and two more dimensions."""
-    times = {name for name in data.coords if data[name].ndim == 1 and data[name].dtype.kind == "M"}
-    fitting = [
-        str(name)
-        for name, array in data.data_vars.items()
-        if array.ndim in (3, 4) and array.dims[0] in times and array.dtype.kind in "fiu"
-    ]
-    holds = ", ".join(f"{name}{list(array.dims)}" for name, array in data.data_vars.items()) or "nothing"
-    if variable is None and len(fitting) != 1:
-        raise UsageError(
-            f"{path}: {plural(len(fitting), 'variable')} with time, y and x; name one with --variable; it holds {holds}"
-        )
-    name = variable or fitting[0]
-    if name not in fitting:
-        raise UsageError(
-            f"--variable {name}: {path} has {', '.join(fitting) or 'none'} with a decoded time axis first, then y and "
-            f"x (a channel may stand between); it holds {holds}"
-        )
-    array = data[name]
-    channel = str(array.dims[1]) if array.ndim == 4 else None
-    rows: Hashable = array.dims[-2]
-    turned = bool(rows in data.coords and array.shape[-2] > 1 and data[rows][0] < data[rows][-1])
-    shape = (array.shape[1] if channel else 1, array.shape[-2], array.shape[-1])
-    return Layout(name, str(array.dims[0]), channel, turned, shape, str(array.attrs.get("units", "")))
+    """An archive that grows is listed again."""
+    opened.cache_clear()
 
 
 def _stamps(path: Path, name: str, data: Dataset, layout: Layout) -> list[timeline.Stamped]:
-    stamps = data[layout.time].values
+    stamps = np.atleast_1d(data[layout.time].values)
     if np.isnat(stamps).any():
         raise SourceError(f"{path / name}: {int(np.isnat(stamps).sum())} of its times are missing; repair the file")
     seconds: list[datetime] = stamps.astype("datetime64[s]").astype(datetime).tolist()
     return [timeline.Stamped(time, f"{name}#{i}") for i, time in enumerate(seconds)]
-
-
-def _coding(layout: Layout, given: str | None) -> tuple[Scale, float | None, str]:
-    """The scale, the factor to mm/h if values are rain rates, and what to tell. Raises UsageError."""
-    unit = layout.unit
-    if given is not None:
-        try:
-            low, high = (float(part) for part in given.split(","))
-        except ValueError:
-            low, high = 0.0, 0.0
-        if not low < high:
-            raise UsageError(f"--range {given}: give LOW,HIGH of the values, such as --range 0,60")
-        scale = Scale(layout.variable, unit or "1", low, (high - low) / 254, max_code=254, missing_code=255)
-        return scale, None, f"{layout.variable}: {low:g}..{high:g} {unit} are codes 0..254"
-    short = unit.lower().replace(" ", "").replace("^", "")
-    if short == "dbz":
-        return DBZ, None, f"{layout.variable}: 0..63.5 dBZ are codes 0..254"
-    if short in RATES:
-        return DBZ, RATES[short], f"{layout.variable} in {unit} becomes dBZ by Z = 200 R^1.6; 0..63.5 are codes 0..254"
-    raise UsageError(
-        f"{layout.variable} is in {unit or 'no stated unit'}, which says not how to code it; "
-        "give the range of its values, such as --range 0,60"
-    )
 
 
 def _source_info(path: Path, attributes: dict[str, object]) -> SourceInfo:
@@ -282,6 +168,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step", type=float, metavar="SECONDS", help="from frame to frame (default: the archive's commonest)"
     )
+    parser.add_argument(
+        "--no-echo",
+        choices=("missing", "zero"),
+        default=argparse.SUPPRESS,
+        help="what NaN and _FillValue mean: missing, or zero: observed without an echo (default: missing)",
+    )
     add_geometry_arguments(parser, "none", None)
     timeline.add_time_arguments(parser)
 
@@ -290,37 +182,84 @@ def _build(args: argparse.Namespace) -> Source:
     options = timeline.time_options(args)
     path = Path(args.input)
     names = [""]
-    if not path.is_file() and not _is_zarr(path):
+    if not path.is_file() and not is_zarr(path):
         names = [name for name in walk(path) if name.lower().endswith(NETCDF)]
         if not names:
             raise SourceError(f"{path}: neither a zarr store nor a folder with files {', '.join(NETCDF)}")
-    data = _opened(path / names[0] if names[0] else path, args.group)
-    layout = _layout(path / names[0], data, args.variable)
+    data = opened(path / names[0] if names[0] else path, args.group)
+    layout = layout_of(path / names[0], data, args.variable)
     args.variable = layout.variable
-    scale, factor, note = _coding(layout, args.range)
     info = _source_info(path, dict(data.attrs))
-    frames: list[timeline.Stamped] = []
-    for name in names:
-        data = _opened(path / name if name else path, args.group)
-        if layout.variable not in data or layout.time not in data.coords:
-            raise SourceError(f"{path / name}: no {layout.variable} on {layout.time}; move the file away")
-        frames += _stamps(path, name, data, layout)
-    frames = timeline.in_order(frames)
+    place, why = place_of(data, layout)
+    frames = timeline.in_order(_frames(path, names, args.group, layout))
     args.step = args.step or timeline.commonest_step(frames, 0.0)
     if not args.step > 0:
         raise UsageError(f"{path}: {plural(len(frames), 'frame')}, which have no time step; say --step SECONDS")
+    data = opened(path / names[0] if names[0] else path, args.group)
+    scale, factor, note = coding(layout, args.range, period_of(data, layout, args.step))
     size = layout.shape[1:]
     geometry = Geometry(size, parse_crop(args.crop, size), parse_size(args.size), scale.missing_code)
-    notes = [note, f"frames of {by(size)} pixels, one every {args.step:g} s"]
-    if layout.rows_turned:
-        notes.append("rows are turned: y ascends in the archive, the store has the north first")
+    notes = [note, f"frames of {by(size)} pixels, one every {args.step:g} s", *_orientation(layout)]
+    notes.append(f"grid: {place.proj4}" if place is not None else f"the store has no grid: {why}")
     return CfArchive(
-        path, args.group, layout, factor, scale, geometry, args.step, tuple(frames), options, info, tuple(notes)
+        path=path,
+        group=args.group,
+        layout=layout,
+        rate_factor=factor,
+        scale=scale,
+        geometry=geometry,
+        step_seconds=args.step,
+        frames=tuple(frames),
+        options=options,
+        info=info,
+        notes=tuple(notes),
+        place=None if place is None else geometry.place(place),
+        no_echo=getattr(args, "no_echo", "missing"),
     )
 
 
+def _frames(path: Path, names: list[str], group: str | None, layout: Layout) -> list[timeline.Stamped]:
+    """The frames of all files, each compared with the first. Raises SourceError."""
+    frames: list[timeline.Stamped] = []
+    first: tuple[object, ...] | None = None
+    for name in names:
+        data = opened(path / name if name else path, group)
+        if layout.variable not in data or layout.time not in data.variables:
+            raise SourceError(f"{path / name}: no {layout.variable} on {layout.time}; move the file away")
+        facts = facts_of(data, layout)
+        first = first or facts
+        for what, one, two in zip(
+            ("units", "rows' coordinate", "columns' coordinate", "grid mapping"), first, facts, strict=True
+        ):
+            if one != two:
+                shown = f" ({one} and {two})" if what == "units" else ""
+                raise SourceError(
+                    f"{path}: {names[0]} and {name} differ in the {what}{shown}; convert them as two archives, or move "
+                    "one away"
+                )
+        frames += _stamps(path, name, data, layout)
+    return frames
+
+
+def _orientation(layout: Layout) -> list[str]:
+    """What to report of how frames are turned."""
+    notes = []
+    if layout.rows_turned:
+        notes.append(
+            f"rows are turned: by {layout.orientation} they ascend to the north, the store has the north first"
+        )
+    elif not layout.orientation:
+        notes.append(
+            f"which way is north is unknown: {layout.rows} has no coordinate and there are no latitudes; rows stay as "
+            "they are"
+        )
+    if layout.columns_turned:
+        notes.append(f"columns are turned: {layout.columns} descends, the store has the west first")
+    return notes
+
+
 def _guess(listing: Listing) -> str | None:
-    if _is_zarr(listing.root) and len(listing.files) > 1:
+    if is_zarr(listing.root) and len(listing.files) > 1:
         return "a zarr store"
     files = [file for file in listing.files if file.lower().endswith(NETCDF)]
     return f"{plural(len(files), 'netCDF file')}, the first is {files[0]}" if files else None

@@ -60,7 +60,7 @@ class Cikm:
     notes: tuple[str, ...]
 
     def describe(self) -> Description:
-        """A channel of reflectivity per height."""
+        """Return a channel of reflectivity per height."""
         height, width = self.geometry.shape
         return Description(
             name="cikm2017",

@@ -26,13 +26,13 @@ PARTS = ("DESCRIPTION", "events", "read")
 
 @dataclass(frozen=True)
 class Custom:
-    """Travels to workers as two paths; each loads the file anew."""
+    """Travels to workers as two paths; each loads the file again."""
 
     file: Path
     archive: Path
 
     def describe(self) -> Description:
-        """The file's DESCRIPTION."""
+        """Return the file's DESCRIPTION."""
         description = _module(self.file).DESCRIPTION
         if not isinstance(description, Description):
             raise UsageError(
@@ -41,7 +41,7 @@ class Custom:
         return description
 
     def plan(self) -> Plan:
-        """The file's events, put in order."""
+        """Return the file's events, put in order."""
         splits: dict[str, list[PlannedEvent]] = defaultdict(list)
         for given in _module(self.file).events(self.archive):
             split, event = given if isinstance(given, tuple) and len(given) == 2 else (None, given)
@@ -54,7 +54,7 @@ class Custom:
         return Plan({split: sorted(events, key=lambda event: event.key) for split, events in splits.items()})
 
     def read(self, event: PlannedEvent) -> RawEvent:
-        """The file's frames."""
+        """Return the file's frames."""
         given = _module(self.file).read(self.archive, event)
         return given if isinstance(given, RawEvent) else RawEvent(given)
 
@@ -79,7 +79,7 @@ def _module(file: Path) -> ModuleType:
 
 
 def custom_entry(file: Path) -> SourceEntry:
-    """What the command line needs. Raises UsageError for a file that is no source."""
+    """Return what the command line needs. Raises UsageError for a file that is no source."""
     module = _module(file)
 
     def build(args: argparse.Namespace) -> Source:

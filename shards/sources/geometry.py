@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from shards.errors import UsageError
+from shards.errors import SourceError, UsageError
+from shards.georeference import Grid
 from shards.manifest import Codes
 from shards.sources.inputs import by
 
@@ -83,6 +84,15 @@ class Geometry:
         """(height, width) of what is stored."""
         return self.size or (self.crop.height, self.crop.width)
 
+    def place(self, grid: Grid) -> Grid:
+        """Return the grid of what is stored. Raises SourceError if `grid` isn't that of the source's frames."""
+        if (grid.height, grid.width) != self.source:
+            raise SourceError(
+                f"the grid has {grid.height}x{grid.width} pixels, the frames have {by(self.source)}; repair the source"
+            )
+        crop = self.crop
+        return grid.cut(crop.top, crop.left, crop.height, crop.width, self.shape)
+
     def apply(self, frames: Codes) -> Codes:
         """Cut and resize the last two axes of `frames`, which are `source`'s."""
         crop = self.crop
@@ -132,7 +142,7 @@ def _blend_rows(frame: npt.NDArray[np.float32], weights: _Weights) -> npt.NDArra
 
 
 def add_geometry_arguments(parser: argparse.ArgumentParser, crop: str | None, size: str | None, note: str = "") -> None:
-    """--crop and --size, with the source's defaults; a crop of None is said by `note`."""
+    """--crop and --size, with the source's defaults; a crop of None is reported by `note`."""
     parser.add_argument(
         "--crop",
         default=crop,

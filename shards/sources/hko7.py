@@ -12,21 +12,20 @@ from __future__ import annotations
 import argparse
 import re
 import zlib
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
 from shards.errors import SourceError
-from shards.manifest import Codes, Scale, SourceInfo
+from shards.georeference import Grid
+from shards.manifest import Scale, SourceInfo
 from shards.sources import radar
 from shards.sources.base import Source, SourceEntry
-from shards.sources.grid import Grid
 from shards.sources.inputs import Listing, by, read_image
-from shards.sources.radar_readers import FrameReader, timestamp
+from shards.sources.radar_readers import Composite, FileName, FrameReader, named
 
 FRAMES, MASKS = "radarPNG", "radarPNG_mask"  # folders side by side
-_NAME = re.compile(r"RAD(\d{12})\.png")
+_NAME = re.compile(r"RAD(?P<time>\d{12})\.png")
 
 
 class Hko7Png:
@@ -39,6 +38,7 @@ class Hko7Png:
     step_seconds = 360.0
     crop = "none"
     looks_like = "RAD150701120600.png"
+    suffixes = (".png",)
     source = SourceInfo(
         name="HKO-7",
         licence="Hong Kong Observatory; research use under a signed undertaking, not to be passed on",
@@ -46,19 +46,18 @@ class Hko7Png:
         url="https://github.com/sxjscience/HKO-7",
     )
 
-    def time_of(self, name: str) -> datetime | None:
+    def parse(self, name: str) -> FileName | None:
         """RADyymmddHHMM00.png."""
-        match = _NAME.fullmatch(name)
-        return timestamp(match[1], "%y%m%d%H%M%S") if match else None
+        return named(_NAME.fullmatch(name), "%y%m%d%H%M%S")
 
-    def read(self, path: Path) -> Codes:
+    def read(self, path: Path) -> Composite:
         """Grey values, 255 where the mask says that they don't count."""
         grey = read_image(path, ["PNG"], ("L",))
         codes = np.minimum(grey, 254)
         mask = mask_path(path)
         if mask is not None:
             codes[~read_mask(mask, (grey.shape[0], grey.shape[1]))] = 255
-        return codes
+        return Composite(codes, int(np.count_nonzero((grey == 255) & (codes != 255))))
 
     def grid(self, path: Path) -> Grid | None:
         """The archive doesn't say."""

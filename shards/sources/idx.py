@@ -17,11 +17,14 @@ import numpy as np
 from shards.errors import NoArchiveError, SourceError
 from shards.manifest import Codes
 
+LARGEST = 1 << 30  # bytes of images; MNIST and what looks like it have a tenth
+DEFLATE_RATIO = 1032  # no gzip file unpacks to more times its size
 IMAGES_MAGIC = 0x00000803  # unsigned bytes, three dimensions: count, rows, columns
 
 
 def find_idx(folder: Path, stem: str) -> Path:
-    """The file `stem` or `stem.gz` in `folder`; `train-images.idx3-ubyte` is understood for `train-images-idx3-ubyte`.
+    """Return the file `stem` or `stem.gz` in `folder`; `train-images.idx3-ubyte` is understood for `train-images-
+    idx3-ubyte`.
 
     Raises NoArchiveError that lists what the folder holds instead.
     """
@@ -42,16 +45,20 @@ def find_idx(folder: Path, stem: str) -> Path:
 
 
 def read_images(path: Path) -> Codes:
-    """The images of an idx3 file, uint8 [count, rows, columns].
+    """Return the images of an idx3 file, uint8 [count, rows, columns].
 
     Raises SourceError for a wrong magic number, and for a file shorter or longer than its header says.
     """
+    if not path.is_file():
+        raise SourceError(f"{path}: absent, or no regular file; fetch it again")
+    size = path.stat().st_size
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             header = file.read(16)
             shape = _image_shape(path, header)
             expected = math.prod(shape)
-            body = file.read(expected)
+            most = min(LARGEST, size * (DEFLATE_RATIO if path.suffix == ".gz" else 1))  # it can hold no more
+            body = file.read(min(expected, most))
             surplus = len(file.read(1))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise SourceError(f"{path}: the gzip data is cut off or damaged ({error}); fetch the file again") from None
@@ -61,12 +68,12 @@ def read_images(path: Path) -> Codes:
             f"it has {len(body)}; fetch the file again"
         )
     if surplus:
-        raise SourceError(f"{path}: goes on after the {expected} bytes that its header promises; fetch the file again")
+        raise SourceError(f"{path}: is longer than the {expected} bytes that its header promises; fetch the file again")
     return np.frombuffer(body, dtype=np.uint8).reshape(shape)
 
 
 def _image_shape(path: Path, header: bytes) -> tuple[int, int, int]:
-    """The dimensions in the 16 bytes of `header`."""
+    """Return the dimensions in the 16 bytes of `header`."""
     if len(header) < 16:
         raise SourceError(f"{path}: truncated: the header has 16 bytes, the file {len(header)}; fetch the file again")
     magic, count, rows, columns = struct.unpack(">IIII", header)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import itertools
+import logging
 import os
 import re
-from collections.abc import Sequence
+import stat
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,19 +21,108 @@ from PIL import Image, UnidentifiedImageError
 from shards.errors import NoArchiveError, SourceError, UsageError
 from shards.manifest import Codes
 
+logger = logging.getLogger(__name__)
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm", ".webp")
+# Pillow goes by what is in a file, not by its name, and for some formats (EPS) it starts a program.
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "PPM", "WEBP")
+# What desktops, editors and network drives leave beside data; names that begin with a dot too.
+_TOOLS = ("__MACOSX", "__pycache__", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+_TOOL_FILES = ("Thumbs.db", "desktop.ini")
+# What Pillow raises for files that are damaged; a bomb is one of more pixels than it is ready to decode.
+IMAGE_ERRORS = (
+    *(UnidentifiedImageError, Image.DecompressionBombError, OSError, EOFError),
+    *(SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error, zlib.error, OverflowError, MemoryError),
+)
 
 
 def walk(folder: Path) -> list[str]:
-    """All files below `folder`, relative with forward slashes, sorted. Raises NoArchiveError if it is no folder."""
+    """Return all regular files below `folder`, relative with forward slashes, sorted. Links are followed.
+
+    Hidden files and folders, those that tools leave, and what is no regular file (pipes, sockets) are left out, which
+    is logged with their number.
+
+    Raises:
+        NoArchiveError: it is no folder.
+        SourceError: a folder below it can't be listed, a link leads back to a folder that it lies in, or a name isn't
+            UTF-8.
+    """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise NoArchiveError(
             f"{folder} is not a folder (it {what}); give the archive's folder, sub-folders are searched too"
         )
-    return sorted(
-        Path(parent, name).relative_to(folder).as_posix() for parent, _, names in os.walk(folder) for name in names
+    passed_over: list[str] = []
+    found = sorted(_files_below(folder, passed_over))
+    if passed_over:
+        logger.warning(
+            "%s: %s that are hidden, a tool's or no regular files are skipped, the first is %s",
+            folder,
+            plural(len(passed_over), "entr", "y", "ies"),
+            passed_over[0],
+        )
+    return found
+
+
+def _files_below(root: Path, passed_over: list[str]) -> Iterator[str]:
+    """Yield the regular files below `root` as relative names, unsorted; add to `passed_over` what is none."""
+    above: dict[str, tuple[tuple[int, int], ...]] = {str(root): (_identity(root),)}
+    for parent, folders, names in os.walk(root, onerror=_not_listed, followlinks=True):
+        for name in sorted(names):
+            path = Path(parent, name)
+            relative = _utf8(path.relative_to(root).as_posix(), root)
+            if name.startswith(".") or name in _TOOL_FILES or not _is_file_or_dangling(path):
+                passed_over.append(relative)
+            else:
+                yield relative
+        folders.sort()
+        for name in tuple(folders):
+            path = Path(parent, name)
+            relative = _utf8(path.relative_to(root).as_posix(), root)
+            if name.startswith(".") or name in _TOOLS:
+                passed_over.append(f"{relative}/")
+                folders.remove(name)
+                continue
+            identity = _identity(path)
+            if identity in above[parent]:
+                raise SourceError(
+                    f"{path}: leads back to a folder that it lies in ({os.path.realpath(path)}); remove that link, and "
+                    "convert again"
+                )
+            above[str(path)] = (*above[parent], identity)
+        del above[parent]
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _not_listed(error: OSError) -> None:
+    """Refuse it: what is in there would be absent from the store, and nobody would know."""
+    raise SourceError(
+        f"{error.filename}: this folder can't be listed ({error.strerror}); grant access or move it away, and run the "
+        "same command again"
     )
+
+
+def _utf8(name: str, root: Path) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise SourceError(
+            f"{root}/{name}: a name that isn't UTF-8, which a store can't record; rename it (convmv does so for whole "
+            "folders), and convert again"
+        ) from None
+    return name
+
+
+def _is_file_or_dangling(path: Path) -> bool:
+    """Return whether it is a file; a link to nothing stays: where it should be a frame, reading it says so."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return path.is_symlink()
 
 
 @dataclass(frozen=True)
@@ -40,21 +134,15 @@ class Listing:
 
     @staticmethod
     def of(path: Path, limit: int = 20_000) -> Listing:
-        """At most `limit` files, found without reading a large archive's whole tree. Raises NoArchiveError."""
+        """List at most `limit` files, without reading a large archive's whole tree. Raises SourceErrors as `walk`."""
         if path.is_file():
             return Listing(path.parent, (path.name,))
         if not path.is_dir():
             raise NoArchiveError(f"{path} does not exist; give the archive's folder or file")
-        found: list[str] = []
-        for parent, folders, names in os.walk(path):
-            folders.sort()
-            found += (Path(parent, name).relative_to(path).as_posix() for name in sorted(names))
-            if len(found) >= limit:
-                break
-        return Listing(path, tuple(found[:limit]))
+        return Listing(path, tuple(itertools.islice(_files_below(path, []), limit)))
 
     def matching(self, pattern: re.Pattern[str]) -> list[str]:
-        """The files whose last name part is wholly the pattern's."""
+        """Return the files whose last name part is wholly the pattern's."""
         return [file for file in self.files if pattern.fullmatch(file.rsplit("/", 1)[-1])]
 
 
@@ -69,11 +157,11 @@ def need(module: str, extra: str, what: str) -> ModuleType:
         ) from None
 
 
-def read_image(path: Path, formats: list[str] | None = None, modes: Sequence[str] = ("L", "P")) -> Codes:
-    """The stored numbers of an image, uint8 [height, width] or [height, width, 3], palettes not applied.
+def read_image(path: Path, formats: Sequence[str] = IMAGE_FORMATS, modes: Sequence[str] = ("L", "P")) -> Codes:
+    """Return the stored numbers of an image, uint8 [height, width] or [height, width, 3], palettes not applied.
 
-    `modes` are Pillow's names of the pixel kinds that the caller understands. Raises SourceError for another kind, and
-    for what Pillow can't read.
+    `modes` are Pillow's names of the pixel kinds that the caller understands. Raises SourceError for another kind, for
+    several images in one file, and for what Pillow can't read.
     """
     with open_image(path, formats) as image:
         if image.mode not in modes:
@@ -81,82 +169,49 @@ def read_image(path: Path, formats: list[str] | None = None, modes: Sequence[str
                 f"{path}: pixels of kind {image.mode}, expected {' or '.join(modes)} (Pillow's names; L is grey of 8 "
                 "bits); was it edited? Save it as it was, and convert again"
             )
+        pages = page_count(path, image)
+        if pages > 1:
+            raise SourceError(
+                f"{path}: {pages} images in one file, expected one; save them one by one, or --source images"
+            )
         return _pixels(path, image)
 
 
-def read_grey_or_rgb(path: Path, channels: int) -> Codes:
-    """An image as a viewer shows it: uint8 [channels, height, width], 1 for grey (ITU-R 601 luma), 3 for RGB.
-
-    Raises SourceError for more than 8 bits a channel, which uint8 can't hold, and for what Pillow can't read.
-    """
-    with open_image(path) as image:
-        if image.mode.startswith("I") or image.mode == "F":
-            raise SourceError(
-                f"{path}: more than 8 bits a pixel (Pillow's kind {image.mode}); what its numbers mean has to be said: "
-                "write a source of ten lines for it, see docs/new-dataset.md"
-            )
-        try:
-            shown = image.convert("L" if channels == 1 else "RGB")
-        except (OSError, EOFError, SyntaxError) as error:
-            raise _unreadable(path, error) from None
-        pixels = _pixels(path, shown)
-    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def read_sequence(folder: Path, names: Sequence[str], channels: int, size: tuple[int, int]) -> Codes:
-    """The images `names` below `folder` as frames, uint8 [L, channels, height, width]. Raises SourceError where one is
-    not of `size` (height, width).
-    """
-    frames = np.empty((len(names), channels, *size), dtype=np.uint8)
-    for target, name in zip(frames, names, strict=True):
-        image = read_grey_or_rgb(folder / name, channels)
-        if image.shape[1:] != size:
-            raise two_sizes(folder / name, image.shape[1:], size)
-        target[:] = image
-    return frames
-
-
 def two_sizes(path: Path, found: Sequence[int], expected: Sequence[int]) -> SourceError:
-    """What is said of a frame that isn't of the archive's size."""
+    """Return the error of a frame that isn't of the archive's size."""
     return SourceError(
         f"{path}: frames of {by(found)} pixels, the archive's first has {by(expected)}; convert them as two archives, "
         "or move it away"
     )
 
 
-def image_channels(path: Path) -> int:
-    """1 for a grey image, 3 for one with colours. Raises SourceError for what Pillow can't read."""
-    with open_image(path) as image:
-        return 1 if image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;") else 3
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width), from the header alone. Raises SourceError for what Pillow can't read."""
-    with open_image(path) as image:
-        return image.height, image.width
-
-
-def open_image(path: Path, formats: list[str] | None = None) -> Image.Image:
-    """Pillow's open, with our errors."""
+def open_image(path: Path, formats: Sequence[str] = IMAGE_FORMATS) -> Image.Image:
+    """Open an image by Pillow, as one of `formats`; pixels are decoded later. Raises SourceError."""
     try:
-        return Image.open(path, formats=formats)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, EOFError, SyntaxError) as error:
-        raise _unreadable(path, error) from None
+        if not path.is_file():
+            raise FileNotFoundError("absent, or no regular file")
+        return Image.open(path, formats=tuple(formats))
+    except IMAGE_ERRORS as error:
+        raise unreadable(path, error) from None
+
+
+def page_count(path: Path, image: Image.Image) -> int:
+    """Return how many images an open file has: pages of a TIFF, frames of a GIF. Raises SourceError."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except IMAGE_ERRORS as error:
+        raise unreadable(path, error) from None
 
 
 def _pixels(path: Path, image: Image.Image) -> Codes:
     try:
         return np.asarray(image, dtype=np.uint8)
-    except (OSError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: Exception) -> SourceError:
-    return unreadable(path, str(error))
+    except IMAGE_ERRORS as error:
+        raise unreadable(path, error) from None
 
 
 def unreadable(path: Path, why: object) -> SourceError:
-    """What is said of a frame that can't be decoded."""
+    """Return the error of a frame that can't be decoded."""
     return SourceError(
         f"{path}: unreadable frame ({why}); replace it, or move it away (the gap then splits its run), "
         "and convert again"
@@ -164,10 +219,10 @@ def unreadable(path: Path, why: object) -> SourceError:
 
 
 def by(size: Sequence[int]) -> str:
-    """ "384x512", height first."""
+    """Return "384x512", height first."""
     return "x".join(str(side) for side in size)
 
 
-def plural(count: int, what: str) -> str:
-    """ "1 file", "2 files"."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def plural(count: int, what: str, one: str = "", many: str = "s") -> str:
+    """Return "1 file" or "2 files"; `one` and `many` are other endings."""
+    return f"{count} {what}{one if count == 1 else many}"

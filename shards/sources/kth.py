@@ -25,8 +25,9 @@ from shards.manifest import Codes, FrameSpec, Scale, SourceInfo
 from shards.sources import videos
 from shards.sources.base import Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
 from shards.sources.geometry import Geometry, add_geometry_arguments, parse_crop, parse_size
-from shards.sources.inputs import Listing, image_size, plural, read_sequence, two_sizes, walk
+from shards.sources.inputs import Listing, plural, two_sizes, walk
 from shards.sources.kth_sequences import TABLE_NAME, Clip, read_table
+from shards.sources.pictures import image_size, read_sequence
 
 SECONDS = 1 / 25
 TEST_PERSONS = range(17, 26)
@@ -120,13 +121,13 @@ class Kth:
 
 @functools.lru_cache(maxsize=1)
 def _clip_frames(path: Path) -> Codes:
-    """A whole clip in grey, uint8 [L, 1, 120, 160]: its events come one after another, and 30 s are 17 MB."""
+    """Return a whole clip in grey, uint8 [L, 1, 120, 160]: its events come one after another, and 30 s are 17 MB."""
     return videos.read_frames(path, 1, 0, videos.probe(path).frames)
 
 
 def avi_takes(folder: Path, files: Sequence[str]) -> tuple[list[Take], list[str]]:
-    """The ranges of 00sequences.txt whose clips are here, and notes. Raises SourceError for a range beyond a clip's
-    end.
+    """Return the ranges of 00sequences.txt whose clips are here, and notes. Raises SourceError for a range beyond a
+    clip's end.
     """
     tables = [file for file in files if file.rsplit("/", 1)[-1] == TABLE_NAME]
     if len(tables) != 1:
@@ -139,8 +140,11 @@ def avi_takes(folder: Path, files: Sequence[str]) -> tuple[list[Take], list[str]
             raise SourceError(f"{folder}: {clip} twice, {here[clip]} and {file}; move one away, then convert again")
         if clip is not None:
             here[clip] = file
+    strays = [file for file in files if file not in here.values() and file != tables[0]]
     takes: list[Take] = []
     notes = list(table.notes)
+    if strays:
+        notes.append(f"{plural(len(strays), 'other file')} passed over, the first is {strays[0]}")
     for clip, file in sorted(here.items()):
         if clip not in table.ranges:
             notes.append(f"{file} has no ranges in {TABLE_NAME} and is left out")
@@ -160,7 +164,7 @@ def avi_takes(folder: Path, files: Sequence[str]) -> tuple[list[Take], list[str]
 
 
 def frame_takes(folder: Path, files: Sequence[str]) -> tuple[list[Take], list[str]]:
-    """Runs of consecutive numbers in folders of frames. Raises SourceError for a number that occurs twice."""
+    """Return runs of consecutive numbers in folders of frames. Raises SourceError for a number that occurs twice."""
     clips: dict[Clip, dict[int, str]] = defaultdict(dict)
     for file in files:
         *parents, name = file.split("/")

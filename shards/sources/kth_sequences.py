@@ -31,7 +31,7 @@ class Clip:
 
     @staticmethod
     def of(name: str) -> Clip | None:
-        """The clip that a file or folder name begins with."""
+        """Return the clip that a file or folder name begins with."""
         match = CLIP.match(name)
         return Clip(int(match[1]), match[2], int(match[3])) if match else None
 
@@ -51,7 +51,7 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Raises SourceError that names the line."""
+    """Read the table. Raises SourceError that names the line."""
     ranges: dict[Clip, tuple[tuple[int, int], ...]] = {}
     missing: list[Clip] = []
     disordered: list[Clip] = []

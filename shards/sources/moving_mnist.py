@@ -150,7 +150,7 @@ class DigitPool:
 
 @functools.lru_cache(maxsize=4)
 def digit_pool(digits: str, split: str) -> DigitPool:
-    """The digits of `split` from scikit-learn or from a folder of idx files. Raises SourceError."""
+    """Return the digits of `split` from scikit-learn or from a folder of idx files. Raises SourceError."""
     if digits == SKLEARN:
         images = _sklearn_digits()
         train, test = images[:-SKLEARN_TEST], images[-SKLEARN_TEST:]

@@ -1,8 +1,7 @@
 """Moving MNIST as others have made it: files of finished sequences.
 
 - mnist_test_seq.npy, the canonical 10,000 test sequences: uint8 [20, 10000, 64, 64], time first. Any .npy of
-  [T, N, H, W] or [N, T, H, W] (the longer axis of the two counts sequences), with or without a last axis of 1 or 3
-  channels.
+  [T, N, H, W] or [N, T, H, W], with or without channels; --layout says which, where the shape leaves a doubt.
 - PredRNN's .npz: `clips` [2, N, 2] with (start, length) of the inputs and of the targets in `input_raw_data`
   [frames, 1, 64, 64], of 0..1 or of 0..255.
 
@@ -15,10 +14,10 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import zipfile
-import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -29,9 +28,12 @@ from numpy.lib import format as npy_format
 
 from shards.errors import SourceError
 from shards.manifest import FrameSpec, Scale, SourceInfo
+from shards.sources.array_files import NUMPY_ERRORS, mapped, pieces, read_header
 from shards.sources.base import Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
 from shards.sources.inputs import Listing, by, plural, walk
+from shards.sources.layouts import frames_of, guess_layout, parse_layout, sides_of
 from shards.sources.splits import DEFAULT_TEST, DEFAULT_VAL, Shares, add_share_arguments, lot, named_split, shares_of
+from shards.sources.value_range import ValueRange, choose_range, measure_values
 
 SUFFIXES = (".npy", ".npz")
 RAW, CLIPS = "input_raw_data", "clips"
@@ -39,17 +41,18 @@ RAW, CLIPS = "input_raw_data", "clips"
 
 @dataclass(frozen=True)
 class SequenceFile:
-    """One file. `factor` makes its numbers codes: 255 for 0..1. Of an .npz `spans` are the frames of every sequence:
-    ((start, length), ...).
+    """One file. `values` says what its numbers are: 0..1, or 0..255. Of an .npz `spans` are the frames of every
+    sequence: ((start, length), ...).
     """
 
     name: str
     sequences: int
     length: int
     frame: tuple[int, int, int]  # channels, height, width
-    factor: float
-    time_first: bool = True
+    values: ValueRange
+    layout: str = ""
     spans: tuple[tuple[tuple[int, int], ...], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class MovingMnistFile:
         )
 
     def plan(self) -> Plan:
-        """A file's own split, or shares of its sequences, drawn."""
+        """Return a file's own split, or shares of its sequences, drawn."""
         splits: dict[str, list[PlannedEvent]] = defaultdict(list)
         notes = []
         for number, file in enumerate(self.files):
@@ -93,6 +96,7 @@ class MovingMnistFile:
                 )
             how = f"all {split}" if split else "divided by drawing"
             notes.append(f"{file.name}: {plural(file.sequences, 'sequence')} of {file.length} frames, {how}")
+            notes += file.notes
         return Plan({name: splits[name] for name in ("train", "val", "test") if name in splits}, tuple(notes))
 
     def _draw(self, file: SequenceFile) -> dict[int, str]:
@@ -110,23 +114,11 @@ class MovingMnistFile:
         number, index = event.recipe
         file = self.files[number]
         path = self.folder / file.name
-        values = _npz_sequence(path, file, index) if file.spans else _npy_sequence(path, file, index)
-        if file.factor == 1 and values.dtype == np.uint8:
-            frames = values
+        if file.spans:
+            values = _npz_sequence(path, file, index)
         else:
-            codes = np.rint(values.astype(np.float64) * file.factor)
-            if not (codes.min() >= 0 and codes.max() <= 255):
-                raise SourceError(
-                    f"{path}: sequence {index} has values of {values.min():g}..{values.max():g}, the first ones are of "
-                    f"0..{255 / file.factor:g}; make the file again"
-                )
-            frames = codes.astype(np.uint8)
-        return RawEvent(frames, {"file": file.name, "index": index})
-
-
-def _npy_sequence(path: Path, file: SequenceFile, index: int) -> npt.NDArray[Any]:
-    array = _mapped(path)
-    return _channels_second(np.array(array[:, index] if file.time_first else array[index]))
+            values = frames_of(mapped(path), file.layout, index, 0, file.length)
+        return RawEvent(file.values.codes(values), {"file": file.name, "index": index})
 
 
 def _npz_sequence(path: Path, file: SequenceFile, index: int) -> npt.NDArray[Any]:
@@ -137,62 +129,58 @@ def _npz_sequence(path: Path, file: SequenceFile, index: int) -> npt.NDArray[Any
             stream.seek(start + first * size)  # backwards begins anew, so events in order are one pass
             data = stream.read(count * size)
             parts.append(np.frombuffer(data, dtype=dtype).reshape(count, *file.frame))
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+    except NUMPY_ERRORS as error:
         raise SourceError(f"{path}: {RAW} is cut off or damaged ({error}); fetch the file again") from None
     return np.concatenate(parts)
 
 
-@functools.lru_cache(maxsize=4)
-def _mapped(path: Path) -> npt.NDArray[np.generic]:
-    try:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, EOFError) as error:
-        raise SourceError(f"{path}: unreadable npy file ({error}); fetch it again") from None
-
-
 @functools.lru_cache(maxsize=1)
 def _stream(path: Path) -> tuple[IO[bytes], int, np.dtype[np.generic], int]:
-    """The open member RAW, where its numbers begin, their type, and the bytes of a frame."""
-    member = zipfile.ZipFile(path).open(f"{RAW}.npy")  # noqa: SIM115 - it stays open, one per process
-    shape, dtype = _npy_header(path, member)
+    """Return the open member RAW, where its numbers begin, their type, and the bytes of a frame."""
+    archive = zipfile.ZipFile(path)
+    member = archive.open(f"{RAW}.npy")
+    shape, dtype = _npy_header(path, member, archive.getinfo(f"{RAW}.npy").file_size)
     return member, member.tell(), dtype, int(np.prod(shape[1:])) * dtype.itemsize
 
 
-def _npy_header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+def _npy_header(path: Path, file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
     try:
-        version = npy_format.read_magic(file)
-        read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-    except ValueError as error:
+        shape, fortran, dtype = read_header(file, size)
+    except NUMPY_ERRORS as error:
         raise SourceError(f"{path}: {RAW} is no npy ({error}); fetch the file again") from None
-    if fortran or dtype.hasobject:
-        raise SourceError(f"{path}: {RAW} holds {dtype} in {'Fortran' if fortran else 'C'} order; save it as C numbers")
+    if fortran:
+        raise SourceError(f"{path}: {RAW} holds {dtype} in Fortran order; save it as C numbers")
     return shape, dtype
 
 
-def _channels_second(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    """[T, H, W] or [T, H, W, C] -> [T, C, H, W]."""
-    return values[:, None] if values.ndim == 3 else values.transpose(0, 3, 1, 2)
-
-
-def _factor(path: Path, dtype: np.dtype[np.generic], sample: npt.NDArray[np.generic]) -> float:
-    """255 for floats of 0..1, as the first frames tell; 1 for numbers up to 255."""
-    if dtype != np.uint8 and dtype.kind not in "fiu":
-        raise SourceError(f"{path}: numbers of type {dtype}, expected uint8 or floats; convert them first")
-    return 255.0 if dtype.kind == "f" and float(sample.max(initial=0)) <= 1.0 else 1.0
-
-
-def _inspect_npy(folder: Path, name: str) -> SequenceFile:
+def _inspect_npy(folder: Path, name: str, layout: str | None) -> SequenceFile:
     path = folder / name
-    array = _mapped(path)
-    if array.ndim not in (4, 5) or (array.ndim == 5 and array.shape[4] not in (1, 3)):
+    array = mapped(path)
+    if array.ndim not in (4, 5):
         raise SourceError(f"{path}: shape {by(array.shape)}, expected [T, N, H, W] such as 20x10000x64x64")
-    time_first = array.shape[0] <= array.shape[1]
-    length, sequences = (array.shape[0], array.shape[1]) if time_first else (array.shape[1], array.shape[0])
-    channels = array.shape[4] if array.ndim == 5 else 1
-    sample = np.array(array[:, 0] if time_first else array[0])
-    frame = (channels, array.shape[2], array.shape[3])
-    return SequenceFile(name, sequences, length, frame, _factor(path, array.dtype, sample), time_first)
+    canonical = "tnhw" if array.ndim == 4 and path.name.startswith("mnist_test_seq") else None
+    found = layout or canonical or guess_layout(path, array.shape)
+    if len(found) != array.ndim:
+        raise SourceError(f"{path}: an array of {by(array.shape)} has no layout {found!r}; say another --layout")
+    notes = [] if layout or canonical else [f"{name}: layout {found} by its shape: say --layout if that is wrong"]
+    values, told = _values(name, array.dtype, () if array.dtype == np.uint8 else pieces(array))
+    sides = sides_of(array.shape, found)
+    frame = (sides["c"], sides["h"], sides["w"])
+    return SequenceFile(name, sides["n"], sides["t"], frame, values, found, notes=(*notes, *told))
+
+
+def _values(
+    name: str, dtype: np.dtype[np.generic], parts: Iterable[npt.NDArray[np.generic]]
+) -> tuple[ValueRange, list[str]]:
+    """Return what the numbers are, by all of them: 0..1, or whole numbers of 0..255. Raises SourceError."""
+    if dtype.kind not in "fiub":
+        raise SourceError(f"{name}: numbers of type {dtype}, expected uint8 or floats; convert them first")
+    found = measure_values(parts, None)
+    if found.nan:
+        raise SourceError(
+            f"{name}: {found.nan} of {found.count} numbers are NaN; make the file again, or: convert arrays"
+        )
+    return choose_range(f"{name} (convert arrays has --range)", dtype, found, None)
 
 
 def _inspect_npz(folder: Path, name: str) -> SequenceFile:
@@ -206,12 +194,14 @@ def _inspect_npz(folder: Path, name: str) -> SequenceFile:
                     f"PredRNN's files hold {CLIPS} and {RAW}"
                 )
             with archive.open(f"{CLIPS}.npy") as file:
+                read_header(file, archive.getinfo(f"{CLIPS}.npy").file_size)
+            with archive.open(f"{CLIPS}.npy") as file:
                 clips = npy_format.read_array(file, allow_pickle=False)
             with archive.open(f"{RAW}.npy") as file:
-                shape, dtype = _npy_header(path, file)
-                few = min(shape[0], 40) if len(shape) == 4 else 0
-                sample = np.frombuffer(file.read(few * int(np.prod(shape[1:])) * dtype.itemsize), dtype=dtype)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+                shape, dtype = _npy_header(path, file, archive.getinfo(f"{RAW}.npy").file_size)
+                parts = () if dtype == np.uint8 else _frames_one_by_one(file, shape, dtype)
+                values, notes = _values(name, dtype, parts)
+    except NUMPY_ERRORS as error:
         if isinstance(error, SourceError):
             raise
         raise SourceError(f"{path}: unreadable npz file ({error}); fetch it again") from None
@@ -228,14 +218,25 @@ def _inspect_npz(folder: Path, name: str) -> SequenceFile:
             "frames; make the file again"
         )
     frame = (shape[1], shape[2], shape[3])
-    return SequenceFile(name, len(spans), lengths.pop(), frame, _factor(path, dtype, sample), spans=spans)
+    return SequenceFile(name, len(spans), lengths.pop(), frame, values, spans=spans, notes=tuple(notes))
 
 
-def _inspect(folder: Path, names: list[str]) -> Iterator[SequenceFile]:
-    """What every file holds. Raises SourceError where two differ."""
+def _frames_one_by_one(
+    file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[np.generic]
+) -> Iterator[npt.NDArray[np.generic]]:
+    size = math.prod(shape[1:]) * dtype.itemsize
+    for _ in range(shape[0] if shape else 0):
+        data = file.read(size)
+        if len(data) < size:
+            raise EOFError("cut off")
+        yield np.frombuffer(data, dtype=dtype)
+
+
+def _inspect(folder: Path, names: list[str], layout: str | None) -> Iterator[SequenceFile]:
+    """Return what every file holds. Raises SourceError where two differ."""
     first: SequenceFile | None = None
     for name in names:
-        file = (_inspect_npy if name.endswith(".npy") else _inspect_npz)(folder, name)
+        file = _inspect_npy(folder, name, layout) if name.endswith(".npy") else _inspect_npz(folder, name)
         first = first or file
         if file.frame != first.frame:
             raise SourceError(
@@ -246,6 +247,13 @@ def _inspect(folder: Path, names: list[str]) -> Iterator[SequenceFile]:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--layout",
+        type=parse_layout,
+        default=argparse.SUPPRESS,  # so that the manifests of stores without it stay as they were
+        metavar="tnhw|nthw",
+        help="axes of a .npy in order: t frames, n sequences, h rows, w columns, c channels (default: by shape)",
+    )
     add_share_arguments(parser, "a file's sequences, drawn; a name with train, valid or test decides otherwise")
     parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
     parser.add_argument(
@@ -262,11 +270,26 @@ def _build(args: argparse.Namespace) -> Source:
     names = [name for name in names if name.endswith(SUFFIXES)]
     if not names:
         raise SourceError(f"{path}: no .npy and no .npz file; to make sequences from digits: convert moving-mnist")
-    return MovingMnistFile(folder, tuple(_inspect(folder, names)), shares_of(args), args.split_seed, args.mode_by)
+    return MovingMnistFile(
+        folder,
+        tuple(_inspect(folder, names, getattr(args, "layout", None))),
+        shares_of(args),
+        args.split_seed,
+        args.mode_by,
+    )
+
+
+def _has_clips(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return f"{CLIPS}.npy" in archive.namelist()
+    except NUMPY_ERRORS:
+        return False
 
 
 def _guess(listing: Listing) -> str | None:
     files = [file for file in listing.files if file.endswith(SUFFIXES)]
+    files = [file for file in files if "mnist" in file.lower() or _has_clips(listing.root / file)]
     return f"{plural(len(files), 'numpy file')}, the first is {files[0]}" if files else None
 
 

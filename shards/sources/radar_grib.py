@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
-from datetime import datetime
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shards.manifest import Codes, SourceInfo
-from shards.sources.grid import Grid
+from shards.georeference import Grid, grid_of
+from shards.manifest import SourceInfo
 from shards.sources.inputs import need, unreadable
-from shards.sources.radar_readers import DBZ, rain_to_dbz, timestamp
+from shards.sources.radar_readers import (
+    DBZ,
+    Composite,
+    FileName,
+    Values,
+    coded,
+    content,
+    named,
+    rain_to_dbz,
+    timestamp,
+    unlike,
+)
+
+RATE = (209, 6, 1)  # discipline, category, number of PrecipRate in NSSL's tables
 
 
 class Mrms:
-    """MRMS PrecipRate: 7000 x 3500 pixels of 0.01 degrees, mm/h, 2 minutes; GRIB2, gzipped or not.
+    """MRMS on 7000 x 3500 pixels of 0.01 degrees, every 2 minutes; GRIB2, gzipped or not.
 
-    Negative values are no rates: -3 is outside coverage, -1 missing. Z = 200 R^1.6.
+    PrecipRate is in mm/h (Z = 200 R^1.6): -3 is outside coverage, -1 missing, and both are missing here. Reflectivity
+    (MergedReflectivityQCComposite and its like, SeamlessHSR) is in dBZ: -999 is outside coverage, missing; -99 is
+    observed without an echo.
     """
 
     name = "mrms"
@@ -29,37 +42,44 @@ class Mrms:
     step_seconds = 120.0
     crop = "128,1280,384,384"  # the northern Great Plains; the centre of the grid is often dry
     looks_like = "PrecipRate_00.00_20190610-000000.grib2"
+    suffixes = (".grib2",)
     source = SourceInfo(
-        name="NOAA MRMS PrecipRate",
+        name="NOAA MRMS composite",
         licence="public domain (US Government work)",
         citation="Zhang et al., Multi-Radar Multi-Sensor (MRMS) quantitative precipitation estimation, BAMS 2016",
         url="https://www.nssl.noaa.gov/projects/mrms",
     )
-    _name = re.compile(r"(?:MRMS_)?PrecipRate_[\d.]+_(\d{8}-\d{6})\.grib2(\.gz)?", re.IGNORECASE)
+    _name = re.compile(
+        r"(?:MRMS_)?(?P<product>(?:PrecipRate|\w*Reflectivity\w*|SeamlessHSR)_[\d.]+)_(?P<time>\d{8}-\d{6})\.grib2"
+        r"(\.gz)?",
+        re.IGNORECASE,
+    )
 
-    def time_of(self, name: str) -> datetime | None:
+    def parse(self, name: str) -> FileName | None:
         """The time in the name."""
-        match = self._name.fullmatch(name)
-        return timestamp(match[1], "%Y%m%d-%H%M%S") if match else None
+        return named(self._name.fullmatch(name), "%Y%m%d-%H%M%S")
 
-    def read(self, path: Path) -> Codes:
-        """The first message of the file."""
-        eccodes = need("eccodes", "grib", "reading GRIB2")
+    def read(self, path: Path) -> Composite:
+        """The first message of the file; its header says whether it is rain or reflectivity."""
+        eccodes = _eccodes()
         try:
-            rate = first_message(eccodes, _bytes(path))
+            values, about = first_message(eccodes, content(path))
         except (ValueError, eccodes.CodesInternalError) as error:
             raise unreadable(path, error) from None
-        codes = np.empty(rate.shape, dtype=np.uint8)
-        for rows, target in zip(np.array_split(rate, 16), np.array_split(codes, 16), strict=True):
-            # In parts: 24 million pixels with all their intermediate numbers would be a gigabyte.
-            target[:] = DBZ.to_code(rain_to_dbz(np.where(rows < 0, np.nan, rows)))
-        return codes
+        rain = about["parameter"] == RATE
+        name = self.parse(path.name)
+        if name is not None and rain != name.product.startswith("preciprate"):
+            what = "rain" if rain else "not PrecipRate"
+            raise unlike(path, "parameter", f"{about['parameter']} ({what})", f"that of {name.product}, its name")
+        codes, clipped = coded(values, _rain if rain else _reflectivity)
+        facts = {"parameter": str(about["parameter"]), "grid": str(about["grid"])}
+        return Composite(codes, clipped, timestamp(about["time"], "%Y%m%d%H%M"), facts)
 
     def grid(self, path: Path) -> Grid | None:
         """Latitudes and longitudes of the first message."""
-        eccodes = need("eccodes", "grib", "reading GRIB2")
+        eccodes = _eccodes()
         try:
-            handle = eccodes.codes_new_from_message(_bytes(path))
+            handle = eccodes.codes_new_from_message(content(path))
         except eccodes.CodesInternalError as error:
             raise unreadable(path, error) from None
         try:
@@ -72,18 +92,30 @@ class Mrms:
             eccodes.codes_release(handle)
         north, south = max(north, south), min(north, south)  # frames begin in the north, whatever the file does
         x, y = np.linspace(west, east, columns), np.linspace(north, south, rows)
-        return Grid(np.where(x > 180, x - 360, x), y, "degrees", {"grid_mapping_name": "latitude_longitude"})
+        return grid_of(np.where(x > 180, x - 360, x), y, EARTH)
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise unreadable(path, error) from None
+EARTH = "+proj=longlat +ellps=WGS84 +no_defs"
 
 
-def first_message(eccodes: ModuleType, data: bytes) -> npt.NDArray[np.float64]:
-    """The grid of the first message, [rows, columns], row 0 in the north. Raises ValueError for another kind."""
+def _eccodes() -> ModuleType:
+    """eccodes, after pyproj: it brings a PROJ of another version, and pyproj imported later finds no database."""
+    need("pyproj", "grib", "reading GRIB2")
+    return need("eccodes", "grib", "reading GRIB2")
+
+
+def _rain(values: npt.NDArray[Any]) -> Values:
+    return rain_to_dbz(np.where(values < 0, np.nan, values))
+
+
+def _reflectivity(values: npt.NDArray[Any]) -> Values:
+    return np.where(values <= -998, np.nan, values)
+
+
+def first_message(eccodes: ModuleType, data: bytes) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
+    """The grid of the first message, [rows, columns], row 0 in the north, and what it says of itself: parameter (its
+    three numbers), time and grid. Raises ValueError for another kind.
+    """
     handle = eccodes.codes_new_from_message(data)
     try:
         kind = eccodes.codes_get(handle, "gridType")
@@ -92,7 +124,12 @@ def first_message(eccodes: ModuleType, data: bytes) -> npt.NDArray[np.float64]:
         if eccodes.codes_get(handle, "iScansNegatively"):
             raise ValueError("a grid that runs from east to west")
         shape = (eccodes.codes_get(handle, "Nj"), eccodes.codes_get(handle, "Ni"))
+        names = ("discipline", "parameterCategory", "parameterNumber")
+        about: dict[str, Any] = {"parameter": tuple(int(eccodes.codes_get(handle, name)) for name in names)}
+        about["time"] = f"{eccodes.codes_get(handle, 'dataDate')}{eccodes.codes_get(handle, 'dataTime'):04d}"
+        corners = ("latitudeOfFirstGridPoint", "longitudeOfFirstGridPoint", "latitudeOfLastGridPoint")
+        about["grid"] = (*shape, *(int(eccodes.codes_get(handle, name)) for name in corners))
         grid = np.asarray(eccodes.codes_get_values(handle), dtype=np.float64).reshape(shape)
-        return grid[::-1].copy() if eccodes.codes_get(handle, "jScansPositively") else grid
+        return (grid[::-1].copy() if eccodes.codes_get(handle, "jScansPositively") else grid), about
     finally:
         eccodes.codes_release(handle)

@@ -1,34 +1,67 @@
-"""Readers of single radar composites: one small class per archive format, each turning a file into codes.
+"""What a reader of radar composites is: one small class per format, each turning a file into codes.
 
-Most give dBZ in quarters: code = round(dBZ / 0.25), 0..254 for 0..63.5 dBZ; no echo is 0 and no observation 255. A
-reader knows its file names' time stamps, its own numbers and its own Z-R relation; what is common to all archives
-(runs, splits, crops) is radar.py's. Row 0 is north. Here are the formats that Pillow and gzip read: MeteoSwiss's GIF,
-FMI's PGM, and the PNG layout of the ModeRNN authors.
+Most give dBZ in quarters: code = round(dBZ / 0.25), 0..254 for 0..63.5 dBZ; no echo is 0 and no observation 255. What
+lies above 63.5 dBZ is counted as clipped; echoes below 0 dBZ become 0. A reader knows its file names, its own numbers
+and its own Z-R relation; what is common to all archives (runs, splits, crops) is radar.py's. Row 0 is north.
+
+Readers: radar_pictures.py (MeteoSwiss GIF, FMI PGM, grey images), radar_hdf.py (KNMI, BoM), radar_odim.py,
+radar_geotiff.py, radar_radolan.py, radar_grib.py (MRMS).
 """
 
 from __future__ import annotations
 
-import gzip
+import bz2
 import re
 import zlib
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from shards.errors import SourceError
+from shards.georeference import Grid
 from shards.manifest import Codes, Scale, SourceInfo
-from shards.sources.grid import Grid, from_proj
-from shards.sources.inputs import read_image, unreadable
+from shards.sources.inputs import unreadable
 
 DBZ = Scale(quantity="radar reflectivity", unit="dBZ", offset=0.0, gain=0.25, max_code=254, missing_code=255)
-CH1903 = (
-    "+proj=somerc +lat_0=46.9524055555556 +lon_0=7.43958333333333 +k_0=1 +x_0=600000 +y_0=200000 +ellps=bessel "
-    "+towgs84=674.374,15.056,405.346,0,0,0,0 +units=m"
+HIGHEST = DBZ.offset + DBZ.gain * (DBZ.max_code + 0.5)  # what is above is clipped
+PACKED = (".gz", ".bz2")  # of one file; read as it is
+LARGEST = 2 << 30  # bytes that a packed file may unpack to
+_TIME = re.compile(
+    r"(?<!\d)((?:19|20)\d\d)(?P<s>[-_]?)([01]\d)(?P=s)([0-3]\d)"
+    r"[-_T]?([0-2]\d)[-_:]?([0-5]\d)(?:[-_:]?([0-5]\d))?Z?(?!\d)"
 )
-AUTHORS_DBZ = Scale(quantity="radar reflectivity", unit="dBZ", offset=15.0, gain=0.5)  # (p + 30) / 2
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FileName:
+    """What a file's name says: the time (UTC), and which radar or composite and product it is, "" where it doesn't."""
+
+    time: datetime
+    radar: str = ""
+    product: str = ""
+
+
+@dataclass(frozen=True)
+class Composite:
+    """One file as read.
+
+    Attributes:
+        codes: uint8 [height, width] of the reader's scale.
+        clipped: pixels whose value lies above the scale.
+        time: what the file's header says, UTC; None where it doesn't.
+        facts: of the header (quantity, unit, projection, ...), which all files of an archive share.
+    """
+
+    codes: Codes
+    clipped: int = 0
+    time: datetime | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 class FrameReader(Protocol):
@@ -55,17 +88,52 @@ class FrameReader(Protocol):
         """A file name, for messages."""
 
     @property
+    def suffixes(self) -> tuple[str, ...]:
+        """How its files' names end, small letters, before .gz or .bz2; for files named in another way."""
+
+    @property
     def source(self) -> SourceInfo:
         """Origin and terms."""
 
-    def time_of(self, name: str) -> datetime | None:
-        """The UTC time in a file's name, or None if the name isn't one of this archive's."""
+    def parse(self, name: str) -> FileName | None:
+        """What a file's name says, or None if the name isn't one of this archive's."""
 
-    def read(self, path: Path) -> Codes:
-        """The whole composite as codes, uint8 [height, width]. Raises SourceError that names the file."""
+    def read(self, path: Path) -> Composite:
+        """The whole composite. Raises SourceError that names the file."""
 
     def grid(self, path: Path) -> Grid | None:
         """Where the composite's pixels lie, or None where the archive doesn't say."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Codes of every number that a file may hold, and which of them lie above the scale."""
+
+    codes: Codes
+    above: npt.NDArray[np.bool_]
+
+    def apply(self, raw: npt.NDArray[Any]) -> tuple[Codes, int]:
+        """The codes of unsigned numbers, and how many of them were clipped."""
+        return np.asarray(self.codes[raw]), int(np.count_nonzero(self.above[raw])) if self.above.any() else 0
+
+
+def table_of(dbz: Values) -> Table:
+    """The table of the dBZ that numbers 0, 1, ... stand for; NaN is missing."""
+    return Table(DBZ.to_code(dbz), np.nan_to_num(dbz) > HIGHEST)
+
+
+def coded(raw: npt.NDArray[Any], to_dbz: Callable[[npt.NDArray[Any]], Values]) -> tuple[Codes, int]:
+    """Codes of raw numbers [height, width], whose dBZ (NaN where missing) `to_dbz` gives, and how many were clipped.
+
+    In parts: all the intermediate numbers of 24 million pixels would be a gigabyte.
+    """
+    codes, clipped = np.empty(raw.shape, dtype=np.uint8), 0
+    parts = max(1, raw.size >> 20)
+    for rows, target in zip(np.array_split(raw, parts), np.array_split(codes, parts), strict=True):
+        dbz = to_dbz(rows)
+        target[:] = DBZ.to_code(dbz)
+        clipped += int(np.count_nonzero(np.nan_to_num(dbz) > HIGHEST))
+    return codes, clipped
 
 
 def rain_to_dbz(rate: npt.ArrayLike, a: float = 200, b: float = 1.6) -> npt.NDArray[np.float64]:
@@ -87,140 +155,49 @@ def timestamp(digits: str, format: str) -> datetime | None:
         return None
 
 
-class MeteoSwissGif:
-    """MeteoSwiss AQC composites as GIF: 710 x 640 km, 5 minutes, palette indexes that stand for rain rates.
-
-    Index i is 12 (10^((i - 71.5) / 20) / 316)^(1/1.5) mm/h; 0, 1 and 251..254 are no rain, 255 is outside the radars'
-    reach. Formula: pysteps, io/importers.py. Z = 316 R^1.5.
-    """
-
-    name = "meteoswiss"
-    scale = DBZ
-    step_seconds = 300.0
-    crop = "384"  # all of it observed
-    looks_like = "AQC151351545F_00005.801.gif"
-    source = SourceInfo(
-        name="MeteoSwiss radar composite (AQC)",
-        licence="MeteoSwiss; the archive states none, ask before you pass it on",
-        citation="MeteoSwiss; sample days: pySTEPS/pysteps-data",
-        url="https://github.com/pySTEPS/pysteps-data",
-    )
-    _name = re.compile(r"AQC(\d{2})(\d{3})(\d{2})(\d{2})[A-Z]_.*\.gif", re.IGNORECASE)
-
-    def __init__(self) -> None:
-        index = np.arange(256)
-        rate = 12 * (10 ** ((index - 71.5) / 20) / 316) ** (1 / 1.5)
-        rate[(index < 2) | (index > 250)] = 0.0
-        rate[255] = np.nan
-        self._codes = DBZ.to_code(rain_to_dbz(rate, a=316, b=1.5))
-
-    def time_of(self, name: str) -> datetime | None:
-        """AQC, two digits of the year, three of the day in the year, hour and minute."""
-        match = self._name.fullmatch(name)
-        if not match:
-            return None
-        year, day, hour, minute = (int(group) for group in match.groups())
-        if not (1 <= day <= 366 and hour < 24 and minute < 60):
-            return None
-        return datetime(2000 + year, 1, 1) + timedelta(days=day - 1, hours=hour, minutes=minute)
-
-    def read(self, path: Path) -> Codes:
-        """Palette indexes through the table; L is a palette that is the identity."""
-        return np.asarray(self._codes[read_image(path, ["GIF"], ("P", "L"))])
-
-    def grid(self, path: Path) -> Grid | None:
-        """The file doesn't say it: Swiss coordinates (CH1903, EPSG:21781), 255 to 965 km east, -160 to 480 km north."""
-        x, y = 255e3 + 1e3 * (np.arange(710) + 0.5), 480e3 - 1e3 * (np.arange(640) + 0.5)
-        return Grid(x, y, "m", from_proj(CH1903))
-
-
-class FmiPgm:
-    """FMI's Finnish composites: gzipped PGM (P5) of dBZ in half steps from -32, 255 outside the radars' reach.
-
-    dBZ = (v - 64) / 2. The echoes below 0 dBZ, and v = 0, no echo, become code 0.
-    """
-
-    name = "fmi"
-    scale = DBZ
-    step_seconds = 300.0
-    crop = "384"
-    looks_like = "201609281600_fmi.radar.composite.lowest_FIN_SUOMI1.pgm.gz"
-    source = SourceInfo(
-        name="FMI radar composite",
-        licence="CC BY 4.0 (FMI open data)",
-        citation="Finnish Meteorological Institute",
-        url="https://en.ilmatieteenlaitos.fi/open-data",
-    )
-    _name = re.compile(r"(\d{12})_.*fmi.*\.pgm(\.gz)?", re.IGNORECASE)
-
-    def __init__(self) -> None:
-        value = np.arange(256)
-        self._codes = DBZ.to_code(np.where(value == 255, np.nan, (value - 64) / 2))
-
-    def time_of(self, name: str) -> datetime | None:
-        """The first twelve digits."""
-        match = self._name.fullmatch(name)
-        return timestamp(match[1], "%Y%m%d%H%M") if match else None
-
-    def read(self, path: Path) -> Codes:
-        """Numbers through the table."""
-        try:
-            data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        except (OSError, EOFError, zlib.error) as error:
-            raise unreadable(path, error) from None
-        return np.asarray(self._codes[read_pgm(path, data)])
-
-    def grid(self, path: Path) -> Grid | None:
-        """Not read."""
+def named(match: re.Match[str] | None, format: str) -> FileName | None:
+    """What a match says by its groups `time` and, where it has them, `radar` and `product`."""
+    if match is None or (time := timestamp(match["time"], format)) is None:
         return None
+    groups = match.groupdict()
+    return FileName(time, groups.get("radar") or "", (groups.get("product") or "").lower())
 
 
-def read_pgm(path: Path, data: bytes) -> Codes:
-    """The pixels of a binary PGM of 8 bits, uint8 [height, width]; comments may stand anywhere in its header.
-
-    Raises SourceError that names `path` for another format, and for a file shorter than its header says.
-    """
-    match = re.match(rb"P5\s(?:\s*#[^\n]*\n)*\s*(\d+)\s(?:\s*#[^\n]*\n)*\s*(\d+)\s(?:\s*#[^\n]*\n)*\s*(\d+)\s", data)
-    if match is None:
-        raise unreadable(path, f"no binary PGM: it begins with {data[:12]!r}, should with P5 and three numbers")
-    width, height, greatest = (int(group) for group in match.groups())
-    if not 0 < greatest < 256:
-        raise unreadable(path, f"its greatest value is {greatest}, should be 255 at most")
-    body = data[match.end() :]
-    if len(body) != width * height:
-        raise unreadable(path, f"{width}x{height} pixels are {width * height} bytes, it has {len(body)}")
-    return np.frombuffer(body, dtype=np.uint8).reshape(height, width)
-
-
-@dataclass(frozen=True)
-class GreyImages:
-    """The layout that the ModeRNN authors' loader reads: grey images ANYTHING_YYYYmmddHHMMSS.png, in any folders.
-
-    Codes are kept as they are. What they mean no image says; it is dBZ = (p + 30) / 2, as the authors' evaluation has
-    it, unless the user says otherwise.
-    """
-
-    name = "images"
-    step_seconds = 360.0
-    crop = "none"
-    looks_like = "radar_20170501120600.png"
-    source = SourceInfo(
-        name="Radar images",
-        licence="not stated",
-        citation="Yao et al., ModeRNN, arXiv:2110.03882 (the layout)",
-        url="https://github.com/thuml/ModeRNN",
-    )
-    scale: Scale = AUTHORS_DBZ
-
-    def time_of(self, name: str) -> datetime | None:
-        """Fourteen digits after the last underscore."""
-        match = re.fullmatch(r".*_(\d{14})\.(png|jpe?g|bmp|tiff?)", name, re.IGNORECASE)
-        return timestamp(match[1], "%Y%m%d%H%M%S") if match else None
-
-    def read(self, path: Path) -> Codes:
-        """The grey values."""
-        return read_image(path, modes=("L",))
-
-    def grid(self, path: Path) -> Grid | None:
-        """An image doesn't say."""
+def time_in(name: str) -> FileName | None:
+    """The one time YYYYmmddHHMM[SS], with or without -, _, : or T, in a name of any kind; the rest is the product."""
+    found = list(_TIME.finditer(name))
+    if not found:
         return None
+    match = found[0]
+    digits = "".join(match[place] or "" for place in (1, 3, 4, 5, 6, 7))
+    time = timestamp(digits, "%Y%m%d%H%M%S" if match[7] else "%Y%m%d%H%M")
+    if time is None:
+        return None
+    return FileName(time, "", name[: match.start()] + "*" + name[match.end() :])
+
+
+def bare(name: str) -> str:
+    """A name in small letters without the ending of one packed file."""
+    lower = name.lower()
+    return next((lower.removesuffix(ending) for ending in PACKED if lower.endswith(ending)), lower)
+
+
+def content(path: Path) -> bytes:
+    """A file's bytes, unpacked where its name ends in .gz or .bz2. Raises SourceError that names it."""
+    try:
+        data = path.read_bytes()
+        suffix = path.suffix.lower()
+        if suffix not in PACKED:
+            return data
+        unpack: Any = bz2.BZ2Decompressor() if suffix == ".bz2" else zlib.decompressobj(31)
+        plain: bytes = unpack.decompress(data, LARGEST)
+    except (OSError, EOFError, zlib.error) as error:
+        raise unreadable(path, error) from None
+    if not unpack.eof:
+        raise unreadable(path, f"cut off, or more than {LARGEST >> 30} GiB unpacked: {len(plain)} bytes so far")
+    return plain
+
+
+def unlike(path: Path, what: str, found: object, expected: str) -> SourceError:
+    """Return the error of a header that isn't the format's."""
+    return SourceError(f"{path}: the header's {what} is {found}, expected {expected}; another product? Move it away")

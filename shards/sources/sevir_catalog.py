@@ -1,7 +1,7 @@
 """SEVIR's CATALOG.csv: one line per event and image type, with its file, its place there and its times.
 
 Columns that matter: id, file_name (below data/), file_index, img_type, time_utc (the event's middle), minute_offsets
-("-120:-115:...:120", of every frame) and pct_missing (a share, 0..1). Others are passed over. A catalog that went
+("-120:-115:...:120", of every frame) and pct_missing (a share, 0..1). Others are skipped. A catalog that went
 through a spreadsheet is understood as far as it is certain: the mark at its beginning, columns more, and dates such as
 "5/12/19 18:30", which are month/day/year if that agrees with the period in the file's name.
 """

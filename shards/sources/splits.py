@@ -1,4 +1,5 @@
-"""Splits of archives without a clock: by folder or file names (train, val, test), or by shares of whole sequences.
+"""Splits of archives without a clock: by folder or file names (train, val, test), by shares of whole sequences, or, of
+one or two long sequences, by shares of each one's frames.
 
 A sequence lies in one split, and so do all sequences that belong together (`--keep-together`). Which ones depends on
 their names and the seed alone: the same names give the same splits, in any order and on any machine.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shards.errors import UsageError
@@ -21,6 +22,7 @@ SPLIT_WORDS = {
     "test": ("test", "testing"),
 }
 DEFAULT_VAL, DEFAULT_TEST = 0.1, 0.1
+DEFAULT_GAP = 20  # frames
 _OF_WORD = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 
 
@@ -32,8 +34,8 @@ class Shares:
     test: float
 
     def counts(self, total: int) -> dict[str, int]:
-        """How many of `total` each split gets, in the order train, val, test; a share above 0 gets at least one of
-        three.
+        """Return how many of `total` each split gets, in the order train, val, test; a share above 0 gets at least one
+        of three.
         """
         least = 1 if total >= 3 else 0
         val, test = (max(int(total * share + 0.5), least if share else 0) for share in (self.val, self.test))
@@ -47,15 +49,16 @@ class Shares:
 
 @dataclass(frozen=True)
 class Grouping:
-    """What the options say. `shares` is None when names may decide."""
+    """What the options say. `shares` is None when names may decide; `gap` is in frames."""
 
     shares: Shares | None
     together: str | None
     seed: int
+    gap: int = DEFAULT_GAP
 
 
 def add_share_arguments(parser: argparse.ArgumentParser, what: str) -> None:
-    """--val-fraction and --test-fraction; `what` says what is divided, and how."""
+    """Add --val-fraction and --test-fraction; `what` says what is divided, and how."""
     for split, default in (("val", DEFAULT_VAL), ("test", DEFAULT_TEST)):
         parser.add_argument(
             f"--{split}-fraction", type=float, metavar="SHARE", help=f"of {what} (default: {default:g}, unless named)"
@@ -63,7 +66,7 @@ def add_share_arguments(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_grouping_arguments(parser: argparse.ArgumentParser) -> None:
-    """For archives of independent sequences."""
+    """Add the options of archives of independent sequences."""
     add_share_arguments(parser, "the sequences, drawn by --split-seed; folders train, val and test decide otherwise")
     parser.add_argument(
         "--keep-together",
@@ -71,10 +74,18 @@ def add_grouping_arguments(parser: argparse.ArgumentParser) -> None:
         help="sequences whose names match in the same text share a split, such as person\\d+",
     )
     parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--split-gap",
+        type=int,
+        default=argparse.SUPPRESS,  # so that the manifests of stores without it stay as they were
+        metavar="FRAMES",
+        help="where too few sequences are there to share out, each is divided in time, and this many frames between "
+        f"the parts are left out (default: {DEFAULT_GAP})",
+    )
 
 
 def shares_of(args: argparse.Namespace) -> Shares | None:
-    """The shares asked for, or None if neither was. Raises UsageError outside 0..1."""
+    """Return the shares asked for, or None if neither was. Raises UsageError outside 0..1."""
     if args.val_fraction is None and args.test_fraction is None:
         return None
     val = DEFAULT_VAL if args.val_fraction is None else args.val_fraction
@@ -85,28 +96,46 @@ def shares_of(args: argparse.Namespace) -> Shares | None:
 
 
 def grouping_of(args: argparse.Namespace) -> Grouping:
-    """What `add_grouping_arguments` asked. Raises UsageError for a pattern that is none."""
+    """Return what `add_grouping_arguments` asked. Raises UsageError for a pattern that is none, and a gap below 0."""
+    gap = getattr(args, "split_gap", DEFAULT_GAP)
+    if gap < 0:
+        raise UsageError(f"--split-gap {gap}: a number of frames, 0 or more")
     if args.keep_together is not None:
         try:
             re.compile(args.keep_together)
         except re.error as error:
             raise UsageError(f"--keep-together {args.keep_together!r} is no regular expression ({error})") from None
-    return Grouping(shares_of(args), args.keep_together, args.split_seed)
+    return Grouping(shares_of(args), args.keep_together, args.split_seed, gap)
 
 
-def divide(names: Sequence[str], grouping: Grouping) -> tuple[dict[str, str], list[str]]:
-    """The split of every name, and notes for the user. Names are relative paths.
+@dataclass(frozen=True)
+class Part:
+    """Frames [begin, end) of a sequence belong to `split`."""
 
-    Raises UsageError when only some names say their split, or a group is named for two.
+    split: str
+    begin: int
+    end: int
+
+
+def divide(lengths: Mapping[str, int], grouping: Grouping) -> tuple[dict[str, list[Part]], list[str]]:
+    """Return the parts of every sequence, and notes for the user. Names are relative paths; lengths are in frames.
+
+    Where a split would get no sequence, because there are only one or two, each sequence is divided in time. Raises
+    UsageError when only some names say their split, or a group is named for two.
     """
+    names = list(lengths)
     groups = {name: _group(name, grouping.together) for name in names}
     if grouping.shares is None:
         named = {name: split for name in names if (split := named_split(name)) is not None}
         if named:
-            return _by_name(names, named, groups), ["splits: by the names of folders and files"]
+            split_of = _by_name(names, named, groups)
+            whole = {name: [Part(split_of[name], 0, length)] for name, length in lengths.items()}
+            return whole, ["splits: by the names of folders and files"]
     shares = grouping.shares or Shares(DEFAULT_VAL, DEFAULT_TEST)
     order = sorted(set(groups.values()), key=lambda group: lot(grouping.seed, group))
     counts = shares.counts(len(order))
+    if any(share and not counts[split] for split, share in (("val", shares.val), ("test", shares.test))):
+        return _in_time(lengths, shares, grouping.gap)
     split_of_group: dict[str, str] = {}
     begin = 0
     for split in ("test", "val", "train"):  # from the front, so that the test split doesn't depend on --val-fraction
@@ -115,18 +144,45 @@ def divide(names: Sequence[str], grouping: Grouping) -> tuple[dict[str, str], li
         begin += counts[split]
     what = "sequence" if grouping.together is None else "group"
     note = ", ".join(f"{split} {plural(count, what)}" for split, count in counts.items() if count)
-    return {name: split_of_group[group] for name, group in groups.items()}, [
+    return {name: [Part(split_of_group[groups[name]], 0, length)] for name, length in lengths.items()}, [
         f"splits: {note}, drawn by name with seed {grouping.seed}"
     ]
 
 
+def _in_time(lengths: Mapping[str, int], shares: Shares, gap: int) -> tuple[dict[str, list[Part]], list[str]]:
+    """Divide every sequence into train, then val, then test, with `gap` frames left out between them; one too short
+    for parts of `gap` frames is train.
+    """
+    parts: dict[str, list[Part]] = {}
+    notes = []
+    for name, length in lengths.items():
+        wanted = [(split, share) for split, share in (("val", shares.val), ("test", shares.test)) if share]
+        sizes = {split: int((length - gap * len(wanted)) * share + 0.5) for split, share in wanted}
+        train = length - sum(sizes.values()) - gap * len(wanted)
+        if min(train, *sizes.values()) < max(gap, 1):
+            parts[name] = [Part("train", 0, length)]
+            notes.append(
+                f"splits: all of {name} is train: {plural(length, 'frame')} are too few to be divided in time with "
+                f"gaps of {gap}; lower --split-gap, or convert more sequences"
+            )
+            continue
+        found, begin = [Part("train", 0, train)], train
+        for split, size in sizes.items():
+            found.append(Part(split, begin + gap, begin + gap + size))
+            begin += gap + size
+        parts[name] = found
+        told = ", ".join(f"{part.split} {part.begin}..{part.end - 1}" for part in found)
+        notes.append(f"splits: {name} is divided in time, frames {told}; {gap * len(wanted)} between them are left out")
+    return parts, notes
+
+
 def lot(seed: int, name: str) -> bytes:
-    """What a name draws. Sorted by it, names stand in a random order in which a new one moves no other."""
+    """Return what a name draws. Sorted by it, names stand in a random order in which a new one moves no other."""
     return hashlib.sha256(f"{seed}:{name}".encode()).digest()
 
 
 def named_split(name: str) -> str | None:
-    """The split that a relative path names: by its first folder, or by a word of a lone file's name."""
+    """Return the split that a relative path names: by its first folder, or by a word of a lone file's name."""
     folder, _, _ = name.partition("/")
     if folder.lower() in _OF_WORD:
         return _OF_WORD[folder.lower()]

@@ -24,6 +24,9 @@ MODES = ("season", "month", "day", "none")
 SEASONS = ("dec-feb", "mar-may", "jun-aug", "sep-nov")  # the paper's two radar modes are mar-may and jun-aug
 
 
+WINDOW = 20  # frames: the usual context of 10 and horizon of 10
+
+
 @dataclass(frozen=True, slots=True)
 class Stamped:
     """A frame in time: `file` is where it comes from, for messages and for reading it."""
@@ -87,18 +90,69 @@ def in_order(frames: Iterable[Stamped]) -> list[Stamped]:
     return ordered
 
 
-def assign_splits(
-    frames: Sequence[Stamped], periods: Sequence[Period], shares: Shares | None = None
-) -> tuple[dict[str, list[Stamped]], int]:
-    """Frames of each split, and how many lie in none. Without periods: by shares of the frames, the first train.
+def share_out(
+    frames: Sequence[Stamped], shares: Shares, gap: int, step_seconds: float
+) -> tuple[dict[str, list[Stamped]], str]:
+    """Splits by shares of the frames, in time order train, val, test, and what to report of them.
+
+    Frames of two splits are more than `gap` steps apart, so that no window of one overlaps or adjoins one of another:
+    whole storms (runs that are further apart than that) where there are enough, else `gap` frames are left out between
+    splits. An archive that would lose more than half of its frames that way is divided without a gap.
+    """
+    counts = {name: count for name, count in shares.counts(len(frames)).items() if count}
+    storms = _storms(frames, gap * step_seconds) if gap else []
+    if len(storms) >= len(counts) > 1 and (ends := _storm_ends(storms, counts)) is not None:
+        parts = {name: list(frames[a:b]) for name, a, b in zip(counts, [0, *ends], ends, strict=False)}
+        return parts, f"splits of whole storms: {plural(len(storms), 'storm')} more than {gap} frames apart"
+    cuts = len(counts) - 1
+    if cuts and gap and len(frames) - cuts * gap < len(frames) / 2:
+        ends = list(itertools.accumulate(counts.values()))
+        parts = {name: list(frames[a:b]) for name, a, b in zip(counts, [0, *ends], ends, strict=False)}
+        return parts, (
+            f"warning: the splits adjoin: {len(frames)} frames are too few for gaps of {gap} between them "
+            "(--split-gap), so that scores of val and test are too good; name periods with --split"
+        )
+    usable = shares.counts(len(frames) - cuts * gap)
+    parts, begin, dropped = {}, 0, 0
+    for name in counts:
+        first = begin
+        while begin and first - begin < gap and _seconds(frames[begin - 1], frames[first]) <= gap * step_seconds:
+            first += 1
+        dropped += first - begin
+        begin = len(frames) if name == list(counts)[-1] else first + usable[name]
+        parts[name] = list(frames[first:begin])
+    return parts, f"left out between splits: {plural(dropped, 'frame')} (--split-gap {gap})" if dropped else ""
+
+
+def _storms(frames: Sequence[Stamped], seconds: float) -> list[int]:
+    """The number of frames of each part that is more than `seconds` away from its neighbours."""
+    breaks = [i for i, (one, two) in enumerate(itertools.pairwise(frames), 1) if _seconds(one, two) > seconds]
+    return [b - a for a, b in itertools.pairwise([0, *breaks, len(frames)])]
+
+
+def _seconds(one: Stamped, two: Stamped) -> float:
+    return (two.time - one.time).total_seconds()
+
+
+def _storm_ends(storms: Sequence[int], counts: dict[str, int]) -> list[int] | None:
+    """Where each split ends if storms stay whole, nearest to its share; None if the first gets much less than it."""
+    totals = list(itertools.accumulate(storms))
+    targets = list(itertools.accumulate(counts.values()))
+    ends: list[int] = []
+    place = -1
+    for number, target in enumerate(targets[:-1], 1):
+        later = len(targets) - number  # splits that need a storm each after this one
+        place = min(range(place + 1, len(totals) - later), key=lambda i: abs(totals[i] - target))
+        ends.append(totals[place])
+    whole = totals[-1]
+    return None if ends[0] < targets[0] - 0.15 * whole else [*ends, whole]
+
+
+def assign_splits(frames: Sequence[Stamped], periods: Sequence[Period]) -> tuple[dict[str, list[Stamped]], int]:
+    """Frames of each split's periods, and how many lie in none.
 
     Raises UsageError when a frame lies in two splits, or a split gets none.
     """
-    if not periods:
-        counts = (shares or Shares(DEFAULT_VAL, DEFAULT_TEST)).counts(len(frames))
-        ends = [0, *itertools.accumulate(counts.values())]
-        parts = {name: list(frames[a:b]) for name, a, b in zip(counts, ends, ends[1:], strict=False)}
-        return {name: part for name, part in parts.items() if part}, 0
     splits: dict[str, list[Stamped]] = {period.split: [] for period in periods}
     left_out = 0
     for frame in frames:
@@ -178,22 +232,35 @@ class TimeOptions:
     shares: Shares | None
     event_frames: int
     mode_by: str
+    gap: int = WINDOW
 
     def plan(self, frames: Sequence[Stamped], step_seconds: float) -> Plan:
         """Split, then cut at gaps, then into events; `frames` are in order."""
-        parts, left_out = assign_splits(frames, self.periods, self.shares)
+        left_out, told = 0, ""
+        if self.periods:
+            parts, left_out = assign_splits(frames, self.periods)
+        else:
+            parts, told = share_out(frames, self.shares or Shares(DEFAULT_VAL, DEFAULT_TEST), self.gap, step_seconds)
         gaps = len(find_runs(frames, step_seconds)) - 1
         first, last = iso(frames[0].time), iso(frames[-1].time)
         notes = [f"{plural(len(frames), 'frame')} from {first} to {last}, {plural(gaps, 'gap')} in time"]
         if left_out:
             notes.append(f"in no --split, so left out: {plural(left_out, 'frame')}")
+        notes += [told] * bool(told)
         splits = {}
         for name, part in parts.items():
             runs = find_runs(part, step_seconds)
             splits[name] = [
                 event for run in runs for event in cut_events(run, self.event_frames, step_seconds, self.mode_by)
             ]
-            notes.append(f"{name}: frames {len(part)}, unbroken runs {len(runs)}, events {len(splits[name])}")
+            longest = max(len(run) for run in runs)
+            counts = f"frames {len(part)}, unbroken runs {len(runs)}, events {len(splits[name])}, longest run {longest}"
+            notes.append(f"{name}: {counts}")
+            if longest < WINDOW:
+                notes.append(
+                    f"warning: {name}: no window of {WINDOW} frames (context 10 + horizon 10) fits into its longest "
+                    f"unbroken run of {longest}: models need a shorter context and horizon, or another --split"
+                )
         return Plan(splits, tuple(notes))
 
     def modes(self, frames: Iterable[Stamped]) -> tuple[str, ...]:
@@ -219,6 +286,14 @@ def add_time_arguments(parser: argparse.ArgumentParser) -> None:
     add_split_argument(parser, "shares of the frames, the first of them train, then val, then test")
     add_share_arguments(parser, "the frames")
     parser.add_argument(
+        "--split-gap",
+        type=int,
+        default=argparse.SUPPRESS,
+        metavar="FRAMES",
+        help="without --split: left out between splits of one storm; context + horizon of the models to train "
+        f"(default: {WINDOW})",
+    )
+    parser.add_argument(
         "--event-frames",
         type=int,
         default=40,
@@ -241,7 +316,11 @@ def time_options(args: argparse.Namespace) -> TimeOptions:
     shares = shares_of(args)
     if args.split and shares is not None:
         raise UsageError("--split and --val-fraction or --test-fraction: two ways to divide the archive; choose one")
-    return TimeOptions(tuple(parse_period(text) for text in args.split), shares, args.event_frames, args.mode_by)
+    gap = getattr(args, "split_gap", None)
+    if gap is not None and (args.split or gap < 0):
+        raise UsageError(f"--split-gap {gap}: 0 frames or more, and only without --split, whose periods say it")
+    periods = tuple(parse_period(text) for text in args.split)
+    return TimeOptions(periods, shares, args.event_frames, args.mode_by, WINDOW if gap is None else gap)
 
 
 def _irregular(part: Sequence[Stamped], step_seconds: float) -> tuple[str, ...] | None:
@@ -253,6 +332,15 @@ def _irregular(part: Sequence[Stamped], step_seconds: float) -> tuple[str, ...] 
 
 def _key(time: datetime) -> str:
     return f"{time:%Y%m%dT%H%M%SZ}"
+
+
+def times_of(event: PlannedEvent, step_seconds: float) -> list[datetime]:
+    """The time of every frame of an event that has a clock."""
+    if event.times is not None:
+        return [datetime.fromisoformat(text.removesuffix("Z")) for text in event.times]
+    assert event.start_time is not None
+    start = datetime.fromisoformat(event.start_time.removesuffix("Z"))
+    return [start + timedelta(seconds=step_seconds * i) for i in range(event.length)]
 
 
 def iso(time: datetime) -> str:

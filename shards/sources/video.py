@@ -13,7 +13,7 @@ from shards.sources import videos
 from shards.sources.base import PlannedEvent, RawEvent, Source, SourceEntry
 from shards.sources.geometry import Geometry, parse_crop, parse_size
 from shards.sources.inputs import Listing, plural, two_sizes, walk
-from shards.sources.sequences import Sequence, Sequences, add_sequence_arguments, sequence_options
+from shards.sources.sequences import Sequence, Sequences, add_sequence_arguments, kept, sequence_options
 from shards.sources.videos import VIDEO_SUFFIXES, VideoInfo
 
 
@@ -43,15 +43,16 @@ def _build(args: argparse.Namespace) -> Source:
             f"{folder}: no video files ({', '.join(VIDEO_SUFFIXES)}); it has "
             + (f"{plural(len(files), 'file')}, the first is {files[0]}" if files else "no files")
         )
-    infos = {file: videos.probe(folder / file) for file in chosen}
-    size = (infos[chosen[0]].height, infos[chosen[0]].width)
+    infos, skipped = kept(chosen, lambda file: videos.probe(folder / file), args)
+    first = next(iter(infos.values()))
+    size = (first.height, first.width)
     for file, info in infos.items():
         if (info.height, info.width) != size:
             raise two_sizes(folder / file, (info.height, info.width), size)
     notes = []
     if len(chosen) < len(files):
         others = sorted(set(files) - set(chosen))
-        notes.append(f"{plural(len(others), 'other file')} passed over, the first is {others[0]}")
+        notes.append(f"{plural(len(others), 'other file')} skipped, the first is {others[0]}")
     args.step, told = _step(args.step, infos)
     args.channels = "rgb" if args.channels == "auto" else args.channels
     return Videos(
@@ -63,6 +64,7 @@ def _build(args: argparse.Namespace) -> Source:
         step_seconds=args.step,
         options=options,
         notes=(*notes, *told),
+        skipped=skipped,
     )
 
 

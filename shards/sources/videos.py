@@ -24,7 +24,7 @@ CONTAINERS = {
     "format_whitelist": "avi,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,mpegvideo,m4v",
     "protocol_whitelist": "file",
 }
-ADVICE = "is it whole? Write it anew with: ffmpeg -i IN -c:v libx264 -qp 0 -bf 0 OUT.mp4"
+ADVICE = "is it whole? Write it again with: ffmpeg -i IN -c:v libx264 -qp 0 -bf 0 OUT.mp4"
 
 
 @dataclass(frozen=True)

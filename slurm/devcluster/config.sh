@@ -77,8 +77,8 @@ JobAcctGatherType=jobacct_gather/linux
 MpiDefault=none
 # Nodes may claim more CPUs, memory and GPUs than the machine has.
 SlurmdParameters=config_overrides
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
+$(if [[ $SELECT == linear ]]; then printf '%s\n' SelectType=select/linear SelectTypeParameters=CR_Memory
+else printf '%s\n' SelectType=select/cons_tres SelectTypeParameters=CR_Core_Memory; fi)
 DefMemPerCPU=$((MEM / CPUS))
 GresTypes=gpu
 # Quick to schedule, quick to see that a node is dead.
@@ -105,6 +105,9 @@ PartitionName=main Nodes=ALL Default=YES PriorityTier=10 PreemptMode=OFF Default
 PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 DefaultTime=60
 PartitionName=lowgrace Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 DefaultTime=60
 PartitionName=high Nodes=ALL PriorityTier=20 PreemptMode=OFF DefaultTime=60
+# Nodes are given whole; and a job that names no time has a minute.
+PartitionName=whole Nodes=ALL PriorityTier=10 PreemptMode=OFF DefaultTime=60 OverSubscribe=EXCLUSIVE
+PartitionName=brief Nodes=ALL PriorityTier=10 PreemptMode=OFF DefaultTime=1
 TEXT
 }
 
@@ -116,6 +119,7 @@ AccountingStoragePort=$((port + 1))
 # Clients of slurmdbd find munge by this, not by AuthInfo.
 AccountingStoragePass=$LAB/run/munge.socket
 AccountingStorageTRES=gres/gpu
+$([[ -z $QOS ]] || echo AccountingStorageEnforce=associations,limits,qos)
 TEXT
 }
 

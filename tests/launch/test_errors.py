@@ -36,7 +36,7 @@ MISTAKES = {
     "no run to export": ("export nowhere --out there", 2, "no such run or folder"),
     "no run at all": ("evaluate", 2, "no run is given: name one, as status shows it"),
     "two runs": ("export a --run b --out there", 2, "a run is given twice, as a and as --run b"),
-    "unknown size": (f"plan --config {DEMO}", 2, "say it with --frames 1x384x384"),
+    "unknown size": (f"plan --config {DEMO}", 2, "pass --frames 1x384x384"),
     "wrong size": (f"plan --config {DEMO} --frames 384", 2, "channels x height x width, for example 1x384x384"),
     "uneven ranks": (f"plan --config {DEMO} --frames 1x32x32 --nodes 3", 2, "use 1, 2, 4, 8 ranks"),
     "no Slurm": (f"sweep {SWEEP} --cluster slurm --set data.store=store", 2, "sbatch", "submit from its login node"),

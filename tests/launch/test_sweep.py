@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch import status, sweep
+from launch import status
+from launch.sweeps import options
 from tests.support.fakes import Fakes
 from tests.support.process import wait_for
 from toolkit.rundir import RunDir, lock
@@ -170,7 +171,7 @@ def test_usage() -> None:
 
 
 def test_without_an_argument_the_papers_sweep_is_meant() -> None:
-    assert sweep.PAPER == ROOT / "configs" / "sweeps" / "paper.yaml"
+    assert options.PAPER == ROOT / "configs" / "sweeps" / "paper.yaml"
 
 
 def test_a_second_ctrl_c_leaves_the_jobs_to_it(fakes: Fakes) -> None:

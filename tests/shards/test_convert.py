@@ -17,7 +17,7 @@ from tests.support.clips import Clips, make_store, tree
 
 
 def quiet(source, folder, **options):
-    return convert(source, folder, arguments={"source": "clips"}, say=lambda text: None, **options)
+    return convert(source, folder, arguments={"source": "clips"}, report=lambda text: None, **options)
 
 
 def test_the_same_again_does_nothing(tmp_path, format):

@@ -26,6 +26,12 @@ def test_a_record_has_time_level_and_rank(rank: int, ranks: int, level: str, sho
     assert not done.stdout
 
 
+def test_the_script_that_runs_is_shown_too() -> None:
+    code = RECORD.replace("'toolkit.x'", "__name__") % "info"
+    done = subprocess.run([sys.executable, "-c", code], env={}, capture_output=True, text=True)
+    assert done.stderr.endswith(" INFO step 3\n")
+
+
 def test_other_ranks_log_only_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     try:
         log.configure(rank=1, ranks=2)

@@ -17,11 +17,11 @@ MANIFEST = Manifest(
     frames=FrameSpec(1, 2, 3),
     step_seconds=300.0,
     scale=DBZ,
-    splits={"train": SplitInfo(2, 9, (ShardInfo("train/000000.tar", 10, 2, "aa", "bb"),))},
+    splits={"train": SplitInfo(2, 9, (ShardInfo("train/000000.tar", 10, 2, "a" * 64, "b" * 64),))},
     modes=("a",),
     source=SourceInfo("s", "l", "c", "u"),
     conversion={"seed": 1},
-    files=(FileInfo("x/y", 3, "cc"),),
+    files=(FileInfo("x/y", 3, "c" * 64),),
 )
 
 
@@ -51,8 +51,8 @@ def test_json_round_trip():
         ({"colour": 1}, "unknown keys colour"),
         ({"format_version": 9}, "format_version is 9, this program reads 1"),
         ({"format": "npz"}, "format is 'npz', should be one of webdataset, zarr"),
-        ({"frames__height": "8"}, "frames: height should be int, found '8'"),
-        ({"splits__train__events": True}, r"splits.train: events should be int, found True"),
+        ({"frames__height": "8"}, "frames: height should be int of .*, found '8'"),
+        ({"splits__train__events": True}, r"splits.train: events should be int of .*, found True"),
         ({"frames__dtype": "float32"}, "frames should be uint8"),
         ({"splits": []}, "splits should be dict"),
         ({"splits__../up": {}}, "'../up' is not a name for a split"),

@@ -234,7 +234,7 @@ def test_idx_truncated(tmp_path, end):
         (b"\0\0\x08\x01" + bytes(12), "magic number is 0x00000801, should be 0x00000803"),
         (b"\x1f\x8b" + bytes(14), "magic number is 0x1f8b0000.*still compressed"),
         (b"\0\0\x08\x03" + bytes(12), r"holds no images \(0 of 0x0\)"),
-        (b"\0\0\x08\x03" + b"\0\0\0\1" * 3 + b"ab", "goes on after the 1 bytes"),
+        (b"\0\0\x08\x03" + b"\0\0\0\1" * 3 + b"ab", "longer than the 1 bytes"),
     ],
 )
 def test_idx_that_is_none(tmp_path, data, message):

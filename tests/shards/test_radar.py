@@ -92,10 +92,7 @@ def test_splits_by_time(tmp_path, capsys):
     ]
     assert [(e.start_time, e.length) for e in store.events("test")] == [("2016-01-01T00:00:00Z", 2)]
     said = capsys.readouterr().err
-    assert (
-        "in no --split, so left out: 3 frames" in said
-        and "1 other files are passed over, the first is readme.txt" in said
-    )
+    assert "in no --split, so left out: 3 frames" in said and "1 other file skipped, the first is readme.txt" in said
 
 
 def test_modes_by_day_and_month(tmp_path):
@@ -180,10 +177,10 @@ def test_crops_that_make_no_sense(text):
 
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(SourceError, match=r"no radar frames; it has no files; known names \(meteoswiss: AQC"):
+    with pytest.raises(SourceError, match=r"no radar frames; it has no files; known names: meteoswiss: AQC"):
         radar(tmp_path)
     (tmp_path / "a.png").touch()
-    with pytest.raises(SourceError, match=r"it has 1 files, the first is a.png"):
+    with pytest.raises(SourceError, match=r"it has 1 file, the first is a.png"):
         radar(tmp_path)
     with pytest.raises(SourceError, match=r"nowhere is not a folder"):
         radar(tmp_path / "nowhere")

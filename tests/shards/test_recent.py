@@ -129,10 +129,10 @@ def test_cf_coordinates_follow_crop_and_turn(tmp_path: Path) -> None:
     rain["x"].attrs["units"] = "degrees_east"
     xarray.Dataset({"rain": rain, "crs": projection}).to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
     grid = open_archive(tmp_path / "a.nc", {}, ["--crop", "0,4,12,8"]).grid()
-    assert grid is not None and grid.units == "degrees_east"
+    assert grid is not None and grid.geographic and grid.axis_attributes("x")["units"] == "degrees_east"
     assert grid.y.tolist() == [55.0 - i for i in range(12)]  # north first
     assert grid.x.tolist() == [9.0 + i for i in range(8)]
-    assert grid.projection == {"grid_mapping_name": "latitude_longitude"}
+    assert grid.mapping_attributes()["grid_mapping_name"] == "latitude_longitude"
     half = open_archive(tmp_path / "a.nc", {}, ["--crop", "0,4,12,8", "--size", "6x4"]).grid()
     assert half is not None and half.x.tolist() == [9.5, 11.5, 13.5, 15.5]
 
@@ -165,16 +165,19 @@ def test_what_is_no_archive_is_said(tmp_path: Path) -> None:
         open_archive(tmp_path, {}, source="sonar")
 
 
-@pytest.mark.parametrize(("name", "units"), [("mch", "m"), ("knmi", "km"), ("bom", "km"), ("mrms", "degrees")])
+@pytest.mark.parametrize(("name", "units"), [("mch", "m"), ("knmi", "m"), ("bom", "m"), ("mrms", "degree")])
 def test_real_archives_know_where_they_lie(real_data: Path, name: str, units: str) -> None:
     if name == "mrms":
+        pytest.importorskip("pyproj")  # before eccodes: see radar_grib.py
         pytest.importorskip("eccodes")
     archive = open_archive(real_data / "radar" / name, {})
     grid, (_, height, width) = archive.grid(), archive.description.frames.shape
-    assert grid is not None and grid.units == units
+    assert grid is not None and grid.unit == units
     assert (len(grid.y), len(grid.x)) == (height, width)
     assert np.all(np.diff(grid.y) < 0) and np.all(np.diff(grid.x) > 0)  # north first, west first
-    first = {"mch": (351.5e3, 418.5e3), "knmi": (-3890.5, 176.5), "bom": (96, -96), "mrms": (53.715, -117.195)}[name]
+    first = {"mch": (351.5e3, 418.5e3), "knmi": (-3890.5e3, 176.5e3), "bom": (96e3, -96e3), "mrms": (53.715, -117.195)}[
+        name
+    ]
     assert (grid.y[0], grid.x[0]) == pytest.approx(first, rel=1e-6)  # the default crop's first pixel
 
 

@@ -40,7 +40,7 @@ def go_on(output: Path, format: str, **options) -> list[str]:
     """Convert in this process; returns what the user is told."""
     told: list[str] = []
     arguments = {"source": "clips"}
-    convert(source(), output, format=format, arguments=arguments, shard_mb=SHARD_MB, say=told.append, **options)
+    convert(source(), output, format=format, arguments=arguments, shard_mb=SHARD_MB, report=told.append, **options)
     return told
 
 
@@ -91,7 +91,7 @@ def test_killed_from_outside(tmp_path, whole, format, workers):
     kept = records(tmp_path)
     assert kept and not (tmp_path / "s").exists()
     told = go_on(tmp_path / "s", format, workers=2)
-    assert told[0].startswith("going on: ")
+    assert told[0].startswith("resuming: ")
     assert tree(tmp_path / "s") == whole[format] and [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
@@ -124,14 +124,14 @@ def interrupted(folder: Path, format: str, at: str = "train-0015") -> list[str]:
     told: list[str] = []
     broken = Clips(lengths=source().lengths, broken_at=at)
     with pytest.raises(SourceError, match="unreadable; mend it"):
-        convert(broken, folder, format=format, arguments={"source": "c"}, shard_mb=SHARD_MB, say=told.append)
+        convert(broken, folder, format=format, arguments={"source": "c"}, shard_mb=SHARD_MB, report=told.append)
     return told
 
 
 def mended(folder: Path, format: str, **options) -> list[str]:
     told: list[str] = []
     whole = Clips(lengths=source().lengths)
-    convert(whole, folder, format=format, arguments={"source": "c"}, shard_mb=SHARD_MB, say=told.append, **options)
+    convert(whole, folder, format=format, arguments={"source": "c"}, shard_mb=SHARD_MB, report=told.append, **options)
     return told
 
 
@@ -140,7 +140,7 @@ def test_what_is_finished_outlives_an_error(tmp_path, format):
     assert said.startswith(f"finished shards are kept in {tmp_path}/.s.partial-")
     kept = len(records(tmp_path))
     assert kept > 1
-    assert mended(tmp_path / "s", format)[0].startswith(f"going on: {kept} of ")
+    assert mended(tmp_path / "s", format)[0].startswith(f"resuming: {kept} of ")
     assert verify(tmp_path / "s") == [] and [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
@@ -190,7 +190,7 @@ def test_jobs_on_a_local_cluster_write_the_same_bytes(tmp_path, whole):
 def test_an_error_in_a_job_is_the_users_error(tmp_path):
     broken = Clips(broken_at="train-0001")
     with pytest.raises(SourceError, match="train-0001: unreadable; mend it"):
-        convert(broken, tmp_path / "s", arguments={}, cluster=Cluster("local", 1), say=lambda text: None)
+        convert(broken, tmp_path / "s", arguments={}, cluster=Cluster("local", 1), report=lambda text: None)
     with pytest.raises(UsageError, match="0 jobs"):
         convert(broken, tmp_path / "s", arguments={}, cluster=Cluster("local", 0))
 

@@ -2,6 +2,7 @@
 the folder, and a plain word when a package is missing."""
 
 import itertools
+import json
 import pickle
 import sys
 from datetime import datetime, timedelta
@@ -11,6 +12,7 @@ import pytest
 
 from shards import ShardError, SourceError, UsageError, open_store
 from shards.cli import main
+from shards.plain import from_plain, to_plain
 from shards.sources import SOURCES
 from shards.sources.choose import guess
 from shards.verify import verify
@@ -96,7 +98,21 @@ def moving_mnist_file(folder, rng):
     frames = np.array([[numbered(20 * n + t) for n in range(30)] for t in range(20)])
     folder.mkdir()
     np.save(folder / "mnist_seq.npy", frames)
-    return {20 * n + t for n in range(30) for t in range(20)}, ["--split-seed", str(rng.integers(9))]
+    return {20 * n + t for n in range(30) for t in range(20)}, [
+        "--layout",
+        "tnhw",
+        "--split-seed",
+        str(rng.integers(9)),
+    ]
+
+
+def arrays(folder, rng):
+    folder.mkdir()
+    for part in range(2):
+        sequences = [[numbered(1000 * part + 20 * n + t) for t in range(20)] for n in range(10)]
+        np.save(folder / f"part{part}.npy", np.array(sequences))
+    options = ["--layout", "nthw", "--split-seed", str(rng.integers(9)), "--event-frames", "7"]
+    return {1000 * part + 20 * n + t for part in range(2) for n in range(10) for t in range(20)}, options
 
 
 ARCHIVES = {
@@ -111,6 +127,7 @@ ARCHIVES = {
     "images": ("images", images),
     "video": ("video", video),
     "moving-mnist-file": ("moving-mnist-file", moving_mnist_file),
+    "arrays": ("arrays", arrays),
 }
 
 
@@ -123,7 +140,13 @@ def test_every_source_is_here():
 def test_no_frame_is_in_two_splits_and_none_is_lost(tmp_path, archive, seed):
     name, write = ARCHIVES[archive]
     written, options = write(tmp_path / "in", np.random.default_rng(seed))
-    source = pickle.loads(pickle.dumps(build(name, tmp_path / "in", *options)))
+    built = build(name, tmp_path / "in", *options)
+    source = pickle.loads(pickle.dumps(built))
+    handed_out = from_plain(json.loads(json.dumps(to_plain(built))), "shards")  # as jobs of a cluster get it
+    assert (handed_out.describe(), handed_out.plan()) == (source.describe(), source.plan())
+    events = next(iter(source.plan().splits.values()))
+    planned = from_plain(json.loads(json.dumps(to_plain(events))), "shards")
+    assert planned == events and np.array_equal(handed_out.read(planned[-1]).frames, source.read(events[-1]).frames)
     threshold = {"radar": 100 if archive == "radar images" else 150}.get(name, 110)
     met: dict[str, set[int]] = {}
     for split, events in source.plan().splits.items():

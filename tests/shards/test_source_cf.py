@@ -9,7 +9,8 @@ import pytest
 
 from shards import SourceError, UsageError, open_store
 from shards.cli import main
-from shards.sources.cf import RATES, _opened
+from shards.sources.cf_layout import opened
+from shards.sources.units import amount_factor, rate_factor
 from tests.support import archives
 from tests.support.archives import build, radar_times
 
@@ -19,7 +20,7 @@ ALL_TRAIN = ("--val-fraction", "0", "--test-fraction", "0")
 
 @pytest.fixture(autouse=True)
 def _fresh():
-    _opened.cache_clear()
+    opened.cache_clear()
 
 
 def rain(frames: int) -> np.ndarray:
@@ -63,7 +64,18 @@ def test_a_range_of_other_values_and_what_it_clips(tmp_path):
 
 
 def test_units_of_rain():
-    assert RATES["mmh-1"] == 1 and RATES["kgm-2s-1"] == 3600 and RATES["ms-1"] == 3.6e6
+    rates = {
+        "mm h-1": 1,
+        "mm/h": 1,
+        "mm hr**-1": 1,
+        "kg m-2 s-1": 3600,
+        "kg m**-2 s**-1": 3600,
+        "kg.m-2.s-1": 3600,
+        "kg m^-2 s^-1": 3600,
+        "m s-1": 3.6e6,
+    }
+    assert {unit: rate_factor(unit) for unit in rates} == rates
+    assert rate_factor("mm") is None and amount_factor("kg m**-2") == 1 and amount_factor("m") == 1000
 
 
 def test_a_folder_of_files_in_order_of_time_and_with_a_gap(tmp_path):
@@ -97,7 +109,7 @@ def test_which_variable(tmp_path):
     ):
         build("cf", tmp_path / "a.zarr")
     assert build("cf", tmp_path / "a.zarr", "--variable", "two").describe().name == "two"
-    with pytest.raises(UsageError, match=r"--variable mask: .* has one, two with a decoded time axis first"):
+    with pytest.raises(UsageError, match=r"--variable mask: .* has one, two with a decoded time axis"):
         build("cf", tmp_path / "a.zarr", "--variable", "mask")
 
 
@@ -118,7 +130,7 @@ def test_bad_files(tmp_path):
         build("cf", tmp_path / "b.nc")
     archives.write_cf(tmp_path / "c" / "1.nc", radar_times(3), rain(3), "dBZ")
     source = build("cf", tmp_path / "c", *ALL_TRAIN)
-    _opened.cache_clear()
+    opened.cache_clear()
     (tmp_path / "c" / "1.nc").unlink()
     with pytest.raises(SourceError, match=r"1.nc: not there any more"):
         source.read(source.plan().splits["train"][0])

@@ -33,7 +33,7 @@ def test_the_page_can_be_followed_to_the_letter(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, f"{line}: {done.stderr}"
         said += done.stdout
-    assert "stores/cameras: whole" in said and "above 2, below 2" in said
+    assert "stores/cameras: OK" in said and "above 2, below 2" in said
     store = open_store(tmp_path / "stores" / "cameras")
     assert {name: split.events for name, split in store.splits.items()} == {"train": 4, "val": 2, "test": 2}
     celsius = np.load(tmp_path / "cameras" / "hall" / "2024-05-02.npy")

@@ -74,6 +74,7 @@ def test_bom(real_data, tmp_path):
 
 
 def test_mrms(real_data, tmp_path):
+    pytest.importorskip("pyproj")  # before eccodes: see radar_grib.py
     eccodes = pytest.importorskip("eccodes")
     name = "PrecipRate_00.00_20190610-000200.grib2"
     (tmp_path / "in").mkdir()
@@ -105,10 +106,46 @@ def test_meteoswiss_by_season(real_data, tmp_path, capsys):
     assert "80 files named like AQC" in capsys.readouterr().err
 
 
-def test_radar_of_four_formats_in_one_folder(real_data, tmp_path, capsys):
+def test_opera(real_data, tmp_path):
+    """RATE of the one quantity that is rain; QIND, a quality index, is the file's other dataset."""
+    h5py = pytest.importorskip("h5py")
+    store = store_of(tmp_path / "s", "auto", real_data / "radar/opera", *WHOLE)
+    assert [(e.length, e.start_time) for e in store.events("train")] == [(2, "2018-08-24T18:00:00Z")]
+    values = values_of(store)
+    for i, path in enumerate(sorted((real_data / "radar/opera").iterdir())):
+        with h5py.File(path) as file:
+            raw = file["dataset1/data1/data"][...]
+        rate = np.where(raw == -8888000, 0, raw)
+        rate[raw == -9999000] = np.nan
+        assert_within_half_a_code(values[i], dbz(np.maximum(rate, 0)))
+    grid = store.manifest.grid
+    assert grid.metres_per_pixel == (2000, 2000)
+    with h5py.File(path) as file:
+        where = dict(file["where"].attrs)
+    for corner, name in zip(grid.corners, ("UL", "UR", "LR", "LL"), strict=True):
+        assert corner == pytest.approx((where[f"{name}_lon"], where[f"{name}_lat"]), abs=1e-4)
+    assert store.splits["train"].missing == pytest.approx(missing_share(store), abs=1e-6)
+
+
+def test_fmi_geotiff(real_data, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    store = store_of(tmp_path / "s", "auto", real_data / "radar/fmi_geotiff", *WHOLE, "--crop", "3000,2000,500,600")
+    (event,) = store.events("train")
+    assert event.start_time == "2016-09-28T14:45:00Z"
+    with rasterio.open(next((real_data / "radar/fmi_geotiff").iterdir())) as image:
+        raw = image.read(1)[3000:3500, 2000:2600].astype(float)
+        corner = image.transform @ (2000.5, 3000.5) if hasattr(image.transform, "__matmul__") else None
+    assert_within_half_a_code(values_of(store)[0], np.where(raw == 255, np.nan, np.clip(raw / 2 - 32, 0, 63.5)))
+    grid = store.manifest.grid
+    assert "TM35FIN" in grid.crs_wkt and (raw > 80).any()
+    assert corner is None or (grid.x0, grid.y0) == pytest.approx(corner)
+
+
+def test_radar_of_six_formats_in_one_folder(real_data, tmp_path, capsys):
     assert main(["convert", "auto", str(real_data / "radar"), str(tmp_path / "s")]) == 2
     said = capsys.readouterr().err
-    assert re.search(r"frames of several formats \(meteoswiss 80, knmi 92, bom 61, mrms 3.*--reader", said)
+    counts = r"frames of several formats \(bom 61, geotiff 1, knmi 92, meteoswiss 80, mrms 3, odim 2\).*--reader"
+    assert re.search(counts, said)
 
 
 def test_sevir_layout(real_data, tmp_path):

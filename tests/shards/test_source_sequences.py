@@ -5,7 +5,7 @@ import pytest
 
 from shards import SourceError, UsageError, open_store
 from shards.cli import main
-from shards.sources.images import natural
+from shards.sources.frame_names import natural
 from shards.sources.video import videos
 from tests.support import archives
 from tests.support.archives import build, numbered
@@ -17,16 +17,16 @@ def numbers(source, event, threshold: int = 110) -> list[int]:
 
 def test_images_in_split_folders_with_modes(tmp_path):
     for number, name in enumerate(("train/rain/a", "train/snow/b", "valid/rain/c", "test/snow/d")):
-        for i in (1, 2, 10):
+        for i in (8, 9, 10):
             archives.save(tmp_path / name / f"f{i}.png", numbered(100 * number + i))
     source = build("images", tmp_path, "--mode-by", "folder", "--event-frames", "2")
     plan = source.plan()
     assert {
         split: [(e.mode, e.run_offset, numbers(source, e)) for e in part] for split, part in plan.splits.items()
     } == {
-        "train": [("rain", 0, [1, 2]), ("rain", 2, [10]), ("snow", 0, [101, 102]), ("snow", 2, [110])],
-        "val": [("rain", 0, [201, 202]), ("rain", 2, [210])],
-        "test": [("snow", 0, [301, 302]), ("snow", 2, [310])],
+        "train": [("rain", 0, [8, 9]), ("rain", 2, [10]), ("snow", 0, [108, 109]), ("snow", 2, [110])],
+        "val": [("rain", 0, [208, 209]), ("rain", 2, [210])],
+        "test": [("snow", 0, [308, 309]), ("snow", 2, [310])],
     }
     assert source.describe().modes == ("rain", "snow")
     assert len({event.run for part in plan.splits.values() for event in part}) == 4
@@ -133,7 +133,10 @@ def test_the_canonical_moving_mnist(tmp_path, capsys):
 def test_other_orders_of_axes(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (30, 20, 8, 8, 3), dtype=np.uint8)
     np.save(tmp_path / "seq.npy", frames)
-    source = build("moving-mnist-file", tmp_path, "--val-fraction", "0", "--test-fraction", "0")
+    with pytest.raises(SourceError, match=r"can be read as nthwc or tnhwc; say --layout"):
+        build("moving-mnist-file", tmp_path)
+    options = ("--val-fraction", "0", "--test-fraction", "0", "--layout", "nthwc")
+    source = build("moving-mnist-file", tmp_path, *options)
     event = source.plan().splits["train"][4]
     assert np.array_equal(source.read(event).frames, frames[4].transpose(0, 3, 1, 2))
 
@@ -176,8 +179,8 @@ def test_several_clip_files_each_with_its_own_offsets(tmp_path, scale):
         ),
         (
             lambda p: (
-                np.save(p / "a.npy", np.zeros((2, 3, 8, 8), np.uint8)),
-                np.save(p / "b.npy", np.zeros((2, 3, 9, 8))),
+                np.save(p / "a.npy", np.zeros((2, 30, 8, 8), np.uint8)),
+                np.save(p / "b.npy", np.zeros((2, 30, 9, 8))),
             ),
             r"two shapes: a.npy has 1x8x8, b.npy 1x9x8",
         ),
@@ -189,15 +192,21 @@ def test_numpy_files_that_are_none(tmp_path, write, message):
         build("moving-mnist-file", tmp_path)
 
 
-def test_floats_that_leave_their_range(tmp_path):
-    frames = np.full((2, 5, 8, 8), 0.5, np.float32)
-    frames[1, 4] = 7
+@pytest.mark.parametrize("value", [7, 1.02, -0.1, np.nan, np.inf])
+def test_floats_that_leave_their_range(tmp_path, value):
+    frames = np.full((2, 50, 8, 8), 0.5, np.float32)
     np.save(tmp_path / "train.npy", frames)
     source = build("moving-mnist-file", tmp_path)
-    events = source.plan().splits["train"]
-    assert (source.read(events[0]).frames == 128).all()
-    with pytest.raises(SourceError, match=r"sequence 4 has values of 0.5..7, the first ones are of 0..1"):
-        source.read(events[4])
+    assert (source.read(source.plan().splits["train"][0]).frames == 128).all()
+    frames[1, 4, 0, 0] = value
+    (tmp_path / "train.npy").unlink()
+    np.save(tmp_path / "train2.npy", frames)
+    with pytest.raises(SourceError, match=r"convert arrays .*from .* to |are NaN|are infinite"):
+        build("moving-mnist-file", tmp_path)
+    np.savez(tmp_path / "a.npz", clips=np.array([[[0, 50]], [[50, 50]]]), input_raw_data=frames.reshape(100, 1, 8, 8))
+    (tmp_path / "train2.npy").unlink()
+    with pytest.raises(SourceError, match=r"convert arrays .*from .* to |are NaN|are infinite"):
+        build("moving-mnist-file", tmp_path)
 
 
 def test_cikm_lines(tmp_path):

@@ -10,8 +10,9 @@ from PIL import Image
 
 from shards import SourceError, UsageError
 from shards.sources.geometry import Geometry, parse_crop, parse_size, resize
-from shards.sources.inputs import read_grey_or_rgb, walk
-from shards.sources.splits import Grouping, Shares, divide, named_split
+from shards.sources.inputs import walk
+from shards.sources.pictures import read_picture
+from shards.sources.splits import Grouping, Part, Shares, divide, named_split
 
 NAMES = st.lists(st.text("abc/1", min_size=1, max_size=8), min_size=1, max_size=30, unique=True)
 
@@ -19,12 +20,15 @@ NAMES = st.lists(st.text("abc/1", min_size=1, max_size=8), min_size=1, max_size=
 @given(NAMES, st.floats(0, 0.5), st.floats(0, 0.5), st.integers(0, 5), st.sampled_from([None, r"[abc]+", r"\d"]))
 def test_every_sequence_has_one_split_and_groups_stay_whole(names, val, test, seed, together):
     grouping = Grouping(Shares(val, test), together, seed)
+    lengths = dict.fromkeys(names, 9)
     try:
-        split_of, _ = divide(names, grouping)
+        parts, _ = divide(lengths, grouping)
     except UsageError:  # of two sequences both can't be had
         return
-    assert set(split_of) == set(names) and set(split_of.values()) <= {"train", "val", "test"}
-    assert divide(names[::-1], grouping)[0] == split_of
+    assert set(parts) == set(names) and {len(found) for found in parts.values()} == {1}
+    split_of = {name: part.split for name, (part,) in parts.items()}
+    assert set(split_of.values()) <= {"train", "val", "test"}
+    assert divide(dict.fromkeys(names[::-1], 9), grouping)[0] == parts
     if together is not None:
         import re
 
@@ -45,9 +49,9 @@ def test_counts_of_shares(total, val, test):
 
 
 def test_the_test_split_does_not_depend_on_the_validation_share():
-    names = [f"s{i}" for i in range(50)]
-    few, many = (divide(names, Grouping(Shares(val, 0.2), None, 0))[0] for val in (0.0, 0.3))
-    assert {n for n in names if few[n] == "test"} == {n for n in names if many[n] == "test"}
+    lengths = {f"s{i}": 5 for i in range(50)}
+    few, many = (divide(lengths, Grouping(Shares(val, 0.2), None, 0))[0] for val in (0.0, 0.3))
+    assert {n for n in lengths if few[n][0].split == "test"} == {n for n in lengths if many[n][0].split == "test"}
 
 
 @pytest.mark.parametrize(
@@ -70,10 +74,11 @@ def test_names_that_say_it_in_part():
     with pytest.raises(
         UsageError, match=r"1 of 2 sequences are named for a split, b and 0 more are not; move them, or"
     ):
-        divide(["train/a", "b"], Grouping(None, None, 0))
-    assert set(divide(["train/a", "b"], Grouping(Shares(0, 0), None, 0))[0].values()) == {"train"}
+        divide({"train/a": 3, "b": 3}, Grouping(None, None, 0))
+    whole = divide({"train/a": 3, "b": 3}, Grouping(Shares(0, 0), None, 0))[0]
+    assert whole == {"train/a": [Part("train", 0, 3)], "b": [Part("train", 0, 3)]}
     with pytest.raises(UsageError, match=r"'p1' is in test and in train \(train/p1\)"):
-        divide(["test/p1", "train/p1"], Grouping(None, r"p\d", 0))
+        divide({"test/p1": 3, "train/p1": 3}, Grouping(None, r"p\d", 0))
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.integers(1, 12), st.integers(0, 9))
@@ -120,4 +125,4 @@ def test_a_picture_cut_off(tmp_path):
     data = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(SourceError, match=r"a.png: unreadable frame"):
-        read_grey_or_rgb(tmp_path / "a.png", 1)
+        read_picture(tmp_path / "a.png", 1)

@@ -16,6 +16,7 @@ import pytest
 from shards import SourceError, UsageError, open_store, part
 from shards.cli import main
 from shards.part import WORK
+from shards.plain import from_plain
 from shards.recent import open_archive
 from tests.support.archives import radar_times, write_gifs
 
@@ -30,7 +31,7 @@ class Runs:
         return os.mkdir, (str(self.file),)
 
 
-# --- the pickles of our own jobs
+# --- what our own jobs are told
 
 
 def register(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, entry: str) -> None:
@@ -54,9 +55,9 @@ def by_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Sequence
         def __init__(self, command: Sequence[str], **options: Any) -> None:
             commands.append(command)
             assert options["env"]["PYTHONSAFEPATH"] == "1"  # `-m` would take modules from the working directory first
-            *_, folder, sha256 = command
+            *_, folder, sha256, module = command
             for number in range(int(command[command.index("--count") + 1])):
-                part.main(Path(folder), sha256, number)
+                part.main(Path(folder), sha256, module, number)
 
         def poll(self) -> int:
             return 0
@@ -90,10 +91,32 @@ def test_without_a_job_layer_nothing_is_written(
 def test_a_job_unpickles_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = pickle.dumps((None, None, [], 1))
     (tmp_path / WORK).write_bytes(pickle.dumps(Runs(tmp_path / "RAN")))
-    assert part.main(tmp_path, hashlib.sha256(written).hexdigest(), 0) == 2
+    assert part.main(tmp_path, hashlib.sha256(written).hexdigest(), "shards", 0) == 2
     assert not (tmp_path / "RAN").exists()
     assert "was replaced, and is not run" in capsys.readouterr().err
     assert json.loads((tmp_path / "0.error").read_text())["code"] == 2
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"class": "os:mkdir", "fields": {}},
+        {"class": "subprocess:Popen", "fields": {"args": "touch ran"}},
+        {"class": "shards.sources.custom:_module", "fields": {"file": {"path": "x.py"}}},
+        {"class": "shards.writer:os.mkdir", "fields": {}},
+        {"class": "shards.nowhere:X", "fields": {}},
+        {"class": "shards.writer:ShardJob", "fields": {"x": 1}},
+        {"class": 5, "fields": []},
+        {"eval": "1"},
+        {},
+        {"tuple": 5},
+    ],
+)
+def test_work_names_no_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: object) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError):
+        from_plain(data, "shards")
+    assert list(tmp_path.iterdir()) == []
 
 
 def partial_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Path]:

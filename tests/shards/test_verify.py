@@ -206,7 +206,7 @@ def test_an_edited_manifest(tmp_path, format):
     ("edit", "message"),
     [
         (lambda data: data["splits"]["train"].update(events=4), "train should have 4 events, its shards have 3"),
-        (lambda data: data["splits"]["train"].update(frames=18), "17 frames"),
+        (lambda data: data["splits"]["train"].update(frames=18), "17"),
     ],
 )
 def test_counts_that_disagree(tmp_path, format, edit, message):

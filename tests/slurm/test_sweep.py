@@ -72,7 +72,7 @@ def test_what_is_in_the_queue_is_not_submitted_again(site: Site) -> None:
     assert len(re.findall(r"wait: job \d+_\d is in the queue \(PENDING\)", output)) == 3
     assert len(site.cluster.queue()) == 3
     site.fakes.sweep_file("base: base.yaml\nseeds: 4\n")  # the sweep grows: only the new one goes
-    assert "submitted 1 runs as job" in site.sweep()[1]
+    assert "submitted 1 run as job" in site.sweep()[1]
     assert len(site.cluster.queue()) >= 3
 
 
@@ -255,7 +255,7 @@ REFUSALS = [
     ([], "partitoin: main", r"partitoin: unknown key; did you mean partition\?\n.*Known keys: partition, account"),
     ([], "time: noon", "write minutes, HH:MM:SS or D-HH:MM:SS, got 'noon'"),
     ([], "sbatch: {array: 0-3}", "array is set by the toolkit"),
-    ([], "mem: 900G", "No node has as many GPUs"),
+    ([], "mem: 900G", "`mem` in the profile is more than a node has"),
 ]
 
 
@@ -286,7 +286,7 @@ def test_what_was_submitted_before_a_refusal_is_taken_back(site: Site) -> None:
     site.fakes.sweep_file("base: base.yaml\nseeds: 8\nset: {train.steps: 3000}\n")
     code, output = site.sweep(PATH=f"{fake.parent}:{os.environ['PATH']}")
     assert code == 2
-    assert "Submit fewer runs, or wait" in output
+    assert "--limit N submits N runs at most" in output
     site.wait()
 
 

@@ -30,7 +30,8 @@ list:
 SLURM = ("slurm", "--profile", "devcluster")
 BASE = """\
 data: {store: store, context: 4, horizon: 4}
-train: {steps: 60, batch: 4, lr: 3.0e-3, validate_every: 30, checkpoint: {every: 60}, log_every: 1, images: 1}
+train:
+  {steps: 60, batch: 4, lr: 3.0e-3, validate_every: 30, checkpoint: {every: 60}, log_every: 1, images: 1, device: cpu}
 """
 
 

@@ -38,6 +38,15 @@ def save(path: Path, pixels: np.ndarray) -> Path:
     return path
 
 
+def image_sequence(
+    folder: Path, count: int, first: int = 0, pattern: str = "{:04d}.png", skip: tuple[int, ...] = ()
+) -> None:
+    """Images that carry their numbers, named by `pattern`."""
+    for i in range(count):
+        if i not in skip:
+            save(folder / pattern.format(i), numbered(first + i))
+
+
 def write_video(path: Path, frames: Iterable[np.ndarray], rate: int = 25, codec: str = "ffv1") -> Path:
     """Grey frames uint8 [height, width], lossless unless the codec is another."""
     import av

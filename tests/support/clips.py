@@ -68,7 +68,9 @@ class Clips:
 
 
 def make_store(folder: Path, format: str, source: Clips | None = None, **options) -> Store:
-    convert(source or Clips(), folder, format=format, arguments={"source": "clips"}, say=lambda text: None, **options)
+    convert(
+        source or Clips(), folder, format=format, arguments={"source": "clips"}, report=lambda text: None, **options
+    )
     return open_store(folder)
 
 

@@ -73,7 +73,7 @@ def reseal(store: Path, edit=lambda data: None) -> None:
             entry["index_sha256"] = hashlib.sha256(file.with_suffix(".idx").read_bytes()).hexdigest()
     edit(data)
     data["digest"] = manifest_digest(data)
-    (store / "manifest.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    (store / "manifest.json").write_text(json.dumps(data, indent=1) + "\n")
 
 
 def random_damage(store: Path, rng: random.Random) -> str:

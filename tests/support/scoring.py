@@ -29,6 +29,9 @@ class ListedWindows:
     def __getitem__(self, index: int) -> Window:
         return Window(self.frames[index], f"w{index:03d}", self.modes[index % len(self.modes)])
 
+    def time(self, index: int) -> str | None:
+        return None
+
 
 def noise_windows(count: int, length: int = 4, size: int = 12, seed: int = 0, **options: object) -> ListedWindows:
     frames = np.random.default_rng(seed).integers(0, 255, (count, length, 1, size, size), dtype=np.uint8)

@@ -1,8 +1,10 @@
 """What can happen to a cluster, at random moments of a sweep: every run must end as the undisturbed one, unattended.
 
     python -m tests.support.slurm_faults --disturbances 20 --seed 1 --log faults.log
+    python -m tests.support.slurm_faults --pack 2 --disturbances 20 --seed 1 --log faults-packed.log
 
-Two models x two seeds, each on two ranks of two nodes, in a partition whose jobs others preempt. A disturbance hits one
+Two models x two seeds, each on two ranks of two nodes, in a partition whose jobs others preempt; with --pack
+two models x three seeds, that many of them side by side in a job. A disturbance hits one
 run that isn't done: stopped by a signal, requeued, preempted, its node set down, crashed, cut off or without its
 slurmd; or all of them: the controller is stopped or killed. Nodes and controller come back after a random time.
 Nobody calls sweep.py again. At the end weights, Adam's moments, metrics and sample fingerprints are compared to the
@@ -48,6 +50,7 @@ class FaultInjection:
     sweeps: PacedSweeps
     seed: int
     say: Callable[[str], None]
+    pack: int | None = None  # runs in a job; None: each has two nodes of its own
     counts: Counter[str] = field(default_factory=Counter)
     _broken: dict[str, tuple[float, Callable[[], object]]] = field(default_factory=dict)  # name -> (until, repair)
 
@@ -77,9 +80,10 @@ class FaultInjection:
             self.counts.update(f"restart: {cause}" for cause in causes)
 
     def _submit(self, name: str, pace: float) -> list[Trial]:
-        options = ("--nodes", 2, "--ranks", 2)
-        models = (MODERNN, CONVLSTM)
-        return self.sweeps.submit(name, *options, pace=pace, steps=STEPS, models=models, seeds=2, partition="low")
+        options = ("--pack", self.pack) if self.pack else ("--nodes", 2, "--ranks", 2)
+        models, seeds = (MODERNN, CONVLSTM), 3 if self.pack else 2
+        more: dict[str, object] = {"partition": "low", **({"sbatch": {"exclusive": True}} if self.pack else {})}
+        return self.sweeps.submit(name, *options, pace=pace, steps=STEPS, models=models, seeds=seeds, **more)
 
     def _disturb(self, dice: random.Random, trial: Trial, deed: str, number: int) -> bool:
         """Do it if it can be done now."""
@@ -113,7 +117,7 @@ class FaultInjection:
 
     def _nodes(self, trial: Trial, start: int) -> list[str]:
         try:
-            return trial.nodes(start)
+            return [str(lock.read_lock(trial.run.path)["host"])] if self.pack else trial.nodes(start)
         except (ValueError, IndexError):  # its log begins only now
             return []
 
@@ -170,6 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--disturbances", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--pack", type=int, help="runs side by side in a job")
     parser.add_argument("--log", type=Path, help="also here")
     parser.add_argument("--keep", action="store_true", help="leave the runs, to look at them")
     options = parser.parse_args()
@@ -185,10 +190,12 @@ def main() -> None:
     code = 0
     try:
         cluster.call("up", NODES=str(NODES), OWNER=str(os.getpid()))
-        injection = FaultInjection(PacedSweeps.prepare(cluster, folder), options.seed, say)
+        injection = FaultInjection(PacedSweeps.prepare(cluster, folder), options.seed, say, options.pack)
         try:
             injection.run(options.disturbances)
-            say(f"{options.disturbances} disturbances in {time.monotonic() - began:.0f} s: all runs done and equal")
+            packed = f" of a sweep with {options.pack} runs in a job" if options.pack else ""
+            took = time.monotonic() - began
+            say(f"{options.disturbances} disturbances{packed} in {took:.0f} s: all runs done and equal")
         except AssertionError as error:
             say(f"FAILED: {error}")
             code = 1

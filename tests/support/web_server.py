@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
@@ -50,6 +51,16 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", fault.removeprefix("redirect "))
             self.end_headers()
+            return
+        if fault.startswith("endless"):
+            self.send_response(200)
+            if fault == "endless length":
+                self.send_header("Content-Length", str(10**15))
+            self.end_headers()
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(bytes(1 << 16))
+            self.close_connection = True
             return
         if fault == "silent":
             time.sleep(1.5)

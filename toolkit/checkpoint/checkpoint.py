@@ -15,7 +15,7 @@ training is a function of (seed, sample position), see toolkit/train/sampling.py
 
 A reader holds a shared lock (`flock`) on manifest.json and opens the files through the folder that it has open: while
 it reads, in whichever process, the checkpoint is neither deleted nor mixed with one that replaces it. On a file system
-without locks a checkpoint can be deleted under a reader, who is told so.
+without locks a checkpoint can be deleted under a reader, which then raises CheckpointError.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _canonical(tree: object) -> str:
 
 
 class AccessError(CheckpointError):
-    """This user may not read a checkpoint. It is neither damaged nor absent: nothing is passed over or made anew."""
+    """This user may not read a checkpoint. It is neither damaged nor absent: nothing is skipped or written again."""
 
     exit_code = EXIT_USAGE
 
@@ -118,7 +118,7 @@ class Held:
         return True
 
     def fault(self) -> str | None:
-        """Why it can't be used, or None when it is whole. Raises AccessError."""
+        """Return why it can't be used, or None when it is whole. Raises AccessError."""
         try:
             with self.open(MANIFEST) as file:
                 text = file.read().decode()
@@ -178,7 +178,7 @@ class Held:
             ) from None
 
     def record(self) -> dict[str, Any]:
-        """trainer.json."""
+        """Return trainer.json."""
         with self.open("trainer.json") as file:
             return dict(json.loads(file.read()))
 
@@ -247,7 +247,7 @@ def steps_in(folder: Path) -> list[int]:
 
 
 def fault_of(folder: Path, step: int) -> str | None:
-    """Why the checkpoint of a step can't be used, or None when it is whole. Raises AccessError."""
+    """Return why the checkpoint of a step can't be used, or None when it is whole. Raises AccessError."""
     try:
         with hold(folder, step) as held:
             return held.fault()
@@ -267,7 +267,7 @@ def newest(folder: Path) -> int | None:
         fault = fault_of(folder, step)
         if fault is None:
             return step
-        logger.warning("passing over %s: %s", folder / name_of(step), fault)
+        logger.warning("skipping %s: %s", folder / name_of(step), fault)
     return None
 
 

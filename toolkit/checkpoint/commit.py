@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 import torch
 
 from shards.filelock import lock_file
-from shards.files import flush
-from toolkit.atomic import write_atomic
+from shards.fsync import flush
+from toolkit.atomic import remove, write_atomic
 from toolkit.checkpoint.checkpoint import (
     AVERAGE,
     MANIFEST,
@@ -62,7 +62,7 @@ def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) 
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
+        remove(temporary)
         _check_room(folder, needed)
         temporary.mkdir()
         tensors = {"weights.pt": state.weights, "moments.pt": state.moments}
@@ -76,10 +76,10 @@ def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) 
         point(folder, "latest", progress.step)
     except OSError as error:
         with contextlib.suppress(OSError):
-            _remove(temporary)
+            remove(temporary)
         raise CheckpointError(
             f"{final}: not written: {error.strerror or error} (needs {needed:,} bytes; {_free(folder)}). The "
-            "checkpoints before it are untouched. Make room or mend the disk, then run the same command again"
+            "checkpoints before it are untouched. Free space or repair the disk, then run the same command again"
         ) from error
     return final
 
@@ -89,7 +89,7 @@ def _put_in_place(temporary: Path, folder: Path, step: int) -> None:
     final, old = folder / name_of(step), folder / old_name_of(step)
     if final.exists():
         if old.exists() and not _delete(old):
-            os.rename(old, _trash_of(old))  # its reader goes on through the folder that it has open
+            os.rename(old, _trash_of(old))  # its reader continues through the folder that it has open
         os.rename(final, old)
     os.rename(temporary, final)
     flush(folder)
@@ -131,7 +131,7 @@ class _Sink:
 
 
 def _write(path: Path, put: Callable[[Any], object]) -> dict[str, object]:
-    """Write and fsync one file; its facts for the manifest."""
+    """Write and fsync one file; return its size and digest for the manifest."""
     with open(path, "xb") as file:
         sink = _Sink(file)
         try:
@@ -163,19 +163,11 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _free(folder: Path) -> str:
-    """Free bytes of the file system that a folder is on or would be on, for a message."""
+    """Return the free bytes of the file system that a folder is on or would be on, for a message."""
     for place in (folder, *folder.parents):
         with contextlib.suppress(OSError):
             return f"{shutil.disk_usage(place).free:,} bytes are free in {place}"
     return "free bytes unknown"
-
-
-def _remove(path: Path) -> None:
-    """Delete a file or folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _delete(path: Path) -> bool:
@@ -189,7 +181,7 @@ def _delete(path: Path) -> bool:
             pass  # unfinished, or no locks here
         trash = _trash_of(path)
         os.rename(path, trash)
-        _remove(trash)
+        remove(trash)
     return True
 
 
@@ -244,7 +236,7 @@ def tidy(folder: Path) -> None:
         elif _try_to_delete(old):
             logger.info("removed %s: it was replaced", old)
     for path in sorted(folder.glob(".*.tmp")):
-        _remove(path)
+        remove(path)
         logger.info("removed %s: a save that was not finished", path)
     for path in sorted(folder.glob(".*.trash")):
         if _try_to_delete(path):

@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shards import open_store
-from shards.files import flush
 from shards.manifest import FrameSpec, Manifest
 from shards.recent import FRAME_OPTIONS
 from toolkit import __version__
-from toolkit.atomic import write_atomic
+from toolkit.atomic import replacing_tree, write_atomic
 from toolkit.checkpoint.card import model_card
-from toolkit.checkpoint.weights import load_model, untrained_model
+from toolkit.checkpoint.weights import load_model, store_of_run, untrained_model
 from toolkit.config import RunConfig, make_config
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel
@@ -57,7 +55,7 @@ def export_run(run: RunDir, which: str, folder: Path) -> str:
     """
     config = run.config()
     model, step = load_model(run, which, torch.device("cpu"))
-    manifest = open_store(config.data.store).manifest
+    manifest = open_store(store_of_run(run, config)).manifest
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     record = _record(config, manifest, step, weights)
     card = model_card(run, config, manifest, step)
@@ -217,20 +215,13 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def _write_folder(folder: Path, weights: dict[str, Tensor], texts: dict[str, str]) -> None:
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
-        for name, text in texts.items():
-            (temporary / name).write_text(text, encoding="utf-8")
-        # safetensors gives its file to nobody else; an export is for handing on.
-        (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)
-        for path in (*temporary.iterdir(), temporary):
-            flush(path)
-        os.rename(temporary, folder)
-        flush(folder.parent)
+        with replacing_tree(folder) as temporary:
+            temporary.mkdir()
+            save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+            for name, text in texts.items():
+                (temporary / name).write_text(text, encoding="utf-8")
+            # safetensors makes its file readable by its owner alone; an export is for sharing.
+            (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)
     except OSError as error:
         raise ConfigError(f"{folder}: can't be written ({error.strerror}): choose another folder") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

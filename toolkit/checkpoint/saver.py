@@ -1,4 +1,4 @@
-"""Saving while training goes on: a thread writes the snapshot that the loop took at a step. Rank 0 only.
+"""Save while training continues: a thread writes the snapshot that the loop took at a step. Rank 0 only.
 
 At most one save is on its way; a second one waits for it and logs how long. What goes wrong in the thread ends the run
 at the next step (`train.checkpoint.on_error: raise`), or is logged, counted and retried at the next checkpoint

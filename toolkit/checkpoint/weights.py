@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,6 +33,25 @@ def untrained_model(config: RunConfig, shape: FrameSpec) -> SequenceModel:
     return build_model(config.model, shape, checkpointing, train.loss_frames, config.data.horizon)
 
 
+def store_of_run(run: RunDir, config: RunConfig) -> str:
+    """Return where the store of a run is: a relative `data.store` is looked up in the working directory, then in the
+    one that the run was created in.
+
+    Raises:
+        ConfigError: neither exists; both are named.
+    """
+    store = config.data.store or ""
+    if not store or "://" in store or Path(store).is_absolute() or Path(store).exists():
+        return store
+    made = Path(str(run.read_env().get("cwd", run.path.absolute().parent)), store)
+    if made.exists():
+        return str(made)
+    raise ConfigError(
+        f"{run.path}: data.store is {store}, a relative path: neither {Path(store).absolute()} nor {made} (the working "
+        f"directory that the run was created in) exists: change to the folder that holds {store}"
+    )
+
+
 def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceModel, int]:
     """Return a trained model in evaluation mode, in fp32, and the step of its weights (0 if there are none).
 
@@ -46,9 +66,9 @@ def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceM
     if not entry_of(config.model).trained:
         if which not in (*NAMES, "0"):
             raise CheckpointError(f"{run.path}: {config.model.name} is not trained: there is no step {which}, only 0")
-        return untrained_model(config, open_store(config.data.store).manifest.frames).to(device).eval(), 0
+        return untrained_model(config, open_store(store_of_run(run, config)).manifest.frames).to(device).eval(), 0
     weights, step = read_weights(run, which)
-    model = untrained_model(config, open_store(config.data.store).manifest.frames)
+    model = untrained_model(config, open_store(store_of_run(run, config)).manifest.frames)
     model.load_state_dict(weights)
     return model.to(device).eval(), step
 

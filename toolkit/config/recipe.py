@@ -95,7 +95,7 @@ class SamplingConfig(Options):
         "reverse: how fast the probability of true frames in the context approaches 1",
     )
     reverse_start: int = Field(
-        25_000, ge=0, le=10**9, description="reverse: the step up to which both probabilitys are one half"
+        25_000, ge=0, le=10**9, description="reverse: the step up to which both probabilities are one half"
     )
 
     @model_validator(mode="after")

@@ -104,7 +104,7 @@ def _type(item: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
         return " | ".join(map(json.dumps, item["enum"]))
     kind = str(item.get("type", "any"))
     if kind == "array":
-        inner = item.get("items") or next(iter(item.get("prefixItems", ())), {})
+        inner: Mapping[str, Any] = item.get("items") or next(iter(item.get("prefixItems", ())), {})
         return f"list of {_type(inner, schema)}"
     names = {
         "integer": "whole number",

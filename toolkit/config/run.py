@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -67,6 +67,12 @@ def _model(value: object, check: ValidatorFunctionWrapHandler) -> object:
     return check(value) if own is None else own
 
 
+if TYPE_CHECKING:  # of a class that is known when a config is read; every one has a `name`
+    Model: TypeAlias = Any
+else:
+    Model = SerializeAsAny[Annotated[ModelOptions, WrapValidator(_model)]]
+
+
 class RunConfig(Options):
     """The config of one run."""
 
@@ -76,7 +82,7 @@ class RunConfig(Options):
     seed: int = Field(
         0, ge=0, le=LARGEST_SEED, description="seed of initial weights, sample order and every other random choice"
     )
-    model: SerializeAsAny[Annotated[ModelOptions, WrapValidator(_model)]] = Field(
+    model: Model = Field(
         ModeRNNOptions(),
         description="the model by its `name` (for one of your own FILE.py:CLASS), and that model's options",
     )
@@ -149,7 +155,7 @@ class RunConfig(Options):
     def hash8(self, execution: bool = True) -> str:
         """Eight hex digits that name the run's directory; the same on every machine and in every order of keys.
 
-        Without `execution` they name what a checkpoint belongs to: it may go on under another ZeRO stage.
+        Without `execution` they name what a checkpoint belongs to: it can be resumed under another ZeRO stage.
         """
         values = original_names(self.identity(execution))
         text = json.dumps({"version": CONFIG_VERSION, **values}, sort_keys=True)
@@ -219,8 +225,10 @@ def _explain(fault: ErrorDetails, tree: Mapping[str, Any]) -> str:
     if fault["type"] == "union_tag_invalid":
         given = str(dict(tree.get("model", {})).get("name"))
         hint = nearest(given, model_names())
-        known = f"known: {', '.join(model_names())}; for one of your own write FILE.py:CLASS"
-        return f"model.name: unknown model {given!r}; {hint}{' ' * bool(hint)}{known}"
+        return (
+            f"model.name: unknown model {given!r}; {hint}{' ' * bool(hint)}known: {', '.join(model_names())}; for one "
+            "of your own write FILE.py:CLASS"
+        )
     message = str(fault["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     return f"{key}: {message}, got {fault['input']!r}" if key else message

@@ -23,15 +23,11 @@ from toolkit.errors import ConfigError
 
 @dataclass(frozen=True)
 class Window:
-    """One sample: frames uint8 [T, C, H, W], a key unique in its store, and the label of its mode.
-
-    `time` is that of the first frame, ISO-8601 UTC; None without time stamps.
-    """
+    """One sample: frames uint8 [T, C, H, W], a key unique in its store, and the label of its mode."""
 
     frames: NDArray[np.uint8]
     key: str
     mode: str | None
-    time: str | None = None
 
 
 class WindowSet:
@@ -117,12 +113,20 @@ class WindowSet:
             if missing:
                 at, start = self._after[at.run, at.run_offset + at.length], 0
         frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return Window(frames, f"{event.key}@{first:04d}", event.mode, self._time(event, first))
+        return Window(frames, f"{event.key}@{first:04d}", event.mode)
 
-    def _time(self, event: Event, frame: int) -> str | None:
-        """Return the time of a frame, from the start time of the event and the store's time step."""
+    def time(self, index: int) -> str | None:
+        """Return when the first frame of a window was taken, ISO-8601 UTC; None where the store has no clock.
+
+        It is the frame's own time where the store keeps them, else that of the event's beginning and the time step.
+        """
+        place, frame = self._starts[index]
+        event: Event = self._events[place]
         if event.start_time is None or not (step := self.store.manifest.step_seconds):
             return None
+        times = self.store.metadata(self.split, event.index).get("times")
+        if times is not None:
+            return str(times[frame])
         begin = datetime.fromisoformat(event.start_time.removesuffix("Z"))
         return (begin + timedelta(seconds=step * frame)).isoformat(timespec="seconds") + "Z"
 

@@ -73,8 +73,14 @@ def choose(wanted: Device, local_rank: int) -> torch.device:
     `--gpus-per-task`, `--gpu-bind=single:1`, MIG) the number goes round: `check_seats` finds whether that was right.
 
     Raises:
-        ConfigError: `cuda`, and torch sees no GPU.
+        ConfigError: `cuda`, and torch sees no GPU; or a job of Slurm was given GPUs and can't use them.
     """
+    if wanted == "auto" and (given := os.environ.get("SLURM_STEP_GPUS")) and not torch.cuda.is_available():
+        node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+        raise ConfigError(
+            f"can't use the GPUs of this job ({given}) on node {node}: {why_none()}. Install torch for GPUs, tell who "
+            "runs the cluster if it is this node's driver, or train on CPUs: --gpus-per-node 0, or train.device=cpu"
+        )
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -48,6 +48,7 @@ class Windows(Protocol):
     def scale(self) -> Scale: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Window: ...
+    def time(self, index: int) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ def sample_frames(
         "index": np.array(indices, dtype=np.int64),
         "key": columns["key"][rows],
         "mode": columns["mode"][rows],
-        "time": np.array([cut[index].time or "" for index in indices], dtype=np.str_),
+        "time": np.array([windows.time(index) or "" for index in indices], dtype=np.str_),
         "mse": columns["mse"][rows].mean(1),
         "scale": np.array(json.dumps(described)),
     }

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shards.georeference import MAPPING
 from shards.sources.inputs import need
 from toolkit import __version__
 from toolkit.atomic import clear_leftovers, replacing_tree
@@ -41,7 +43,7 @@ def check_output(path: Path, overwrite: bool = False) -> None:
     if path.suffix == ".nc":
         need("h5netcdf", "cf", "writing netCDF")
     else:
-        import shards.zarr_store  # noqa: F401  raises an error without zarr 3
+        import shards.zarr_writer  # noqa: F401  raises an error without zarr 3
     if os.path.lexists(path) and not overwrite:
         raise ConfigError(f"--out {path}: exists; choose another name, or pass --overwrite")
 
@@ -50,18 +52,33 @@ def write_forecast(forecast: Forecast, path: Path) -> None:
     """Write to a temporary name, flush it to disk, and rename it to `path`; an existing file is replaced."""
     data = as_dataset(forecast)
     clear_leftovers(path.parent)
-    name = str(next(iter(data.data_vars)))
+    encoding = _encoding(data)
     try:
         with replacing_tree(path) as temporary:
             if path.suffix == ".nc":
-                packed = {"zlib": True, "complevel": 4, "shuffle": True, "_FillValue": np.float32(np.nan)}
-                data.to_netcdf(temporary, engine="h5netcdf", encoding={name: packed})
+                encoding[str(next(iter(data.data_vars)))] |= {"zlib": True, "complevel": 4, "shuffle": True}
+                data.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
             else:
-                data.to_zarr(
-                    temporary, zarr_format=3, consolidated=False, encoding={name: {"_FillValue": np.float32(np.nan)}}
-                )
+                with warnings.catch_warnings():
+                    # zarr v3's text doesn't have consolidated metadata yet; xarray looks for them, and warns without.
+                    warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+                    data.to_zarr(temporary, zarr_format=3, consolidated=True, encoding=encoding)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error}): choose another --out") from None
+
+
+def _encoding(data: xarray.Dataset) -> dict[str, dict[str, Any]]:
+    """Return the encodings: NaN is missing in the forecast; coordinates have no missing values, and so no fill value
+    (CF 2.5.1).
+    """
+    encoding: dict[str, dict[str, Any]] = {str(name): {"_FillValue": None} for name in data.variables}
+    for name in data.data_vars:
+        if data[name].dtype.kind == "f":
+            encoding[str(name)]["_FillValue"] = np.float32(np.nan)
+    for name in data.variables:
+        if data[name].dtype.kind == "M":
+            encoding[str(name)] |= {"dtype": "int64", "units": "seconds since 1970-01-01 00:00:00"}
+    return encoding
 
 
 def as_dataset(forecast: Forecast) -> xarray.Dataset:
@@ -77,9 +94,9 @@ def as_dataset(forecast: Forecast) -> xarray.Dataset:
     if scale.quantity in STANDARD_NAMES:
         attributes["standard_name"] = STANDARD_NAMES[scale.quantity]
     variables: dict[str, Any] = {}
-    if forecast.grid is not None and forecast.grid.projection:
-        attributes["grid_mapping"] = "projection"
-        variables["projection"] = ((), np.int32(0), dict(forecast.grid.projection))
+    if forecast.grid is not None:
+        attributes["grid_mapping"] = MAPPING
+        variables[MAPPING] = ((), np.int32(0), forecast.grid.mapping_attributes())
     name = re.sub(r"\W+", "_", scale.quantity).strip("_").lower() or "forecast"
     return xarray.Dataset(
         {name: (dims, values, attributes), **variables},
@@ -132,13 +149,7 @@ def _axes(forecast: Forecast) -> dict[str, Any]:
     grid = forecast.grid
     if grid is None:
         return {}
-    degrees = grid.units.startswith("degree")
-    names = ("longitude", "latitude") if degrees else ("projection_x_coordinate", "projection_y_coordinate")
-    units = ("degrees_east", "degrees_north") if degrees else (grid.units, grid.units)
-    return {
-        axis: (axis, values, {"standard_name": name, "units": unit})
-        for axis, values, name, unit in zip(("x", "y"), (grid.x, grid.y), names, units, strict=True)
-    }
+    return {axis: (axis, values, grid.axis_attributes(axis)) for axis, values in (("x", grid.x), ("y", grid.y))}
 
 
 def _members(forecast: Forecast) -> dict[str, Any]:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shards.georeference import Grid
 from shards.manifest import Codes, Scale, Values
 from shards.mappings import MAPPINGS
 from shards.recent import Archive, Frame
-from shards.sources.grid import Grid
 from shards.sources.inputs import by
 from toolkit.data.windows import to_unit
 from toolkit.errors import ConfigError

@@ -15,7 +15,7 @@ import torch
 from shards import open_store
 from shards.manifest import FrameSpec, Scale
 from toolkit.checkpoint.export import CONFIG, frame_options, read_export
-from toolkit.checkpoint.weights import load_model
+from toolkit.checkpoint.weights import load_model, store_of_run
 from toolkit.config import RunConfig
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel
@@ -62,7 +62,7 @@ def load_trained(path: str | Path, which: str, device: torch.device, model_file:
         return _of_export(Path(path), which, device, model_file)
     run.load_model_file(model_file)
     config = run.config()
-    manifest = open_store(config.data.store).manifest
+    manifest = open_store(store_of_run(run, config)).manifest
     model, step = load_model(run, which, device)
     return Trained(model, config, manifest.frames, manifest.scale, manifest.step_seconds, frame_options(manifest), step)
 

@@ -155,7 +155,7 @@ def own_options(value: object) -> Options | None:
     name = str(value.get("name", ""))
     if NAME.fullmatch(name) is None:
         entry = None if name in MODELS else entry_points().get(name)
-        return entry and entry.options.model_validate(value)
+        return None if entry is None else entry.options.model_validate(value)
     if "sha256" not in value:
         raise ValueError("names a file, which a config in a run directory, an export or a library call does not run")
     if "/" in name:

@@ -47,7 +47,7 @@ class StartEvent:
     batch: int  # sequences per step
     began: float  # the job, or the training by hand
     ready: float  # all is loaded, the first step can begin
-    step: int  # it goes on from
+    step: int  # that it resumes from
     submitted: float | None  # when it entered the queue; None: not known, or it was requeued
     last_step: int | None  # how far the start before had come
     last_time: float | None  # and when it was last heard of
@@ -95,7 +95,7 @@ def append_event(run: Path, event: str, **values: object) -> None:
 
 def append_line(path: Path, line: bytes) -> None:
     """Append to a file in one write, on a line of its own even where a kill has left half a line."""
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
     try:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":

@@ -55,7 +55,7 @@ def path_of(run: Path, rank: int) -> Path:
 
 
 def stacks_of(run: Path, rank: int) -> Path:
-    """Where a hung rank leaves what its threads were doing."""
+    """Return where a hung rank writes the stack traces of its threads."""
     return run / FOLDER / f"rank-{rank}.stacks"
 
 
@@ -69,7 +69,7 @@ def write_beat(run: Path, beat: Beat) -> None:
     for name in ("ended", "verdict", "slow"):
         values[name] = values[name] and values[name][:600]
     text = json.dumps(values, ensure_ascii=False).encode()[:RECORD_BYTES].ljust(RECORD_BYTES)
-    descriptor = os.open(path_of(run, beat.rank), os.O_WRONLY | os.O_CREAT, 0o644)
+    descriptor = os.open(path_of(run, beat.rank), os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         os.pwrite(descriptor, text, 0)
     finally:
@@ -86,7 +86,7 @@ def read_beat(path: Path) -> Beat | None:
 
 
 def beats_of(run: Path, training: str | None = None) -> dict[int, Beat]:
-    """The last record of every rank of a run's present or last training, or of one that is named."""
+    """Return the last record of every rank of a run's present or last training, or of one that is named."""
     found = filter(None, (read_beat(path) for path in (run / FOLDER).glob("rank-*.json")))
     beats = (beat for beat in found if training in (None, beat.training))
     return {beat.rank: beat for beat in sorted(beats, key=lambda beat: beat.rank)}

@@ -1,4 +1,4 @@
-"""A run directory: everything about one run, and the only thing a job needs to be told. Does not import torch.
+"""A run directory: everything about one run, and the only argument a job receives. Does not import torch.
 
     runs/<sweep>/<name>-<hash8>/
       config.yaml  env.json            resolved config; versions, git state, command, what it was trained on
@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A file of eval/ or analysis/. Raises ToolkitError where it can't be read."""
+    """Return a file of eval/ or analysis/. Raises ToolkitError where it can't be read."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
@@ -107,7 +107,7 @@ class RunDir:
         return self.path / "analysis"
 
     def config(self) -> RunConfig:
-        """The run's resolved config.
+        """Return the run's resolved config.
 
         Raises:
             ConfigError: when the folder holds none, or one that can't be used.
@@ -189,7 +189,7 @@ class RunDir:
         return self._write("state.json", json.dumps(kept, indent=1) + "\n")
 
     def _write(self, name: str, text: str) -> bool:
-        """Replace one of the files that tell about a run; a disk that refuses it ends no run, and is logged."""
+        """Replace a status file of the run; a disk that refuses it is logged and ends no run."""
         try:
             write_atomic(self.path / name, text)
         except OSError as error:
@@ -204,7 +204,7 @@ class RunDir:
         append_event(self.path, "done", exit_code=EXIT_OK)
 
     def mark_failed(self, reason: str, code: int | None = None) -> None:
-        """Mark the run as failed, until its next start. The exit code tells kinds of failure apart."""
+        """Mark the run as failed, until its next start. The exit code distinguishes kinds of failure."""
         known = f"\nexit code {code} ({EXIT_MEANING.get(code, 'unknown')})" if code is not None else ""
         append_event(self.path, "fail", cause=reason.rstrip(), exit_code=code)
         self._write("FAILED", reason.rstrip() + known + "\n")
@@ -217,7 +217,7 @@ class RunDir:
         return (self.path / "DONE").is_file()
 
     def failure(self) -> str | None:
-        """Return why the run failed, or None. Of an empty marker (a full disk) the last event tells."""
+        """Return why the run failed, or None. Where the marker is empty (a full disk), the last event is used."""
         marker = self.path / "FAILED"
         if not marker.is_file():
             return None
@@ -227,7 +227,7 @@ class RunDir:
         return next((cause for cause in reversed(causes) if cause), "no reason was recorded")
 
     def scores(self) -> dict[str, Path]:
-        """Evaluation results by name, for example {'test-best': .../eval/test-best.json}."""
+        """Return evaluation results by name, for example {'test-best': .../eval/test-best.json}."""
         return {path.stem: path for path in sorted(self.eval.glob("*-*.json"))}
 
 
@@ -249,17 +249,17 @@ def check_model_file(config: RunConfig, given: Path, where: str) -> None:
 
 
 def differences(there: RunConfig, asked: RunConfig, limit: int = 4) -> str:
-    """What sets two runs apart, for a message: `train.steps is 200 there, 8 here`."""
+    """Return what sets two runs apart, for a message: `train.steps is 200 there, 8 here`."""
     one, two = flatten(there.identity()), flatten(asked.identity())  # without what is at its default
     keys = sorted(key for key in {*one, *two} if one.get(key) != two.get(key))
     one, two = flatten(there.model_dump(mode="json")), flatten(asked.model_dump(mode="json"))
-    said = [[json.dumps(flat[key]) if key in flat else "absent" for flat in (one, two)] for key in keys[:limit]]
-    shown = [f"{key} is {mine} there, {other} here" for key, (mine, other) in zip(keys, said, strict=False)]
+    pairs = [[json.dumps(flat[key]) if key in flat else "absent" for flat in (one, two)] for key in keys[:limit]]
+    shown = [f"{key} is {mine} there, {other} here" for key, (mine, other) in zip(keys, pairs, strict=False)]
     return "; ".join(shown + [f"and {len(keys) - limit} keys more"] * (len(keys) > limit))
 
 
 def environment() -> dict[str, object]:
-    """What made this run: versions, host, command, working directory and the state of the git checkout."""
+    """Return what made this run: versions, host, command, working directory and the state of the git checkout."""
     return {
         "created": timestamp(),
         "command": sys.argv,

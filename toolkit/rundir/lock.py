@@ -1,15 +1,16 @@
-"""One live job or training per run directory: a lock on `<run>/job.lock`, which also says who holds it.
+"""One live job or training per run directory: a lock on `<run>/job.lock`, which also records who holds it.
 
 The lock is the kernel's (`flock`), so it can't go stale: it is free the moment the last process that holds it is gone,
 however it went. A job passes the open file on to the ranks it starts; should the job itself be killed, the run still
 counts as live until its ranks have ended too. A training takes the lock itself, unless the job that started it has it:
 it knows its own job by a token, which is in the record and in the environment, so that ranks on other nodes know it
-too. The file stays behind and tells about the last job.
+too. The file remains, with the record of the last job.
 
 A lock can be had though somebody works on the run: its file was deleted (a purge of scratch space), or the file system
 grants locks per host. Two things guard against that. Who takes a lock whose record doesn't say that its job has ended
 watches the heartbeats first, by its own clock (`_refuse_live_ranks`). And who holds it compares the file with its path
-every few seconds (`check_lock`): a deleted file is made and locked anew, and where somebody else has that, it ends.
+every few seconds (`check_lock`): a deleted file is created and locked again, and the process ends if somebody else has
+locked that.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from toolkit.shipped import command
 
 LOCK_NAME = "job.lock"
 TOKEN_VARIABLE = "MODERNN_JOB_TOKEN"  # noqa: S105  names the job, is no secret
+FD_VARIABLE = "MODERNN_LOCK_FD"  # an open file that holds the lock already, for the job that is started with it
 PATIENCE_S = 1.0  # someone who merely looks (`holder`) has the lock for an instant
 WATCH_S = 5 * BEAT_S  # for a rank that lives to write its heartbeat again
 TYPES: Types = {"pid": int, "exit": int, "started": float, "ended": float, "submitted": float} | dict.fromkeys(
@@ -64,7 +66,7 @@ class HeldLock:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What tells a child process that its job has the lock."""
+        """Return the variable by which a child process knows that its job has the lock."""
         return {TOKEN_VARIABLE: str(self.record["token"])}
 
     def note(self, **values: object) -> None:
@@ -79,14 +81,14 @@ class HeldLock:
             logger.warning("%s: can't be written (%s)", self.run / LOCK_NAME, error.strerror)
 
     def check(self) -> None:
-        """Hold the lock still: make a deleted file anew, and mend its record.
+        """Check that the lock is still ours: create and lock a deleted file again, and repair its record.
 
         Raises:
             RunBusyError: somebody else has the file that is there now.
         """
         path = self.run / LOCK_NAME
         if not _is_at(self.fd, path):
-            logger.warning("%s: was deleted or replaced while this job held it; it is locked anew", path)
+            logger.warning("%s: was deleted or replaced while this job held it; it is locked again", path)
             fd = _open(path)
             if not lock_file(fd):
                 os.close(fd)
@@ -95,7 +97,7 @@ class HeldLock:
             os.close(fd)
             self.note()
         elif read_lock(self.run).get("token") != self.record["token"]:
-            logger.warning("%s: was damaged; its record is written anew", path)
+            logger.warning("%s: was damaged; its record is written again", path)
             self.note()
 
     def release(self) -> None:
@@ -124,7 +126,7 @@ def hold(run: Path, **values: object) -> Iterator[HeldLock]:
 
 
 def claim(run: Path, **values: object) -> HeldLock | None:
-    """The run's lock for a training, until it is released; None when the job that started this process holds it.
+    """Return the run's lock for a training, until it is released; None when the job that started this process holds it.
 
     Raises:
         RunBusyError, ToolkitError: as `hold`.
@@ -148,7 +150,8 @@ def check_lock(run: Path) -> None:
 def _acquire(run: Path, values: dict[str, object], token: str | None) -> HeldLock | None:
     path = run / LOCK_NAME
     while True:
-        fd = _open(path)
+        fd = _inherited(run)
+        fd = _open(path) if fd is None else fd
         try:
             if not _lock(fd, run, token):
                 os.close(fd)
@@ -173,7 +176,7 @@ def _open(path: Path) -> int:
         try:
             if os.path.lexists(path) and not path.is_file():
                 logger.warning("%s: is no regular file; it is now %s", path, move_aside(path).name)
-            return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except (FileNotFoundError, IsADirectoryError):
             if not path.parent.is_dir():
                 raise ToolkitError(f"{path}: can't be made: there is no folder {path.parent}") from None
@@ -188,8 +191,31 @@ def _is_at(fd: int, path: Path) -> bool:
         return False
 
 
+def lock_for_child(run: Path) -> int | None:
+    """Return an open file that holds the run's lock, for a child that is given it by FD_VARIABLE; None if it is held.
+
+    Never waits. The caller closes its own copy when the child has started: the lock is then the child's alone.
+    """
+    path = run / LOCK_NAME
+    fd = _open(path)
+    with contextlib.suppress(OSError):
+        if lock_file(fd) and _is_at(fd, path):
+            return fd
+    os.close(fd)
+    return None
+
+
+def _inherited(run: Path) -> int | None:
+    """Return the open file of `lock_for_child`, once; None without one, or where it is another run's."""
+    fd = int(os.environ.pop(FD_VARIABLE, "-1"))
+    try:
+        return fd if fd >= 0 and os.path.samestat(os.fstat(fd), os.stat(run / LOCK_NAME)) else None
+    except OSError:
+        return None
+
+
 def _lock(fd: int, run: Path, token: str | None) -> bool:
-    """True: it is ours now. False: the job of this token has it."""
+    """Return True: it is ours now, or False: the job of this token has it."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -240,7 +266,7 @@ def _busy(run: Path, why: str = "") -> RunBusyError:
 
 
 def holder(run: Path) -> dict[str, Any] | None:
-    """The record of the live job of this run, or None when no job is live. Never blocks."""
+    """Return the record of the live job of this run, or None when no job is live. Never blocks."""
     try:
         fd = os.open(run / LOCK_NAME, os.O_RDONLY | os.O_NONBLOCK)  # of a pipe of that name, too
     except OSError:
@@ -274,6 +300,6 @@ def has_open(pid: int, file: Path) -> bool:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """Who holds the lock, for people."""
+    """Return who holds the lock, for a message."""
     job, pid, host = record.get("job", "another job"), record.get("pid", "?"), record.get("host", "?")
     return f"job {job} (process {pid} on {host}) is working on this run"

@@ -1,7 +1,7 @@
 """Read the small files of a run directory, whatever state they are in.
 
 A run can be killed, its disk full and its files edited by hand: a reader gets what can be read, and asks for the fault
-of what can't (`object_fault`, `damaged_lines`) in order to tell it.
+of what can't (`object_fault`, `damaged_lines`) in order to report it.
 """
 
 from __future__ import annotations

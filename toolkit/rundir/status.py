@@ -55,7 +55,7 @@ class RunView:
 
     @property
     def label(self) -> str:
-        """The state in a word for people."""
+        """The state as shown in tables: the kind where there is one."""
         return self.kind or self.state
 
     @property
@@ -85,6 +85,8 @@ def read_status(run: RunDir, name: str | None = None, split: str | None = None, 
     standing = _standing(run, state, now)
     if job is None and standing == "running" and record.get("ended", 0.0) >= state.get("updated", 0.0):
         standing = "interrupted"  # its job has recorded its end: no silence is needed to know
+    if job is not None and state.get("updated", 0.0) < record.get("started", 0.0):
+        standing = "interrupted"  # this start has written nothing yet: speed and ETA are of the one before
     word = _word(run, standing, state, job is not None, split)
     training = word in ("running", "validating") and bool(state.get("seq_per_s"))  # 0 before the first step
     failure = run.failure() if word == "failed" else None
@@ -125,7 +127,7 @@ def _standing(run: RunDir, state: Mapping[str, Any], now: float | None) -> str:
 
 
 def _damaged(run: RunDir) -> Iterator[str]:
-    """Name the damaged files of a run that are read for its status; its next start mends them."""
+    """Name the damaged files of a run that are read for its status; its next start repairs them."""
     for name in ("state.json", lock.LOCK_NAME):
         if fault := object_fault(run.path / name):
             yield f"{name} {fault}; it is rebuilt at the next start"
@@ -191,8 +193,8 @@ def _why(word: str, state: Mapping[str, object], restarts: Sequence[RestartEvent
 def _why_not_live(word: str, state: Mapping[str, object]) -> str | None:
     if word == "interrupted" and state.get("phase") == "stopped":
         saved = f"with a checkpoint at step {state['step']}" if state.get("step") else "before the first step"
-        return f"stopped {saved}; run it again to go on"
+        return f"stopped {saved}; run it again to resume"
     return {
-        "interrupted": "killed, or its machine lost: it stopped before the end; run the sweep again to go on",
+        "interrupted": "killed, or its machine lost: it stopped before the end; run the sweep again to resume",
         "trained": "not evaluated yet",
     }.get(word)

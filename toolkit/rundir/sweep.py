@@ -52,14 +52,14 @@ def write_record(root: Path, name: str, file: Path, runs: Sequence[RecordedRun])
 
 
 def _plain(name: object) -> str:
-    """The name of a run's folder. Raises ValueError for what leads out of the sweep's."""
+    """Return the name of a run's folder. Raises ValueError for what leads out of the sweep's."""
     if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
         raise ValueError(f"dir: {name!r} is no name of a folder in this one")
     return name
 
 
 def read_record(root: Path) -> tuple[str, list[RecordedRun]]:
-    """The sweep's name and its runs.
+    """Return the sweep's name and its runs.
 
     Raises:
         ConfigError: when the record can't be read.
@@ -85,7 +85,7 @@ def read_record(root: Path) -> tuple[str, list[RecordedRun]]:
 
 
 def find_runs(folder: Path) -> list[RunDir]:
-    """The run directories right below a folder, by name."""
+    """Return the run directories right below a folder, by name."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir())
         return [RunDir(folder / name) for name in names if (folder / name / "config.yaml").exists()]
@@ -107,7 +107,7 @@ def in_sweep(run: Path) -> bool:
 
 
 def read_runs(folder: Path) -> list[RecordedRun]:
-    """The runs of a sweep directory in the sweep's order, then those that lie there besides.
+    """Return the runs of a sweep directory in the sweep's order, then those that lie there besides.
 
     Raises:
         ConfigError: when the record can't be read.

@@ -102,7 +102,7 @@ def import_deepspeed(world: World) -> Any:
     """
     os.environ["LOCAL_RANK"] = str(world.device.index or 0)
     os.environ["DS_ACCELERATOR"] = world.device.type
-    # DeepSpeed calls collectives by names that torch 2.13 has begun to rename: nothing that a user could mend.
+    # DeepSpeed calls collectives by names that torch 2.13 has begun to rename: nothing that a user could fix.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     import deepspeed
     from deepspeed import ops

@@ -278,8 +278,8 @@ def _refuse(model: nn.Module) -> None:
         )
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         raise ConfigError(
-            "deferred weight gradients need weights that stay, and train.zero 3 gathers them for each call only: "
-            "use train.zero 2 or less, or train without deferring"
+            "deferred weight gradients need weights that persist between calls, and train.zero 3 gathers them for each "
+            "call only: use train.zero 2 or less, or train without deferring"
         )
 
 

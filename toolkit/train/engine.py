@@ -29,7 +29,7 @@ from toolkit.train.memory import explain_shortage
 from toolkit.train.optimizer import MOMENTS, set_rates
 from toolkit.wording import some
 
-MOST_SKIPS = 10  # so many steps in a row without an update are no accident
+MOST_SKIPS = 10  # this many steps in a row without an update are no accident
 
 LossOf: TypeAlias = Callable[[Batch], Tensor]
 

@@ -27,7 +27,7 @@ from toolkit.train.engine import Engine, StepResult
 from toolkit.train.loss import TrainingLoss
 from toolkit.train.prepare import Data, check_scoring, log_run_summary, open_data, restore
 from toolkit.train.profile import Profiler
-from toolkit.train.record import OwnTime, Recorder
+from toolkit.train.record import ForwardTimer, Recorder
 from toolkit.train.sampling import teacher_rate
 from toolkit.train.schedule import learning_rate
 from toolkit.train.watchdog import Watchdog
@@ -52,7 +52,7 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
         PeerError: another rank failed or died.
     """
     config = run.config()
-    name = world.broadcast(secrets.token_hex(4))  # tells this training's heartbeats from those of one that was given up
+    name = world.broadcast(secrets.token_hex(4))  # sets its heartbeats apart from those of an abandoned training
     with Watchdog(run, world.rank, world.world_size, config.train.watchdog, name) as watchdog:
         try:
             data = open_data(config)
@@ -102,7 +102,7 @@ class Training:
         self.step = progress.step
         self.best = progress.best
         watchdog.begin(self.step)
-        self.own = OwnTime(world.device)
+        self.forward_timer = ForwardTimer(world.device)
         self.loss = TrainingLoss(
             config, data.train.scale, world.device, self.engine.forward, self._before_forward, self._after_forward
         )
@@ -147,7 +147,7 @@ class Training:
 
     def __exit__(self, *error: object) -> None:
         # Readers end when nothing refers to their batches: at once, for this object is part of a cycle (`loss`), and at
-        # the interpreter's end they would be waited for without having been told.
+        # the interpreter's end they would be waited for without having been stopped.
         del self.batches
         if self.profiler:
             self.profiler.close()
@@ -191,7 +191,7 @@ class Training:
     def _train_step(self) -> StepResult:
         """Fetch, then forward and backward, reduction, check and update (`Engine.step`), then record."""
         began = time.perf_counter()
-        self.own.reset()
+        self.forward_timer.reset()
         batches = self._fetch()
         waited = time.perf_counter() - began
         self.loss.step = self.step
@@ -200,7 +200,7 @@ class Training:
         if self.profiler:
             self.profiler.step(self.step)
         self.watchdog.at(self.step, "between steps")
-        self.watchdog.own(waited + self.own.seconds())
+        self.watchdog.own(waited + self.forward_timer.seconds())
         self._record(result, batches, time.perf_counter() - began, waited)
         return result
 
@@ -218,10 +218,10 @@ class Training:
 
     def _before_forward(self) -> None:
         self.watchdog.at(self.step, "forward")
-        self.own.begin()
+        self.forward_timer.begin()
 
     def _after_forward(self) -> None:
-        self.own.end()
+        self.forward_timer.end()
         self.watchdog.at(self.step, "backward and update")
 
     def _record(self, result: StepResult, batches: list[Batch], seconds: float, waited: float) -> None:

@@ -17,7 +17,7 @@ from toolkit.wording import first_line
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Did the device or the host run out of memory? torch's CPU allocator says so by a plain RuntimeError."""
+    """Return whether the device or the host ran out of memory; torch's CPU allocator raises a plain RuntimeError."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

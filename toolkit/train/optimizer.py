@@ -50,7 +50,7 @@ def set_rates(optimizer: Optimizer, config: TrainConfig, step: int) -> None:
 
 
 def state_of(weight: Tensor, updates: int, config: TrainConfig) -> dict[str, Tensor]:
-    """Return an optimizer's state of one weight after so many updates, with moments of zero, to be filled."""
+    """Return an optimizer's state of one weight after `updates` updates, with moments of zero, to be filled."""
     moments = {key: torch.zeros_like(weight) for key in MOMENTS[config.optimizer]}
     if config.optimizer == "sgd":
         return moments

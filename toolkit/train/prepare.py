@@ -48,13 +48,21 @@ def open_data(config: RunConfig) -> Data:
 
 
 def check_scoring(config: RunConfig) -> None:
-    """Check before training what the evaluation after it will need.
+    """Check before training what the evaluation after it will need, and report splits that hold no window.
 
     Raises:
         ConfigError: `eval.lpips`, and its weights can't be had here.
     """
     if config.eval.lpips:
         load_lpips()
+    data = config.data
+    store = open_store(store_of(config))
+    for split in store.splits:
+        if split not in (data.train_split, data.val_split):
+            try:
+                WindowSet(store, split, data.context + data.horizon, data.eval_stride)
+            except ConfigError as error:
+                logger.warning("this run cannot be evaluated on %s: %s", split, error)
 
 
 def restore(run: RunDir, resume: str, world: World) -> tuple[TrainState | None, checkpoint.Progress]:

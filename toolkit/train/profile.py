@@ -143,7 +143,7 @@ class Profiler:
         self.tracer.export_chrome_trace(str(trace))
         summary = self._summary(trace)
         write_atomic(folder / f"summary-{number:08d}.json", json.dumps(summary, indent=1) + "\n")
-        print("\n".join([*tell(summary), f"trace: {trace}"]), flush=True)
+        print("\n".join([*format_summary(summary), f"trace: {trace}"]), flush=True)
 
     def _summary(self, trace: Path) -> dict[str, Any]:
         """Milliseconds a step by phase; communication is taken out of the phases that it lies in."""
@@ -220,7 +220,7 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / best
 
 
-def tell(summary: Mapping[str, Any]) -> list[str]:
+def format_summary(summary: Mapping[str, Any]) -> list[str]:
     """Return the summary as text."""
     whole = summary["step_ms"]
     lines = [

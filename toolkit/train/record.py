@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from shards.files import flush
+from shards.fsync import flush
 from toolkit.errors import EXIT_REQUEUE
 from toolkit.rundir import RunDir
 from toolkit.rundir.events import append_event, append_line, read_starts
@@ -52,8 +52,8 @@ class Meter:
         return steps * (self.seconds or 0.0)
 
 
-class OwnTime:
-    """What the forward passes of a step cost this rank: on a GPU by its own clock, which the host runs ahead of."""
+class ForwardTimer:
+    """Measure the forward passes of a step on this rank; on a GPU by CUDA events, as the host runs ahead of it."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
@@ -73,7 +73,7 @@ class OwnTime:
         self._spans.append((self._began, self._tick()))
 
     def seconds(self) -> float:
-        """Their sum; to be asked after the step, when the GPU has passed them."""
+        """Return their sum; call it after the step, when the GPU has passed them."""
         if self.cuda:
             return sum(began.elapsed_time(ended) for began, ended in self._spans) / 1000.0
         return sum(ended - began for began, ended in self._spans)
@@ -174,10 +174,6 @@ class Recorder:
         """After the last checkpoint of a training that was asked to stop."""
         self.put_state("stopped", step)
         append_event(self.run.path, "stop", step=step, exit_code=EXIT_REQUEUE)
-
-    def say(self, text: str) -> None:
-        """Log a line."""
-        logger.info("%s", text)
 
     def sync(self) -> None:
         """Bring all lines and scalars to the disk: a checkpoint must not outlive the records that lead to it."""

@@ -26,7 +26,7 @@ def score(
     stop: StopRequest,
     watchdog: Watchdog,
 ) -> dict[str, float] | None:
-    """Scores of the run's protocol over the validation windows, on every rank (collective).
+    """Return scores of the run's protocol over the validation windows, on every rank (collective).
 
     Returns None on every rank when any was asked to stop before all windows were scored: that is looked at after each
     batch, because a whole validation may take longer than a scheduler waits.

@@ -49,7 +49,7 @@ SLOW_LOOKS = 3  # in a row
 
 
 class Watchdog:
-    """Use as a context around the training; leaving it says in the heartbeat how the rank ended."""
+    """Use as a context around the training; leaving it records in the heartbeat how the rank ended."""
 
     def __init__(self, run: RunDir, rank: int, size: int, config: WatchdogConfig, training: str = "") -> None:
         """

@@ -40,7 +40,9 @@ def test_a_flag_means_the_same_in_every_command() -> None:
         for action in parser_of(name)._actions:
             assert action.help, f"{name}: {action.dest} says nothing of itself"
             for flag in set(action.option_strings) - VARIES:
-                shape = (type(action), action.metavar, action.nargs, action.dest)
+                shape: tuple[object, ...] = (action.metavar, action.nargs)
+                if flag != "--run":  # status takes several
+                    shape += (type(action), action.dest)
                 first, expected = seen.setdefault(flag, (name, shape))
                 assert shape == expected, f"{flag}: {name} {shape}, {first} {expected}"
 
@@ -61,7 +63,7 @@ def test_the_command_hands_on_its_words(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as ended:
         main(["train", "--steps", "3"])
     assert ended.value.code == 2
-    assert "unrecognized arguments: --steps 3" in capsys.readouterr().err
+    assert "error: unrecognized arguments: --steps" in capsys.readouterr().err
 
 
 def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:

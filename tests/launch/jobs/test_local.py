@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs.local import DebugSubmitter, Job, JobState, LocalSubmitter, Machine, Submitter, job_command
+from launch.jobs.local import DebugSubmitter, Job, JobState, LocalSubmitter, Submitter, job_command
+from launch.jobs.machine import Machine
 from toolkit.rundir import lock
 
 HOLDER = """

@@ -18,7 +18,9 @@ from launch.jobs.snapshot import MARK, ROOT
 from launch.slurm.profile import Profile
 from launch.slurm.script import Shape, run_text
 from tests.support.process import SLURM_TOOLS, wait_for
+from toolkit.rundir import RunDir
 from toolkit.rundir.events import NAME, RestartEvent, append_event, read_events, read_restarts, timestamp
+from toolkit.rundir.status import read_status
 
 JOB = "JobId=7 JobState={state} Reason=None Requeue=1 Restarts={restarts} TimeLimit=01:00:00 EndTime={end} {more}\n"
 NODE = (
@@ -325,3 +327,28 @@ def test_a_step_that_slurm_does_not_start_yet_is_tried_again(job: Job, tries: in
     assert job.calls() == ([] if tries == 2 else ["requeue 7"])
     if tries == 9:
         assert "told to stop: no step could be started\n" in job.log()
+
+
+def test_a_step_that_slurm_ended_for_want_of_memory(job: Job) -> None:
+    job.step("echo 'slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0. Some of your processes'; exit 137")
+    assert job.go() == 137
+    failure = (job.run / "FAILED").read_text()
+    assert "srun returned 137" in failure
+    assert "OUT_OF_MEMORY, says Slurm: raise mem in the profile" in failure
+    assert read_status(RunDir(job.run)).kind == "out of memory"
+
+
+def test_a_packed_job_keeps_its_verdict_to_itself(job: Job) -> None:
+    (job.run / "pack.json").write_text("{}")
+    job.step("exit 1")
+    assert job.go() == 1
+    assert not (job.run / "FAILED").exists()
+    assert "srun returned 1; see" in (job.run / "logs" / "7.failed").read_text()
+
+
+def test_a_node_on_which_the_sweeps_runs_fail_is_left_before_anything_begins(job: Job) -> None:
+    lines = [f"{time.time():.0f}\tb\trun{number}\tno driver\n" for number in (1, 2)]
+    (job.run.parent / "early_failures.tsv").write_text("".join(lines))
+    job.step("touch began")
+    assert job.go() == 3
+    assert job.calls() == ["requeue 7", "update jobid=7 excnodelist=b"]

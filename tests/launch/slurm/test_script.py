@@ -6,14 +6,16 @@ A change of a text that is meant: delete the files, run this twice, and read the
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from launch.slurm.client import explain, submission_environment
+from launch.slurm.client import submission_environment
 from launch.slurm.profile import Profile, read_profile
-from launch.slurm.script import Shape, array_text, command_text, run_text
+from launch.slurm.refusals import explain
+from launch.slurm.script import Shape, array_text, command_text, pack_text, run_text
 from launch.slurm.submitter import own_file_system
 from toolkit.errors import ConfigError
 from toolkit.shipped import PROFILES
@@ -34,7 +36,7 @@ def texts() -> dict[str, str]:
     plain = Profile()
     folder = SWEEP / "slurm" / "8c9d0e1f"
     array = array_text(
-        plain, Shape.of(plain, None, None, None), SWEEP, folder, "demo-8c9d0e1f", "0-99%10", "4711", HOME
+        plain, Shape.of(plain, None, None, None), SWEEP, folder, "demo-8c9d0e1f", "0-99%10", ["4711"], HOME
     )
     command = ["/venv/bin/python", "-m", "shards.part", "/data/.x.partial-1/jobs"]
     tasks = command_text(
@@ -50,8 +52,22 @@ def texts() -> dict[str, str]:
         after=["4711", "4712"],
         numbered=True,
     )
+    node = Profile(gpus_per_node=4, partition="gpu", time="12:00:00")
+    packed = pack_text(
+        node,
+        Shape.of(node, None, None, None, "auto"),
+        SWEEP,
+        folder,
+        "demo-8c9d0e1f",
+        "0-38%10",
+        ["4711", "4712_3"],
+        HOME,
+        CODE,
+        ["/venv/bin/python", f"{CODE}/launch/jobs/pack.py", str(folder)],
+    )
     return {
         "tasks": tasks,
+        "packed": packed,
         "one-gpu": text_of(plain),
         "two-nodes": text_of(plain, nodes=2, gpus=4),
         "array": array,
@@ -72,10 +88,52 @@ def test_the_text_is_the_one_that_was_reviewed(name: str) -> None:
 
 def test_ranks_without_gpus() -> None:
     profile = Profile(gpus_per_node=0)
-    assert Shape.of(profile, 2, None, 8).ranks_per_node == 4
+    assert Shape.of(profile, 2, None, 8).tasks_per_node == 4
     assert "--gpus" not in text_of(profile, nodes=2, ranks=8)
     with pytest.raises(ConfigError, match="--ranks 3 can't be spread evenly over 2 nodes: use a multiple of 2"):
         Shape.of(profile, 2, None, 3)
+
+
+SHAPES = [
+    # gpus, ranks, pack -> places, ranks of a run, processors of the job's task at 3 each
+    (4, None, "auto", 4, 1, 12),
+    (4, 2, "auto", 2, 2, 12),
+    (4, None, "2", 2, 2, 12),
+    (4, None, "1", 1, 4, 12),
+    (4, None, "8", 8, 1, 24),  # they share GPUs
+    (2, None, "3", 3, 1, 9),
+    (0, None, "6", 6, 1, 18),
+    (0, 2, "3", 3, 2, 18),
+]
+
+
+@pytest.mark.parametrize(("gpus", "ranks", "pack", "places", "each", "processors"), SHAPES)
+def test_the_shape_of_a_packed_job(
+    gpus: int, ranks: int | None, pack: str, places: int, each: int, processors: int
+) -> None:
+    shape = Shape.of(Profile(gpus_per_node=gpus), None, None, ranks, pack)
+    assert (shape.nodes, shape.gpus_per_node, shape.pack, shape.ranks) == (1, gpus, places, each)
+    assert (shape.tasks_per_node, shape.cpus_per_task(3)) == (1, processors)
+    assert shape.alone == Shape(1, min(gpus, each), each)
+    assert Shape.of(Profile(gpus_per_node=gpus, pack=pack), None, None, ranks) == shape
+
+
+@pytest.mark.parametrize(
+    ("gpus", "ranks", "pack", "message"),
+    [
+        (4, None, "3", r"3 runs of 1 rank on 4 GPUs: 1 would stay idle; give --pack 4 --ranks 1"),
+        (4, 3, "auto", r"1 run of 3 ranks on 4 GPUs: 1 would stay idle"),
+        (4, 2, "4", r"4 runs of 2 ranks on 4 GPUs: ranks of a run can't share GPUs; give --pack 2 --ranks 2"),
+        (0, None, "auto", r"--pack auto counts the GPUs of a node, and --gpus-per-node is 0"),
+        (4, 3, None, r"--ranks 3 on 4 GPUs \(1 node with 4 each\): a rank takes one GPU; give --gpus-per-node 3"),
+        (1, 2, None, r"--ranks 2 on 1 GPU "),
+    ],
+)
+def test_gpus_that_would_be_idle_or_shared_by_ranks(gpus: int, ranks: int, pack: str | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Shape.of(Profile(gpus_per_node=gpus), None, None, ranks, pack)
+    with pytest.raises(ConfigError, match="--pack 2 runs several runs on one node, and --nodes is 2"):
+        Shape.of(Profile(), 2, None, None, "2")
 
 
 def test_names_with_blanks_and_quotes_stay_whole(tmp_path: Path) -> None:
@@ -119,7 +177,7 @@ def test_an_array_runs_its_runs_wherever_they_lie(tmp_path: Path, name: str) -> 
     runs[1].mkdir()
     (runs[1] / "submit.sbatch").write_text('printf "%s" "$0"')
     (folder / "runs.txt").write_text("".join(f"{run}\n" for run in runs))
-    text = array_text(Profile(), Shape(1, 1, 1), sweep, folder, "demo-key", "0-1", None, tmp_path)
+    text = array_text(Profile(), Shape(1, 1, 1), sweep, folder, "demo-key", "0-1", [], tmp_path)
     done = run_bash(text, tmp_path, SLURM_ARRAY_TASK_ID="1")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{runs[1]}/submit.sbatch", "")
     done = run_bash(text, tmp_path, SLURM_ARRAY_TASK_ID="0")  # it isn't there
@@ -145,11 +203,43 @@ def test_a_task_runs_its_command_wherever_it_lies(tmp_path: Path, name: str) -> 
     assert not list(tmp_path.rglob("RAN"))
 
 
+def prepared(tmp_path: Path, profile: Profile, after: str = "echo went on") -> str:
+    """What the lines before a step print, with stand-ins for what job.sh defines."""
+    text = text_of(profile)
+    lines = text[text.index("prepare()") : text.index("run_step()")]
+    start = 'fail() { echo "FAILED $*"; exit 2; }\nmodule() { return 1; }\n'
+    return run_bash(f"{start}{lines}\nprepare\n{after}\n(cleanup)\n", tmp_path).stdout
+
+
+LINES = [
+    (["cd /does/not/exist", "touch RAN"], r"FAILED setup: 'cd /does/not/exist' returned 1 on node \S+\n"),
+    (["true", "false"], r"FAILED setup: 'false' returned 1 on node \S+\n"),
+    (["exit 0"], r"FAILED setup: 'exit 0' ended the job on node \S+\n"),
+    (["set -u", "echo $NOWHERE"], r"FAILED setup: 'echo \$NOWHERE' ended the job on node \S+\n"),
+    (["if then"], r"FAILED setup: 'if then' returned \d on node \S+\n"),
+    (["set -euo pipefail", "shopt -s nullglob", "IFS=:"], "went on\n"),
+    (["if true; then\n  false || export A=1\nfi"], "went on\n"),
+    ([], "went on\n"),
+]
+
+
+@pytest.mark.parametrize(("setup", "printed"), LINES)
+def test_each_line_of_setup_is_checked_and_its_shell_options_stay_with_it(
+    tmp_path: Path, setup: list[str], printed: str
+) -> None:
+    after = 'false; shopt -q nullglob || [ "$-" != "${-/e/}" ] || [[ $IFS == : ]] || echo went on'
+    assert re.fullmatch(printed, prepared(tmp_path, Profile(setup=setup), after))
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_what_setup_exports_stays_and_teardown_comes_last(tmp_path: Path) -> None:
+    profile = Profile(setup=["export A='x y'"], teardown=["echo after $A", "false", "exit 3"])
+    assert prepared(tmp_path, profile, 'echo "step $A"') == "step x y\nafter x y\n"
+
+
 def test_a_module_that_cannot_be_loaded_is_said_as_it_is_called(tmp_path: Path) -> None:
-    text = text_of(Profile(modules=["it's/1 $(touch RAN)"]))
-    (line,) = [line for line in text.splitlines() if line.startswith("module load")]
-    start = 'module() { return 1; }\nfail() { echo "$*"; }\n'
-    assert run_bash(start + line, tmp_path).stdout.startswith("module load it's/1 $(touch RAN): failed on ")
+    said = prepared(tmp_path, Profile(modules=["it's/1 $(touch RAN)"]))
+    assert re.match(r"""FAILED setup: 'module load 'it'"'"'s/1 \$\(touch RAN\)'' returned 1 on node """, said), said
     assert not (tmp_path / "RAN").exists()
 
 
@@ -159,7 +249,7 @@ def test_no_path_begins_a_line_of_its_own(tmp_path: Path, end: str) -> None:
     shape = Shape(1, 1, 1)
     for make in (
         lambda: run_text(Profile(), shape, folder, folder / "run", CODE, ["python"], tmp_path),
-        lambda: array_text(Profile(), shape, folder, folder, "demo", None, None, tmp_path),
+        lambda: array_text(Profile(), shape, folder, folder, "demo", None, [], tmp_path),
         lambda: command_text(Profile(), 1, folder, "demo", ["python"], tmp_path, tmp_path, "demo"),
         lambda: run_text(Profile(account=f"a{end}touch RAN"), shape, SWEEP, RUN, CODE, ["python"], HOME),
     ):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from launch import status
-from launch.sweeps.efficiency import use_of
+from launch.jobs.pack import Pack
+from launch.sweeps.efficiency import efficiency, use_of
 from toolkit.config import RunConfig
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.events import StartEvent, note_start, read_starts
@@ -92,3 +93,15 @@ def test_a_start_notes_how_far_the_one_before_had_come(tmp_path: Path) -> None:
     assert (two.job, two.step, two.last_step, two.submitted) == ("7_2_1", 20, 30, None)
     assert two.last_time == pytest.approx(run.read_state()["updated"], abs=2e-3)
     assert isinstance(two, StartEvent)
+
+
+def test_how_much_of_a_packed_job_was_used(run: RunDir) -> None:
+    """One run had one of two places for 340 s; its two starts held the job for as long."""
+    folder = run.path.parent / "slurm" / "1a2b3c4d"
+    folder.mkdir(parents=True)
+    (folder / "job").write_text("4711\n")
+    Pack(places=2, ranks=4, gpus=8).write(folder)
+    lines = efficiency([read_status(run)], None)
+    assert (
+        lines[-1] == "packed: 2 starts of jobs with several runs: 50.0% of their places were used, 0.76 GPU-hours held"
+    )

@@ -21,10 +21,16 @@ steps = int(re.search(r"^  steps: (\d+)$", config, re.M)[1])
 fake = (re.search(r"fake: ([a-z-]+)", config) or ["", ""])[1]
 with open(run / "starts", "a") as file:
     file.write(f"{os.getpid()} {os.environ.get('RANK', 'alone')}\n")
+(run / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
 checkpoint = run / "checkpoint"
 step = int(checkpoint.read_text()) if checkpoint.exists() else 0
 state = {"phase": "training", "steps": steps, "host": socket.gethostname(), "pid": os.getpid(), "seq_per_s": 9.0}
 while step < steps:
+    if fake == "slow-start":  # a first step that takes for ever
+        time.sleep(0.02)
+        if stop:
+            sys.exit(3)
+        continue
     step += 1
     temporary = run / f"state.{os.getpid()}"
     temporary.write_text(json.dumps({**state, "step": step, "loss": 1 / step, "updated": time.time()}))
@@ -38,6 +44,8 @@ while step < steps:
     time.sleep(0.02)
     if stop:
         checkpoint.write_text(str(step))
+        (run / "checkpoints").mkdir(exist_ok=True)
+        (run / "checkpoints" / "latest").write_text(f"step-{step:08}")
         sys.exit(3)
 if os.environ.get("RANK", "0") == "0":  # as in real training: a rank that ended later would make scores look old
     (run / "DONE").write_text("")

@@ -88,7 +88,7 @@ def test_a_damaged_file_is_found_named_and_passed_over(
     damage(tmp_path / "step-00000002" / name)
     assert newest(tmp_path) == 1
     assert len(logged) == 1
-    assert f"passing over {tmp_path / 'step-00000002'}: " in logged[0]
+    assert f"skipping {tmp_path / 'step-00000002'}: " in logged[0]
     blamed = "manifest" if name == MANIFEST else name  # a flipped digit of a digest speaks of both
     assert blamed in logged[0]
     with pytest.raises(CheckpointError, match=f"{blamed}.*Use --resume auto"):

@@ -63,12 +63,8 @@ def test_another_number_of_slots_is_refused_or_named(run: RunDir, caplog: pytest
     model = model_of(slots=2)
     with pytest.raises(ConfigError, match=r"parameters? of another shape: cell\.cells\.0\..*train\.init_from\.strict"):
         initialise(model, of(run))
-    logging.getLogger("toolkit").propagate = True
-    try:
-        with caplog.at_level(logging.INFO):
-            initialise(model, of(run, strict=False))
-    finally:
-        logging.getLogger("toolkit").propagate = False
+    with caplog.at_level(logging.INFO):
+        initialise(model, of(run, strict=False))
     assert "keep their own initialisation: cell.cells.0." in caplog.text
     shared = [
         name for name, value in model.state_dict().items() if value.shape == read_weights(run, "best")[0][name].shape
@@ -122,12 +118,12 @@ def test_fine_tuning_leaves_frozen_parameters_and_stops_early(
     settings = ["data.context=2", "data.horizon=2", "train.validate_every=2", "train.checkpoint.every=2", *engine]
     first, second = tmp_path / "first", tmp_path / "second"
     options = [part for setting in settings for part in ("--set", setting)]
-    done = call("--config", tiny_config, *options, "--set", "train.steps=2", "--run-dir", first)
+    done = call("--config", tiny_config, *options, "--set", "train.steps=2", "--out", first)
     assert done.returncode == 0, done.stderr
     tuning = [f"train.init_from={{path: {first}, checkpoint: last, freeze: ['cell.cells.0.*']}}", "train.steps=50"]
     tuning += ["train.patience=2", "train.lr=1e-12", "train.optimizer=sgd"]
     more = [part for setting in tuning for part in ("--set", setting)]
-    done = call("--config", tiny_config, *options, *more, "--run-dir", second)
+    done = call("--config", tiny_config, *options, *more, "--out", second)
     assert done.returncode == 0, done.stderr
     assert "early stopping at step 6: no better validation since step 2" in done.stderr, done.stderr
     assert (second / "DONE").exists() and json.loads((second / "state.json").read_text())["step"] == 6

@@ -174,7 +174,7 @@ def test_fractions_equal_scipys_filter(masked: bool) -> None:
         )
         assert error[b, t].item() == pytest.approx(((f - o) ** 2).mean(), rel=1e-12)
         assert reference[b, t].item() == pytest.approx((f**2).mean() + (o**2).mean(), rel=1e-12)
-    with pytest.raises(ToolkitError, match="its side 4 must be odd"):
+    with pytest.raises(ToolkitError, match="side of 4 pixels must be odd"):
         metrics.fractions(forecast, observed, 4)
 
 

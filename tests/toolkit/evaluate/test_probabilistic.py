@@ -163,7 +163,9 @@ def test_small_blocks_and_a_file_give_the_same_scores(monkeypatch: pytest.Monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(ToolkitError, match=r"eval\.samples 4: .*\(No space left on device\).*TMPDIR.*eval\.batch"):
+    with pytest.raises(
+        ToolkitError, match=r"eval\.ensemble_size 4: .*\(No space left on device\).*TMPDIR.*eval\.batch"
+    ):
         evaluate(Dice(), windows, ensemble=Ensemble(N))
 
 

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from shards.errors import ShardError
+from shards.georeference import grid_of
 from shards.recent import Archive, open_archive
-from shards.sources.grid import Grid, from_proj
 from tests.support.archives import numbered, save
 from tests.support.forecasts import SVG, MakeRun
 from toolkit.errors import ConfigError
@@ -27,12 +27,13 @@ from toolkit.forecast.picture import check_picture, draw
 from toolkit.forecast.trained import Trained, load_trained
 
 xarray = pytest.importorskip("xarray")
-PLACE = Grid(np.arange(32) + 0.5, -np.arange(24) - 0.5, "km", from_proj("+proj=stere +lat_0=90 +lon_0=0.0 +a=6378.137"))
+STEREO = "+proj=stere +lat_0=90 +lon_0=0.0 +lat_ts=60 +a=6378137 +b=6356752"
+PLACE = grid_of(np.arange(32) + 0.5, -np.arange(24) - 3500.5, STEREO, "km")
 
 
 @pytest.fixture
 def forecast(persistence: Trained, archive: Archive) -> Forecast:
-    placed = dataclasses.replace(archive, grid=lambda: PLACE)
+    placed = dataclasses.replace(archive, description=dataclasses.replace(archive.description, grid=PLACE))
     return make_forecast(persistence, placed, archive.up_to(archive.series()[-1], 1, 300.0), Request(lead=3))
 
 
@@ -44,7 +45,7 @@ def picture(path: Path) -> tuple[tuple[int, int], int, set]:
 
 
 def opened(path: Path):
-    return xarray.open_zarr(path, consolidated=False) if path.is_dir() else xarray.open_dataset(path)
+    return xarray.open_zarr(path, consolidated=True) if path.is_dir() else xarray.open_dataset(path)
 
 
 @pytest.mark.parametrize("suffix", [".nc", ".zarr"])
@@ -65,7 +66,7 @@ def test_it_opens_with_times_units_and_places(forecast: Forecast, tmp_path: Path
         )
         assert data.forecast_reference_time.values == np.datetime64("2016-07-11T22:00")
         assert data.lead_time.values.tolist() == [300, 600, 900] and data.lead_time.attrs["units"] == "s"
-        assert np.array_equal(data.y, PLACE.y) and data.x.attrs["units"] == "km"
+        assert np.array_equal(data.y, PLACE.y) and data.x.attrs["units"] == "m"
         mapping = data[rain.attrs["grid_mapping"]].attrs
         assert mapping["grid_mapping_name"] == "polar_stereographic" and mapping["semi_major_axis"] == 6378137.0
         assert np.array_equal(rain.values, forecast.values[0, :, 0], equal_nan=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,14 +13,18 @@ import torch
 
 from launch.export import main as export
 from shards import open_store
+from shards.cli import main as shards
 from shards.manifest import Scale
 from shards.recent import Archive, open_archive
+from tests.support.archives import write_radar
 from tests.support.forecasts import START, SVG, MakeRun
+from toolkit.config import make_config
 from toolkit.data.windows import to_unit
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.forecast.make import Request, make_forecast, recoded
 from toolkit.forecast.trained import Trained, load_trained
-from toolkit.forecast.verify import as_text, scores
+from toolkit.forecast.verify import as_text, scores, verification
+from toolkit.rundir import RunDir
 
 CPU = torch.device("cpu")
 
@@ -123,8 +128,13 @@ def test_scores_are_those_of_the_evaluation(persistence: Trained, archive: Archi
     before = np.where(made.context[-1] == 255, 0, made.context[-1]).astype(float) / 254
     square = (before - truth[0] / 254.0)[seen] ** 2
     assert model["mse"][0] == pytest.approx(square.mean() * truth[0].size, rel=1e-5)
-    text = as_text(made, truth).splitlines()
-    assert len(text) == 4 and "RMSE dBZ" in text[0] and "csi@30" in text[0]
+    saved = json.loads(json.dumps(verification(made, truth)))
+    assert saved["lead_minutes"] == [5, 10, 15] and saved["unit"] == "dBZ" and saved["thresholds"] == [30]
+    assert saved["forecast"]["rmse"] == saved["persistence"]["rmse"] and len(saved["forecast"]["csi@30"]) == 3
+    assert set(verification(made, truth, (10, 20))["forecast"]) == {"rmse", "csi@10", "csi@20"}  # type: ignore[arg-type]
+    text = as_text(saved).splitlines()
+    assert len(text) == 4 and text[0].startswith("lead min") and "RMSE dBZ" in text[0] and "csi@30" in text[0]
+    assert text[3].split()[0] == "15"
     assert float(text[1].split()[1]) == pytest.approx(63.5 * square.mean() ** 0.5, abs=1e-3)
 
 
@@ -143,3 +153,20 @@ def test_an_export_forecasts_without_run_and_store(make_run: MakeRun, radar: Pat
     (tmp_path / "model" / "config.json").write_text(text.replace('"archive"', '"archives"'))
     with pytest.raises(CheckpointError, match="export the run again"):
         load_trained(tmp_path / "model", "best", CPU)
+
+
+def test_a_relative_store_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_radar(tmp_path / "in", START, 12)
+    assert shards(["convert", "radar", str(tmp_path / "in"), "store", "--crop", "none"]) == 0
+    tree = {"name": "r", "model": {"name": "persistence"}, "data": {"store": "store", "context": 3, "horizon": 2}}
+    run = RunDir.create(tmp_path / "run", make_config(tree, "test"))
+    monkeypatch.chdir(tmp_path / "there")
+    assert load_trained(run.path, "best", torch.device("cpu")).scale.unit == "dBZ"
+    (tmp_path / "here/store").rename(tmp_path / "gone")
+    with pytest.raises(ConfigError) as caught:
+        load_trained(run.path, "best", torch.device("cpu"))
+    for folder in (run.path, tmp_path / "there/store", tmp_path / "here/store"):
+        assert str(folder) in str(caught.value)

@@ -87,7 +87,7 @@ def test_a_file_that_a_store_names_is_not_run(theirs: Path) -> None:
     with pytest.raises(UsageError, match=r"'mine\.py'") as caught:
         predict(theirs, folder / "archive", "--lead", "1", "--", "--crop", "none")
     words = f"--run {theirs} --input {folder}/archive --out {folder}/f.nc --lead 1 --source FILE.py"
-    assert str(caught.value).endswith(f"\n  python launch/predict.py {words} -- --crop none")
+    assert str(caught.value).endswith(f": python launch/predict.py {words} -- --crop none")
     with pytest.raises(UsageError, match=r"--watch --source FILE\.py"):  # it doesn't wait for ever
         predict(theirs, folder / "archive", "--watch")
     assert not (folder / "RAN").exists() and not (folder / "f.nc").exists()

@@ -118,7 +118,7 @@ def test_of_two_trainings_started_at_once_one_trains_and_one_says_who_does(
         assert sorted(codes) == [0, 7], [log.read_text() for log in logs]
         loser = logs[codes.index(7)].read_text()
         winner = pids[codes.index(0)]
-        assert f"job by hand (1 ranks) (process {winner} on {socket.gethostname()}) is working on this run" in loser
+        assert f"job by hand (1 rank) (process {winner} on {socket.gethostname()}) is working on this run" in loser
         assert "Traceback" not in loser
         assert RunDir(run).done
         assert RunDir(run).failure() is None

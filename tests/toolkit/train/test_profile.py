@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.support.process_pool import ProcessPool
-from toolkit.train.profile import communication, matmul_flops, merged, tell
+from toolkit.train.profile import communication, format_summary, matmul_flops, merged
 
 
 def losses(run: Path) -> list[float]:
@@ -44,7 +44,7 @@ def test_two_ranks_profiled(tiny_config: Path, tmp_path: Path) -> None:
     assert all(value > 0 for value in phases.values())
     assert 0 < summary["achieved_over_peak"] < 1
     printed = (tmp_path / "profiled.log.0").read_text()
-    assert tell(summary)[0] in printed and "profile of" not in (tmp_path / "profiled.log.1").read_text()
+    assert format_summary(summary)[0] in printed and "profile of" not in (tmp_path / "profiled.log.1").read_text()
     with gzip.open(profiled / "profile/trace-00000005.json.gz", "rt") as file:
         names = {event.get("name") for event in json.load(file)["traceEvents"]}
     assert {"phase: forward", "phase: backward", "aten::convolution"} <= names

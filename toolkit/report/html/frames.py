@@ -23,7 +23,6 @@ from toolkit.report.html.pictures import (
 from toolkit.rundir import CHECKPOINTS
 
 SHORT = {"minutes": " min", "seconds": " s", "frames": ""}
-Stamp = tuple[str, str]  # lead time, and time of day if known
 Shown = tuple[str, int, str, dict[str, Sample], Scale]  # group, seed, checkpoint (and ensemble rule), frames, scale
 
 

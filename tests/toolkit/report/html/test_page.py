@@ -74,7 +74,7 @@ def test_missing_and_failed_seeds_are_named_with_their_reason(sweep: Path, capsy
     printed, page = capsys.readouterr(), (sweep / "report" / "index.html").read_text()
     assert "<b>slots1-seed2</b>: failed at step 100 of 200: NonFiniteError: the loss is &lt;NaN&gt; &amp; more" in page
     assert "<b>convlstm-seed2</b>: no run directory convlstm-seed2" in page
-    assert "<b>convlstm-seed1</b>: trained, not evaluated (run launch/evaluate.py --run" in page
+    assert "<b>convlstm-seed1</b>: trained, not evaluated (run python launch/evaluate.py --run" in page
     assert "its scores are excluded" in printed.err
     assert printed.out.strip().splitlines()[-1] == str((sweep / "report" / "index.html").resolve())
 

@@ -1,0 +1,138 @@
+"""`--on-error skip`: an archive's damaged frames are left out, and nothing is bridged: a run ends before each, and
+another begins after it. What was left out is listed in the manifest.
+
+Whether a frame is damaged is known when it has been decoded, and where shards begin follows from the plan; so all
+frames are decoded beforehand once. An event whose frames can't be left out one by one (a video's) is left out whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from datetime import datetime, timedelta
+
+from shards.errors import SourceError
+from shards.sources.base import Damage, Plan, PlannedEvent, Source
+from shards.sources.inputs import plural
+
+DEFAULT_LIMIT = 100
+_CHUNK = 8  # events that a process is given at a time
+
+
+def without_damaged(
+    source: Source, plan: Plan, limit: int, workers: int, known: Sequence[Damage] = ()
+) -> tuple[Plan, list[Damage]]:
+    """Decode all frames, and return the plan without those that can't be, and what they are.
+
+    Args:
+        limit: of frames and files to leave out.
+        known: what the source itself has left out as it looked for frames.
+
+    Raises:
+        SourceError: more than `limit` are damaged, or all.
+    """
+    step = source.describe().step_seconds
+    damages = list(known)
+    splits: dict[str, list[PlannedEvent]] = {}
+    for split, events in plan.splits.items():
+        found: dict[str, list[Damage]] = {}
+        for event, damaged in zip(events, _checked(source, events, workers), strict=True):
+            found[event.key] = damaged
+            damages += damaged
+            if sum(damage.end - damage.begin for damage in damages) > limit:
+                raise SourceError(
+                    f"more than {plural(limit, 'damaged frame')} (--skip-limit), the last: {damages[-1].error}; is it "
+                    "the right archive, and whole? Fetch it again, or raise --skip-limit"
+                )
+        splits[split] = list(_cut(events, found, step))
+    if damages and not any(splits.values()):
+        raise SourceError(f"all frames are damaged, the first: {damages[0].error}")
+    notes = [f"left out as damaged: {damage.what}: {damage.error}" for damage in damages[:5]]
+    if len(damages) > 5:
+        notes.append(f"left out as damaged: {len(damages) - 5} more, listed in the manifest (conversion: skipped)")
+    return Plan({split: events for split, events in splits.items() if events}, (*plan.notes, *notes)), damages
+
+
+def _checked(source: Source, events: Sequence[PlannedEvent], workers: int) -> Iterator[list[Damage]]:
+    with ExitStack() as stack:
+        if workers == 1:
+            yield from (_damages(source, event) for event in events)
+            return
+        context = multiprocessing.get_context("spawn")
+        pool = stack.enter_context(ProcessPoolExecutor(workers, context))
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        yield from pool.map(_damages, itertools.repeat(source), events, chunksize=_CHUNK)
+
+
+def _damages(source: Source, event: PlannedEvent) -> list[Damage]:
+    """Return the damaged frames of an event: each one, if they can be read alone."""
+    try:
+        source.read(event)
+    except SourceError as error:
+        parts = [part_of(event, place, place + 1, None) for place in range(event.length)]
+        if event.length == 1 or None in parts:
+            return [Damage(event.key, 0, event.length, str(error))]
+        single = [
+            dataclasses.replace(damage, what=f"{event.key} frame {place}", begin=place, end=place + 1)
+            for place, part in enumerate(parts)
+            if part is not None
+            for damage in _damages(source, part)
+        ]
+        return single or [Damage(event.key, 0, event.length, str(error))]
+    return []
+
+
+def part_of(event: PlannedEvent, begin: int, end: int, step_seconds: float | None) -> PlannedEvent | None:
+    """Return frames [begin, end) as an event; None where the recipe doesn't list frames one by one: a tuple of as many
+    parts, alone or before others.
+    """
+    recipe = event.recipe
+    if isinstance(recipe, tuple) and len(recipe) == event.length and event.length > 1:
+        cut: object = recipe[begin:end]
+    elif isinstance(recipe, tuple) and recipe and isinstance(recipe[0], tuple) and len(recipe[0]) == event.length:
+        cut = (recipe[0][begin:end], *recipe[1:])
+    else:
+        return None
+    start = event.start_time
+    if event.times is not None:
+        start = event.times[begin]
+    elif start is not None and begin:
+        moment = datetime.fromisoformat(start.removesuffix("Z")) + timedelta(seconds=begin * (step_seconds or 0.0))
+        start = f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+    return dataclasses.replace(
+        event,
+        key=event.key if begin == 0 else f"{event.key}-{begin:04d}",
+        length=end - begin,
+        run_offset=event.run_offset + begin,
+        start_time=start,
+        times=None if event.times is None else event.times[begin:end],
+        recipe=cut,
+    )
+
+
+def _cut(
+    events: Sequence[PlannedEvent], damaged: dict[str, list[Damage]], step_seconds: float | None
+) -> Iterator[PlannedEvent]:
+    """Yield the events without their damaged frames; after each such frame a run of another name begins."""
+    began: dict[str, tuple[str, int]] = {}  # run of the plan -> the run it has become, and where that begins in it
+    broken: set[str] = set()
+    for event in events:
+        run = event.run or event.key
+        bad = sorted((damage.begin, damage.end) for damage in damaged[event.key])
+        begin = 0
+        for first, last in [*bad, (event.length, event.length)]:
+            if begin < first:
+                piece = event if (begin, first) == (0, event.length) else part_of(event, begin, first, step_seconds)
+                assert piece is not None  # an event that can't be cut is damaged as a whole
+                if run in broken:
+                    broken.remove(run)
+                    began[run] = (piece.key, piece.run_offset)
+                name, base = began.get(run, (event.run, 0))
+                yield dataclasses.replace(piece, run=name, run_offset=piece.run_offset - base)
+            if first < last:
+                broken.add(run)
+            begin = last

@@ -1,0 +1,228 @@
+"""The reader of GeoTIFF composites, such as FMI's `YYYYmmddHHMM_FIN-DBZ-3067-250M.tif`: 8 or 16 bits, or floats.
+
+Numbers get their meaning by the band's scale and offset, by items of GDAL_METADATA (gain, offset, nodata, undetect,
+quantity with its unit, observation time), or by --dbz. A file that names no unit is taken to hold dBZ, which is
+reported. rasterio (GDAL) reads files and geokeys. See radar_readers.py for what a reader is.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import warnings
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shards.errors import SourceError, UsageError
+from shards.georeference import Grid, grid_of
+from shards.manifest import SourceInfo
+from shards.sources.inputs import need, plural, unreadable
+from shards.sources.radar_readers import (
+    DBZ,
+    PACKED,
+    Composite,
+    FileName,
+    Values,
+    bare,
+    coded,
+    content,
+    rain_to_dbz,
+    table_of,
+    time_in,
+    timestamp,
+    unlike,
+)
+from shards.sources.units import rate_factor
+
+ITEM = re.compile(r'<Item name="([^"]+)"([^>]*)>([^<]*)</Item>')
+UNSTATED = "dBZ, as the file states no unit (--dbz OFFSET,GAIN or --unit says otherwise)"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a band's numbers mean: value = offset + gain * number, in `unit`; `rate` to mm/h, None for dBZ."""
+
+    gain: float
+    offset: float
+    nodata: float | None
+    undetect: float | None
+    unit: str
+    rate: float | None
+
+    def to_dbz(self, numbers: npt.NDArray[Any]) -> Values:
+        """dBZ of a band's numbers, NaN where missing."""
+        values = self.gain * numbers.astype(np.float64) + self.offset
+        if self.nodata is not None:
+            values[numbers == self.nodata] = np.nan
+        if self.rate is not None:
+            values = rain_to_dbz(values * self.rate)
+        if self.undetect is not None:
+            values[numbers == self.undetect] = DBZ.offset
+        return values
+
+
+@dataclass(frozen=True)
+class GeoTiff:
+    """See the module's docstring. `band` counts from 1; `linear` is --dbz's (offset, gain)."""
+
+    band: int | None = None
+    linear: tuple[float, float] | None = None
+    unit: str | None = None
+
+    name = "geotiff"
+    scale = DBZ
+    step_seconds = 300.0
+    crop = "none"
+    looks_like = "201609281445_FIN-DBZ-3067-250M.tif"
+    suffixes = (".tif", ".tiff")
+    source = SourceInfo(
+        name="Radar composite in GeoTIFF",
+        licence="not stated; FMI open data: CC BY 4.0",
+        citation="the service that published the files",
+        url="https://www.ogc.org/standard/geotiff",
+    )
+
+    def parse(self, name: str) -> FileName | None:
+        """YYYYmmddHHMM[SS] anywhere."""
+        return time_in(name) if bare(name).endswith(self.suffixes) else None
+
+    def read(self, path: Path) -> Composite:
+        """The asked band, or the only one."""
+        with _opened(path) as (image, items):
+            band = self._band(path, image)
+            meaning = self._meaning(path, image, band, items)
+            raw = _read(path, image, band)
+            south = image.transform.e > 0
+            place = f"{image.crs} {tuple(round(number, 3) for number in tuple(image.transform)[:6])}"
+        if raw.dtype.kind == "u" and raw.dtype.itemsize <= 2:
+            table = table_of(meaning.to_dbz(np.arange(256**raw.dtype.itemsize, dtype=raw.dtype)))
+            codes, clipped = table.apply(raw)
+        else:
+            codes, clipped = coded(raw, meaning.to_dbz)
+        time = _time(items)
+        facts = {"quantity": items.get("quantity", ("", ""))[0], "unit": meaning.unit, "grid": place}
+        return Composite(codes[::-1].copy() if south else codes, clipped, time, facts)
+
+    def grid(self, path: Path) -> Grid | None:
+        """By the geokeys. Raises SourceError where the image is turned or has none."""
+        with _opened(path) as (image, _):
+            transform, crs = image.transform, image.crs
+            columns, rows = image.width, image.height
+        if crs is None:
+            return None
+        if transform.b or transform.d:
+            raise SourceError(f"{path}: its grid is turned against the axes; warp it first (gdalwarp)")
+        x = transform.c + transform.a * (np.arange(columns) + 0.5)
+        y = transform.f + transform.e * (np.arange(rows) + 0.5)
+        epsg = crs.to_epsg()
+        return grid_of(x, y[::-1] if transform.e > 0 else y, f"EPSG:{epsg}" if epsg else crs.to_wkt())
+
+    def _band(self, path: Path, image: Any) -> int:
+        """Raises UsageError that lists the bands where none is asked for, and there are several."""
+        count = image.count
+        if self.band is None and count == 1:
+            return 1
+        if self.band is None or not 1 <= self.band <= count:
+            names = ", ".join(f"{i} {image.descriptions[i - 1] or image.dtypes[i - 1]}" for i in range(1, count + 1))
+            raise UsageError(f"{path}: {plural(count, 'band')} ({names}); name one with --band N")
+        return self.band
+
+    def _meaning(self, path: Path, image: Any, band: int, items: dict[str, tuple[str, str]]) -> Meaning:
+        gain, offset = float(image.scales[band - 1]), float(image.offsets[band - 1])
+        stated = (gain, offset) != (1.0, 0.0)
+        if not stated and {"gain", "offset"} & set(items):
+            gain, offset, stated = _number(items, "gain", 1.0), _number(items, "offset", 0.0), True
+        if self.linear is not None:
+            (offset, gain), stated = self.linear, True
+        unit = (
+            self.unit or image.units[band - 1] or items.get("quantity", ("", ""))[1] or items.get("unit", ("", ""))[0]
+        )
+        if self.linear is not None:
+            unit = "dBZ"
+        if not unit and not stated and image.dtypes[band - 1][0] != "f":
+            raise SourceError(
+                f"{path}: names neither unit nor gain: give the meaning of its numbers with --dbz OFFSET,GAIN "
+                "(dBZ = OFFSET + GAIN * number) or --unit; a picture without numbers is for: convert images"
+            )
+        rate = None if not unit or unit.strip().lower() in ("dbz", "db") else rate_factor(unit)
+        if rate is None and unit and unit.strip().lower() not in ("dbz", "db"):
+            raise unlike(path, "unit", unit, "dBZ, or a rain rate such as mm/h")
+        nodata = image.nodatavals[band - 1]
+        if nodata is None and "nodata" in items:
+            nodata = _number(items, "nodata", 0.0)
+        undetect = _number(items, "undetect", 0.0) if "undetect" in items else None
+        return Meaning(gain, offset, nodata, undetect, unit or UNSTATED, rate)
+
+
+class _opened:
+    """The image, and the items of its metadata by name in small letters: (text, unit)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> tuple[Any, dict[str, tuple[str, str]]]:
+        rasterio = need("rasterio", "geo", "reading GeoTIFF")
+        need("rasterio.io", "geo", "reading GeoTIFF")
+        self._memory: Any = None
+        try:
+            with warnings.catch_warnings():
+                # A plain TIFF has no geokeys: then there is no grid, which is reported.
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                self._open(rasterio)
+        except rasterio.errors.RasterioError as error:
+            raise unreadable(self._path, error) from None
+        if len(self._image.subdatasets) > 1:
+            raise unreadable(self._path, f"{len(self._image.subdatasets)} images in one file, and one is one frame")
+        return self._image, _items(self._image)
+
+    def _open(self, rasterio: ModuleType) -> None:
+        if self._path.suffix.lower() in PACKED:
+            self._memory = rasterio.io.MemoryFile(content(self._path))
+            self._image = self._memory.open(driver="GTiff")
+        else:
+            self._image = rasterio.open(self._path, driver="GTiff")
+
+    def __exit__(self, *_: object) -> None:
+        self._image.close()
+        if self._memory is not None:
+            self._memory.close()
+
+
+def _read(path: Path, image: Any, band: int) -> npt.NDArray[Any]:
+    import rasterio
+
+    try:
+        return np.asarray(image.read(band))
+    except rasterio.errors.RasterioError as error:
+        raise unreadable(path, error) from None
+
+
+def _items(image: Any) -> dict[str, tuple[str, str]]:
+    """The tags of image and first band; FMI's are XML inside an item of GDAL_METADATA, escaped once more."""
+    found: dict[str, tuple[str, str]] = {}
+    for tags in (image.tags(), image.tags(1)):
+        for name, text in tags.items():
+            found.setdefault(name.lower(), (str(text).strip(), ""))
+            plain = html.unescape(html.unescape(str(text)))
+            for item, attributes, value in ITEM.findall(plain):
+                unit = re.search(r'unit="([^"]*)"', attributes)
+                found.setdefault(item.lower(), (value.strip(), unit[1] if unit else ""))
+    return found
+
+
+def _number(items: dict[str, tuple[str, str]], name: str, otherwise: float) -> float:
+    try:
+        return float(items[name][0])
+    except (KeyError, ValueError):
+        return otherwise
+
+
+def _time(items: dict[str, tuple[str, str]]) -> datetime | None:
+    text = items.get("observation time", ("", ""))[0]
+    return timestamp(re.sub(r"\D", "", text)[:12], "%Y%m%d%H%M")

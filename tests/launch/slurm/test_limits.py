@@ -1,0 +1,69 @@
+"""Times as sbatch has them, and what small jobs ask for."""
+
+from __future__ import annotations
+
+import pytest
+
+from launch.slurm.limits import seconds_of
+from launch.slurm.profile import Profile, overridden, read_profile
+from launch.slurm.refusals import explain
+from toolkit.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1", 60),
+        ("90", 5400),
+        ("10:30", 630),
+        ("1:00:00", 3600),
+        ("2-00:00:00", 172_800),
+        ("1-12", 129_600),
+        ("1-2:30", 95_400),
+        ("UNLIMITED", None),
+    ],
+)
+def test_times(text: str, seconds: int | None) -> None:
+    assert seconds_of(text) == seconds
+
+
+def test_the_report_of_whole_nodes_asks_for_little() -> None:
+    light = read_profile("gpu").light_request("60")
+    assert (light.gpus_per_node, light.nodes, light.mem, light.time, light.constraint) == (0, 1, None, "60", None)
+    assert light.sbatch == {"mail-type": "FAIL"}
+    assert (light.account, light.partition, light.modules) == ("weather", "gpu", read_profile("gpu").modules)
+    own = Profile(gpus_per_node=4, light={"partition": "cpu", "time": "5", "sbatch": {"nice": "1"}})  # type: ignore[arg-type]
+    assert own.light_request("60").partition == "cpu"
+    assert own.light_request("60").time == "5"
+    kept = Profile(gpus_per_node=0, constraint="ib", mem="16G", sbatch={"licenses": "x", "exclusive": "true"})
+    assert kept.light_request("9").sbatch == {"licenses": "x"}
+    assert (kept.light_request("9").mem, kept.light_request("9").constraint) == ("16G", "ib")
+
+
+def test_the_command_line_comes_before_the_profile() -> None:
+    assert overridden(Profile(time="60", mem="4G"), {"time": "2:00:00", "qos": None}).time == "2:00:00"
+    with pytest.raises(ConfigError, match="--time: write minutes"):
+        overridden(Profile(), {"time": "noon"})
+
+
+VIOLATES = (
+    "\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size "
+)
+VIOLATES += "and/or time limits)"
+
+
+@pytest.mark.parametrize(
+    ("message", "hint"),
+    [
+        ("sbatch: error: QOSMaxSubmitJobPerUserLimit" + VIOLATES, "--keep-submitted N"),
+        ("sbatch: error: AssocMaxSubmitJobLimit" + VIOLATES, "--keep-submitted N"),
+        ("sbatch: error: QOSMaxWallDurationPerJobLimit" + VIOLATES, "Lower `time`"),
+        ("sbatch: error: QOSMaxGRESPerUser" + VIOLATES, "lower --nodes, --gpus-per-node"),
+        ("sbatch: error: QOSMaxCpuPerUserLimit" + VIOLATES, "lower --nodes, --gpus-per-node"),
+        ("sbatch: error: Unknown" + VIOLATES, "limit of your account or QOS"),
+        ("sbatch: unrecognized option '--no-such=1'", "an option of the profile's `sbatch`"),
+        ("sbatch: error: Requested reservation is invalid", "`reservation`"),
+    ],
+)
+def test_a_limit_is_named_as_what_it_is(message: str, hint: str) -> None:
+    assert hint in explain("sbatch", message)
