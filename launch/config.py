@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.markdown and arguments.keys:
         raise ConfigError(f"--keys {arguments.keys} --markdown: the Markdown has all keys: leave one out")
     text = as_markdown().rstrip() if arguments.markdown else as_text(arguments.keys)
-    if len(text.splitlines()) < 3:
+    if len(text.splitlines()) < 2:
         raise ConfigError(f"--keys {arguments.keys}: no key begins so; --keys alone prints all")
     print(text)
     return EXIT_OK
