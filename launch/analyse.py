@@ -17,7 +17,7 @@ writes into RUN/analysis
                                   model's own predictions (toolkit/analysis/features.py)
   collapse-<split>-<which>.json   A-distances and the collapse score of every mode, and .npz with t-SNE's coordinates
                                   (toolkit/analysis/diagnose.py), where the sequences are of two modes or more
-python launch/report.py shows them. `eval.analyse: N` in a config does the same after each evaluation."""
+The report (launch/report.py) shows them. `eval.analyse: N` in a config does the same after each evaluation."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_run(parser)
     parser.add_argument(
-        "--which", default="best,last", metavar="best|last|best,last", help="checkpoints (default: best,last)"
+        "--which", default="best,last", metavar="NAME,...", help="checkpoints: best, last, ema (default: best,last)"
     )
     parser.add_argument("--split", metavar="NAME", help="split of the store (default: eval.split of the run's config)")
     parser.add_argument("--batch", type=positive, metavar="N", help="sequences per forward pass (default: eval.batch)")
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from toolkit.evaluate.job import check_which
 
     chosen = tuple(name for name in arguments.which.split(",") if name)
-    check_which(chosen)
+    check_which(run, chosen)
     world = init_world(train.model_copy(update={"device": arguments.device or train.device}))
     try:
         if not world.is_main:  # under torchrun the others have nothing to do

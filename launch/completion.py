@@ -12,7 +12,7 @@ from launch.cli.parser import COMMANDS, make_parser, run_script
 from toolkit.errors import EXIT_OK
 
 EXAMPLES = """\
-  python launch/completion.py > toolkit.bash        # then in ~/.bashrc: source .../toolkit.bash"""
+  python launch/completion.py        # save it as FILE, and in ~/.bashrc: source FILE"""
 SCRIPT = """\
 # bash completion of `toolkit`, made by `toolkit completion`.
 _toolkit() {{

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -17,26 +18,42 @@ from launch.cli.parser import (
 )
 from launch.cli.runs import find_run
 from toolkit.errors import EXIT_OK
+from toolkit.evaluate.request import Request, result_name
 from toolkit.rundir.sweep import in_sweep
 from toolkit.shipped import command
 
 EXAMPLES = """\
   python launch/evaluate.py runs/demo/modernn-slots4-seed1-1a2b3c4d
   python launch/evaluate.py RUN --which best --split val --limit 100
+  python launch/evaluate.py RUN --protocol openstl --thresholds 0.3 0.5 --lpips      scored in another way
+  python launch/evaluate.py RUN --store stores/mmnist-test --horizon 30              and on other data
   python launch/evaluate.py RUN --ensemble-size 100 --select best    SVG's rule: each sequence by the best of 100
-  torchrun --nproc_per_node 2 launch/evaluate.py RUN       two ranks, the same scores to the last bit"""
+  torchrun --nproc_per_node 2 launch/evaluate.py RUN       two ranks, the same scores to the last bit
+
+Results are kept beside each other in RUN/eval: test-best.json as the run's config says, else test+openstl-best.json.
+Nothing is trained again, and the checkpoint `best` stays the one that validation chose."""
+
+OF_EVAL = ("protocol", "thresholds", "lpips", "split", "batch", "ensemble_size", "select")
+OF_DATA = ("store", "context", "horizon")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script; returns the exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser(
-        "evaluate.py", "Evaluate a run's best and last checkpoint; one that is evaluated already is skipped.", EXAMPLES
+        "evaluate.py", "Evaluate a run's checkpoints, in any number of ways; what is evaluated is skipped.", EXAMPLES
     )
     add_run(parser)
+    parser.add_argument("--which", metavar="NAME,...", help="checkpoints: best, last, ema (default: all of the run)")
+    parser.add_argument("--protocol", metavar="NAME", help="rules of the scores (default: eval.protocol of the run)")
     parser.add_argument(
-        "--which", default="best,last", metavar="best|last|best,last", help="checkpoints (default: best,last)"
+        "--thresholds", type=float, nargs="*", metavar="K", help="of events, in the store's unit; none: no events"
+    )
+    parser.add_argument(
+        "--lpips", action=argparse.BooleanOptionalAction, help="compute LPIPS or not (default: eval.lpips)"
     )
     parser.add_argument("--split", metavar="NAME", help="split of the store (default: eval.split of the run's config)")
+    parser.add_argument("--store", metavar="PATH", help="score on another store, of any frame size the model takes")
+    parser.add_argument("--context", type=positive, metavar="N", help="observed frames (default: data.context)")
+    parser.add_argument("--horizon", type=positive, metavar="N", help="frames to predict (default: data.horizon)")
     parser.add_argument("--batch", type=positive, metavar="N", help="sequences per forward pass (default: eval.batch)")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N sequences of the split")
     parser.add_argument(
@@ -49,35 +66,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="evaluate again what is evaluated already")
     add_device(parser, "train.device of the run's config")
     add_model_file(parser)
-    arguments = parser.parse_args(argv)
+    return parser
 
+
+def _request(arguments: argparse.Namespace) -> Request:
+    """Return what is asked; a batch size alone is no other scoring."""
+    values = {
+        section: {key: value for key in keys if (value := getattr(arguments, key)) is not None}
+        for section, keys in (("eval", OF_EVAL), ("data", OF_DATA))
+    }
+    which = arguments.which and tuple(name for name in arguments.which.split(",") if name)
+    return Request(which, {name: found for name, found in values.items() if found}, arguments.limit, arguments.force)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; returns the exit code."""
+    arguments = _parser().parse_args(argv)
     # torch is imported late: --help and a mistyped path answer at once.
     run = find_run(run_given(arguments))
     run.load_model_file(arguments.model_file)
-    train = run.config().train
+    own, request = run.config(), _request(arguments)
+    asked = request.config(own)
     from toolkit.analysis.job import analyse_after_evaluation
     from toolkit.distributed.world import init_world
-    from toolkit.evaluate.job import Request, check_which, evaluate_run
+    from toolkit.evaluate.job import check_which, evaluate_run
 
-    which = tuple(name for name in arguments.which.split(",") if name)
-    check_which(which)
-    request = Request(
-        which,
-        arguments.split,
-        arguments.batch,
-        arguments.limit,
-        arguments.ensemble_size,
-        arguments.select,
-        arguments.force,
-    )
-
-    world = init_world(train.model_copy(update={"device": arguments.device or train.device}))
+    check_which(run, request.which)
+    world = init_world(own.train.model_copy(update={"device": arguments.device or own.train.device}))
     try:
         written = evaluate_run(run, request, world)
     finally:
         world.close()
     if world.is_main:
-        written += analyse_after_evaluation(run, world.device)
+        if result_name(own, asked, request.limit) == own.eval.split:
+            written += analyse_after_evaluation(run, world.device)
         print("\n".join(str(path) for path in written))
         if not in_sweep(run.path):
             print(f"next: {command('report', run.path)}", file=sys.stderr)

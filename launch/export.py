@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.cli.parser import add_model_file, add_run, make_parser, positive, run_given, run_script
 from launch.cli.runs import find_run
 from toolkit.errors import EXIT_OK, ConfigError
+from toolkit.rundir import CHECKPOINTS
 
 EXAMPLES = """\
   python launch/export.py runs/demo/modernn-slots4-seed1-1a2b3c4d --out models/modernn
@@ -20,9 +21,9 @@ EXAMPLES = """\
 
 
 def checkpoint_name(text: str) -> str:
-    """Parse best, last or a step (an argparse type)."""
-    if text not in ("best", "last") and not re.fullmatch(r"[0-9]{1,8}", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: take best, last or the number of a step")
+    """Parse best, last, ema or a step (an argparse type)."""
+    if text not in CHECKPOINTS and not re.fullmatch(r"[0-9]{1,8}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: take best, last, ema or the number of a step")
     return text
 
 
@@ -36,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_run(parser)
     parser.add_argument("--out", metavar="PATH", type=Path, required=True, help="folder to create")
     parser.add_argument(
-        "--which", type=checkpoint_name, default="best", metavar="best|last|STEP", help="checkpoint (default: best)"
+        "--which",
+        type=checkpoint_name,
+        default="best",
+        metavar="best|last|ema|STEP",
+        help="checkpoint (default: best); ema: the moving average of the weights (train.ema)",
     )
     parser.add_argument(
         "--format",

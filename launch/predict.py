@@ -98,7 +98,7 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         "--which",
         type=checkpoint_name,
         default="best",
-        metavar="best|last|STEP",
+        metavar="best|last|ema|STEP",
         help="checkpoint of a run (default: best)",
     )
     parser.add_argument(

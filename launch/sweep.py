@@ -1,20 +1,19 @@
 """Plan a sweep, submit what isn't done, wait for it, and report the results. Does not import torch.
 
-On a cluster it returns when the jobs are in the queue, unless told to --wait or to --keep-submitted.
+On a cluster it returns when the jobs are in the queue, except with --wait or --keep-submitted.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
-import shlex
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cli.parser import as_typed, run_script
+from launch.cli.parser import run_script
 from launch.jobs import snapshot
 from launch.jobs.attempts import begin_anew, why_stopped
 from launch.jobs.local import DebugSubmitter, LocalSubmitter
@@ -26,13 +25,14 @@ from launch.slurm.submitter import SlurmSubmitter
 from launch.sweeps.cancel import cancel
 from launch.sweeps.options import PAPER, as_axis, parse
 from launch.sweeps.outcome import report_outcome, wait
-from launch.sweeps.plan import Item, check_ranks, check_stores, collect_status, dry_run, format_plan
+from launch.sweeps.plan import Item, check_ranks, check_scorings, check_stores, collect_status, dry_run, format_plan
 from launch.sweeps.progress import Board
 from launch.sweeps.selection import narrowed, selected
 from launch.sweeps.spec import SweepPlan, plan_sweep
 from toolkit.errors import EXIT_OK, EXIT_REQUEUE, ConfigError, ToolkitError
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.sweep import preparing, write_record
+from toolkit.shipped import command as typed
 from toolkit.wording import count
 
 FEED_S = 30.0  # between two looks at the queue that --keep-submitted fills
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
     """Run the script; `command` gives what a job runs. Returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = parse(arguments)
-    again = as_typed(shlex.join(["python", "launch/sweep.py", *arguments]))
+    again = typed("sweep", *arguments)
     snapshot.check_origin(Path(sys.argv[0]))
     try:
         return _run(options, again, command)
@@ -65,6 +65,7 @@ def _run(options: argparse.Namespace, again: str, command: JobCommand) -> int:
     if options.sweep is PAPER and any(item.submitted for item in items):
         _ask(sum(item.submitted for item in items), options.yes)
     check_stores(items)
+    check_scorings(items)
     sweep.submitter.check()
     items, jobs = sweep.submit()
     while options.keep_submitted and sweep.is_more(items):
@@ -73,7 +74,7 @@ def _run(options: argparse.Namespace, again: str, command: JobCommand) -> int:
     if not any(item.active for item in items):
         return report_outcome(items, [item.before for item in items], root, again)
     if sweep.submitter.detached and not options.wait:
-        print(as_typed(f"Watch: python launch/status.py {root}    wait: {again} --wait"))
+        print(f"Watch: {typed('status', root)}    wait: {again} --wait")
         return EXIT_OK
     board = Board(sys.stdout, redraw=False if options.cluster == "debug" else None)
     with sweep.submitter.following(root):
@@ -139,7 +140,7 @@ class _Sweep:
                     _delete(item.run)
             submitted = [item for item in items if item.submitted]
             new = [item for item in items if item.submitted or item.before.state == "new"]
-            run_concurrently(lambda item: RunDir.create(item.run.path, item.planned.config), new)
+            run_concurrently(Item.prepare, [item for item in items if item in new or (item.active and item.scorings)])
             if submitted:
                 begin_anew(self.root)
             write_record(self.root, self.plan.name, self.plan.file, [item.recorded for item in items])

@@ -122,19 +122,29 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
 
 
 def _dry_run(config: RunConfig) -> int:
-    from shards import open_store
     from shards.manifest import FrameSpec
+    from toolkit.evaluate.check import check_scoring
     from toolkit.models.base import count_parameters
+    from toolkit.train.prepare import check_config, open_data
 
     if "://" in config.data.store or (config.data.store and Path(config.data.store).exists()):
-        shape, where = open_store(config.data.store).manifest.frames, config.data.store
+        data = open_data(config)
+        check_config(config, data)
+        shape, where, assumed = data.store.manifest.frames, config.data.store, False
     else:
-        shape, where = FrameSpec(1, 64, 64), "no store yet: 64x64 frames of one channel assumed"
+        check_scoring(config)
+        shape, where, assumed = FrameSpec(1, 64, 64), "no store yet: 64x64 frames of one channel assumed", True
     print(f"model       {config.model.name} ({', '.join(f'{k} {v}' for k, v in config.model if k != 'name')})")
     print(f"frames      {shape.channels} x {shape.height} x {shape.width} ({where})")
     print(f"parameters  {count_parameters(config.model, shape):,}")
-    training = f"{config.train.steps:,} of {config.train.batch} sequences, Adam {config.train.lr:g}"
+    training = f"{config.train.steps:,} of {config.train.batch} sequences, rate {config.train.lr:g}"
     print(f"steps       {training if entry_of(config.model).trained else 'none: no training, only evaluation'}")
+    schedule = "" if config.train.schedule.kind == "constant" else f", {config.train.schedule.kind}"
+    print(
+        f"recipe      {config.train.optimizer}{schedule}, loss {config.train.loss.kind}, "
+        f"ema {config.train.ema or 'none'}"
+    )
+    print(f"scoring     {config.eval.protocol}, split {config.eval.split}: checked" + " (without a store)" * assumed)
     print(f"identity    {config.hash8()}")
     return EXIT_OK
 
@@ -195,11 +205,12 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
 
 def _take(path: Path, config: RunConfig, world: World, stack: contextlib.ExitStack) -> None:
     """Rank 0: make or open the run directory, and hold it until the end of `stack`."""
-    from toolkit.train.prepare import open_data
+    from toolkit.train.prepare import check_config, open_data
     from toolkit.train.size import check_size
 
     if not RunDir(path).config_file.exists():
         data = open_data(config)  # a store that can't be used leaves no run behind
+        check_config(config, data)
         if entry_of(config.model).trained:
             check_size(config, data.store.manifest.frames, world.world_size, world.device)
     run = RunDir.create(path, config)

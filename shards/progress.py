@@ -46,7 +46,7 @@ class Progress:
         kept = f" ({self.kept} kept)" if self.kept else ""
         line = (
             f"{done}/{self.total} events{kept}, {rate:.1f} events/s, {self.bytes / seconds / 1e6:.1f} MB/s, "
-            f"{clock(seconds)} passed{left}"
+            f"{clock(seconds)} elapsed{left}"
         )
         print(f"{before}{line:<78}" if self.live else line, end=after, file=self.stream, flush=True)
 

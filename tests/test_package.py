@@ -17,7 +17,7 @@ import pytest
 
 import shards
 import toolkit
-from launch.cli.parser import COMMANDS, as_typed
+from launch.cli.parser import COMMANDS, make_parser
 from tests.support.process import ROOT
 
 BUILD = "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
@@ -79,8 +79,8 @@ def test_an_installed_toolkit_works_in_any_folder(home: Path, tmp_path: Path) ->
     copy = "import sys; from pathlib import Path; from launch.jobs.snapshot import take; print(take(Path()).path)"
     code = Path(call(home / "bin" / "python", "-c", copy, cwd=tmp_path).strip())
     assert (code / "launch" / "slurm" / "job.sh").exists()
-    causes = [home / "bin" / "python", "-ESB", "-m", "launch.slurm.causes", "before", tmp_path, "7", "1"]
-    assert call(*causes, cwd=code) == "\n\nit could not begin\n"
+    causes = [home / "bin" / "python", "-ESB", "-m", "launch.slurm.causes", "restart", tmp_path, "7", "1"]
+    assert call(*causes, "--max-restarts", "1", cwd=code) == "no node: it could not begin\n"
     pages = "from toolkit.report.html.page import environment as e; print(len(e().get_template('base.html').render()))"
     assert int(call(home / "bin" / "python", "-c", pages, cwd=tmp_path)) > 5000  # the style sheet is in it
     configs = site_of(home) / "toolkit" / "configs"
@@ -170,11 +170,13 @@ def test_every_script_is_a_command() -> None:
 
 
 def test_commands_are_named_as_they_were_typed(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "run launch/evaluate.py --force; python launch/train.py --run R; torchrun -n 2 -- launch/train.py --run R"
-    assert as_typed(text) == text
+    def shown(text: str) -> str:
+        return make_parser("train.py", "launch/sweeps/spec.py too", text).format_help()
+
+    text = "launch/evaluate.py --force; python launch/train.py --run R; torchrun -n 2 -- launch/train.py --run R"
+    assert text in shown(text) and "usage: python launch/train.py " in shown(text)
     monkeypatch.setattr(sys, "argv", ["/usr/bin/toolkit", "status"])
+    typed = "toolkit evaluate --force; toolkit train --run R; torchrun -n 2 -m -- launch.train --run R"
     assert (
-        as_typed(text)
-        == "run toolkit evaluate --force; toolkit train --run R; torchrun -n 2 -m -- launch.train --run R"
+        typed in shown(text) and "usage: toolkit train " in shown(text) and "launch/sweeps/spec.py too" in shown(text)
     )
-    assert as_typed("launch/sweeps/spec.py says more") == "launch/sweeps/spec.py says more"

@@ -60,16 +60,7 @@ NAMES = {
     "_vouch": "_evaluate_and_mark_done", "last_words": "exit_reason", "say": "logger", "Say": "logger", "tell": "log",
     "together": "run_on_rank_zero",
 }  # fmt: skip
-# Not clean yet: files and folders.
-LATER = (
-    "launch/jobs", "launch/slurm", "launch/sweep.py",
-)  # fmt: skip
 CODE = sorted(file for package in ("launch", "shards", "toolkit") for file in (ROOT / package).rglob("*.py"))
-
-
-def is_later(file: Path) -> bool:
-    path = file.relative_to(ROOT).as_posix()
-    return any(path == entry or path.startswith(f"{entry}/") for entry in LATER)
 
 
 def strings(file: Path) -> Iterator[tuple[int, str]]:
@@ -110,7 +101,7 @@ def found_terms(file: Path, text: Iterator[tuple[int, str]]) -> list[str]:
 
 
 def test_public_text_uses_standard_terms() -> None:
-    files = [(file, text) for file, text in texts() if not is_later(file)]
+    files = list(texts())
     assert len(files) > 60
     wrong = [fault for file, text in files for fault in found_terms(file, text)]
     assert not wrong, "\n".join(wrong)
@@ -129,7 +120,6 @@ def test_names_are_standard_terms() -> None:
     wrong = [
         f"{file.relative_to(ROOT)}:{line}: {name}: {NAMES[name]}"
         for file in CODE
-        if not is_later(file)
         for line, name in defined_names(file)
         if name in NAMES and not (name in ("together", "whole") and file.is_relative_to(ROOT / "shards"))
     ]

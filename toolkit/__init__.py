@@ -94,7 +94,7 @@ def predict(
 def evaluate_run(
     path: str | Path,
     *,
-    which: Sequence[str] = ("best", "last"),
+    which: Sequence[str] | None = None,
     split: str | None = None,
     limit: int | None = None,
     ensemble_size: int | None = None,
@@ -102,11 +102,11 @@ def evaluate_run(
     device: Device | None = None,
     model_file: str | Path | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Score checkpoints of a run as `toolkit evaluate` does, and return the results by checkpoint.
+    """Score checkpoints of a run as `toolkit evaluate` does, and return the results by name, `test-best` and so on.
 
     Args:
         path: a run directory, in whose `eval/` the results are written; a result that is there is returned.
-        which: checkpoints, `best` and `last`.
+        which: checkpoints, `best`, `last` or `ema`; None: all that are scored of the run.
         split: of the store; None: `eval.split` of the run's config. The same holds for `ensemble_size`.
         limit: only the first sequences of the split; None: all.
         force: score again what is scored.
@@ -117,21 +117,22 @@ def evaluate_run(
         ToolkitError, ShardError: as `toolkit evaluate` reports them.
     """
     from toolkit.distributed.world import init_world
-    from toolkit.evaluate.job import Request, check_which
     from toolkit.evaluate.job import evaluate_run as evaluate
+    from toolkit.evaluate.request import Request
     from toolkit.rundir import RunDir, read_result
 
-    check_which(tuple(which))
     run = RunDir(Path(path))
     run.load_model_file(None if model_file is None else Path(model_file))
     train = run.config().train
-    request = Request(tuple(which), split, limit=limit, ensemble_size=ensemble_size, force=force)
+    asked = {"split": split, "ensemble_size": ensemble_size}
+    values = {key: value for key, value in asked.items() if value is not None}
+    request = Request(None if which is None else tuple(which), {"eval": values} if values else {}, limit, force)
     world = init_world(train.model_copy(update={"device": device or train.device}))
     try:
         files = evaluate(run, request, world)
     finally:
         world.close()
-    return {name: read_result(file) for name, file in zip(which, files, strict=True)}
+    return {file.stem: read_result(file) for file in files}
 
 
 def open_store(path: str | Path) -> Store:

@@ -17,6 +17,11 @@ CONFIGS = PACKAGE / "configs" if CHECKOUT is None else CHECKOUT / "configs"
 PROFILES = PACKAGE / "profiles" if CHECKOUT is None else CHECKOUT / "slurm" / "profiles"
 
 
+def is_installed() -> bool:
+    """Return whether commands are typed as `toolkit NAME`: it is installed, or was called by that name."""
+    return CHECKOUT is None or Path(sys.argv[0]).stem == "toolkit"
+
+
 def command(name: str, *arguments: object) -> str:
     """Return a command as it is typed here: `python launch/train.py` in a checkout, `toolkit train` from a wheel.
 
@@ -25,8 +30,7 @@ def command(name: str, *arguments: object) -> str:
         arguments: of it, quoted for a shell where they need it.
     """
     words = [shlex.quote(str(argument)) for argument in arguments]
-    installed = CHECKOUT is None or Path(sys.argv[0]).stem == "toolkit"
-    return " ".join([f"toolkit {name}" if installed else f"python launch/{name}.py", *words])
+    return " ".join([f"toolkit {name}" if is_installed() else f"python launch/{name}.py", *words])
 
 
 def find_config(path: Path, folder: Path | None = None) -> Path:

@@ -42,9 +42,9 @@ COMMANDS = {
 SCRIPT = re.compile(rf"(?:(torchrun .*?)(-- )?)?(?:python )?launch/({'|'.join(COMMANDS)})\.py")
 
 
-def as_typed(text: str) -> str:
+def _as_typed(text: str) -> str:
     """Replace `python launch/train.py` in a text by the command that is available: `toolkit train` if installed."""
-    if shipped.CHECKOUT is not None and Path(sys.argv[0]).stem != "toolkit":
+    if not shipped.is_installed():
         return text
     return SCRIPT.sub(lambda m: f"{m[1]}-m {m[2] or ''}launch.{m[3]}" if m[1] else f"toolkit {m[3]}", text)
 
@@ -57,9 +57,9 @@ def make_parser(script: str | None, description: str, examples: str) -> argparse
     """
     command = f"python launch/{script}" if str(script).endswith(".py") else f"python -m {script}"
     parser = argparse.ArgumentParser(
-        prog=as_typed(command) if script else "toolkit",
-        description=as_typed(description),
-        epilog=as_typed(f"examples:\n{examples}"),
+        prog=_as_typed(command) if script else "toolkit",
+        description=_as_typed(description),
+        epilog=_as_typed(f"examples:\n{examples}"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -1,8 +1,8 @@
-"""Starts that lead nowhere: those at which a run gains no step, and runs that fail as soon as they begin.
+"""Starts without progress: those at which a run gains no step, and runs that fail as soon as they begin.
 
-A job that requeues itself could do so for ever: where `time` is too short for a first step, say. So a start that ends
-at the step at which it began is counted in the run's lock, and after STARTS of them in a row the run fails. Starts that
-something outside ended (preemption, a lost node, a requeue) do not count.
+A job that requeues itself could do so permanently, for example where `time` is too short for a first step. So a start
+that ends at the step at which it began is counted in the run's lock, and after STARTS of them in a row the run fails.
+Starts that something outside ended (preemption, a lost node, a requeue) do not count.
 
 A failure within EARLY_S of the start is also noted in `<sweep>/early_failures.tsv`: UNIX time, node, run, reason. Jobs
 leave out a node on which two runs failed so (launch/slurm/causes.py); and where the first FIRST_RUNS runs of a sweep
@@ -38,7 +38,7 @@ OUTSIDE = ("preempted", "requeued", "lost ", "on a node", "no step could", "canc
 
 
 def latest_step(run: RunDir) -> int:
-    """Return the step of the newest checkpoint, from which a start goes on; 0 without one."""
+    """Return the step of the newest checkpoint, from which a start resumes; 0 without one."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if match := re.fullmatch(r"step-(\d+)", (run.checkpoints / "latest").read_text().strip()):
             return int(match[1])
@@ -46,10 +46,10 @@ def latest_step(run: RunDir) -> int:
 
 
 def count_starts(run: RunDir, before: Mapping[str, Any]) -> dict[str, int]:
-    """Return what the run's lock is to say of its starts: the step of this one, and how many before gained none.
+    """Return what the run's lock records of its starts: the step of this one, and how many before gained none.
 
     Args:
-        before: the record of the start before; one of another job counts for nothing: somebody submitted it anew.
+        before: the record of the start before; one of another job does not count: somebody submitted it again.
     """
     step = latest_step(run)
     this, job = slurm.job_name(), str(before.get("job", ""))
@@ -63,7 +63,7 @@ def count_starts(run: RunDir, before: Mapping[str, Any]) -> dict[str, int]:
 
 
 def going_in_circles(run: RunDir, counted: Mapping[str, int]) -> str | None:
-    """Return why a run is not begun again after so many starts without a step; None: it may begin."""
+    """Return why a run is not begun again after STARTS starts without a step; None: it may begin."""
     if counted["idle_starts"] < STARTS:
         return None
     causes = [restart.cause for restart in read_restarts(run.path)]

@@ -1,4 +1,4 @@
-"""What a job runs: train the run directory if it isn't DONE, then score its best and last checkpoint.
+"""What a job runs: train the run directory if it isn't DONE, then score its checkpoints.
 
 Its only argument that matters is the run directory, so requeueing is running the same command again. Returns the code
 of the training (see toolkit/errors.py): 3 means "run me again". Imports neither torch nor a scheduler.
@@ -140,7 +140,7 @@ def _train_along(run: RunDir, task: slurm.Task, scripts: Path, log_files: bool) 
         command = [sys.executable, str(scripts / "train.py"), *_run_given(run)]
         code = run_ranks(command, 1, relay, logs, environment=task.environment)
     if code in (EXIT_OK, EXIT_REQUEUE) or code - 128 in relay.received:
-        return EXIT_OK  # that it was stopped is the first task's to say, when it has written the checkpoint
+        return EXIT_OK  # that it was stopped is the first task's to report, when it has written the checkpoint
     if run.failure() is None:
         where = f"; see {logs[0]}" if logs else ""
         run.mark_failed(f"train: rank {task.rank} on {socket.gethostname()}: {meaning(code)}{where}")
@@ -149,7 +149,7 @@ def _train_along(run: RunDir, task: slurm.Task, scripts: Path, log_files: bool) 
 
 def _mark_scored(run: RunDir, split: str) -> int:
     """After an evaluation that returned 0: scores that it left, because they hold, count as new."""
-    files = [run.eval / f"{split}-{which}.json" for which in missing_scores(run, split)]
+    files = [run.eval / f"{name}.json" for name in missing_scores(run, split)]
     absent = [file.name for file in files if not file.exists()]
     if absent:
         run.mark_failed(f"evaluate: returned 0 without writing {', '.join(absent)}")

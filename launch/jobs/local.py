@@ -25,7 +25,7 @@ WATCHERS = ".watching"  # <sweep>/.watching/HOST-PID, locked by each sweep.py th
 
 
 class _LocalLayer(Submitter):
-    """A queue in front of this machine: so many jobs at a time, each in a slot. Subclasses say how one starts."""
+    """A queue in front of this machine: N jobs at a time, each in a slot. Subclasses define how one starts."""
 
     def __init__(self, ranks: int, jobs: int, command: JobCommand = job_command) -> None:
         self.ranks = ranks
@@ -117,7 +117,7 @@ class _SubmititJob:
 
     def stop(self) -> None:
         # submitit's tasks swallow SIGTERM, and its cancel() kills within a second, which is no time for a checkpoint.
-        # So the signal goes to job.py itself, as soon as that has taken the lock and thereby said who it is.
+        # So the signal goes to job.py itself, as soon as that has taken the lock and thereby recorded its process ID.
         record = lock.holder(self.run)
         if not self.told and record and record.get("job") == f"local-{self.job.job_id}":
             self.told = lock.is_held_by(self.run, int(record.get("pid", 0)))

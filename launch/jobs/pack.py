@@ -17,6 +17,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -157,6 +158,8 @@ class PackedJob:
                     end_group(place.process)
         if relay.received and any(is_unfinished(run, self.since) for run in self.left):
             return EXIT_REQUEUE
+        if not relay.received:
+            _drop_siblings()
         return EXIT_FAILURE if self.failed else EXIT_OK
 
     def _hand_on(self, relay: SignalRelay) -> None:
@@ -246,6 +249,25 @@ class PackedJob:
         else:
             nodes, lost, cause = str(record.get("host", "")), "", f"job {before.rpartition('_')[0]} did not finish it"
         append_event(run.path, "restart", job=name, start=int(start) + 1, nodes=nodes, lost=lost, cause=cause)
+
+
+def _drop_siblings() -> None:
+    """Take jobs of this array that never began out of the queue: no run waits for them any more.
+
+    What others run at this moment is theirs to finish: Slurm begins such a job again, and those are left in the queue.
+    """
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array is None or shutil.which("squeue") is None:
+        return
+    form = "--Format=ArrayTaskID:20,RestartCnt:20"
+    command = ["squeue", "--noheader", "--array", f"--jobs={array}", "--states=PENDING", form]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        lines = [line.split() for line in done.stdout.splitlines()]
+        names = [f"{array}_{line[0]}" for line in lines if len(line) == 2 and line[0].isdigit() and line[1] == "0"]
+        if names:
+            logger.info("no run waits any more: %s of this array need not begin", count(len(names), "job"))
+            subprocess.run(["scancel", "--state=PENDING", *names], timeout=60, check=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

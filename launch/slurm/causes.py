@@ -85,7 +85,7 @@ class Job:
         log = self.log(self.restart - 1)
         first = log.partition("\n")[0]
         nodes = _match(r".* on (.*)", first)
-        why = _match(r"(?m)^.{19} told to stop: (.*)", log)
+        why = _match(r"(?m)^.{19} asked to stop: (.*)", log)
         gone = lost_by_log(log)
         if not nodes:
             why = "it could not begin"

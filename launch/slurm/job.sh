@@ -18,7 +18,7 @@ verdict=$run/FAILED && [ ! -e "$run/pack.json" ] || verdict=$run/logs/$job.faile
 restart=${SLURM_RESTART_COUNT:-0} log=$run/logs/${job}_${restart}_batch.log
 next=$run/logs/${job}_$((restart + 1))_batch.log gone='' why='' step='' said='' asked=''
 tell() { echo "$(date '+%F %T') $*"; }
-told() { said=$1 && tell "told to stop: $1"; }
+told() { said=$1 && tell "asked to stop: $1"; }
 about() { scontrol --oneliner show job "$job"; } # an array's task by its number: the plain id may be the whole array's
 fail() { echo "error: $*" >&2; [ ! -w "$run" ] || failed "$*"; exit 2; }
 failed() { echo "job $job: $1" >"$verdict" && causes fail --cause "job $job: $1" "${@:2}"; }
@@ -50,7 +50,7 @@ stop() { # on signal $1
   told "$(causes signal --signal "$1" --warning "$signal_s")"
   [[ $said != lost* ]] || (trap '' TERM && keep_away "${said#lost }")
 }
-news() { tail -n "+$((mark + 1))" "$log"; } # what the step, and srun, have said
+news() { tail -n "+$((mark + 1))" "$log"; } # the output of the step and of srun
 no_step() { # whether srun has started nothing: a controller that is away, or still ends an earlier start of this job
   ((result != 0)) && news | grep -qE '^srun: error: Unable to (create step|confirm allocation)'
 }

@@ -237,7 +237,7 @@ def with_job(view: RunView, job: QueuedJob | None) -> RunView:
     if job is None:
         if not (view.live and _of_slurm(view)) or view.held:
             return view
-        reason = f"job {job_name(view)} is gone from the queue without a last word; run the sweep again to go on"
+        reason = f"job {job_name(view)} left the queue without a final status; run the sweep again to resume"
         return dataclasses.replace(_inactive(view), state="interrupted", kind=None, reason=reason)
     if job.packed and not view.held and not job.waiting and job.state != ENDING:
         reason = f"waits for a place in job {job.name}"
@@ -251,7 +251,7 @@ def with_job(view: RunView, job: QueuedJob | None) -> RunView:
     if job.state in ("SUSPENDED", "STOPPED"):
         return dataclasses.replace(view, state="running", kind="suspended", reason=f"job {job.name} is {job.state}")
     if job.state == ENDING or view.state == "failed":
-        return view  # its last word is said
+        return view  # its final status is written
     if job_name(view) == job.name and view.updated is not None:
         quiet = (
             f"job {job.name} runs on {job.nodes}, but has written nothing for {duration(time.time() - view.updated)}"

@@ -3,7 +3,7 @@
     runs/<sweep>/slurm/<key>/      one submission; <key> is in its jobs' name, so that squeue alone tells what is queued
       submit.sbatch  runs.txt      array task n runs line n + 1
       pack.json                    or, where jobs run several runs each: how many; see launch/jobs/pack.py
-      logs/4711_0_0_batch.log      and what such a job said
+      logs/4711_0_0_batch.log      and the log of such a job's batch script
       job                          its id, for people
       4711_0.log                   what happened before the run's own log began
 
@@ -44,6 +44,7 @@ from launch.slurm.script import Shape, array_text, command_text, pack_text, run_
 from toolkit.atomic import write_atomic
 from toolkit.errors import ConfigError
 from toolkit.rundir import lock
+from toolkit.shipped import command as typed
 from toolkit.wording import count, first_line, some
 
 POLL_S = 5.0
@@ -140,7 +141,7 @@ class SlurmSubmitter(Submitter):
         return [f"{run}: is not planned any more, and job {job} has it: scancel {job}" for run, job in lost.items()]
 
     def preview(self, runs: Sequence[Path], show: bool, test: bool) -> list[str]:
-        """Return the texts that sbatch would be given, and what it would say to each.
+        """Return the texts that sbatch would be given, and its answer to each.
 
         Raises:
             SlurmError: it would refuse one.
@@ -186,7 +187,7 @@ class SlurmSubmitter(Submitter):
             print(f"note: copied though git doesn't know them: {some(copy.untracked)}")
         changed = [run.name for run in runs if snapshot.point(run, copy.path)]
         if changed:
-            print(f"note: these go on with changed code ({copy.path.name}): {some(changed)}")
+            print(f"note: these resume with changed code ({copy.path.name}): {some(changed)}")
         run_concurrently(lambda run: self._write_text(run, copy.path), runs)
         submissions: list[Submission] = []
         ending = [*self._ending(), *self._awaited()]
@@ -206,7 +207,7 @@ class SlurmSubmitter(Submitter):
         return jobs
 
     def submit_report(self, fresh: bool) -> None:
-        """Submit the job that makes the report when all jobs of the sweep have ended, however; a refusal is only said.
+        """Submit the job that makes the report when all jobs of the sweep have ended, however; a refusal is logged.
 
         Args:
             fresh: jobs have come since the last call, so that one that waits for fewer of them is taken back.
@@ -229,7 +230,7 @@ class SlurmSubmitter(Submitter):
             client.cancel(old)
             job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(self.profile))
         except SlurmError as error:
-            print(f"note: no job for the report ({first_line(error)}): python launch/report.py {self.root}")
+            print(f"note: no job for the report ({first_line(error)}): {typed('report', self.root)}")
             return
         print(f"job {job} makes the report when all have ended: {self.root}/report/index.html")
 
@@ -284,7 +285,7 @@ class SlurmSubmitter(Submitter):
         return [replaced.get(word, word) for word in command]
 
     def announce(self, runs: int) -> list[str]:
-        """Return how that many runs become jobs; where no Slurm answers, nothing is said of arrays."""
+        """Return how that many runs become jobs; without arrays where no Slurm answers."""
         shape = self.shape
         number = -(-runs // (shape.pack or 1))
         try:

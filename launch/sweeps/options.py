@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "axes",
         nargs="*",
         metavar="KEY=VALUE,...",
-        help="values in the place of the file's: seeds=1,2,3 model.slots=1,4 (every combination)",
+        help="values instead of the file's: seeds=1,2,3 model.slots=1,4 (every combination)",
     )
     parser.add_argument(
         "--cluster",
@@ -128,9 +128,7 @@ def _add_slurm(parser: argparse.ArgumentParser) -> None:
     cluster.add_argument("--wait", action="store_true", help="wait until the jobs have ended, and show their progress")
     cluster.add_argument("--no-queue", action="store_true", help="with --dry-run: don't ask Slurm what is in the queue")
     cluster.add_argument("--show", action="store_true", help="with --dry-run: print the texts for sbatch")
-    cluster.add_argument(
-        "--test", action="store_true", help="with --dry-run: let sbatch say whether it would take them"
-    )
+    cluster.add_argument("--test", action="store_true", help="with --dry-run: let sbatch check them (--test-only)")
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cli.parser import as_typed
 from launch.jobs.attempts import why_stopped
 from launch.jobs.ranks import SignalRelay
 from launch.jobs.submitter import Job, JobState, Submitter
@@ -18,6 +17,7 @@ from launch.sweeps.progress import Board
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE
 from toolkit.rundir import lock
 from toolkit.rundir.status import RunView
+from toolkit.shipped import command
 from toolkit.wording import some
 
 POLL_S = 0.2
@@ -110,7 +110,7 @@ def report_outcome(items: Sequence[Item], views: Sequence[RunView], root: Path, 
     nothing = not any(item.submitted or item.before.live for item in items)
     print(f"{done} of {len(views)} done" + (", nothing to do" if nothing and done == len(views) else ""))
     if done == len(views):
-        print(as_typed(f"The report: python launch/report.py {root}"))
+        print(f"The report: {command('report', root)}")
         return EXIT_OK
     _print_commands({view.state for view in (*unfinished, *failed)}, again)
     return EXIT_FAILURE if failed else EXIT_REQUEUE

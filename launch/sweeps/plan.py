@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +14,17 @@ from launch.cli.table import render
 from launch.jobs.submitter import ENDING, QueueEntry, Submitter
 from launch.sweeps.resources import SUMMARY, hours_of, summary
 from launch.sweeps.spec import PlannedRun, SweepPlan
+from toolkit.config import RunConfig
 from toolkit.errors import ConfigError
+from toolkit.evaluate.request import result_name
 from toolkit.models.plugins import entry_of
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.status import RunView, read_status
 from toolkit.rundir.sweep import RecordedRun, find_runs
-from toolkit.wording import count
+from toolkit.shipped import command
+from toolkit.wording import count, some
+
+logger = logging.getLogger(__name__)
 
 RETRY = {
     "failed": "all failed runs",
@@ -41,6 +48,7 @@ class Item:
     run: RunDir
     before: RunView
     submitted: bool
+    scorings: Mapping[str, Mapping[str, object]]  # beside its own: the values of `eval` by the name of the result
     job: QueueEntry | None = None  # what it has in a cluster's queue
     replaced: bool = False  # what it has is deleted first
     left_out: str = ""  # why it isn't submitted, though there is something to do
@@ -72,16 +80,68 @@ class Item:
         return RecordedRun(self.run, planned.name, planned.group, planned.seed, planned.settings)
 
     def read_status(self) -> RunView:
-        return read_status(self.run, self.planned.name, self.planned.config.eval.split)
+        return read_status(self.run, self.planned.name, _split(self.run, self.planned))
+
+    def prepare(self) -> None:
+        """Make the run directory where it is not there yet, and write into it how else the run is to be scored."""
+        if not self.run.config_file.exists() or self.run.path.name.endswith(self.planned.hash8):
+            RunDir.create(self.run.path, self.planned.config)
+        for name, values in self.scorings.items():
+            self.run.request_scoring(name, values)
 
 
-def place(root: Path, plan: SweepPlan) -> list[RunDir]:
+def place(root: Path, plan: SweepPlan, replaced: bool = False) -> list[RunDir]:
     """Return the run directory of every planned run.
 
-    A run that is there already under another name (the sweep has grown, and names say what differs) stays there.
+    A run that is there already under another name (the sweep has grown, and names say what differs) stays there; so
+    does one that differs in what only scoring uses: it is not trained again (`replaced`: it is).
     """
     present = {run.path.name[-8:]: run for run in find_runs(root)}
-    return [present.get(planned.hash8) or RunDir(root / planned.folder) for planned in plan.runs]
+    placed = {planned.hash8: present.get(planned.hash8) for planned in plan.runs}
+    if None in placed.values() and not replaced:
+        others = {_training(run): run for name, run in present.items() if name not in placed}
+        absent = [planned for planned in plan.runs if placed[planned.hash8] is None]
+        placed |= {planned.hash8: others.get(planned.config.hash8(scoring=False)) for planned in absent}
+    return [placed[planned.hash8] or RunDir(root / planned.folder) for planned in plan.runs]
+
+
+def _training(run: RunDir) -> str | None:
+    """Return the hash of what a run was trained by, None where its config can't be read any more."""
+    try:
+        return run.config().hash8(scoring=False)
+    except ConfigError:
+        return None
+
+
+def _scorings(run: RunDir, planned: PlannedRun) -> dict[str, dict[str, object]]:
+    """Return how a run is to be scored beside its own scoring: the values of `eval`, by the name of the result."""
+    own, asked = planned.config, list(planned.scorings)
+    if not run.path.name.endswith(planned.hash8):
+        own, asked = run.config(), [planned.config, *asked]
+    known = own.eval.model_dump(mode="json")
+    found = {}
+    for config in asked:
+        values = config.eval.model_dump(mode="json")
+        found[result_name(own, config)] = {key: value for key, value in values.items() if value != known[key]}
+        if config.eval.analyse != own.eval.analyse:
+            logger.warning("%s: eval.analyse differs: %s", run.path, command("analyse", "--run", run.path))
+    found.pop(own.eval.split, None)
+    return found
+
+
+def _split(run: RunDir, planned: PlannedRun) -> str:
+    """Return the split of the run's own scoring."""
+    own = planned.config if run.path.name.endswith(planned.hash8) else run.config()
+    return own.eval.split
+
+
+def _with_scorings(view: RunView, run: RunDir, scorings: Iterable[str]) -> RunView:
+    """Return the state `trained` for a run that is done but lacks one of the scorings."""
+    results = [run.eval / f"{name}-{which}.json" for name in scorings for which in run.scored_checkpoints]
+    absent = [path.name for path in results if not path.exists()]
+    if view.state != "done" or not absent:
+        return view
+    return dataclasses.replace(view, state="trained", reason=f"not evaluated yet: {some(absent)}")
 
 
 def collect_status(
@@ -94,16 +154,17 @@ def collect_status(
     """Return how every run of the plan stands, and whether it will be submitted; one with a job in the queue is not."""
     wanted = {"new", "interrupted", "trained", *(("done", "failed") if replace else ())}
     items = []
-    for planned, run in zip(plan.runs, place(root, plan), strict=True):
-        view = read_status(run, planned.name, planned.config.eval.split)
+    for planned, run in zip(plan.runs, place(root, plan, replace), strict=True):
+        scorings = _scorings(run, planned)
+        view = _with_scorings(read_status(run, planned.name, _split(run, planned)), run, scorings)
         job = (queued or {}).get(run.path.resolve()) if view.state != "done" else None
         if job is not None and job.state == ENDING:
             job = None  # no work is to come of it; what is submitted now waits until it is gone
             if view.live:
                 view = dataclasses.replace(view, state="interrupted")
         todo = view.state in wanted or (view.state == "failed" and is_retried(view, retry))
-        anew = replace and view.state != "new" and job is None and not view.live
-        items.append(Item(planned, run, view, todo and job is None, job, anew))
+        replaced = replace and view.state != "new" and job is None and not view.live
+        items.append(Item(planned, run, view, todo and job is None, scorings, job, replaced))
     return items
 
 
@@ -121,6 +182,8 @@ def format_plan(plan: SweepPlan, items: Sequence[Item], hours: Sequence[float | 
     """Return the plan as a table; with the hours of each run, its resource estimate is added."""
     left_out = [f"{plan.duplicates} duplicates left out"] if plan.duplicates else []
     left_out += [f"{plan.excluded} excluded"] if plan.excluded else []
+    others = sum(len(item.scorings) for item in items)
+    left_out += [f"{count(others, 'other scoring')} of the same runs"] if others else []
     head = ", ".join([f"{plan.name}: {len(items)} runs", *left_out])
     header = ("run", "hash", "state", *(SUMMARY if hours else ()), "what will be done")
     rows = []
@@ -149,6 +212,7 @@ def estimate(items: Sequence[Item], tflops: float | None, ranks: int) -> tuple[l
 
 def dry_run(plan: SweepPlan, items: Sequence[Item], submitter: Submitter, tflops: float | None) -> list[str]:
     """Return the lines of `--dry-run`: the plan with what each run needs, the jobs it would become, the hours."""
+    check_scorings(items)
     hours, effort = estimate(items, tflops, submitter.ranks_per_run)
     arrays = submitter.announce(sum(item.submitted for item in items))
     return [*format_plan(plan, items, hours), *arrays, effort, "dry run: nothing was made or submitted"]
@@ -197,3 +261,35 @@ def check_stores(items: Sequence[Item]) -> None:
             + "\n".join(lines)
             + "\nMake one with `python -m shards convert`, or name one with --set data.store=FOLDER."
         )
+
+
+def check_scorings(items: Sequence[Item]) -> None:
+    """Check that every run to be submitted could be scored as asked, as far as its store is at hand.
+
+    Raises:
+        ConfigError: naming the first run whose evaluation would fail after its training.
+    """
+    checked: set[str] = set()
+    for item in items:
+        for config in (item.planned.config, *item.planned.scorings) if item.submitted else ():
+            key = json.dumps([config.model.model_dump(), config.data.model_dump(), config.eval.model_dump()])
+            if key in checked:
+                continue
+            checked.add(key)
+            try:
+                _check_scoring(config)
+            except ConfigError as error:
+                raise ConfigError(f"{item.planned.name}: {error}") from None
+
+
+def _check_scoring(config: RunConfig) -> None:
+    from shards import ShardError, open_store  # late: these import NumPy
+    from toolkit.evaluate.check import check_scoring
+
+    store = None
+    if Path(config.data.store or ".", "manifest.json").exists():
+        try:
+            store = open_store(config.data.store)
+        except ShardError as error:
+            logger.warning("scoring on %s is not checked: %s", config.data.store, error)
+    check_scoring(config, store)

@@ -13,7 +13,8 @@
 
     include: [a.yaml, b.yaml]       # instead of all these but `name`: the runs of other sweep files
 
-The runs are list x grid x zip x seeds, without `exclude`, each config once. Precedence, lowest first: the base
+The runs are list x grid x zip x seeds, without `exclude`, each config once; configs that differ in `eval` alone are one
+run, scored in several ways. Precedence, lowest first: the base
 files, the entry's base files, `set`, the entry, grid, zip, the seed, `--set` of the command line. A `model.name` among
 these settings is applied first, because it replaces the section `model`.
 """
@@ -32,8 +33,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from launch.sweeps.naming import label_runs
 from toolkit.config import RunConfig, make_config
-from toolkit.config.renamed import new_names, with_new_names
-from toolkit.config.tree import flatten, merge, nested, read_mapping, read_tree, with_overrides
+from toolkit.config.renamed import new_names
+from toolkit.config.tree import flatten, lay, merge, read_mapping, read_tree, with_overrides
 from toolkit.errors import ConfigError
 from toolkit.models.plugins import with_absolute_path
 from toolkit.shipped import command, find_config
@@ -167,7 +168,8 @@ KEYS = tuple(field.alias or name for name, field in SweepSpec.model_fields.items
 class PlannedRun:
     """One run of a sweep.
 
-    `settings` holds what varies over the sweep, by dotted key; `group` is the name without the seed.
+    `settings` holds what varies over the sweep, by dotted key; `group` is the name without the seed. `scorings` are
+    configs that differ in `eval` alone: the run is trained once and scored by each.
     """
 
     name: str
@@ -176,6 +178,7 @@ class PlannedRun:
     settings: Settings
     config: RunConfig
     hash8: str
+    scorings: tuple[RunConfig, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -269,7 +272,9 @@ class _Found:
 
     def __init__(self, final: Settings) -> None:
         self.final = final
-        self.configs: dict[str, tuple[RunConfig, Entry]] = {}
+        self.configs: dict[str, tuple[RunConfig, Entry]] = {}  # by hash
+        self.trainings: dict[str, str] = {}  # hash without `eval` -> hash of the first such config, which is the run's
+        self.scorings: dict[str, dict[str, RunConfig]] = {}  # hash of the run -> others, by hash
         self.faults: dict[str, None] = {}  # in order, each once
         self.points = self.duplicates = self.excluded = 0
 
@@ -290,12 +295,20 @@ class _Found:
             if any(fits):
                 self.excluded += 1
                 continue
-            hash8 = config.hash8()
-            self.duplicates += hash8 in self.configs
-            self.configs.setdefault(hash8, (config, entry))
+            self._keep(config, entry)
         for exclude in excludes:
             if exclude.faults and exclude.asked == len(exclude.faults):
                 self.faults[f"{spec.file}: exclude, entry {exclude.number} fits no run: {exclude.faults[0]}"] = None
+
+    def _keep(self, config: RunConfig, entry: Entry) -> None:
+        hash8 = config.hash8()
+        run = self.trainings.setdefault(config.hash8(scoring=False), hash8)
+        others = self.scorings.setdefault(run, {})
+        self.duplicates += hash8 in self.configs or hash8 in others
+        if run == hash8:
+            self.configs.setdefault(hash8, (config, entry))
+        else:
+            others[hash8] = config
 
     def plan(self, spec: SweepSpec) -> SweepPlan:
         """Return the runs with their names.
@@ -309,7 +322,7 @@ class _Found:
             raise ConfigError("\n".join(texts[:SHOWN_FAULTS] + more))
         if not self.configs:
             raise ConfigError(f"{spec.file}: plans no run: all {self.points} are excluded; look at `exclude`")
-        return SweepPlan(spec.file, spec.name, _named(spec.file, self.configs), self.duplicates, self.excluded)
+        return SweepPlan(spec.file, spec.name, _named(spec.file, self), self.duplicates, self.excluded)
 
 
 def _points(spec: SweepSpec) -> Iterator[tuple[Entry, Settings]]:
@@ -321,15 +334,6 @@ def _points(spec: SweepSpec) -> Iterator[tuple[Entry, Settings]]:
     ):
         in_step = {key: values[step] for key, values in spec.zip.items()}
         yield entry, {**dict(combination), **in_step, **seed}
-
-
-def lay(tree: Mapping[str, object], layers: Iterable[Settings]) -> dict[str, object]:
-    """Apply dotted settings to a tree, later layers over earlier ones, a choice of model before all else."""
-    settings = {key: value for layer in layers for key, value in layer.items()}
-    result = dict(tree)
-    for key in sorted(settings, key=lambda key: key != "model.name"):
-        result = merge(result, with_new_names(nested(key, settings[key]), key))
-    return result
 
 
 class _BaseFiles:
@@ -379,7 +383,8 @@ class _Exclude:
             return False
 
 
-def _named(file: Path, configs: Mapping[str, tuple[RunConfig, Entry]]) -> tuple[PlannedRun, ...]:
+def _named(file: Path, found: _Found) -> tuple[PlannedRun, ...]:
+    configs = found.configs
     labels = label_runs([(config, entry.label) for config, entry in configs.values()], origin=str(file))
     return tuple(
         PlannedRun(
@@ -389,6 +394,7 @@ def _named(file: Path, configs: Mapping[str, tuple[RunConfig, Entry]]) -> tuple[
             settings=label.settings,
             config=config.model_copy(update={"name": label.name}),
             hash8=hash8,
+            scorings=tuple(found.scorings[hash8].values()),
         )
         for (hash8, (config, _)), label in zip(configs.items(), labels, strict=True)
     )

@@ -144,7 +144,7 @@ def avi_takes(folder: Path, files: Sequence[str]) -> tuple[list[Take], list[str]
     takes: list[Take] = []
     notes = list(table.notes)
     if strays:
-        notes.append(f"{plural(len(strays), 'other file')} passed over, the first is {strays[0]}")
+        notes.append(f"{plural(len(strays), 'other file')} skipped, the first is {strays[0]}")
     for clip, file in sorted(here.items()):
         if clip not in table.ranges:
             notes.append(f"{file} has no ranges in {TABLE_NAME} and is left out")

@@ -25,8 +25,7 @@ def test_another_product_of_meteoswiss_is_named(tmp_path: Path) -> None:
     write_gifs(tmp_path, radar_times(3))
     assert guess(tmp_path, SOURCES)[0] == "radar"
     assert any(
-        "3 other files passed over, the first is RZC" in note
-        for note in build("radar", tmp_path, "--crop", "none").notes
+        "3 other files skipped, the first is RZC" in note for note in build("radar", tmp_path, "--crop", "none").notes
     )
 
 
@@ -35,7 +34,7 @@ def test_a_stray_video_among_kths_is_named(tmp_path: Path) -> None:
     write_kth(tmp_path, {"person01_boxing_d1": [(1, 20)]}, 24)
     write_video(tmp_path / "holiday.avi", [numbered(i) for i in range(4)])
     notes = build("kth", tmp_path).plan().notes
-    assert any("1 other file passed over, the first is holiday.avi" in note for note in notes)
+    assert any("1 other file skipped, the first is holiday.avi" in note for note in notes)
 
 
 def test_a_deep_image_that_is_named_with_a_time(tmp_path: Path) -> None:

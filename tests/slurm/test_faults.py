@@ -35,7 +35,7 @@ def requeue(trial: Trial) -> None:
 
 def run_out_of_time(trial: Trial) -> None:
     (log,) = trial.run.logs.glob("*_0_batch.log")
-    trial.wait(lambda: "told to stop: time limit" in log.read_text())
+    trial.wait(lambda: "asked to stop: time limit" in log.read_text())
     trial.go()
 
 

@@ -48,7 +48,7 @@ def test_running_jobs_are_cancelled_with_a_checkpoint_and_their_end_is_told(site
     (run,) = site.runs()
     eventually(lambda: live(run))
     assert re.search(r"running +\d+/3000", status(site))
-    assert "1 runs ran\nwhat ran writes a checkpoint" in site.sweep("--cancel")[1]
+    assert "1 run ran\nwhat ran writes a checkpoint" in site.sweep("--cancel")[1]
     site.wait()
     assert (run / "checkpoint").exists()
     shown = status(site)

@@ -48,6 +48,19 @@ def test_two_runs_share_a_job_and_free_places_take_what_waits(site: Site) -> Non
     assert "7 of 7 done, nothing to do" in site.sweep("--pack", "2", "--gpus-per-node", "2")[1]
 
 
+def test_jobs_for_which_no_run_waits_leave_the_queue(site: Site) -> None:
+    sweep_of(site, 6, steps=20)
+    hold = site.folder / "first.yaml"
+    hold.write_text("gpus_per_node: 0\ncpus_per_task: 1\nsbatch: {nodelist: node1, exclusive: true}\n")
+    submit(site, "--profile", hold, "--pack", "2")
+    eventually(lambda: all(RunDir(run).done for run in site.runs()), 60)
+    site.wait()
+    logs = sorted(site.folder.glob("runs/demo/slurm/*/logs/*_batch.log"))
+    assert len(logs) == 1, "".join(log.read_text() for log in logs)
+    assert "no run waits any more: 2 jobs of this array need not begin" in logs[0].read_text()
+    assert site.starts() == [1] * 6
+
+
 def test_a_failing_run_takes_no_other_with_it_and_is_retried_while_the_others_go_on(site: Site) -> None:
     script = site.fakes.scripts / "train.py"
     broken = (

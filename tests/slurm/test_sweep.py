@@ -248,8 +248,8 @@ def test_a_snapshot_that_is_gone_is_said(site: Site) -> None:
 
 
 REFUSALS = [
-    (["--gpus-per-node", "9"], "", r"No node has as many GPUs .*Nodes: node1: 8 CPUs, 4000 MB, gpu:2"),
-    (["--nodes", "9"], "", "fewer nodes than --nodes"),
+    (["--gpus-per-node", "8"], "", r"No node has as many GPUs .*Nodes: node1: 8 CPUs, 4000 MB, gpu:2"),
+    (["--nodes", "8"], "", "fewer nodes than --nodes"),
     (["--profile", "gpux"], "", r"profiles there: .*devcluster"),
     ([], "partition: moon", r"Set `partition` in the profile to one of: main; low"),
     ([], "partitoin: main", r"partitoin: unknown key; did you mean partition\?\n.*Known keys: partition, account"),

@@ -71,9 +71,11 @@ def check(command: str, root: Path) -> None:
         parse("shards", rest[2:])
     elif program == "python" and rest[:2] == ["-m", "pytest"]:
         assert all((root / word).exists() for word in rest[2:] if word.startswith("tests/")), command
+    elif program == "python" and rest[0] == "-m" and rest[1].startswith("launch."):
+        parse(rest[1].removeprefix("launch."), rest[2:])
     elif program == "python" and rest[0].startswith("launch/"):
         parse(rest[0].removesuffix(".py").removeprefix("launch/").replace("/", "."), rest[1:])
-    elif program == "python" and rest[0].startswith("benchmarks/"):
+    elif program == "python" and rest[0].startswith(("benchmarks/", "docs/examples/")):
         assert (root / rest[0]).exists(), command
     else:
         assert program in PLAIN, f"{command}: nobody knows how to check {program}"
@@ -97,13 +99,13 @@ def parse(name: str, words: Sequence[str]) -> None:
             parser.parse_args(words)
         return
     assert name in COMMANDS or name == JOB, f"{name} is no command"
-    true_parse = argparse.ArgumentParser.parse_args
+    true_parse = argparse.ArgumentParser.parse_intermixed_args
 
-    def parse_args(self: argparse.ArgumentParser, args: Sequence[str] | None = None) -> None:
+    def parse_only(self: argparse.ArgumentParser, args: Sequence[str] | None = None) -> None:
         true_parse(self, args)
         raise _Parsed
 
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", parse_args):
+    with mock.patch.multiple(argparse.ArgumentParser, parse_args=parse_only, parse_intermixed_args=parse_only):
         try:
             importlib.import_module(f"launch.{name}").main(list(words))
         except _Parsed:

@@ -15,14 +15,13 @@ from toolkit.config import RunConfig
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel, build_model
 from toolkit.models.plugins import entry_of
+from toolkit.rundir import CHECKPOINTS as NAMES
 from toolkit.rundir import RunDir
 from toolkit.rundir.status import read_status
 from toolkit.shipped import command
 from toolkit.unroll import Checkpointing
 
 logger = logging.getLogger(__name__)
-
-NAMES = ("best", "last", "ema")
 
 
 def untrained_model(config: RunConfig, shape: FrameSpec) -> SequenceModel:

@@ -137,11 +137,12 @@ class RunConfig(Options):
                     f"train.{key}={allowed[-1]}, or train.defer_weight_gradients=auto"
                 )
 
-    def identity(self, execution: bool = True) -> dict[str, object]:
+    def identity(self, execution: bool = True, scoring: bool = True) -> dict[str, object]:
         """Return the values that distinguish this run from one with default values.
 
         Args:
             execution: also those that say how it is computed (ZeRO stage, activation checkpointing).
+            scoring: also those of `eval`, which a trained run can be scored by again.
         """
         plain = self.model_dump(mode="json", exclude_defaults=True)
         # Without its file the defaults of a model's options are unknown, so all values of such a model count.
@@ -150,14 +151,17 @@ class RunConfig(Options):
         if not entry_of(self.model).trained:  # a sweep's seeds and settings of training make it no other run
             plain.pop("seed", None)
             plain.pop("train", None)
+        if not scoring:
+            plain.pop("eval", None)
         return _identity(self, plain, execution)
 
-    def hash8(self, execution: bool = True) -> str:
+    def hash8(self, execution: bool = True, scoring: bool = True) -> str:
         """Eight hex digits that name the run's directory; the same on every machine and in every order of keys.
 
-        Without `execution` they name what a checkpoint belongs to: it can be resumed under another ZeRO stage.
+        Without `execution` they name what a checkpoint belongs to: it can be resumed under another ZeRO stage. Without
+        `scoring` they name the training: runs that differ in `eval` alone are trained once.
         """
-        values = original_names(self.identity(execution))
+        values = original_names(self.identity(execution, scoring))
         text = json.dumps({"version": CONFIG_VERSION, **values}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -153,6 +153,15 @@ def with_overrides(tree: Mapping[str, object], overrides: Iterable[str]) -> dict
     return merge(tree, with_absolute_path(with_new_names(given, "--set"), Path.cwd()))
 
 
+def lay(tree: Mapping[str, object], layers: Iterable[Mapping[str, object]]) -> dict[str, object]:
+    """Apply dotted settings to a tree, later layers over earlier ones, a choice of model before all else."""
+    settings = {key: value for layer in layers for key, value in layer.items()}
+    result = dict(tree)
+    for key in sorted(settings, key=lambda key: key != "model.name"):
+        result = merge(result, with_new_names(nested(key, settings[key]), key))
+    return result
+
+
 def nested(key: str, value: Any) -> dict[str, object]:
     """Return {'a': {'b': value}} for 'a.b'."""
     for part in reversed(key.split(".")):

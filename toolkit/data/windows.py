@@ -1,7 +1,7 @@
 """Windows: runs of T consecutive frames, cut from a store's events when they are read.
 
 Events of one continuous run follow each other, so a window may begin in one event and end in the next; overlap needs no
-space. Mode labels select events and group scores; models never see them.
+space. Mode labels select events and group scores; models never see them. Does not import torch.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from shards import Event, Scale, Store, open_store
 from toolkit.config import RunConfig
 from toolkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)

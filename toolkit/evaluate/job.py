@@ -1,10 +1,11 @@
 """Evaluate the checkpoints of a run directory on a split, and write the results into it.
 
-    eval/<split>-<best|last>.json           scores, and everything needed to compare them with others
-    eval/<split>-<best|last>.table.npz      the same per sequence and lead time (`ScoreTable.load`)
-    eval/<split>-<best|last>.samples.npz    frames for the report
+    eval/<name>-<best|last|ema>.json           scores, and everything needed to compare them with others
+    eval/<name>-<best|last|ema>.table.npz      the same per sequence and lead time (`ScoreTable.load`)
+    eval/<name>-<best|last|ema>.samples.npz    frames for the report
 
-The JSON is written last: if it exists, the others do.
+The name is the split for what the run's config.yaml asks, and tells what differs for any other scoring (request.py).
+The JSON is written last: if it exists, the others do. Best stays the checkpoint that validation chose during training.
 """
 
 from __future__ import annotations
@@ -14,24 +15,28 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from shards import open_store
+from shards.manifest import Scale
 from toolkit.atomic import replacing, write_atomic
 from toolkit.checkpoint.weights import load_model
 from toolkit.config import RunConfig
 from toolkit.data.windows import open_windows
 from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
+from toolkit.evaluate.check import check_scoring
 from toolkit.evaluate.ensemble import Ensemble
 from toolkit.evaluate.perceptual import load_lpips
 from toolkit.evaluate.protocols import load_protocol
+from toolkit.evaluate.request import Request, result_name, stored_requests
 from toolkit.evaluate.run import SINGLE, evaluate_model, sample_frames
 from toolkit.evaluate.table import ScoreTable, save_npz
 from toolkit.models.base import SequenceModel
 from toolkit.models.baselines import Persistence
-from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir
+from toolkit.rundir import RESULT_VERSION, RunDir
 from toolkit.wording import count, duration, speed
 
 logger = logging.getLogger(__name__)
@@ -39,43 +44,48 @@ logger = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 5.0
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to evaluate; None uses the value of the run's config."""
-
-    which: tuple[str, ...] = CHECKPOINTS
-    split: str | None = None
-    batch: int | None = None
-    limit: int | None = None
-    ensemble_size: int | None = None
-    select: Literal["mean", "best"] | None = None
-    force: bool = False
-
-
 class Evaluation:
-    """The evaluation of one run on one split. Every rank creates one; rank 0 writes the results."""
+    """One scoring of a run on one split. Every rank creates one; rank 0 writes the results."""
 
     def __init__(self, run: RunDir, request: Request, world: World) -> None:
         """Open the data of the evaluation.
 
         Raises:
-            ConfigError: no store, an unknown split, or windows longer than any event.
+            ConfigError: no store, an unknown split, windows longer than any event, or what `check_scoring` names.
         """
         self.run, self.request, self.world = run, request, world
-        self.config: RunConfig = run.config()
-        self.split = request.split or self.config.eval.split
+        self.own: RunConfig = run.config()
+        self.config = request.config(self.own)
+        self.name = result_name(self.own, self.config, request.limit)
+        self.which = run.scored_checkpoints if request.which is None else request.which
+        self.split = self.config.eval.split
         self.windows = open_windows(self.config, self.split)
         self.store = self.windows.store
+        check_scoring(self.config, self.store)
+        if self.config.data.store != self.own.data.store:
+            self._compare_stores()
         self.protocol = load_protocol(self.config.eval.protocol)
-        self.batch = request.batch or self.config.eval.batch
         asked = self.config.eval
+        self.batch = asked.batch
         self.lpips = load_lpips(world.device) if asked.lpips else None
-        self.ensemble = Ensemble(
-            request.ensemble_size or asked.ensemble_size, request.select or asked.select, self.protocol.best_by
-        )
+        self.ensemble = Ensemble(asked.ensemble_size, asked.select, self.protocol.best_by)
+
+    def _compare_stores(self) -> None:
+        """Check that the model can read another store's frames; what its numbers mean may differ, which is logged."""
+        trained, here = open_store(self.own.data.store).manifest, self.store.manifest
+        if trained.frames.channels != here.frames.channels:
+            raise ConfigError(
+                f"{self.config.data.store}: frames have {count(here.frames.channels, 'channel')}, those that "
+                f"{self.run.path} was trained on {trained.frames.channels}: use a store with as many"
+            )
+        if trained.scale != here.scale and self.world.is_main:
+            logger.warning(
+                "%s: values are %s, the model was trained on %s: its forecasts are taken as the former",
+                self.config.data.store, _described(here.scale), _described(trained.scale),
+            )  # fmt: skip
 
     def file(self, which: str, suffix: str) -> Path:
-        return self.run.eval / f"{self.split}-{which}{suffix}"
+        return self.run.eval / f"{self.name}-{which}{suffix}"
 
     def _ensemble(self, model: SequenceModel) -> Ensemble:
         """Return the ensemble of a model; a deterministic model makes one forecast."""
@@ -83,27 +93,28 @@ class Evaluation:
 
     def perform(self) -> list[Path]:
         """Evaluate the checkpoints that have no result yet; return all JSON files, old and new."""
-        loaded = {which: load_model(self.run, which, self.world.device) for which in self.request.which}
+        loaded = {which: load_model(self.run, which, self.world.device) for which in self.which}
         missing = {which: step for which, (model, step) in loaded.items() if not self._is_there(which, model, step)}
         wanted: dict[str, int] = self.world.broadcast(missing)  # ranks may see different states of a shared file system
-        for which in self.request.which:
+        for which in self.which:
             if which not in wanted:
                 logger.info("%s: already evaluated at step %s", self.file(which, ".json"), f"{loaded[which][1]:,}")
         if wanted:
             if self.world.is_main:
                 self.run.write_state(phase="evaluating")
             persistence = self._score(Persistence(), "persistence").compute().as_dict()
-            done: dict[int, str] = {}
+            done: dict[tuple[int, bool], str] = {}
             for which, step in wanted.items():
-                if step in done:
-                    self._copy(done[step], which)
+                weights = step, which == "ema"  # the moving average is of the last step, and has other weights
+                if weights in done:
+                    self._copy(done[weights], which)
                 else:
                     self._evaluate(which, loaded[which][0], step, persistence)
-                done[step] = which
+                done[weights] = which
             if self.world.is_main:
                 self.run.write_state(phase="done")
         self.world.barrier()
-        return [self.file(which, ".json") for which in self.request.which]
+        return [self.file(which, ".json") for which in self.which]
 
     def _identity(self, model: SequenceModel, step: int) -> dict[str, object]:
         """Return what a result depends on: a result with equal values is not computed again."""
@@ -184,12 +195,12 @@ class Evaluation:
         shown = "  ".join(
             f"{name} {'undefined' if value is None else format(value, '.5g')}" for name, value in overall.items()
         )
-        logger.info("%s-%s: %s", self.split, which, shown)
+        logger.info("%s-%s: %s", self.name, which, shown)
         flat = {**announced, **{f"frames without {k}": n for k, n in announced["frames_without_value"].items()}}
         del flat["frames_without_value"]
         for name, number in flat.items():
             if number:
-                logger.info("%s-%s: note: %s %s", self.split, which, f"{number:,}", name.replace("_", " "))
+                logger.info("%s-%s: note: %s %s", self.name, which, f"{number:,}", name.replace("_", " "))
 
     def _score(self, model: SequenceModel, name: str) -> ScoreTable:
         data, ensemble = self.config.data, self._ensemble(model)
@@ -224,7 +235,7 @@ class Evaluation:
             last = now
             rate = done / max(now - began, 1e-9)
             progress = f"{done:,} of {count(total, 'sequence')}{shared}, {speed(rate)} sequences/s"
-            logger.info("%s (%s): %s, ETA %s", self.split, name, progress, duration((total - done) / rate))
+            logger.info("%s (%s): %s, ETA %s", self.name, name, progress, duration((total - done) / rate))
 
         return show
 
@@ -237,7 +248,7 @@ class Evaluation:
                 shutil.copyfileobj(original, file)
         record = {**json.loads(self.file(source, ".json").read_text(encoding="utf-8")), "which": which}
         write_atomic(self.file(which, ".json"), json.dumps(record, indent=1, allow_nan=False) + "\n")
-        logger.info("%s-%s: the same step as %s; copied", self.split, which, source)
+        logger.info("%s-%s: the same step as %s; copied", self.name, which, source)
 
 
 def _without_text(value: object) -> object:
@@ -245,19 +256,31 @@ def _without_text(value: object) -> object:
     return {key: item for key, item in value.items() if key != "text"} if isinstance(value, dict) else value
 
 
+def _described(scale: Scale) -> str:
+    return f"{scale.quantity}, {scale.offset:g} to {scale.offset + scale.gain * scale.max_code:g} {scale.unit}"
+
+
 def evaluate_run(run: RunDir, request: Request, world: World) -> list[Path]:
-    """Evaluate a run's checkpoints; return the result files, `eval/<split>-<which>.json`.
+    """Evaluate a run's checkpoints; return the result files, `eval/<name>-<which>.json`.
+
+    A request without values of its own is the run's own scoring, and those that a sweep asked for (`stored_requests`).
 
     Raises:
-        ConfigError: a checkpoint name other than `best` and `last`, or a config that does not fit the store.
+        ConfigError: a checkpoint that is not scored, or a config that does not fit the store.
         CheckpointError: there is no such checkpoint.
     """
-    check_which(request.which)
-    return Evaluation(run, request, world).perform()
+    check_which(run, request.which)
+    requests = [request]
+    if not request.values and request.limit is None:
+        requests += [replace(request, values=stored.values) for stored in stored_requests(run).values()]
+    return [path for one in requests for path in Evaluation(run, one, world).perform()]
 
 
-def check_which(which: Sequence[str]) -> None:
-    """Raise ConfigError unless every name is `best` or `last` and there is at least one."""
-    strange = [name for name in which if name not in CHECKPOINTS]
-    if strange or not which:
-        raise ConfigError(f"--which {','.join(which)}: choose best, last or best,last")
+def check_which(run: RunDir, which: Sequence[str] | None) -> None:
+    """Raise ConfigError unless every name is a scored checkpoint of the run and there is at least one; None: all."""
+    if which is None:
+        return
+    known = run.scored_checkpoints
+    if not which or set(which) - set(known):
+        hint = "" if "ema" in known else " (ema: for runs with train.ema)"
+        raise ConfigError(f"--which {','.join(which)}: choose of {', '.join(known)}, joined by commas{hint}")

@@ -62,6 +62,19 @@ def psnr(
     return ratio.masked_fill(exact, cap).clamp(max=cap), exact
 
 
+def snr(prediction: Tensor, truth: Tensor, cap: float, mask: Tensor | None = None) -> Tensor:
+    """Signal-to-noise ratio per frame, 10 log10(mean(truth^2) / mse), float64 [B, T] in dB.
+
+    Args:
+        cap: largest value returned, dB, also for an exact frame. A frame of zeros has no signal: NaN.
+    """
+    noise = mse(prediction, truth, "mean", mask)
+    signal = reduced(truth.double().square(), "mean", mask)
+    exact = noise == 0
+    ratio = 10.0 * torch.log10(signal / noise.masked_fill(exact, 1.0))
+    return ratio.masked_fill(exact, cap).clamp(max=cap).masked_fill(signal == 0, torch.nan)
+
+
 def ssim(prediction: Tensor, truth: Tensor, data_range: float, window: int = 7, mask: Tensor | None = None) -> Tensor:
     """Structural similarity per frame, float64 [B, T], the mean of the local map over positions and channels.
 

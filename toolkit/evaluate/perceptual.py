@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toolkit.errors import ConfigError
+from toolkit.evaluate.check import ALEXNET_URL as URL
+from toolkit.evaluate.check import ALEXNET_VARIABLE as VARIABLE
+from toolkit.evaluate.check import LPIPS_CHANNELS, LPIPS_SMALLEST, alexnet_file
 
-VARIABLE = "MODERNN_ALEXNET"
-URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 # Convolutions of torchvision's AlexNet: index in `features`, inputs, outputs, kernel, stride, padding.
 CONVOLUTIONS = (
     (0, 3, 64, 11, 4, 2),
@@ -39,7 +40,6 @@ CONVOLUTIONS = (
 POOL_BEFORE = (3, 6)
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and deviation, for -1..1
 EPSILON = 1e-10
-SMALLEST = 31  # pixels of a side: AlexNet's third block still has one position
 BLOCK = 1 << 22  # pixels in one pass; its largest maps are 4 times the frames
 
 
@@ -84,10 +84,10 @@ class LPIPS(nn.Module):
             ConfigError: frames too small, or of another number of channels.
         """
         _, channels, height, width = first.shape
-        if channels not in (1, 3) or min(height, width) < SMALLEST:
+        if channels not in LPIPS_CHANNELS or min(height, width) < LPIPS_SMALLEST:
             raise ConfigError(
-                f"LPIPS takes frames of 1 or 3 channels and at least {SMALLEST}x{SMALLEST} pixels, these have "
-                f"{channels} and {height}x{width}: choose a protocol without it (eval.protocol)"
+                f"LPIPS takes frames of 1 or 3 channels and at least {LPIPS_SMALLEST}x{LPIPS_SMALLEST} pixels, these "
+                f"have {channels} and {height}x{width}: choose a protocol without it (eval.protocol)"
             )
         block = max(1, BLOCK // (height * width))
         parts = [
@@ -128,7 +128,7 @@ def _heads() -> dict[str, Tensor]:
 
 def _trunk() -> dict[str, Tensor]:
     named = os.environ.get(VARIABLE)
-    path = Path(named) if named else Path(torch.hub.get_dir(), "checkpoints", URL.rpartition("/")[2])
+    path = alexnet_file()
     if named and not path.exists():
         raise ConfigError(f"{VARIABLE}={named}: no such file")
     try:

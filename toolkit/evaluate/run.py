@@ -23,10 +23,11 @@ from shards.manifest import Scale
 from toolkit.data.windows import Window, to_unit
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate import protocols
+from toolkit.evaluate.check import threshold_codes
 from toolkit.evaluate.ensemble import BestMember, Ensemble, MeanMember
 from toolkit.evaluate.perceptual import LPIPS
 from toolkit.evaluate.probabilistic import Members
-from toolkit.evaluate.scoring import member_cost, new_table, score_batch, threshold_codes
+from toolkit.evaluate.scoring import member_cost, new_table, score_batch
 from toolkit.evaluate.table import ScoreTable
 from toolkit.wording import count
 

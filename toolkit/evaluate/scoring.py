@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from shards.manifest import Scale
 from toolkit.data.windows import observed, to_unit
-from toolkit.errors import ConfigError
 from toolkit.evaluate import metrics
+from toolkit.evaluate.check import threshold_codes
 from toolkit.evaluate.ensemble import cost_of
 from toolkit.evaluate.perceptual import LPIPS
 from toolkit.evaluate.protocols import Protocol
@@ -27,33 +26,8 @@ def new_table(
     protocol: Protocol, horizon: int, thresholds: Sequence[float], lpips: bool, members: int = 0
 ) -> ScoreTable:
     """Return an empty table for the columns of `score_batch`, and for `members` above 0 those of `Members.scores`."""
-    averaged = (*AVERAGED, "lpips") if lpips else AVERAGED
+    averaged = (*AVERAGED, *(("snr",) if protocol.snr else ()), *(("lpips",) if lpips else ()))
     return ScoreTable(protocol.name, horizon, averaged, thresholds, protocol.event_pools, protocol.fss_windows, members)
-
-
-def threshold_codes(thresholds: Sequence[float], scale: Scale) -> list[int]:
-    """Return for each threshold, in the store's unit, the smallest code whose value reaches it.
-
-    Raises:
-        ConfigError: a threshold that no code or every code reaches, or a decreasing scale.
-    """
-    if thresholds and scale.gain <= 0:
-        raise ConfigError(
-            f"eval.thresholds: the values of this store decrease with its codes (gain {scale.gain:g}): "
-            "convert the archive with a gain above 0"
-        )
-    codes = []
-    for threshold in thresholds:
-        # The tolerance keeps 0.3 / 0.1 at 3, where float64 gives 3.0000000000000004.
-        code = math.ceil((threshold - scale.offset) / scale.gain - 1e-9)
-        if not 0 < code <= scale.max_code:
-            low, high = scale.offset, scale.offset + scale.gain * scale.max_code
-            raise ConfigError(
-                f"eval.thresholds: {threshold:g} is outside of this store, whose values are {low:g} to {high:g} "
-                f"{scale.unit}: choose eval.thresholds above the first and at most the second"
-            )
-        codes.append(code)
-    return codes
 
 
 def threshold_level(threshold: float, code: int, scale: Scale) -> float:
@@ -108,6 +82,8 @@ class Compared:
         protocol = self.protocol
         if name == "psnr":
             values = self._psnr[0]
+        elif name == "snr":
+            values = metrics.snr(self.predicted.clamp(0.0, 1.0), self.truth, protocol.psnr_cap, self.mask)
         elif name == "ssim":
             values = metrics.ssim(*self._images, protocol.ssim_data_range, protocol.ssim_window, self.mask)
         else:
@@ -152,7 +128,7 @@ def score_batch(
     mask, nonfinite = compared.mask, compared.nonfinite
     missing = torch.zeros_like(nonfinite, dtype=torch.int64) if mask is None else (~mask).flatten(2).sum(2)
     columns = {EXACT: compared.exact, NONFINITE: nonfinite, MISSING: missing}
-    columns |= {name: compared.averaged(name) for name in AVERAGED}
+    columns |= {name: compared.averaged(name) for name in (*AVERAGED, *(("snr",) if protocol.snr else ()))}
     if lpips is not None:
         columns["lpips"] = compared.lpips(lpips)
     for threshold, code in zip(thresholds, threshold_codes(thresholds, scale), strict=True):

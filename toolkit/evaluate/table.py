@@ -5,7 +5,8 @@ index of the sample in its split. Nothing is summed before `compute`, which proc
 float64 with exact rounding (`math.fsum`): results are bitwise identical however samples are distributed over batches
 and ranks.
 
-There are two kinds of columns. *Averaged* ones (mse, ssim ...) are float64 and give the mean over frames. *Counted*
+There are two kinds of columns. *Averaged* ones (mse, ssim ...) are float64 and give the mean over frames (RMSE is the
+square root of that of mse). *Counted*
 ones are int64 and are summed; `hits@K`, `misses@K`, `false_alarms@K` and `correct_negatives@K` together give CSI, POD,
 FAR, bias and HSS at threshold K from the pooled counts. `@K/S`: after max-pooling over blocks of S x S pixels. For
 several thresholds there is also the mean CSI. The averaged `fss_error@K/W` and `fss_reference@K/W` together give FSS.
@@ -277,6 +278,8 @@ class ScoreTable:
             return None if undefined or not values.size else math.fsum(values) / values.size
 
         cells: Cells = {name: mean(name) for name in self.plain}
+        if "mse" in cells:
+            cells["rmse"] = None if cells["mse"] is None else math.sqrt(cells["mse"])
         if self.members:
             cells |= spread_and_skill(mean(SPREAD[0]), mean(SPREAD[1]), self.members)
         for side in self.pools:

@@ -26,10 +26,17 @@ channel and position as published, which ties the model to one frame size; they 
 each k x k convolution over all channels and positions of a sample, with a gain and bias per channel (the authors'
 "tensor layer normalisation"). MIM-N's convolutions start uniform in +-0.001, as published. The first block's dX needs
 H_{t-1}^1, which the state holds anyway; whether a previous step exists is a number in the state, 0 or 1.
+
+`initialisation: published` also starts the other convolutions as the authors' TensorFlow code does: uniform in
++-sqrt(6 / (inputs + outputs)), channels only, without the kernel's area; and peepholes by TensorFlow's default,
+Glorot's bound on an array [h, w, channels]. What still differs from that code: the first layer is PredRNN's ST-LSTM,
+with separate input terms for C and M and W_o * [C, M] in the output gate, as in OpenSTL's port (theirs shares the
+input terms and has no such map), and convolutions have no biases.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -130,6 +137,21 @@ class MIM(StepModel):
             MIMBlock(options.hidden, options.kernel, options.layer_norm, self.grid) for _ in range(options.layers - 1)
         )
         self.read_out = nn.Conv2d(options.hidden, depth, 1, bias=False)
+        if options.initialisation == "published":
+            self._initialise_as_published()
+
+    @torch.no_grad()
+    def _initialise_as_published(self) -> None:
+        small = {id(m) for block in self.blocks for m in block.get_submodule("non_stationary").modules()}
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and id(module) not in small:
+                bound = math.sqrt(6.0 / (module.in_channels + module.out_channels))
+                module.weight.uniform_(-bound, bound)
+            if isinstance(module, MemoryLSTM) and module.peepholes is not None:
+                channels, height, width = module.peepholes.shape[1:]
+                for part, outputs in ((module.peepholes[:2], 2 * channels), (module.peepholes[2], channels)):
+                    bound = math.sqrt(6.0 / (height * (width + outputs)))  # TensorFlow's variables are [h, w, channels]
+                    part.uniform_(-bound, bound)
 
     def init_state(self, batch: int, height: int, width: int, like: Tensor, noise: Noise | None) -> MIMState:
         if self.grid not in (None, (height, width)):

@@ -1,5 +1,5 @@
 """ModeRNN by the paper's text (Yao et al., "ModeRNN: Harnessing Spatiotemporal Mode Collapse in Unsupervised
-Predictive Learning", arXiv 2110.03882), in the one reading found whose size is the paper's own: 6,347,776 parameters
+Predictive Learning", arXiv 2110.03882), in a reading whose size is the paper's own: 6,347,776 parameters
 at 4 x 64, N = 4.
 
 Symbols: d_x = d_h = d channels of input and hidden state, D = d_x + d_h, N slots of w = ceil(D / N) channels,

@@ -24,7 +24,8 @@ The paper sums where this takes means, as the authors' code does: beta then does
 over time is kept in the state. Without the loss (beta = 0, the default) A isn't made.
 
 A choice of ours: `layer_norm` normalises over all channels and positions of a sample with one gain and bias per
-channel, for the outputs of the four convolutions. Gains per position would tie the weights to one frame size.
+channel, for the outputs of the four convolutions. Gains per position would tie the weights to one frame size. Initial
+weights are PyTorch's defaults, as in the authors' PyTorch code.
 """
 
 from __future__ import annotations

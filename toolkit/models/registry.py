@@ -28,6 +28,11 @@ class Options(BaseModel):
         """Of a model: frames' sides are padded to a multiple of it. Costs grow with the number of tiles."""
         return 1
 
+    @property
+    def stochastic(self) -> bool:
+        """Of a model: whether the members of an ensemble differ; a deterministic model makes one forecast."""
+        return False
+
 
 class StepOptions(Options):
     """What all recurrent next-frame models share."""
@@ -70,6 +75,10 @@ class ModeRNNOptions(StepOptions):
     gate_norm: bool = Field(False, description="per-sample channel-affine normalisation of the four gates")
     forget_bias: float = Field(1.0, ge=-100, le=100, description="start value of the forget gate's bias (W_fi)")
     sample_at_eval: bool = Field(False, description="draw the slot bus at evaluation too instead of taking its mean")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.sample_at_eval
 
 
 class ConvLSTMOptions(StepOptions):
@@ -127,6 +136,10 @@ class MIMOptions(StepOptions):
     kernel: OddKernel = Field(7, description="odd kernel size (7: the size that the ModeRNN paper's count gives)")
     layer_norm: bool = Field(False, description="normalise every convolution's output per sample, at any size")
     peepholes: bool = Field(False, description="peepholes of MIM-N and MIM-S; they tie the weights to one frame size")
+    initialisation: Literal["torch", "published"] = Field(
+        "torch",
+        description="initial weights: PyTorch's defaults, or the authors' (uniform by channels)",
+    )
 
 
 class ConvTTLSTMOptions(StepOptions):
@@ -233,6 +246,10 @@ class SVGOptions(Options):
     posterior_layers: int = Field(1, ge=1, le=LARGEST, description="stacked LSTMs of the posterior")
     prior_layers: int = Field(1, ge=1, le=LARGEST, description="stacked LSTMs of the prior")
     beta: float = Field(1e-4, ge=0, le=1e6, description="weight of KL(posterior || prior)")
+    initialisation: Literal["torch", "published"] = Field(
+        "torch",
+        description="initial weights: PyTorch's defaults, or the authors' (N(0, 0.02) outside of the LSTMs)",
+    )
     sample_batch: int = Field(
         128,
         ge=1,
@@ -252,6 +269,10 @@ class SVGOptions(Options):
     @property
     def tile(self) -> int:
         return self.size
+
+    @property
+    def stochastic(self) -> bool:
+        return True
 
 
 class SimVPOptions(Options):

@@ -27,6 +27,9 @@ What stands otherwise here than in the published code:
     - `train.loss_frames: future` takes both losses over the horizon only. Scheduled sampling has no place here, since
       training always shows the true previous frame.
 
+`initialisation: published` starts convolutions and linear maps at N(0, 0.02) with zero biases, the gains of the
+normalisations at N(1, 0.02) and LSTMs as PyTorch does; the default is PyTorch's own for all of them.
+
 Random numbers are drawn before anything that is checkpointed. Under `activation_checkpointing.policy: step` the encoder
 and the decoder are recomputed frame by frame; what is kept are codes, LSTM states, and the skips of known frames.
 `activation_checkpointing.per_layer` makes no difference.
@@ -47,6 +50,7 @@ from toolkit.models.base import Noise, Rollout, Sampling, SequenceModel, check_c
 from toolkit.models.registry import SVGOptions
 
 SLOPE = 0.2
+DEVIATION = 0.02  # of published initial weights
 GROUP = 16
 SMALLEST = 4  # side of the last level
 
@@ -177,6 +181,15 @@ class Gaussian(nn.Module):
         return self.mean(x), self.log_var(x), state
 
 
+@torch.no_grad()
+def _as_published(module: nn.Module) -> None:
+    """Initialise one module as the authors' code does; LSTM cells keep PyTorch's initialisation."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.GroupNorm):
+        module.weight.normal_(1.0 if isinstance(module, nn.GroupNorm) else 0.0, DEVIATION)
+        if module.bias is not None:
+            module.bias.zero_()
+
+
 class SVG(SequenceModel):
     """SVG-LP; in training the posterior says what will happen, in a forecast the prior."""
 
@@ -195,6 +208,8 @@ class SVG(SequenceModel):
         self.predicted = nn.Sequential(nn.Linear(options.rnn, options.latent), nn.Tanh())
         self.posterior = Gaussian(options.latent, options.rnn, options.posterior_layers, options.z)
         self.prior = Gaussian(options.latent, options.rnn, options.prior_layers, options.z)
+        if options.initialisation == "published":
+            self.apply(_as_published)
 
     def _check_size(self, height: int, width: int) -> None:
         if max(height, width) > self.size:

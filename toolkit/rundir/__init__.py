@@ -4,6 +4,7 @@ Imports no torch, and nothing of the toolkit but errors, atomic, wording, tree, 
 """
 
 from toolkit.rundir.layout import (
+    ALWAYS,
     CHECKPOINTS,
     RESULT_VERSION,
     RunDir,
@@ -13,4 +14,13 @@ from toolkit.rundir.layout import (
     read_result,
 )
 
-__all__ = ["CHECKPOINTS", "RESULT_VERSION", "RunDir", "differences", "environment", "git_state", "read_result"]
+__all__ = [
+    "ALWAYS",
+    "CHECKPOINTS",
+    "RESULT_VERSION",
+    "RunDir",
+    "differences",
+    "environment",
+    "git_state",
+    "read_result",
+]

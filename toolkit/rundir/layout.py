@@ -11,7 +11,9 @@
       state.json  DONE | FAILED        how the run stands (status.py): no scheduler is needed to know
       heartbeat/rank-N.json            what each rank last did; rank-N.stacks: where a hung one was
       job.lock                         who works on it, or did last (lock.py)
-      eval/                            <split>-<best|last>.json and the frames shown in the report
+      eval/                            <split>-<best|last|ema>.json and the frames shown in the report; scored otherwise
+                                       than by config.yaml: <split>+<what differs>-<which>.json beside them, and
+                                       <split>+<what differs>.request.yaml where a sweep asked for it
       analysis/                        features-<split>-<best|last>.npz: what the model remembers, see toolkit/analysis
 
 Small files are replaced whole (write, fsync, rename), so a reader never sees half of one.
@@ -24,11 +26,13 @@ import json
 import logging
 import os
 import platform
+import re
 import socket
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -36,7 +40,7 @@ from typing import Any
 
 from toolkit.atomic import write_atomic
 from toolkit.config import RunConfig, load_config
-from toolkit.config.tree import flatten
+from toolkit.config.tree import flatten, to_yaml
 from toolkit.errors import EXIT_MEANING, EXIT_OK, ConfigError, ToolkitError
 from toolkit.models.plugins import FileModel, add_file, loaded, read_file
 from toolkit.rundir.events import append_event, read_events, timestamp
@@ -45,7 +49,9 @@ from toolkit.rundir.records import Types, read_object, read_text
 from toolkit.shipped import command
 from toolkit.wording import some
 
-CHECKPOINTS = ("best", "last")  # those that are scored
+CHECKPOINTS = ("best", "last", "ema")  # those that can be scored; every run has the first two
+ALWAYS = CHECKPOINTS[:2]
+REQUEST = ".request.yaml"
 RESULT_VERSION = 1  # of eval/*.json
 STATE_TYPES: Types = {
     **dict.fromkeys(("step", "steps", "pid", "restarts", "skipped", "save_errors", "peak_memory"), int),
@@ -139,9 +145,14 @@ class RunDir:
         run = RunDir(path)
         if run.config_file.exists():
             if run.config().hash8() != config.hash8():
+                own, what = run.config(), "choose another --out, or delete that folder"
+                if own.hash8(scoring=False) == config.hash8(scoring=False):
+                    what = (
+                        f"only its scoring differs, so score that run again: {command('evaluate', path)} (see --help)"
+                    )
                 raise ConfigError(
-                    f"{path}: holds another run ({run.config().hash8()}, this one is {config.hash8()}): "
-                    f"{differences(run.config(), config)}; choose another --out, or delete that folder"
+                    f"{path}: holds another run ({own.hash8()}, this one is {config.hash8()}): "
+                    f"{differences(own, config)}; {what}"
                 )
             return run
         # A creation that was killed leaves env.json or a temporary file; config.yaml, written last, makes it a run.
@@ -226,9 +237,28 @@ class RunDir:
         causes = [str(event.get("cause", "")) for event in read_events(self.path, "fail")]
         return next((cause for cause in reversed(causes) if cause), "no reason was recorded")
 
+    @property
+    def scored_checkpoints(self) -> tuple[str, ...]:
+        """The checkpoints that are scored: best and last, and `ema` where the config sets `train.ema`.
+
+        Read from the text of config.yaml, because the status of a thousand runs is read at once.
+        """
+        averaged = re.search(r"^ +ema: *[0-9.]", read_text(self.config_file), re.MULTILINE)
+        return CHECKPOINTS if averaged else ALWAYS
+
     def scores(self) -> dict[str, Path]:
-        """Return evaluation results by name, for example {'test-best': .../eval/test-best.json}."""
-        return {path.stem: path for path in sorted(self.eval.glob("*-*.json"))}
+        """Return evaluation results by name, {'test-best': .../eval/test-best.json}; those of other scorings last."""
+        found = sorted(self.eval.glob("*-*.json"), key=lambda path: ("+" in path.stem, path.stem))
+        return {path.stem: path for path in found}
+
+    def requests(self) -> dict[str, Path]:
+        """Return the scorings that a sweep asked for beside that of config.yaml, by the first part of their names."""
+        return {path.name.removesuffix(REQUEST): path for path in sorted(self.eval.glob(f"*{REQUEST}"))}
+
+    def request_scoring(self, name: str, values: Mapping[str, object]) -> None:
+        """Ask for another scoring, by the section `eval` that it has; what is there already stays."""
+        self.eval.mkdir(exist_ok=True)
+        write_atomic(self.eval / f"{name}{REQUEST}", to_yaml({"eval": dict(values)}))
 
 
 def check_model_file(config: RunConfig, given: Path, where: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from toolkit.atomic import alive
 from toolkit.errors import EXIT_DATA, EXIT_HANG, EXIT_NONFINITE
-from toolkit.rundir import CHECKPOINTS, RunDir, lock
+from toolkit.rundir import RunDir, lock
 from toolkit.rundir.events import NAME as EVENTS
 from toolkit.rundir.events import RestartEvent, read_restarts
 from toolkit.rundir.records import object_fault
@@ -64,17 +64,24 @@ class RunView:
 
 
 def missing_scores(run: RunDir, split: str | None = None) -> list[str]:
-    """Which of best and last lack a score newer than the end of training; `split` None: of any split."""
+    """Return the names of results in eval/ that are absent or older than the end of training.
+
+    There is one for each scored checkpoint, and for each request of another scoring. `split` None: of any split.
+    """
+    scorings = [split or "*", *run.requests()]
+    wanted = [f"{scoring}-{which}" for scoring in scorings for which in run.scored_checkpoints]
     try:
         trained = (run.path / "DONE").stat().st_mtime
     except FileNotFoundError:
-        return list(CHECKPOINTS)
-    missing = []
-    for which in CHECKPOINTS:
-        files = run.eval.glob(f"*-{which}.json") if split is None else [run.eval / f"{split}-{which}.json"]
-        if not any(file.exists() and file.stat().st_mtime >= trained for file in files):
-            missing.append(which)
-    return missing
+        return wanted
+    return [name for name in wanted if not any(at >= trained for at in _times(run, name))]
+
+
+def _times(run: RunDir, name: str) -> Iterator[float]:
+    """Yield the times of the results of a name; `*` stands for any split of the run's own scoring."""
+    for file in run.eval.glob(f"{name}.json"):
+        if "*" not in name or "+" not in file.stem:
+            yield file.stat().st_mtime
 
 
 def read_status(run: RunDir, name: str | None = None, split: str | None = None, now: float | None = None) -> RunView:

@@ -25,7 +25,7 @@ from toolkit.train import validation
 from toolkit.train.build import build_engine
 from toolkit.train.engine import Engine, StepResult
 from toolkit.train.loss import TrainingLoss
-from toolkit.train.prepare import Data, check_scoring, log_run_summary, open_data, restore
+from toolkit.train.prepare import Data, check_config, log_run_summary, open_data, restore
 from toolkit.train.profile import Profiler
 from toolkit.train.record import ForwardTimer, Recorder
 from toolkit.train.sampling import teacher_rate
@@ -56,9 +56,9 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
     with Watchdog(run, world.rank, world.world_size, config.train.watchdog, name) as watchdog:
         try:
             data = open_data(config)
+            world.run_on_rank_zero(lambda: check_config(config, data))
             if not entry_of(config.model).trained:
                 return _without_training(run, world)
-            world.run_on_rank_zero(lambda: check_scoring(config))
             with Training(run, config, data, world, resume, stop, watchdog, profile) as training:
                 return training.fit()
         except NonFiniteError as error:

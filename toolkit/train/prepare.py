@@ -14,8 +14,11 @@ from toolkit.data.windows import WindowSet, store_of
 from toolkit.distributed.device import facts, why_none
 from toolkit.distributed.world import World
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.evaluate.check import check_scoring
 from toolkit.evaluate.perceptual import load_lpips
+from toolkit.models.plugins import entry_of
 from toolkit.rundir import RunDir
+from toolkit.train.criterion import make_criterion
 from toolkit.train.engine import Engine
 from toolkit.wording import computed_on, count
 
@@ -47,20 +50,24 @@ def open_data(config: RunConfig) -> Data:
     return Data(store, train, val)
 
 
-def check_scoring(config: RunConfig) -> None:
-    """Check before training what the evaluation after it will need, and report splits that hold no window.
+def check_config(config: RunConfig, data: Data) -> None:
+    """Check before training what its loss and the evaluation after it will need of config, store and machine.
+
+    Other splits that hold no window are logged.
 
     Raises:
-        ConfigError: `eval.lpips`, and its weights can't be had here.
+        ConfigError: as `make_criterion` and `check_scoring`; `eval.lpips`, and its weights can't be had here.
     """
+    check_scoring(config, data.store)
     if config.eval.lpips:
         load_lpips()
-    data = config.data
-    store = open_store(store_of(config))
-    for split in store.splits:
-        if split not in (data.train_split, data.val_split):
+    if entry_of(config.model).trained:
+        make_criterion(config.train, data.store.manifest.scale, config.data.horizon)
+    length = config.data.context + config.data.horizon
+    for split in data.store.splits:
+        if split not in (config.data.train_split, config.data.val_split, config.eval.split):
             try:
-                WindowSet(store, split, data.context + data.horizon, data.eval_stride)
+                WindowSet(data.store, split, length, config.data.eval_stride)
             except ConfigError as error:
                 logger.warning("this run cannot be evaluated on %s: %s", split, error)
 

@@ -27,7 +27,8 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     def found(self: argparse.ArgumentParser, *_: object) -> None:
         raise _Found(self)
 
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", found), pytest.raises(_Found) as caught:
+    both = mock.patch.multiple(argparse.ArgumentParser, parse_args=found, parse_intermixed_args=found)
+    with both, pytest.raises(_Found) as caught:
         importlib.import_module(f"launch.{name}").main([])
     parser = caught.value.args[0]
     assert isinstance(parser, argparse.ArgumentParser)

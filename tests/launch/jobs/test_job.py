@@ -63,7 +63,7 @@ def test_scores_older_than_the_end_of_training_are_made_again(fakes: Fakes) -> N
     run = make_run(fakes)
     assert run_job(run, scripts=fakes.scripts) == 0
     os.utime(run.eval / "test-last.json", (1, 1))
-    assert missing_scores(run, "test") == ["last"]
+    assert missing_scores(run, "test") == ["test-last"]
     assert run_job(run, scripts=fakes.scripts) == 0
     assert missing_scores(run, "test") == []
 

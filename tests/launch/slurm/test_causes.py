@@ -107,11 +107,11 @@ BEGAN = "2026-11-22 23:00:00 job 7_3, start 1, on a,b\n"
     [
         ("", ("", "", "it could not begin")),
         (BEGAN, ("a,b", "", "exited without a final status")),
-        (BEGAN + "2026-11-22 23:01:00 told to stop: time limit\n", ("a,b", "", "time limit")),
-        (BEGAN + "2026-11-22 23:01:00 told to stop: lost b\n", ("a,b", "b", "lost b")),
+        (BEGAN + "2026-11-22 23:01:00 asked to stop: time limit\n", ("a,b", "", "time limit")),
+        (BEGAN + "2026-11-22 23:01:00 asked to stop: lost b\n", ("a,b", "b", "lost b")),
         (BEGAN + "srun: error: Node failure on a\n", ("a,b", "a", "lost a")),
         (
-            BEGAN + "2026-11-22 23:01:00 told to stop: preempted or requeued\nx CANCELLED AT 2026 DUE TO JOB REQUEUE",
+            BEGAN + "2026-11-22 23:01:00 asked to stop: preempted or requeued\nx CANCELLED AT 2026 DUE TO JOB REQUEUE",
             ("a,b", "", "requeued"),
         ),
     ],

@@ -150,7 +150,7 @@ def test_the_next_start_knows_why(job: Job, number: signal.Signals | None, said:
     assert job.go(0, number) == 3
     requeued = "state" not in said
     assert job.calls() == (["requeue 7"] if requeued else [])
-    assert f"told to stop: {cause}\n" in job.log()
+    assert f"asked to stop: {cause}\n" in job.log()
     assert ("not requeued: Slurm has the job as" in job.log()) is not requeued
     job.step("exit 0")
     assert job.go(1) == 0
@@ -276,7 +276,7 @@ def test_a_failure_after_slurm_has_requeued_the_job_is_none(job: Job) -> None:
     job.step(f"echo why >{job.run}/FAILED; echo 'STEP 7.0 ON a CANCELLED AT 2026 DUE TO PREEMPTION'; exit 137")
     assert job.go() == 3
     assert not (job.run / "FAILED").exists()
-    assert "told to stop: preempted\n" in job.log()
+    assert "asked to stop: preempted\n" in job.log()
     assert job.calls() == []
 
 
@@ -289,7 +289,7 @@ def test_without_any_python_it_stops_and_requeues_all_the_same(job: Job) -> None
     job.step(LISTENS)
     assert job.go(0, signal.SIGTERM) == 3
     assert job.calls() == ["requeue 7"]
-    assert "told to stop: cause unknown: no Python on this node could look for it\n" in job.log()
+    assert "asked to stop: cause unknown: no Python on this node could look for it\n" in job.log()
     job.step("exit 0")
     assert job.go(1) == 0
     assert job.restart().cause == "cause unknown: no Python on this node could look for it"
@@ -306,7 +306,7 @@ def test_the_python_of_the_node_looks_for_causes_where_a_container_has_that_of_t
     job.say("CANCELLED")
     job.step(LISTENS)
     assert job.go(0, signal.SIGTERM) == 3
-    assert "told to stop: cancelled\n" in job.log()
+    assert "asked to stop: cancelled\n" in job.log()
 
 
 @pytest.mark.parametrize("tries", [2, 9])
@@ -326,7 +326,7 @@ def test_a_step_that_slurm_does_not_start_yet_is_tried_again(job: Job, tries: in
     assert not (job.run / "FAILED").exists()
     assert job.calls() == ([] if tries == 2 else ["requeue 7"])
     if tries == 9:
-        assert "told to stop: no step could be started\n" in job.log()
+        assert "asked to stop: no step could be started\n" in job.log()
 
 
 def test_a_step_that_slurm_ended_for_want_of_memory(job: Job) -> None:

@@ -471,7 +471,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_foreseen(small_disk: Path) -> None:
     save(small_disk, 1, 2)
     before = bytes_in(small_disk)
-    match = r"not enough room \(needs 2,12\d,\d{3} bytes; 1,9\d\d,\d{3} bytes are free in .*Make room"
+    match = r"not enough room \(needs 2,12\d,\d{3} bytes; 1,9\d\d,\d{3} bytes are free in .*Free space"
     assert_refused_and_intact(small_disk, before, match)
 
 

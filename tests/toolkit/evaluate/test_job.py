@@ -10,12 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import toolkit
 from launch.evaluate import main
+from launch.export import main as export_main
+from launch.train import main as train_main
 from tests.support.runs import write_run
+from toolkit.checkpoint.weights import read_weights
 from toolkit.errors import ConfigError
 from toolkit.evaluate.table import ScoreTable
+from toolkit.report.data.aggregate import make_boards
+from toolkit.report.data.collect import Sweep, collect
+from toolkit.report.data.tables import to_markdown
 from toolkit.rundir import RunDir
+from toolkit.rundir.status import missing_scores
 
 ROOT = Path(__file__).parents[3]
 
@@ -80,7 +89,7 @@ def test_one_step_under_two_names_is_computed_once(
 def test_a_limit_or_another_split_is_another_result(make_run: Callable[..., RunDir]) -> None:
     run = make_run(5)
     main(["--run", str(run.path), "--which", "last", "--limit", "1"])
-    assert json.loads((run.eval / "test-last.json").read_text())["n"] == 1
+    assert json.loads((run.eval / "test+first-1-last.json").read_text())["n"] == 1
     main(["--run", str(run.path), "--which", "last"])
     whole = json.loads((run.eval / "test-last.json").read_text())["n"]
     assert whole > 1
@@ -104,13 +113,13 @@ def test_an_ensemble_is_another_result_and_says_its_rule(
     run = make_run(5, model=SVG)
     command = ["--run", str(run.path), "--which", "last"]
 
-    def evaluated(*arguments: str) -> dict[str, object]:
+    def evaluated(*arguments: str, name: str = "test") -> dict[str, object]:
         main([*command, *arguments])
-        return json.loads((run.eval / "test-last.json").read_text())
+        return json.loads((run.eval / f"{name}-last.json").read_text())
 
     single = evaluated()
     assert single["ensemble"] is None
-    best = evaluated("--ensemble-size", "3", "--select", "best")
+    best = evaluated("--ensemble-size", "3", "--select", "best", name="test+best-of-3")
     assert "ensemble size 3" in capsys.readouterr().err
     assert {key: best["ensemble"][key] for key in ("samples", "select", "by")} == {
         "samples": 3, "select": "best", "by": "psnr",
@@ -118,9 +127,9 @@ def test_an_ensemble_is_another_result_and_says_its_rule(
     assert "PSNR, averaged over lead times, is best" in best["ensemble"]["text"]
     assert best["overall"]["psnr"] > single["overall"]["psnr"]
     assert best["protocol"]["best_by"] == "psnr"
-    assert evaluated("--ensemble-size", "3", "--select", "best") == best
+    assert evaluated("--ensemble-size", "3", "--select", "best", name="test+best-of-3") == best
     assert "already evaluated" in capsys.readouterr().err
-    assert evaluated("--ensemble-size", "3")["ensemble"]["select"] == "mean"
+    assert evaluated("--ensemble-size", "3", name="test+mean-of-3")["ensemble"]["select"] == "mean"
     assert evaluated()["overall"] == single["overall"]
 
 
@@ -128,6 +137,80 @@ def test_a_model_without_chance_makes_one_forecast(make_run: Callable[..., RunDi
     run = make_run(5, samples=4, select="best")
     main(["--run", str(run.path), "--which", "last"])
     assert json.loads((run.eval / "test-last.json").read_text())["ensemble"] is None
+
+
+def test_a_run_is_scored_in_several_ways_beside_each_other(make_run: Callable[..., RunDir], tmp_path: Path) -> None:
+    run = make_run(5)
+    command = ["--run", str(run.path), "--which", "last"]
+    main(command)
+    own = (run.eval / "test-last.json").read_bytes()
+    config, state = run.config_file.read_bytes(), run.config().hash8()
+    main([*command, "--protocol", "openstl", "--thresholds", "0.3", "0.6"])
+    main([*command, "--horizon", "5", "--split", "val"])
+    names = {path.name for path in run.eval.glob("*.json")}
+    assert names == {"test-last.json", "test+openstl+at-0.3,0.6-last.json", "val+horizon-5-last.json"}
+    assert (run.eval / "test-last.json").read_bytes() == own
+    assert (run.config_file.read_bytes(), run.config().hash8()) == (config, state)
+    openstl, longer = (json.loads((run.eval / name).read_text()) for name in sorted(names - {"test-last.json"}))
+    assert (openstl["protocol"]["name"], openstl["thresholds"]) == ("openstl", [0.3, 0.6])
+    assert openstl["overall"]["rmse"] == openstl["overall"]["mse"] ** 0.5
+    assert openstl["overall"]["snr"] is not None
+    assert (longer["horizon"], len(longer["leads"]["mse"]), longer["split"]) == (5, 5, "val")
+    # Another store, of larger frames than it was trained on: a file as the original test set is published.
+    np.save(tmp_path / "mnist_test_seq.npy", np.random.default_rng(0).integers(0, 255, (20, 30, 24, 24), np.uint8))
+    other = tmp_path / "canonical"
+    convert = ["shards", "convert", "moving-mnist-file", str(tmp_path / "mnist_test_seq.npy"), str(other)]
+    subprocess.run([sys.executable, "-m", *convert], check=True, cwd=ROOT, capture_output=True)
+    main([*command, "--store", str(other), "--context", "10", "--horizon", "10"])
+    (written,) = run.eval.glob("test+store-canonical-*+context-10+horizon-10-last.json")
+    result = json.loads(written.read_text())
+    assert (result["n"], result["frames"], result["store"]["name"]) == (30, [1, 24, 24], "moving-mnist-file")
+    # All of them have their own table in a report; the status knows the run by its own scoring.
+    boards = make_boards(collect_run(run))
+    assert sorted((b.facts["store"]["name"], b.facts["protocol"]["name"], b.facts["horizon"]) for b in boards) == [
+        ("mixed-moving-mnist", "openstl", 3),
+        ("mixed-moving-mnist", "paper", 3),
+        ("mixed-moving-mnist", "paper", 5),
+        ("moving-mnist-file", "paper", 10),
+    ]
+
+
+def collect_run(run: RunDir) -> Sweep:
+    run.mark_done()
+    return collect(run.path)
+
+
+def test_a_moving_average_is_scored_beside_the_others(tiny_store: Path, tmp_path: Path) -> None:
+    tree = {
+        "model": {"name": "convlstm", "layers": 1, "hidden": 4, "kernel": 3},
+        "data": {"store": str(tiny_store), "context": 3, "horizon": 3},
+        "eval": {"batch": 2, "show": 0},
+        "train": {"steps": 2, "batch": 2, "ema": 0.5, "device": "cpu", "validate_every": 2, "images": 0},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(tree))
+    assert train_main(["--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run")]) == 0
+    run = RunDir(tmp_path / "run")
+    assert run.scored_checkpoints == ("best", "last", "ema")
+    assert missing_scores(run, "test") == ["test-best", "test-last", "test-ema"]
+    main(["--run", str(run.path)])
+    scores = {which: json.loads((run.eval / f"test-{which}.json").read_text()) for which in ("best", "last", "ema")}
+    assert scores["ema"]["overall"]["mse"] != scores["last"]["overall"]["mse"]
+    assert scores["ema"]["step"] == scores["last"]["step"] == 2
+    assert missing_scores(run, "test") == []
+    (board,) = make_boards(collect(run.path))
+    assert board.checkpoints == ["best", "last", "ema"]
+    assert "Moving average (EMA)" in to_markdown("run", [board])
+    assert export_main([str(run.path), "--out", str(tmp_path / "model"), "--which", "ema"]) == 0
+    exported = toolkit.load(tmp_path / "model").state_dict()
+    average, _ = read_weights(run, "ema")
+    assert all(torch.equal(exported[name], average[name]) for name in average)
+
+
+def test_a_run_without_a_moving_average_has_none(make_run: Callable[..., RunDir]) -> None:
+    run = make_run(5)
+    assert run.scored_checkpoints == ("best", "last")
+    with pytest.raises(ConfigError, match=r"ema: for runs with train\.ema"):
+        main(["--run", str(run.path), "--which", "ema"])
 
 
 def test_faults_of_use_are_named(make_run: Callable[..., RunDir], tmp_path: Path) -> None:

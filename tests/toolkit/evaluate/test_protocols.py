@@ -15,7 +15,7 @@ from toolkit.errors import ConfigError
 from toolkit.evaluate.perceptual import LPIPS, _heads
 from toolkit.evaluate.protocols import known_protocols, load_protocol
 from toolkit.evaluate.run import evaluate_model
-from toolkit.evaluate.scoring import score_batch
+from toolkit.evaluate.scoring import new_table, score_batch
 
 GREY = Scale("intensity", "1", 0.0, 1.0)  # codes as they are, 0..255
 
@@ -53,6 +53,30 @@ def test_openstl_leaves_errors_unclamped_and_images_in_float() -> None:
     expected = structural_similarity(*frames, data_range=2.0)
     assert found["ssim"].item() == pytest.approx(expected, abs=1e-6)
     assert expected > structural_similarity(*frames, data_range=1.0)
+
+
+def test_openstl_has_rmse_and_snr() -> None:
+    rng = np.random.default_rng(1)
+    codes = torch.from_numpy(rng.integers(1, 256, (3, 2, 1, 8, 8), np.uint8))
+    prediction = torch.from_numpy(rng.random((3, 2, 1, 8, 8))) * 1.4 - 0.2
+    codes[0, 0], codes[0, 1] = 0, 255
+    prediction[0, 1] = 1.2  # exact, once it is clamped
+    protocol = load_protocol("openstl")
+    table = new_table(protocol, 2, (), lpips=False)
+    table.update([0, 1, 2], ["a", "b", "c"], [None] * 3, score_batch(prediction, codes, GREY, protocol, ()))
+    scores = table.compute()
+    true, predicted = codes.double().numpy() / 255, prediction.double().numpy()
+    per_pixel = np.mean((predicted - true) ** 2, axis=(0, 1))  # the sum over pixels of it, and the root of that
+    assert scores.overall["rmse"] == pytest.approx(np.sqrt(per_pixel.sum()), rel=1e-6)
+    clamped = np.clip(predicted, 0, 1)
+    snr = [
+        10 * np.log10((true[b, t] ** 2).mean() / ((true[b, t] - clamped[b, t]) ** 2).mean())
+        for b in (1, 2)
+        for t in (0, 1)
+    ]
+    assert scores.overall["snr"] == pytest.approx((sum(snr) + 100) / 5, rel=1e-6)  # the cap; without the empty frame
+    assert scores.announced["frames_without_value"]["snr"] == 1
+    assert "snr" not in load_protocol("paper").choices()
 
 
 def test_sevir_has_its_own_thresholds_squares_and_neighbourhoods() -> None:

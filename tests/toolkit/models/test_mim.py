@@ -13,6 +13,7 @@ from toolkit.config import make_config
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.models.base import Sampling, StepSequence
 from toolkit.models.mim import MIM
+from toolkit.models.registry import MIMOptions
 
 
 def built(checkpointing: str = "none", **options) -> StepSequence:
@@ -105,3 +106,22 @@ def test_bad_options_are_refused() -> None:
         built(kernel=6)
     with pytest.raises(ConfigError, match=r"model\.layers: .*greater than or equal to 2, got 1"):
         built(layers=1)
+
+
+def test_published_initialisation() -> None:
+    torch.manual_seed(0)
+    options = MIMOptions(layers=2, hidden=8, kernel=3, peepholes=True, initialisation="published")
+    model = MIM(options, FrameSpec(1, 16, 16))
+    block = model.blocks[0]
+
+    def bound(weight: torch.Tensor) -> float:
+        return weight.abs().max().item()
+
+    assert bound(block.from_hidden[0].weight) == pytest.approx((6 / (8 + 24)) ** 0.5, rel=0.02)
+    assert bound(block.stationary.from_input[0].weight) == pytest.approx((6 / (8 + 32)) ** 0.5, rel=0.02)
+    assert bound(model.first.from_hidden[0].weight) == pytest.approx((6 / (8 + 32)) ** 0.5, rel=0.02)
+    assert bound(model.read_out.weight) == pytest.approx((6 / (8 + 16)) ** 0.5, rel=0.1)
+    for memory in (block.stationary, block.non_stationary):  # TensorFlow's variables are [4, 4, 16] and [4, 4, 8]
+        assert bound(memory.peepholes[:2]) == pytest.approx((6 / (4 * (4 + 16))) ** 0.5, rel=0.05)
+        assert bound(memory.peepholes[2]) == pytest.approx((6 / (4 * (4 + 8))) ** 0.5, rel=0.05)
+    assert bound(block.non_stationary.from_input[0].weight) <= 0.001

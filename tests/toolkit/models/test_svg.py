@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.distributions import Independent, Normal
 from torch.distributions import kl_divergence as torch_kl
 
@@ -15,6 +16,7 @@ from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
 from toolkit.models.base import Noise, Sampling
+from toolkit.models.registry import SVGOptions
 from toolkit.models.svg import SVG, kl_divergence
 
 TINY = {"name": "svg_lp", "size": 16, "width": 2, "latent": 5, "rnn": 6, "z": 3, "beta": 0.5}
@@ -134,3 +136,18 @@ def test_frames_larger_than_the_square_are_refused() -> None:
         untrained_model(make_config({"model": TINY}, "test"), FrameSpec(1, 16, 20))
     with pytest.raises(ConfigError, match=r"power of two.*use 32 or 64"):
         make_config({"model": {**TINY, "size": 48}}, "test")
+
+
+def test_published_initialisation() -> None:
+    torch.manual_seed(0)
+    options = SVGOptions(size=32, width=16, latent=32, rnn=64, initialisation="published")
+    model = SVG(options, FrameSpec(1, 32, 32))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.2)
+            assert not module.bias.any()
+        if isinstance(module, nn.LSTMCell):  # PyTorch's: uniform in +- 1 / sqrt(64)
+            assert module.weight_hh.abs().max().item() == pytest.approx(1 / 8, rel=0.01)
+        if isinstance(module, nn.GroupNorm):
+            assert abs(module.weight.mean().item() - 1) < 0.02
+            assert 0 < module.weight.std().item() < 0.04

@@ -40,6 +40,7 @@ class Protocol:
     fss_windows: tuple[int, ...]  # sides (odd) of the neighbourhoods of the fractions skill score
     csi_pooling: Literal["counts"]  # counts are pooled before the division
     average: Literal["frames"]  # every frame of every sequence has the same weight
+    snr: bool = False  # also the signal-to-noise ratio, on clamped predictions
 
     def thresholds_for(self, asked: Sequence[float]) -> tuple[float, ...]:
         """Return the event thresholds of an evaluation.
@@ -55,8 +56,15 @@ class Protocol:
         return self.thresholds or tuple(asked)
 
     def choices(self) -> dict[str, object]:
-        """Return all fields as plain values, with `text`: their description in sentences."""
-        plain = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+        """Return all fields as plain values, with `text`: their description in sentences.
+
+        `snr` is left out where it is false, so that results from before it stay valid.
+        """
+        plain = {
+            key: list(v) if isinstance(v, tuple) else v
+            for key, v in dataclasses.asdict(self).items()
+            if v is not False or key != "snr"
+        }
         return {**plain, "text": self.sentences()}
 
     def sentences(self) -> list[str]:
@@ -69,17 +77,27 @@ class Protocol:
             "Predictions are clamped to 0…1 before scoring."
             if self.clamp
             else "Predictions are clamped to 0…1 for SSIM, PSNR and LPIPS, but not for MSE and MAE.",
-            f"MSE and MAE: on values in 0…1, {self.error_reduction} over the pixels and channels of a frame.",
+            f"MSE and MAE: on values in 0…1, {self.error_reduction} over the pixels and channels of a frame. RMSE is "
+            "the square root of the mean MSE.",
             f"SSIM: {levels}, data range {self.ssim_data_range:g}, {window}, sample covariances, mean over the windows "
             "inside the frame.",
             f"PSNR: {levels}, data range {self.psnr_data_range:g}, per frame in dB, capped at {self.psnr_cap:g} dB "
             "(also for exact frames).",
+            *self._snr(),
             f"LPIPS: AlexNet, version 0.1, on frames in {self.lpips_range}.",
             "CSI = hits / (hits + misses + false alarms), POD = hits / (hits + misses), FAR = false alarms / (hits + "
             "false alarms), bias = (hits + false alarms) / (hits + misses): an event is a value at or above the "
             "threshold; counts are pooled over all pixels, frames and sequences before the division." + self._events(),
             "Means are over frames with equal weights. Missing pixels are excluded: errors are means over the observed "
             "pixels (a sum is scaled to the full frame), SSIM is the mean over windows without missing pixels.",
+        ]
+
+    def _snr(self) -> list[str]:
+        if not self.snr:
+            return []
+        return [
+            f"SNR: 10 log10(mean(truth²) / mean((truth − prediction)²)) of each frame in dB, on predictions clamped to "
+            f"0…1, capped at {self.psnr_cap:g} dB (exact frames); a frame that is 0 everywhere has no value."
         ]
 
     def _events(self) -> str:

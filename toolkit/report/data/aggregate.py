@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from toolkit.report.data.collect import Facts, Result, Run, Sweep
-from toolkit.rundir import CHECKPOINTS
+from toolkit.rundir import ALWAYS, CHECKPOINTS
 
 OVERALL = ""  # the mode that means all sequences
 PERSISTENCE = "persistence (baseline)"  # a model in a sweep may have the name `persistence`
@@ -89,6 +89,11 @@ class Board:
     rows: tuple[GroupScores, ...]
     results: Mapping[tuple[str, str, int], Result]  # (group, which, seed)
 
+    @property
+    def checkpoints(self) -> list[str]:
+        """Return the checkpoints of its rows: best, last, and ema where some run keeps a moving average."""
+        return list(dict.fromkeys(row.which for row in self.rows))
+
     def rows_at(self, which: str) -> list[GroupScores]:
         return [row for row in self.rows if row.which == which]
 
@@ -111,6 +116,8 @@ def describe_metric(key: str, facts: Facts) -> Metric | None:
     known: dict[str, tuple[str, Direction, bool]] = {
         "mse": ("MSE", "lower", True),
         "mae": ("MAE", "lower", True),
+        "rmse": ("RMSE", "lower", False),
+        "snr": ("SNR (dB)", "higher", False),
         "ssim": ("SSIM", "higher", True),
         "psnr": ("PSNR (dB)", "higher", True),
         "lpips": ("LPIPS", "lower", True),
@@ -142,7 +149,9 @@ def _board(sweep: Sweep, members: list[tuple[Run, Result]]) -> Board:
     metrics = tuple(metric for key in keys if (metric := describe_metric(key, facts)) is not None)
     modes = tuple(sorted(facts["modes"]))
     rows = []
-    for which in CHECKPOINTS:
+    scored = {result.which for _, result in members}
+    shown = [which for which in CHECKPOINTS if which in ALWAYS or which in scored]
+    for which in shown:
         for group in sweep.groups:
             runs = [run for run in sweep.runs if run.group == group]
             here = {run.seed: result for run, result in members if run.group == group and result.which == which}
@@ -165,6 +174,8 @@ def _row(
     ensemble = next((found.get("ensemble") for found in data.values()), None)
     other = [seed for seed, found in data.items() if found.get("ensemble") != ensemble]
     missing = {run.seed: run.problem or elsewhere for run in runs if run.seed not in data}
+    if not data and which not in ALWAYS:  # no run of the group keeps a moving average
+        missing = {}
     missing |= {seed: f"scored as {(data.pop(seed).get('ensemble') or SINGLE)['label']}" for seed in other}
     return GroupScores(
         group=group,

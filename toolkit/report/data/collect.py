@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,15 +21,17 @@ from toolkit.rundir.sweep import RECORD_NAME, RecordedRun, read_record
 from toolkit.shipped import command
 from toolkit.wording import first_line
 
+logger = logging.getLogger(__name__)
+
 Facts = Mapping[str, Any]  # the JSON file of a result or a diagnosis
 Curve = tuple[tuple[int, float], ...]  # (step, value), steps ascending
 
 
 @dataclass(frozen=True)
 class Result:
-    """One `eval/<split>-<which>.json`."""
+    """One `eval/<name>-<which>.json`; the name is the split, and tells another scoring than the run's own."""
 
-    split: str
+    name: str
     which: str
     data: Facts
     samples: Path | None  # frames for figures, if they were kept
@@ -37,7 +40,7 @@ class Result:
     @property
     def table(self) -> Path:
         """The file of scores per sequence and lead time."""
-        return self.folder / f"{self.split}-{self.which}.table.npz"
+        return self.folder / f"{self.name}-{self.which}.table.npz"
 
     @property
     def comparable(self) -> str:
@@ -196,19 +199,25 @@ def _problem(run: RunDir, view: RunView, results: tuple[Result, ...]) -> str | N
 
 
 def _read_results(run: RunDir) -> list[Result]:
-    results = []
+    """Return the run's own results first; one of another scoring is left out where its column has a value already."""
+    results: list[Result] = []
     for stem, path in run.scores().items():
-        split, _, which = stem.rpartition("-")
+        name, _, which = stem.rpartition("-")
         if which not in CHECKPOINTS:
             continue
         data = read_result(path)
         if data.get("version") != RESULT_VERSION:
             raise ToolkitError(
                 f"{path}: written in version {data.get('version')}, this report reads {RESULT_VERSION}; "
-                f"score it again: " + command("evaluate", "--run", run.path, "--split", split, "--force")
+                f"score it again: "
+                + command("evaluate", "--run", run.path, "--split", name.partition("+")[0], "--force")
             )
         samples = path.with_name(f"{stem}.samples.npz")
-        results.append(Result(split, which, data, samples if samples.exists() else None, path.parent))
+        result = Result(name, which, data, samples if samples.exists() else None, path.parent)
+        if any((known.which, known.comparable) == (which, result.comparable) for known in results):
+            logger.info("not in the tables: %s: the run's own result has its column", path)
+        else:
+            results.append(result)
     return results
 
 

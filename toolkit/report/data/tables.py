@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 
 from toolkit.report.data.aggregate import OVERALL, Board, GroupScores, Metric, Score
-from toolkit.rundir import CHECKPOINTS
 from toolkit.table import Cell, Kind, Row, Table
 from toolkit.wording import count
 
-CHECKPOINT_TITLES = {"best": "Best-validation checkpoint", "last": "Last checkpoint"}
-FIXED_DECIMALS = {"psnr": 2, "spread_skill": 2} | dict.fromkeys(
+CHECKPOINT_TITLES = {"best": "Best-validation checkpoint", "last": "Last checkpoint", "ema": "Moving average (EMA)"}
+FIXED_DECIMALS = {"psnr": 2, "snr": 2, "spread_skill": 2} | dict.fromkeys(
     ("ssim", "lpips", "csi", "mean_csi", "pod", "far", "bias", "hss", "fss"), 3
 )
 CSV_COLUMNS = (
@@ -22,10 +21,10 @@ ARROWS = {"lower": " ↓", "higher": " ↑", "one": " → 1", "none": ""}
 NOT_DEFINED = "n/a"
 
 
-def score_table(board: Board, checkpoints: Sequence[str] = CHECKPOINTS) -> Table:
+def score_table(board: Board, checkpoints: Sequence[str] | None = None) -> Table:
     """Return the headline scores over all sequences: a row for each group, a block for each of several checkpoints."""
     metrics = [metric for metric in board.metrics if metric.headline]
-    rows = []
+    rows, checkpoints = [], checkpoints or board.checkpoints
     for which in checkpoints:
         if len(checkpoints) > 1:
             rows.append(Row((CHECKPOINT_TITLES[which],), "block"))
@@ -35,9 +34,9 @@ def score_table(board: Board, checkpoints: Sequence[str] = CHECKPOINTS) -> Table
     return Table(("Model", "Seeds", "Parameters", *map(heading, metrics)), rows)
 
 
-def mode_table(board: Board, metric: Metric, checkpoints: Sequence[str] = CHECKPOINTS) -> Table:
+def mode_table(board: Board, metric: Metric, checkpoints: Sequence[str] | None = None) -> Table:
     """Return one score by mode, with checkpoints side by side."""
-    modes = (OVERALL, *board.modes)
+    modes, checkpoints = (OVERALL, *board.modes), checkpoints or board.checkpoints
     rows = []
     for pair in zip(*(board.rows_at(which) for which in checkpoints), strict=True):
         label = " | ".join(dict.fromkeys(row.label for row in pair))
@@ -127,7 +126,8 @@ def to_markdown(title: str, boards: Sequence[Board]) -> str:
             f"{count(facts['n'], 'sequence')}, {facts['context']} → {facts['horizon']} frames. "
             "Mean ± sample standard deviation over seeds; bold: best of its column.\n"
         )
-        for which, name in CHECKPOINT_TITLES.items():
+        for which in board.checkpoints:
+            name = CHECKPOINT_TITLES[which]
             parts += [f"## {name}\n", score_table(board, (which,)).to_markdown()]
             for metric in board.metrics if board.modes else ():
                 parts += [f"### {heading(metric)} by mode, {name.lower()}\n"]

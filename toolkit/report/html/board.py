@@ -10,7 +10,6 @@ from toolkit.report.data.tables import heading, mode_table, score_table
 from toolkit.report.html.ensembles import ensembles
 from toolkit.report.html.figures import lead_figure
 from toolkit.report.html.frames import frames
-from toolkit.rundir import CHECKPOINTS
 from toolkit.wording import count
 
 STATUS_TEXT = {
@@ -47,7 +46,8 @@ def board_section(sweep: Sweep, board: Board, number: int, several: bool) -> dic
 
 
 def _first_scored(board: Board) -> str:
-    return next((name for name in CHECKPOINTS if any(row.seeds for row in board.rows_at(name))), CHECKPOINTS[0])
+    names = board.checkpoints
+    return next((name for name in names if any(row.seeds for row in board.rows_at(name))), names[0])
 
 
 def board_facts(board: Board) -> dict[str, Any]:
@@ -89,5 +89,8 @@ def _notes(board: Board) -> list[str]:
     for row in board.rows:
         for seed, reason in row.missing.items():
             absent.setdefault(f"{row.group}: seed {seed} is missing, {reason}", []).append(row.which)
-    notes += [text if len(where) == len(CHECKPOINTS) else f"{text} ({where[0]})" for text, where in absent.items()]
+    notes += [
+        text if len(where) == len(board.checkpoints) else f"{text} ({', '.join(where)})"
+        for text, where in absent.items()
+    ]
     return notes

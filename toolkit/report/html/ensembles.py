@@ -29,7 +29,6 @@ from toolkit.report.html.figures import (
     legend,
     looks,
 )  # fmt: skip
-from toolkit.rundir import CHECKPOINTS
 from toolkit.table import Row, Table
 
 SHOWN = ("crps", "crps_fair", "spread", "rmse_of_mean", "spread_skill")
@@ -52,7 +51,7 @@ def ensembles(board: Board, groups: Sequence[str]) -> dict[str, Any] | None:
 
 def _rows(board: Board) -> list[GroupScores]:
     """Return the rows of ensembles, for the first checkpoint that has any."""
-    for which in CHECKPOINTS:
+    for which in board.checkpoints:
         rows = [row for row in board.rows_at(which) if row.ensemble and row.seeds and _histograms(board, row)]
         if rows:
             return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from toolkit.evaluate.protocols import known_protocols, load_protocol
 from toolkit.report.data.aggregate import PERSISTENCE, make_boards
 from toolkit.report.data.collect import Sweep
 from toolkit.report.data.tables import ARROWS
@@ -86,10 +87,19 @@ def _missing(filled: FilledTable) -> list[str]:
     return list(texts)
 
 
-def _ensembles(filled: FilledTable) -> str:
-    """Describe how ensembles of the sweep were scored, which may differ from the paper."""
+def _notes(filled: FilledTable) -> str:
+    """Describe how ensembles and LPIPS of the sweep were scored, which may differ from the paper."""
     labels = "; ".join(f"{name}: {label}" for name, label in filled.ensembles.items())
-    return f"Ensembles of this sweep: {labels}" if labels else ""
+    notes = [f"Ensembles of this sweep: {labels}."] if labels else []
+    if any(column.metric == "lpips" for column in filled.table.columns):
+        used = {name: load_protocol(name).lpips_range for name in filled.protocols if name in known_protocols()}
+        here = ", ".join(f"{shown} (protocol {name})" for name, shown in used.items()) or "not scored yet"
+        notes.append(
+            f"LPIPS: the network is given frames in {here}. Its authors' range, and that of protocol paper, is "
+            "-1..1; the code of predrnn-pytorch, from which ModeRNN's evaluation comes, gives it 0..1 (protocol "
+            "predrnn), and the ModeRNN paper doesn't state which."
+        )
+    return " ".join(notes)
 
 
 def to_html(sweep: Sweep, tables: Sequence[FilledTable], which: str) -> str:
@@ -99,7 +109,7 @@ def to_html(sweep: Sweep, tables: Sequence[FilledTable], which: str) -> str:
             "number": filled.table.number,
             "title": _title(filled),
             "table": paper_table(filled),
-            "ensembles": _ensembles(filled),
+            "notes": _notes(filled),
             "missing": _missing(filled),
         }
         for filled in tables
@@ -122,7 +132,7 @@ def to_markdown(name: str, tables: Sequence[FilledTable], which: str) -> str:
     parts = [f"# {name}: the paper's tables\n", f"{HOW} Checkpoint: {which}.\n"]
     for filled in tables:
         parts += [f"## {_title(filled)}\n", paper_table(filled).to_markdown()]
-        parts += [f"- {text}\n" for text in [_ensembles(filled)] if text]
+        parts += [f"- {text}\n" for text in [_notes(filled)] if text]
         parts += [f"- missing in these means: {text}\n" for text in _missing(filled)]
     return "\n".join(parts)
 

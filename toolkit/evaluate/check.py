@@ -1,0 +1,119 @@
+"""What the scoring of a run will need of its config, its store and the machine, checked before anything is trained.
+
+Does not import torch: a sweep checks its runs on the login node.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from shards import Store
+from shards.manifest import Scale
+from toolkit.config import RunConfig
+from toolkit.data.windows import WindowSet
+from toolkit.errors import ConfigError
+from toolkit.evaluate.protocols import load_protocol
+from toolkit.models.registry import StepOptions
+
+ALEXNET_VARIABLE = "MODERNN_ALEXNET"
+ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+LPIPS_CHANNELS = (1, 3)
+LPIPS_SMALLEST = 31  # pixels of a side: AlexNet's third block still has one position
+logger = logging.getLogger(__name__)
+
+
+def check_scoring(config: RunConfig, store: Store | None = None) -> None:
+    """Check that a trained run could be scored as its config asks, and log what of `eval` will have no effect.
+
+    Args:
+        store: of `config.data.store`; None: not at hand, what depends on it is not checked.
+
+    Raises:
+        ConfigError: an unknown protocol; thresholds that it doesn't take, or outside of the store's values; no such
+            split, or no window of context + horizon frames in it; frames too small for SSIM or LPIPS; LPIPS without
+            its package or weights.
+    """
+    asked, model = config.eval, config.model
+    protocol = load_protocol(asked.protocol)
+    thresholds = protocol.thresholds_for(asked.thresholds)
+    if asked.lpips:
+        _check_lpips_files()
+    if asked.ensemble_size > 1 and not model.stochastic:
+        logger.warning(
+            "eval.ensemble_size %d: %s is deterministic and makes one forecast", asked.ensemble_size, model.name
+        )
+    if asked.analyse and not isinstance(model, StepOptions):
+        logger.warning("eval.analyse %d: %s has no recurrent state to analyse", asked.analyse, model.name)
+    if store is None:
+        return
+    threshold_codes(thresholds, store.manifest.scale)
+    frames = store.manifest.frames
+    _check_side(min(frames.height, frames.width), protocol.ssim_window, "SSIM's window", "another eval.protocol")
+    if asked.lpips:
+        _check_side(min(frames.height, frames.width), LPIPS_SMALLEST, "LPIPS", "eval.lpips=false")
+        if frames.channels not in LPIPS_CHANNELS:
+            raise ConfigError(
+                f"eval.lpips takes frames of 1 or 3 channels, this store has {frames.channels}: set eval.lpips=false"
+            )
+    WindowSet(store, asked.split, config.data.context + config.data.horizon, config.data.eval_stride)
+
+
+def _check_side(side: int, needed: int, what: str, instead: str) -> None:
+    if side < needed:
+        raise ConfigError(
+            f"{what} needs frames of at least {needed} x {needed} pixels, and this store's have a side of {side}: "
+            f"use a store of larger frames, or {instead}"
+        )
+
+
+def _check_lpips_files() -> None:
+    """Check what can be checked without reading the weights; a download is left to who computes LPIPS."""
+    if importlib.util.find_spec("lpips") is None:  # finds it without importing it
+        raise ConfigError(
+            "eval.lpips: the package lpips, which holds LPIPS's weights, is not installed: pip install lpips, or set "
+            "eval.lpips=false"
+        )
+    file = alexnet_file()
+    if os.environ.get(ALEXNET_VARIABLE) and not file.exists():
+        raise ConfigError(f"eval.lpips: {ALEXNET_VARIABLE}={file}: no such file")
+    if not file.exists():
+        logger.warning("eval.lpips: %s is not there and will be downloaded from %s", file, ALEXNET_URL)
+
+
+def alexnet_file() -> Path:
+    """Return where the ImageNet weights of LPIPS's AlexNet are looked for: MODERNN_ALEXNET, or torch's cache."""
+    if named := os.environ.get(ALEXNET_VARIABLE):
+        return Path(named)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
+    home = Path(os.environ.get("TORCH_HOME", cache)).expanduser()
+    return home / "hub" / "checkpoints" / ALEXNET_URL.rpartition("/")[2]
+
+
+def threshold_codes(thresholds: Sequence[float], scale: Scale) -> list[int]:
+    """Return for each threshold, in the store's unit, the smallest code whose value reaches it.
+
+    Raises:
+        ConfigError: a threshold that no code or every code reaches, or a decreasing scale.
+    """
+    if thresholds and scale.gain <= 0:
+        raise ConfigError(
+            f"eval.thresholds: the values of this store decrease with its codes (gain {scale.gain:g}): "
+            "convert the archive with a gain above 0"
+        )
+    codes = []
+    for threshold in thresholds:
+        # The tolerance keeps 0.3 / 0.1 at 3, where float64 gives 3.0000000000000004.
+        code = math.ceil((threshold - scale.offset) / scale.gain - 1e-9)
+        if not 0 < code <= scale.max_code:
+            low, high = scale.offset, scale.offset + scale.gain * scale.max_code
+            raise ConfigError(
+                f"eval.thresholds: {threshold:g} is outside of this store, whose values are {low:g} to {high:g} "
+                f"{scale.unit}: choose eval.thresholds above the first and at most the second"
+            )
+        codes.append(code)
+    return codes
