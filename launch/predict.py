@@ -301,6 +301,7 @@ def _watch(task: Task, open_now: partial[Archive], stop: StopRequest, arguments:
         should_stop=lambda: bool(stop),
         every=arguments.every,
         patience=arguments.patience,
+        context=task.trained.config.data.context,
     )
     made = watch.run()
     logger.info("%s: stopped after %s", stop.name, count(made, "forecast"))

@@ -7,6 +7,7 @@ renamed. A writer that was killed leaves that name behind: `clear_leftovers` rem
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -17,24 +18,72 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.fsync import flush
+from toolkit.errors import EXIT_FAILURE
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<host>.+)-(?P<pid>\d+)(?:-[0-9a-f]{8})?\.(?P<kind>tmp|old)")
 
 
+class FileWriteError(OSError):
+    """A file or folder can't be written; what was there before is untouched."""
+
+    exit_code = EXIT_FAILURE
+
+    def __init__(self, error: OSError, path: Path, size: int = 0) -> None:
+        """
+        Args:
+            error: of the system.
+            size: bytes that had been written.
+        """
+        super().__init__(error.errno, error.strerror or str(error), str(path))
+        self.size = size
+
+    def __str__(self) -> str:
+        after = f" after {self.size:,} bytes" if self.size else ""
+        full = self.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, 0)
+        advice = "make room or mend the disk, then run the same command again" if full else "choose another place"
+        return (
+            f"{self.filename}: not written: {self.strerror}{after}; {free_space(Path(self.filename))}. What was there "
+            f"before is untouched: {advice}"
+        )
+
+
+def free_space(path: Path) -> str:
+    """Return the free bytes of the file system that a path is on or would be on, in words."""
+    for place in (path, *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            return f"{shutil.disk_usage(place).free:,} bytes are free in {place}"
+    return "free bytes unknown"
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that replaces `path` atomically: a reader sees the old bytes or the new ones."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Open a file that replaces `path` atomically: a reader sees the old bytes or the new ones.
+
+    Raises:
+        FileWriteError: it can't be written.
+    """
     temporary = _beside(path, "tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise _not_written(error, path, temporary) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _not_written(error: OSError, path: Path, temporary: Path) -> OSError:
+    """Return the error that says which file was not written, and remove what there is of it."""
+    size = 0
+    with contextlib.suppress(OSError):
+        size = temporary.stat().st_size
+        temporary.unlink()
+    return error if isinstance(error, FileWriteError) else FileWriteError(error, path, size)
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -48,10 +97,13 @@ def replacing_tree(path: Path) -> Iterator[Path]:
     """Give a temporary path to write a folder or a file to; it takes the place of `path` when the block ends.
 
     All of it is flushed to the disk first. A folder that was at `path` is removed last.
+
+    Raises:
+        FileWriteError: it can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = _beside(path, "tmp"), _beside(path, "old")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         for item in [*temporary.rglob("*"), temporary] if temporary.is_dir() else [temporary]:
             flush(item)
@@ -59,13 +111,24 @@ def replacing_tree(path: Path) -> Iterator[Path]:
             path.rename(old)
         os.replace(temporary, path)
         flush(path.parent)
-    except BaseException:
+    except BaseException as error:
         if old.exists() and not path.exists():
             old.rename(path)
+        if isinstance(error, OSError) and not isinstance(error, FileWriteError):
+            raise FileWriteError(error, path, size_of(temporary)) from error
         raise
     finally:
         remove(temporary)
         remove(old)
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder; those that are gone count as none."""
+    total = 0
+    for item in [*path.rglob("*"), path]:
+        with contextlib.suppress(OSError):
+            total += item.lstat().st_size if not item.is_dir() else 0
+    return total
 
 
 def clear_leftovers(folder: Path) -> list[Path]:
@@ -88,7 +151,8 @@ def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
 
 
 def move_aside(path: Path) -> Path:

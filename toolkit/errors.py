@@ -49,6 +49,18 @@ class NonFiniteError(ToolkitError):
     exit_code = EXIT_NONFINITE
 
 
+class StoreReplacedError(ToolkitError):
+    """The store is no longer the one that a run, or a checkpoint of it, was trained on."""
+
+    exit_code = EXIT_DATA
+
+
+class StalledError(ToolkitError):
+    """A read took longer than `train.watchdog` allows."""
+
+    exit_code = EXIT_HANG
+
+
 class StoppedError(ToolkitError):
     """Stopped before there was anything to save; run the same command to start again."""
 

@@ -9,6 +9,7 @@ if __name__ == "__main__":
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import re
@@ -19,9 +20,22 @@ from typing import Any, NoReturn
 
 from shards import log
 from toolkit import __version__, shipped
-from toolkit.errors import EXIT_USAGE, ConfigError
+from toolkit.atomic import FileWriteError, free_space
+from toolkit.errors import EXIT_FAILURE, EXIT_USAGE, ConfigError
 
 logger = logging.getLogger(__name__)
+
+# What a file system answers to a program without a fault: told in a line.
+SYSTEM_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+)
 
 # `toolkit NAME` is `python launch/NAME.py`, but for shards.
 COMMANDS = {
@@ -161,4 +175,10 @@ def run_script(main: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:  # `status.py | head`: what is left to print has no reader
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except OSError as error:
+        if not isinstance(error, FileWriteError) and error.errno not in SYSTEM_ERRORS:
+            raise  # a bug
+        where = "" if isinstance(error, FileWriteError) or not error.filename else free_space(Path(error.filename))
+        print(f"error: {error}{where and '; '}{where}", file=sys.stderr)
+        code = EXIT_FAILURE
     sys.exit(code)

@@ -109,7 +109,7 @@ def max_array_size(settings: Mapping[str, str] | None = None) -> int:
 
 def queue(user: str | None = None, timeout_s: float = TIMEOUT_S) -> list[QueuedJob]:
     """All jobs of a user (default: this one) that wait, run or are ending; array tasks one by one."""
-    user = user or getpass.getuser()
+    user = user or _user()
     form = "--format=%i|%T|%r|%N|%j|%k"
     jobs = []
     for line in call("squeue", "--noheader", "--array", f"--user={user}", form, timeout_s=timeout_s).splitlines():
@@ -195,3 +195,11 @@ def cancel(names: Sequence[str]) -> None:
     """Take jobs out of the queue; running ones get SIGTERM, then SIGKILL after Slurm's KillWait."""
     if names:
         call("scancel", *names)
+
+
+def _user() -> str:
+    """Return the user's name, or the number where the system has no name for it (containers)."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

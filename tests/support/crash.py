@@ -11,6 +11,7 @@ RESULTS.json: [{"codes": one per rank, "writes": how many rank 0 made, or null i
 from __future__ import annotations
 
 import builtins
+import errno
 import json
 import os
 import re
@@ -29,10 +30,13 @@ WRITES = ("open", "mkdir", "fsync", "rename", "replace", "unlink", "rmdir")
 
 
 class Countdown:
-    """Counts calls that change files in `folder`'s tree; the n-th kills the process before it is done."""
+    """Counts calls that change files in `folder`'s tree; the n-th kills the process before it is done.
 
-    def __init__(self, folder: Path, kill_at: int = 0) -> None:
-        self.folder, self.kill_at, self.calls = str(folder), kill_at, 0
+    full: it finds the disk full instead, and so do all after it.
+    """
+
+    def __init__(self, folder: Path, kill_at: int = 0, full: bool = False) -> None:
+        self.folder, self.kill_at, self.full, self.calls = str(folder), kill_at, full, 0
 
     def arm(self) -> None:
         from toolkit.checkpoint import commit
@@ -46,7 +50,10 @@ class Countdown:
         def counted(*args: Any, **kwargs: Any) -> Any:
             if self._is_write(call.__name__, args):
                 self.calls += 1
-                if self.calls == self.kill_at:
+                removes = call.__name__ in ("unlink", "rmdir")
+                if self.full and self.kill_at and self.calls >= self.kill_at and not removes:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(args[0]))
+                if self.calls == self.kill_at and not self.full:
                     os.kill(os.getpid(), signal.SIGKILL)
             return call(*args, **kwargs)
 

@@ -108,6 +108,8 @@ class ProcessPool:
 def _break(fault: str) -> None:
     """Make this training misbehave: `KIND RANK STEP [AMOUNT]`, in the forward of step STEP on rank RANK.
 
+    stall (each read takes AMOUNT seconds from STEP on), damage (no window can be read from STEP on), stall-val
+    (each read of the validation's windows takes AMOUNT seconds), damage-val;
     sleep (for AMOUNT seconds), slow (AMOUNT seconds in every step), kill, error; validate (AMOUNT seconds in each
     forecast of a validation, from STEP on, on all ranks); loss, gradient: not finite in AMOUNT
     steps from STEP on.
@@ -159,8 +161,32 @@ def _break(fault: str) -> None:
             time.sleep(seconds)
         return predict(*more, **named)
 
+    _break_data(kind, rank, int(step), seconds)
     loss.draw_teacher, run.predict = faulty, tardy
     loss.TrainingLoss.compute = poisoned  # type: ignore[method-assign]
+
+
+def _break_data(kind: str, rank: str, step: int, seconds: float) -> None:
+    """Make reads of this training stall or fail, from STEP on."""
+    from shards import StoreError
+    from toolkit.data import windows
+    from toolkit.train import feed
+
+    fetch, read, reached = feed.Feed.fetch, windows.WindowSet.__getitem__, [False]
+
+    def fetching(self: Any, at: int) -> Any:
+        reached[0] = at >= step
+        return fetch(self, at)
+
+    def reading(self: Any, index: int) -> Any:
+        mine = os.environ.get("RANK", "0") == rank and reached[0]
+        if mine and kind == ("stall-val" if self.split == "val" else "stall"):
+            time.sleep(seconds)
+        if mine and kind == ("damage-val" if self.split == "val" else "damage"):
+            raise StoreError("000000.tar: damaged by the test")
+        return read(self, index)
+
+    feed.Feed.fetch, windows.WindowSet.__getitem__ = fetching, reading  # type: ignore[method-assign]
 
 
 def _child(request: Mapping[str, Any]) -> int:

@@ -4,7 +4,7 @@
       weights.pt      fp32 weights by parameter name
       moments.pt      the optimizer's moments by parameter name
       average.pt      (train.ema) moving average of the weights
-      trainer.json    step, samples consumed, best-so-far, config identity, who wrote it
+      trainer.json    step, samples consumed, best-so-far, config identity, who wrote it, digest of the store's manifest
       manifest.json   bytes and SHA-256 of the others, written last
     checkpoints/step-00001000.old    the one that it replaces, while that is being done
     checkpoints/latest    the name of the newest complete one
@@ -37,8 +37,10 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from shards import Store
 from shards.filelock import lock_file
-from toolkit.errors import EXIT_USAGE, CheckpointError
+from toolkit.errors import EXIT_USAGE, CheckpointError, StoreReplacedError
+from toolkit.shipped import command
 from toolkit.wording import first_line
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ class Progress:
     samples: int
     best: dict[str, float] | None = None  # {"step", "score"}
     written_by: Mapping[str, object] = field(default_factory=dict)
+    store: str | None = None  # digest of the manifest of the store; None: not recorded
 
 
 def name_of(step: int) -> str:
@@ -290,7 +293,7 @@ def load(folder: Path, step: int, config_hash: str) -> tuple[TrainState, Progres
         weights, moments = held.tensors("weights.pt"), held.tensors("moments.pt")
         average = held.tensors(AVERAGE) if held.has(AVERAGE) else None
     state = TrainState(weights, moments, record["step"], record.get("skipped", 0), average)
-    return state, Progress(record["step"], record["samples"], record["best"], record["written_by"])
+    return state, Progress(record["step"], record["samples"], record["best"], record["written_by"], record.get("store"))
 
 
 def pointed(folder: Path, pointer: str) -> int | None:
@@ -302,3 +305,23 @@ def pointed(folder: Path, pointer: str) -> int | None:
     except PermissionError:
         raise AccessError(folder / pointer) from None
     return int(match.group(1)) if match else None
+
+
+def check_store(recorded: str | None, store: Store, where: Path) -> None:
+    """Check that a store is the one that a checkpoint was trained on.
+
+    Args:
+        recorded: the digest in the checkpoint's record; None: not recorded, by an earlier version.
+        where: the checkpoint.
+
+    Raises:
+        StoreReplacedError: with both digests.
+    """
+    found = store.manifest.digest
+    if recorded in (None, found):
+        return
+    raise StoreReplacedError(
+        f"{store.path}: was replaced, appended to or converted again since {where} was trained on it: the digest of "
+        f"its manifest was {recorded}, now it is {found}. Put that store back (data.store), or train a new run on this "
+        "one: " + command("train", "--config", "FILE", "--out", "DIR")
+    )

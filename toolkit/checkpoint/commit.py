@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -59,9 +60,10 @@ def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) 
         "best": progress.best,
         "config": config_hash,
         "written_by": progress.written_by,
+        "store": progress.store,
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # a run directory that was removed is not made anew
         remove(temporary)
         _check_room(folder, needed)
         temporary.mkdir()
@@ -74,6 +76,11 @@ def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) 
         flush(temporary)
         _put_in_place(temporary, folder, progress.step)
         point(folder, "latest", progress.step)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{final}: not written: {folder if folder.parent.exists() else folder.parent} was removed or renamed while "
+            "this run was training. Put it back, or start the run anew"
+        ) from error
     except OSError as error:
         with contextlib.suppress(OSError):
             remove(temporary)
@@ -262,4 +269,4 @@ def repair(folder: Path, progress: Progress) -> Progress:
         logger.warning(
             "resuming from step %d: checkpoints of steps %s are deleted at the next save", progress.step, later
         )
-    return Progress(progress.step, progress.samples, best, progress.written_by)
+    return replace(progress, best=best)

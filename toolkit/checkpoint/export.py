@@ -27,7 +27,7 @@ from shards import open_store
 from shards.manifest import FrameSpec, Manifest
 from shards.recent import FRAME_OPTIONS
 from toolkit import __version__
-from toolkit.atomic import replacing_tree, write_atomic
+from toolkit.atomic import FileWriteError, clear_leftovers, replacing_tree, write_atomic
 from toolkit.checkpoint.card import model_card
 from toolkit.checkpoint.weights import load_model, store_of_run, untrained_model
 from toolkit.config import RunConfig, make_config
@@ -37,6 +37,7 @@ from toolkit.models.plugins import FileModel, loaded
 from toolkit.rundir import RunDir
 from toolkit.rundir.layout import check_model_file
 from toolkit.shipped import command
+from toolkit.wording import first_line
 
 EXPORT_VERSION = 1
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -54,7 +55,7 @@ def export_run(run: RunDir, which: str, folder: Path) -> str:
         ConfigError: the folder holds something else.
     """
     config = run.config()
-    model, step = load_model(run, which, torch.device("cpu"))
+    model, step = load_model(run, which, torch.device("cpu"), store="any")
     manifest = open_store(store_of_run(run, config)).manifest
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     record = _record(config, manifest, step, weights)
@@ -127,7 +128,7 @@ def load(path: str | Path, model_file: str | Path | None = None) -> SequenceMode
     if not run.config_file.exists():
         return load_exported(path, file)
     run.load_model_file(file)
-    return load_model(run, "best", torch.device("cpu"))[0]
+    return load_model(run, "best", torch.device("cpu"), store="any")[0]
 
 
 def weights_digest(weights: dict[str, Tensor]) -> str:
@@ -215,13 +216,15 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def _write_folder(folder: Path, weights: dict[str, Tensor], texts: dict[str, str]) -> None:
+    if folder.absolute().parent.is_dir():
+        clear_leftovers(folder.absolute().parent)
     try:
         with replacing_tree(folder) as temporary:
             temporary.mkdir()
-            save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
             for name, text in texts.items():
                 (temporary / name).write_text(text, encoding="utf-8")
-            # safetensors makes its file readable by its owner alone; an export is for sharing.
+            save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+            # safetensors gives its file to nobody else; an export is for handing on.
             (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)
-    except OSError as error:
-        raise ConfigError(f"{folder}: can't be written ({error.strerror}): choose another folder") from None
+    except SafetensorError as error:
+        raise FileWriteError(OSError(0, first_line(error)), folder) from None

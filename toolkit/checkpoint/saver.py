@@ -29,6 +29,7 @@ class Saver:
     def __init__(self, folder: Path, config: TrainConfig, config_hash: str) -> None:
         self.folder, self.config, self.config_hash = folder, config, config_hash
         self.errors = 0  # saves that failed
+        self._saved = False
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -73,8 +74,11 @@ class Saver:
             logger.error("%s", self._error)
 
     def _save(self, state: TrainState, progress: Progress, last: bool) -> None:
+        if self._saved and not self.folder.exists():
+            logger.warning("%s: was removed while this run was training, with all its checkpoints", self.folder)
         try:
             save(self.folder, state, progress, self.config_hash)
+            self._saved = True
             if progress.best and progress.best["step"] == progress.step:
                 mark_best(self.folder, progress.step)
             keep = self.config.checkpoint

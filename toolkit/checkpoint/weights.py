@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from shards import open_store
 from shards.manifest import FrameSpec
-from toolkit.checkpoint.checkpoint import AVERAGE, fault_of, hold, name_of, newest, pointed, steps_in
+from toolkit.checkpoint.checkpoint import AVERAGE, check_store, fault_of, hold, name_of, newest, pointed, steps_in
 from toolkit.config import RunConfig
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import CheckpointError, ConfigError, StoreReplacedError
 from toolkit.models.base import SequenceModel, build_model
 from toolkit.models.plugins import entry_of
 from toolkit.rundir import CHECKPOINTS as NAMES
@@ -51,15 +52,19 @@ def store_of_run(run: RunDir, config: RunConfig) -> str:
     )
 
 
-def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceModel, int]:
+def load_model(
+    run: RunDir, which: str, device: torch.device, store: Literal["same", "any"] = "same"
+) -> tuple[SequenceModel, int]:
     """Return a trained model in evaluation mode, in fp32, and the step of its weights (0 if there are none).
 
     Args:
         which: `last`, `best` (the best validation score; without validation the last), `ema` (the moving average of
             the weights at the last step) or a step number.
+        store: `same`: refuse a checkpoint that was trained on another store than the run's present one; `any`: log it.
 
     Raises:
         CheckpointError: no such checkpoint, a damaged one (the newest whole one is named), or one that can't be read.
+        StoreReplacedError: see `store`.
     """
     config = run.config()
     if not entry_of(config.model).trained:
@@ -67,7 +72,15 @@ def load_model(run: RunDir, which: str, device: torch.device) -> tuple[SequenceM
             raise CheckpointError(f"{run.path}: {config.model.name} is not trained: there is no step {which}, only 0")
         return untrained_model(config, open_store(store_of_run(run, config)).manifest.frames).to(device).eval(), 0
     weights, step = read_weights(run, which)
-    model = untrained_model(config, open_store(store_of_run(run, config)).manifest.frames)
+    there = open_store(store_of_run(run, config))
+    try:
+        with hold(run.checkpoints, step) as held:
+            check_store(held.record().get("store"), there, held.path)
+    except StoreReplacedError as error:
+        if store == "same":
+            raise
+        logger.warning("%s", error)
+    model = untrained_model(config, there.manifest.frames)
     model.load_state_dict(weights)
     return model.to(device).eval(), step
 

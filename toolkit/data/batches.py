@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from multiprocessing import resource_tracker
 
 import numpy as np
 import torch
@@ -19,9 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from shards import StoreError, TransportError
 from toolkit.data.augment import augment
 from toolkit.data.order import rank_positions, window_at
+from toolkit.data.readers import read_in_processes
 from toolkit.data.windows import Window, WindowSet
-from toolkit.errors import ToolkitError
-from toolkit.signals import CAUGHT
 from toolkit.wording import count
 
 MOST_SKIPS = 100  # consecutive damaged samples after which reading fails
@@ -142,59 +136,14 @@ def read_batches(
 
     Args:
         workers: number of reader processes; 0 reads in this process. They are started by a forkserver, because forked
-            children of a process that has used threads or zarr can hang. They ignore stop signals, which Slurm and
-            terminals send to all processes of a job, because the training needs them until its checkpoint. They exit
-            with this process.
+            children of a process that has used threads or zarr can hang (toolkit/data/readers.py).
         pin: use page-locked memory, for the copy to a GPU.
         kinds: of augmentation, see toolkit/data/augment.py.
         on_error: `raise`, or `skip` damaged samples, which are reported in `Batch.skipped`.
     """
-    loader = DataLoader(
-        _Stream(windows, seed, kinds, on_error),
-        batch_sampler=_Positions(share, first_step),
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=pin,
-        multiprocessing_context="forkserver" if workers else None,
-        worker_init_fn=_end_with_training,
-        generator=torch.Generator().manual_seed(0),  # the loader draws worker seeds; do not use the global generator
-    )
-    if not workers:
-        return iter(loader)
-    resource_tracker.ensure_running()  # started below, it would unblock signals
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT)  # inherited by child processes
-    try:
-        batches = iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-    return _from_readers(batches, workers)
-
-
-def _end_with_training(_: int) -> None:
-    """Exit this reader with the training; torch only watches its parent process, the forkserver."""
-    training = multiprocessing.parent_process()
-    assert training is not None
-
-    def wait() -> None:
-        training.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _from_readers(batches: Iterator[Batch], workers: int) -> Iterator[Batch]:
-    """Yield batches, with a clear error if a reader process dies (torch checks every five seconds)."""
-    while True:
-        try:
-            batch = next(batches)
-        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-            # A reader that dies while it sends frames breaks the connection; errors raised in it contain "Caught ...
-            # in".
-            if "Caught " in str(error) or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
-                raise
-            how = str(error) or type(error).__name__
-            raise ToolkitError(
-                f"one of the {workers} reader processes died ({how}): probably killed by the out-of-memory killer. "
-                "Run it again, with fewer data.num_workers if memory is short"
-            ) from None
-        yield batch
+    stream, positions = _Stream(windows, seed, kinds, on_error), _Positions(share, first_step)
+    if workers:
+        return read_in_processes(stream, positions, _collate, workers, pin)
+    # The loader draws worker seeds: not from the global generator.
+    own = torch.Generator().manual_seed(0)
+    return iter(DataLoader(stream, batch_sampler=positions, collate_fn=_collate, pin_memory=pin, generator=own))

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from shards import Event, Scale, Store, open_store
+from shards import Event, Scale, ShardError, Store, StoreError, TransportError, open_store
 from toolkit.config import RunConfig
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, StoreReplacedError
 
 if TYPE_CHECKING:
     import torch
@@ -111,12 +111,36 @@ class WindowSet:
         missing, start, at = self.length, first, event
         while missing:
             stop = min(at.length, start + missing)
-            parts.append(self.store.read(self.split, at.index, start, stop))
+            parts.append(self._read(at, start, stop))
             missing -= stop - start
             if missing:
                 at, start = self._after[at.run, at.run_offset + at.length], 0
         frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return Window(frames, f"{event.key}@{first:04d}", event.mode)
+
+    def _read(self, event: Event, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return frames of an event.
+
+        Raises:
+            StoreReplacedError: they can't be read, and another store has taken the place of the one opened.
+        """
+        try:
+            return self.store.read(self.split, event.index, start, stop)
+        except TransportError:
+            raise
+        except StoreError as error:
+            try:
+                there = open_store(self.store.path).manifest.digest
+            except ShardError:
+                raise error from None
+            opened = self.store.manifest.digest
+            if there == opened:
+                raise
+            raise StoreReplacedError(
+                f"{self.store.path}: the store was replaced while it was read: its manifest had the digest {opened}, "
+                f"now it has {there}. Put the store back that this run was started on, then run the same command "
+                f"again. What could not be read: {error}"
+            ) from None
 
     def time(self, index: int) -> str | None:
         """Return when the first frame of a window was taken, ISO-8601 UTC; None where the store has no clock.

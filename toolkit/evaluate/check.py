@@ -5,6 +5,7 @@ Does not import torch: a sweep checks its runs on the login node.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import math
@@ -82,7 +83,12 @@ def _check_lpips_files() -> None:
     if os.environ.get(ALEXNET_VARIABLE) and not file.exists():
         raise ConfigError(f"eval.lpips: {ALEXNET_VARIABLE}={file}: no such file")
     if not file.exists():
-        logger.warning("eval.lpips: %s is not there and will be downloaded from %s", file, ALEXNET_URL)
+        _warn_of_download(file)
+
+
+@functools.cache  # once, not for each run of a sweep
+def _warn_of_download(file: Path) -> None:
+    logger.warning("eval.lpips: %s is not there and will be downloaded from %s", file, ALEXNET_URL)
 
 
 def alexnet_file() -> Path:

@@ -21,7 +21,7 @@ from typing import Any
 
 from shards import open_store
 from shards.manifest import Scale
-from toolkit.atomic import replacing, write_atomic
+from toolkit.atomic import clear_leftovers, replacing, write_atomic
 from toolkit.checkpoint.weights import load_model
 from toolkit.config import RunConfig
 from toolkit.data.windows import open_windows
@@ -93,7 +93,11 @@ class Evaluation:
 
     def perform(self) -> list[Path]:
         """Evaluate the checkpoints that have no result yet; return all JSON files, old and new."""
-        loaded = {which: load_model(self.run, which, self.world.device) for which in self.which}
+        other = self.config.data.store != self.own.data.store  # named by the request, so it may be another one
+        loaded = {
+            which: load_model(self.run, which, self.world.device, store="any" if other else "same")
+            for which in self.which
+        }
         missing = {which: step for which, (model, step) in loaded.items() if not self._is_there(which, model, step)}
         wanted: dict[str, int] = self.world.broadcast(missing)  # ranks may see different states of a shared file system
         for which in self.which:
@@ -270,10 +274,18 @@ def evaluate_run(run: RunDir, request: Request, world: World) -> list[Path]:
         CheckpointError: there is no such checkpoint.
     """
     check_which(run, request.which)
+    world.run_on_rank_zero(lambda: _clear(run))
     requests = [request]
     if not request.values and request.limit is None:
         requests += [replace(request, values=stored.values) for stored in stored_requests(run).values()]
     return [path for one in requests for path in Evaluation(run, one, world).perform()]
+
+
+def _clear(run: RunDir) -> None:
+    """Remove what an evaluation that was killed has left in the run's folders."""
+    for folder in (run.path, run.eval, run.analysis):
+        for leftover in clear_leftovers(folder):
+            logger.info("removed %s: its writer was killed", leftover)
 
 
 def check_which(run: RunDir, which: Sequence[str] | None) -> None:

@@ -19,9 +19,10 @@ import numpy as np
 from shards.georeference import MAPPING
 from shards.sources.inputs import need
 from toolkit import __version__
-from toolkit.atomic import clear_leftovers, replacing_tree
+from toolkit.atomic import FileWriteError, clear_leftovers, replacing_tree
 from toolkit.errors import ConfigError
 from toolkit.forecast.make import Forecast
+from toolkit.wording import first_line
 
 if TYPE_CHECKING:
     import xarray
@@ -63,8 +64,8 @@ def write_forecast(forecast: Forecast, path: Path) -> None:
                     # zarr v3's text doesn't have consolidated metadata yet; xarray looks for them, and warns without.
                     warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
                     data.to_zarr(temporary, zarr_format=3, consolidated=True, encoding=encoding)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error}): choose another --out") from None
+    except RuntimeError as error:  # HDF5's own, where a disk fills up while it closes a file
+        raise FileWriteError(OSError(0, f"{first_line(error)} ({data.nbytes:,} bytes of values)"), path) from None
 
 
 def _encoding(data: xarray.Dataset) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shards import ShardError, SourceError
 from shards.georeference import Grid
 from shards.manifest import Codes, Scale, Values
 from shards.mappings import MAPPINGS
@@ -86,7 +87,7 @@ class Forecast:
 
     def recoded(self, archive: Archive, frames: Sequence[Frame]) -> Codes:
         """Return other frames of the archive as codes of the model's scale, for example the observations."""
-        return recoded(archive.read(frames), archive.description.scale, self.scale)[0]
+        return recoded(read_frames(archive, frames), archive.description.scale, self.scale)[0]
 
     def mean_codes(self) -> Codes:
         """Return the ensemble mean as codes, uint8 [T, C, H, W], with the missing code where there is no value."""
@@ -139,7 +140,7 @@ def make_forecast(trained: Trained, archive: Archive, frames: Sequence[Frame], r
         SourceError, StoreError: a frame cannot be read.
     """
     check_fits(trained, archive, request)
-    codes, seen = recoded(archive.read(frames), archive.description.scale, trained.scale)
+    codes, seen = recoded(read_frames(archive, frames), archive.description.scale, trained.scale)
     reference = frames[-1].time
     units = _predict(trained, codes, request, reference)
     unseen: NDArray[np.bool_] = np.asarray(~seen.any(0))
@@ -157,6 +158,21 @@ def make_forecast(trained: Trained, archive: Archive, frames: Sequence[Frame], r
         source=". ".join(text for text in (described.source.name, described.source.citation) if text),
         licence=described.source.licence,
     )
+
+
+def read_frames(archive: Archive, frames: Sequence[Frame]) -> Codes:
+    """Return frames of an archive, uint8 [L, C, H, W].
+
+    Raises:
+        ShardError: one can't be read. A file that is still being written makes its library fail in ways of its own.
+    """
+    try:
+        return archive.read(frames)
+    except (ShardError, MemoryError):
+        raise
+    except Exception as error:
+        what = f"{frames[0]} to {frames[-1]}"
+        raise SourceError(f"{archive.where}: {what}: can't be read ({type(error).__name__}: {error})") from error
 
 
 def recoded(codes: Codes, scale: Scale, wanted: Scale) -> tuple[Codes, NDArray[np.bool_]]:

@@ -63,7 +63,7 @@ def load_trained(path: str | Path, which: str, device: torch.device, model_file:
     run.load_model_file(model_file)
     config = run.config()
     manifest = open_store(store_of_run(run, config)).manifest
-    model, step = load_model(run, which, device)
+    model, step = load_model(run, which, device, store="any")
     return Trained(model, config, manifest.frames, manifest.scale, manifest.step_seconds, frame_options(manifest), step)
 
 

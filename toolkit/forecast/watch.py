@@ -1,10 +1,12 @@
 """Watch a folder, and make one forecast per new frame.
 
 The folder is checked every few seconds. The forecast of a frame is made once size and modification time of its file are
-unchanged between two checks and the file can be read; a file that stays unreadable is retried for `patience` seconds,
-then reported and skipped. Forecasts are named by the time of their last observation, and a frame that has a forecast is
-not forecast again, also after a restart. The first forecast is for the newest frame at the start. After a gap, no
-forecast is made until the context is complete again; this is logged.
+unchanged between two checks and the frames of its context can be read; files that stay unreadable are retried for
+`patience` seconds, then reported and skipped. A frame that was skipped, because frames before it are missing or can't
+be read, is tried again when one of them arrives or changes: so frames may arrive late and in any order, and a file with
+a time far in the future holds up nothing. Forecasts are named by the time of their last observation, and a frame that
+has a forecast is not forecast again, also after a restart. Of the frames that are there at the start, the newest one
+with a complete context is forecast. A forecast that can't be written (a full disk) is tried again at the next check.
 """
 
 from __future__ import annotations
@@ -16,9 +18,14 @@ from dataclasses import dataclass, field
 
 from shards.errors import ShardError, UsageError
 from shards.recent import Archive, Frame
+from toolkit.atomic import FileWriteError
 from toolkit.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+
+MOST_AT_START = 10  # frames that are tried at the start until one has a complete context
+Stat = tuple[int, int] | None  # size and modification time of a file; None: it is gone
+Signature = tuple[tuple[str, Stat], ...]  # of the frames of a context
 
 
 @dataclass
@@ -31,7 +38,8 @@ class Watch:
         is_written: whether the forecast of a frame exists.
         should_stop: becomes true when the process is asked to stop.
         every: seconds between checks.
-        patience: seconds to retry a file that cannot be read.
+        patience: seconds to retry files that cannot be read.
+        context: frames that a forecast is made from.
     """
 
     open_archive: Callable[[], Archive]
@@ -40,81 +48,123 @@ class Watch:
     should_stop: Callable[[], bool]
     every: float
     patience: float
-    _last_stat: dict[str, tuple[int, int]] = field(default_factory=dict)  # size and mtime at the last check
+    context: int
+    _done: set[str] = field(default_factory=set)  # frames with a forecast, and those that the start passed over
+    _skipped: dict[str, Signature] = field(default_factory=dict)  # what their context was when they were tried
+    _before: dict[str, Stat] = field(default_factory=dict)  # what files were at the check before this one
+    _now: dict[str, Stat] = field(default_factory=dict)  # and are at this one
     _failing_since: dict[str, float] = field(default_factory=dict)
-    _last_done: Frame | None = None  # the newest frame that was forecast or skipped
+    _started: bool = False
+    _made: int = 0
     _last_message: str = ""
 
     def run(self) -> int:
         """Watch until asked to stop; return the number of forecasts made."""
-        made = 0
         while not self.should_stop():
-            made += self._check()
+            self._check()
             until = time.monotonic() + self.every
             while not self.should_stop() and time.monotonic() < until:
                 time.sleep(min(0.2, self.every))
-        return made
+        return self._made
 
-    def _check(self) -> int:
+    def _check(self) -> None:
         try:
             archive = self.open_archive()
             series = archive.series()
+        except ConfigError:
+            raise
         except ShardError as error:  # still empty, or a file that is being written
             self._log_once(f"waiting: {error}")
-            return 0
+            return
+        except Exception as error:  # of a library that reads such a file
+            self._log_once(f"waiting: the archive can't be opened ({type(error).__name__}: {error})")
+            return
         try:
-            return self._forecast_new(archive, series)
+            self._forecast_new(archive, series)
+        except FileWriteError as error:
+            self._log_once(f"waiting: {error}", key=f"{error.filename}: {error.errno}")  # free bytes vary
         finally:
             archive.close()
 
-    def _forecast_new(self, archive: Archive, series: tuple[Frame, ...]) -> int:
-        made = 0
-        for frame in self._new(series):
-            if self.should_stop() or not self._is_complete(frame):
-                break
-            if not self.is_written(frame):
-                try:
-                    self.make(archive, frame)
-                    made += 1
-                except UsageError as error:  # too few frames, or a gap among them
-                    logger.warning("%s: skipped: %s", frame, error)
-                except ShardError as error:
-                    if not self._gave_up(frame, error):
-                        break
-            self._last_done = frame
-        return made
-
-    def _new(self, series: tuple[Frame, ...]) -> list[Frame]:
-        """Return the frames after the last one that was forecast or skipped, oldest first."""
+    def _forecast_new(self, archive: Archive, series: tuple[Frame, ...]) -> None:
         if series[-1].time is None:
             raise ConfigError("--watch: this archive has no time stamps, so new frames cannot be detected")
-        if self._last_done is None:
-            return [series[-1]]
-        newest = self._last_done.time
-        return [frame for frame in series if frame.time is not None and newest is not None and frame.time > newest]
+        self._before, self._now = self._now, {}
+        if not self._started:
+            self._start(archive, series)
+            return
+        for place, frame in enumerate(series):
+            name = str(frame)
+            if self.should_stop():
+                break
+            if name in self._done:
+                continue
+            context = self._look(series, place)
+            if context is not None and self._skipped.get(name) != context:
+                self._try(archive, frame, context)
 
-    def _is_complete(self, frame: Frame) -> bool:
-        """Return whether the file is unchanged since the last check."""
-        if frame.file is None:
-            return True
-        try:
-            stat = frame.file.stat()
-        except FileNotFoundError:
-            return False
-        now = (stat.st_size, stat.st_mtime_ns)
-        before = self._last_stat.get(str(frame))
-        self._last_stat = {str(frame): now}
-        return before == now
+    def _start(self, archive: Archive, series: tuple[Frame, ...]) -> None:
+        """Forecast the newest frame that can be; the others count as done."""
+        for back in range(min(MOST_AT_START, len(series))):
+            place = len(series) - 1 - back
+            name, context = str(series[place]), self._look(series, place)
+            if context is None:
+                self._log_once(f"waiting: files of {name} or before it may still be being written")
+                return
+            self._try(archive, series[place], context)
+            if name not in self._done and name not in self._skipped:
+                return  # it can't be read yet
+            if name in self._done:
+                break
+        self._started = True
+        self._done |= {str(frame) for frame in series if str(frame) not in self._skipped}
+
+    def _try(self, archive: Archive, frame: Frame, context: Signature) -> None:
+        """Make the forecast of a frame, unless it is there."""
+        name = str(frame)
+        if not self.is_written(frame):
+            try:
+                self.make(archive, frame)
+                self._made += 1
+            except UsageError as error:  # too few frames, or a gap among them
+                if name not in self._skipped:
+                    logger.warning("%s: skipped until its context is complete: %s", frame, error)
+                self._skipped[name] = context
+                return
+            except ShardError as error:
+                if self._gave_up(frame, error):
+                    self._skipped[name] = context
+                    self._failing_since.pop(name)
+                return
+        self._done.add(name)
+        self._skipped.pop(name, None)
+
+    def _look(self, series: tuple[Frame, ...], place: int) -> Signature | None:
+        """Return what the context of a frame is; None where one of its files has changed since the last check."""
+        context = series[max(0, place + 1 - self.context) : place + 1]
+        looked = tuple((str(frame), self._now.setdefault(str(frame), _stat(frame))) for frame in context)
+        settled = (self._before.get(name, ()) == stat for name, stat in looked)
+        return looked if all(settled) else None
 
     def _gave_up(self, frame: Frame, error: ShardError) -> bool:
         since = self._failing_since.setdefault(str(frame), time.monotonic())
         if time.monotonic() - since < self.patience:
             self._log_once(f"waiting: {error}")
             return False
-        logger.warning("%s: skipped, unreadable for %g s: %s", frame, self.patience, error)
+        logger.warning("%s: skipped until a file changes, unreadable for %g s: %s", frame, self.patience, error)
         return True
 
-    def _log_once(self, text: str) -> None:
-        if text != self._last_message:
+    def _log_once(self, text: str, key: str = "") -> None:
+        if (key or text) != self._last_message:
             logger.info("%s", text)
-        self._last_message = text
+        self._last_message = key or text
+
+
+def _stat(frame: Frame) -> Stat:
+    if frame.file is None:  # it has no file of its own
+        return (0, 0)
+    try:
+        stat = frame.file.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns

@@ -277,7 +277,9 @@ def write_table(entries: Mapping[str, object]) -> None:
 
 def cache_folder() -> Path:
     """Return the folder of the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):  # a user whom the system doesn't know, without HOME (containers)
+        base = str(Path(tempfile.gettempdir()) / f"cache-{os.getuid()}")
     return Path(base) / "modernn-toolkit" / "costs"
 
 

@@ -13,7 +13,7 @@ import matplotlib
 
 from shards import colours
 from toolkit import table
-from toolkit.atomic import write_atomic
+from toolkit.atomic import clear_leftovers, write_atomic
 from toolkit.errors import ConfigError
 from toolkit.report.data.aggregate import make_boards
 from toolkit.report.data.collect import Sweep, collect
@@ -44,6 +44,7 @@ def build_report(folder: Path, out: Path | None, force: bool = False) -> Path:
         ToolkitError: a result cannot be read.
     """
     target = out or folder / "report"
+    clear_leftovers(target)
     page = target / OUTPUTS[0]
     sweep = collect(folder)
     digest = inputs_digest(sweep)
@@ -83,6 +84,7 @@ def build_paper(folder: Path, out: Path | None, which: str) -> Path:
         ToolkitError: a result cannot be read, or results are not comparable.
     """
     target = out or folder / "report" / "paper"
+    clear_leftovers(target)
     sweep = collect(folder)
     tables = fill_tables(sweep, which)
     if all(filled.empty for filled in tables):

@@ -125,7 +125,7 @@ class DeepSpeedEngine(Engine):
 
     def _update(self, status: Tensor) -> StepResult:
         result = self._check(status)
-        if result.fault is None:
+        if result.fault is None and not result.lost:
             self.wrapped.step()
         return result
 

@@ -42,6 +42,7 @@ class StepResult:
     grad_norm: float
     stop: bool  # a rank was asked to stop
     fault: str | None = None  # why nothing was updated
+    lost: bool = False  # a rank had no data: nothing was updated, and the step doesn't count
 
 
 class Engine(ABC):
@@ -137,25 +138,32 @@ class Engine(ABC):
         if state.moments:
             self._put_moments(state)
 
-    def step(self, batches: Sequence[Batch], loss_of: LossOf, stop: bool) -> StepResult:
+    def step(self, batches: Sequence[Batch], loss_of: LossOf, stop: bool, lacking: bool = False) -> StepResult:
         """Take one optimizer step: forward and backward passes, reduction over ranks, check, update. Collective.
 
         Args:
             batches: this rank's micro-batches.
             loss_of: the loss of a micro-batch, computed by calling `self.forward`.
             stop: this rank was asked to stop; the result says whether any was.
+            lacking: this rank has no data, and `batches` are placeholders of their shape: it takes part in the
+                collectives of the others, so that all learn of it, and no rank updates anything.
 
         Raises:
             NonFiniteError: on every rank at the same step, without an update, if the loss or the gradient of any rank
                 is NaN or infinite; under `train.on_nonfinite: skip` only after MOST_SKIPS such steps in a row.
             MemoryShortageError: on the rank whose device or host ran out of memory.
         """
+        if lacking and self.world.world_size == 1:
+            return StepResult(math.nan, math.nan, stop, lost=True)
         set_rates(self._torch_optimizer(), self.config, self.step_count)
         with explain_shortage(self.config, self.share, self.step_count, self.world):
             loss = self._forward_backward(batches, loss_of)
             norms, copies = self._reduce_gradients()
-            status = self._reduce_step_status(loss, norms, copies, stop)
+            status = self._reduce_step_status(loss, norms, copies, stop, lacking)
             result = self._update(status)
+            if result.lost:
+                self.discard_gradients()
+                return result
             if result.fault is not None:
                 result = self._skip(result, batches, loss_of, float(loss))
         if result.fault is None:
@@ -174,18 +182,23 @@ class Engine(ABC):
     def _reduce_gradients(self) -> tuple[Tensor, int]:
         """Average gradients over ranks; return the norms of those that this rank holds, and how many ranks do."""
 
-    def _reduce_step_status(self, loss: Tensor, norms: Tensor, copies: int, stop: bool) -> Tensor:
-        """Return the sum over ranks of [loss, whether it isn't finite, whether to stop, squared gradient norm].
+    def _reduce_step_status(
+        self, loss: Tensor, norms: Tensor, copies: int, stop: bool, lacking: bool = False
+    ) -> Tensor:
+        """Return the sum over ranks of [loss, is it not finite, stop?, squared gradient norm, no data?].
 
         float64 on the device, without a copy to the host. A loss that isn't finite counts as 0 in the first place, so
         that the others' mean can still be reported.
         """
         finite = torch.isfinite(loss)
-        report = torch.zeros(4, dtype=torch.float64, device=self.world.device)
+        report = torch.zeros(5, dtype=torch.float64, device=self.world.device)
         report[0].copy_(torch.where(finite, loss, 0.0))
         report[1].copy_(~finite)
         if stop:
             report[2].fill_(1.0)
+        if lacking:
+            report[1].fill_(1.0)  # what a device reads that decides on the update by itself
+            report[4].fill_(1.0)
         report[3].copy_(norms.double().square().sum() / copies)
         return self.world.sum(report)
 
@@ -198,7 +211,9 @@ class Engine(ABC):
 
         It is the step's only wait for the device.
         """
-        loss, broken, asked, squared = status.tolist()
+        loss, broken, asked, squared, lacking = status.tolist()
+        if lacking:
+            return StepResult(math.nan, math.nan, bool(asked), lost=True)
         norm = math.sqrt(squared) if squared >= 0 else math.nan
         fault = "" if broken or not math.isfinite(norm) else None
         return StepResult(loss / self.world.world_size, norm, bool(asked), fault)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import time
 
 import torch
 
+from shards import ShardError
 from toolkit.checkpoint import checkpoint
 from toolkit.checkpoint.initialise import freeze, initialise
 from toolkit.checkpoint.saver import Saver
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import RunConfig
-from toolkit.data.batches import Batch, read_batches
+from toolkit.data.batches import Batch
+from toolkit.data.stalls import Reads
 from toolkit.distributed.world import World
-from toolkit.errors import EXIT_OK, EXIT_REQUEUE, NonFiniteError
+from toolkit.errors import EXIT_OK, EXIT_REQUEUE, NonFiniteError, PeerError, ToolkitError
 from toolkit.models.plugins import entry_of
 from toolkit.rundir import RunDir
 from toolkit.rundir.events import note_start
@@ -24,14 +27,17 @@ from toolkit.signals import StopRequest
 from toolkit.train import validation
 from toolkit.train.build import build_engine
 from toolkit.train.engine import Engine, StepResult
+from toolkit.train.feed import Feed
 from toolkit.train.loss import TrainingLoss
 from toolkit.train.prepare import Data, check_config, log_run_summary, open_data, restore
 from toolkit.train.profile import Profiler
 from toolkit.train.record import ForwardTimer, Recorder
 from toolkit.train.sampling import teacher_rate
 from toolkit.train.schedule import learning_rate
+from toolkit.train.size import check_readers
 from toolkit.train.watchdog import Watchdog
 from toolkit.unroll import give_memory_back
+from toolkit.wording import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +61,9 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
     name = world.broadcast(secrets.token_hex(4))  # sets its heartbeats apart from those of an abandoned training
     with Watchdog(run, world.rank, world.world_size, config.train.watchdog, name) as watchdog:
         try:
-            data = open_data(config)
+            with Reads(lambda: bool(stop), world.device) as reads:
+                data = reads.call(lambda: open_data(config))
+            check_readers(config, data.store.manifest.frames, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
             world.run_on_rank_zero(lambda: check_config(config, data))
             if not entry_of(config.model).trained:
                 return _without_training(run, world)
@@ -99,7 +107,7 @@ class Training:
         self.stop, self.watchdog = stop, watchdog
         cfg = config.train
         self.engine, progress = self._start(resume)
-        self.step = progress.step
+        self.step = self.first_step = progress.step
         self.best = progress.best
         watchdog.begin(self.step)
         self.forward_timer = ForwardTimer(world.device)
@@ -115,20 +123,11 @@ class Training:
         if self.recorder:
             self.saver = Saver(run.checkpoints, cfg, config.hash8(execution=False))
             log_run_summary(run, config, data, self.engine, self.step)
-        self.batches = read_batches(
-            data.train,
-            config.seed,
-            self.engine.share,
-            self.step,
-            workers=config.data.num_workers,
-            pin=world.device.type == "cuda",
-            kinds=config.data.augment,
-            on_error=config.data.on_error,
-        )
+        self.feed = Feed(config, data, self.engine.share, self.step, world, self._is_asked_to_stop)
         self.profiler = None
         if profile:
             self.profiler = Profiler(run, config, data.store.manifest.frames, self.engine, world, profile)
-            self.batches = self.profiler.watch(self.batches)
+            self.feed.batches = self.profiler.watch(self.feed.batches)
 
     def _start(self, resume: str) -> tuple[Engine, checkpoint.Progress]:
         """Return the engine at the first step or at a checkpoint, whose copy in memory is freed."""
@@ -136,7 +135,7 @@ class Training:
             give_memory_back()
         torch.manual_seed(self.config.seed)
         model = untrained_model(self.config, self.data.store.manifest.frames)
-        state, progress = restore(self.run, resume, self.world)
+        state, progress = restore(self.run, resume, self.world, self.data.store)
         if state is None and self.config.train.init_from.path:
             initialise(model, self.config.train.init_from)
         freeze(model, self.config.train.init_from)
@@ -146,9 +145,7 @@ class Training:
         return self
 
     def __exit__(self, *error: object) -> None:
-        # Readers end when nothing refers to their batches: at once, for this object is part of a cycle (`loss`), and at
-        # the interpreter's end they would be waited for without having been stopped.
-        del self.batches
+        self.feed.close()
         if self.profiler:
             self.profiler.close()
         if self.recorder and self.saver:
@@ -170,6 +167,8 @@ class Training:
                 return self._leave()
         while not self._is_complete():
             result = self._train_step()
+            if result.lost:
+                return self._end_without_data()
             # A validation may take longer than the time that is left after a signal: the next start makes up for it.
             improved = (None if result.stop else self._validate()) if self._is_validated() else False
             stopping = result.stop or improved is None
@@ -192,10 +191,14 @@ class Training:
         """Fetch, then forward and backward, reduction, check and update (`Engine.step`), then record."""
         began = time.perf_counter()
         self.forward_timer.reset()
-        batches = self._fetch()
+        self.watchdog.at(self.step, "waiting for data")
+        batches = self.feed.fetch(self.step)
         waited = time.perf_counter() - began
         self.loss.step = self.step
-        result = self.engine.step(batches, self.loss, self._is_asked_to_stop())
+        lacking = self.feed.fault is not None
+        result = self.engine.step(batches, self.loss, self._is_asked_to_stop(), lacking)
+        if result.lost:
+            return result
         self.step += 1
         if self.profiler:
             self.profiler.step(self.step)
@@ -204,13 +207,25 @@ class Training:
         self._record(result, batches, time.perf_counter() - began, waited)
         return result
 
-    def _fetch(self) -> list[Batch]:
-        """Return this rank's micro-batches of the step."""
-        self.watchdog.at(self.step, "waiting for data")
-        batches = [next(self.batches) for _ in range(self.engine.share.accumulation)]
-        for fault in (fault for batch in batches for fault in batch.skipped):
-            logger.warning("step %d: skipped a damaged sample: %s", self.step, fault)
-        return batches
+    def _end_without_data(self) -> int:
+        """Save the last whole step, when a rank has no data for the next one; return the exit code of a stop.
+
+        Raises:
+            ShardError, ToolkitError: the data's fault, where no stop was asked for.
+        """
+        fault = self.feed.agree()
+        self._save_before(fault)
+        if fault is not None:
+            raise fault
+        return self._leave()
+
+    def _save_before(self, fault: ValueError | None) -> None:
+        """Save the steps that this training has made, before it ends with `fault`. Collective."""
+        if self.step == self.first_step:
+            return
+        if fault is not None and self.world.is_main:
+            logger.error("saving step %d before this training ends: %s", self.step, first_line(fault))
+        self._save(last=True)
 
     def _is_asked_to_stop(self) -> bool:
         """Whether this rank got a signal, or a save failed that must not."""
@@ -263,17 +278,28 @@ class Training:
         return self.world.run_on_rank_zero(lambda: has_validation(self.run.metrics_file, self.step))
 
     def _validate(self) -> bool | None:
-        """Whether the model is better than ever before; None: cut short, because a rank was asked to stop."""
-        assert self.data.val is not None
+        """Whether the model is better than ever before; None: cut short, because a rank was asked to stop.
+
+        Data that can't be read end the training, after a checkpoint of this step.
+        """
+        try:
+            return self._score()
+        except (ShardError, ToolkitError) as error:
+            if not isinstance(error, (NonFiniteError, PeerError)):
+                self._save_before(error)
+            raise
+
+    def _score(self) -> bool | None:
+        assert self.feed.val is not None
         if self.recorder:
             self.recorder.put_state("validating", self.step)
         self.watchdog.at(self.step, "validation")
         with self.engine.gathered_parameters() as model:
-            windows, config, world = self.data.val, self.config, self.world
+            windows, config, world = self.feed.val, self.config, self.world
             scores = validation.score(model, windows, config, world, self.step, self.stop, self.watchdog)
             if scores is None:
                 return None
-            improved = self.best is None or scores["mse"] < self.best["score"]
+            improved = bool(scores) and (self.best is None or scores["mse"] < self.best["score"])
             if self.recorder:
                 self.recorder.validation(self.step, scores, is_best=improved)
                 for index, (truth, prediction) in enumerate(validation.examples(config, windows, model, world)):
@@ -290,7 +316,8 @@ class Training:
         full = self.engine.gather()
         cfg = self.config.train
         by = {"world_size": self.world.world_size, "zero": cfg.zero, "precision": cfg.precision}
-        progress = checkpoint.Progress(self.step, self.step * cfg.batch, self.best, by)
+        digest = self.data.store.manifest.digest
+        progress = checkpoint.Progress(self.step, self.step * cfg.batch, self.best, by, digest)
 
         def write() -> None:
             assert self.recorder and self.saver and full

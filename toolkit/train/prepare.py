@@ -72,13 +72,22 @@ def check_config(config: RunConfig, data: Data) -> None:
                 logger.warning("this run cannot be evaluated on %s: %s", split, error)
 
 
-def restore(run: RunDir, resume: str, world: World) -> tuple[TrainState | None, checkpoint.Progress]:
-    """Return the state to start from; rank 0 chooses the checkpoint, so that all ranks use the same one."""
+def restore(run: RunDir, resume: str, world: World, store: Store) -> tuple[TrainState | None, checkpoint.Progress]:
+    """Return the state to start from; rank 0 chooses the checkpoint, so that all ranks use the same one.
+
+    Raises:
+        StoreReplacedError: it was trained on another store.
+    """
     folder = run.checkpoints
     step = world.run_on_rank_zero(lambda: _choose(folder, resume))
     if step is None:
         return None, checkpoint.Progress(0, 0)
     state, progress = checkpoint.load(folder, step, run.config().hash8(execution=False))
+    checkpoint.check_store(progress.store, store, folder / checkpoint.name_of(step))
+    if progress.store is None and world.is_main:
+        logger.info(
+            "the checkpoint of step %d was written by an earlier version and doesn't name its store: not compared", step
+        )
     return state, world.run_on_rank_zero(lambda: commit.repair(folder, progress))
 
 

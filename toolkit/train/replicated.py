@@ -1,7 +1,7 @@
 """Training without DeepSpeed: every rank holds all weights and moments (ZeRO stage 0), and a step is one replay.
 
     per micro-batch    copy inputs, replay forward and backward (toolkit/train/graphed.py)
-    per step           one all-reduce of all gradients, their norm, clipping, Adam; one copy of four numbers to the host
+    per step           one all-reduce of all gradients, their norm, clipping, Adam; one copy of five numbers to the host
 
 In bf16 the weights that the model computes with are rounded copies of fp32 master weights, which start from rounded
 weights as DeepSpeed's do, and gradients are summed over ranks in bf16 as DeepSpeed does. Whether an update is left out,

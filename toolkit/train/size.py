@@ -6,17 +6,21 @@ resource estimate (`plan`) knows those as well.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 
 import torch
 
 from shards.manifest import FrameSpec
 from toolkit.config import RunConfig
+from toolkit.data.readers import PREFETCH
 from toolkit.errors import ConfigError
 from toolkit.models.base import count_parameters
 from toolkit.shipped import command
 
 GB = 1e9
+READER_BYTES = 240e6  # of a reader process without its batches: mostly PyTorch's libraries
 
 
 def least_memory(config: RunConfig, shape: FrameSpec, ranks: int, gpu: bool) -> tuple[int, int]:
@@ -32,6 +36,39 @@ def least_memory(config: RunConfig, shape: FrameSpec, ranks: int, gpu: bool) -> 
     return model, 4 * frames * shape.channels * shape.height * shape.width
 
 
+def host_memory() -> int:
+    """Return the bytes of memory that this process and its children may use: of the machine, or of their cgroup."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError):
+        own = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip()
+        for folder in (Path("/sys/fs/cgroup") / own.lstrip("/"), Path("/sys/fs/cgroup")):
+            for name in ("memory.max", "memory/memory.limit_in_bytes"):
+                with contextlib.suppress(OSError, ValueError):
+                    limits.append(int((folder / name).read_text()))
+    return min(limits)
+
+
+def check_readers(config: RunConfig, shape: FrameSpec, ranks: int) -> None:
+    """Check that the machine's memory holds the reader processes of all ranks on it.
+
+    Args:
+        ranks: on this machine.
+
+    Raises:
+        ConfigError: with both numbers.
+    """
+    workers, data = config.data.num_workers, config.data
+    windows = PREFETCH * (config.train.micro_batch or -(-config.train.batch // ranks))
+    each = READER_BYTES + windows * (data.context + data.horizon) * shape.bytes
+    needed, available = ranks * workers * each, host_memory()
+    if needed > available:
+        raise ConfigError(
+            f"data.num_workers {workers}: {ranks * workers:,} reader processes on this machine need about "
+            f"{needed / GB:,.1f} GB ({each / 1e6:,.0f} MB each), which has {available / GB:,.1f} GB: use at most "
+            f"{max(0, int(available / 2 / each / ranks))}"
+        )
+
+
 def check_size(config: RunConfig, shape: FrameSpec, ranks: int, device: torch.device) -> None:
     """Check that a rank's device holds what a training needs at least.
 
@@ -42,7 +79,7 @@ def check_size(config: RunConfig, shape: FrameSpec, ranks: int, device: torch.de
     if device.type == "cuda":
         available = torch.cuda.get_device_properties(device).total_memory
     else:
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        available = host_memory()
     if model + frames > available:
         keys = "the options of `model`" if model > frames else "train.batch, data.context or data.horizon"
         raise ConfigError(

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 
 import torch
 
 from toolkit.config import RunConfig
-from toolkit.data.windows import WindowSet, to_unit
+from toolkit.data.windows import to_unit
 from toolkit.distributed.world import World
 from toolkit.errors import NonFiniteError, StoppedError, ToolkitError
 from toolkit.evaluate.protocols import load_protocol
-from toolkit.evaluate.run import evaluate_model
+from toolkit.evaluate.run import Windows, evaluate_model
+from toolkit.evaluate.table import NONFINITE
 from toolkit.models.base import SequenceModel
 from toolkit.signals import StopRequest
+from toolkit.train.feed import STOP
 from toolkit.train.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
 
 
 def score(
     model: SequenceModel,
-    windows: WindowSet,
+    windows: Windows,
     config: RunConfig,
     world: World,
     step: int,
@@ -28,13 +33,13 @@ def score(
 ) -> dict[str, float] | None:
     """Return scores of the run's protocol over the validation windows, on every rank (collective).
 
-    Returns None on every rank when any was asked to stop before all windows were scored: that is looked at after each
-    batch, because a whole validation may take longer than a scheduler waits.
+    Empty where not one pixel of the windows was observed. None on every rank when any was asked to stop before all
+    windows were scored: that is looked at after each batch, because a whole validation may take longer than a scheduler
+    waits.
 
     Raises:
         NonFiniteError: predictions are NaN or infinite.
     """
-    stopped = f"stop at {step}"
     try:
         table = evaluate_model(
             model,
@@ -48,29 +53,32 @@ def score(
             rank=world.rank,
             world=world.world_size,
             limit=config.train.validate_samples,
-            progress=_until_stopped(stopped, world, step, stop, watchdog),
+            progress=_until_stopped(world, step, stop, watchdog),
         )
     except ToolkitError as error:
         # Either ours, or what `evaluate_model` tells the ranks that were through when another one left.
-        if isinstance(error, StoppedError) or world.is_flag_set(stopped):
+        if isinstance(error, StoppedError) or world.is_flag_set(STOP):
             return None
         raise
-    scores = {name: value for name, value in table.compute().overall.items() if value is not None}
+    computed = table.compute()
+    scores = {name: value for name, value in computed.overall.items() if value is not None}
+    if "mse" not in scores and not computed.announced[NONFINITE]:
+        if world.is_main:
+            logger.warning("step %d: nothing observed in any of the validation windows, so there is no score", step)
+        return {}
     if "mse" not in scores:
         raise NonFiniteError(f"step {step}: predictions of validation windows are not finite. Lower train.lr")
     return scores
 
 
-def _until_stopped(
-    flag: str, world: World, step: int, stop: StopRequest, watchdog: Watchdog
-) -> Callable[[int, int], None]:
+def _until_stopped(world: World, step: int, stop: StopRequest, watchdog: Watchdog) -> Callable[[int, int], None]:
     """Notify the watchdog after each batch, and raise StoppedError once any rank was asked to stop."""
 
     def progress(done: int, share: int) -> None:
         watchdog.pulse()
         if stop:
-            world.set_flag(flag)
-        if stop or world.is_flag_set(flag):
+            world.set_flag(STOP)
+        if stop or world.is_flag_set(STOP):
             raise StoppedError("validation was cut short")
         if done == share:
             watchdog.at(step, "end of validation")
@@ -79,7 +87,7 @@ def _until_stopped(
 
 
 def examples(
-    config: RunConfig, windows: WindowSet, model: SequenceModel, world: World
+    config: RunConfig, windows: Windows, model: SequenceModel, world: World
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(truth, prediction) of the first validation windows, [T, C, H, W] in 0..1, context first in both."""
     context, horizon = config.data.context, config.data.horizon

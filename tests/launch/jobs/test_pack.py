@@ -17,11 +17,11 @@ import pytest
 
 from launch.jobs.pack import PACK_SCRIPT, Pack, PackedJob, is_unfinished, read_pack
 from tests.support.fakes import Fakes
+from toolkit.atomic import alive
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.events import read_restarts
-from toolkit.rundir.heartbeat import alive
 from toolkit.rundir.status import read_status
 
 MPS = """\

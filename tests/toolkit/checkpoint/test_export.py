@@ -16,6 +16,7 @@ from launch.evaluate import main as evaluate
 from launch.export import main
 from tests.support.models import SMALL, needing_extras
 from tests.support.runs import write_run
+from toolkit.atomic import FileWriteError
 from toolkit.checkpoint.export import CARD, CONFIG, WEIGHTS, load_exported
 from toolkit.checkpoint.weights import load_model
 from toolkit.errors import CheckpointError, ConfigError
@@ -129,7 +130,7 @@ def test_nothing_is_overwritten(
     with pytest.raises(ConfigError, match="exists and is not an exported model: choose another folder"):
         main(["--run", str(run.path), "--out", str(tmp_path / "thesis")])
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="can't be written"):
+    with pytest.raises(FileWriteError, match=r"not written: File exists.*choose another place"):
         main(["--run", str(run.path), "--out", str(tmp_path / "file" / "model")])
     with pytest.raises(CheckpointError, match="no such checkpoint; there are: 3, 6"):
         main(["--run", str(run.path), "--out", str(tmp_path / "new"), "--which", "5"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.process_pool import ProcessPool
+from tests.support.reader_kills import kill_trainings
 from tests.support.training_faults import FaultInjection, prepare
 
 
@@ -29,3 +30,18 @@ def test_a_training_killed_twenty_times_ends_as_the_undisturbed_one(tmp_path: Pa
 @pytest.mark.timeout(3600)
 def test_two_hundred_more(tmp_path: Path) -> None:
     disturb(tmp_path, seed=8, disturbances=200)
+
+
+def test_killed_trainings_leave_no_reader_behind(tmp_path: Path) -> None:
+    with ProcessPool() as pool:
+        met = kill_trainings(pool, tmp_path, 4, 3, lambda _: None)
+    assert sum(met.values()) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_two_hundred_killed_trainings_leave_no_reader_behind(tmp_path: Path) -> None:
+    """`python -m tests.support.reader_kills` keeps a log of it."""
+    with ProcessPool() as pool:
+        met = kill_trainings(pool, tmp_path, 200, 1, lambda _: None)
+    assert sum(met.values()) == 200

@@ -1,0 +1,31 @@
+"""Ends reader processes with their training, however it ends, and from their first instant on, before PyTorch loads.
+
+The training starts a forkserver, which imports this module, and that starts the readers. Linux kills a process whose
+parent thread is gone, where it has asked for that (prctl, PR_SET_PDEATHSIG): here the server asks for itself, and each
+reader right after the fork. So nothing is left behind by a training that is killed. Imports nothing of the toolkit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the system kill this process when its parent, the process `parent`, is gone."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # gone already
+        os._exit(1)
+
+
+def _in_reader() -> None:
+    die_with_parent(_server)
+
+
+_server = os.getpid()
+if os.environ.get("MODERNN_TETHER") == str(os.getppid()):  # of a forkserver: set by the training that starts it
+    die_with_parent(os.getppid())
+    os.register_at_fork(after_in_child=_in_reader)
