@@ -39,6 +39,8 @@ ARCHIVES = {
 }
 # What only one model needs.
 MODELS = {"pysteps": ["pysteps>=1.17", "opencv-python-headless>=4.8"]}  # built from source: needs a C compiler
+# Exports as ONNX, and their comparison with the model.
+EXPORT = {"onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]}
 DEV = [
     "pytest>=9.0",
     "pytest-timeout>=2.3",
@@ -52,6 +54,7 @@ DEV = [
     'triton>=3.3; sys_platform == "linux" and platform_machine == "x86_64"',
     "scikit-image>=0.22",  # the reference for SSIM and PSNR
     "xarray>=2024.9",  # reads our zarr stores as a user would
+    *EXPORT["onnx"],
     "compliance-checker>=6.0",  # judges forecasts by the CF conventions
     *ARCHIVES["radar"],
     *ARCHIVES["video"],
@@ -73,6 +76,7 @@ setup(
     packages=[*find_packages(include=["toolkit*", "shards*", "launch*"]), *SHIPPED],
     package_dir=SHIPPED,
     package_data={
+        **{name: ["py.typed"] for name in ("shards", "toolkit", "launch")},
         "toolkit.plan": ["costs.json"],
         "toolkit.report.html": ["templates/*"],
         "launch.slurm": ["job.sh"],
@@ -86,6 +90,7 @@ setup(
     extras_require={
         **ARCHIVES,
         **MODELS,
+        **EXPORT,
         "all": sorted({name for extra in ARCHIVES.values() for name in extra}),
         "dev": DEV,
     },

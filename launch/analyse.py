@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launch.cli.parser import add_device, add_run, make_parser, positive, run_given, run_script
+from launch.cli.parser import add_device, add_model_file, add_run, make_parser, positive, run_given, run_script
 from launch.cli.runs import find_run
 from toolkit.errors import EXIT_OK
 
@@ -33,10 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=positive, metavar="N", help="sequences per forward pass (default: eval.batch)")
     parser.add_argument("--limit", type=positive, metavar="N", default=1000, help="number of sequences (default: 1000)")
     add_device(parser, "train.device of the run's config")
+    add_model_file(parser)
     arguments = parser.parse_args(argv)
 
     # torch is imported late: --help and a mistyped path answer at once.
     run = find_run(run_given(arguments))
+    run.load_model_file(arguments.model_file)
     train = run.config().train
     from toolkit.analysis.job import analyse_run
     from toolkit.distributed.world import init_world

@@ -6,7 +6,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from launch.cli.parser import add_device, add_renamed, add_run, make_parser, positive, run_given, run_script
+from launch.cli.parser import (
+    add_device,
+    add_model_file,
+    add_renamed,
+    add_run,
+    make_parser,
+    positive,
+    run_given,
+    run_script,
+)
 from launch.cli.runs import find_run
 from toolkit.errors import EXIT_OK
 from toolkit.evaluate.request import Request, result_name
@@ -56,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--force", action="store_true", help="evaluate again what is evaluated already")
     add_device(parser, "train.device of the run's config")
+    add_model_file(parser)
     return parser
 
 
@@ -74,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     # torch is imported late: --help and a mistyped path answer at once.
     run = find_run(run_given(arguments))
+    run.load_model_file(arguments.model_file)
     own, request = run.config(), _request(arguments)
     asked = request.config(own)
     from toolkit.analysis.job import analyse_after_evaluation

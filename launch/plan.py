@@ -8,13 +8,13 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cli.parser import add_run, make_parser, positive, run_given, run_script
+from launch.cli.parser import add_model_file, add_run, make_parser, positive, run_given, run_script
 from launch.cli.runs import find_folder
 from launch.sweeps.resources import format_resources, frames_of, make_plan
 from launch.sweeps.spec import plan_sweep
 from toolkit.config import RunConfig, load_config
 from toolkit.errors import EXIT_OK, ConfigError
-from toolkit.models.registry import MODELS
+from toolkit.models.plugins import entry_of
 from toolkit.plan import cost as costs
 from toolkit.plan.predict import GIB, Machine
 from toolkit.rundir import RunDir
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _measure()
     config = _config(options)
     shape, where = frames_of(config, options.frames)
-    if not MODELS[config.model.name].trained:
+    if not entry_of(config.model).trained:
         print(f"{config.model.name} has no parameters: it is evaluated, not trained; there is nothing to plan")
         return EXIT_OK
     machine = Machine(options.nodes * options.gpus_per_node, round(options.gpu_memory * GIB), not options.cpu)
@@ -55,7 +55,7 @@ def shipped() -> list[RunConfig]:
     found: dict[str, RunConfig] = {}
 
     def add(config: RunConfig) -> None:
-        if MODELS[config.model.name].trained:
+        if entry_of(config.model).trained:
             found.setdefault(costs.key_of(config, 1), config)
 
     for file in sorted(CONFIGS.glob("*.yaml")):
@@ -93,10 +93,12 @@ def _config(options: argparse.Namespace) -> RunConfig:
     if not options.config and not options.run:
         raise ConfigError("give --config FILE, or a run for its config and rate (see --help)")
     if options.config:
-        return load_config(options.config, options.set)
+        return load_config(options.config, options.set, typed=True)
     if options.set:
         raise ConfigError("--set goes with --config; a run beside it gives the rate only")
-    return RunDir(Path(options.run)).config()
+    run = RunDir(Path(options.run))
+    run.load_model_file(options.model_file)
+    return run.config()
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -126,6 +128,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tflops", type=float, metavar="N", help="TFLOP/s that one rank reaches (train --profile-steps measures it)"
     )
+    add_model_file(parser)
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument("--measure", action="store_true", help="regenerate the table of shipped configs (needs torch)")
     options = parser.parse_args(arguments)

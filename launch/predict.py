@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import re
 import sys
@@ -12,9 +13,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.cli.parser import add_device, add_renamed, add_run, make_parser, positive, run_given, run_script
+from launch.cli.parser import (
+    add_device,
+    add_model_file,
+    add_renamed,
+    add_run,
+    make_parser,
+    positive,
+    run_given,
+    run_script,
+)
 from launch.cli.runs import find_run
 from launch.export import checkpoint_name
+from toolkit.atomic import write_atomic
 from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import RunDir
 from toolkit.shipped import command
@@ -53,6 +64,7 @@ class Task:
     stamped: tuple[bool, ...]  # whose names get the time of the last observation
     overwrite: bool
     verify: bool
+    thresholds: tuple[float, ...]  # of events in the verification; none: those of the run's config
 
     def paths(self, frame: Frame) -> tuple[Path, ...]:
         """Return the files of the forecast for a frame."""
@@ -61,6 +73,14 @@ class Task:
             path.with_name(f"{path.stem}-{stamp}{path.suffix}") if stamped else path
             for path, stamped in zip(self.outputs, self.stamped, strict=True)
         )
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """Parse `20,30` (an argparse type)."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: write numbers such as 20,30") from None
 
 
 def _split(argv: Sequence[str] | None) -> tuple[list[str], int]:
@@ -117,7 +137,15 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="compare with the observation after --at: scores, and the observation in pictures",
+        help="compare with the observation after --at: scores by lead time, also in FILE.verify.json; the observation "
+        "in pictures",
+    )
+    parser.add_argument(
+        "--thresholds",
+        type=_numbers,
+        default=(),
+        metavar="N,...",
+        help="with --verify: event thresholds of the CSI, in the store's unit (default: those of the run's config)",
     )
     parser.add_argument(
         "--ensemble-size",
@@ -152,6 +180,7 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         help="with --watch: seconds to wait until a new file can be read (default: 60)",
     )
     add_device(parser, "auto: a GPU where there is one")
+    add_model_file(parser)
     arguments = parser.parse_args(words[:cut])
     arguments.model = _model_of(run_given(arguments))
     return arguments, words[cut + 1 :]
@@ -161,6 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code."""
     arguments, options = _arguments(argv)
     stop = StopRequest()
+    if arguments.thresholds and not arguments.verify:
+        raise ConfigError("--thresholds are those of --verify: add it, or leave them out")
     if arguments.watch:
         stop.install()
         if arguments.at or arguments.verify:
@@ -219,11 +250,11 @@ def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: tup
     from toolkit.forecast.trained import load_trained
 
     device = choose(arguments.device or "auto", 0)
-    trained = load_trained(arguments.model, arguments.which, device)
+    trained = load_trained(arguments.model, arguments.which, device, arguments.model_file)
     set_arithmetic(trained.config.train)
     lead = arguments.lead or trained.config.data.horizon
     request = Request(lead, arguments.ensemble_size, arguments.seed, arguments.tile, arguments.overlap)
-    return Task(trained, request, outputs, stamped, arguments.overwrite, arguments.verify)
+    return Task(trained, request, outputs, stamped, arguments.overwrite, arguments.verify, arguments.thresholds)
 
 
 def _make(task: Task, archive: Archive, frame: Frame) -> None:
@@ -232,7 +263,7 @@ def _make(task: Task, archive: Archive, frame: Frame) -> None:
     from toolkit.forecast.files import check_output, write_forecast
     from toolkit.forecast.make import check_fits, make_forecast
     from toolkit.forecast.picture import draw
-    from toolkit.forecast.verify import as_text
+    from toolkit.forecast.verify import as_text, verification
 
     data, *pictures = task.paths(frame)
     check_output(data, task.overwrite)
@@ -243,17 +274,21 @@ def _make(task: Task, archive: Archive, frame: Frame) -> None:
     size = by((archive.description.frames.height, archive.description.frames.width))
     logger.info("%s: %s of %s, %s to %s", archive.where, count(len(frames), "frame"), size, frames[0], frames[-1])
     forecast = make_forecast(trained, archive, frames, request)
-    truth = None
+    truth, written = None, list[Path]()
     if task.verify:
         following = archive.following(frame, request.lead, step)
         if not following:
             raise ConfigError(f"--verify: no frame follows {frame} in {archive.where}: pass an earlier time with --at")
         truth = forecast.recoded(archive, following)
-        print(as_text(forecast, truth))
+        made = verification(forecast, truth, task.thresholds)
+        print(as_text(made))
+        written.append(data.with_suffix(".verify.json"))
+        data.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(written[-1], json.dumps(made, indent=1) + "\n")
     for picture in pictures:
         draw(forecast, picture, truth)
     write_forecast(forecast, data)
-    print("\n".join(str(path) for path in (data, *pictures)), flush=True)
+    print("\n".join(str(path) for path in (data, *pictures, *written)), flush=True)
 
 
 def _watch(task: Task, open_now: partial[Archive], stop: StopRequest, arguments: argparse.Namespace) -> int:

@@ -23,16 +23,17 @@ from launch.slurm.profile import overridden, read_profile
 from launch.slurm.script import Shape
 from launch.slurm.submitter import SlurmSubmitter
 from launch.sweeps.cancel import cancel
-from launch.sweeps.options import as_axis, parse
+from launch.sweeps.options import PAPER, as_axis, parse
 from launch.sweeps.outcome import report_outcome, wait
 from launch.sweeps.plan import Item, check_ranks, check_scorings, check_stores, collect_status, dry_run, format_plan
 from launch.sweeps.progress import Board
 from launch.sweeps.selection import narrowed, selected
 from launch.sweeps.spec import SweepPlan, plan_sweep
-from toolkit.errors import EXIT_OK, EXIT_REQUEUE, ToolkitError
+from toolkit.errors import EXIT_OK, EXIT_REQUEUE, ConfigError, ToolkitError
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.sweep import preparing, write_record
 from toolkit.shipped import command as typed
+from toolkit.wording import count
 
 FEED_S = 30.0  # between two looks at the queue that --keep-submitted fills
 
@@ -61,6 +62,8 @@ def _run(options: argparse.Namespace, again: str, command: JobCommand) -> int:
     if options.dry_run:
         print("\n".join(sweep.dry_run()))
         return EXIT_OK
+    if options.sweep is PAPER and any(item.submitted for item in items):
+        _ask(sum(item.submitted for item in items), options.yes)
     check_stores(items)
     check_scorings(items)
     sweep.submitter.check()
@@ -153,6 +156,21 @@ def _delete(run: RunDir) -> None:
     with lock.hold(run.path, job="sweep.py --replace"):
         shutil.rmtree(run.path)
     print(f"deleted {run.path}")
+
+
+def _ask(runs: int, yes: bool) -> None:
+    """Ask whether the paper's sweep is meant, which nobody starts by leaving a file out.
+
+    Raises:
+        ConfigError: it is not, or there is no terminal to ask on.
+    """
+    if yes:
+        return
+    what = f"no sweep file is given, which means the paper's sweep: {count(runs, 'run')}"
+    if not sys.stdin.isatty():
+        raise ConfigError(f"{what}: add --yes to submit them, --dry-run to see them, or name a file")
+    if input(f"{what}. Submit them? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ConfigError("nothing is submitted")
 
 
 def _submitter(options: argparse.Namespace, root: Path, command: JobCommand) -> Submitter:

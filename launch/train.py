@@ -12,13 +12,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.cli.parser import add_renamed, add_run, make_parser, positive, run_given, run_script
+from launch.cli.parser import add_model_file, add_renamed, add_run, make_parser, positive, run_given, run_script
 from launch.cli.runs import find_run
 from toolkit.config import RunConfig, load_config
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, ConfigError, PeerError, StoppedError
+from toolkit.models.plugins import FileModel, entry_of, entry_points
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
 from toolkit.rundir.heartbeat import clear_beats
+from toolkit.rundir.layout import check_model_file
 from toolkit.rundir.lock import claim
 from toolkit.rundir.mend import mend
 from toolkit.rundir.sweep import in_sweep
@@ -71,6 +73,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--profile-steps", type=positive, default=0, metavar="N", help="profile N optimizer steps, then continue"
     )
+    add_model_file(parser)
     parser.add_argument("--dry-run", action="store_true", help="check the config, print the model's size, and exit")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     parser.add_argument("--list-models", action="store_true", help="print every model with its size and cost, and exit")
@@ -87,7 +90,7 @@ def _list_models() -> int:
     from toolkit.models.cost import count_macs
 
     shape, rows = FrameSpec(1, 64, 64), []
-    for name, entry in MODELS.items():
+    for name, entry in {**MODELS, **entry_points()}.items():
         config = make_config({"model": {"name": name}}, name)
         times = config.data.context, config.data.horizon
         parameters = count_parameters(config.model, shape)
@@ -108,8 +111,14 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
         if given:
             raise ConfigError(f"{given[0]} goes with --config: a run that exists has its config and its directory")
         arguments.run = find_run(arguments.run).path
-        return RunDir(arguments.run).config()
-    return load_config(arguments.config, arguments.set)
+        run = RunDir(arguments.run)
+        run.load_model_file(arguments.model_file)
+        return run.config()
+    config = load_config(arguments.config, arguments.set, typed=True)
+    if arguments.model_file is not None:  # of a config that a run directory has: it names its file by a SHA-256
+        check_model_file(config, arguments.model_file, arguments.config)
+        config = load_config(arguments.config, arguments.set)
+    return config
 
 
 def _dry_run(config: RunConfig) -> int:
@@ -129,7 +138,7 @@ def _dry_run(config: RunConfig) -> int:
     print(f"frames      {shape.channels} x {shape.height} x {shape.width} ({where})")
     print(f"parameters  {count_parameters(config.model, shape):,}")
     training = f"{config.train.steps:,} of {config.train.batch} sequences, rate {config.train.lr:g}"
-    print(f"steps       {training if MODELS[config.model.name].trained else 'none: no training, only evaluation'}")
+    print(f"steps       {training if entry_of(config.model).trained else 'none: no training, only evaluation'}")
     schedule = "" if config.train.schedule.kind == "constant" else f", {config.train.schedule.kind}"
     print(
         f"recipe      {config.train.optimizer}{schedule}, loss {config.train.loss.kind}, "
@@ -188,7 +197,8 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
         if world.is_main:
             print(path)
             if code == EXIT_OK and not in_sweep(path):
-                print(f"next: {command('evaluate', path)}", file=sys.stderr)
+                own: list[str | Path] = ["--model-file", run.model_file] if isinstance(config.model, FileModel) else []
+                print(f"next: {command('evaluate', path, *own)}", file=sys.stderr)
         world.close()  # after an error the others may be gone, and can't be waited for
     return code
 
@@ -201,7 +211,7 @@ def _take(path: Path, config: RunConfig, world: World, stack: contextlib.ExitSta
     if not RunDir(path).config_file.exists():
         data = open_data(config)  # a store that can't be used leaves no run behind
         check_config(config, data)
-        if MODELS[config.model.name].trained:
+        if entry_of(config.model).trained:
             check_size(config, data.store.manifest.frames, world.world_size, world.device)
     run = RunDir.create(path, config)
     if run.done:

@@ -19,7 +19,7 @@ LAUNCH = ("cli", "jobs", "slurm", "sweeps")  # packages of launch/, each of whic
 TOOLKIT = (  # rooms of toolkit/, each of which imports itself and those before it
     *("errors", "wording", "atomic", "signals", "shipped", "table", "unroll"),
     *("models", "config", "distributed", "rundir", "data"),
-    *("checkpoint", "evaluate", "train", "analysis", "report", "forecast", "plan"),
+    *("checkpoint", "evaluate", "train", "analysis", "report", "forecast", "plan", "testing"),
 )
 # A store's formats are loaded when one is opened: half a second of imports that readers of the other needn't wait for.
 LAZY = {"shards.store", "shards.tar_store", "shards.zarr_store"}

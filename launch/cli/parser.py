@@ -49,6 +49,8 @@ COMMANDS = {
     "export": "export a run's model as safetensors with a model card",
     "predict": "forecast the frames that follow the latest ones of an archive",
     "plan": "estimate memory and hours before a run",
+    "config": "print every key of a config with its type, default and meaning",
+    "completion": "print a completion of this command for bash",
     "shards": "make, check and describe sequence stores (python -m shards)",
 }
 SCRIPT = re.compile(rf"(?:(torchrun .*?)(-- )?)?(?:python )?launch/({'|'.join(COMMANDS)})\.py")
@@ -114,6 +116,16 @@ def run_given(arguments: argparse.Namespace) -> str | None:
     if len(given) > 1:
         raise ConfigError(f"a run is given twice, as {given[0]} and as --run {given[1]}: leave one out")
     return given[0] if given else None
+
+
+def add_model_file(parser: argparse.ArgumentParser) -> None:
+    """Add `--model-file`, for runs and exports whose model is from a file of somebody's own."""
+    parser.add_argument(
+        "--model-file",
+        metavar="FILE.py",
+        type=Path,
+        help="the file that the run's model is from (a copy is RUN/model.py); it runs only if named here",
+    )
 
 
 class _Renamed(argparse.Action):

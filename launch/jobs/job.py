@@ -24,6 +24,7 @@ from launch.jobs.attempts import count_starts, going_in_circles, note_early_fail
 from launch.jobs.ranks import SignalRelay, meaning, run_ranks
 from toolkit.distributed import slurm
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE
+from toolkit.models.plugins import FileModel
 from toolkit.rundir import RunDir
 from toolkit.rundir.heartbeat import beats_of
 from toolkit.rundir.lock import LOCK_NAME, HeldLock, RunBusyError, hold, read_lock
@@ -77,13 +78,19 @@ def run_job(run: RunDir, ranks: int = 1, scripts: Path = SCRIPTS, log_files: boo
         job = _Job(run, relay, lock, log_files, task)
         code = EXIT_OK
         if not run.done:
-            code = job.train(before, [str(scripts / "train.py"), "--run", str(run.path)], ranks)
+            code = job.train(before, [str(scripts / "train.py"), *_run_given(run)], ranks)
         if code == EXIT_OK and missing_scores(run, split):
-            code = job.phase("evaluate", [str(scripts / "evaluate.py"), "--run", str(run.path)], 1)
+            code = job.phase("evaluate", [str(scripts / "evaluate.py"), *_run_given(run)], 1)
             if code == EXIT_OK:
                 code = _mark_scored(run, split)
         lock.note(ended=time.time(), exit=code)
         return code
+
+
+def _run_given(run: RunDir) -> list[str]:
+    """Return the arguments that name a run, and the copy of its model's file: a job runs what its directory holds."""
+    own = isinstance(run.config().model, FileModel)
+    return ["--run", str(run.path), *(["--model-file", str(run.model_file)] if own else [])]
 
 
 def _acquire_lock(run: RunDir, ranks: int, relay: SignalRelay, stack: contextlib.ExitStack) -> HeldLock | None:
@@ -130,7 +137,7 @@ def _train_along(run: RunDir, task: slurm.Task, scripts: Path, log_files: bool) 
             time.sleep(WAIT_S)
         if run.done:
             return EXIT_OK
-        command = [sys.executable, str(scripts / "train.py"), "--run", str(run.path)]
+        command = [sys.executable, str(scripts / "train.py"), *_run_given(run)]
         code = run_ranks(command, 1, relay, logs, environment=task.environment)
     if code in (EXIT_OK, EXIT_REQUEUE) or code - 128 in relay.received:
         return EXIT_OK  # that it was stopped is the first task's to report, when it has written the checkpoint

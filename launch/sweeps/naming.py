@@ -51,7 +51,7 @@ def label_runs(runs: Sequence[tuple[RunConfig, str | None]], origin: str) -> lis
         short = _short_keys(sorted(set().union(*varied[label].values())))
         parts = [label] if label else []
         parts += [_part(short[key], values[key], bare=key == "model.name") for key in keys]
-        group = _bounded("-".join(parts) or config.model.name)
+        group = _bounded("-".join(parts) or _part("", config.model.name, bare=True))
         name = f"{group}-seed{config.seed}" if several_seeds else group
         labels.append(Label(name, group, {key: values[key] for key in keys}))
     _check_unique(labels, identities, origin)

@@ -37,7 +37,10 @@ ON_SLURM = (
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options; a combination that makes no sense ends the command."""
     parser = make_parser("sweep.py", "Run every configuration of a sweep that isn't done yet, and wait.", EXAMPLES)
-    parser.add_argument("sweep", nargs="?", type=Path, default=PAPER, help="a sweep file (default: the paper's sweep)")
+    parser.add_argument(
+        "sweep", nargs="?", type=Path, default=PAPER, help="a sweep file (default: the paper's sweep, after a question)"
+    )
+    parser.add_argument("--yes", action="store_true", help="without a sweep file: submit the paper's runs unasked")
     parser.add_argument(
         "axes",
         nargs="*",

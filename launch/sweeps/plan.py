@@ -17,7 +17,7 @@ from launch.sweeps.spec import PlannedRun, SweepPlan
 from toolkit.config import RunConfig
 from toolkit.errors import ConfigError
 from toolkit.evaluate.request import result_name
-from toolkit.models.registry import MODELS
+from toolkit.models.plugins import entry_of
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.status import RunView, read_status
 from toolkit.rundir.sweep import RecordedRun, find_runs
@@ -66,7 +66,7 @@ class Item:
             return f"wait: job {self.job.name} is in the queue ({self.job.state})"
         if self.before.live:
             return f"wait: {lock.describe(lock.holder(self.run.path) or {})}"
-        if self.before.state == "new" and not MODELS[self.planned.config.model.name].trained:
+        if self.before.state == "new" and not entry_of(self.planned.config.model).trained:
             return "evaluate: no training"
         if self.submitted and self.before.state == "failed" and not self.replaced:
             return "evaluate again" if self.run.done else "train again"
@@ -226,7 +226,7 @@ def check_ranks(items: Sequence[Item], ranks: int) -> None:
     """
     faults: dict[str, int] = {}
     for item in items:
-        if item.submitted and MODELS[item.planned.config.model.name].trained:
+        if item.submitted and entry_of(item.planned.config.model).trained:
             try:
                 item.planned.config.train.share(ranks)
             except ConfigError as error:

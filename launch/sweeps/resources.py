@@ -13,7 +13,7 @@ from typing import Any
 from launch.cli.table import render
 from toolkit.config import RunConfig
 from toolkit.errors import ConfigError
-from toolkit.models.registry import MODELS
+from toolkit.models.plugins import entry_of
 from toolkit.plan import cost as costs
 from toolkit.plan import predict
 from toolkit.plan.predict import GIB, Choice, Machine
@@ -190,7 +190,7 @@ def _shape_of(manifest: Path) -> tuple[int, int, int] | None:
 
 def hours_of(config: RunConfig, rate: float | None, tflops: float | None, ranks: int) -> float | None:
     """Return the hours of a run from a rate in sequences per second, or from TFLOP/s per rank; None if unknown."""
-    if not MODELS[config.model.name].trained:
+    if not entry_of(config.model).trained:
         return 0.0
     shape = stored_shape(config.data.store)
     cost = costs.find(config, shape[0]) if shape and tflops and not rate else None
@@ -207,7 +207,7 @@ def summary(config: RunConfig, hours: float | None) -> list[str]:
     """
     shown_hours = f"{hours:,.1f}" if hours else ""
     shape = stored_shape(config.data.store)
-    cost = costs.find(config, shape[0] if shape else 1) if MODELS[config.model.name].trained else None
+    cost = costs.find(config, shape[0] if shape else 1) if entry_of(config.model).trained else None
     if cost is None:
         return ["", "", "", shown_hours]
     if shape is None:  # most models have the same parameters at every size

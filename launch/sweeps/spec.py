@@ -36,6 +36,7 @@ from toolkit.config import RunConfig, make_config
 from toolkit.config.renamed import new_names
 from toolkit.config.tree import flatten, lay, merge, read_mapping, read_tree, with_overrides
 from toolkit.errors import ConfigError
+from toolkit.models.plugins import with_absolute_path
 from toolkit.shipped import command, find_config
 from toolkit.wording import count, nearest
 
@@ -280,12 +281,13 @@ class _Found:
     def add(self, spec: SweepSpec) -> None:
         """Multiply a sweep file out."""
         bases = _BaseFiles(spec.file)
-        excludes = [_Exclude(number, settings) for number, settings in enumerate(spec.exclude, 1)]
+        excludes = [_Exclude(number, settings, spec.file.parent) for number, settings in enumerate(spec.exclude, 1)]
         for entry, settings in _points(spec):
             self.points += 1
             tree = lay(bases.merged((*spec.base, *entry.base)), [spec.common, entry.settings, settings, self.final])
+            tree = with_absolute_path(tree, spec.file.parent)
             try:
-                config = make_config(tree, origin=f"{spec.file}: {entry.where}")
+                config = make_config(tree, f"{spec.file}: {entry.where}", typed=True)
             except ConfigError as error:
                 self.faults[str(error)] = None
                 continue
@@ -355,7 +357,7 @@ class _BaseFiles:
 
     def _tree(self, name: str) -> dict[str, object]:
         try:
-            return read_tree(self.sweep.parent / name)
+            return read_tree(find_config(Path(name), self.sweep.parent))
         except ConfigError as error:
             raise ConfigError(f"{self.sweep}: base {name}: {error}") from None
 
@@ -363,7 +365,8 @@ class _BaseFiles:
 class _Exclude:
     """One entry of `exclude`: it holds for a run that it would not change."""
 
-    def __init__(self, number: int, settings: Settings) -> None:
+    def __init__(self, number: int, settings: Settings, folder: Path) -> None:
+        self.folder = folder
         self.number = number
         self.settings = settings
         self.asked = 0
@@ -373,7 +376,8 @@ class _Exclude:
         # Laying the values on and comparing resolved configs makes 1e-3, "1e-3" and a default of 0.001 the same.
         self.asked += 1
         try:
-            return make_config(lay(tree, [self.settings]), origin="with it") == config
+            laid = with_absolute_path(lay(tree, [self.settings]), self.folder)
+            return make_config(laid, "with it", typed=True) == config
         except ConfigError as error:  # for example model.slots laid on a model without slots
             self.faults.append(str(error))
             return False

@@ -14,9 +14,11 @@ import pytest
 import yaml
 
 from launch import status
+from launch.sweep import main
 from launch.sweeps import options
 from tests.support.fakes import Fakes
 from tests.support.process import wait_for
+from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.status import read_status
 
@@ -191,3 +193,23 @@ def test_a_second_ctrl_c_leaves_the_jobs_to_it(fakes: Fakes) -> None:
     assert process.returncode == 130
     assert "left: the jobs end by themselves" in output
     wait_for(states[0].parent / "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("terminal", "answer", "words", "message"),
+    [
+        (False, "", [], "no sweep file is given, which means the paper's sweep: 153 runs: add --yes"),
+        (True, "n", [], "nothing is submitted"),
+        (True, "y", [], "stores"),  # goes on: the stores are missing
+        (False, "", ["--yes"], "stores"),
+    ],
+)
+def test_the_papers_sweep_is_asked_for(
+    terminal: bool, answer: str, words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: terminal)
+    monkeypatch.setattr("builtins.input", lambda question: answer)
+    with pytest.raises(ConfigError, match=message):
+        main(["--runs", str(tmp_path / "runs"), *words])
+    assert not (tmp_path / "runs").exists()

@@ -75,7 +75,7 @@ def check(command: str, root: Path) -> None:
         parse(rest[1].removeprefix("launch."), rest[2:])
     elif program == "python" and rest[0].startswith("launch/"):
         parse(rest[0].removesuffix(".py").removeprefix("launch/").replace("/", "."), rest[1:])
-    elif program == "python" and rest[0].startswith("benchmarks/"):
+    elif program == "python" and rest[0].startswith(("benchmarks/", "docs/examples/")):
         assert (root / rest[0]).exists(), command
     else:
         assert program in PLAIN, f"{command}: nobody knows how to check {program}"

@@ -13,7 +13,7 @@ from toolkit.checkpoint import commit
 from toolkit.checkpoint.checkpoint import Progress, TrainState
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
-from toolkit.models.registry import MODELS
+from toolkit.models.plugins import entry_of
 from toolkit.rundir import RunDir
 
 
@@ -22,9 +22,9 @@ def write_run(path: Path, tree: Mapping[str, Any], *steps: int, best: int | None
 
     The weights of step N are drawn with seed N. A model that isn't trained gets no checkpoints.
     """
-    config = make_config(dict(tree), "test")
+    config = make_config(dict(tree), "test", typed=True)
     run = RunDir.create(path, config)
-    for step in steps if MODELS[config.model.name].trained else ():
+    for step in steps if entry_of(config.model).trained else ():
         torch.manual_seed(step)
         weights = untrained_model(config, open_store(config.data.store).manifest.frames).state_dict()
         state, digest = TrainState(weights, {}, step), config.hash8(execution=False)

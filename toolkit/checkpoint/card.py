@@ -11,7 +11,7 @@ from toolkit import __version__
 from toolkit.config import RunConfig
 from toolkit.models.base import count_parameters
 from toolkit.models.cost import count_macs
-from toolkit.models.registry import MODELS
+from toolkit.models.plugins import entry_of
 from toolkit.rundir import RunDir, read_result
 from toolkit.shipped import command
 from toolkit.table import Row, Table
@@ -26,7 +26,7 @@ def model_card(run: RunDir, config: RunConfig, manifest: Manifest, step: int, av
     Raises:
         ToolkitError: a result of the run can't be read.
     """
-    entry = MODELS[config.model.name]
+    entry = entry_of(config.model)
     sections = [
         f"# {config.name}",
         f"{entry.title} ({entry.paper}), "
@@ -79,13 +79,13 @@ def _data(config: RunConfig, manifest: Manifest) -> dict[str, str]:
         "licence of the data": source.licence,
         "frames": f"{height} × {width} pixels, {channels} channel{'s' if channels > 1 else ''}{clock}",
         "trained on": f"split `{data.train_split}`" + (f", modes {', '.join(data.modes)}" if data.modes else "")
-        if MODELS[config.model.name].trained
+        if entry_of(config.model).trained
         else "",
     }
 
 
 def _model(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> dict[str, str]:
-    train, trained = config.train, MODELS[config.model.name].trained
+    train, trained = config.train, entry_of(config.model).trained
     options = ", ".join(f"{key} {value}" for key, value in config.model if key != "name")
     context, horizon = config.data.context, config.data.horizon
     frames = context + horizon
@@ -96,7 +96,7 @@ def _model(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> dic
     packages = env.get("packages", {})
     return {
         "model": f"`{config.model.name}`" + (f" ({options})" if options else ""),
-        "paper": MODELS[config.model.name].paper,
+        "paper": entry_of(config.model).paper,
         "parameters": f"{count_parameters(config.model, manifest.frames):,}",
         "multiply-accumulates": f"{macs:,} for one forward pass over {frames} frames" if trained else "",
         "training": f"step {step:,} of {train.steps:,}, batch {train.batch}, Adam {train.lr:g}, {train.precision}, "

@@ -3,6 +3,7 @@
     model.safetensors    fp32 weights by parameter name; no pickle
     config.json          everything needed to rebuild: the resolved config, frames, scale; what it was made from
     README.md            the model card (toolkit/checkpoint/card.py): what it is, scores, how to load it
+    model.py             a model from a file: a copy of it, which is run only where the user names it
 
 The folder appears whole or not at all. A model that is loaded from it gives, bit for bit, what the run's checkpoint
 gives. Paths of the machine that trained are not in it.
@@ -32,7 +33,9 @@ from toolkit.checkpoint.weights import load_model, store_of_run, untrained_model
 from toolkit.config import RunConfig, make_config
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel
+from toolkit.models.plugins import FileModel, loaded
 from toolkit.rundir import RunDir
+from toolkit.rundir.layout import check_model_file
 from toolkit.shipped import command
 from toolkit.wording import first_line
 
@@ -63,17 +66,24 @@ def export_run(run: RunDir, which: str, folder: Path) -> str:
             return f"{folder}: already exported; nothing to do"
         write_atomic(folder / CARD, card)
         return f"{folder}: already exported; its {CARD} is brought up to date"
-    _write_folder(folder, weights, json.dumps(record, indent=1) + "\n", card)
+    texts = {CONFIG: json.dumps(record, indent=1) + "\n", CARD: card}
+    if isinstance(config.model, FileModel):
+        texts[run.model_file.name] = loaded(config.model).text.decode()
+    _write_folder(folder, weights, texts)
     return f"{folder}: {config.model.name} at step {step:,}"
 
 
-def load_exported(path: str | Path) -> SequenceModel:
+def load_exported(path: str | Path, model_file: Path | None = None) -> SequenceModel:
     """Return the model of an exported folder; see `read_export`."""
-    return read_export(path)[0]
+    return read_export(path, model_file)[0]
 
 
-def read_export(path: str | Path) -> tuple[SequenceModel, RunConfig, dict[str, Any]]:
+def read_export(path: str | Path, model_file: Path | None = None) -> tuple[SequenceModel, RunConfig, dict[str, Any]]:
     """Return the model of an exported folder (CPU, fp32, evaluation mode), the config of its run, and config.json.
+
+    Args:
+        path: of the folder.
+        model_file: the file that its model is from, which is then run; None: the model is one of the toolkit's.
 
     Raises:
         CheckpointError: it is no such folder, was written by a later version, or is damaged.
@@ -82,7 +92,11 @@ def read_export(path: str | Path) -> tuple[SequenceModel, RunConfig, dict[str, A
     folder = Path(path)
     record = _read_record(folder)
     try:
-        config = make_config(record["config"], origin=f"{folder / CONFIG} (of toolkit {record['toolkit']})")
+        origin = f"{folder / CONFIG} (of toolkit {record['toolkit']})"
+        config = make_config(record["config"], origin)
+        if model_file is not None:
+            check_model_file(config, model_file, str(folder))
+            config = make_config(record["config"], origin)
         shape = FrameSpec(**record["frames"])
         expected = str(record["weights"]["sha256"])
     except (KeyError, TypeError) as error:
@@ -100,18 +114,21 @@ def read_export(path: str | Path) -> tuple[SequenceModel, RunConfig, dict[str, A
     return model.eval(), config, record
 
 
-def load(path: str | Path) -> SequenceModel:
+def load(path: str | Path, model_file: str | Path | None = None) -> SequenceModel:
     """Return the model of an exported folder, or of the best checkpoint of a run directory.
+
+    Args:
+        path: of the folder.
+        model_file: the file that its model is from, which is then run; None: the model is one of the toolkit's.
 
     Raises:
         CheckpointError, ConfigError: it is neither, or can't be used; see `load_exported` and `load_model`.
     """
-    run = RunDir(Path(path))
-    return (
-        load_model(run, "best", torch.device("cpu"), store="any")[0]
-        if run.config_file.exists()
-        else load_exported(path)
-    )
+    run, file = RunDir(Path(path)), None if model_file is None else Path(model_file)
+    if not run.config_file.exists():
+        return load_exported(path, file)
+    run.load_model_file(file)
+    return load_model(run, "best", torch.device("cpu"), store="any")[0]
 
 
 def weights_digest(weights: dict[str, Tensor]) -> str:
@@ -198,14 +215,14 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file}: damaged ({error}); fetch it again, or export the run again") from None
 
 
-def _write_folder(folder: Path, weights: dict[str, Tensor], record: str, card: str) -> None:
+def _write_folder(folder: Path, weights: dict[str, Tensor], texts: dict[str, str]) -> None:
     if folder.absolute().parent.is_dir():
         clear_leftovers(folder.absolute().parent)
     try:
         with replacing_tree(folder) as temporary:
             temporary.mkdir()
-            (temporary / CONFIG).write_text(record, encoding="utf-8")
-            (temporary / CARD).write_text(card, encoding="utf-8")
+            for name, text in texts.items():
+                (temporary / name).write_text(text, encoding="utf-8")
             save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
             # safetensors gives its file to nobody else; an export is for handing on.
             (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)

@@ -15,7 +15,7 @@ from toolkit.checkpoint.checkpoint import AVERAGE, check_store, fault_of, hold, 
 from toolkit.config import RunConfig
 from toolkit.errors import CheckpointError, ConfigError, StoreReplacedError
 from toolkit.models.base import SequenceModel, build_model
-from toolkit.models.registry import MODELS
+from toolkit.models.plugins import entry_of
 from toolkit.rundir import CHECKPOINTS as NAMES
 from toolkit.rundir import RunDir
 from toolkit.rundir.status import read_status
@@ -67,7 +67,7 @@ def load_model(
         StoreReplacedError: see `store`.
     """
     config = run.config()
-    if not MODELS[config.model.name].trained:
+    if not entry_of(config.model).trained:
         if which not in (*NAMES, "0"):
             raise CheckpointError(f"{run.path}: {config.model.name} is not trained: there is no step {which}, only 0")
         return untrained_model(config, open_store(store_of_run(run, config)).manifest.frames).to(device).eval(), 0

@@ -15,14 +15,32 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from toolkit.config.renamed import original_names, with_new_names
 from toolkit.config.sections import COSMETIC, DataConfig, EvalConfig, TrainConfig
 from toolkit.config.tree import read_tree, to_yaml, with_overrides
 from toolkit.errors import ConfigError
+from toolkit.models.plugins import (
+    FileModel,
+    UnloadedModel,
+    entry_of,
+    entry_points,
+    file_options,
+    model_names,
+    own_options,
+    with_loaded_file,
+)
 from toolkit.models.registry import MODELS, ModelOptions, ModeRNNOptions, Options, StepOptions
 from toolkit.shipped import command
 from toolkit.wording import nearest
@@ -44,6 +62,17 @@ def _folder_name(name: str) -> str:
     return name
 
 
+def _model(value: object, check: ValidatorFunctionWrapHandler) -> object:
+    own = own_options(value)
+    return check(value) if own is None else own
+
+
+if TYPE_CHECKING:  # of a class that is known when a config is read; every one has a `name`
+    Model: TypeAlias = Any
+else:
+    Model = SerializeAsAny[Annotated[ModelOptions, WrapValidator(_model)]]
+
+
 class RunConfig(Options):
     """The config of one run."""
 
@@ -53,7 +82,10 @@ class RunConfig(Options):
     seed: int = Field(
         0, ge=0, le=LARGEST_SEED, description="seed of initial weights, sample order and every other random choice"
     )
-    model: ModelOptions = Field(ModeRNNOptions(), description="the model by its `name`, and that model's options")
+    model: Model = Field(
+        ModeRNNOptions(),
+        description="the model by its `name` (for one of your own FILE.py:CLASS), and that model's options",
+    )
     data: DataConfig = Field(DataConfig(), description="which sequences are read, and how windows are cut from them")
     train: TrainConfig = Field(TrainConfig(), description="the optimisation")
     eval: EvalConfig = Field(EvalConfig(), description="how the finished run is evaluated")
@@ -70,7 +102,7 @@ class RunConfig(Options):
                 "train.init_from.freeze can't be used under train.zero 3, which partitions every parameter: set "
                 "train.zero to 0, 1 or 2"
             )
-        if self.train.sampling.kind == "reverse" and not isinstance(self.model, StepOptions):
+        if self.train.sampling.kind == "reverse" and not isinstance(self.model, StepOptions | UnloadedModel):
             raise ValueError(
                 f"train.sampling.kind reverse replaces inputs of the context, and {self.model.name} has no input but "
                 "the true context: use linear"
@@ -113,8 +145,10 @@ class RunConfig(Options):
             scoring: also those of `eval`, which a trained run can be scored by again.
         """
         plain = self.model_dump(mode="json", exclude_defaults=True)
-        plain["model"] = {"name": self.model.name, **self.model.model_dump(mode="json", exclude_defaults=True)}
-        if not MODELS[self.model.name].trained:  # a sweep's seeds and settings of training make it no other run
+        # Without its file the defaults of a model's options are unknown, so all values of such a model count.
+        named = self.model.model_dump(mode="json", exclude_defaults=not isinstance(self.model, FileModel))
+        plain["model"] = {"name": self.model.name, **named}
+        if not entry_of(self.model).trained:  # a sweep's seeds and settings of training make it no other run
             plain.pop("seed", None)
             plain.pop("train", None)
         if not scoring:
@@ -144,24 +178,34 @@ def _identity(options: Options, plain: dict[str, Any], execution: bool) -> dict[
         if extra.get("identity") is False or (extra.get("execution") and not execution):
             continue
         inner = getattr(options, key)
-        value = _identity(inner, value, execution) if isinstance(inner, Options) else value
+        if isinstance(inner, Options) and not isinstance(inner, FileModel):
+            value = _identity(inner, value, execution)
         if value != {} or not isinstance(inner, Options):
             kept[key] = value
     return kept
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read a YAML file with its bases, apply `key=value` overrides, check everything, list all faults at once."""
-    return make_config(with_overrides(read_tree(path), overrides), origin=str(path))
+def load_config(path: str | Path, overrides: Iterable[str] = (), typed: bool = False) -> RunConfig:
+    """Read a YAML file with its bases, apply `key=value` overrides, check everything, list all faults at once.
+
+    Args:
+        path: of the file.
+        overrides: as those of `--set`.
+        typed: the user has named this config, so that the file of a model that it names may run; never one that was
+            found in a run directory.
+    """
+    return make_config(with_overrides(read_tree(path), overrides), str(path), typed)
 
 
-def make_config(tree: Mapping[str, object], origin: str) -> RunConfig:
+def make_config(tree: Mapping[str, object], origin: str, typed: bool = False) -> RunConfig:
     """Check a plain tree of values and turn it into a RunConfig.
 
     Raises:
         ConfigError: with one line per fault; unknown keys come with the nearest known one.
     """
     tree = with_new_names(tree, origin)
+    if typed:
+        tree = with_loaded_file(tree)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -181,22 +225,32 @@ def _explain(fault: ErrorDetails, tree: Mapping[str, Any]) -> str:
         known = _known_keys(path[:-1], tree)
         return f"{key}: unknown key; {nearest(str(path[-1]), known) or 'known here: ' + ', '.join(known)}"
     if fault["type"] == "union_tag_not_found":
-        return f"model.name: missing; known: {', '.join(MODELS)}"
+        return f"model.name: missing; known: {', '.join(model_names())}"
     if fault["type"] == "union_tag_invalid":
         given = str(dict(tree.get("model", {})).get("name"))
-        hint = nearest(given, MODELS)
-        return f"model.name: unknown model {given!r}; {hint}{' ' * bool(hint)}known: {', '.join(MODELS)}"
+        hint = nearest(given, model_names())
+        return (
+            f"model.name: unknown model {given!r}; {hint}{' ' * bool(hint)}known: {', '.join(model_names())}; for one "
+            "of your own write FILE.py:CLASS"
+        )
     message = str(fault["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     return f"{key}: {message}, got {fault['input']!r}" if key else message
+
+
+def _options_of(model: Mapping[str, Any]) -> type[Options]:
+    """Return the class that the options in a section `model` are checked by, which has a fault."""
+    name = str(model.get("name", "modernn"))
+    if "sha256" in model:
+        return file_options(name, str(model["sha256"]))
+    return MODELS[name].options if name in MODELS else entry_points()[name].options
 
 
 def _known_keys(path: list[str | int], tree: Mapping[str, Any]) -> list[str]:
     options: type[Options] = RunConfig
     for part in path:
         if options is RunConfig and part == "model":
-            name = dict(tree.get("model", {})).get("name", "modernn")
-            options = MODELS[str(name)].options
+            options = _options_of(dict(tree.get("model", {})))
             continue
         annotation = options.model_fields[str(part)].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, Options)):

@@ -13,6 +13,7 @@ import yaml
 
 from toolkit.config.renamed import with_new_names
 from toolkit.errors import ConfigError
+from toolkit.models.plugins import with_absolute_path
 from toolkit.shipped import find_config, instead_of
 
 # The same YAML, read and written by libyaml where PyYAML was built with it: a sweep writes a thousand of them.
@@ -113,7 +114,7 @@ def _read(path: Path, trail: tuple[Path, ...]) -> dict[str, object]:
     named_by = f" (named by {trail[-1]})" if trail else ""
     tree = read_mapping(path, missing=f"no such file{named_by}")
     bases = tree.pop("base", [])
-    tree = with_new_names(tree, str(path))
+    tree = with_absolute_path(with_new_names(tree, str(path)), path.parent)
     merged: dict[str, object] = {}
     for base in [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str):
@@ -149,7 +150,7 @@ def with_overrides(tree: Mapping[str, object], overrides: Iterable[str]) -> dict
         except yaml.YAMLError:
             raise ConfigError(f"--set {text}: {value!r} is not a YAML value; quote it") from None
         given = merge(given, nested(key.strip(), parsed))
-    return merge(tree, with_new_names(given, "--set"))
+    return merge(tree, with_absolute_path(with_new_names(given, "--set"), Path.cwd()))
 
 
 def lay(tree: Mapping[str, object], layers: Iterable[Mapping[str, object]]) -> dict[str, object]:

@@ -73,7 +73,7 @@ def _check_side(side: int, needed: int, what: str, instead: str) -> None:
 
 
 def _check_lpips_files() -> None:
-    """Check what can be checked without reading the weights; a download is left to who computes LPIPS."""
+    """Check what can be checked without reading the weights."""
     if importlib.util.find_spec("lpips") is None:  # finds it without importing it
         raise ConfigError(
             "eval.lpips: the package lpips, which holds LPIPS's weights, is not installed: pip install lpips, or set "
@@ -83,12 +83,16 @@ def _check_lpips_files() -> None:
     if os.environ.get(ALEXNET_VARIABLE) and not file.exists():
         raise ConfigError(f"eval.lpips: {ALEXNET_VARIABLE}={file}: no such file")
     if not file.exists():
-        _warn_of_download(file)
+        _warn_of_missing(file)
 
 
 @functools.cache  # once, not for each run of a sweep
-def _warn_of_download(file: Path) -> None:
-    logger.warning("eval.lpips: %s is not there and will be downloaded from %s", file, ALEXNET_URL)
+def _warn_of_missing(file: Path) -> None:
+    logger.warning(
+        "eval.lpips: %s is not there, and without it scoring fails, as nothing is downloaded unasked: "
+        "curl --create-dirs -o %s %s",
+        *(file, file, ALEXNET_URL),
+    )
 
 
 def alexnet_file() -> Path:

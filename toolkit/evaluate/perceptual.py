@@ -9,8 +9,8 @@ imports torchvision, whose binary must match the build of torch. For the same we
 package's (tests/toolkit/evaluate/test_perceptual.py).
 
 The ImageNet weights of the trunk are not part of a package. They are searched, in this order, in the file that
-`MODERNN_ALEXNET` names (.pth with torchvision's names, or .npz), in torch's cache, where torchvision leaves them, and
-at download.pytorch.org.
+`MODERNN_ALEXNET` names (.pth with torchvision's names, or .npz), and in torch's cache, where torchvision leaves them.
+Nothing is downloaded: the error of a missing file has the command that fetches it.
 """
 
 from __future__ import annotations
@@ -135,14 +135,13 @@ def _trunk() -> dict[str, Tensor]:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 weights = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        elif path.exists():
-            weights = torch.load(path, map_location="cpu", weights_only=True)
         else:
-            weights = torch.hub.load_state_dict_from_url(URL, map_location="cpu", check_hash=True, weights_only=True)
-    except Exception as error:  # a file of another kind, or no network: one answer to all of them
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file of another kind, or none: one answer to all of them
         raise ConfigError(
-            f"LPIPS: no ImageNet weights of AlexNet: {path}: {type(error).__name__}: {error}. Fetch {URL} on a machine "
-            f"with a network and name the file in the variable {VARIABLE}, or choose a protocol without LPIPS"
+            f"LPIPS: no ImageNet weights of AlexNet: {path}: {type(error).__name__}: {error}. Nothing is downloaded "
+            f"unasked: curl --create-dirs -o {path.with_suffix('.pth')} {URL}, or name the file in the variable "
+            f"{VARIABLE}, or set eval.lpips=false"
         ) from None
     missing = [f"features.{index}.weight" for index, *_ in CONVOLUTIONS if f"features.{index}.weight" not in weights]
     if missing:

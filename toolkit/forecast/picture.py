@@ -19,7 +19,7 @@ from shards.manifest import Codes, Scale
 from toolkit.atomic import replacing
 from toolkit.errors import ConfigError
 from toolkit.forecast.make import Forecast
-from toolkit.models.registry import MODELS
+from toolkit.models.plugins import entry_of
 from toolkit.report.html.pictures import chosen_leads, coloured
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _limited(image: Image.Image, scale: Scale) -> Image.Image:
 def _title(forecast: Forecast) -> str:
     at = "" if forecast.reference is None else f" from {forecast.reference:%Y-%m-%d %H:%M} UTC"
     members = f", ensemble size {len(forecast.values)}" if len(forecast.values) > 1 else ""
-    return f"{MODELS[forecast.trained.config.model.name].title}: {forecast.scale.quantity}{at}{members}"
+    return f"{entry_of(forecast.trained.config.model).title}: {forecast.scale.quantity}{at}{members}"
 
 
 def _name(forecast: Forecast) -> str:

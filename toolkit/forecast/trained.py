@@ -46,27 +46,29 @@ class Trained:
         return f"{self.config.model.name}, run {self.config.name} ({self.config.hash8()}), step {self.step:,}"
 
 
-def load_trained(path: str | Path, which: str, device: torch.device) -> Trained:
+def load_trained(path: str | Path, which: str, device: torch.device, model_file: Path | None = None) -> Trained:
     """Load a trained model.
 
     Args:
         path: a run directory, whose store must exist, or an exported folder.
         which: `best`, `last` or a step; an export has one checkpoint, `best` or its step.
+        model_file: the file that the model is from, which is then run; None: the model is one of the toolkit's.
 
     Raises:
         CheckpointError, ConfigError, ManifestError: it is neither, has no such checkpoint, or cannot be used.
     """
     run = RunDir(Path(path))
     if not run.config_file.exists():
-        return _of_export(Path(path), which, device)
+        return _of_export(Path(path), which, device, model_file)
+    run.load_model_file(model_file)
     config = run.config()
     manifest = open_store(store_of_run(run, config)).manifest
     model, step = load_model(run, which, device, store="any")
     return Trained(model, config, manifest.frames, manifest.scale, manifest.step_seconds, frame_options(manifest), step)
 
 
-def _of_export(folder: Path, which: str, device: torch.device) -> Trained:
-    model, config, record = read_export(folder)
+def _of_export(folder: Path, which: str, device: torch.device, model_file: Path | None) -> Trained:
+    model, config, record = read_export(folder, model_file)
     step = int(record["run"]["step"])
     if which not in ("best", str(step)):
         raise ConfigError(f"{folder}: an export holds one checkpoint, step {step}, requested {which}: omit --which")

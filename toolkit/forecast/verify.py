@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,22 +19,27 @@ from toolkit.table import Row, Table
 Curves = Mapping[str, list[float | None]]
 
 
-def scores(forecast: Forecast, truth: Codes) -> tuple[Curves, Curves]:
-    """Score forecast and persistence over lead time, with the protocol and thresholds of the run's config.
+def scores(forecast: Forecast, truth: Codes, thresholds: Sequence[float] = ()) -> tuple[Curves, Curves]:
+    """Score forecast and persistence over lead time, with the protocol of the run's config.
 
     Args:
         truth: codes of the observations in the model's scale, uint8 [T', C, H, W]; T' lead times are scored.
+        thresholds: of events, in the store's unit; none: those of the run's config.
     """
     steps = len(truth)
     units = forecast.units.mean(0)[:steps]
     last = to_unit(torch.from_numpy(forecast.context[-1:]), forecast.scale).numpy()
-    return _curves(forecast, units, truth), _curves(forecast, np.repeat(last, steps, 0), truth)
+    chosen = thresholds or _thresholds(forecast)
+    return _curves(forecast, units, truth, chosen), _curves(forecast, np.repeat(last, steps, 0), truth, chosen)
 
 
-def _curves(forecast: Forecast, units: NDArray[np.float32], truth: Codes) -> Curves:
+def _thresholds(forecast: Forecast) -> tuple[float, ...]:
     asked = forecast.trained.config.eval
-    protocol = load_protocol(asked.protocol)
-    thresholds = protocol.thresholds_for(asked.thresholds)
+    return load_protocol(asked.protocol).thresholds_for(asked.thresholds)
+
+
+def _curves(forecast: Forecast, units: NDArray[np.float32], truth: Codes, thresholds: Sequence[float]) -> Curves:
+    protocol = load_protocol(forecast.trained.config.eval.protocol)
     table = new_table(protocol, len(truth), thresholds, lpips=False)
     columns = score_batch(
         torch.from_numpy(units)[None], torch.from_numpy(truth)[None], forecast.scale, protocol, thresholds
@@ -42,26 +48,49 @@ def _curves(forecast: Forecast, units: NDArray[np.float32], truth: Codes) -> Cur
     return table.compute().leads
 
 
-def as_text(forecast: Forecast, truth: Codes) -> str:
-    """Return a table for the terminal: RMSE in the archive's unit, and CSI at the run's thresholds."""
-    model, persistence = scores(forecast, truth)
+def verification(forecast: Forecast, truth: Codes, thresholds: Sequence[float] = ()) -> dict[str, object]:
+    """Return the scores of a forecast by lead time, as they are saved beside it: RMSE in the archive's unit, and CSI.
+
+    Args:
+        truth, thresholds: as in `scores`.
+
+    Returns:
+        `lead_minutes` (null without a clock), `unit`, `thresholds`, and for `forecast` and `persistence` one list per
+        metric; null where it is undefined.
+    """
     pixels = float(np.prod(truth.shape[1:]))
     protocol = load_protocol(forecast.trained.config.eval.protocol)
-    unit = forecast.scale.gain * forecast.scale.max_code
+    span = forecast.scale.gain * forecast.scale.max_code
 
-    def rmse(curves: Curves, lead: int) -> str:
-        mse = curves["mse"][lead]
+    def rmse(mse: float | None) -> float | None:
         if mse is None:
-            return "-"
-        mean = mse / pixels if protocol.error_reduction == "sum" else mse
-        return f"{unit * mean**0.5:.3f}"
+            return None
+        return float(span * (mse / pixels if protocol.error_reduction == "sum" else mse) ** 0.5)
 
-    names = sorted(name for name in model if name.startswith("csi@") and "/" not in name)
-    columns = [name for head in (f"RMSE {forecast.scale.unit}", *names) for name in (head, f"{head} persistence")]
+    minutes = None if forecast.step_seconds is None else forecast.step_seconds / 60
+    made: dict[str, object] = {
+        "reference": None if forecast.reference is None else f"{forecast.reference:%Y-%m-%dT%H:%M:%SZ}",
+        "lead_minutes": None if minutes is None else [minutes * (lead + 1) for lead in range(len(truth))],
+        "unit": forecast.scale.unit,
+        "thresholds": list(thresholds or _thresholds(forecast)),
+    }
+    for name, curves in zip(("forecast", "persistence"), scores(forecast, truth, thresholds), strict=True):
+        csi = {key: curves[key] for key in sorted(curves) if key.startswith("csi@") and "/" not in key}
+        made[name] = {"rmse": [rmse(mse) for mse in curves["mse"]], **csi}
+    return made
+
+
+def as_text(made: Mapping[str, Any]) -> str:
+    """Return what `verification` gave as a table for the terminal; lead times in minutes where there is a clock."""
+    minutes = made["lead_minutes"]
+    names = list(made["forecast"])
+    heads = [f"RMSE {made['unit']}" if name == "rmse" else name for name in names]
     rows = []
-    for lead in range(len(truth)):
-        cells = [rmse(model, lead), rmse(persistence, lead)]
+    for lead in range(len(made["forecast"]["rmse"])):
+        cells = [f"{lead + 1}" if minutes is None else f"{minutes[lead]:g}"]
         for name in names:
-            cells += ["-" if (v := curves[name][lead]) is None else f"{v:.3f}" for curves in (model, persistence)]
-        rows.append(Row((str(lead + 1), *cells)))
-    return "\n".join(Table(("lead", *columns), rows).to_text())
+            values = (made[which][name][lead] for which in ("forecast", "persistence"))
+            cells += ["-" if value is None else f"{value:.3f}" for value in values]
+        rows.append(Row(tuple(cells)))
+    columns = [name for head in heads for name in (head, f"{head} persistence")]
+    return "\n".join(Table(("lead" if minutes is None else "lead min", *columns), rows).to_text())

@@ -8,7 +8,6 @@ fit `SequenceModel` without the step.
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,8 @@ from torch.utils._pytree import tree_map_only
 
 from shards.manifest import FrameSpec
 from toolkit.errors import ConfigError
-from toolkit.models.registry import MODELS, ModelOptions, StepOptions
+from toolkit.models.plugins import model_class
+from toolkit.models.registry import Options, StepOptions
 from toolkit.unroll import NO_CHECKPOINTING, Checkpointing, unroll
 
 State = Any  # any tree of tensors
@@ -246,7 +246,7 @@ class StepSequence(SequenceModel):
         height, width = (-(-size // self.patch) for size in frames.shape[-2:])
         whole = pad_to(frames.to(dtype), height * self.patch, width * self.patch)
         layout = self.layout or memory_layout(self.cell, whole)
-        first = laid_out(self.cell.init_state(len(frames), height, width, whole, sampling.noise), layout)
+        first = laid_out(self.cell.init_state(frames.shape[0], height, width, whole, sampling.noise), layout)
 
         def step(frame: Tensor, state: State) -> tuple[Tensor, State]:
             patched, state = self.cell(laid_out(to_patches(frame, self.patch), layout), state)
@@ -326,7 +326,7 @@ def from_patches(patched: Tensor, patch: int, height: int, width: int) -> Tensor
 
 
 def build_model(
-    options: ModelOptions,
+    options: Options,
     shape: FrameSpec,
     checkpointing: Checkpointing = NO_CHECKPOINTING,
     loss_frames: str = "all",
@@ -336,20 +336,24 @@ def build_model(
 
     Args:
         checkpointing, loss_frames, horizon: attributes of `SequenceModel`.
+
+    Raises:
+        ConfigError: a model from a file that was not given, or that keeps no contract.
     """
-    code = MODELS[options.name].code
-    module, _, name = code.partition(":")
-    made = getattr(importlib.import_module(module), name)(options, shape)
+    named, own = model_class(options)
+    made = named(own, shape)
     if isinstance(made, StepModel):
-        assert isinstance(options, StepOptions), code
+        if not isinstance(own, StepOptions):
+            raise ConfigError(f"{named.__name__}: is a StepModel, its options must derive from StepOptions")
         made.checkpointing = checkpointing
-        made = StepSequence(made, options.patch)
-    assert isinstance(made, SequenceModel), code
+        made = StepSequence(made, own.patch)
+    if not isinstance(made, SequenceModel):
+        raise ConfigError(f"{named.__name__}: must derive from StepModel or SequenceModel of toolkit.models.base")
     made.checkpointing, made.loss_frames, made.horizon = checkpointing, loss_frames, horizon
     return made
 
 
-def count_parameters(options: ModelOptions, shape: FrameSpec) -> int:
+def count_parameters(options: Options, shape: FrameSpec) -> int:
     """Return the trainable numbers in a model, without allocating them."""
     with torch.device("meta"):
         return sum(p.numel() for p in build_model(options, shape).parameters() if p.requires_grad)

@@ -12,10 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from shards.manifest import FrameSpec
 from toolkit.models.base import Sampling, SequenceModel, StepSequence, build_model
-from toolkit.models.registry import ModelOptions
+from toolkit.models.registry import Options
 
 
-def count_macs(options: ModelOptions, shape: FrameSpec, context: int, horizon: int) -> int:
+def count_macs(options: Options, shape: FrameSpec, context: int, horizon: int) -> int:
     """Return the MACs of one sequence, forward: `context` + `horizon` frames, of which the last is never an input."""
     frames = context + horizon
     with torch.device("meta"), torch.no_grad():

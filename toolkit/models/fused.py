@@ -101,7 +101,7 @@ def spatial_mean(maps: Tensor) -> Tensor:
 def mean_by_product(maps: Tensor) -> Tensor:
     """Return the same; the sum is rounded once before it is divided."""
     tokens = maps.flatten(2).transpose(1, 2)
-    ones = tokens.new_ones(1, 1, tokens.shape[1]).expand(len(maps), -1, -1)
+    ones = tokens.new_ones(1, 1, tokens.shape[1]).expand(maps.shape[0], -1, -1)
     return torch.bmm(ones, tokens)[:, 0] / tokens.shape[1]
 
 

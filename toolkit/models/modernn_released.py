@@ -92,7 +92,7 @@ class Fusion(nn.Module):
     def weights(self, interaction: Tensor) -> Tensor:
         """Compute fc_n(z) [B, 1 + N, D] from I_t [B, D, h, w']; 0 without adaptive fusion."""
         if self.context is None or self.weigh is None:
-            return interaction.new_zeros(len(interaction), 1 + self.slots, interaction.shape[1])
+            return interaction.new_zeros(interaction.shape[0], 1 + self.slots, interaction.shape[1])
         return self.weigh(self.context(interaction)).unflatten(1, (1 + self.slots, -1))
 
     def forward(self, interaction: Tensor, slots: Tensor, weights: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ from toolkit.atomic import write_atomic
 from toolkit.config import RunConfig
 from toolkit.config.sections import ActivationCheckpointing
 from toolkit.errors import ToolkitError
-from toolkit.models.registry import MODELS, StepOptions
+from toolkit.models.plugins import FileModel, loaded, source_of
+from toolkit.models.registry import Options, StepOptions
 
 PACKAGE = Path(__file__).resolve().parents[1]
 TABLE = Path(__file__).with_name("costs.json")
@@ -150,23 +151,31 @@ def key_of(config: RunConfig, channels: int) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@functools.cache
-def code_digest(model: str) -> str:
+def code_digest(options: Options) -> str:
     """Return a digest of the code that a model's cost depends on: its module and imports, unroll.py and measure.py.
 
     Options are excluded (they are in `key_of`), and so are comments and whitespace.
     """
-    found: dict[str, str] = {}
-    wanted = [MODELS[model].code.partition(":")[0], "toolkit.plan.measure"]
+    return _digest(*source_of(options))
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(name: str, text: str) -> str:
+    found = {name: text}
+    wanted = [*_imported(text), "toolkit.plan.measure"]
     while wanted:
         module = wanted.pop()
-        if module in found or module == "toolkit.models.registry":
+        if module in found or module in ("toolkit.models.registry", "toolkit.models.plugins"):
             continue
         found[module] = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py").read_text(encoding="utf-8")
         if module != "toolkit.plan.measure":
-            wanted += re.findall(r"^from (toolkit\.models\.\w+|toolkit\.unroll) import", found[module], flags=re.M)
+            wanted += _imported(found[module])
     plain = (re.sub(r"#.*|[\s,()]+", "", found[module]) for module in sorted(found))
     return hashlib.sha256("\0".join(plain).encode()).hexdigest()[:16]
+
+
+def _imported(text: str) -> list[str]:
+    return re.findall(r"^from (toolkit\.models\.\w+|toolkit\.unroll) import", text, flags=re.M)
 
 
 def stored(config: RunConfig, channels: int) -> Cost | None:
@@ -177,7 +186,7 @@ def stored(config: RunConfig, channels: int) -> Cost | None:
 
 def is_outdated(config: RunConfig, entry: Mapping[str, object]) -> bool:
     """Return whether an entry belongs to another version of the code."""
-    return bool(entry["code"] != code_digest(config.model.name))
+    return bool(entry["code"] != code_digest(config.model))
 
 
 def cached(config: RunConfig, channels: int) -> Cost | None:
@@ -223,7 +232,10 @@ def measured(configs: Sequence[RunConfig], channels: int) -> Iterator[dict[str, 
     Raises:
         CostError: the measurement failed.
     """
-    request = [{"config": config.model_dump(mode="json"), "channels": channels} for config in configs]
+    request = [
+        {"config": config.model_dump(mode="json"), "channels": channels, "model_file": _model_file(config)}
+        for config in configs
+    ]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryFile("w+") as errors:
@@ -242,11 +254,19 @@ def measured(configs: Sequence[RunConfig], channels: int) -> Iterator[dict[str, 
             process.stdin.write(json.dumps(request))
             process.stdin.close()
             for config, line in zip(configs, process.stdout, strict=False):
-                yield {"code": code_digest(config.model.name), **json.loads(line)}
+                yield {"code": code_digest(config.model), **json.loads(line)}
         if process.returncode:
             errors.seek(0)
             names = ", ".join(sorted({config.model.name for config in configs}))
             raise CostError(f"the cost of {names} could not be measured:\n{errors.read().strip()[-2000:]}")
+
+
+def _model_file(config: RunConfig) -> tuple[str, str] | None:
+    """Return the name and text of the file that the user has named for a model."""
+    if not isinstance(config.model, FileModel):
+        return None
+    file = loaded(config.model)
+    return file.name, file.text.decode()
 
 
 def write_table(entries: Mapping[str, object]) -> None:

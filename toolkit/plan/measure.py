@@ -35,6 +35,7 @@ from shards.manifest import FrameSpec
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import RunConfig, make_config
 from toolkit.models.base import Noise, Sampling
+from toolkit.models.plugins import ModelFile, add_file
 from toolkit.models.registry import SVGOptions
 from toolkit.plan.cost import LARGE, Polynomial, policies_of, under
 
@@ -320,8 +321,11 @@ def measure(config: RunConfig, channels: int, policies: tuple[str, ...] = ()) ->
 
 
 def main() -> int:
-    """Measure a request, a list of {"config", "channels"}; print one line of JSON for each."""
+    """Measure a request, a list of {"config", "channels", "model_file"}; print one line of JSON for each."""
     for item in json.load(sys.stdin):
+        if item["model_file"] is not None:
+            name, text = item["model_file"]
+            add_file(ModelFile.of(name, text.encode()))
         print(json.dumps(measure(make_config(item["config"], "request"), item["channels"])), flush=True)
     return 0
 

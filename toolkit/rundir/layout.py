@@ -2,6 +2,7 @@
 
     runs/<sweep>/<name>-<hash8>/
       config.yaml  env.json            resolved config; versions, git state, command, what it was trained on
+      model.py                         a model from a file: a copy of it, which the run's jobs use
       submit.sbatch                    (Slurm) a text that one can sbatch again by hand
       checkpoints/step-00001000/  latest  best
       logs/                            one file per job and rank
@@ -41,6 +42,7 @@ from toolkit.atomic import write_atomic
 from toolkit.config import RunConfig, load_config
 from toolkit.config.tree import flatten, to_yaml
 from toolkit.errors import EXIT_MEANING, EXIT_OK, ConfigError, ToolkitError
+from toolkit.models.plugins import FileModel, add_file, loaded, read_file
 from toolkit.rundir.events import append_event, read_events, timestamp
 from toolkit.rundir.metrics import logged_steps
 from toolkit.rundir.records import Types, keep_typed, read_object, read_text
@@ -92,6 +94,11 @@ class RunDir:
         return self.path / "config.yaml"
 
     @property
+    def model_file(self) -> Path:
+        """The copy of the file that a model is from; commands run it only where the user names it."""
+        return self.path / "model.py"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -129,6 +136,15 @@ class RunDir:
             raise ConfigError(f"{self.path}: not a run directory (no config.yaml); {hint}")
         return load_config(self.config_file)
 
+    def load_model_file(self, given: Path | None) -> None:
+        """Let this process run the file of the run's model, which the user has named; None: none is named.
+
+        Raises:
+            ConfigError: the model is not from a file, or from one with another text.
+        """
+        if given is not None:
+            check_model_file(self.config(), given, str(self.path))
+
     @staticmethod
     def create(path: Path, config: RunConfig) -> RunDir:
         """Make the folder, or open it when it already holds this very config.
@@ -151,10 +167,13 @@ class RunDir:
                 )
             return run
         # A creation that was killed leaves env.json or a temporary file; config.yaml, written last, makes it a run.
-        if path.exists() and any(item.name != "env.json" and not item.name.endswith(".tmp") for item in path.iterdir()):
+        began = ("env.json", run.model_file.name)
+        if path.exists() and any(item.name not in began and not item.name.endswith(".tmp") for item in path.iterdir()):
             raise ConfigError(f"{path}: exists and is not a run directory: choose another --out")
         path.mkdir(parents=True, exist_ok=True)
         write_atomic(path / "env.json", json.dumps(environment(), indent=2) + "\n")
+        if isinstance(config.model, FileModel):
+            write_atomic(run.model_file, loaded(config.model).text.decode())
         write_atomic(run.config_file, config.to_yaml())
         return run
 
@@ -251,6 +270,23 @@ class RunDir:
         """Ask for another scoring, by the section `eval` that it has; what is there already stays."""
         self.eval.mkdir(exist_ok=True)
         write_atomic(self.eval / f"{name}{REQUEST}", to_yaml({"eval": dict(values)}))
+
+
+def check_model_file(config: RunConfig, given: Path, where: str) -> None:
+    """Let this process run the file that the user has named for the model of a run or an export.
+
+    Raises:
+        ConfigError: the model is not from a file, or from one with another text.
+    """
+    if not isinstance(config.model, FileModel):
+        raise ConfigError(f"{where}: {config.model.name} is not a model from a file: leave --model-file out")
+    file = read_file(given)
+    if file.sha256 != config.model.sha256:
+        raise ConfigError(
+            f"{given}: has SHA-256 {file.sha256[:12]}..., the model of {where} is from a file {config.model.name} with "
+            f"{config.model.sha256[:12]}...: name that file; a run directory keeps a copy, model.py"
+        )
+    add_file(file)
 
 
 def differences(there: RunConfig, asked: RunConfig, limit: int = 4) -> str:

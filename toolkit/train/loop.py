@@ -19,7 +19,7 @@ from toolkit.data.batches import Batch
 from toolkit.data.stalls import Reads
 from toolkit.distributed.world import World
 from toolkit.errors import EXIT_OK, EXIT_REQUEUE, NonFiniteError, PeerError, ToolkitError
-from toolkit.models.registry import MODELS
+from toolkit.models.plugins import entry_of
 from toolkit.rundir import RunDir
 from toolkit.rundir.events import note_start
 from toolkit.rundir.metrics import has_validation
@@ -65,7 +65,7 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
                 data = reads.call(lambda: open_data(config))
             check_readers(config, data.store.manifest.frames, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
             world.run_on_rank_zero(lambda: check_config(config, data))
-            if not MODELS[config.model.name].trained:
+            if not entry_of(config.model).trained:
                 return _without_training(run, world)
             with Training(run, config, data, world, resume, stop, watchdog, profile) as training:
                 return training.fit()

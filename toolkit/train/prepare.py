@@ -16,7 +16,7 @@ from toolkit.distributed.world import World
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.evaluate.check import check_scoring
 from toolkit.evaluate.perceptual import load_lpips
-from toolkit.models.registry import MODELS
+from toolkit.models.plugins import entry_of
 from toolkit.rundir import RunDir
 from toolkit.train.criterion import make_criterion
 from toolkit.train.engine import Engine
@@ -61,7 +61,7 @@ def check_config(config: RunConfig, data: Data) -> None:
     check_scoring(config, data.store)
     if config.eval.lpips:
         load_lpips()
-    if MODELS[config.model.name].trained:
+    if entry_of(config.model).trained:
         make_criterion(config.train, data.store.manifest.scale, config.data.horizon)
     length = config.data.context + config.data.horizon
     for split in data.store.splits:

@@ -78,6 +78,13 @@ def test_missing_weights_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv(VARIABLE, str(tmp_path / "other.pth"))
     with pytest.raises(ConfigError, match=r"no ImageNet weights of AlexNet: .*other\.pth(.|\n)*name the file"):
         load_lpips()
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", None)  # nothing is fetched unasked
+    with pytest.raises(
+        ConfigError, match=rf"curl --create-dirs -o {tmp_path}/hub/checkpoints/alexnet\S+\.pth https://"
+    ):
+        load_lpips()
     torch.save({"classifier.1.weight": torch.zeros(1)}, tmp_path / "half.pth")
     monkeypatch.setenv(VARIABLE, str(tmp_path / "half.pth"))
     with pytest.raises(ConfigError, match=r"features\.0\.weight is missing"):

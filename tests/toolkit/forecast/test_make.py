@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from toolkit.data.windows import to_unit
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.forecast.make import Request, make_forecast, recoded
 from toolkit.forecast.trained import Trained, load_trained
-from toolkit.forecast.verify import as_text, scores
+from toolkit.forecast.verify import as_text, scores, verification
 from toolkit.rundir import RunDir
 
 CPU = torch.device("cpu")
@@ -127,8 +128,13 @@ def test_scores_are_those_of_the_evaluation(persistence: Trained, archive: Archi
     before = np.where(made.context[-1] == 255, 0, made.context[-1]).astype(float) / 254
     square = (before - truth[0] / 254.0)[seen] ** 2
     assert model["mse"][0] == pytest.approx(square.mean() * truth[0].size, rel=1e-5)
-    text = as_text(made, truth).splitlines()
-    assert len(text) == 4 and "RMSE dBZ" in text[0] and "csi@30" in text[0]
+    saved = json.loads(json.dumps(verification(made, truth)))
+    assert saved["lead_minutes"] == [5, 10, 15] and saved["unit"] == "dBZ" and saved["thresholds"] == [30]
+    assert saved["forecast"]["rmse"] == saved["persistence"]["rmse"] and len(saved["forecast"]["csi@30"]) == 3
+    assert set(verification(made, truth, (10, 20))["forecast"]) == {"rmse", "csi@10", "csi@20"}  # type: ignore[arg-type]
+    text = as_text(saved).splitlines()
+    assert len(text) == 4 and text[0].startswith("lead min") and "RMSE dBZ" in text[0] and "csi@30" in text[0]
+    assert text[3].split()[0] == "15"
     assert float(text[1].split()[1]) == pytest.approx(63.5 * square.mean() ** 0.5, abs=1e-3)
 
 
