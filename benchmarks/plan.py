@@ -102,7 +102,7 @@ def measure_case(case: dict[str, Any]) -> dict[str, int]:
             codes = torch.zeros(batch, frames, 1, size, size, dtype=torch.uint8, device=world.device)
             teacher = torch.zeros(batch, frames - context - 1, dtype=torch.bool, device=world.device)
             sampling = Sampling(teacher=teacher, noise=Noise(range(batch), world.device))
-            rollout = engine.engine(codes.float() / 255, context, sampling)
+            rollout = engine.wrapped(codes.float() / 255, context, sampling)
             return torch.stack(list(rollout.losses.values())).sum()
 
         for _ in range(steps):

@@ -63,7 +63,7 @@ def measure(tree: dict[str, Any], steps: int) -> dict[str, float]:
     teacher = torch.zeros(batch, data.horizon - 1, dtype=torch.bool, device=world.device)
 
     def loss(_: Any) -> Any:
-        rollout = engine.engine(
+        rollout = engine.wrapped(
             frames, data.context, Sampling(teacher=teacher, noise=Noise(range(batch), world.device))
         )
         return torch.stack(list(rollout.losses.values())).sum()
