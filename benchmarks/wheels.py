@@ -22,6 +22,7 @@ SOURCES = ("deepspeed",)  # there is no wheel of it to fetch
 FETCHED = (
     "annotated-types",
     "braceexpand",
+    "certifi",
     "cloudpickle",
     "donfig",
     "einops",
@@ -37,6 +38,7 @@ FETCHED = (
     "py-cpuinfo",
     "pydantic",
     "pydantic-core",
+    "pyproj",
     "pytest",  # the tests' settings want 9
     "pytest-timeout",
     "submitit",

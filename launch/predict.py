@@ -75,14 +75,6 @@ class Task:
         )
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    """Parse `20,30` (an argparse type)."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write numbers such as 20,30") from None
-
-
 def _split(argv: Sequence[str] | None) -> tuple[list[str], int]:
     """Return the arguments of the command line, and the index of a separate `--`, where options of the source begin."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -142,9 +134,10 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     )
     parser.add_argument(
         "--thresholds",
-        type=_numbers,
+        type=float,
+        nargs="*",
         default=(),
-        metavar="N,...",
+        metavar="K",
         help="with --verify: event thresholds of the CSI, in the store's unit (default: those of the run's config)",
     )
     parser.add_argument(
@@ -254,7 +247,7 @@ def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: tup
     set_arithmetic(trained.config.train)
     lead = arguments.lead or trained.config.data.horizon
     request = Request(lead, arguments.ensemble_size, arguments.seed, arguments.tile, arguments.overlap)
-    return Task(trained, request, outputs, stamped, arguments.overwrite, arguments.verify, arguments.thresholds)
+    return Task(trained, request, outputs, stamped, arguments.overwrite, arguments.verify, tuple(arguments.thresholds))
 
 
 def _make(task: Task, archive: Archive, frame: Frame) -> None:
