@@ -39,7 +39,7 @@ def test_a_forecast_beside_what_came(
     words = ["--out", str(tmp_path / "f.nc"), "--picture", str(tmp_path / "f.png"), "--tile", "16", "--overlap", "4"]
     assert predict(make_run(), radar, "--at", "2016-07-11T21:30", "--lead", "2", "--verify", *words) == 0
     out = capsys.readouterr()
-    assert out.out.splitlines()[-2:] == [str(tmp_path / "f.nc"), str(tmp_path / "f.png")]
+    assert out.out.splitlines()[-3:] == [str(tmp_path / name) for name in ("f.nc", "f.png", "f.verify.json")]
     assert "RMSE dBZ" in out.out and "2016-07-11T21:15:00Z to 2016-07-11T21:30:00Z" in out.err
     with xarray.open_dataset(tmp_path / "f.nc") as data:
         assert data.time.values[0] == np.datetime64("2016-07-11T21:35") and data.time.size == 2

@@ -114,7 +114,7 @@ def test_a_killed_training_a_stopped_one_and_one_without_a_word(run: RunDir) -> 
     write(run, phase="stopped")
     edit(run, pid=2**22 + 1)
     assert (read_status(run).state, read_status(run).label) == ("interrupted", "stopped")
-    assert read_status(run).reason == "stopped with a checkpoint at step 120; run it again to go on"
+    assert read_status(run).reason == "stopped with a checkpoint at step 120; run it again to resume"
     edit(run, phase="training")
     assert read_status(run).label == "interrupted"
     assert "killed" in str(read_status(run).reason)
