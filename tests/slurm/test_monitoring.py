@@ -172,7 +172,7 @@ def test_a_range_that_fails_is_said_and_the_same_command_goes_on(site: Site) -> 
     assert done.returncode == 1, done.stderr
     assert re.search(r"job \d+_1 failed \(FAILED, .*\); its log: /", done.stderr)
     assert "1 of 2 jobs did not finish their shards" in done.stderr
-    assert "Finished shards are kept: the same command goes on with those that are missing" in done.stderr
+    assert "Finished shards are kept" in done.stderr
     # Interrupted: the jobs end with it.
     (archive / "state").write_text("sleep")
     environment = {**os.environ, "DEVCLUSTER": str(site.cluster.folder), "PYTHONPATH": str(ROOT)}
@@ -181,12 +181,12 @@ def test_a_range_that_fails_is_said_and_the_same_command_goes_on(site: Site) -> 
     ) as process:
         eventually((archive / "sleeping").exists)
         process.send_signal(signal.SIGINT)
-        assert "the same command goes on from the shards that were finished" in process.communicate(timeout=30)[1]
+        assert "interrupted; the same command resumes" in process.communicate(timeout=30)[1]
     site.wait()
     (archive / "state").write_text("well")
     done = call(site.cluster, *command)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"going on: \d of \d shards were finished by an earlier call", done.stderr)
+    assert re.search(r"resuming: \d of \d shards were finished by an earlier call", done.stderr)
     assert len(list((site.folder / "made" / "train").glob("*.tar"))) > 1
 
 
