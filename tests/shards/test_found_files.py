@@ -346,4 +346,4 @@ def test_a_place_that_can_not_be_written(tmp_path, monkeypatch, capsys, error):
     monkeypatch.setattr(Path, "mkdir", refused)
     assert main(["convert", "images", str(tmp_path / "in"), str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("error: ") and error.args[1] in said and str(tmp_path) in said
+    assert "\nerror: " in f"\n{said}" and error.args[1] in said and str(tmp_path) in said
