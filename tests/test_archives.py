@@ -41,8 +41,9 @@ def test_real_archives_convert_verify_and_train(real_data: Path, tmp_path: Path)
         config = tmp_path / f"{name}.yaml"
         config.write_text("{}")
         settings = [f"data.store={store}", "data.context=5", "data.horizon=5", *MODEL, f"model.patch={patch}", *SHORT]
-        if json.loads((store / "manifest.json").read_text())["splits"].get("val") is None:
-            settings.append("data.val_split=none")
+        splits = json.loads((store / "manifest.json").read_text())["splits"]
+        settings.append("data.val_split=" + ("val" if "val" in splits else "none"))
+        settings.append("eval.split=" + ("test" if "test" in splits else "train"))  # else refused before training
         jobs.append({"config": str(config), "set": settings, "run": str(tmp_path / "runs" / name)})
     file = tmp_path / "jobs.json"
     file.write_text(json.dumps(jobs))

@@ -180,7 +180,7 @@ def test_geotiff_of_rain_and_of_what_is_said(tmp_path: Path) -> None:
     write_geotiff(tmp_path / "a", TIMES, [rain], unit="mm/h")
     assert near(values_of(build("radar", tmp_path / "a", *ONE_SPLIT)), dbz(rain.astype(float)))
     write_geotiff(tmp_path / "b", TIMES, [wet(4)])
-    with pytest.raises(SourceError, match=r"says neither unit nor gain.*--dbz OFFSET,GAIN"):
+    with pytest.raises(SourceError, match=r"names neither unit nor gain.*--dbz OFFSET,GAIN"):
         build("radar", tmp_path / "b")
     source = build("radar", tmp_path / "b", *ONE_SPLIT, "--dbz=-10,0.4")
     assert near(values_of(source), np.clip(-10 + 0.4 * wet(4), 0, 63.5))

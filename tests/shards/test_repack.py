@@ -10,7 +10,7 @@ from shards.verify import verify
 from tests.support.clips import Clips, make_store, tree
 
 SOURCE = Clips(lengths={"train": (4, 4, 9, 4, 1), "test": (2,)}, runs=("r1", "r1", "r2", "r3", "r3"), size=(3, 8, 6))
-QUIET = {"say": lambda text: None}
+QUIET = {"report": lambda text: None}
 
 
 @pytest.mark.parametrize(
