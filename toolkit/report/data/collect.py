@@ -205,12 +205,11 @@ def _read_results(run: RunDir) -> list[Result]:
         name, _, which = stem.rpartition("-")
         if which not in CHECKPOINTS:
             continue
-        data = read_result(path)
+        data, split = read_result(path), name.partition("+")[0]
         if data.get("version") != RESULT_VERSION:
             raise ToolkitError(
                 f"{path}: written in version {data.get('version')}, this report reads {RESULT_VERSION}; "
-                f"score it again: "
-                + command("evaluate", "--run", run.path, "--split", name.partition("+")[0], "--force")
+                f"score it again: " + command("evaluate", "--run", run.path, "--split", split, "--force")
             )
         samples = path.with_name(f"{stem}.samples.npz")
         result = Result(name, which, data, samples if samples.exists() else None, path.parent)
