@@ -105,7 +105,9 @@ def test_a_checkpoint_gives_back_the_model(case: str, tmp_path: Path) -> None:
 
 def digit_sequences() -> torch.Tensor:
     """Real digits on the move: one sequence with one of them, one with two, [2, 6, 1, 16, 16] in 0..1."""
-    source = MovingMnist(SKLEARN, modes=(1, 2), counts=(1, 0, 0), size=16, digit_size=10, length=6, seed=0)
+    source = MovingMnist(
+        SKLEARN, modes=(1, 2), counts=(1, 0, 0), size=16, digit_size=10, length=6, seed=0, bounce="reflect"
+    )
     frames = np.stack([source.read(event).frames for event in source.plan().splits["train"]])
     return torch.from_numpy(frames).float() / 255
 

@@ -262,7 +262,7 @@ def test_models_train_the_same(name: str, device: str, monkeypatch: pytest.Monke
         monkeypatch.setattr(fused, "TRITON", kernels_used)
         torch.manual_seed(0)
         options = make_config({"model": {"name": name, "hidden": 4}}, "t").model
-        model = build_model(options.model, FrameSpec(1, 16, 16)).to(device)
+        model = build_model(options, FrameSpec(1, 16, 16)).to(device)
         frames = torch.rand(1, 3, 1, 16, 16, generator=torch.Generator().manual_seed(1)).to(device)
         with Seen():
             loss = model(frames, 2, Sampling()).losses["data"]

@@ -89,7 +89,7 @@ def test_attention_never_stores_the_softmax_map(monkeypatch: pytest.MonkeyPatch)
 
 def test_another_size_is_refused() -> None:
     options = make_config({"model": {"name": "modernn_released", "hidden": 8}}, "test").model
-    model = build_model(options.model, FrameSpec(1, 16, 13))
+    model = build_model(options, FrameSpec(1, 16, 13))
     assert model.predict(torch.rand(1, 3, 1, 14, 16), 1).shape == (1, 1, 1, 1, 14, 16)  # the same grid of patches
     with pytest.raises(ToolkitError, match=r"grid of 4 x 4 patches, these frames give 5 x 4; .*or the model modernn"):
         model.predict(torch.rand(1, 3, 1, 17, 16), 1)
