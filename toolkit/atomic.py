@@ -20,7 +20,7 @@ from typing import BinaryIO
 from shards.fsync import flush
 from toolkit.errors import EXIT_FAILURE
 
-_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<host>.+)-(?P<pid>\d+)(?:-[0-9a-f]{8})?\.(?P<kind>tmp|old)")
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<host>.+)-(?P<pid>\d{1,7})(?:-[0-9a-f]{8})?\.(?P<kind>tmp|old)")
 
 
 class FileWriteError(OSError):
