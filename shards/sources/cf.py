@@ -135,7 +135,7 @@ class CfArchive:
 
 
 def forget_opened() -> None:
-    """An archive that grows is listed again."""
+    """Forget the listing: an archive that grows is listed again."""
     opened.cache_clear()
 
 
@@ -219,7 +219,7 @@ def _build(args: argparse.Namespace) -> Source:
 
 
 def _frames(path: Path, names: list[str], group: str | None, layout: Layout) -> list[timeline.Stamped]:
-    """The frames of all files, each compared with the first. Raises SourceError."""
+    """Return the frames of all files, each compared with the first. Raises SourceError."""
     frames: list[timeline.Stamped] = []
     first: tuple[object, ...] | None = None
     for name in names:
@@ -242,7 +242,7 @@ def _frames(path: Path, names: list[str], group: str | None, layout: Layout) -> 
 
 
 def _orientation(layout: Layout) -> list[str]:
-    """What to report of how frames are turned."""
+    """Return what to report of how frames are turned."""
     notes = []
     if layout.rows_turned:
         notes.append(

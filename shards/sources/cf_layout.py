@@ -61,13 +61,13 @@ class Layout:
         return (self.time, *([self.channel] if self.channel else []), self.rows, self.columns)
 
     def upright(self, array: DataArray) -> DataArray:
-        """The variable with its dimensions in the frames' order; a lone frame gets its time as the first."""
+        """Return the variable with its dimensions in the frames' order; a lone frame gets its time as the first."""
         return (array.expand_dims(self.time) if self.one_frame else array).transpose(*self.order)
 
 
 @functools.lru_cache(maxsize=2)
 def opened(path: Path, group: str | None) -> Dataset:
-    """The dataset, lazily. Raises SourceError if xarray can't open it, or its calendar isn't that of real days."""
+    """Return the dataset, lazily. Raises SourceError if xarray can't open it, or its calendar lacks real days."""
     xarray = need("xarray", "cf", "reading CF datasets")
     try:
         if is_zarr(path):
@@ -170,7 +170,7 @@ def layout_of(path: Path, data: Dataset, variable: str | None) -> Layout:
 
 
 def _span(array: DataArray, times: set[Hashable], moment: str | None) -> tuple[str, bool] | None:
-    """The time of a variable that could be frames, and whether a file is one frame; None for another variable."""
+    """Return the time of a variable that could be frames, and whether a file is one frame; None for others."""
     if array.dtype.kind not in "fiu":
         return None
     own = [dim for dim in array.dims if dim in times]
@@ -183,7 +183,7 @@ def _span(array: DataArray, times: set[Hashable], moment: str | None) -> tuple[s
 
 
 def _scalar_time(data: Dataset) -> str | None:
-    """The one time of the whole file: of several, the one that is named or described as `time`."""
+    """Return the one time of the whole file: of several, the one that is named or described as `time`."""
     names = [str(name) for name in data.variables if data[name].ndim == 0 and data[name].dtype.kind == "M"]
     names += [
         str(name)
@@ -236,7 +236,7 @@ def _rows_turned(data: Dataset, array: DataArray, rows: str, columns: str) -> tu
 
 
 def facts_of(data: Dataset, layout: Layout) -> tuple[object, ...]:
-    """What all files of an archive share: unit, coordinates and grid mapping."""
+    """Return what all files of an archive share: unit, coordinates and grid mapping."""
     array = data[layout.variable]
     axes = [None if (axis := _axis(data, dim)) is None else axis.tobytes() for dim in (layout.rows, layout.columns)]
     mapping = {str(key): str(value) for key, value in _mapping(data, array).items()}
@@ -249,7 +249,7 @@ def _mapping(data: Dataset, array: DataArray) -> dict[str, Any]:
 
 
 def place_of(data: Dataset, layout: Layout) -> tuple[Grid | None, str]:
-    """The grid of whole frames, north first, or None and why there is none."""
+    """Return the grid of whole frames, north first, or None and why there is none."""
     x, y = _axis(data, layout.columns), _axis(data, layout.rows)
     if x is None or y is None:
         return None, f"{layout.rows} and {layout.columns} have no coordinates of one dimension"
@@ -268,7 +268,7 @@ def place_of(data: Dataset, layout: Layout) -> tuple[Grid | None, str]:
 
 
 def valid_limits(array: DataArray) -> tuple[float, float]:
-    """The valid range of decoded values, by valid_range, valid_min and valid_max; infinite where there is none.
+    """Return the valid range of decoded values, by valid_range, valid_min and valid_max; infinite where there is none.
 
     Attributes of an integer type are of packed data, others of the values (CF conventions, 2.5.1).
     """
@@ -291,7 +291,7 @@ def valid_limits(array: DataArray) -> tuple[float, float]:
 
 
 def coding(layout: Layout, given: str | None, seconds: float) -> tuple[Scale, float | None, str]:
-    """The scale, the factor to mm/h if values are rain, and what to report.
+    """Return the scale, the factor to mm/h if values are rain, and what to report.
 
     Args:
         given: --range.

@@ -18,7 +18,7 @@ HDF5_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowE
 
 @contextmanager
 def opened(path: Path, what: str) -> Iterator[Any]:
-    """The open file; `what` names the archive's format for who hasn't h5py. Raises SourceError where bytes are bad."""
+    """Open a file; `what` names the archive's format where h5py is missing. Raises SourceError where bytes are bad."""
     h5py = need("h5py", "radar", what)
     packed = path.suffix.lower() in (".gz", ".bz2")
     try:
@@ -44,7 +44,7 @@ class _Unpacked(io.BytesIO):
 
 
 def dataset(file: Any, name: str, shape: Sequence[int | None] | None = None, dtypes: Sequence[str] = ()) -> Any:
-    """The dataset `name`, not yet read. `shape` has None for sides that don't matter. Raises SourceError."""
+    """Return the dataset `name`, not yet read. `shape` has None for sides that don't matter. Raises SourceError."""
     if not is_here(file, name) or not hasattr(file[name], "dtype"):
         holds: list[str] = []
         file.visit(holds.append)
@@ -71,7 +71,7 @@ def dataset(file: Any, name: str, shape: Sequence[int | None] | None = None, dty
 
 
 def scalar(attributes: Any, name: str, otherwise: object = None) -> Any:
-    """An attribute as a plain Python value: writers store a number as an array of one, and text as bytes."""
+    """Return an attribute as a plain Python value: writers store numbers as arrays of one, text as bytes."""
     if name not in attributes:
         return otherwise
     value = attributes[name]

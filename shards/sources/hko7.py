@@ -60,7 +60,7 @@ class Hko7Png:
         return Composite(codes, int(np.count_nonzero((grey == 255) & (codes != 255))))
 
     def grid(self, path: Path) -> Grid | None:
-        """The archive doesn't say."""
+        """Return nothing: the archive names none."""
         return None
 
 
@@ -75,7 +75,7 @@ def mask_path(frame: Path) -> Path | None:
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-    """True where a pixel counts, bool [height, width]. Raises SourceError that names the file."""
+    """Return where a pixel counts, bool [height, width]. Raises SourceError that names the file."""
     expected = size[0] * size[1]
     try:
         data = zlib.decompressobj().decompress(path.read_bytes(), expected + 1)  # no more than that, whatever it says

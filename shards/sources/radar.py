@@ -167,7 +167,7 @@ _first: dict[tuple[str, Path, int], Composite] = {}  # the file that `build` loo
 
 
 def _first_or_read(reader: FrameReader, path: Path) -> Composite:
-    """A file as read; the one that was read to learn the archive's size isn't read again."""
+    """Return a file as read; the one that was read to learn the archive's size isn't read again."""
     known = _first.pop((repr(reader), path, path.stat().st_mtime_ns if path.exists() else 0), None)
     return reader.read(path) if known is None else known
 
@@ -175,7 +175,7 @@ def _first_or_read(reader: FrameReader, path: Path) -> Composite:
 def build(
     args: argparse.Namespace, readers: Mapping[str, FrameReader], reader_name: str | None, beside: str | None = None
 ) -> Radar:
-    """A `Radar` from parsed options; the crop and the time step that it settles on are put into `args`.
+    """Return a `Radar` from parsed options; the crop and the time step that it settles on are put into `args`.
 
     Files whose names end with `beside` belong to frames, and aren't reported as skipped.
     """
@@ -219,7 +219,7 @@ def build(
 
 
 def _place(reader: FrameReader, path: Path, geometry: Geometry) -> tuple[Grid | None, str]:
-    """The grid of frames, or None and why there is none."""
+    """Return the grid of frames, or None and why there is none."""
     try:
         whole = reader.grid(path)
     except SourceError as error:
@@ -235,7 +235,7 @@ def _place(reader: FrameReader, path: Path, geometry: Geometry) -> tuple[Grid | 
 
 
 def add_radar_arguments(parser: argparse.ArgumentParser, crop: str | None, note: str) -> None:
-    """What all radar archives take. Options without a default leave the manifests of stores without them alone."""
+    """Add what all radar archives take. Options without a default leave the manifests of stores without them alone."""
     add_geometry_arguments(parser, crop, None, note)
     parser.add_argument(
         "--step", type=float, metavar="SECONDS", help="from frame to frame (default: the archive's commonest)"

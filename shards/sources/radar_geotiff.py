@@ -93,7 +93,7 @@ class GeoTiff:
         return time_in(name) if bare(name).endswith(self.suffixes) else None
 
     def read(self, path: Path) -> Composite:
-        """The asked band, or the only one."""
+        """Return the asked band, or the only one."""
         with _opened(path) as (image, items):
             band = self._band(path, image)
             meaning = self._meaning(path, image, band, items)
@@ -124,7 +124,7 @@ class GeoTiff:
         return grid_of(x, y[::-1] if transform.e > 0 else y, f"EPSG:{epsg}" if epsg else crs.to_wkt())
 
     def _band(self, path: Path, image: Any) -> int:
-        """Raises UsageError that lists the bands where none is asked for, and there are several."""
+        """Raise UsageError that lists the bands where none is asked for, and there are several."""
         count = image.count
         if self.band is None and count == 1:
             return 1
@@ -204,7 +204,7 @@ def _read(path: Path, image: Any, band: int) -> npt.NDArray[Any]:
 
 
 def _items(image: Any) -> dict[str, tuple[str, str]]:
-    """The tags of image and first band; FMI's are XML inside an item of GDAL_METADATA, escaped once more."""
+    """Return the tags of image and first band; FMI's are XML inside an item of GDAL_METADATA, escaped once more."""
     found: dict[str, tuple[str, str]] = {}
     for tags in (image.tags(), image.tags(1)):
         for name, text in tags.items():

@@ -56,11 +56,11 @@ class Mrms:
     )
 
     def parse(self, name: str) -> FileName | None:
-        """The time in the name."""
+        """Return the time in the name."""
         return named(self._name.fullmatch(name), "%Y%m%d-%H%M%S")
 
     def read(self, path: Path) -> Composite:
-        """The first message of the file; its header says whether it is rain or reflectivity."""
+        """Return the first message of the file; its header says whether it is rain or reflectivity."""
         eccodes = _eccodes()
         try:
             values, about = first_message(eccodes, content(path))
@@ -113,7 +113,7 @@ def _reflectivity(values: npt.NDArray[Any]) -> Values:
 
 
 def first_message(eccodes: ModuleType, data: bytes) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
-    """The grid of the first message, [rows, columns], row 0 in the north, and what it says of itself: parameter (its
+    """Return the first message's grid, [rows, columns], row 0 in the north, and what it says of itself: parameter (its
     three numbers), time and grid. Raises ValueError for another kind.
     """
     handle = eccodes.codes_new_from_message(data)

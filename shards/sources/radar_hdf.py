@@ -56,7 +56,7 @@ class Knmi:
     )
 
     def parse(self, name: str) -> FileName | None:
-        """The time is the end of the five minutes."""
+        """Return the time in the name, the end of the five minutes."""
         return named(self._name.fullmatch(name), "%Y%m%d%H%M")
 
     def read(self, path: Path) -> Composite:
@@ -148,7 +148,7 @@ class Bom:
     _name = re.compile(r"(?P<radar>\d+)_(?P<time>\d{8}_\d{6})\.(?P<product>prcp-\w+)\.nc", re.IGNORECASE)
 
     def parse(self, name: str) -> FileName | None:
-        """The time is the end of the accumulation; the first number is the radar's."""
+        """Return the time in the name, the end of the accumulation; the first number is the radar's."""
         return named(self._name.fullmatch(name), "%Y%m%d_%H%M%S")
 
     def read(self, path: Path) -> Composite:
@@ -179,7 +179,7 @@ class Bom:
         return Composite(codes, clipped, datetime(1970, 1, 1) + timedelta(seconds=end), facts)
 
     def grid(self, path: Path) -> Grid | None:
-        """The file's coordinates and grid mapping."""
+        """Return the file's coordinates and grid mapping."""
         with hdf.opened(path, "reading the Bureau's netCDF files") as file:
             if any(name not in file for name in ("x", "y", "proj")):
                 return None
@@ -198,13 +198,13 @@ def _attributes(attributes: Any) -> dict[str, Any]:
 
 
 def _unsigned(raw: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The same bits as unsigned numbers, by which tables are indexed."""
+    """Return the same bits as unsigned numbers, by which tables are indexed."""
     return raw.view(f"u{raw.dtype.itemsize}")
 
 
 @functools.lru_cache(maxsize=8)
 def _table(dtype: str, gain: float, offset: float, seconds: float, missing: tuple[int, ...]) -> Table:
-    """The table of amounts gain * raw + offset, in mm of `seconds`, or of dBZ where that is 0: there are but 65,536
+    """Return the amounts gain * raw + offset, in mm of `seconds`, or of dBZ where that is 0: there are but 65,536
     different ones. By the unsigned number that has the same bits.
     """
     kind = np.dtype(dtype)

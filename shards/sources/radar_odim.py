@@ -84,7 +84,7 @@ class Odim:
         return found
 
     def read(self, path: Path) -> Composite:
-        """The quantity asked for, or the only one."""
+        """Return the quantity asked for, or the only one."""
         with hdf.opened(path, "reading ODIM HDF5") as file:
             top = self._header(path, file)
             field = self._field(path, file)
@@ -136,7 +136,7 @@ class Odim:
         return {"object": kind, "time": timestamp(stamp, "%Y%m%d%H%M%S")}
 
     def _field(self, path: Path, file: Any) -> Field:
-        """Raises UsageError that lists what the file holds, where the quantity isn't clear."""
+        """Raise UsageError that lists what the file holds, where the quantity isn't clear."""
         fields = _fields(file)
         holds = ", ".join(f"{field.quantity} ({field.path})" for field in fields) or "none"
         if self.quantity is not None:
@@ -192,7 +192,7 @@ def _fields(file: Any) -> list[Field]:
 
 
 def _where(file: Any, path: str) -> dict[str, Any]:
-    """The attributes of /where, and of the dataset's own, which come first."""
+    """Return the attributes of /where, and of the dataset's own, which come first."""
     return {**_plain(file.get("where")), **_plain(file[path.split("/")[0]].get("where"))}
 
 

@@ -72,7 +72,7 @@ class MeteoSwissGif:
         return Composite(*self._table.apply(read_image(path, ["GIF"], ("P", "L"))))
 
     def grid(self, path: Path) -> Grid | None:
-        """The file doesn't say it: Swiss coordinates (CH1903, EPSG:21781), 255 to 965 km east, -160 to 480 km north."""
+        """Return Swiss coordinates (CH1903, EPSG:21781), 255 to 965 km east, -160 to 480 km north: no file names it."""
         x, y = 255e3 + 1e3 * (np.arange(710) + 0.5), 480e3 - 1e3 * (np.arange(640) + 0.5)
         return grid_of(x, y, "EPSG:21781")
 
@@ -100,7 +100,7 @@ class FmiPgm:
     _types = ("cappi", "pcappi", "ppi", "max", "lowest", "comp")
 
     def parse(self, name: str) -> FileName | None:
-        """The first twelve digits."""
+        """Return the first twelve digits."""
         return named(self._name.fullmatch(name), "%Y%m%d%H%M")
 
     def read(self, path: Path) -> Composite:
@@ -143,7 +143,7 @@ class FmiPgm:
 
 
 def pgm_comments(data: bytes) -> dict[str, str]:
-    """The comments `# NAME VALUE ...` before the pixels of a PGM, by name in small letters; nested names too."""
+    """Return the comments `# NAME VALUE ...` before the pixels of a PGM, by name in small letters; nested names too."""
     found: dict[str, str] = {}
     for line in data[:8192].split(b"\n"):
         if not line.startswith((b"P5", b"#")) and not re.fullmatch(rb"[\d\s]*", line):
@@ -155,7 +155,7 @@ def pgm_comments(data: bytes) -> dict[str, str]:
 
 
 def read_pgm(path: Path, data: bytes) -> Codes:
-    """The pixels of a binary PGM of 8 bits, uint8 [height, width]; comments may stand anywhere in its header.
+    """Return the pixels of a binary PGM of 8 bits, uint8 [height, width]; comments may stand anywhere in its header.
 
     Raises SourceError that names `path` for another format, and for a file shorter than its header says.
     """
@@ -198,7 +198,7 @@ class GreyImages:
         return named(match, "%Y%m%d%H%M%S")
 
     def read(self, path: Path) -> Composite:
-        """The grey values; more than the scale's greatest that aren't missing are clipped to it."""
+        """Return the grey values; more than the scale's greatest that aren't missing are clipped to it."""
         codes = read_image(path, modes=("L",))
         above = codes > self.scale.max_code
         if self.scale.missing_code is not None:
@@ -206,5 +206,5 @@ class GreyImages:
         return Composite(np.where(above, self.scale.max_code, codes).astype(np.uint8), int(np.count_nonzero(above)))
 
     def grid(self, path: Path) -> Grid | None:
-        """An image doesn't say."""
+        """Return nothing: an image names none."""
         return None

@@ -109,7 +109,7 @@ class Radolan:
 
 
 def read_header(path: Path, data: bytes) -> Header:
-    """Raises SourceError for a file that isn't RADOLAN's, and for a product that is neither reflectivity nor rain."""
+    """Raise SourceError for a file that isn't RADOLAN's, and for a product that is neither reflectivity nor rain."""
     end = data.find(b"\x03", 0, 4096)
     text = data[: max(end, 0)].decode("latin-1")
     match = HEADER.match(text)

@@ -96,10 +96,10 @@ class FrameReader(Protocol):
         """Origin and terms."""
 
     def parse(self, name: str) -> FileName | None:
-        """What a file's name says, or None if the name isn't one of this archive's."""
+        """Return what a file's name says, or None if the name isn't one of this archive's."""
 
     def read(self, path: Path) -> Composite:
-        """The whole composite. Raises SourceError that names the file."""
+        """Return the whole composite. Raises SourceError that names the file."""
 
     def grid(self, path: Path) -> Grid | None:
         """Where the composite's pixels lie, or None where the archive doesn't say."""
@@ -113,12 +113,12 @@ class Table:
     above: npt.NDArray[np.bool_]
 
     def apply(self, raw: npt.NDArray[Any]) -> tuple[Codes, int]:
-        """The codes of unsigned numbers, and how many of them were clipped."""
+        """Return the codes of unsigned numbers, and how many of them were clipped."""
         return np.asarray(self.codes[raw]), int(np.count_nonzero(self.above[raw])) if self.above.any() else 0
 
 
 def table_of(dbz: Values) -> Table:
-    """The table of the dBZ that numbers 0, 1, ... stand for; NaN is missing."""
+    """Return the table of the dBZ that numbers 0, 1, ... stand for; NaN is missing."""
     return Table(DBZ.to_code(dbz), np.nan_to_num(dbz) > HIGHEST)
 
 
@@ -148,7 +148,7 @@ def rain_to_dbz(rate: npt.ArrayLike, a: float = 200, b: float = 1.6) -> npt.NDAr
 
 
 def timestamp(digits: str, format: str) -> datetime | None:
-    """The time in a name, or None where the digits are no time after all."""
+    """Return the time in a name, or None where the digits are no time after all."""
     try:
         return datetime.strptime(digits, format)
     except ValueError:
@@ -156,7 +156,7 @@ def timestamp(digits: str, format: str) -> datetime | None:
 
 
 def named(match: re.Match[str] | None, format: str) -> FileName | None:
-    """What a match says by its groups `time` and, where it has them, `radar` and `product`."""
+    """Return what a match says by its groups `time` and, where it has them, `radar` and `product`."""
     if match is None or (time := timestamp(match["time"], format)) is None:
         return None
     groups = match.groupdict()
@@ -164,7 +164,7 @@ def named(match: re.Match[str] | None, format: str) -> FileName | None:
 
 
 def time_in(name: str) -> FileName | None:
-    """The one time YYYYmmddHHMM[SS], with or without -, _, : or T, in a name of any kind; the rest is the product."""
+    """Return the one time YYYYmmddHHMM[SS], with or without -, _, : or T, in any name; the rest is the product."""
     found = list(_TIME.finditer(name))
     if not found:
         return None
@@ -177,13 +177,13 @@ def time_in(name: str) -> FileName | None:
 
 
 def bare(name: str) -> str:
-    """A name in small letters without the ending of one packed file."""
+    """Return a name in small letters without the ending of one packed file."""
     lower = name.lower()
     return next((lower.removesuffix(ending) for ending in PACKED if lower.endswith(ending)), lower)
 
 
 def content(path: Path) -> bytes:
-    """A file's bytes, unpacked where its name ends in .gz or .bz2. Raises SourceError that names it."""
+    """Return a file's bytes, unpacked where its name ends in .gz or .bz2. Raises SourceError that names it."""
     try:
         data = path.read_bytes()
         suffix = path.suffix.lower()

@@ -39,7 +39,7 @@ class Naming:
     format: str | None
 
     def parse(self, name: str) -> FileName | None:
-        """What a name says, or None where it isn't one of these."""
+        """Return what a name says, or None where it isn't one of these."""
         found = self._finder().search(name)
         if found is None:
             return None
@@ -68,7 +68,7 @@ class Naming:
 
 
 def naming_of(args: argparse.Namespace) -> Naming | None:
-    """What the options ask; None without them. Raises UsageError for a pattern or format that can't be used."""
+    """Return what the options ask; None without them. Raises UsageError for a pattern or format that can't be used."""
     pattern, format = getattr(args, "name_pattern", None), getattr(args, "time_format", None)
     if pattern is None and format is None:
         return None
@@ -157,7 +157,7 @@ Names = dict[str, FileName]  # of files
 
 
 def _by_reader(files: Sequence[str], readers: Mapping[str, FrameReader], naming: Naming | None) -> dict[str, Names]:
-    """The files of each reader; one that several would take is the first one's."""
+    """Return the files of each reader; one that several would take is the first one's."""
     known: dict[str, Names] = {}
     for file in files:
         last = file.rsplit("/", 1)[-1]
@@ -177,7 +177,7 @@ def _by_any_time(files: Sequence[str], reader: FrameReader) -> dict[str, Names]:
 
 
 def _one_group(folder: Path, names: Names, radar: str | None, product: str | None) -> Names:
-    """The files of one radar and product. Raises UsageError that counts them where there are several."""
+    """Return the files of one radar and product. Raises UsageError that counts them where there are several."""
 
     def fits(said: FileName) -> bool:
         same_radar = radar is None or said.radar.lower() == radar.lower()

@@ -49,7 +49,7 @@ def find_catalog(path: Path) -> Path:
 
 
 def read_catalog(path: Path, img_type: str) -> tuple[list[Row], list[str]]:
-    """The rows of `img_type`, and notes for the user. Ids with several such rows, a known fault of the published
+    """Return the rows of `img_type`, and notes for the user. Ids with several such rows, a known fault of the published
     catalog, are left out whole. Raises SourceError that names the line and the column.
     """
     rows: list[Row] = []
@@ -94,7 +94,7 @@ def read_catalog(path: Path, img_type: str) -> tuple[list[Row], list[str]]:
 
 
 def _row(fields: Mapping[str, str | None], where: str) -> tuple[Row, bool]:
-    """The row, and whether a spreadsheet has written its date."""
+    """Return the row, and whether a spreadsheet has written its date."""
 
     def value(column: str) -> str:
         text = fields[column]

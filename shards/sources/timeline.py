@@ -93,7 +93,7 @@ def in_order(frames: Iterable[Stamped]) -> list[Stamped]:
 def share_out(
     frames: Sequence[Stamped], shares: Shares, gap: int, step_seconds: float
 ) -> tuple[dict[str, list[Stamped]], str]:
-    """Splits by shares of the frames, in time order train, val, test, and what to report of them.
+    """Return splits by shares of the frames, in time order train, val, test, and what to report of them.
 
     Frames of two splits are more than `gap` steps apart, so that no window of one overlaps or adjoins one of another:
     whole storms (runs that are further apart than that) where there are enough, else `gap` frames are left out between
@@ -125,7 +125,7 @@ def share_out(
 
 
 def _storms(frames: Sequence[Stamped], seconds: float) -> list[int]:
-    """The number of frames of each part that is more than `seconds` away from its neighbours."""
+    """Return the number of frames of each part that is more than `seconds` away from its neighbours."""
     breaks = [i for i, (one, two) in enumerate(itertools.pairwise(frames), 1) if _seconds(one, two) > seconds]
     return [b - a for a, b in itertools.pairwise([0, *breaks, len(frames)])]
 
@@ -264,7 +264,7 @@ class TimeOptions:
         return Plan(splits, tuple(notes))
 
     def modes(self, frames: Iterable[Stamped]) -> tuple[str, ...]:
-        """The labels that occur."""
+        """Return the labels that occur."""
         labels = {mode_label(frame.time, self.mode_by) for frame in frames}
         return tuple(sorted(label for label in labels if label is not None))
 
@@ -282,7 +282,7 @@ def add_split_argument(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_time_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that all archives on a time axis have."""
+    """Add the options that all archives on a time axis have."""
     add_split_argument(parser, "shares of the frames, the first of them train, then val, then test")
     add_share_arguments(parser, "the frames")
     parser.add_argument(
@@ -310,7 +310,7 @@ def add_time_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def time_options(args: argparse.Namespace) -> TimeOptions:
-    """Raises UsageError for options that make no sense, alone or together."""
+    """Raise UsageError for options that make no sense, alone or together."""
     if args.event_frames < 1:
         raise UsageError(f"--event-frames {args.event_frames}: an event has at least one frame")
     shares = shares_of(args)
@@ -335,7 +335,7 @@ def _key(time: datetime) -> str:
 
 
 def times_of(event: PlannedEvent, step_seconds: float) -> list[datetime]:
-    """The time of every frame of an event that has a clock."""
+    """Return the time of every frame of an event that has a clock."""
     if event.times is not None:
         return [datetime.fromisoformat(text.removesuffix("Z")) for text in event.times]
     assert event.start_time is not None

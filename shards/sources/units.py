@@ -23,10 +23,10 @@ def _short(unit: str) -> str:
 
 
 def rate_factor(unit: str) -> float | None:
-    """What a rain rate in `unit` is multiplied by to be in mm/h; None for another unit."""
+    """Return what a rain rate in `unit` is multiplied by to be in mm/h; None for another unit."""
     return _RATES.get(_short(unit))
 
 
 def amount_factor(unit: str) -> float | None:
-    """What an amount of rain in `unit` is multiplied by to be in mm; None for another unit."""
+    """Return what an amount of rain in `unit` is multiplied by to be in mm; None for another unit."""
     return _AMOUNTS.get(_short(unit))
