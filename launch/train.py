@@ -123,10 +123,12 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
 
 def _dry_run(config: RunConfig) -> int:
     from shards.manifest import FrameSpec
+    from toolkit.checkpoint.initialise import check_source
     from toolkit.evaluate.check import check_scoring
     from toolkit.models.base import count_parameters
     from toolkit.train.prepare import check_config, open_data
 
+    check_source(config.train.init_from)
     if "://" in config.data.store or (config.data.store and Path(config.data.store).exists()):
         data = open_data(config)
         check_config(config, data)
@@ -205,12 +207,14 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
 
 def _take(path: Path, config: RunConfig, world: World, stack: contextlib.ExitStack) -> None:
     """Rank 0: make or open the run directory, and hold it until the end of `stack`."""
+    from toolkit.checkpoint.initialise import check_source
     from toolkit.train.prepare import check_config, open_data
     from toolkit.train.size import check_size
 
     if not RunDir(path).config_file.exists():
         data = open_data(config)  # a store that can't be used leaves no run behind
         check_config(config, data)
+        check_source(config.train.init_from)
         if entry_of(config.model).trained:
             check_size(config, data.store.manifest.frames, world.world_size, world.device)
     run = RunDir.create(path, config)

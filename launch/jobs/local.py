@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,8 +83,9 @@ class _LocalLayer(Submitter):
     def exit_reason(self, job: Job) -> str | None:
         return "out of memory? See also logs/submitit"
 
+    @abstractmethod
     def _start(self, job: Job, slot: int) -> _Started:
-        raise NotImplementedError
+        """Start a job in a slot."""
 
     def _command(self, job: Job, slot: int, log_files: bool) -> list[str]:
         settings = self.machine.environment(self.jobs, self.ranks, slot)

@@ -60,6 +60,20 @@ def initialise(model: nn.Module, config: InitialisationConfig) -> None:
         logger.info("%s of the source are not used: %s", count(len(unknown), "tensor"), some(unknown))
 
 
+def check_source(config: InitialisationConfig) -> None:
+    """Check that there is a run or an export to start from, before a run directory is made.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    path = Path(config.path)
+    if config.path and not (path / CONFIG).exists():
+        try:
+            RunDir(path).config()
+        except ConfigError as error:
+            raise ConfigError(f"train.init_from.path: neither an export ({path / CONFIG}) nor a run: {error}") from None
+
+
 def freeze(model: nn.Module, config: InitialisationConfig) -> None:
     """Exclude the parameters from training that `freeze` names.
 
@@ -93,7 +107,7 @@ def matching(patterns: Sequence[str], names: Iterable[str], key: str) -> set[str
 
 def _read(config: InitialisationConfig) -> tuple[dict[str, Tensor], str]:
     """Return the weights of a run's checkpoint or of an export, and what they are, for messages."""
-    path = Path(config.path).expanduser()
+    path = Path(config.path)
     if (path / CONFIG).exists():
         return read_export(path)[0].state_dict(), f"the export {path}"
     weights, step = read_weights(RunDir(path), config.checkpoint)

@@ -6,14 +6,18 @@ NaN and infinity are refused everywhere (`Options`).
 
 from __future__ import annotations
 
-import os
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from toolkit.config.deepspeed_keys import check_deepspeed
-from toolkit.config.recipe import InitialisationConfig, LossConfig, SamplingConfig, ScheduleConfig
+from toolkit.config.paths import ExpandedPath
+from toolkit.config.recipe import (
+    InitialisationConfig,
+    LossConfig,
+    SamplingConfig,
+    ScheduleConfig,
+)
 from toolkit.errors import ConfigError
 from toolkit.models.registry import Options
 
@@ -52,26 +56,10 @@ def _as_text(value: object) -> object:
 Mode = Annotated[str, BeforeValidator(_as_text)]
 
 
-def _expanded(store: str) -> str:
-    """Return a store's path with ~ and $NAME replaced; a URL as it is."""
-    if "://" in store:
-        return store
-    path = os.path.expandvars(store)
-    if unset := re.findall(r"\$\w+|\$\{[^}]*\}", path):
-        raise ValueError(f"{', '.join(unset)} is not set in the environment: export it, or write the path")
-    home = os.path.expanduser(path)
-    if home.startswith("~"):
-        raise ValueError(f"{home.partition('/')[0]} has no home directory here: write the path")
-    return home
-
-
-Store = Annotated[str, AfterValidator(_expanded)]
-
-
 class DataConfig(Options):
     """Which sequences are read, and how windows are cut from them."""
 
-    store: Store = Field(
+    store: ExpandedPath = Field(
         "",
         description="folder or URL of a sequence store (`python -m shards convert` makes one); ~ and $NAME are "
         "expanded, a relative path is relative to the working directory",

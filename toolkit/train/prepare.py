@@ -10,6 +10,7 @@ from shards import Store, open_store
 from toolkit.checkpoint import checkpoint, commit
 from toolkit.checkpoint.checkpoint import TrainState
 from toolkit.config import RunConfig
+from toolkit.config.recipe import keys_without_effect
 from toolkit.data.windows import WindowSet, store_of
 from toolkit.distributed.device import facts, why_none
 from toolkit.distributed.world import World
@@ -62,6 +63,13 @@ def check_config(config: RunConfig, data: Data) -> None:
     if config.eval.lpips:
         load_lpips()
     if entry_of(config.model).trained:
+        if config.train.patience is not None and data.val is None:
+            raise ConfigError(
+                f"train.patience {config.train.patience} counts validations, and {config.data.store} has no split "
+                f"{config.data.val_split!r}: set data.val_split, or leave train.patience out"
+            )
+        if unused := keys_without_effect(config.train):
+            logger.warning("without effect: %s", ", ".join(unused))
         make_criterion(config.train, data.store.manifest.scale, config.data.horizon)
     length = config.data.context + config.data.horizon
     for split in data.store.splits:

@@ -94,6 +94,18 @@ def test_what_can_not_be_taken_over(run: RunDir, options: dict[str, object], mes
         initialise(model_of(), of(run, **options))
 
 
+def test_a_source_that_is_not_there_leaves_no_run_behind(tiny_config: Path, tmp_path: Path) -> None:
+    """And a patience without a validation is refused as early."""
+    out = tmp_path / "run"
+    for setting, message in (
+        (f"train.init_from.path={tmp_path / 'nowhere'}", "train.init_from.path: neither an export"),
+        ("train.patience=2 --set data.val_split=none", "train.patience 2 counts validations"),
+    ):
+        done = call("--config", tiny_config, "--set", *setting.split(" "), "--out", out)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+        assert not out.exists()
+
+
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere"):
         initialise(model_of(), of(tmp_path / "nowhere"))
