@@ -169,7 +169,7 @@ def grid_of(x: npt.ArrayLike, y: npt.ArrayLike, crs: str | Mapping[str, Any], un
         unit: of x and y, "km" or "m", where it isn't the CRS's own.
 
     Raises:
-        SourceError: a CRS that pyproj doesn't know, or axes that aren't evenly spaced.
+        SourceError: a CRS that pyproj doesn't know, axes that aren't evenly spaced, or corners that lie off the earth.
         UsageError: pyproj isn't installed.
     """
     system = crs_of(crs)
@@ -226,6 +226,8 @@ def _grid(wkt: str, x0: float, y0: float, dx: float, dy: float, width: int, heig
     left, top = x0 - dx / 2, y0 - dy / 2
     right, bottom = left + dx * width, top + dy * height
     lons, lats = lonlat.transform([left, right, right, left], [top, top, bottom, bottom])
+    if not np.isfinite([lons, lats]).all():
+        raise SourceError("a corner lies off the earth in its projection, as in an image of the full disk: --crop it off")
     corners = [(round(float(lon), 6), round(float(lat), 6)) for lon, lat in zip(lons, lats, strict=True)]
     unit = UNITS.get(system.axis_info[0].unit_name, system.axis_info[0].unit_name) if system.axis_info else "m"
     geod = system.get_geod()

@@ -33,6 +33,7 @@ from shards.sources.cf_layout import (
     opened,
     period_of,
     place_of,
+    text_of,
     valid_limits,
 )
 from shards.sources.geometry import Geometry, add_geometry_arguments, parse_crop, parse_size
@@ -149,7 +150,7 @@ def _stamps(path: Path, name: str, data: Dataset, layout: Layout) -> list[timeli
 
 def _source_info(path: Path, attributes: dict[str, object]) -> SourceInfo:
     def first(*names: str) -> str:
-        return next((str(attributes[name]) for name in names if attributes.get(name)), "")
+        return next((text for name in names if (text := text_of(attributes.get(name, "")))), "")
 
     return SourceInfo(
         name=first("title", "summary") or path.name,
@@ -193,7 +194,7 @@ def _build(args: argparse.Namespace) -> Source:
     place, why = place_of(data, layout)
     frames = timeline.in_order(_frames(path, names, args.group, layout))
     args.step = args.step or timeline.commonest_step(frames, 0.0)
-    if not args.step > 0:
+    if not args.step:
         raise UsageError(f"{path}: {plural(len(frames), 'frame')}, which have no time step; say --step SECONDS")
     data = opened(path / names[0] if names[0] else path, args.group)
     scale, factor, note = coding(layout, args.range, period_of(data, layout, args.step))

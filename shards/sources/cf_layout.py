@@ -4,6 +4,7 @@ its values mean, and where its pixels lie on the earth. Datasets are opened here
 
 from __future__ import annotations
 
+import argparse
 import functools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -14,17 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from shards.errors import SourceError, UsageError
+from shards.errors import SourceError, UsageError, printable
 from shards.georeference import Grid, grid_of
 from shards.manifest import Scale
 from shards.sources.inputs import need, plural
 from shards.sources.radar_readers import DBZ
 from shards.sources.units import amount_factor, rate_factor
+from shards.sources.value_range import parse_range
 
 if TYPE_CHECKING:
     from xarray import DataArray, Dataset
 
 ENGINES = ("netcdf4", "h5netcdf", "scipy")  # xarray's names of those that read them, in its order
+LONGEST_TEXT = 2000  # characters of an attribute that is kept
 CALENDARS = ("standard", "gregorian", "proleptic_gregorian")  # those of real days
 AXES = {
     "x": ("x", "lon", "longitude", "projection_x_coordinate", "west_east", "easting"),
@@ -165,8 +168,15 @@ def layout_of(path: Path, data: Dataset, variable: str | None) -> Layout:
         columns_turned=bool(across is not None and len(across) > 1 and across[0] > across[-1]),
         orientation=orientation,
         shape=(sizes[channel] if channel else 1, sizes[rows], sizes[columns]),
-        unit=str(array.attrs.get("units", "")),
+        unit=text_of(array.attrs.get("units", "")),
     )
+
+
+def text_of(attribute: object) -> str:
+    """Return an attribute as text that a manifest can hold: one line without control characters, and not endless."""
+    parts = np.ravel(np.asarray(attribute, dtype=object)).tolist()
+    line = printable(" ".join(" ".join(str(part) for part in parts).split()))
+    return line if len(line) <= LONGEST_TEXT else f"{line[: LONGEST_TEXT - 4]} ..."
 
 
 def _span(array: DataArray, times: set[Hashable], moment: str | None) -> tuple[str, bool] | None:
@@ -303,11 +313,9 @@ def coding(layout: Layout, given: str | None, seconds: float) -> tuple[Scale, fl
     unit = layout.unit
     if given is not None:
         try:
-            low, high = (float(part) for part in given.split(","))
-        except ValueError:
-            low, high = 0.0, 0.0
-        if not low < high:
-            raise UsageError(f"--range {given}: give LOW,HIGH of the values, such as --range 0,60")
+            low, high = parse_range(given)
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"--range {error}") from None
         scale = Scale(layout.variable, unit or "1", low, (high - low) / 254, max_code=254, missing_code=255)
         return scale, None, f"{layout.variable}: {low:g}..{high:g} {unit} are codes 0..254"
     if unit.lower().replace(" ", "") == "dbz":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -321,8 +322,8 @@ def _linear(text: str) -> tuple[float, float]:
         offset, gain = (float(part) for part in text.split(","))
     except ValueError:
         offset, gain = 0.0, 0.0
-    if not gain > 0:
-        raise UsageError(f"--dbz {text}: give OFFSET,GAIN with a gain above 0, such as 0,0.25")
+    if not (math.isfinite(offset) and 0 < gain < math.inf):
+        raise UsageError(f"--dbz {text}: give OFFSET,GAIN, two numbers with a gain above 0, such as 0,0.25")
     return offset, gain
 
 

@@ -46,6 +46,13 @@ def stored(path: Path, *options: str) -> np.ndarray:
     return source.describe().scale.to_physical(frames)[:, 0]
 
 
+GOES = {
+    "grid_mapping_name": "geostationary",
+    "perspective_point_height": 35786023.0,
+    "semi_major_axis": 6378137.0,
+    "semi_minor_axis": 6356752.31414,
+    "longitude_of_projection_origin": -75.0,
+}
 DBZ = (wet(COUNT) / 4.0).astype(np.float32)
 
 
@@ -198,3 +205,31 @@ def test_files_of_other_grids_or_units_are_named(tmp_path: Path) -> None:
     write(later, tmp_path / "b" / "2.nc")
     with pytest.raises(SourceError, match=r"1.nc and 2.nc differ in the units \(dBZ and mm/h\)"):
         build("cf", tmp_path / "b")
+
+
+def test_texts_of_a_file_are_kept_in_one_line_and_not_endless(tmp_path: Path) -> None:
+    data = dataset(DBZ)
+    data.attrs = {"title": "Rain\n\t of  today\x1b[2J", "license": ["CC BY", "4.0"], "references": "x" * 20_000}
+    path = write(data, tmp_path / "in.nc")
+    assert main(["convert", "cf", str(path), str(tmp_path / "out"), *ALL_TRAIN]) == 0
+    source = open_store(tmp_path / "out").manifest.source
+    assert (source.name, source.licence) == ("Rain of today\\x1b[2J", "CC BY 4.0")
+    assert len(source.citation) == 2000 and source.citation.endswith("xxx ...")
+
+
+@pytest.mark.parametrize("option", ["--range=0,inf", "--range=nan,60", "--range=60,0", "--step=inf", "--step=-300"])
+def test_numbers_of_options_that_are_none(tmp_path: Path, option: str) -> None:
+    path = write(dataset(DBZ), tmp_path / "in.nc")
+    with pytest.raises(UsageError, match=option.partition("=")[0]):
+        build("cf", path, *ALL_TRAIN, option)
+
+
+def test_an_image_of_the_full_disk_has_no_grid_and_says_why(tmp_path: Path) -> None:
+    pytest.importorskip("pyproj")
+    data = dataset(DBZ, grid_mapping="geos").assign_coords(
+        x=np.linspace(-5.4e6, 5.4e6, DBZ.shape[2]), y=np.linspace(5.4e6, -5.4e6, DBZ.shape[1])
+    )
+    data["geos"] = xarray.DataArray(0, attrs={**GOES, "sweep_angle_axis": "x"})
+    source = build("cf", write(data, tmp_path / "a.nc"), *ALL_TRAIN)
+    assert source.describe().grid is None
+    assert "the store has no grid: a corner lies off the earth" in "; ".join(source.plan().notes)
