@@ -28,6 +28,7 @@ from shards.manifest import (
     ENCODINGS,
     FORMATS,
     KEY_PATTERN,
+    LONGEST_KEY,
     MANIFEST_NAME,
     SPLIT_PATTERN,
     FileInfo,
@@ -84,12 +85,15 @@ def convert(
             f"format {format!r} ({' or '.join(FORMATS)}), encoding {encoding!r} ({', '.join(ENCODINGS)}), "
             f"shard size {shard_mb} MB (> 0), {workers} workers (>= 1)"
         )
+    if skip_limit is not None and skip_limit < 0:
+        raise UsageError(f"--skip-limit {skip_limit}: a number of frames, 0 or more")
     description, plan = source.describe(), source.plan()
     _check_plan(plan)
     _check_unpacked(plan, description, encoding)
     skipped: Mapping[str, object] = {}
     if skip_limit is not None:
         plan, damages = without_damaged(source, plan, skip_limit, workers, getattr(source, "skipped", ()))
+        _check_plan(plan)
         skipped = {"on_error": "skip", "skipped": [damage.as_json() for damage in damages]}
     digest = plan_digest(plan)
     conversion = {**arguments, **skipped, "format": format, "name": name or description.name, "shard_mb": shard_mb}
@@ -204,8 +208,8 @@ def _check_plan(plan: Plan) -> None:
         for event in events:
             if not KEY_PATTERN.fullmatch(event.key) or event.length < 1:
                 raise SourceError(
-                    f"{split}: event {event.key!r} of {event.length} frames: a key has 1 to 80 letters, digits, - or "
-                    "_, and an event one frame or more; repair the source"
+                    f"{split}: event {event.key!r} of {event.length} frames: a key has 1 to {LONGEST_KEY} letters, digits, - "
+                    "or _, and an event one frame or more; repair the source"
                 )
             if event.key <= before:
                 raise SourceError(
