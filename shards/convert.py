@@ -208,8 +208,8 @@ def _check_plan(plan: Plan) -> None:
         for event in events:
             if not KEY_PATTERN.fullmatch(event.key) or event.length < 1:
                 raise SourceError(
-                    f"{split}: event {event.key!r} of {event.length} frames: a key has 1 to {LONGEST_KEY} letters, digits, - "
-                    "or _, and an event one frame or more; repair the source"
+                    f"{split}: event {event.key!r} of {event.length} frames: a key has 1 to {LONGEST_KEY} letters, "
+                    "digits, - or _, and an event one frame or more; repair the source"
                 )
             if event.key <= before:
                 raise SourceError(

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.errors import SourceError, UsageError, printable
-from shards.georeference import Grid, grid_of
+from shards.georeference import LONGLAT, Grid, grid_of
 from shards.manifest import Scale
 from shards.sources.inputs import need, plural
 from shards.sources.radar_readers import DBZ
@@ -30,8 +30,8 @@ ENGINES = ("netcdf4", "h5netcdf", "scipy")  # xarray's names of those that read 
 LONGEST_TEXT = 2000  # characters of an attribute that is kept
 CALENDARS = ("standard", "gregorian", "proleptic_gregorian")  # those of real days
 AXES = {
-    "x": ("x", "lon", "longitude", "projection_x_coordinate", "west_east", "easting"),
-    "y": ("y", "lat", "latitude", "projection_y_coordinate", "south_north", "northing"),
+    "x": ("x", "lon", "longitude", "rlon", "grid_longitude", "projection_x_coordinate", "west_east", "easting"),
+    "y": ("y", "lat", "latitude", "rlat", "grid_latitude", "projection_y_coordinate", "south_north", "northing"),
 }
 
 
@@ -264,15 +264,16 @@ def place_of(data: Dataset, layout: Layout) -> tuple[Grid | None, str]:
     if x is None or y is None:
         return None, f"{layout.rows} and {layout.columns} have no coordinates of one dimension"
     mapping = _mapping(data, data[layout.variable])
-    unit = str(data[layout.columns].attrs.get("units", ""))
-    crs: dict[str, Any] | str = mapping
-    if not mapping:
-        if not unit.startswith("degree"):
-            return None, f"{layout.variable} names no grid_mapping"
-        crs = "+proj=longlat +ellps=WGS84 +no_defs"
+    attributes = [data[dim].attrs for dim in (layout.columns, layout.rows)]
+    unit, other = (text_of(found.get("units", "")) for found in attributes)
+    if unit and other and unit != other and not (unit.startswith("degree") and other.startswith("degree")):
+        return None, f"{layout.columns} is in {unit}, {layout.rows} in {other}"
+    rotated = any(str(found.get("standard_name", "")).startswith("grid_") for found in attributes)
+    if not mapping and (rotated or not unit.startswith("degree")):
+        return None, f"{layout.variable} names no grid_mapping"
     try:
         turned = y[::-1] if layout.rows_turned else y
-        return grid_of(x[::-1] if layout.columns_turned else x, turned, crs, unit), ""
+        return grid_of(x[::-1] if layout.columns_turned else x, turned, mapping or LONGLAT, unit), ""
     except SourceError as error:
         return None, str(error)
 

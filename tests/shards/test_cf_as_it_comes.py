@@ -52,6 +52,7 @@ GOES = {
     "semi_major_axis": 6378137.0,
     "semi_minor_axis": 6356752.31414,
     "longitude_of_projection_origin": -75.0,
+    "sweep_angle_axis": "x",
 }
 DBZ = (wet(COUNT) / 4.0).astype(np.float32)
 
@@ -229,7 +230,82 @@ def test_an_image_of_the_full_disk_has_no_grid_and_says_why(tmp_path: Path) -> N
     data = dataset(DBZ, grid_mapping="geos").assign_coords(
         x=np.linspace(-5.4e6, 5.4e6, DBZ.shape[2]), y=np.linspace(5.4e6, -5.4e6, DBZ.shape[1])
     )
-    data["geos"] = xarray.DataArray(0, attrs={**GOES, "sweep_angle_axis": "x"})
+    data["geos"] = xarray.DataArray(0, attrs=GOES)
     source = build("cf", write(data, tmp_path / "a.nc"), *ALL_TRAIN)
     assert source.describe().grid is None
     assert "the store has no grid: a corner lies off the earth" in "; ".join(source.plan().notes)
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("rad", 1.0), ("radian", 1.0), ("microradian", 1e6), ("m", 35786023.0)])
+def test_scanning_angles_of_a_geostationary_view(tmp_path: Path, unit: str, factor: float) -> None:
+    """GOES-R: the pixel of 33.846162 N, 84.690932 W is at x -0.024052 rad, y 0.095340 rad (PUG 5.1.2.8)."""
+    pytest.importorskip("pyproj")
+    angle = 56e-6  # of a pixel of 2 km
+    x, y = -0.024052 + angle * np.arange(DBZ.shape[2]), 0.095340 - angle * np.arange(DBZ.shape[1])
+    data = dataset(DBZ, grid_mapping="goes").assign_coords(
+        x=("x", x * factor, {"units": unit}), y=("y", y * factor, {"units": unit})
+    )
+    data["goes"] = xarray.DataArray(0, attrs=GOES)
+    grid = build("cf", write(data, tmp_path / "a.nc"), *ALL_TRAIN).describe().grid
+    assert grid is not None and grid.unit == "m" and grid.metres_per_pixel == pytest.approx((2004.0, 2004.0), abs=0.1)
+    system = pyproj_of(grid)
+    assert system.transform(grid.x0, grid.y0) == pytest.approx((-84.690932, 33.846162), abs=2e-4)
+
+
+def pyproj_of(grid):
+    pyproj = pytest.importorskip("pyproj")
+    return pyproj.Transformer.from_crs(pyproj.CRS(grid.crs_wkt), pyproj.CRS(4326), always_xy=True)
+
+
+@pytest.mark.parametrize(
+    ("units", "mapping", "message"),
+    [
+        (("rad", "rad"), {"grid_mapping_name": "transverse_mercator"}, "coordinates are in 'rad', those of the proj"),
+        (("degrees", "degrees"), {"grid_mapping_name": "transverse_mercator"}, "coordinates are in 'degrees'"),
+        (("km", "km"), {"grid_mapping_name": "latitude_longitude"}, "coordinates are in 'km'"),
+        (("furlong", "furlong"), GOES, "coordinates are in 'furlong'"),
+        (("km", "m"), GOES, "x is in km, y in m"),
+    ],
+)
+def test_a_grid_of_unknown_units_is_left_out_with_the_reason(tmp_path: Path, units, mapping, message: str) -> None:
+    pytest.importorskip("pyproj")
+    data = dataset(DBZ, grid_mapping="crs").assign_coords(
+        x=("x", 0.001 * np.arange(DBZ.shape[2]), {"units": units[0]}),
+        y=("y", -0.001 * np.arange(DBZ.shape[1]), {"units": units[1]}),
+    )
+    data["crs"] = xarray.DataArray(0, attrs=mapping)
+    source = build("cf", write(data, tmp_path / "a.nc"), *ALL_TRAIN)
+    assert source.describe().grid is None
+    assert f"the store has no grid: {message}" in "; ".join(source.plan().notes)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_rotated_pole(tmp_path: Path, mapped: bool) -> None:
+    """COSMO's: the pole at 43 N, 170 W, so that the rotated origin lies at 47 N, 10 E."""
+    pyproj = pytest.importorskip("pyproj")
+    data = dataset(DBZ, dims=("time", "rlat", "rlon"), **({"grid_mapping": "rotated_pole"} if mapped else {}))
+    rlon, rlat = 0.01 * (np.arange(40) - 20), 0.01 * (16 - np.arange(32))
+    data = data.assign_coords(
+        rlon=("rlon", rlon, {"units": "degrees", "standard_name": "grid_longitude"}),
+        rlat=("rlat", rlat, {"units": "degrees", "standard_name": "grid_latitude"}),
+    )
+    pole = {"grid_north_pole_latitude": 43.0, "grid_north_pole_longitude": -170.0}
+    data["rotated_pole"] = xarray.DataArray(0, attrs={"grid_mapping_name": "rotated_latitude_longitude", **pole})
+    path = write(data, tmp_path / "in.nc")
+    assert main(["convert", "cf", str(path), str(tmp_path / "out"), *ALL_TRAIN, "--format", "zarr"]) == 0
+    grid = open_store(tmp_path / "out").manifest.grid
+    if not mapped:
+        assert grid is None
+        return
+    assert pyproj_of(grid).transform(0, 0) == pytest.approx((10, 47))
+    assert grid.corners[0][0] == pytest.approx(9.70, abs=0.01) and grid.corners[0][1] == pytest.approx(47.16, abs=0.01)
+    assert grid.metres_per_pixel == pytest.approx((1113, 1113), abs=8)
+    with xarray.open_zarr(tmp_path / "out", group="train", decode_coords="all") as found:
+        names = {axis: (found[axis].standard_name, found[axis].units) for axis in "xy"}
+        assert names == {"x": ("grid_longitude", "degrees"), "y": ("grid_latitude", "degrees")}
+        attributes = found.spatial_ref.attrs
+    assert attributes["grid_mapping_name"] == "rotated_latitude_longitude"
+    assert not {"undefined", "unknown", "unnamed"} & set(map(str, attributes.values()))
+    assert pyproj.CRS.from_cf(
+        {key: value for key, value in attributes.items() if "wkt" not in key and key[-3:] != "ref"}
+    )
