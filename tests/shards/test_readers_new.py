@@ -261,7 +261,7 @@ def test_radolan_headers(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="the header's product is PG, expected one of reflectivity or rain"):
         build("radar", tmp_path)
     path.write_bytes(data[:-7])
-    with pytest.raises(SourceError, match="20x30 cells are 600, it has 593"):
+    with pytest.raises(SourceError, match="20x30 cells are 600 bytes, it has 593"):
         build("radar", tmp_path)
     path.write_bytes(b"no header at all")
     with pytest.raises(SourceError, match="no RADOLAN header: it begins with b'no header"):
