@@ -20,7 +20,7 @@ from shards.georeference import LONGLAT, Grid, grid_of
 from shards.manifest import Scale
 from shards.sources.inputs import need, plural
 from shards.sources.radar_readers import DBZ
-from shards.sources.units import amount_factor, rate_factor
+from shards.sources.units import amount_factor, is_ambiguous, rate_factor, says_rain
 from shards.sources.value_range import parse_range
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Layout:
         rows_turned, columns_turned: they run from south to north, from east to west.
         orientation: what says which way rows run: the y coordinate, latitudes, or nothing.
         shape: channels, height, width.
+        is_rain: its names say so.
     """
 
     variable: str
@@ -57,6 +58,7 @@ class Layout:
     orientation: str
     shape: tuple[int, int, int]
     unit: str
+    is_rain: bool
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -169,6 +171,7 @@ def layout_of(path: Path, data: Dataset, variable: str | None) -> Layout:
         orientation=orientation,
         shape=(sizes[channel] if channel else 1, sizes[rows], sizes[columns]),
         unit=text_of(array.attrs.get("units", "")),
+        is_rain=says_rain(name, *(array.attrs.get(key, "") for key in ("standard_name", "long_name", "description"))),
     )
 
 
@@ -321,6 +324,11 @@ def coding(layout: Layout, given: str | None, seconds: float) -> tuple[Scale, fl
         return scale, None, f"{layout.variable}: {low:g}..{high:g} {unit} are codes 0..254"
     if unit.lower().replace(" ", "") == "dbz":
         return DBZ, None, f"{layout.variable}: 0..63.5 dBZ are codes 0..254"
+    if is_ambiguous(unit) and not layout.is_rain:
+        raise UsageError(
+            f"{layout.variable} is in {unit}, which rain has, and much else: none of its names (standard_name, "
+            "long_name) says rain or precipitation; give the range of its values, such as --range 0,60"
+        )
     becomes = "becomes dBZ by Z = 200 R^1.6; 0..63.5 are codes 0..254"
     if (rate := rate_factor(unit)) is not None:
         return DBZ, rate, f"{layout.variable} in {unit} {becomes}"

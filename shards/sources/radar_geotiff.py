@@ -39,7 +39,7 @@ from shards.sources.radar_readers import (
     timestamp,
     unlike,
 )
-from shards.sources.units import rate_factor
+from shards.sources.units import is_ambiguous, rate_factor, says_rain
 
 ITEM = re.compile(r'<Item name="([^"]+)"([^>]*)>([^<]*)</Item>')
 UNSTATED = "dBZ, as the file states no unit (--dbz OFFSET,GAIN or --unit says otherwise)"
@@ -157,6 +157,12 @@ class GeoTiff:
                 "(dBZ = OFFSET + GAIN * number) or --unit; a picture without numbers is for: convert images"
             )
         rate = None if not unit or unit.strip().lower() in ("dbz", "db") else rate_factor(unit)
+        told = (*items.get("quantity", ()), image.descriptions[band - 1] or "", path.name)
+        if self.unit is None and is_ambiguous(unit) and not says_rain(*told):
+            raise SourceError(
+                f"{path}: is in {unit}, which rain has, and much else; neither its quantity nor its name says rain: "
+                f"if it is a rain rate, say --unit {unit}"
+            )
         if rate is None and unit and unit.strip().lower() not in ("dbz", "db"):
             raise unlike(path, "unit", unit, "dBZ, or a rain rate such as mm/h")
         nodata, undetect = (

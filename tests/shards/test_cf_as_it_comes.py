@@ -172,7 +172,7 @@ def test_calendars_without_real_days_are_refused_by_name(tmp_path: Path, calenda
 )
 def test_units_of_rain_and_amounts_of_a_step(tmp_path: Path, unit: str, factor: float) -> None:
     rate = wet(COUNT) / 10.0
-    path = write(dataset(rate / factor, unit=unit), tmp_path / "a.nc")
+    path = write(dataset(rate / factor, unit=unit, long_name="rain"), tmp_path / "a.nc")
     expected = np.clip(10 * np.log10(200 * rate**1.6), 0, 63.5)
     assert np.abs(stored(path) - expected).max() <= 0.125 + 1e-5
     opened.cache_clear()
@@ -309,3 +309,29 @@ def test_a_rotated_pole(tmp_path: Path, mapped: bool) -> None:
     assert pyproj.CRS.from_cf(
         {key: value for key, value in attributes.items() if "wkt" not in key and key[-3:] != "ref"}
     )
+
+
+@pytest.mark.parametrize(
+    ("unit", "names", "rain"),
+    [
+        ("m", {"standard_name": "lwe_thickness_of_precipitation_amount"}, True),
+        ("m", {"long_name": "Total Rainfall"}, True),
+        ("kg m-2", {"long_name": "accumulated rain"}, True),
+        ("m s-1", {"long_name": "RAIN rate"}, True),
+        ("mm", {}, True),
+        ("m", {"long_name": "echo top height"}, False),
+        ("m", {"long_name": "terrain height"}, False),
+        ("cm", {"long_name": "level of the training lake"}, False),
+        ("m/s", {"standard_name": "radial_velocity_of_scatterers_away_from_instrument"}, False),
+        ("kg m-2", {"long_name": "precipitable water"}, False),
+        ("kg m-2", {"long_name": "vertically integrated liquid"}, False),
+    ],
+)
+def test_units_of_rain_and_of_much_else(tmp_path: Path, unit: str, names: dict[str, str], rain: bool) -> None:
+    path = write(dataset(DBZ / 1000, unit, **names), tmp_path / "a.nc")
+    if rain:
+        assert build("cf", path, *ALL_TRAIN).describe().scale.unit == "dBZ"
+        return
+    with pytest.raises(UsageError, match=f"dbz is in {unit}, which rain has, and much else.* --range 0,60"):
+        build("cf", path, *ALL_TRAIN)
+    assert build("cf", path, *ALL_TRAIN, "--range", "0,1").describe().scale.unit == unit

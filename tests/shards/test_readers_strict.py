@@ -159,3 +159,13 @@ def test_names_with_begin_and_end_need_a_pattern(tmp_path: Path) -> None:
     pattern = r"(?P<time>\d{12})_\d{12}"
     source = build("radar", tmp_path, *ONE_SPLIT, "--reader", "geotiff", "--name-pattern", pattern)
     assert [event.start_time for event in source.plan().splits["train"]] == ["2017-05-30T22:00:00Z"]
+
+
+def test_geotiff_units_of_rain_and_of_much_else(tmp_path: Path) -> None:
+    pytest.importorskip("rasterio")
+    write_geotiff(tmp_path / "v", TIMES, [wet(3)], name="{:%Y%m%d%H%M}_VRAD.tif", unit="m/s", gain=0.5)
+    with pytest.raises(SourceError, match=r"is in m/s, which rain has, and much else.*--unit m/s"):
+        build("radar", tmp_path / "v")
+    assert build("radar", tmp_path / "v", "--unit", "m/s").describe().scale.unit == "dBZ"
+    write_geotiff(tmp_path / "r", TIMES, [wet(3)], name="{:%Y%m%d%H%M}_RAIN.tif", unit="m/s", gain=0.5)
+    assert build("radar", tmp_path / "r").describe().scale.unit == "dBZ"
