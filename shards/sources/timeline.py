@@ -106,14 +106,15 @@ def share_out(
         parts = {name: list(frames[a:b]) for name, a, b in zip(counts, [0, *ends], ends, strict=False)}
         return parts, f"splits of whole storms: {plural(len(storms), 'storm')} more than {gap} frames apart"
     cuts = len(counts) - 1
-    if cuts and gap and len(frames) - cuts * gap < len(frames) / 2:
+    kept = len(frames) - cuts * gap
+    if cuts and gap and (kept < len(frames) / 2 or not all(shares.counts(kept)[name] for name in counts)):
         ends = list(itertools.accumulate(counts.values()))
         parts = {name: list(frames[a:b]) for name, a, b in zip(counts, [0, *ends], ends, strict=False)}
         return parts, (
             f"warning: the splits adjoin: {len(frames)} frames are too few for gaps of {gap} between them "
             "(--split-gap), so that scores of val and test are too good; name periods with --split"
         )
-    usable = shares.counts(len(frames) - cuts * gap)
+    usable = shares.counts(kept)
     parts, begin, dropped = {}, 0, 0
     for name in counts:
         first = begin
@@ -136,7 +137,9 @@ def _seconds(one: Stamped, two: Stamped) -> float:
 
 
 def _storm_ends(storms: Sequence[int], counts: dict[str, int]) -> list[int] | None:
-    """Where each split ends if storms stay whole, nearest to its share; None if the first gets much less than it."""
+    """Return where each split ends if storms stay whole, nearest to its share; None if the first one gets much less
+    than its share, or another less than half of it.
+    """
     totals = list(itertools.accumulate(storms))
     targets = list(itertools.accumulate(counts.values()))
     ends: list[int] = []
@@ -145,8 +148,10 @@ def _storm_ends(storms: Sequence[int], counts: dict[str, int]) -> list[int] | No
         later = len(targets) - number  # splits that need a storm each after this one
         place = min(range(place + 1, len(totals) - later), key=lambda i: abs(totals[i] - target))
         ends.append(totals[place])
-    whole = totals[-1]
-    return None if ends[0] < targets[0] - 0.15 * whole else [*ends, whole]
+    ends.append(totals[-1])
+    others = zip(itertools.pairwise(ends), [*counts.values()][1:], strict=True)
+    too_few = ends[0] < targets[0] - 0.15 * totals[-1] or any(end - begin < share / 2 for (begin, end), share in others)
+    return None if too_few else ends
 
 
 def assign_splits(frames: Sequence[Stamped], periods: Sequence[Period]) -> tuple[dict[str, list[Stamped]], int]:
