@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from shards.errors import SourceError
 from shards.georeference import Grid
-from shards.manifest import Codes, FileInfo, FrameSpec, Scale, ShardInfo
+from shards.manifest import Codes, FileInfo, FrameSpec, Scale, ShardInfo, rounded_share
 
 if TYPE_CHECKING:
     from shards.sources.base import PlannedEvent, RawEvent, Source
@@ -255,7 +255,7 @@ def _metadata(planned: PlannedEvent, raw: RawEvent, shares: Mapping[str, float])
     }
     if planned.times is not None:
         data["times"] = planned.times
-    data.update((name, round(share, 6)) for name, share in shares.items())
+    data.update((name, rounded_share(share)) for name, share in shares.items())
     if raw.details:
         data["details"] = dict(raw.details)
     return json.dumps(data, ensure_ascii=False)

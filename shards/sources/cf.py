@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from shards.errors import SourceError, UsageError
 from shards.georeference import Grid
-from shards.manifest import FrameSpec, Scale, SourceInfo
+from shards.manifest import FrameSpec, Scale, SourceInfo, rounded_share
 from shards.sources import timeline
 from shards.sources.base import Damage, Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
 from shards.sources.cf_layout import (
@@ -103,7 +103,7 @@ class CfArchive:
         if self.scale != DBZ:  # below 0 dBZ there is no echo that counts
             outside |= values < low - half
         clipped = float(outside.mean())
-        return RawEvent(codes, {"clipped": round(clipped, 6)} if clipped else {})
+        return RawEvent(codes, {"clipped": rounded_share(clipped)} if clipped else {})
 
     def _values(self, name: str, places: list[int]) -> npt.NDArray[np.float64]:
         """Frames at `places` of one file, float64 [L, C, H, W], NaN where missing, north up; rain as dBZ."""

@@ -205,8 +205,11 @@ def _inspect_npz(folder: Path, name: str) -> SequenceFile:
         if isinstance(error, SourceError):
             raise
         raise SourceError(f"{path}: unreadable npz file ({error}); fetch it again") from None
-    if clips.ndim != 3 or clips.shape[0] != 2 or clips.shape[2] != 2 or len(shape) != 4:
-        raise SourceError(f"{path}: {CLIPS} {by(clips.shape)} and {RAW} {by(shape)}, expected 2xNx2 and FRAMESx1xHxW")
+    if clips.ndim != 3 or clips.shape[0] != 2 or clips.shape[2] != 2 or len(shape) != 4 or clips.dtype.kind not in "iu":
+        raise SourceError(
+            f"{path}: {CLIPS} {clips.dtype} {by(clips.shape)} and {RAW} {by(shape)}, expected integers 2xNx2 and "
+            "FRAMESx1xHxW"
+        )
     spans = tuple(
         tuple((int(start), int(count)) for start, count in clips[:, index]) for index in range(clips.shape[1])
     )

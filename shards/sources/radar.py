@@ -21,7 +21,7 @@ import numpy as np
 
 from shards.errors import SourceError, UsageError
 from shards.georeference import Grid
-from shards.manifest import Codes, FrameSpec, Scale
+from shards.manifest import Codes, FrameSpec, Scale, rounded_share
 from shards.sources import timeline
 from shards.sources.base import Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
 from shards.sources.geometry import Geometry, add_geometry_arguments, parse_crop, parse_size
@@ -108,7 +108,7 @@ class Radar:
             # The tiles of an event follow each other: it is decoded once for all of them.
             whole, clipped = _decoded_once(self, files, times)
             frames = np.ascontiguousarray(whole[..., top : top + self.tile, left : left + self.tile])
-        return RawEvent(frames, {"clipped": round(clipped, 6)} if clipped else {})
+        return RawEvent(frames, {"clipped": rounded_share(clipped)} if clipped else {})
 
     def _whole(self, files: Sequence[str], times: Sequence[datetime]) -> tuple[Codes, float]:
         """All frames [L, 1, height, width], and the share of the files' pixels that was clipped."""
