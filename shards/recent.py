@@ -13,12 +13,13 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shards.clock import moment_of, times_of_frames
 from shards.errors import SourceError, UnnamedSourceError, UsageError
 from shards.georeference import Grid
 from shards.manifest import MANIFEST_NAME, Codes
@@ -151,7 +152,7 @@ class Archive:
         if named and not (len(named) == 1 and named[0].time is not None):
             return named[-1]
         try:
-            moment = datetime.fromisoformat(at.removesuffix("Z"))
+            moment = moment_of(at)
         except ValueError:
             raise UsageError(f"--at {at}: neither a time such as 2016-07-11T22:00 (UTC) nor an event's key") from None
         if moment.tzinfo is not None:
@@ -266,7 +267,9 @@ def _of_source(source: Source, path: Path) -> Archive:
     frames = [
         Frame(time, event.run or event.key, event, place, _file_of(path, event, place))
         for event in events
-        for place, time in enumerate(_times(event.length, event.start_time, event.times, step))
+        for place, time in enumerate(
+            times_of_frames(event.length, event.start_time, event.times, step) or [None] * event.length
+        )
     ]
     return Archive(str(path), description, _in_series(frames), lambda event: source.read(event).frames)
 
@@ -296,7 +299,10 @@ def _of_store(store: Store) -> Archive:
         for event in store.events(split):
             times = None if event.start_time is None else store.metadata(split, event.index).get("times")
             stamps = _times(event.length, event.start_time, times, manifest.step_seconds)
-            frames += [Frame(time, event.run, (split, event), place) for place, time in enumerate(stamps)]
+            frames += [
+                Frame(time, event.run, (split, event), place)
+                for place, time in enumerate(stamps or [None] * event.length)
+            ]
 
     def read(event: tuple[str, Event]) -> Codes:
         return store.read(event[0], event[1].index, 0, event[1].length)
@@ -306,13 +312,8 @@ def _of_store(store: Store) -> Archive:
 
 def _times(
     length: int, start: str | None, times: Sequence[str] | None, step_seconds: float | None
-) -> list[datetime | None]:
-    if times is not None:
-        return [datetime.fromisoformat(text.removesuffix("Z")) for text in times]
-    if start is None or (step_seconds is None and length > 1):
-        return [None] * length
-    first = datetime.fromisoformat(start.removesuffix("Z"))
-    return [first + timedelta(seconds=(step_seconds or 0.0) * place) for place in range(length)]
+) -> Sequence[datetime | None]:
+    return times_of_frames(length, start, times, step_seconds) or [None] * length
 
 
 def _in_series(frames: Sequence[Frame]) -> tuple[Frame, ...]:

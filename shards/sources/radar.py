@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.clock import times_of_frames
 from shards.errors import SourceError, UsageError
 from shards.georeference import Grid
 from shards.manifest import Codes, FrameSpec, Scale, rounded_share
@@ -100,7 +101,8 @@ class Radar:
         """Decode, crop and resize the event's files, uint8 [L, 1, height, width]; then cut its tile. `details` say
         which share of the pixels lay above the codes and was clipped.
         """
-        times = timeline.times_of(event, self.step_seconds)
+        times = times_of_frames(event.length, event.start_time, event.times, self.step_seconds)
+        assert times is not None  # names of radar frames have times
         if self.tile is None:
             frames, clipped = self._whole(event.recipe, times)
         else:

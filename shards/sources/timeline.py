@@ -347,15 +347,6 @@ def _key(time: datetime) -> str:
     return f"{time:%Y%m%dT%H%M%SZ}"
 
 
-def times_of(event: PlannedEvent, step_seconds: float) -> list[datetime]:
-    """Return the time of every frame of an event that has a clock."""
-    if event.times is not None:
-        return [datetime.fromisoformat(text.removesuffix("Z")) for text in event.times]
-    assert event.start_time is not None
-    start = datetime.fromisoformat(event.start_time.removesuffix("Z"))
-    return [start + timedelta(seconds=step_seconds * i) for i in range(event.length)]
-
-
 def iso(time: datetime) -> str:
     """ISO-8601 with a Z."""
     return f"{time:%Y-%m-%dT%H:%M:%SZ}"
