@@ -75,7 +75,7 @@ class Archive:
     read_event: Callable[[Any], Codes]
 
     def grid(self) -> Grid | None:
-        """Where the frames lie, if the archive says so."""
+        """Return where the frames lie, if the archive says so."""
         return self.description.grid
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class Archive:
         cf.forget_opened()
 
     def read(self, frames: Sequence[Frame]) -> Codes:
-        """uint8 [L, C, H, W]. Raises SourceError or StoreError for a frame that can't be read."""
+        """Return frames, uint8 [L, C, H, W]. Raises SourceError or StoreError for a frame that can't be read."""
         parts = []
         for _, group in itertools.groupby(frames, key=lambda frame: frame.key):
             same = list(group)
@@ -109,7 +109,7 @@ class Archive:
         return tuple(same[: same.index(last) + 1])
 
     def following(self, frame: Frame, count: int, step_seconds: float | None) -> tuple[Frame, ...]:
-        """Up to `count` frames that come after `frame` without a gap."""
+        """Return up to `count` frames that come after `frame` without a gap."""
         same = [other for other in self.frames if other.series == frame.series]
         begin = same.index(frame)
         part = same[begin : begin + count + 1]

@@ -58,7 +58,9 @@ def draw_sheet(store: Store, file: Path, rows: int = 8) -> None:
 
 
 def choose_events(store: Store, count: int) -> list[tuple[str, Event]]:
-    """`count` events (or all, if there are fewer): the splits and modes take turns, the events of each are spread."""
+    """Return `count` events (or all, if there are fewer): the splits and modes take turns, the events of each are
+    spread.
+    """
     groups: dict[tuple[str, str], list[Event]] = {}
     for split in store.splits:
         for event in store.events(split):

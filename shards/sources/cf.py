@@ -68,7 +68,7 @@ class CfArchive:
     skipped: tuple[Damage, ...] = ()  # damaged files that were left out
 
     def describe(self) -> Description:
-        """As the variable has it."""
+        """Return what the variable and its attributes say."""
         height, width = self.geometry.shape
         return Description(
             name=self.layout.variable,
@@ -81,7 +81,7 @@ class CfArchive:
         )
 
     def plan(self) -> Plan:
-        """Split, then cut at gaps, then into events."""
+        """Divide into splits, cut at gaps, then into events."""
         plan = self.options.plan(self.frames, self.step_seconds)
         return Plan(plan.splits, (*self.notes, *plan.notes))
 
@@ -139,7 +139,7 @@ class CfArchive:
 
 
 def forget_opened() -> None:
-    """Forget the listing: an archive that grows is listed again."""
+    """Let go of the datasets that are open: their files may be written, and are opened again."""
     opened.cache_clear()
 
 

@@ -66,7 +66,7 @@ class MovingMnistFile:
     mode_by: str
 
     def describe(self) -> Description:
-        """Intensity 0..1; no clock."""
+        """Return intensity 0..1, no clock."""
         channels, height, width = self.files[0].frame
         return Description(
             name="moving-mnist-file",
@@ -110,7 +110,7 @@ class MovingMnistFile:
         return parts[-2] if self.mode_by == "folder" and len(parts) > 1 else None
 
     def read(self, event: PlannedEvent) -> RawEvent:
-        """One sequence, uint8 [L, C, H, W]; `details` name its file and its place there."""
+        """Read one sequence, uint8 [L, C, H, W]; `details` name its file and its place there."""
         number, index = event.recipe
         file = self.files[number]
         path = self.folder / file.name

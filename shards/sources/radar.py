@@ -62,7 +62,7 @@ class Radar:
     no_echo: str = "missing"
 
     def describe(self) -> Description:
-        """One channel of reflectivity. Tiles lie in different places, so a store of them has no grid."""
+        """Return one channel of reflectivity. Tiles lie in different places, so a store of them has no grid."""
         height, width = (self.tile, self.tile) if self.tile else self.geometry.shape
         return Description(
             name=f"radar-{self.reader.name}",
@@ -75,7 +75,7 @@ class Radar:
         )
 
     def plan(self) -> Plan:
-        """Split, then cut at gaps, then into events."""
+        """Divide into splits, cut at gaps, then into events."""
         plan = self.options.plan(self.frames, self.step_seconds)
         if self.tile is not None:
             plan = Plan({split: self._tiled(events, self.tile) for split, events in plan.splits.items()}, plan.notes)

@@ -49,7 +49,7 @@ class Period:
 
 
 def parse_period(text: str) -> Period:
-    """`train=2015-01-01..2015-12-31`: ISO months, dates or times (UTC); either side may be left empty.
+    """Parse `train=2015-01-01..2015-12-31`: ISO months, dates or times (UTC); either side may be left empty.
 
     A bare month or date as END includes it; an END with a time of day is the first moment that no longer belongs.
     Raises UsageError.
@@ -81,7 +81,7 @@ def _moment(text: str, part: str) -> datetime | None:
 
 
 def in_order(frames: Iterable[Stamped]) -> list[Stamped]:
-    """Sorted by time. Raises SourceError when two frames claim the same time."""
+    """Return the frames sorted by time. Raises SourceError when two frames claim the same time."""
     ordered = sorted(frames, key=lambda frame: (frame.time, frame.file))
     for one, two in itertools.pairwise(ordered):
         if one.time == two.time:
@@ -155,7 +155,7 @@ def _storm_ends(storms: Sequence[int], counts: dict[str, int]) -> list[int] | No
 
 
 def assign_splits(frames: Sequence[Stamped], periods: Sequence[Period]) -> tuple[dict[str, list[Stamped]], int]:
-    """Frames of each split's periods, and how many lie in none.
+    """Return the frames of each split's periods, and how many lie in none.
 
     Raises UsageError when a frame lies in two splits, or a split gets none.
     """
@@ -190,8 +190,8 @@ def find_runs(frames: Sequence[Stamped], step_seconds: float) -> list[list[Stamp
 
 
 def cut_events(run: Sequence[Stamped], length: int, step_seconds: float, mode_by: str) -> list[PlannedEvent]:
-    """Consecutive events of at most `length` frames and of one mode; their recipe is the tuple of files. The run is
-    named by its first key.
+    """Return consecutive events of at most `length` frames and of one mode; their recipe is the tuple of files. The run
+    is named by its first key.
     """
     events: list[PlannedEvent] = []
     offset = 0
@@ -216,7 +216,7 @@ def cut_events(run: Sequence[Stamped], length: int, step_seconds: float, mode_by
 
 
 def mode_label(time: datetime, mode_by: str) -> str | None:
-    """ "2015-05-15" by day, "month-05" by month and "mar-may" by season (of any year), None by "none"."""
+    """Return "2015-05-15" by day, "month-05" by month and "mar-may" by season (of any year), None by "none"."""
     if mode_by == "day":
         return f"{time:%Y-%m-%d}"
     if mode_by == "month":
@@ -225,7 +225,9 @@ def mode_label(time: datetime, mode_by: str) -> str | None:
 
 
 def commonest_step(frames: Sequence[Stamped], otherwise: float) -> float:
-    """Seconds between most neighbours (the shorter of two as common); `otherwise` where there is but one frame."""
+    """Return the seconds between most neighbours (the shorter of two as common); `otherwise` where there is but one
+    frame.
+    """
     steps = Counter((two.time - one.time).total_seconds() for one, two in itertools.pairwise(frames))
     return max(steps, key=lambda step: (steps[step], -step)) if steps else otherwise
 
@@ -276,7 +278,7 @@ class TimeOptions:
 
 
 def add_split_argument(parser: argparse.ArgumentParser, default: str) -> None:
-    """--split; `default` says what happens without."""
+    """Add --split; `default` says what happens without."""
     parser.add_argument(
         "--split",
         action="append",
@@ -322,7 +324,7 @@ def check_step(seconds: float | None) -> None:
 
 
 def time_options(args: argparse.Namespace) -> TimeOptions:
-    """Raise UsageError for options that make no sense, alone or together."""
+    """Return what `add_time_arguments` asked for. Raises UsageError for options that make no sense, alone or together."""
     if args.event_frames < 1:
         raise UsageError(f"--event-frames {args.event_frames}: an event has at least one frame")
     check_step(args.step)
@@ -348,5 +350,5 @@ def _key(time: datetime) -> str:
 
 
 def iso(time: datetime) -> str:
-    """ISO-8601 with a Z."""
+    """Return the time as ISO-8601 with a Z."""
     return f"{time:%Y-%m-%dT%H:%M:%SZ}"
