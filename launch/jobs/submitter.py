@@ -1,7 +1,7 @@
 """What hands run directories to something that runs them: this machine (local.py) or a cluster (launch/slurm).
 
 A `Submitter` takes run directories and returns handles; a job's only knowledge is its run directory, and what became
-of a run is read from there, never from the scheduler's word (see run_status.py).
+of a run is read from there, never from the scheduler's word (see toolkit/rundir/status.py).
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ class Submitter(ABC):
     @abstractmethod
     def ranks_per_run(self) -> int:
         """Processes that train one run."""
+
+    @property
+    def runs_per_job(self) -> int:
+        """Runs that one job of a scheduler's queue has room for."""
+        return 1
 
     def check(self) -> None:  # noqa: B027  nothing can be missing by default
         """Raise an error if this machine cannot submit, before anything is made."""

@@ -104,10 +104,15 @@ class SlurmSubmitter(Submitter):
         self._asked_at = 0.0
         self._queue: list[QueuedJob] = []
         self._copy: snapshot.Snapshot | None = None
+        self._throttled: set[str] = set()  # arrays that --jobs holds for
 
     @property
     def ranks_per_run(self) -> int:
         return self.shape.ranks
+
+    @property
+    def runs_per_job(self) -> int:
+        return self.shape.pack or 1
 
     def check(self) -> None:
         """Find out whether this machine can submit, before anything is made.
@@ -164,7 +169,8 @@ class SlurmSubmitter(Submitter):
     def _throttle_queued(self, arrays: Collection[str]) -> None:
         """Apply --jobs to what is in the queue already; Slurm knows it of each array alone."""
         arrays = {base for base in arrays if any(job.base == base and "_" in job.name for job in self._queue)}
-        for base in sorted(arrays, key=int):
+        for base in sorted(arrays - self._throttled, key=int):
+            self._throttled.add(base)
             try:
                 client.call("scontrol", "update", f"jobid={base}", f"arraytaskthrottle={self._jobs_at_a_time}")
                 print(f"array {base} in the queue: {self.throttle} runs at a time from now on (--jobs)")
@@ -197,6 +203,7 @@ class SlurmSubmitter(Submitter):
         except BaseException:
             client.cancel([submission.job for submission in submissions])
             raise
+        self._throttled |= {submission.job for submission in submissions}
         packed = self.shape.pack is not None
         jobs = [self._follow(run, name, packed) for submission in submissions for run, name in submission.jobs()]
         names = ", ".join(submission.job for submission in submissions)

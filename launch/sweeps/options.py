@@ -149,6 +149,20 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("--replace runs everything from the start; leave --retry out")
 
 
+def without_options(words: Sequence[str], *names: str) -> list[str]:
+    """Return the words of a command line without some of its options, and without the values of those that take one."""
+    left, skipped = [], False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if skipped:
+            skipped = False
+        elif name in names:
+            skipped = not equals and name != "--replace"
+        else:
+            left.append(word)
+    return left
+
+
 def as_axis(text: str) -> tuple[str, list[object]]:
     """Return the key and the values of an axis that the command line gives."""
     key, equals, values = text.partition("=")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from launch.jobs.attempts import why_stopped
 from launch.jobs.ranks import SignalRelay
 from launch.jobs.submitter import Job, JobState, Submitter
+from launch.sweeps.options import without_options
 from launch.sweeps.plan import Item
 from launch.sweeps.progress import Board
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE
@@ -95,8 +95,12 @@ class _Follower:
         return dataclasses.replace(view, state="killed", reason=reason)
 
 
-def report_outcome(items: Sequence[Item], views: Sequence[RunView], root: Path, again: str) -> int:
-    """Print the results of the runs and the next command; return the exit code."""
+def report_outcome(items: Sequence[Item], views: Sequence[RunView], root: Path, arguments: Sequence[str]) -> int:
+    """Print the results of the runs and the next command; return the exit code.
+
+    Args:
+        arguments: of this command, from which the next one is made.
+    """
     done = sum(view.state == "done" for view in views)
     failed = [view for view in views if view.state in ("failed", "killed")]
     unfinished = [view for view in views if view.state not in ("done", "failed", "killed")]
@@ -112,14 +116,14 @@ def report_outcome(items: Sequence[Item], views: Sequence[RunView], root: Path, 
     if done == len(views):
         print(f"The report: {command('report', root)}")
         return EXIT_OK
-    _print_commands({view.state for view in (*unfinished, *failed)}, again)
+    _print_commands({view.state for view in (*unfinished, *failed)}, without_options(arguments, "--replace"))
     return EXIT_FAILURE if failed else EXIT_REQUEUE
 
 
-def _print_commands(states: set[str], again: str) -> None:
+def _print_commands(states: set[str], arguments: Sequence[str]) -> None:
     """Print the command that resumes what did not finish, and the one that retries what failed."""
     if states - {"failed"}:
-        print(f"To resume: {again}")
+        print(f"To resume: {command('sweep', *arguments)}")
     if "failed" in states:
-        retry = re.sub(r" --retry(=| )\S+", "", again) + " --retry failed"
+        retry = command("sweep", *without_options(arguments, "--retry"), "--retry", "failed")
         print(f"Failed runs are not run again automatically. To retry them: {retry}")

@@ -99,3 +99,16 @@ def test_jobs_that_do_not_depend_on_the_command_are_left_at_the_first_signal(ite
         wait(items, jobs, submitter, Board(out))
     assert not submitter.cancelled
     assert "left: the jobs continue without this command" in out.getvalue()
+
+
+def test_commands_that_follow_delete_nothing(items: list[Item], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["two.yaml", "--replace", "--limit=1", "--jobs", "2"]
+    items[0].run.mark_failed("no")
+    views = [item.read_status() for item in items]
+    outcome.report_outcome(items, views, items[0].run.path.parent, arguments)
+    output = capsys.readouterr().out
+    assert "To resume: python launch/sweep.py two.yaml --limit=1 --jobs 2\n" in output
+    assert "To retry them: python launch/sweep.py two.yaml --limit=1 --jobs 2 --retry failed\n" in output
+    for retry in (["--retry", "oom"], ["--retry=oom"]):
+        outcome.report_outcome(items, views, items[0].run.path.parent, ["two.yaml", *retry])
+        assert "them: python launch/sweep.py two.yaml --retry failed\n" in capsys.readouterr().out
