@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.jobs.pack import PACK, RUNS, is_unfinished, listed_runs, read_pack
+from launch.jobs.pack import PACK, RUNS, find_pack, is_unfinished, listed_runs
 from launch.jobs.submitter import ENDING
 from launch.slurm import client
 from launch.slurm.client import QueuedJob, SlurmError
@@ -107,13 +107,12 @@ def _packed(folder: Path, runs: Sequence[Path], jobs: Sequence[QueuedJob]) -> di
 
     It is the one that has the run; else the one that it was meant for, or any other that is left.
     """
-    pack = read_pack(folder)
-    assert pack is not None
+    pack = find_pack(folder)
     since = (folder / RUNS).stat().st_mtime
     known = {job.name: dataclasses.replace(job, packed=True) for job in jobs}
     last = max(known.values(), key=lambda job: job.state != ENDING)
     found = {}
-    for run, name in zip(runs, job_names(jobs[0].base, len(runs), pack.places), strict=True):
+    for run, name in zip(runs, job_names(jobs[0].base, len(runs), pack.places if pack else 1), strict=True):
         if is_unfinished(RunDir(run), since):
             holder = str(read_lock(run).get("job", "")).rpartition("_")[0]
             found[run] = known.get(holder) or known.get(name) or last
@@ -291,8 +290,8 @@ def submissions(root: Path) -> dict[Path, str]:
     """Return the last submitted job of each run of a sweep."""
     found: dict[Path, str] = {}
     for file in sorted((root / SUBMISSIONS).glob("*/job"), key=lambda file: file.stat().st_mtime):
-        job, runs = file.read_text(encoding="utf-8").strip(), listed_runs(file.parent)
-        pack = read_pack(file.parent)
+        job, runs = file.read_text(encoding="utf-8", errors="replace").strip(), listed_runs(file.parent)
+        pack = find_pack(file.parent)
         found |= dict(zip(runs, job_names(job, len(runs), pack.places if pack else 1), strict=True))
     return found
 

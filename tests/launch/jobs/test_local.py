@@ -165,3 +165,20 @@ def test_a_run_that_another_job_has_is_not_started(tmp_path: Path) -> None:
         submitter.submit([run])
         assert list(submitter.poll().values()) == [JobState.ENDED]
     assert not (run / "logs").exists()
+
+
+def test_a_sweep_that_has_stopped_begins_only_what_has_a_checkpoint(tmp_path: Path) -> None:
+    submitter = LocalSubmitter(ranks=1, jobs=1, command=command_for(tmp_path, 0.1))
+    runs = folders(tmp_path, 3)
+    (tmp_path / "STOPPED").write_text("the first 3 runs failed")
+    (runs[1] / "checkpoints").mkdir()
+    (runs[1] / "checkpoints" / "latest").write_text("step-00000004")
+    submitter.submit(runs)
+    follow(submitter, all_ended)
+    assert [(run / "began").exists() for run in runs] == [False, True, False]
+
+
+def test_only_the_layer_with_logs_of_submitit_names_them(tmp_path: Path) -> None:
+    job = Job(tmp_path, 0)
+    assert "logs/submitit" in str(LocalSubmitter(1, 1).exit_reason(job))
+    assert "logs" not in str(DebugSubmitter(1).exit_reason(job))
