@@ -25,6 +25,7 @@ from launch.slurm import client
 from launch.slurm.client import QueuedJob, SlurmError
 from toolkit.rundir import RunDir
 from toolkit.rundir.lock import read_lock
+from toolkit.rundir.records import read_text
 from toolkit.rundir.status import RunView
 from toolkit.wording import duration, first_line
 
@@ -192,8 +193,15 @@ class Scheduler:
         unknown = sorted({name for name in names.values() if self._ended.get(name) is None})
         if unknown and asked and self._accounting:
             self._ask_ends(unknown)
-        ends = {path: end for path, name in names.items() if (end := self._ended.get(name))}
-        return [with_end(view, names[view.path], ends[view.path]) if view.path in ends else view for view in views]
+        ended = []
+        for view in views:
+            name = names.get(view.path)
+            if name is not None and (end := self._ended.get(name)):
+                view = with_end(view, name, end)
+            if name is not None and (why := failure_of(Path(view.path).parent, name)):
+                view = dataclasses.replace(view, reason=f"{why}; run the sweep again to resume")
+            ended.append(view)
+        return ended
 
     def _ask_ends(self, names: Sequence[str]) -> None:
         bases = sorted({name.partition("_")[0] for name in names}, key=int)
@@ -294,6 +302,18 @@ def submissions(root: Path) -> dict[Path, str]:
         pack = find_pack(file.parent)
         found |= dict(zip(runs, job_names(job, len(runs), pack.places if pack else 1), strict=True))
     return found
+
+
+def failure_of(root: Path, name: str) -> str | None:
+    """Return why a packed job failed, which its batch script writes beside its logs; None where it wrote nothing."""
+    files = sorted((root / SUBMISSIONS).glob(f"*/logs/{name}.failed"))
+    return next((first_line(text) for file in files if (text := read_text(file).strip())), None)
+
+
+def job_of_array(run: Path, meant: str) -> str:
+    """Return the job that a run of a packed submission has or had: the one it was meant for, or one that took it."""
+    taken = str(read_lock(run).get("job", "")).rpartition("_")[0]
+    return taken if taken.partition("_")[0] == meant.partition("_")[0] else meant
 
 
 def _of_slurm(view: RunView) -> bool:

@@ -39,7 +39,17 @@ from launch.slurm import client
 from launch.slurm.client import QueuedJob, SlurmError
 from launch.slurm.limits import check_time
 from launch.slurm.profile import Profile
-from launch.slurm.queue import REPORT, SUBMISSIONS, is_of, is_report, job_names, owners, runs_of
+from launch.slurm.queue import (
+    REPORT,
+    SUBMISSIONS,
+    failure_of,
+    is_of,
+    is_report,
+    job_names,
+    job_of_array,
+    owners,
+    runs_of,
+)
 from launch.slurm.script import Shape, array_text, command_text, pack_text, run_text
 from toolkit.atomic import write_atomic
 from toolkit.errors import ConfigError
@@ -269,8 +279,9 @@ class SlurmSubmitter(Submitter):
         client.cancel(list(dict.fromkeys(left)))
 
     def exit_reason(self, job: Job) -> str | None:
-        """How Slurm says that it ended."""
-        return client.exit_reason(self._names[job])
+        """Return why its job failed, as its batch script wrote it, or how Slurm says that it ended."""
+        name = job_of_array(job.run, self._names[job])
+        return failure_of(self.root, name) or client.exit_reason(name)
 
     def _follow(self, run: Path, name: str, packed: bool) -> Job:
         job = Job(run, len(self._names))

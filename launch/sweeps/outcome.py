@@ -79,11 +79,17 @@ class _Follower:
         view = self.settled.get(item.run.path) or item.read_status()
         if state is JobState.QUEUED:
             return dataclasses.replace(view, state="queued", reason=None)
-        if state is JobState.RUNNING and lock.read_lock(item.run.path).get("started", 0.0) < self.since:
+        if state is JobState.RUNNING and not self._has_begun(item, view):
             return dataclasses.replace(view, state="starting", reason=None)
         if state is JobState.ENDED and (not view.live or (self.stopping and job is None)):
             view = self.settled[item.run.path] = self._final(item, view, job)
         return view
+
+    def _has_begun(self, item: Item, view: RunView) -> bool:
+        """Whether a running job has come to the run: one that was in the queue before may have begun long ago."""
+        if item.job is not None:
+            return view.live
+        return float(lock.read_lock(item.run.path).get("started", 0.0)) >= self.since
 
     def _final(self, item: Item, view: RunView, job: Job | None) -> RunView:
         """Report a job that ended without finishing its run, failing or being stopped: killed, or never started."""

@@ -233,11 +233,23 @@ def test_a_damaged_run_or_pack_leaves_the_others(site: Site, caplog: pytest.LogC
     for which in ("best", "last"):
         (site.run(0).eval / f"test-{which}.json").write_text("{}")
     site.run(0).config_file.write_text("seed: [")
-    views, note = site.look()
+    views, _ = site.look()
     assert [view.state for view in views][1:] == ["queued"] * 3
     assert [view.reason for view in views[2:]] == ["job 4711_1: Priority (jobs of higher priority come first)"] * 2
     (folder / "pack.json").write_text("")
-    views, note = site.look()
+    views, _ = site.look()
     assert [view.state for view in views][1:] == ["queued"] * 3
     assert f"{folder / 'pack.json'}: can't be used" in caplog.text
     assert status.main([str(site.root), "--efficiency"]) == 0
+
+
+def test_why_a_packed_job_failed_before_its_runs_began(site: Site) -> None:
+    folder = site.root / "slurm" / "0a1b2c3d"
+    (folder / "pack.json").write_text('{"places": 2, "ranks": 1, "gpus": 0}')
+    (folder / "logs").mkdir()
+    (folder / "logs" / "4711_0.failed").write_text("job 4711_0: setup: 'false' returned 1 on node n1\nmore\n")
+    site.tool("sacct", "4711_0|FAILED|2:0|n1\n4711_1|CANCELLED by 0|0:0|None assigned\n")
+    views, _ = site.look()
+    why = "job 4711_0: setup: 'false' returned 1 on node n1; run the sweep again to resume"
+    assert [view.reason for view in views[:2]] == [why] * 2
+    assert [view.label for view in views] == ["new", "new", "cancelled", "cancelled"]

@@ -147,3 +147,15 @@ def test_no_slurm_here(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SlurmError, match=r"sbatch, squeue, scontrol not found here.* --cluster local runs on this"):
         sweep.main(["demo.yaml", "--cluster", "slurm"])
     assert not (fakes.folder / "runs").exists()
+
+
+def test_the_end_of_a_packed_job_is_that_of_the_job_that_took_the_run(site: Site) -> None:
+    submitter = SlurmSubmitter(site.folder / "runs" / "demo", Profile(gpus_per_node=0), Shape(1, 0, 1, pack=1))
+    submitter.check()
+    first, second, _ = submitter.submit(site.runs)
+    (site.folder / "job").write_text("JobId=1 JobState=FAILED Reason=NonZeroExitCode ExitCode=1:0 NodeList=n1\n")
+    logs = site.folders()[0] / "logs"
+    (logs / "4711_2.failed").write_text("job 4711_2: setup: 'false' returned 1 on node n1\n")
+    (first.run / "job.lock").write_text('{"job": "4711_2_0"}')
+    assert submitter.exit_reason(first) == "job 4711_2: setup: 'false' returned 1 on node n1"
+    assert submitter.exit_reason(second) == "FAILED, NonZeroExitCode, exit code 1:0, on n1"
