@@ -66,11 +66,13 @@ class _LocalLayer(Submitter):
             self._states[job] = JobState.RUNNING
         return dict(self._states)
 
-    def cancel(self) -> None:
+    def interrupt(self) -> bool:
+        """Drop what waits, and ask what runs to stop at its next checkpoint; `poll` shows when it has."""
         self._cancelled = True
         for job, state in self._states.items():
             if state is JobState.QUEUED:
                 self._states[job] = JobState.ENDED
+        return True
 
     @contextmanager
     def following(self, root: Path) -> Iterator[None]:

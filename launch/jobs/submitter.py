@@ -117,15 +117,8 @@ class Submitter(ABC):
         """Return the state of every job submitted so far; a local one also starts what has its turn."""
 
     def interrupt(self) -> bool:
-        """React to a signal to the waiting command: cancel the jobs, or return False if they continue without it."""
-        if self.detached:
-            return False
-        self.cancel()
-        return True
-
-    @abstractmethod
-    def cancel(self) -> None:
-        """Drop what waits, and ask what runs to stop at its next checkpoint; `poll` tells when it has."""
+        """React to a signal to the waiting command: stop the jobs, or return False if they continue without it."""
+        return False
 
     @abstractmethod
     def exit_reason(self, job: Job) -> str | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import getpass
 import pwd
 import re
 import shutil
@@ -72,10 +71,14 @@ def job_names(base: str, runs: int, places: int) -> list[str]:
     return [f"{base}_{index // places}" if runs > places else base for index in range(runs)]
 
 
+def submission_of(root: Path, job: QueuedJob) -> Path:
+    """Return the folder of the submission that a job of the sweep in `root` would be of: its name ends with the key."""
+    return root / SUBMISSIONS / job.job_name.rpartition("-")[2]
+
+
 def is_of(root: Path, job: QueuedJob) -> bool:
     """Return whether a job is of the sweep in `root`: by its comment, or by a submission that lies there."""
-    key = job.job_name.rpartition("-")[2]
-    return job.comment == str(root) or (bool(key) and (root / SUBMISSIONS / key / RUNS).exists())
+    return job.comment == str(root) or (submission_of(root, job) / RUNS).exists()
 
 
 def is_report(root: Path, job: QueuedJob) -> bool:
@@ -89,8 +92,8 @@ def runs_of(root: Path, jobs: Sequence[QueuedJob]) -> dict[Path, QueuedJob]:
     lists: dict[Path, list[Path]] = {}
     packed: dict[Path, list[QueuedJob]] = {}
     for job in jobs:
-        folder = root / SUBMISSIONS / job.job_name.rpartition("-")[2]
-        if folder.name and (folder / RUNS).exists():
+        folder = submission_of(root, job)
+        if (folder / RUNS).exists():
             runs = lists.setdefault(folder, listed_runs(folder))
             if (folder / PACK).exists():
                 packed.setdefault(folder, []).append(job)
@@ -322,7 +325,7 @@ def _of_slurm(view: RunView) -> bool:
 
 def owners(*roots: Path) -> str:
     """Return the users whose jobs those of sweeps may be, for squeue: this one, and who owns the submissions."""
-    users = {getpass.getuser()}
+    users = {client.user_name()}
     for root in roots:
         for folder in (root / SUBMISSIONS, *(root / SUBMISSIONS).glob("*/")):
             with contextlib.suppress(OSError):

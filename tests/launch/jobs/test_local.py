@@ -107,7 +107,7 @@ def test_cancelled_local_jobs_end_at_their_own_pace(tmp_path: Path) -> None:
     submitter = LocalSubmitter(ranks=1, jobs=1, command=command_for(tmp_path, 60))
     first, second = submitter.submit(folders(tmp_path, 2))
     follow(submitter, lambda _: (first.run / "began").exists())
-    submitter.cancel()
+    submitter.interrupt()
     follow(submitter, all_ended)
     assert (first.run / "ended").read_text() == "stopped"
     assert not (second.run / "began").exists()
@@ -117,7 +117,7 @@ def test_cancel_in_the_first_moment_leaves_nothing_behind(tmp_path: Path) -> Non
     submitter = LocalSubmitter(ranks=1, jobs=1, command=command_for(tmp_path, 60))
     (job,) = submitter.submit(folders(tmp_path, 1))
     submitter.poll()
-    submitter.cancel()
+    submitter.interrupt()
     follow(submitter, all_ended)
     assert (job.run / "ended").read_text() == "stopped"
 
@@ -153,7 +153,7 @@ def test_cancelled_debug_job_gets_one_signal(tmp_path: Path) -> None:
     submitter = DebugSubmitter(ranks=1, command=command_for(tmp_path, 60))
     (job,) = submitter.submit(folders(tmp_path, 1))
     follow(submitter, lambda _: (job.run / "began").exists())
-    submitter.cancel()
+    submitter.interrupt()
     follow(submitter, all_ended)
     assert (job.run / "ended").read_text() == "stopped"
 

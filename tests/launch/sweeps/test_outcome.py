@@ -45,8 +45,9 @@ class Scripted(Submitter):
             self.acts.pop(0)(self)
         return dict.fromkeys(self.jobs, self.state)
 
-    def cancel(self) -> None:
-        self.cancelled = True
+    def interrupt(self) -> bool:
+        self.cancelled = not self.detached
+        return self.cancelled
 
     def exit_reason(self, job: Job) -> str | None:
         return "as the scheduler says"
