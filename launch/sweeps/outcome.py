@@ -122,7 +122,7 @@ def report_outcome(items: Sequence[Item], views: Sequence[RunView], root: Path, 
     if done == len(views):
         print(f"The report: {command('report', root)}")
         return EXIT_OK
-    _print_commands({view.state for view in (*unfinished, *failed)}, without_options(arguments, "--replace"))
+    _print_commands({view.state for view in (*unfinished, *failed)}, without_options(arguments, "--replace", "--retry"))
     return EXIT_FAILURE if failed else EXIT_REQUEUE
 
 
@@ -131,5 +131,5 @@ def _print_commands(states: set[str], arguments: Sequence[str]) -> None:
     if states - {"failed"}:
         print(f"To resume: {command('sweep', *arguments)}")
     if "failed" in states:
-        retry = command("sweep", *without_options(arguments, "--retry"), "--retry", "failed")
+        retry = command("sweep", *arguments, "--retry", "failed")
         print(f"Failed runs are not run again automatically. To retry them: {retry}")

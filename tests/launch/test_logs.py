@@ -151,3 +151,19 @@ def test_a_run_that_another_packed_job_took_has_the_logs_of_that_job(
     (run.path / "job.lock").unlink()
     assert shown(capsys, run.path) == ["batch of 4711_2", "step 1"]
     assert "4711_0" not in "".join(shown(capsys, run.path, "--list"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--list", "--rank", "0"], "--list lists all files: leave --start, --rank and --lines out"),
+        (["--list", "--start", "1"], "--list lists all files"),
+        (["--lines", "-3"], "--lines -3: must be at least 0"),
+    ],
+)
+def test_options_that_have_no_effect_are_refused(
+    run: RunDir, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        logs.main([str(run.path), *options])
+    assert message in capsys.readouterr().err

@@ -203,6 +203,38 @@ def test_more_runs_than_gpus_share_them_by_mps_or_in_turns(packed: Packed) -> No
     assert began.split()[-1] == ended.split()[-1] and not Path(ended.split()[-1]).exists()
 
 
+SERVICE = """\
+#!/bin/bash
+if [ "$1" = -d ]; then
+  sleep 60 </dev/null &>/dev/null &
+  echo $! >{folder}/service
+else
+  kill -9 $(cat {folder}/service)
+fi
+"""
+
+
+def test_signals_of_the_step_do_not_end_mps(packed: Packed) -> None:
+    """Slurm sends them to all processes of a step; runs that write a checkpoint then need the service."""
+    packed.submit(2, 600, 600, gpus=1)
+    tools = packed.fakes.folder / "bin"
+    tools.mkdir()
+    (tools / "nvidia-cuda-mps-control").write_text(SERVICE.format(folder=packed.fakes.folder))
+    (tools / "nvidia-cuda-mps-control").chmod(0o755)
+    with packed.start(CUDA_VISIBLE_DEVICES="0", PATH=f"{tools}:/usr/bin:/bin") as process:
+        until(lambda: len(packed.live()) == 2)
+        service = int((packed.fakes.folder / "service").read_text())
+        assert os.getsid(service) not in (os.getsid(process.pid), os.getsid(0))
+        for number in (signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            os.kill(service, number)
+        time.sleep(0.2)
+        assert alive(socket.gethostname(), service)
+        process.send_signal(signal.SIGUSR2)
+        process.communicate(timeout=30)
+    assert process.returncode == 3
+    until(lambda: alive(socket.gethostname(), service) is False)
+
+
 def test_gpus_that_were_promised_and_are_not_there(packed: Packed) -> None:
     packed.submit(4, 2, gpus=4)
     code, output = packed.go(CUDA_VISIBLE_DEVICES="0,1")

@@ -130,4 +130,6 @@ def test_commands_that_follow_delete_nothing(items: list[Item], capsys: pytest.C
     assert "To retry them: python launch/sweep.py two.yaml --limit=1 --jobs 2 --retry failed\n" in output
     for retry in (["--retry", "oom"], ["--retry=oom"]):
         outcome.report_outcome(items, views, items[0].run.path.parent, ["two.yaml", *retry])
-        assert "them: python launch/sweep.py two.yaml --retry failed\n" in capsys.readouterr().out
+        output = capsys.readouterr().out
+        assert "To resume: python launch/sweep.py two.yaml\n" in output
+        assert "them: python launch/sweep.py two.yaml --retry failed\n" in output
