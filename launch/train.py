@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from launch.cli.parser import add_model_file, add_renamed, add_run, make_parser, positive, run_given, run_script
 from launch.cli.runs import find_run
 from toolkit.config import RunConfig, load_config
-from toolkit.errors import EXIT_FAILURE, EXIT_OK, ConfigError, PeerError, StoppedError
+from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE, ConfigError, PeerError
 from toolkit.models.plugins import FileModel, entry_of, entry_points
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
@@ -230,11 +230,11 @@ def _take(path: Path, config: RunConfig, world: World, stack: contextlib.ExitSta
 
 
 def _note_failure(run: RunDir, rank: int, error: Exception) -> None:
-    if isinstance(error, StoppedError):
+    code = int(getattr(error, "exit_code", EXIT_FAILURE))
+    if code == EXIT_REQUEUE:  # this rank was stopped before it had anything to save, or another one that it waited for
         return
     # The failure of the rank that caused it is kept; a rank that ends because of another writes one only if none did.
     if not isinstance(error, PeerError) or run.failure() is None:
-        code = int(getattr(error, "exit_code", EXIT_FAILURE))
         run.mark_failed(f"rank {rank}: {type(error).__name__}: {error}", code)
 
 
