@@ -74,20 +74,21 @@ def check_source(config: InitialisationConfig) -> None:
             raise ConfigError(f"train.init_from.path: neither an export ({path / CONFIG}) nor a run: {error}") from None
 
 
-def freeze(model: nn.Module, config: InitialisationConfig) -> None:
-    """Exclude the parameters from training that `freeze` names.
+def freeze(model: nn.Module, config: InitialisationConfig) -> list[str]:
+    """Exclude the parameters from training that `freeze` names, and return them; those a model keeps fixed stay so.
 
     Raises:
         ConfigError: a pattern that names no parameter, or nothing is left to train.
     """
-    names = [name for name, _ in model.named_parameters()]
-    frozen = matching(config.freeze, names, "train.init_from.freeze")
-    if frozen and len(frozen) == len(names):
-        raise ConfigError(f"train.init_from.freeze {list(config.freeze)} names every parameter: none is left to train")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    if frozen:
-        logger.info("%s frozen: %s", count(len(frozen), "parameter"), some(sorted(frozen)))
+    named = dict(model.named_parameters())
+    frozen = sorted(matching(config.freeze, named, "train.init_from.freeze"))
+    for name in frozen:
+        named[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise ConfigError(
+            f"train.init_from.freeze {list(config.freeze)} names every parameter that is trained: none is left to train"
+        )
+    return frozen
 
 
 def matching(patterns: Sequence[str], names: Iterable[str], key: str) -> set[str]:

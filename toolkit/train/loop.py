@@ -37,7 +37,7 @@ from toolkit.train.schedule import learning_rate
 from toolkit.train.size import check_readers
 from toolkit.train.watchdog import Watchdog
 from toolkit.unroll import give_memory_back
-from toolkit.wording import first_line
+from toolkit.wording import count, first_line, some
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,8 @@ class Training:
         state, progress = restore(self.run, resume, self.world, self.data.store)
         if state is None and self.config.train.init_from.path:
             initialise(model, self.config.train.init_from)
-        freeze(model, self.config.train.init_from)
+        if frozen := freeze(model, self.config.train.init_from):
+            logger.info("%s frozen: %s", count(len(frozen), "parameter"), some(frozen))
         return build_engine(model, self.config, self.world, state), progress
 
     def __enter__(self) -> Training:

@@ -17,9 +17,11 @@ from toolkit.checkpoint.initialise import freeze, initialise
 from toolkit.checkpoint.weights import read_weights, untrained_model
 from toolkit.config import make_config
 from toolkit.config.recipe import InitialisationConfig
+from toolkit.distributed.world import World
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel
 from toolkit.rundir import RunDir
+from toolkit.train.build import build_engine
 
 SMALL = {"name": "modernn", "layers": 2, "hidden": 4, "patch": 4}
 
@@ -120,6 +122,21 @@ def test_frozen_parameters() -> None:
         freeze(model, InitialisationConfig(freeze=("*",)))
     with pytest.raises(ConfigError, match=r"train\.zero 3"):
         make_config({"train": {"zero": 3, "init_from": {"path": "x", "freeze": ["*"]}}}, "test")
+
+
+def test_parameters_that_a_model_itself_keeps_fixed_stay_so() -> None:
+    model = model_of()
+    own = [name for name, _ in model.named_parameters() if name.startswith("cell.cells.1.")]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in own)
+    assert freeze(model, InitialisationConfig()) == []
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == own
+    config = make_config({"model": SMALL, "train": {"zero": 3}}, "test")
+    with pytest.raises(ConfigError, match=r"train\.zero 3 .* keeps cell\.cells\.1\."):
+        build_engine(model, config, World(0, 1, 0, torch.device("cpu")), None)
+    rest = tuple(name for name, _ in model.named_parameters() if name not in own)
+    with pytest.raises(ConfigError, match="none is left to train"):
+        freeze(model, InitialisationConfig(freeze=rest))
 
 
 @pytest.mark.parametrize("engine", [["train.graph=on"], ["train.zero=0"], ["train.zero=1", "train.precision=bf16"]])
