@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from toolkit.checkpoint.export import CONFIG, read_export
 from toolkit.checkpoint.weights import read_weights
 from toolkit.config.recipe import InitialisationConfig
+from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir
 from toolkit.wording import count, some
@@ -20,15 +21,17 @@ from toolkit.wording import count, some
 logger = logging.getLogger(__name__)
 
 
-def initialise(model: nn.Module, config: InitialisationConfig) -> None:
-    """Copy weights into a model that is not trained yet, and log what was taken over and what was not.
+def initialise(model: nn.Module, config: InitialisationConfig, world: World) -> None:
+    """Copy weights into a model that is not trained yet, and log what was taken over and what was not. Collective.
+
+    Rank 0 reads them for all ranks: the source may be a run that is still training, whose best checkpoint changes.
 
     Raises:
         ConfigError: `strict`, and a parameter is absent from the source, has another shape there, or the source has
             one that the model lacks; a pattern of `leave_out` that names nothing; a source that shares no parameter.
         CheckpointError: the source can't be read.
     """
-    source, origin = _read(config)
+    source, origin = world.run_on_rank_zero(lambda: _read(config))
     own = {name: parameter for name, parameter in model.state_dict().items() if torch.is_floating_point(parameter)}
     left_out = matching(config.leave_out, [*own, *source], "train.init_from.leave_out")
     shaped = {name for name in own if name in source and source[name].shape == own[name].shape}

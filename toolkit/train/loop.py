@@ -137,7 +137,7 @@ class Training:
         model = untrained_model(self.config, self.data.store.manifest.frames)
         state, progress = restore(self.run, resume, self.world, self.data.store)
         if state is None and self.config.train.init_from.path:
-            initialise(model, self.config.train.init_from)
+            initialise(model, self.config.train.init_from, self.world)
         if frozen := freeze(model, self.config.train.init_from):
             logger.info("%s frozen: %s", count(len(frozen), "parameter"), some(frozen))
         return build_engine(model, self.config, self.world, state), progress
