@@ -18,7 +18,8 @@ from toolkit.config import RunConfig
 from toolkit.data.batches import Batch
 from toolkit.data.stalls import Reads
 from toolkit.distributed.world import World
-from toolkit.errors import EXIT_OK, EXIT_REQUEUE, NonFiniteError, PeerError, ToolkitError
+from toolkit.errors import EXIT_OK, EXIT_REQUEUE, NonFiniteError, PeerError, StoppedError, ToolkitError
+from toolkit.models.base import SequenceModel
 from toolkit.models.plugins import entry_of
 from toolkit.rundir import RunDir
 from toolkit.rundir.events import note_start
@@ -123,7 +124,7 @@ class Training:
         if self.recorder:
             self.saver = Saver(run.checkpoints, cfg, config.hash8(execution=False))
             log_run_summary(run, config, data, self.engine, self.step)
-        self.feed = Feed(config, data, self.engine.share, self.step, world, self._is_asked_to_stop)
+        self.feed = Feed(config, data, self.engine.share, self.step, world, self._is_asked_to_stop, watchdog.begin_read)
         self.profiler = None
         if profile:
             self.profiler = Profiler(run, config, data.store.manifest.frames, self.engine, world, profile)
@@ -291,6 +292,7 @@ class Training:
             raise
 
     def _score(self) -> bool | None:
+        """As `_validate`. Collective; what a user can repair is raised on every rank."""
         assert self.feed.val is not None
         if self.recorder:
             self.recorder.put_state("validating", self.step)
@@ -301,13 +303,35 @@ class Training:
             if scores is None:
                 return None
             improved = bool(scores) and (self.best is None or scores["mse"] < self.best["score"])
+            if improved:  # before what can fail: a checkpoint that is then saved holds it
+                self.best = {"step": self.step, "score": scores["mse"]}
             if self.recorder:
                 self.recorder.validation(self.step, scores, is_best=improved)
-                for index, (truth, prediction) in enumerate(validation.examples(config, windows, model, world)):
-                    self.recorder.images(self.step, f"val/{index}", truth, prediction)
-        if improved:
-            self.best = {"step": self.step, "score": scores["mse"]}
+            self._draw(model)
         return improved
+
+    def _draw(self, model: SequenceModel) -> None:
+        """Write forecasts of the first validation windows as pictures, on rank 0. Collective.
+
+        Raises:
+            ShardError, ToolkitError: on every rank; the windows can't be read. A stop only leaves out pictures.
+        """
+        fault: Exception | None = None
+        if self.recorder:
+            assert self.feed.val is not None
+            drawn = validation.examples(self.config, self.feed.val, model, self.world)
+            try:
+                for index, (truth, prediction) in enumerate(drawn):
+                    self.recorder.images(self.step, f"val/{index}", truth, prediction)
+            except StoppedError:
+                logger.info("step %d: asked to stop, pictures of the validation are left out", self.step)
+            except (ShardError, ToolkitError) as error:
+                fault = error
+        told = self.world.broadcast(fault and str(fault))
+        if fault is not None:
+            raise fault
+        if told is not None:
+            raise ToolkitError(f"rank {self.world.rank} stops: rank 0 can't draw the validation: {told}")
 
     def _save(self, last: bool) -> None:
         """Save a checkpoint of this step; `last`: it is the last one of this process."""

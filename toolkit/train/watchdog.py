@@ -43,6 +43,7 @@ from toolkit.wording import first_line
 
 logger = logging.getLogger(__name__)
 SILENT_S = 20.0  # a heartbeat that old, while the training stands still, is a dead or frozen rank
+OF_ALLOWED = 0.9  # a read is given up before this thread would end the rank, which saves nothing
 LEAVE_S = 60.0  # for a process that has ended its training to be gone
 SLOW_TIMES = 2.0  # a rank's own time against the median of the others'
 SLOW_EXCESS_S = 0.1
@@ -104,6 +105,21 @@ class Watchdog:
     def pulse(self) -> None:
         """Record progress of the training thread within a phase."""
         self._pulses += 1
+
+    @property
+    def _started(self) -> bool:
+        """A step of this training is finished."""
+        return self._now[0] > self._base
+
+    @property
+    def _allowed_s(self) -> float:
+        """Seconds without progress that are allowed in the present phase."""
+        return self.config.step if self._started else self.config.first_step
+
+    def begin_read(self) -> float:
+        """Record progress of the training thread, and return the seconds that it may wait for data from now on."""
+        self.pulse()
+        return OF_ALLOWED * self._allowed_s
 
     def own(self, seconds: float) -> None:
         """Record the time of one step on this rank, measured before it waits for others."""
@@ -238,11 +254,10 @@ class Watchdog:
                 return f"{beat} is silent for {peer.silent_s:.0f} s: killed, frozen, or its node lost"
         if self.rank == 0:
             self._find_slow(beats)
-        started = self._now[0] > self._base
-        allowed = self.config.step if started else self.config.first_step
+        allowed = self._allowed_s
         if self._idle_s <= allowed:
             return None
-        key = "step" if started else "first_step"
+        key = "step" if self._started else "first_step"
         who, others = stuck(beats_of(self.run.path, self.training))
         return f"{who} made no progress for {allowed:g} s (train.watchdog.{key}){others}"
 

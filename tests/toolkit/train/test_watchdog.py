@@ -223,3 +223,16 @@ def test_a_rank_that_follows_a_stopped_one_does_not_mark_the_run_as_failed(
     assert watch.run.failure() is None
     _note_failure(watch.run, 0, PeerError("rank 0 ends because rank 1 failed", EXIT_DATA))
     assert "rank 1 failed" in str(watch.run.failure())
+
+
+def test_a_read_may_take_less_than_the_watchdog_allows_in_the_same_phase(watch: Watchdog) -> None:
+    """And its wait begins anew with each read, as a validation makes many without a step between."""
+    first, later = watch.config.first_step, watch.config.step
+    assert first != later
+    watch.begin(3)
+    before = watch._progress()
+    assert watch.begin_read() == pytest.approx(0.9 * first)
+    assert watch._progress() != before
+    watch.at(4, "between steps")
+    watch.at(4, "validation")
+    assert watch.begin_read() == pytest.approx(0.9 * later)
