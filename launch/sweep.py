@@ -25,7 +25,7 @@ from launch.slurm.submitter import SlurmSubmitter
 from launch.sweeps.cancel import cancel
 from launch.sweeps.options import PAPER, as_axis, parse
 from launch.sweeps.outcome import report_outcome, wait
-from launch.sweeps.plan import Item, check_ranks, check_scorings, check_stores, collect_status, dry_run, format_plan
+from launch.sweeps.plan import Item, check_configs, check_ranks, check_stores, collect_status, dry_run, format_plan
 from launch.sweeps.progress import Board
 from launch.sweeps.selection import narrowed, selected
 from launch.sweeps.spec import SweepPlan, plan_sweep
@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace, again: str, command: JobCommand) -> int:
     if options.sweep is PAPER and any(item.submitted for item in items):
         _ask(sum(item.submitted for item in items), options.yes)
     check_stores(items)
-    check_scorings(items)
+    check_configs(items)
     sweep.submitter.check()
     items, jobs = sweep.submit()
     while options.keep_submitted and sweep.is_more(items):

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from toolkit.checkpoint.export import CONFIG, read_export
+from toolkit.checkpoint.export import read_export
+from toolkit.checkpoint.source import is_export
 from toolkit.checkpoint.weights import read_weights
 from toolkit.config.recipe import InitialisationConfig
 from toolkit.distributed.world import World
@@ -63,20 +64,6 @@ def initialise(model: nn.Module, config: InitialisationConfig, world: World) -> 
         logger.info("%s of the source are not used: %s", count(len(unknown), "tensor"), some(unknown))
 
 
-def check_source(config: InitialisationConfig) -> None:
-    """Check that there is a run or an export to start from, before a run directory is made.
-
-    Raises:
-        ConfigError: there is neither.
-    """
-    path = Path(config.path)
-    if config.path and not (path / CONFIG).exists():
-        try:
-            RunDir(path).config()
-        except ConfigError as error:
-            raise ConfigError(f"train.init_from.path: neither an export ({path / CONFIG}) nor a run: {error}") from None
-
-
 def freeze(model: nn.Module, config: InitialisationConfig) -> list[str]:
     """Exclude the parameters from training that `freeze` names, and return them; those a model keeps fixed stay so.
 
@@ -112,7 +99,7 @@ def matching(patterns: Sequence[str], names: Iterable[str], key: str) -> set[str
 def _read(config: InitialisationConfig) -> tuple[dict[str, Tensor], str]:
     """Return the weights of a run's checkpoint or of an export, and what they are, for messages."""
     path = Path(config.path)
-    if (path / CONFIG).exists():
+    if is_export(path):
         return read_export(path)[0].state_dict(), f"the export {path}"
     weights, step = read_weights(RunDir(path), config.checkpoint)
     return weights, f"{path} ({config.checkpoint}, step {step:,})"

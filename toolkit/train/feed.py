@@ -7,7 +7,6 @@ at the same place, nothing is updated, and the steps before it can be saved.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 
 import torch
@@ -19,7 +18,7 @@ from toolkit.data.readers import log_shared_memory
 from toolkit.data.stalls import CalledWindows, Iterated, Reads
 from toolkit.distributed.world import World
 from toolkit.errors import EXIT_DATA, PeerError, StoppedError
-from toolkit.train.prepare import Data
+from toolkit.train.check import Data
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ class Feed:
             frame_bytes = data.store.manifest.frames.bytes
             log_shared_memory(
                 config.data.num_workers,
-                int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+                world.local_size,
                 share.micro_batch * (config.data.context + config.data.horizon) * frame_bytes,
             )
         self._reads = Reads(self.is_stopping, world.device)

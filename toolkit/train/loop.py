@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import time
 
@@ -27,10 +26,11 @@ from toolkit.rundir.metrics import has_validation
 from toolkit.signals import StopRequest
 from toolkit.train import validation
 from toolkit.train.build import build_engine
+from toolkit.train.check import Data, open_data
 from toolkit.train.engine import Engine, StepResult
 from toolkit.train.feed import Feed
 from toolkit.train.loss import TrainingLoss
-from toolkit.train.prepare import Data, check_config, log_run_summary, open_data, restore
+from toolkit.train.prepare import check_config, log_run_summary, restore
 from toolkit.train.profile import Profiler
 from toolkit.train.record import ForwardTimer, Recorder
 from toolkit.train.sampling import teacher_rate
@@ -43,13 +43,14 @@ from toolkit.wording import count, first_line, some
 logger = logging.getLogger(__name__)
 
 
-def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: int = 0) -> int:
+def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: int = 0, checked: bool = False) -> int:
     """Train a run to its last step, under a watchdog.
 
     Args:
         resume: `auto` (the newest whole checkpoint, or from scratch), `none` (from scratch; refused when there are
             checkpoints) or a step number.
         profile: number of steps to time and trace after a warm-up (toolkit/train/profile.py).
+        checked: `check_config` was called just now, when the run directory was made.
 
     Returns:
         EXIT_OK when the run is complete, EXIT_REQUEUE when it was asked to stop and can be resumed.
@@ -64,10 +65,11 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
         try:
             with Reads(lambda: bool(stop), world.device) as reads:
                 data = reads.call(lambda: open_data(config))
-            check_readers(config, data.store.manifest.frames, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-            world.run_on_rank_zero(lambda: check_config(config, data))
+            if not checked:
+                world.run_on_rank_zero(lambda: check_config(config, data))
             if not entry_of(config.model).trained:
                 return _without_training(run, world)
+            check_readers(config, data.store.manifest.frames, world.local_size)
             with Training(run, config, data, world, resume, stop, watchdog, profile) as training:
                 return training.fit()
         except NonFiniteError as error:
