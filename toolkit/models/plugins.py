@@ -131,7 +131,7 @@ def check_names_no_file(tree: Mapping[str, object], path: Path) -> None:
         raise ConfigError(
             f"{path}: model.name {match[0]} names a file without its SHA-256, and no config that a run directory or an "
             f"export holds makes a command run a file: read {match['path']}, then write model.sha256 (of sha256sum) "
-            f"beside the name and give --model-file {match['path']}, or copy this config to a folder of your own; {PAGE}"
+            f"beside the name and give --model-file {match['path']}, or copy this config to a folder of yours; {PAGE}"
         )
 
 
