@@ -175,6 +175,30 @@ def test_a_run_is_scored_in_several_ways_beside_each_other(make_run: Callable[..
     ]
 
 
+def test_another_store_is_named_from_another_folder_than_the_run_was_made_in(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_store.parent)
+    tree = {
+        "model": {"name": "convlstm", "layers": 1, "hidden": 4, "kernel": 3},
+        "data": {"store": tiny_store.name, "context": 3, "horizon": 3},
+        "eval": {"batch": 2, "show": 0},
+    }
+    run = write_run(tmp_path / "run", tree, 5)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "other").symlink_to(tiny_store)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    main(["--run", str(run.path), "--which", "last", "--store", "other"])
+    (written,) = run.eval.glob("test+store-other-*-last.json")
+    assert json.loads(written.read_text())["store"]["path"] == str(tmp_path / "elsewhere" / "other")
+    main(["--run", str(run.path), "--which", "last"])
+    own = run.eval / "test-last.json"
+    before = own.stat().st_mtime_ns
+    monkeypatch.chdir(tiny_store.parent)
+    main(["--run", str(run.path), "--which", "last"])
+    assert own.stat().st_mtime_ns == before
+
+
 def collect_run(run: RunDir) -> Sweep:
     run.mark_done()
     return collect(run.path)
