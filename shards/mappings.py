@@ -30,7 +30,9 @@ def sevir_vil(level: _Values) -> _Values:
 
 
 def nearest(table: _Values, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return for every value the index of the nearest entry of `table`, which doesn't fall; of equal entries the first."""
+    """Return for every value the index of the nearest entry of `table`, which doesn't fall; of equal entries the
+    first.
+    """
     distinct, first = np.unique(table.astype(np.float64), return_index=True)
     middles = (distinct[1:] + distinct[:-1]) / 2
     return first[np.searchsorted(middles, values)].astype(np.float64)

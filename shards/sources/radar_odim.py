@@ -148,7 +148,9 @@ class Odim:
         return {"object": kind, "time": timestamp(stamp, "%Y%m%d%H%M%S")}
 
     def _field(self, path: Path, file: Any) -> Field:
-        """Return the dataset to read. Raises UsageError that lists what the file holds, where the quantity isn't clear."""
+        """Return the dataset to read. Raises UsageError that lists what the file holds, where the quantity isn't
+        clear.
+        """
         fields = _fields(file)
         holds = ", ".join(f"{field.quantity} ({field.path})" for field in fields) or "none"
         if self.quantity is not None:

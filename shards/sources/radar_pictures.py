@@ -106,7 +106,9 @@ class FmiPgm:
         return named(self._name.fullmatch(name), "%Y%m%d%H%M")
 
     def read(self, path: Path) -> Composite:
-        """Return numbers through the table. Raises SourceError for a product that the header says isn't reflectivity."""
+        """Return numbers through the table. Raises SourceError for a product that the header says isn't
+        reflectivity.
+        """
         data = content(path)
         header = pgm_comments(data)
         kind, quantity = header.get("producttype", ""), header.get("param", "")

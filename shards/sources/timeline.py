@@ -324,7 +324,9 @@ def check_step(seconds: float | None) -> None:
 
 
 def time_options(args: argparse.Namespace) -> TimeOptions:
-    """Return what `add_time_arguments` asked for. Raises UsageError for options that make no sense, alone or together."""
+    """Return what `add_time_arguments` asked for. Raises UsageError for options that make no sense, alone or
+    together.
+    """
     if args.event_frames < 1:
         raise UsageError(f"--event-frames {args.event_frames}: an event has at least one frame")
     check_step(args.step)
