@@ -238,8 +238,7 @@ def read_spec(path: Path) -> SweepSpec:
         raise ConfigError(f"{path}: is the config of a run, not a sweep file: name it under `base:` of one, or copy it")
     if "model" in tree or "train" in tree:
         raise ConfigError(
-            f"{path}: is the config of one run: {command('train')} --config {path}, or name it under `base:` of a "
-            "sweep file"
+            f"{path}: is the config of one run: {command('train')} --config {path}, or name it under `base:` of a sweep"
         )
     faults = ["file: unknown key; known here: " + ", ".join(KEYS)] if "file" in tree else []
     mixed = sorted(set(tree) & set(KEYS) - {"name", "include"})
