@@ -30,8 +30,8 @@ from launch.sweeps.outcome import report_outcome, wait
 from launch.sweeps.plan import (
     KEEP,
     Item,
+    check_configs,
     check_ranks,
-    check_scorings,
     check_stores,
     collect_status,
     dry_run,
@@ -77,7 +77,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str], command: JobComm
     if options.sweep is PAPER and any(item.submitted for item in items):
         _ask(sum(item.submitted for item in items), options.yes)
     check_stores(items)
-    check_scorings(items)
+    check_configs(items)
     sweep.submitter.check()
     items, jobs = sweep.submit_all()
     if not any(item.active for item in items):

@@ -226,7 +226,7 @@ def estimate(items: Sequence[Item], tflops: float | None, ranks: int) -> tuple[l
 
 def dry_run(plan: SweepPlan, items: Sequence[Item], submitter: Submitter, tflops: float | None) -> list[str]:
     """Return the lines of `--dry-run`: the plan with what each run needs, the jobs it would become, the hours."""
-    check_scorings(items)
+    check_configs(items)
     hours, effort = estimate(items, tflops, submitter.ranks_per_run)
     arrays = submitter.announce(sum(item.submitted for item in items))
     return [*format_plan(plan, items, hours), *arrays, effort, "dry run: nothing was made or submitted"]
@@ -277,33 +277,46 @@ def check_stores(items: Sequence[Item]) -> None:
         )
 
 
-def check_scorings(items: Sequence[Item]) -> None:
-    """Check that every run to be submitted could be scored as asked, as far as its store is at hand.
+def check_configs(items: Sequence[Item]) -> None:
+    """Check that every run to be submitted could be trained and scored as asked, as far as its store is at hand.
 
     Raises:
-        ConfigError: naming the first run whose evaluation would fail after its training.
+        ConfigError: naming the first run whose training or evaluation would fail.
     """
     checked: set[str] = set()
     for item in items:
+        trains, new = item.replaced or not item.run.done, item.replaced or item.before.state == "new"
         for config in (item.planned.config, *item.planned.scorings) if item.submitted else ():
-            key = json.dumps([config.model.model_dump(), config.data.model_dump(), config.eval.model_dump()])
+            train = config.train
+            parts = (config.model, config.data, config.eval, train.init_from, train.loss)
+            key = json.dumps([trains, new, train.patience, *(part.model_dump() for part in parts)])
             if key in checked:
                 continue
             checked.add(key)
             try:
-                _check_scoring(config)
+                _check(config, trains, new)
             except ConfigError as error:
                 raise ConfigError(f"{item.planned.name}: {error}") from None
 
 
-def _check_scoring(config: RunConfig) -> None:
+def _check(config: RunConfig, trains: bool, new: bool) -> None:
     from shards import ShardError, open_store  # late: these import NumPy
+    from toolkit.checkpoint.source import check_source
     from toolkit.evaluate.check import check_scoring
+    from toolkit.train.check import check_training, open_data
 
+    trained = trains and entry_of(config.model).trained
+    if trained and new:
+        check_source(config.train.init_from)
     store = None
     if Path(config.data.store or ".", "manifest.json").exists():
         try:
-            store = open_store(config.data.store)
+            if trained:
+                data = open_data(config)
+                check_training(config, data)
+                store = data.store
+            else:
+                store = open_store(config.data.store)
         except ShardError as error:
-            logger.warning("scoring on %s is not checked: %s", config.data.store, error)
+            logger.warning("the run on %s is not checked: %s", config.data.store, error)
     check_scoring(config, store)
