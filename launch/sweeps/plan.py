@@ -31,6 +31,7 @@ RETRY = {
     "oom": "only runs that ran out of memory or were killed by the out-of-memory killer",
     "timeout": "only runs that hung; runs at their time limit resume automatically",
 }
+KEEP = "--keep-submitted"
 WHAT = {
     "new": "train",
     "interrupted": "resume",
@@ -57,6 +58,11 @@ class Item:
     def active(self) -> bool:
         """Whether there is something to wait for: it is submitted now, has a job in the queue, or is worked on."""
         return self.submitted or self.before.live or self.job is not None
+
+    @property
+    def held_back(self) -> bool:
+        """Whether it is submitted later by this command."""
+        return self.left_out == f"later: {KEEP}"
 
     @property
     def what(self) -> str:
@@ -150,9 +156,14 @@ def collect_status(
     retry: Collection[str],
     queued: Mapping[Path, QueueEntry] | None = None,
     replace: bool = False,
+    submitted: Collection[str] = (),
 ) -> list[Item]:
-    """Return how every run of the plan stands, and whether it will be submitted; one with a job in the queue is not."""
-    wanted = {"new", "interrupted", "trained", *(("done", "failed") if replace else ())}
+    """Return how every run of the plan stands, and whether it will be submitted; one with a job in the queue is not.
+
+    Args:
+        retry, replace: which runs that ended are submitted again.
+        submitted: hashes of the runs that have been so already; `retry` and `replace` do not hold for them any more.
+    """
     items = []
     for planned, run in zip(plan.runs, place(root, plan, replace), strict=True):
         scorings = _scorings(run, planned)
@@ -162,8 +173,11 @@ def collect_status(
             job = None  # no work is to come of it; what is submitted now waits until it is gone
             if view.live:
                 view = dataclasses.replace(view, state="interrupted")
-        todo = view.state in wanted or (view.state == "failed" and is_retried(view, retry))
-        replaced = replace and view.state != "new" and job is None and not view.live
+        again = planned.hash8 not in submitted
+        todo = view.state in ("new", "interrupted", "trained") or (
+            again and ((replace and view.state in ("done", "failed")) or is_retried(view, retry))
+        )
+        replaced = again and replace and view.state != "new" and job is None and not view.live
         items.append(Item(planned, run, view, todo and job is None, scorings, job, replaced))
     return items
 
@@ -171,7 +185,7 @@ def collect_status(
 def is_retried(view: RunView, retry: Collection[str]) -> bool:
     """Whether a failed run is one of those that are to be tried once more (RETRY)."""
     killed = re.search(r"SIGKILL|returned 137", view.reason or "")
-    return (
+    return view.state == "failed" and (
         "failed" in retry
         or ("oom" in retry and (view.kind == "out of memory" or killed is not None))
         or ("timeout" in retry and view.kind == "hung")

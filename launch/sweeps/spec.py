@@ -34,7 +34,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 from launch.sweeps.naming import label_runs
 from toolkit.config import RunConfig, make_config
 from toolkit.config.renamed import new_names
-from toolkit.config.tree import flatten, lay, merge, read_mapping, read_tree, with_overrides
+from toolkit.config.tree import flatten, is_of_a_run, lay, merge, read_mapping, read_tree, with_overrides
 from toolkit.errors import ConfigError
 from toolkit.models.plugins import with_absolute_path
 from toolkit.shipped import command, find_config
@@ -235,6 +235,11 @@ def read_spec(path: Path) -> SweepSpec:
         ConfigError: listing all faults at once; unknown keys come with the nearest known one.
     """
     tree = read_mapping(path, f"the keys {', '.join(KEYS)}", "no such sweep file")
+    if is_of_a_run(path):
+        raise ConfigError(
+            f"{path}: is the config of a run, not a sweep file: name it under `base:` of one, or move it out of that "
+            "run directory"
+        )
     if "model" in tree or "train" in tree:
         raise ConfigError(
             f"{path}: is the config of one run: {command('train')} --config {path}, or name it under `base:` of a "

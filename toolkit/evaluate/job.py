@@ -22,7 +22,7 @@ from typing import Any
 from shards import open_store
 from shards.manifest import Scale
 from toolkit.atomic import clear_leftovers, replacing, write_atomic
-from toolkit.checkpoint.weights import load_model
+from toolkit.checkpoint.weights import load_model, store_of_run
 from toolkit.config import RunConfig
 from toolkit.data.windows import open_windows
 from toolkit.distributed.world import World
@@ -31,7 +31,7 @@ from toolkit.evaluate.check import check_scoring
 from toolkit.evaluate.ensemble import Ensemble
 from toolkit.evaluate.perceptual import load_lpips
 from toolkit.evaluate.protocols import load_protocol
-from toolkit.evaluate.request import Request, result_name, stored_requests
+from toolkit.evaluate.request import Request, result_name, stored_requests, with_store
 from toolkit.evaluate.run import SINGLE, evaluate_model, sample_frames
 from toolkit.evaluate.table import ScoreTable, save_npz
 from toolkit.models.base import SequenceModel
@@ -54,7 +54,8 @@ class Evaluation:
             ConfigError: no store, an unknown split, windows longer than any event, or what `check_scoring` names.
         """
         self.run, self.request, self.world = run, request, world
-        self.own: RunConfig = run.config()
+        own = run.config()
+        self.own: RunConfig = with_store(own, store_of_run(run, own))
         self.config = request.config(self.own)
         self.name = result_name(self.own, self.config, request.limit)
         self.which = run.scored_checkpoints if request.which is None else request.which
@@ -140,6 +141,8 @@ class Evaluation:
             "limit": self.request.limit,
             "ensemble": self._ensemble(model).described(),
             "show": self.config.eval.show,
+            # left out where it is false, so that results from before it stay valid
+            **({"exclude_inflow": True} if self.config.eval.exclude_inflow else {}),
         }
 
     def _is_there(self, which: str, model: SequenceModel, step: int) -> bool:
@@ -192,6 +195,7 @@ class Evaluation:
             show=self.config.eval.show,
             device=self.world.device,
             ensemble=self._ensemble(model),
+            exclude_inflow=self.config.eval.exclude_inflow,
         )
         save_npz(self.file(which, ".samples.npz"), frames)
 
@@ -224,6 +228,7 @@ class Evaluation:
             limit=self.request.limit,
             ensemble=ensemble,
             lpips=self.lpips,
+            exclude_inflow=self.config.eval.exclude_inflow,
             progress=self._progress(name),
         )
 
@@ -256,8 +261,10 @@ class Evaluation:
 
 
 def _without_text(value: object) -> object:
-    """Leave out the description for reports, which may change between versions."""
-    return {key: item for key, item in value.items() if key != "text"} if isinstance(value, dict) else value
+    """Leave out the description for reports, which may change between versions, and a store's path: it has a digest."""
+    return (
+        {key: item for key, item in value.items() if key not in ("text", "path")} if isinstance(value, dict) else value
+    )
 
 
 def _described(scale: Scale) -> str:

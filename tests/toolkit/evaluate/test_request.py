@@ -103,6 +103,28 @@ def test_what_has_no_effect_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert "simvp has no recurrent state" in caplog.text
 
 
+def test_a_model_whose_file_is_not_given_has_no_false_warnings(caplog: pytest.LogCaptureFixture) -> None:
+    model = {"name": "mine.py:Mine", "sha256": "0" * 64}
+    check_scoring(make_config({"model": model, "eval": {"ensemble_size": 5, "analyse": 9}}, "test"))
+    assert caplog.text == ""
+
+
+def test_a_relative_store_of_a_request_is_where_it_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, names = make_config({"model": SMALL, "data": {"store": "mine"}}, "test"), set[str]()
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        for store in ("other", str(tmp_path / folder / "other"), "./other"):
+            asked = Request(values={"data": {"store": store}}).config(own)
+            assert asked.data.store == str(tmp_path / folder / "other")
+            names.add(result_name(own, asked))
+        same = Request(values={"data": {"store": str(tmp_path / folder / "mine")}}).config(own)
+        assert result_name(own, same) == "test"
+    assert len(names) == 2
+    url = Request(values={"data": {"store": "https://x/y"}}).config(own)
+    assert url.data.store == "https://x/y"
+
+
 def test_a_sweep_under_another_protocol_scores_the_trained_run(tiny_store: Path, tmp_path: Path) -> None:
     tree = {"model": SMALL, "data": {"store": str(tiny_store), "context": 3, "horizon": 3}}
     (tmp_path / "base.yaml").write_text(str(tree).replace("'", '"'))
