@@ -89,7 +89,9 @@ def log_run_summary(run: RunDir, config: RunConfig, data: Data, engine: Engine, 
     share, cfg, device = engine.share, config.train, engine.world.device
     trained_on = facts(cfg, device)
     run.note_env(trained_on=trained_on)
-    windows = count(len(data.val) if data.val else 0, "validation window")
+    total = len(data.val) if data.val else 0
+    used = min(total, cfg.validate_samples or total)
+    windows = count(used, "validation window") + f" (the first of {total:,})" * (used < total)
     logger.info(
         f"{config.model.name}: {engine.parameter_count:,} parameters, {count(len(data.train), 'training window')}, "
         f"{windows}"
