@@ -137,6 +137,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument("--measure", action="store_true", help="regenerate the table of shipped configs (needs torch)")
     options = parser.parse_args(arguments)
+    if options.rate and options.tflops:
+        parser.error("--rate and --tflops are both the speed of a run: give one")
+    if options.measure and any(
+        value != parser.get_default(key) for key, value in vars(options).items() if key != "measure"
+    ):
+        parser.error("--measure regenerates the whole table: leave the other options out")
     given = run_given(options)
     options.run = None if given is None else find_folder(given)
     return options

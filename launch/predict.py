@@ -148,6 +148,11 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         help="number of members; deterministic models make one (default: 1)",
     )
     add_renamed(parser, "--samples", "--ensemble-size", "ensemble_size", type=positive)
+    parser.add_argument(
+        "--keep-inflow",
+        action="store_true",
+        help="optical flow: keep values that flow in from outside the observed area (default: missing)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the members' noise (default: 0)")
     parser.add_argument(
         "--tile", type=positive, metavar="SIDE", help="forecast in overlapping tiles of SIDE x SIDE pixels"
@@ -246,7 +251,9 @@ def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: tup
     trained = load_trained(arguments.model, arguments.which, device, arguments.model_file)
     set_arithmetic(trained.config.train)
     lead = arguments.lead or trained.config.data.horizon
-    request = Request(lead, arguments.ensemble_size, arguments.seed, arguments.tile, arguments.overlap)
+    request = Request(
+        lead, arguments.ensemble_size, arguments.seed, arguments.tile, arguments.overlap, arguments.keep_inflow
+    )
     return Task(trained, request, outputs, stamped, arguments.overwrite, arguments.verify, tuple(arguments.thresholds))
 
 

@@ -13,7 +13,7 @@ from shards.cluster import CLUSTERS, Cluster, job_layer
 from shards.coverage import text_of
 from shards.errors import UsageError
 from shards.info import describe, summary
-from shards.manifest import ENCODINGS, FORMATS, Manifest
+from shards.manifest import ENCODINGS, FORMATS
 from shards.overlap import overlap_warnings
 from shards.repack import repack
 from shards.sheet import draw_sheet
@@ -123,7 +123,7 @@ def _verify(args: argparse.Namespace) -> int:
         for warning in overlap_warnings(open_store(args.path)):
             print(f"warning: {args.path}: {warning}", file=sys.stderr)
         print(f"{args.path}: OK: all checksums match")
-    for name, split in Manifest.load(Path(args.path)).splits.items():
+    for name, split in open_store(args.path).splits.items():
         if text := text_of(split):
             print(f"{name}: {text} of the pixels")
     return 0

@@ -56,7 +56,8 @@ GENERATOR = "modernn-toolkit shards 0.1.0"
 
 # Names that become parts of paths (splits) or of tar member names (keys; webdataset cuts a name at its first dot).
 SPLIT_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-KEY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
+LONGEST_KEY = 80
+KEY_PATTERN = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{LONGEST_KEY - 1}}}")
 
 Values = npt.NDArray[np.float32]
 

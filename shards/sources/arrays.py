@@ -9,13 +9,14 @@ are taken from the names of files, folders and arrays (train, valid, test), or d
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from shards.errors import SourceError
+from shards.errors import SourceError, UsageError
 from shards.manifest import Scale
 from shards.sources.array_files import SUFFIXES, ArrayInfo, list_arrays, opened, pieces
 from shards.sources.base import PlannedEvent, RawEvent, Source, SourceEntry
@@ -152,7 +153,7 @@ def _range(folder: Path, blocks: list[Block], asked: tuple[float, float] | None)
             raise SourceError(
                 f"{folder}: values of several ranges ({spans}); say --range, or convert them as two archives"
             )
-        return ValueRange(next(iter(chosen)).low, next(iter(chosen)).high, missing), notes
+        return dataclasses.replace(next(iter(chosen)), missing=missing), notes
     return next(iter(chosen)), notes
 
 
@@ -187,6 +188,11 @@ def _build(args: argparse.Namespace) -> Source:
                 f"{by([*found.values()])} (channels, height, width); choose with --key, or convert them as two archives"
             )
     values, ranges = _range(folder, blocks, None if args.range is None else (args.range[0], args.range[1]))
+    if values.intensity and args.unit != "1":
+        raise UsageError(
+            f"--unit {args.unit}: without --range whole numbers of 0..255 are intensities of 0..1, which have no unit; "
+            f"say which values they are in {args.unit}, such as --range=0,255"
+        )
     size = (frame["h"], frame["w"])
     return Arrays(
         name="arrays",

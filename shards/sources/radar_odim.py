@@ -29,7 +29,9 @@ from shards.sources.radar_readers import (
     Values,
     bare,
     coded,
+    number_in,
     rain_to_dbz,
+    side_in,
     time_in,
     timestamp,
     unlike,
@@ -90,8 +92,14 @@ class Odim:
             field = self._field(path, file)
             raw = hdf.dataset(file, field.path, (None, None))[...]
             where = _where(file, field.path)
-        gain, offset = float(field.what.get("gain", 1.0)), float(field.what.get("offset", 0.0))
-        nodata, undetect = (field.what.get(name) for name in ("nodata", "undetect"))
+        what = field.what
+        gain, offset = (
+            number_in(path, "gain", what.get("gain"), 1.0),
+            number_in(path, "offset", what.get("offset"), 0.0),
+        )
+        nodata, undetect = (
+            number_in(path, name, what[name], finite=False) if name in what else None for name in ("nodata", "undetect")
+        )
         rain = None if field.quantity.upper() in REFLECTIVITY else self._rate_factor(path, field)
 
         def to_dbz(numbers: npt.NDArray[Any]) -> Values:
@@ -118,9 +126,11 @@ class Odim:
         if corner is None:
             return None
         projdef = str(where["projdef"])
-        left, edge = project(projdef, float(where[f"{corner}_lon"]), float(where[f"{corner}_lat"]))
-        wide, high = abs(float(where["xscale"])), abs(float(where["yscale"]))
-        columns, rows = int(where["xsize"]), int(where["ysize"])
+        names = (f"{corner}_lon", f"{corner}_lat", "xscale", "yscale")
+        lon, lat, wide, high = (number_in(path, name, where[name]) for name in names)
+        left, edge = project(projdef, lon, lat)
+        wide, high = abs(wide), abs(high)
+        columns, rows = (side_in(path, name, where[name]) for name in ("xsize", "ysize"))
         top = edge if corner == "UL" else edge + high * rows
         return grid_of(left + wide * (np.arange(columns) + 0.5), top - high * (np.arange(rows) + 0.5), projdef)
 
@@ -140,10 +150,8 @@ class Odim:
         fields = _fields(file)
         holds = ", ".join(f"{field.quantity} ({field.path})" for field in fields) or "none"
         if self.quantity is not None:
-            asked = self.quantity.upper()
-            found = [
-                field for field in fields if field.quantity.upper() == asked or field.path.startswith(self.quantity)
-            ]
+            asked, below = self.quantity.upper(), f"{self.quantity.strip('/')}/"
+            found = [field for field in fields if field.quantity.upper() == asked or f"{field.path}/".startswith(below)]
         else:
             known = (*REFLECTIVITY, *RAIN, *AMOUNT)
             found = [field for field in fields if field.quantity.upper() in known]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -309,10 +310,17 @@ def add_time_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_step(seconds: float | None) -> None:
+    """Raise UsageError for a --step that is no time."""
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise UsageError(f"--step {seconds:g}: seconds from frame to frame, above 0")
+
+
 def time_options(args: argparse.Namespace) -> TimeOptions:
     """Raise UsageError for options that make no sense, alone or together."""
     if args.event_frames < 1:
         raise UsageError(f"--event-frames {args.event_frames}: an event has at least one frame")
+    check_step(args.step)
     shares = shares_of(args)
     if args.split and shares is not None:
         raise UsageError("--split and --val-fraction or --test-fraction: two ways to divide the archive; choose one")

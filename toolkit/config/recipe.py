@@ -6,15 +6,12 @@ toolkit/train/{schedule,criterion,sampling}.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from toolkit.config.paths import ExpandedPath
 from toolkit.models.registry import Options
-
-if TYPE_CHECKING:
-    from toolkit.config.sections import TrainConfig
 
 RainRate = Annotated[float, Field(gt=0, le=1e6)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
@@ -122,45 +119,3 @@ class InitialisationConfig(Options):
     )
     leave_out: tuple[str, ...] = Field((), description="patterns (fnmatch) of parameters that are not taken over")
     freeze: tuple[str, ...] = Field((), description="patterns (fnmatch) of parameters that are not trained")
-
-
-# What each choice of a section reads; other keys of the section have no effect under it.
-READ: dict[type[Options], dict[str, tuple[str, ...]]] = {
-    ScheduleConfig: {
-        "constant": ("warmup",),
-        "cosine": ("warmup", "final"),
-        "polynomial": ("warmup", "final", "power"),
-        "step": ("warmup", "every", "factor"),
-        "one_cycle": ("rise", "start_divisor", "final_divisor"),
-    },
-    LossConfig: {
-        **dict.fromkeys(("l2", "l1", "l1+l2"), ("lead_times",)),
-        "huber": ("lead_times", "huber_delta"),
-        **dict.fromkeys(("balanced", "balanced_mse", "balanced_mae"), ("lead_times", "thresholds", "weights", "zr")),
-    },
-    SamplingConfig: {
-        "linear": ("start", "slope", "stop"),
-        **dict.fromkeys(("exponential", "sigmoid"), ("scale", "stop")),
-        "reverse": ("scale", "reverse_start", "stop"),
-    },
-}
-
-
-def keys_without_effect(train: TrainConfig) -> list[str]:
-    """Return the keys of a recipe that were set and have no effect beside the others, with the reason."""
-    given = train.model_dump(exclude_defaults=True)
-    found = []
-    for name, section in (("schedule", train.schedule), ("loss", train.loss), ("sampling", train.sampling)):
-        read = (*READ[type(section)][section.kind], "kind")
-        found += [
-            f"train.{name}.{key} (train.{name}.kind is {section.kind})"
-            for key in given.get(name, ())
-            if key not in read
-        ]
-    other = "betas" if train.optimizer == "sgd" else "momentum"
-    if other in given:
-        found.append(f"train.{other} (train.optimizer is {train.optimizer})")
-    if not train.init_from.path:
-        alone = [key for key in given.get("init_from", ()) if key != "freeze"]
-        found += [f"train.init_from.{key} (train.init_from.path is empty)" for key in alone]
-    return found

@@ -372,6 +372,11 @@ class EvalConfig(Options):
     lpips: bool = Field(
         False, description="also compute LPIPS; needs AlexNet's weights, see toolkit/evaluate/perceptual.py"
     )
+    exclude_inflow: bool = Field(
+        False,
+        description="leave out pixels that flow in from outside the observed area by the optical flow of the context, "
+        "the same ones for every model",
+    )
     analyse: int = Field(
         0,
         ge=0,

@@ -144,6 +144,8 @@ class Evaluation:
             "limit": self.request.limit,
             "ensemble": self._ensemble(model).described(),
             "show": self.config.eval.show,
+            # left out where it is false, so that results from before it stay valid
+            **({"exclude_inflow": True} if self.config.eval.exclude_inflow else {}),
         }
 
     def _is_there(self, which: str, model: SequenceModel, step: int) -> bool:
@@ -196,6 +198,7 @@ class Evaluation:
             show=self.config.eval.show,
             device=self.world.device,
             ensemble=self._ensemble(model),
+            exclude_inflow=self.config.eval.exclude_inflow,
         )
         save_npz(self.file(which, ".samples.npz"), frames)
 
@@ -228,6 +231,7 @@ class Evaluation:
             limit=self.request.limit,
             ensemble=ensemble,
             lpips=self.lpips,
+            exclude_inflow=self.config.eval.exclude_inflow,
             progress=self._progress(name),
         )
 

@@ -80,6 +80,8 @@ def result_name(own: RunConfig, asked: RunConfig, limit: int | None = None) -> s
         parts.append("at-" + (",".join(f"{threshold:g}" for threshold in asked.eval.thresholds) or "none"))
     if asked.eval.lpips != own.eval.lpips:
         parts.append("lpips" if asked.eval.lpips else "no-lpips")
+    if asked.eval.exclude_inflow != own.eval.exclude_inflow:
+        parts.append("no-inflow" if asked.eval.exclude_inflow else "inflow")
     if asked.data.store != own.data.store:
         digest = hashlib.sha256(asked.data.store.encode()).hexdigest()[:6]
         parts.append(f"store-{Path(asked.data.store).name}-{digest}")

@@ -42,6 +42,7 @@ Curves = dict[str, list[float | int | None]]  # {score: one value per lead time}
 
 EXACT, NONFINITE, MISSING = "exact_frames", "nonfinite_frames", "missing_pixels"
 STATUS = (EXACT, NONFINITE, MISSING)  # counted columns of every table
+INFLOW = "inflow_pixels"  # counted column of tables that leave these pixels out
 NONFINITE_MEMBERS, RANKS = "nonfinite_members", "ranks"
 CRPS = ("crps", "crps_fair")
 SPREAD = ("ensemble_variance", "ensemble_error")
@@ -93,6 +94,7 @@ class ScoreTable:
         pools: Sequence[int] = (1,),
         fss_windows: Sequence[int] = (),
         members: int = 0,
+        inflow: bool = False,
     ) -> None:
         """
         Args:
@@ -102,7 +104,9 @@ class ScoreTable:
             thresholds: event thresholds in the store's unit; each makes four counted columns for each of `pools`, and
                 two averaged ones for each of `fss_windows`.
             members: ensemble size N; 0: one forecast of each sample.
+            inflow: pixels that flow in from outside the observed area are excluded, and counted.
         """
+        self.inflow = inflow
         self.label = label
         self.horizon = horizon
         self.members = members
@@ -116,7 +120,7 @@ class ScoreTable:
             *(at(name, *share) for share in shares for name in ("fss_error", "fss_reference")),
             *(SPREAD if members else ()),
         )
-        self.status = (*STATUS, *((NONFINITE_MEMBERS,) if members else ()))
+        self.status = (*STATUS, *((INFLOW,) if inflow else ()), *((NONFINITE_MEMBERS,) if members else ()))
         self.counted = (
             *self.status,
             *(at(name, k, side) for k in self.thresholds for side in self.pools for name in EVENTS),
@@ -130,6 +134,7 @@ class ScoreTable:
     def _schema(self) -> tuple[Any, ...]:
         return (
             self.label, self.horizon, self.given, self.thresholds, self.pools, self.fss_windows, self.members,
+            self.inflow,
         )  # fmt: skip
 
     @property
@@ -311,6 +316,7 @@ class ScoreTable:
             "fss_windows": np.array(self.fss_windows, dtype=np.int64),
             "horizon": np.array(self.horizon),
             "members": np.array(self.members),
+            "inflow": np.array(self.inflow),
         }
         save_npz(path, {**schema, **self.arrays()})
 
@@ -327,7 +333,8 @@ class ScoreTable:
             label, *averaged = (str(name) for name in columns["schema"])
             thresholds, pools, windows = (columns[name].tolist() for name in ("thresholds", "pools", "fss_windows"))
             members = int(columns["members"]) if "members" in columns else 0
-            table = ScoreTable(label, int(columns["horizon"]), averaged, thresholds, pools, windows, members)
+            inflow = "inflow" in columns and bool(columns["inflow"])
+            table = ScoreTable(label, int(columns["horizon"]), averaged, thresholds, pools, windows, members, inflow)
             table.update(
                 columns["index"].tolist(),
                 columns["key"].tolist(),

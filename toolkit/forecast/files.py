@@ -2,7 +2,8 @@
 
 Dimensions: realization (ensembles), time (valid times; `lead` if the archive has no time stamps), channel (if there are
 several), y, x. Coordinates: forecast_reference_time, lead_time, and y and x of the archive with their grid mapping, if
-it has them. A pixel without an observation in the context is NaN. Attributes record model, run, step and version.
+it has them. Missing pixels (no observation in the context, or inflow) are NaN. Attributes record model, run, step and
+version.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ def as_dataset(forecast: Forecast) -> xarray.Dataset:
     attributes = {"long_name": f"forecast of {scale.quantity}", "units": scale.physical_unit}
     if scale.quantity in STANDARD_NAMES:
         attributes["standard_name"] = STANDARD_NAMES[scale.quantity]
+    if forecast.inflow.any():
+        attributes["comment"] = "missing where the motion leads back to outside of the observed area"
     variables: dict[str, Any] = {}
     if forecast.grid is not None:
         attributes["grid_mapping"] = MAPPING

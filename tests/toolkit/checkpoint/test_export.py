@@ -17,7 +17,8 @@ from launch.export import main
 from tests.support.models import SMALL, needing_extras
 from tests.support.runs import write_run
 from toolkit.atomic import FileWriteError
-from toolkit.checkpoint.export import CARD, CONFIG, WEIGHTS, load_exported
+from toolkit.checkpoint.export import CARD, WEIGHTS, load_exported
+from toolkit.checkpoint.source import CONFIG
 from toolkit.checkpoint.weights import load_model
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel

@@ -24,6 +24,7 @@ from toolkit.evaluate.table import ScoreTable
 from toolkit.report.data.aggregate import make_boards
 from toolkit.report.data.collect import Sweep, collect
 from toolkit.report.data.tables import to_markdown
+from toolkit.report.html.page import report_page
 from toolkit.rundir import RunDir
 from toolkit.rundir.status import missing_scores
 
@@ -278,3 +279,18 @@ def test_two_ranks_write_what_one_writes(make_run: Callable[..., RunDir]) -> Non
     assert (alone.pop("world_size"), together.pop("world_size")) == (1, 2)
     del alone["seconds"], together["seconds"]
     assert alone == together
+
+
+def test_without_inflow_is_another_result(make_run: Callable[..., RunDir]) -> None:
+    run = make_run(4)
+    assert main(["--run", str(run.path), "--which", "best"]) == 0
+    assert main(["--run", str(run.path), "--which", "best", "--exclude-inflow"]) == 0
+    every, inside = (json.loads((run.eval / f"{name}-best.json").read_text()) for name in ("test", "test+no-inflow"))
+    assert "exclude_inflow" not in every and inside["exclude_inflow"] is True
+    assert "inflow_pixels" not in every["announced"] and inside["announced"]["inflow_pixels"] > 0
+    assert inside["announced"]["inflow_pixels"] == inside["persistence"]["announced"]["inflow_pixels"]
+    assert every["overall"]["mse"] != inside["overall"]["mse"]
+    boards = make_boards(collect_run(run))
+    assert len(boards) == 2
+    page = report_page(collect_run(run), boards, "now")
+    assert page.count("are not scored: those that the optical flow") == 1 and "inflow pixels excluded" in page

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launch.sweeps.plan import check_scorings, collect_status
+from launch.sweeps.plan import check_configs, collect_status
 from launch.sweeps.spec import plan_sweep
 from launch.train import main as train
 from shards import open_store
@@ -82,7 +82,7 @@ def test_faults_of_scoring_are_found_before_training(
     (tmp_path / "demo.yaml").write_text("base: base.yaml\n")
     items = collect_status(plan_sweep(tmp_path / "demo.yaml"), tmp_path / "runs", ())
     with pytest.raises(ConfigError, match=message):
-        check_scorings(items)
+        check_configs(items)
     with pytest.raises(ConfigError, match=message):
         train(["--config", str(tmp_path / "base.yaml"), "--dry-run"])
     with pytest.raises(ConfigError, match=message):

@@ -10,7 +10,7 @@ import torch
 
 from tests.support.models import blobs
 from toolkit.errors import ConfigError
-from toolkit.models.baselines import Persistence
+from toolkit.models.baselines import OpticalFlow, Persistence
 from toolkit.models.pysteps_nowcast import Pysteps
 
 
@@ -58,3 +58,20 @@ def test_without_the_extra_the_error_names_it(package: str, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=r"needs pysteps and OpenCV .*: pip install '\.\[pysteps\]'"):
         Pysteps().predict(torch.rand(1, 3, 1, 16, 16), 2)
+
+
+@pytest.mark.usefixtures("pysteps")
+def test_inflow_is_where_pysteps_has_no_value() -> None:
+    """pysteps gives NaN beyond the outermost centres of pixels, we beyond their outer edges: half a pixel further."""
+    from pysteps import extrapolation, motion
+
+    context = blobs((3.0, 1.0), 4, 48)
+    made, inflow = Pysteps().predict_with_inflow(context, 5)
+    fields = context[0, -3:, 0].numpy()
+    theirs = np.isnan(extrapolation.get_method("semilagrangian")(fields[-1], motion.get_method("LK")(fields), 5))
+    ours = inflow[0, 0, :, 0].numpy()
+    assert ours[-1].sum() > 48 * 12 and not (ours & ~theirs).any()
+    assert (theirs & ~ours).sum() <= 2 * 48 * 5
+    assert (made.numpy()[0, 0, :, 0][theirs & ours] == 0).all()
+    flow = OpticalFlow().predict_with_inflow(context, 5)[1][0, 0, :, 0].numpy()
+    assert (flow != theirs).mean() < 0.05

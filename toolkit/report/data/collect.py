@@ -67,6 +67,7 @@ class Result:
         """A key, equal for comparable results: same protocol, data, split and task."""
         keys = ("protocol", "split", "thresholds", "event_rule", "context", "horizon", "stride", "limit", "n")
         kept: dict[str, object] = {key: self.data.get(key) for key in keys}
+        kept["exclude_inflow"] = bool(self.data.get("exclude_inflow"))
         kept["protocol"] = {key: value for key, value in dict(self.data["protocol"]).items() if key != "text"}
         kept["store"] = self.data["store"]["digest"]
         return json.dumps(kept, sort_keys=True)

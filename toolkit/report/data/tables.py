@@ -17,7 +17,7 @@ FIXED_DECIMALS = {"psnr": 2, "snr": 2, "spread_skill": 2} | dict.fromkeys(
 CSV_COLUMNS = (
     "protocol", "store", "split", "checkpoint", "group", "mode", "metric", "mean", "std", "n", "planned", "best",
     "undefined_seeds", "missing_seeds", "parameters", "ensemble", "context", "horizon", "thresholds", "event_rule",
-    "stride", "limit", "sequences", "store_digest", "store_path",
+    "exclude_inflow", "stride", "limit", "sequences", "store_digest", "store_path",
 )  # fmt: skip
 ARROWS = {"lower": " ↓", "higher": " ↑", "one": " → 1", "none": ""}
 NOT_DEFINED = "n/a"
@@ -127,6 +127,7 @@ def _scoring(facts: Facts) -> dict[str, str]:
         "rule": rule,
         "frames": f"{facts['context']} → {facts['horizon']} frames",
         "stride": f"stride {facts.get('stride') or 'default'}",
+        "inflow": "without inflow pixels" if facts.get("exclude_inflow") else "",
         "limit": f"the first {facts['limit']:,}" if facts.get("limit") else "",
         "n": count(facts["n"], "sequence"),
         **{f"protocol.{key}": f"{key} {value}" for key, value in protocol.items()},
@@ -172,7 +173,7 @@ def _csv_line(board: Board, row: GroupScores, key: str, mode: str, score: Score)
             *(key, score.mean, score.std, *seeds, int(score.best), None if row.baseline else undefined),
             *(" ".join(map(str, row.missing)), row.parameters, row.ensemble and row.ensemble["label"]),
             *(facts["context"], facts["horizon"], " ".join(f"{k:g}" for k in facts["thresholds"])),
-            *(facts.get(name) for name in ("event_rule", "stride", "limit", "n")),
+            *(facts.get(name) for name in ("event_rule", "exclude_inflow", "stride", "limit", "n")),
             *(facts["store"]["digest"], facts["store"]["path"]),
         )
     )

@@ -16,12 +16,19 @@ STATUS_TEXT = {
     "exact_frames": ("frame", "predicted exactly (PSNR capped)", "frames"),
     "nonfinite_frames": ("frame", "with a NaN or infinite prediction: all scores that include it are n/a", "frames"),
     "missing_pixels": ("missing pixel", "excluded", "missing pixels"),
+    "inflow_pixels": ("inflow pixel", "excluded", "inflow pixels"),
     "nonfinite_members": (
         "frame of a member",
         "with a NaN or infinite value: the scores of the ensemble are n/a",
         "frames of members",
     ),
 }
+
+
+INFLOW_RULE = (
+    "Pixels that flow in from outside the observed area are not scored: those that the optical flow of the context "
+    "leads back to outside, the same ones for every model."
+)
 
 
 def board_section(sweep: Sweep, board: Board, number: int, title: str) -> dict[str, Any]:
@@ -57,13 +64,14 @@ def board_facts(board: Board) -> dict[str, Any]:
     sequences = count(facts["n"], "sequence")
     sequences += f" (only the first {facts['limit']:,})" if facts.get("limit") else ""
     sequences += f" ({modes})" if modes else ""
+    excluded = [INFLOW_RULE] if facts.get("exclude_inflow") else []
     rules = {f"{row.group}: {row.ensemble['text']}": None for row in board.rows if row.ensemble}
     return {
         "store": facts["store"],
         "split": facts["split"],
         "data": f"{sequences}, {height}×{width} pixels, {facts['context']} → {facts['horizon']} frames",
         "protocol": facts["protocol"],
-        "rules": [*facts["protocol"]["text"], *rules],
+        "rules": [*facts["protocol"]["text"], *excluded, *rules],
     }
 
 
