@@ -25,7 +25,7 @@ from toolkit.report.html.figures import (
     chart,
     draw_band,
     grid,
-    lead_label,
+    label_lead_times,
     legend,
     row_looks,
 )  # fmt: skip
@@ -83,8 +83,7 @@ def _spread(board: Board, rows: Sequence[GroupScores], groups: Sequence[str]) ->
         low, high = ratio.get_ylim()
         ratio.set_ylim(min(0, low), max(1.1, high))
         for axis in (both, ratio):
-            axis.set_xlabel(lead_label(board.facts))
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            label_lead_times(axis, board.facts)
         legend(figure, both)
         caption = (
             "Mean over seeds, band: ± one sample standard deviation. For a reliable ensemble the lines coincide and "

@@ -145,8 +145,7 @@ def lead_figure(board: Board, groups: Sequence[str], which: str) -> Chart | None
             for row in rows:
                 draw_band(axis, board.facts, row.leads[metric.key], style[row.label], row.label)
             axis.set_title(metric.label)
-            axis.set_xlabel(lead_label(board.facts))
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            label_lead_times(axis, board.facts)
             if place == 0:
                 legend(figure, axis)
         caption = (
@@ -204,9 +203,10 @@ def lead_times(facts: Facts) -> NDArray[np.float64]:
     return np.arange(1, int(facts["horizon"]) + 1, dtype=np.float64) * np.float64(time_unit(facts)[0])
 
 
-def lead_label(facts: Facts) -> str:
-    """Return the axis label of `lead_times`."""
-    return f"lead time ({time_unit(facts)[1]})"
+def label_lead_times(axis: Axes, facts: Facts) -> None:
+    """Label the horizontal axis of `lead_times`, with ticks at whole numbers, also of a single lead time."""
+    axis.set_xlabel(f"lead time ({time_unit(facts)[1]})")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def time_unit(facts: Facts) -> tuple[float, str]:
