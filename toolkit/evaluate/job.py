@@ -33,6 +33,7 @@ from toolkit.evaluate.perceptual import load_lpips
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.evaluate.request import Request, result_name, stored_requests, with_store
 from toolkit.evaluate.run import SINGLE, evaluate_model, sample_frames
+from toolkit.evaluate.scoring import EVENT_RULE
 from toolkit.evaluate.table import ScoreTable, save_npz
 from toolkit.models.base import SequenceModel
 from toolkit.models.baselines import Persistence
@@ -123,6 +124,7 @@ class Evaluation:
 
     def _identity(self, model: SequenceModel, step: int) -> dict[str, object]:
         """Return what a result depends on: a result with equal values is not computed again."""
+        thresholds = list(self.protocol.thresholds_for(self.config.eval.thresholds))
         return {
             "version": RESULT_VERSION,
             "protocol": self.protocol.choices(),
@@ -133,7 +135,8 @@ class Evaluation:
             },
             "split": self.split,
             "step": step,
-            "thresholds": list(self.protocol.thresholds_for(self.config.eval.thresholds)),
+            "thresholds": thresholds,
+            "event_rule": EVENT_RULE if thresholds else None,
             "lpips": self.config.eval.lpips,
             "context": self.config.data.context,
             "stride": self.config.data.eval_stride,
