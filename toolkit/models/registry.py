@@ -328,6 +328,25 @@ class PystepsOptions(Options):
     frames: int = Field(3, ge=2, le=LARGEST, description="last frames that the motion is taken from, at most")
 
 
+class StepsOptions(Options):
+    """Ensemble nowcast by pysteps' STEPS; needs `pip install '.[pysteps]'`. Nothing to train."""
+
+    name: Literal["steps"] = "steps"
+    threshold: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="what is below counts as no rain, as a part of the store's range (7 dBZ of 0 to 63.5: 0.11)",
+    )
+    levels: int = Field(6, ge=3, le=32, description="levels of the cascade of spatial scales")
+    kilometres: float = Field(1.0, gt=0, le=1e3, description="size of a pixel; scales the perturbations of the motion")
+    minutes: float = Field(5.0, gt=0, le=1e3, description="time step; scales the perturbations of the motion")
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+
 ModelOptions = Annotated[
     ModeRNNOptions
     | ConvLSTMOptions
@@ -341,7 +360,8 @@ ModelOptions = Annotated[
     | SimVPOptions
     | PersistenceOptions
     | OpticalFlowOptions
-    | PystepsOptions,
+    | PystepsOptions
+    | StepsOptions,
     Field(discriminator="name"),
 ]
 
@@ -390,6 +410,13 @@ MODELS: dict[str, ModelEntry] = {
         PystepsOptions,
         "pysteps extrapolation",
         "Pulkkinen et al., GMD 12, 2019",
+        trained=False,
+    ),
+    "steps": ModelEntry(
+        "toolkit.models.pysteps_nowcast:Steps",
+        StepsOptions,
+        "STEPS (pysteps)",
+        "Bowler et al., QJRMS 132, 2006",
         trained=False,
     ),
 }
