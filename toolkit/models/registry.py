@@ -377,7 +377,7 @@ MODELS: dict[str, ModelEntry] = {
         ReleasedModeRNNOptions,
         "ModeRNN (released code)",
         "Yao et al., arXiv 2110.03882",
-    ),  # fmt: skip
+    ),
     "predrnn": ModelEntry("toolkit.models.predrnn:PredRNN", PredRNNOptions, "PredRNN", "Wang et al., NeurIPS 2017"),
     "mim": ModelEntry("toolkit.models.mim:MIM", MIMOptions, "MIM", "Wang et al., CVPR 2019"),
     "conv_tt_lstm": ModelEntry(
