@@ -22,13 +22,12 @@ from numpy.typing import NDArray
 from shards.manifest import Scale, Values
 from toolkit.errors import ConfigError
 from toolkit.evaluate.check import threshold_codes
-from toolkit.evaluate.metrics import box_sums
+from toolkit.evaluate.diagrams import NEIGHBOURHOOD, neighbourhood_mean
 from toolkit.evaluate.scoring import threshold_level
 from toolkit.forecast.make import Forecast
 from toolkit.train.criterion import RATES
 
 MARSHALL_PALMER = (200.0, 1.6)
-NEIGHBOURHOOD = 15  # pixels, of the probability of a single forecast
 DRY = 0.1  # mm/h
 
 
@@ -84,12 +83,6 @@ def probability(forecast: Forecast, threshold: float, side: int) -> NDArray[np.f
     found = neighbourhood_mean(share, torch.from_numpy(~forecast.missing), side).numpy()
     found[forecast.missing] = np.nan
     return np.asarray(found, dtype=np.float32)
-
-
-def neighbourhood_mean(share: torch.Tensor, seen: torch.Tensor, side: int) -> torch.Tensor:
-    """Return the mean of float64 [..., H, W] over the pixels in a square of `side` pixels that are seen; 0 for none."""
-    seen = seen.double()
-    return box_sums(share * seen, side) / box_sums(seen, side).clamp(min=1)
 
 
 def accumulation(forecast: Forecast, zr: Sequence[float]) -> Values:
