@@ -272,7 +272,9 @@ def check_scorings(items: Sequence[Item]) -> None:
     checked: set[str] = set()
     for item in items:
         for config in (item.planned.config, *item.planned.scorings) if item.submitted else ():
-            key = json.dumps([config.model.model_dump(), config.data.model_dump(), config.eval.model_dump()])
+            key = json.dumps(
+                [config.model.model_dump(), config.data.model_dump(), config.eval.model_dump(), config.train.trackers]
+            )
             if key in checked:
                 continue
             checked.add(key)
@@ -285,7 +287,9 @@ def check_scorings(items: Sequence[Item]) -> None:
 def _check_scoring(config: RunConfig) -> None:
     from shards import ShardError, open_store  # late: these import NumPy
     from toolkit.evaluate.check import check_scoring
+    from toolkit.trackers import check_trackers
 
+    check_trackers(config)
     store = None
     if Path(config.data.store or ".", "manifest.json").exists():
         try:

@@ -183,7 +183,7 @@ class Training:
                 logger.info(
                     "early stopping at step %d: no better validation since step %d", self.step, self.best["step"]
                 )
-            self.recorder.put_state("trained", self.step)
+            self.recorder.trained(self.step, self.best)
             self.run.mark_done()
         return EXIT_OK
 
@@ -302,8 +302,9 @@ class Training:
             improved = bool(scores) and (self.best is None or scores["mse"] < self.best["score"])
             if self.recorder:
                 self.recorder.validation(self.step, scores, is_best=improved)
-                for index, (truth, prediction) in enumerate(validation.examples(config, windows, model, world)):
-                    self.recorder.images(self.step, f"val/{index}", truth, prediction)
+                seconds = self.data.store.manifest.step_seconds
+                for index, picture in enumerate(validation.pictures(config, windows, model, world, seconds)):
+                    self.recorder.image(self.step, f"val/{index}", picture)
         if improved:
             self.best = {"step": self.step, "score": scores["mse"]}
         return improved
