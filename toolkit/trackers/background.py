@@ -30,7 +30,7 @@ RETRY_S = 60.0  # after the service has refused something
 CLOSE_S = 20.0  # a job that is stopped has half a minute
 MOST_WAITING = 1_000  # tasks; more are left out
 NOT_VALUES = ("step", "kind", "samples", "time")
-TYPES = {"id": str, "records": int, "rows": int, "scores": dict}
+TYPES = {"id": str, "records": int, "closed": int, "scores": dict}
 
 
 class Service(Protocol):
@@ -131,7 +131,7 @@ class Background:
 
     def _unsent(self) -> str:
         records = count(self._metrics.behind(self.record["records"]), "record")
-        return f"{records} of {self.run.metrics_file.name} not sent, {count(self._left_out, 'picture')} left out"
+        return f"{records} of {self.run.metrics_file.name} not sent, {count(self._left_out, 'other item')} left out"
 
     def _try(self, task: Task) -> bool:
         """Call the service; return whether it took the task. What it raises is logged once for a training."""

@@ -129,7 +129,7 @@ def test_a_service_that_fails_is_logged_once_and_gets_all_records_later(
     assert warnings[0].startswith(
         "fake: ConnectionError: no route to https://***@host: $MLFLOW_TRACKING_TOKEN; left out"
     )
-    assert "3 records of metrics.jsonl not sent, 1 picture left out" in warnings[1]
+    assert "3 records of metrics.jsonl not sent, 1 other item left out" in warnings[1]
     service.refused = 0
     caplog.clear()
     again = Background("fake", run, service.connect)
