@@ -269,12 +269,11 @@ class TrainConfig(Options):
     on_nonfinite: Literal["raise", "skip"] = Field(
         "raise", description="loss or gradient not finite: `raise` ends the run, `skip` omits and counts that step"
     )
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], BeforeValidator(_as_list)] = Field(
+        ("tensorboard",), description="experiment trackers, see docs/trackers.md", json_schema_extra=COSMETIC
+    )
     images: int = Field(
-        4,
-        ge=0,
-        le=1000,
-        description="sequences drawn in TensorBoard at each validation",
-        json_schema_extra=COSMETIC,
+        4, ge=0, le=1000, description="sequences drawn by the trackers at each validation", json_schema_extra=COSMETIC
     )
     deepspeed: Annotated[dict[str, Any], AfterValidator(check_deepspeed)] = Field(
         {},
