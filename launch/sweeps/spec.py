@@ -235,12 +235,7 @@ def read_spec(path: Path) -> SweepSpec:
         ConfigError: listing all faults at once; unknown keys come with the nearest known one.
     """
     tree = read_mapping(path, f"the keys {', '.join(KEYS)}", "no such sweep file")
-    if is_of_a_run(path):
-        raise ConfigError(
-            f"{path}: is the config of a run, not a sweep file: name it under `base:` of one, or move it out of that "
-            "run directory"
-        )
-    if "model" in tree or "train" in tree:
+    if is_of_a_run(path) or "model" in tree or "train" in tree:
         raise ConfigError(
             f"{path}: is the config of one run: {command('train')} --config {path}, or name it under `base:` of a "
             "sweep file"
