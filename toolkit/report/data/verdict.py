@@ -42,14 +42,14 @@ def answer(board: Board, which: str) -> str:
     gap = found[0][0] - reference if not differences else math.fsum(differences) / len(differences)
     relative = f" ({100 * gap / reference:+.1f} %)" if reference else ""
     what, seeds = f"{metric.label} {gap:+.4g}{relative}", count(len(differences), "seed")
-    unknown = f"It can't be told whether {first.label} or {second.label} is better: {what}"
+    pair = f"{first.label} and {second.label}"
     interval = paired_interval(differences)
     if interval is None:
-        return f"{unknown}, over {seeds} that both have: at least two are needed."
+        return f"Too few seeds to compare {pair}: {what}, over {seeds} that both have; at least two are needed."
     low, high = interval
     text = f"{100 * CONFIDENCE:g} % interval {low:+.4g} to {high:+.4g} over {seeds}, paired."
     if max(order * low, order * high) >= 0:
-        return f"{unknown}, {text}"
+        return f"No significant difference between {pair}: {what}, {text}"
     return f"{first.label} is better than {second.label}: {what}, {text}"
 
 

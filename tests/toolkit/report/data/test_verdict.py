@@ -57,9 +57,11 @@ def test_a_difference_in_every_seed_is_told_with_its_interval(tmp_path: Path) ->
 
 def test_what_the_seeds_can_not_tell_is_said(tmp_path: Path) -> None:
     write_scores(tmp_path / "x", {"a": [50, 60, 70], "b": [52, 57, 75]})
-    assert first_line(tmp_path / "x").startswith("It can't be told whether a or b is better: MSE -1.333")
+    assert first_line(tmp_path / "x").startswith("No significant difference between a and b: MSE -1.333")
     write_scores(tmp_path / "y", {"a": [50], "b": [80]})
-    assert first_line(tmp_path / "y").endswith("over 1 seed that both have: at least two are needed.")
+    assert first_line(tmp_path / "y").startswith(
+        "Too few seeds to compare a and b: MSE -30 (-37.5 %), over 1 seed that both have"
+    )
     (board,) = make_boards(collect(tmp_path / "y"))
     assert not any(row.cells["mse", ""].best for row in board.rows_at("best"))
 
