@@ -36,7 +36,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def add_store_options(parser: argparse.ArgumentParser, defaults: bool) -> None:
-    """How a store is written. Without `defaults` what isn't given is None."""
+    """Add the options of how a store is written. Without `defaults` what isn't given is None."""
     store = parser.add_argument_group("the store")
     store.add_argument(
         "--format", choices=FORMATS, default="webdataset" if defaults else None, help=_default("webdataset", defaults)
@@ -66,8 +66,8 @@ def add_store_options(parser: argparse.ArgumentParser, defaults: bool) -> None:
 
 
 def chosen_cluster(args: argparse.Namespace) -> Cluster | None:
-    """Where --cluster, --jobs and --profile want shards to be written. Raises UsageError where one goes without its
-    other.
+    """Return where --cluster, --jobs and --profile want shards to be written. Raises UsageError where one goes without
+    its other.
     """
     if args.profile is not None and args.cluster != "slurm":
         raise UsageError(f"--profile {args.profile} goes with --cluster slurm")

@@ -188,7 +188,7 @@ def _check_manifest(manifest: Manifest) -> None:
 
 
 def plan_digest(plan: Plan) -> str:
-    """SHA-256 over every planned event with its files: an archive that has grown since gives another."""
+    """Return the SHA-256 over every planned event with its files: an archive that has grown since gives another."""
     digest = hashlib.sha256()
     for split, events in plan.splits.items():
         for event in events:

@@ -13,12 +13,13 @@ import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from datetime import datetime, timedelta
 
+from shards.clock import times_of_frames
 from shards.errors import SourceError
 from shards.manifest import LONGEST_KEY
 from shards.sources.base import Damage, Plan, PlannedEvent, Source
 from shards.sources.inputs import plural
+from shards.sources.timeline import iso
 
 DEFAULT_LIMIT = 100
 _CHUNK = 8  # events that a process is given at a time
@@ -104,11 +105,9 @@ def part_of(event: PlannedEvent, begin: int, end: int, step_seconds: float | Non
     else:
         return None
     start = event.start_time
-    if event.times is not None:
-        start = event.times[begin]
-    elif start is not None and begin:
-        moment = datetime.fromisoformat(start.removesuffix("Z")) + timedelta(seconds=begin * (step_seconds or 0.0))
-        start = f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+    if begin:
+        times = times_of_frames(event.length, start, event.times, step_seconds)
+        start = event.times[begin] if event.times is not None else None if times is None else iso(times[begin])
     return dataclasses.replace(
         event,
         key=_key_of_part(event, begin),

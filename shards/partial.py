@@ -29,7 +29,7 @@ LOCK_NAME = "lock"
 
 
 def partial_code(conversion: Mapping[str, object], plan_sha256: str, source: Source) -> str:
-    """See the module's docstring."""
+    """Return the CODE of the module's docstring."""
     digest = hashlib.sha256(json.dumps([conversion, plan_sha256], sort_keys=True).encode())
     program = set(Path(__file__).parent.rglob("*.py"))
     with suppress(TypeError, OSError):  # a source typed at the prompt has no file

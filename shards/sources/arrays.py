@@ -18,7 +18,7 @@ import numpy as np
 
 from shards.errors import SourceError, UsageError
 from shards.manifest import Scale
-from shards.sources.array_files import SUFFIXES, ArrayInfo, list_arrays, opened, pieces
+from shards.sources.array_files import SUFFIXES, ArrayInfo, holds_numbers, list_arrays, opened, pieces
 from shards.sources.base import PlannedEvent, RawEvent, Source, SourceEntry
 from shards.sources.geometry import Geometry, parse_crop, parse_size
 from shards.sources.inputs import Listing, by, plural, walk
@@ -122,7 +122,7 @@ def _chosen(
 ) -> tuple[list[ArrayInfo], list[str]]:
     """Return the arrays to convert: those named by --key, or all that can be sequences."""
     fits = [info for info in found if (info.key in keys if keys else len(info.shape) >= 3)]
-    fits = [info for info in fits if min(info.shape, default=0) > 0]
+    fits = [info for info in fits if min(info.shape, default=0) > 0 and holds_numbers(info.dtype)]
     holds = ", ".join(f"{info} {by(info.shape)}" for info in found[:6]) or "none"
     if not fits:
         wanted = f"named {', '.join(keys)}" if keys else "of 3 to 5 axes"

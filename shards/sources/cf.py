@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from shards.errors import SourceError, UsageError
 from shards.georeference import Grid
-from shards.manifest import FrameSpec, Scale, SourceInfo
+from shards.manifest import FrameSpec, Scale, SourceInfo, rounded_share
 from shards.sources import timeline
 from shards.sources.base import Damage, Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
 from shards.sources.cf_layout import (
@@ -68,7 +68,7 @@ class CfArchive:
     skipped: tuple[Damage, ...] = ()  # damaged files that were left out
 
     def describe(self) -> Description:
-        """As the variable has it."""
+        """Return what the variable and its attributes say."""
         height, width = self.geometry.shape
         return Description(
             name=self.layout.variable,
@@ -81,7 +81,7 @@ class CfArchive:
         )
 
     def plan(self) -> Plan:
-        """Split, then cut at gaps, then into events."""
+        """Divide into splits, cut at gaps, then into events."""
         plan = self.options.plan(self.frames, self.step_seconds)
         return Plan(plan.splits, (*self.notes, *plan.notes))
 
@@ -103,7 +103,7 @@ class CfArchive:
         if self.scale != DBZ:  # below 0 dBZ there is no echo that counts
             outside |= values < low - half
         clipped = float(outside.mean())
-        return RawEvent(codes, {"clipped": round(clipped, 6)} if clipped else {})
+        return RawEvent(codes, {"clipped": rounded_share(clipped)} if clipped else {})
 
     def _values(self, name: str, places: list[int]) -> npt.NDArray[np.float64]:
         """Frames at `places` of one file, float64 [L, C, H, W], NaN where missing, north up; rain as dBZ."""
@@ -139,7 +139,7 @@ class CfArchive:
 
 
 def forget_opened() -> None:
-    """Forget the listing: an archive that grows is listed again."""
+    """Let go of the datasets that are open: their files may be written, and are opened again."""
     opened.cache_clear()
 
 

@@ -119,8 +119,8 @@ def _refuse_pickles() -> None:
 
 
 def _engine(xarray: ModuleType, path: Path) -> str:
-    """Who reads a netCDF file. xarray would ask every installed backend, and some take more from beside the file: that
-    of GRIB unpickles an index. Raises ValueError where none of NETCDF's knows it.
+    """Return who reads a netCDF file. xarray would ask every installed backend, and some take more from beside the
+    file: that of GRIB unpickles an index. Raises ValueError where none of NETCDF's knows it.
     """
     known = xarray.backends.list_engines()
     for name in ENGINES:
@@ -130,7 +130,7 @@ def _engine(xarray: ModuleType, path: Path) -> str:
 
 
 def is_zarr(path: Path) -> bool:
-    """Whether a folder is a zarr store."""
+    """Return whether a folder is a zarr store."""
     return path.is_dir() and any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
 
 
@@ -208,13 +208,13 @@ def _scalar_time(data: Dataset) -> str | None:
 
 
 def kind_of(name: str, attributes: dict[Any, Any]) -> str | None:
-    """ "x" or "y" for a dimension that is known as one by its CF attributes or its name."""
+    """Return "x" or "y" for a dimension that is known as one by its CF attributes or its name."""
     said = {str(attributes.get(key, "")).lower() for key in ("axis", "standard_name")} | {name.lower()}
     return next((axis for axis, names in AXES.items() if said & {axis, *names}), None)
 
 
 def _dimensions(data: Dataset, dims: Sequence[str]) -> tuple[str | None, str, str]:
-    """Channel, rows and columns of the dimensions that aren't time."""
+    """Return channel, rows and columns of the dimensions that aren't time."""
     kinds = {dim: kind_of(dim, dict(data[dim].attrs) if dim in data.coords else {}) for dim in dims}
     x = next((dim for dim in dims if kinds[dim] == "x"), None)
     y = next((dim for dim in dims if kinds[dim] == "y"), None)
@@ -231,7 +231,7 @@ def _axis(data: Dataset, dim: str) -> npt.NDArray[np.float64] | None:
 
 
 def _rows_turned(data: Dataset, array: DataArray, rows: str, columns: str) -> tuple[bool, str]:
-    """Whether rows run from south to north, and what says so."""
+    """Return whether rows run from south to north, and what says so."""
     axis = _axis(data, rows)
     if axis is not None and len(axis) > 1:
         return bool(axis[0] < axis[-1]), f"the coordinate {rows}"
@@ -341,7 +341,7 @@ def coding(layout: Layout, given: str | None, seconds: float) -> tuple[Scale, fl
 
 
 def period_of(data: Dataset, layout: Layout, step_seconds: float) -> float:
-    """Seconds of an accumulation: by the bounds of time where the file has them, else the step."""
+    """Return the seconds of an accumulation: by the bounds of time where the file has them, else the step."""
     name = data[layout.time].attrs.get("bounds", data[layout.time].encoding.get("bounds"))
     if name in data.variables and data[name].dtype.kind == "M" and data[name].shape[-1:] == (2,):
         bounds = np.asarray(data[name].values).reshape(-1, 2)

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.clock import times_of_frames
 from shards.errors import SourceError, UsageError
 from shards.georeference import Grid
-from shards.manifest import Codes, FrameSpec, Scale
+from shards.manifest import Codes, FrameSpec, Scale, rounded_share
 from shards.sources import timeline
 from shards.sources.base import Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
 from shards.sources.geometry import Geometry, add_geometry_arguments, parse_crop, parse_size
@@ -61,7 +62,7 @@ class Radar:
     no_echo: str = "missing"
 
     def describe(self) -> Description:
-        """One channel of reflectivity. Tiles lie in different places, so a store of them has no grid."""
+        """Return one channel of reflectivity. Tiles lie in different places, so a store of them has no grid."""
         height, width = (self.tile, self.tile) if self.tile else self.geometry.shape
         return Description(
             name=f"radar-{self.reader.name}",
@@ -74,7 +75,7 @@ class Radar:
         )
 
     def plan(self) -> Plan:
-        """Split, then cut at gaps, then into events."""
+        """Divide into splits, cut at gaps, then into events."""
         plan = self.options.plan(self.frames, self.step_seconds)
         if self.tile is not None:
             plan = Plan({split: self._tiled(events, self.tile) for split, events in plan.splits.items()}, plan.notes)
@@ -100,7 +101,8 @@ class Radar:
         """Decode, crop and resize the event's files, uint8 [L, 1, height, width]; then cut its tile. `details` say
         which share of the pixels lay above the codes and was clipped.
         """
-        times = timeline.times_of(event, self.step_seconds)
+        times = times_of_frames(event.length, event.start_time, event.times, self.step_seconds)
+        assert times is not None  # names of radar frames have times
         if self.tile is None:
             frames, clipped = self._whole(event.recipe, times)
         else:
@@ -108,7 +110,7 @@ class Radar:
             # The tiles of an event follow each other: it is decoded once for all of them.
             whole, clipped = _decoded_once(self, files, times)
             frames = np.ascontiguousarray(whole[..., top : top + self.tile, left : left + self.tile])
-        return RawEvent(frames, {"clipped": round(clipped, 6)} if clipped else {})
+        return RawEvent(frames, {"clipped": rounded_share(clipped)} if clipped else {})
 
     def _whole(self, files: Sequence[str], times: Sequence[datetime]) -> tuple[Codes, float]:
         """All frames [L, 1, height, width], and the share of the files' pixels that was clipped."""

@@ -57,7 +57,7 @@ class Meaning:
     rate: float | None
 
     def to_dbz(self, numbers: npt.NDArray[Any]) -> Values:
-        """dBZ of a band's numbers, NaN where missing."""
+        """Return the dBZ of a band's numbers, NaN where missing."""
         values = self.gain * numbers.astype(np.float64) + self.offset
         if self.nodata is not None:
             values[numbers == self.nodata] = np.nan
@@ -90,7 +90,7 @@ class GeoTiff:
     )
 
     def parse(self, name: str) -> FileName | None:
-        """YYYYmmddHHMM[SS] anywhere."""
+        """Return the time, YYYYmmddHHMM[SS] anywhere."""
         return time_in(name) if bare(name).endswith(self.suffixes) else None
 
     def read(self, path: Path) -> Composite:
@@ -112,7 +112,7 @@ class GeoTiff:
         return Composite(codes[::-1].copy() if south else codes, clipped, time, facts)
 
     def grid(self, path: Path) -> Grid | None:
-        """By the geokeys. Raises SourceError where the image is turned or has none."""
+        """Return the grid by the geokeys. Raises SourceError where the image is turned or has none."""
         with _opened(path) as image:
             transform, crs = image.transform, image.crs
             columns, rows = image.width, image.height
@@ -126,7 +126,9 @@ class GeoTiff:
         return grid_of(x, y[::-1] if transform.e > 0 else y, f"EPSG:{epsg}" if epsg else crs.to_wkt())
 
     def _band(self, path: Path, image: Any) -> int:
-        """Raise UsageError that lists the bands where none is asked for, and there are several."""
+        """Return the band to read, from 1. Raises UsageError that lists them where none is asked for, and there are
+        several.
+        """
         count = image.count
         if self.band is None and count == 1:
             return 1

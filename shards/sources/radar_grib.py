@@ -76,7 +76,7 @@ class Mrms:
         return Composite(codes, clipped, timestamp(about["time"], "%Y%m%d%H%M"), facts)
 
     def grid(self, path: Path) -> Grid | None:
-        """Latitudes and longitudes of the first message."""
+        """Return the latitudes and longitudes of the first message."""
         eccodes = _eccodes()
         try:
             handle = eccodes.codes_new_from_message(content(path))

@@ -62,7 +62,7 @@ class Knmi:
         return named(self._name.fullmatch(name), "%Y%m%d%H%M")
 
     def read(self, path: Path) -> Composite:
-        """By the file's own calibration."""
+        """Read the numbers by the file's own calibration."""
         with hdf.opened(path, "reading KNMI radar files") as file:
             data = hdf.dataset(file, "image1/image_data", (None, None), ("uint8", "uint16"))
             calibration = file["image1/calibration"].attrs if "image1/calibration" in file else {}
@@ -89,7 +89,7 @@ class Knmi:
         return Composite(codes, clipped, end, facts)
 
     def grid(self, path: Path) -> Grid | None:
-        """By the file's `geographic` group: offsets in pixels, sizes in kilometres."""
+        """Return the grid by the file's `geographic` group: offsets in pixels, sizes in kilometres."""
         with hdf.opened(path, "reading KNMI radar files") as file:
             place = self._place(path, file)
         if place is None:
@@ -155,7 +155,7 @@ class Bom:
         return named(self._name.fullmatch(name), "%Y%m%d_%H%M%S")
 
     def read(self, path: Path) -> Composite:
-        """Accumulation divided by its period."""
+        """Return the accumulation divided by its period."""
         with hdf.opened(path, "reading the Bureau's netCDF files") as file:
             data = hdf.dataset(file, "precipitation", (None, None), ("int16",))
             end = int(hdf.dataset(file, "valid_time")[()])

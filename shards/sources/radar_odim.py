@@ -76,7 +76,9 @@ class Odim:
     _swiss = re.compile(r"(?P<product>[a-z]{3})(?P<time>\d{9})[0-9a-z]{1,2}[._].*", re.IGNORECASE)
 
     def parse(self, name: str) -> FileName | None:
-        """YYYYmmddHHMM[SS] anywhere, or MeteoSwiss' three letters, year, day of the year, hour and minute."""
+        """Return the time, YYYYmmddHHMM[SS] anywhere, or MeteoSwiss' three letters, year, day of the year, hour and
+        minute.
+        """
         if not bare(name).endswith(self.suffixes) or name.upper().startswith("RAD_NL"):  # KNMI has a layout of its own
             return None
         found = time_in(name)
@@ -116,7 +118,7 @@ class Odim:
         return Composite(codes, clipped, top["time"], facts)
 
     def grid(self, path: Path) -> Grid | None:
-        """Between the corners of /where, in its projection."""
+        """Return the grid between the corners of /where, in its projection."""
         with hdf.opened(path, "reading ODIM HDF5") as file:
             where = _where(file, self._field(path, file).path)
         needed = ("projdef", "xsize", "ysize", "xscale", "yscale")
@@ -146,7 +148,9 @@ class Odim:
         return {"object": kind, "time": timestamp(stamp, "%Y%m%d%H%M%S")}
 
     def _field(self, path: Path, file: Any) -> Field:
-        """Raise UsageError that lists what the file holds, where the quantity isn't clear."""
+        """Return the dataset to read. Raises UsageError that lists what the file holds, where the quantity isn't
+        clear.
+        """
         fields = _fields(file)
         holds = ", ".join(f"{field.quantity} ({field.path})" for field in fields) or "none"
         if self.quantity is not None:
@@ -170,7 +174,7 @@ class Odim:
 
     @staticmethod
     def _rate_factor(path: Path, field: Field) -> float:
-        """To mm/h."""
+        """Return the factor to mm/h. Raises SourceError for an amount without a period."""
         if field.quantity.upper() in RAIN:
             return RAIN[field.quantity.upper()]
         start, end = (
@@ -186,7 +190,7 @@ _GRID_FACTS = ("projdef", "xsize", "ysize", "xscale", "yscale", "UL_lon", "UL_la
 
 
 def _fields(file: Any) -> list[Field]:
-    """Every /datasetN/dataM/data, and /datasetN/data of files with one level less."""
+    """Return every /datasetN/dataM/data, and /datasetN/data of files with one level less."""
     found = []
     for name in sorted((key for key in file if re.fullmatch(r"dataset\d+", key)), key=lambda key: int(key[7:])):
         group = file[name]

@@ -75,11 +75,11 @@ class Radolan:
     )
 
     def parse(self, name: str) -> FileName | None:
-        """Year (two digits), month, day, hour, minute."""
+        """Return the time: year (two digits), month, day, hour, minute."""
         return named(self._name.fullmatch(name), "%y%m%d%H%M")
 
     def read(self, path: Path) -> Composite:
-        """Cells through a table, rows turned."""
+        """Return the cells through a table, rows turned."""
         data = content(path)
         header = read_header(path, data)
         name = self.parse(path.name)
@@ -98,7 +98,7 @@ class Radolan:
         return Composite(np.ascontiguousarray(codes), clipped, header.time, facts)
 
     def grid(self, path: Path) -> Grid | None:
-        """By the number of rows and columns, which say where DWD's grids lie; None for another."""
+        """Return the grid by the number of rows and columns, which say where DWD's grids lie; None for another."""
         header = read_header(path, content(path))
         if header.shape not in GRIDS:
             return None
@@ -111,7 +111,9 @@ class Radolan:
 
 
 def read_header(path: Path, data: bytes) -> Header:
-    """Raise SourceError for a file that isn't RADOLAN's, and for a product that is neither reflectivity nor rain."""
+    """Return what the header says. Raises SourceError for a file that isn't RADOLAN's, and for a product that is
+    neither reflectivity nor rain.
+    """
     end = data.find(b"\x03", 0, 4096)
     text = data[: max(end, 0)].decode("latin-1")
     match = HEADER.match(text)

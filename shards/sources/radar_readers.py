@@ -106,7 +106,7 @@ class FrameReader(Protocol):
         """Return the whole composite. Raises SourceError that names the file."""
 
     def grid(self, path: Path) -> Grid | None:
-        """Where the composite's pixels lie, or None where the archive doesn't say."""
+        """Return where the composite's pixels lie, or None where the archive doesn't say."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ def table_of(dbz: Values) -> Table:
 
 
 def coded(raw: npt.NDArray[Any], to_dbz: Callable[[npt.NDArray[Any]], Values]) -> tuple[Codes, int]:
-    """Codes of raw numbers [height, width], whose dBZ (NaN where missing) `to_dbz` gives, and how many were clipped.
+    """Return the codes of raw numbers [height, width], whose dBZ (NaN where missing) `to_dbz` gives, and how many were
+    clipped.
 
     In parts: all the intermediate numbers of 24 million pixels would be a gigabyte.
     """
@@ -141,8 +142,8 @@ def coded(raw: npt.NDArray[Any], to_dbz: Callable[[npt.NDArray[Any]], Values]) -
 
 
 def rain_to_dbz(rate: npt.ArrayLike, a: float = 200, b: float = 1.6) -> npt.NDArray[np.float64]:
-    """dBZ of a rain rate in mm/h by Z = a R^b (Marshall and Palmer's by default); no rain becomes the scale's lower
-    end, 0 dBZ, and so does a negative rate; NaN stays.
+    """Return the dBZ of a rain rate in mm/h by Z = a R^b (Marshall and Palmer's by default); no rain becomes the
+    scale's lower end, 0 dBZ, and so does a negative rate; NaN stays.
     """
     exact = np.asarray(rate, dtype=np.float64)
     dbz = np.where(np.isnan(exact), np.nan, 0.0)

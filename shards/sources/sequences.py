@@ -65,7 +65,7 @@ class Sequences:
     skipped: tuple[Damage, ...] = ()  # damaged files that were left out
 
     def describe(self) -> Description:
-        """Grey or RGB intensity."""
+        """Return grey or RGB intensity."""
         height, width = self.geometry.shape
         modes = {self._mode(sequence.name) for sequence in self.sequences}
         return Description(

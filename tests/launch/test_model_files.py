@@ -111,7 +111,7 @@ def test_nor_one_that_an_export_names(theirs: Path) -> None:
 
 def test_a_runs_config_is_no_sweep_file(theirs: Path) -> None:
     (theirs / "config.yaml").write_text("list: [{model.name: 'e.py:Recurrent'}]\n")
-    with pytest.raises(ConfigError, match=r"config.yaml: is the config of one run"):
+    with pytest.raises(ConfigError, match=r"config.yaml: is the config of a run, not a sweep file"):
         sweep.main([str(theirs / "config.yaml"), "--dry-run"])
     assert not (theirs.parent / "RAN").exists()
 

@@ -1,11 +1,14 @@
 """`--on-error skip`, and sequences that lie in two splits."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from shards import SourceError, open_store
 from shards.cli import main
 from shards.convert import convert as convert_source
+from shards.damaged import part_of
 from shards.sources import Plan, PlannedEvent, RawEvent, cf
 from shards.verify import verify
 from tests.support import archives
@@ -244,5 +247,34 @@ def test_single_frames_are_compared(tmp_path, capsys):
             archives.save(tmp_path / f"in/{split}/{i}/0.png", numbered(first + i))
     assert main(["convert", "images", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
     said = capsys.readouterr().err
-    assert "train and val share 1 windows of one frame" in said and "val and test share 2 windows" in said
+    assert "train and val share 1 window of one frame" in said and "val and test share 2 windows" in said
     assert "train and test" not in said
+
+
+def test_one_short_event_does_not_shorten_the_windows_of_all(tmp_path, capsys):
+    """Clips of other sequences that share a frame or two are no copies, though one event has but one frame."""
+    image_sequence(tmp_path / "in/train/a", 30)
+    image_sequence(tmp_path / "in/test/b", 30, first=28)
+    image_sequence(tmp_path / "in/test/c", 1, first=90)
+    image_sequence(tmp_path / "in/test/d", 4, first=95)
+    words = ["convert", "images", str(tmp_path / "in"), str(tmp_path / "out")]
+    assert main(words) == 0
+    assert "share" not in capsys.readouterr().err
+    image_sequence(tmp_path / "in/test/c", 1, first=7)
+    image_sequence(tmp_path / "in/test/d", 4, first=20)
+    image_sequence(tmp_path / "in/val/e", 2, first=96)
+    assert main([*words, "--overwrite"]) == 0
+    said = capsys.readouterr().err
+    assert "train and test share 1 window of one frame (of 35 in test)" in said
+    assert "train and test share 1 window of 4 frames (of 28 in test)" in said
+    assert said.count("share") == 2
+
+
+def test_a_part_without_a_known_step_has_no_known_time():
+    event = PlannedEvent("k", 3, start_time="2017-05-30T22:00:00Z", recipe=("a", "b", "c"))
+    assert part_of(event, 0, 2, None).start_time == "2017-05-30T22:00:00Z"
+    assert part_of(event, 1, 3, None).start_time is None
+    assert part_of(event, 1, 3, 300).start_time == "2017-05-30T22:05:00Z"
+    own = dataclasses.replace(event, times=tuple(f"2017-05-30T22:0{minute}:00Z" for minute in (0, 1, 7)))
+    part = part_of(own, 2, 3, 300)
+    assert (part.start_time, part.times) == ("2017-05-30T22:07:00Z", ("2017-05-30T22:07:00Z",))

@@ -19,6 +19,7 @@ from tests.support.archives import build, radar_times
 from tests.support.radar_files import ONE_SPLIT, only_event, physical, wet, write_geotiff, write_odim, write_radolan
 
 TIMES = radar_times(3)
+ALL_TRAIN = ONE_SPLIT[:4]
 
 
 @pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress)])
@@ -169,3 +170,24 @@ def test_geotiff_units_of_rain_and_of_much_else(tmp_path: Path) -> None:
     assert build("radar", tmp_path / "v", "--unit", "m/s").describe().scale.unit == "dBZ"
     write_geotiff(tmp_path / "r", TIMES, [wet(3)], name="{:%Y%m%d%H%M}_RAIN.tif", unit="m/s", gain=0.5)
     assert build("radar", tmp_path / "r").describe().scale.unit == "dBZ"
+
+
+def test_objects_and_texts_beside_frames_are_skipped_and_counted(tmp_path: Path) -> None:
+    dates, meta = np.array(["2017", "2018"]), np.array([{"a": 1}, None], dtype=object)
+    np.savez(tmp_path / "a.npz", data=wet(40, 8, 8), dates=dates, meta=meta)
+    source = build("arrays", tmp_path, *ALL_TRAIN)
+    assert np.array_equal(source.read(only_event(source)).frames[:, 0], wet(40, 8, 8))
+    assert any("2 other arrays skipped, the first is a.npz: dates 2" in note for note in source.plan().notes)
+    with pytest.raises(SourceError, match="no array named meta in 1 file"):
+        build("arrays", tmp_path, "--key", "meta")
+    np.savez(tmp_path / "a.npz", meta=np.zeros((4, 8, 8), dtype=object))
+    with pytest.raises(SourceError, match=r"no array of 3 to 5 axes in 1 file; arrays: a.npz: meta 4x8x8"):
+        build("arrays", tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["U3", "float64", "bool", "O"])
+def test_clips_that_are_no_integers(tmp_path: Path, dtype: str) -> None:
+    clips = np.zeros((2, 3, 2)).astype(dtype)
+    np.savez(tmp_path / "a.npz", clips=clips, input_raw_data=wet(30, 8, 8)[:, None])
+    with pytest.raises(SourceError, match=r"a.npz: (clips|unreadable npz file)"):
+        build("moving-mnist-file", tmp_path)

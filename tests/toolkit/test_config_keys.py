@@ -18,6 +18,7 @@ from toolkit.config import RunConfig, load_config, make_config
 from toolkit.config import renamed as config_renamed
 from toolkit.config.deepspeed_keys import ALLOWED, REFUSED, ZERO
 from toolkit.config.renamed import RENAMED
+from toolkit.config.sections import TrainConfig
 from toolkit.config.tree import flatten, nested, with_overrides
 from toolkit.errors import ConfigError
 from toolkit.models.registry import MODELS, Options
@@ -267,6 +268,16 @@ def test_deepspeed_keys_are_deepspeeds() -> None:
     )
     for name in [*ALLOWED, *(name for name in REFUSED if "." not in name)]:
         assert re.search(rf"[\"']{name}[\"']", text) or name == "nebula", name
+
+
+def test_refused_deepspeed_keys_name_keys_that_exist() -> None:
+    for key, reason in REFUSED.items():
+        named = [name.strip(",") for name in reason.split(" from ")[-1].split() if "the toolkit sets it from" in reason]
+        for name in (name for name in named if name != "and"):
+            assert name.removeprefix("train.").partition(".")[0] in TrainConfig.model_fields, (key, name)
+    for name in ("optimizer", "weight_decay"):
+        assert name in REFUSED["optimizer"]
+    assert REFUSED["scheduler"].endswith("train.schedule")
 
 
 def test_the_config_imports_neither_torch_nor_deepspeed() -> None:

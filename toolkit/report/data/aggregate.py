@@ -292,7 +292,7 @@ def _with_best(rows: list[GroupScores], metrics: tuple[Metric, ...], modes: tupl
 
 
 def _exceeds_spread(first: GroupScores, second: GroupScores, key: tuple[str, str]) -> bool:
-    """Return whether two means differ by more than the standard deviation over seeds of either; no seeds can't tell."""
+    """Return whether two means differ by more than the standard deviation over seeds of both; False if unknown."""
     one, other = first.cells[key], second.cells[key]
     known = [score.std for score in (one, other) if score.std is not None]
     return bool(known) and one.mean is not None and other.mean is not None and abs(one.mean - other.mean) > max(known)

@@ -8,6 +8,7 @@ from toolkit.report.data.aggregate import Board
 from toolkit.report.data.collect import Sweep
 from toolkit.report.data.tables import heading, missing_notes, mode_table, score_table
 from toolkit.report.data.verdict import few_sequences
+from toolkit.report.html.diagrams import diagrams
 from toolkit.report.html.ensembles import ensembles
 from toolkit.report.html.figures import lead_figure
 from toolkit.report.html.frames import frames
@@ -49,6 +50,7 @@ def board_section(sweep: Sweep, board: Board, number: int, title: str) -> dict[s
         "modes": [(heading(metric), mode_table(board, metric)) for metric in board.metrics if board.modes],
         "leads": lead_figure(board, sweep.groups, board.first_scored),
         "ensembles": ensembles(board, sweep.groups),
+        "diagrams": diagrams(board, sweep.groups),
         "frames": frames(board),
     }
 
