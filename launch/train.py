@@ -126,9 +126,11 @@ def _dry_run(config: RunConfig) -> int:
     from toolkit.checkpoint.source import check_source
     from toolkit.evaluate.check import check_scoring
     from toolkit.models.base import count_parameters
+    from toolkit.trackers import check_trackers
     from toolkit.train.check import open_data
     from toolkit.train.prepare import check_config
 
+    check_trackers(config)
     check_source(config.train.init_from)
     if "://" in config.data.store or (config.data.store and Path(config.data.store).exists()):
         data = open_data(config)

@@ -69,7 +69,7 @@ def predict(
         lead: frames to predict; None: the run's horizon.
         ensemble_size: members; deterministic models make one.
         seed: of the members' noise.
-        which: checkpoint of a run: `best`, `last` or a step.
+        which: checkpoint of a run: `best`, `last`, `ema` or a step.
         device: `auto`, `cpu` or `cuda`.
         source: what reads the archive, by name or as a Python file, which is then run; None: by the names of its files.
         model_file: as in `load`.

@@ -289,7 +289,7 @@ def check_configs(items: Sequence[Item]) -> None:
         for config in (item.planned.config, *item.planned.scorings) if item.submitted else ():
             train = config.train
             parts = (config.model, config.data, config.eval, train.init_from, train.loss)
-            key = json.dumps([trains, new, train.patience, *(part.model_dump() for part in parts)])
+            key = json.dumps([trains, new, train.patience, train.trackers, *(part.model_dump() for part in parts)])
             if key in checked:
                 continue
             checked.add(key)
@@ -303,9 +303,12 @@ def _check(config: RunConfig, trains: bool, new: bool) -> None:
     from shards import ShardError, open_store  # late: these import NumPy
     from toolkit.checkpoint.source import check_source
     from toolkit.evaluate.check import check_scoring
+    from toolkit.trackers import check_trackers
     from toolkit.train.check import check_training, open_data
 
     trained = trains and entry_of(config.model).trained
+    if trained:
+        check_trackers(config)
     if trained and new:
         check_source(config.train.init_from)
     store = None

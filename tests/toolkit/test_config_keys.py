@@ -18,6 +18,7 @@ from toolkit.config import RunConfig, load_config, make_config
 from toolkit.config import renamed as config_renamed
 from toolkit.config.deepspeed_keys import ALLOWED, REFUSED, ZERO
 from toolkit.config.renamed import RENAMED
+from toolkit.config.sections import TrainConfig
 from toolkit.config.tree import flatten, nested, with_overrides
 from toolkit.errors import ConfigError
 from toolkit.models.registry import MODELS, Options
@@ -269,9 +270,30 @@ def test_deepspeed_keys_are_deepspeeds() -> None:
         assert re.search(rf"[\"']{name}[\"']", text) or name == "nebula", name
 
 
+def test_refused_deepspeed_keys_name_keys_that_exist() -> None:
+    for key, reason in REFUSED.items():
+        named = [name.strip(",") for name in reason.split(" from ")[-1].split() if "the toolkit sets it from" in reason]
+        for name in (name for name in named if name != "and"):
+            assert name.removeprefix("train.").partition(".")[0] in TrainConfig.model_fields, (key, name)
+    for name in ("optimizer", "weight_decay"):
+        assert name in REFUSED["optimizer"]
+    assert REFUSED["scheduler"].endswith("train.schedule")
+
+
 def test_the_config_imports_neither_torch_nor_deepspeed() -> None:
     import subprocess
     import sys
 
     code = "import sys, toolkit.config; sys.exit('torch' in sys.modules or 'deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_model_named_as_a_key_is_does_not_hide_the_key() -> None:
+    """`steps` is a model too; pydantic names models in the path of a fault."""
+    assert "steps" in MODELS
+    with pytest.raises(ConfigError, match=r"\n  train\.steps: input should be a valid integer"):
+        make_config({"train": {"steps": "many"}}, "test")
+    with pytest.raises(ConfigError, match=r"\n  model\.slots: input should be a valid integer"):
+        make_config({"model": {"name": "modernn", "slots": "many"}}, "test")
+    with pytest.raises(ConfigError, match=r"\n  model\.name: "):
+        make_config({"model": {"name": "modern"}}, "test")

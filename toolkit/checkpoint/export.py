@@ -143,7 +143,9 @@ def weights_digest(weights: dict[str, Tensor]) -> str:
 
 def _record(config: RunConfig, manifest: Manifest, step: int, weights: dict[str, Tensor]) -> dict[str, object]:
     tree = config.model_dump(mode="json")
-    tree["data"]["store"] = ""  # a path of the machine that trained
+    # Paths of the machine that trained; and nothing that starts from this export looks for the source of its weights.
+    tree["data"]["store"] = ""
+    tree["train"]["init_from"] = {"freeze": tree["train"]["init_from"]["freeze"]}
     return {
         "format": "modernn-toolkit model",
         "version": EXPORT_VERSION,

@@ -21,7 +21,8 @@ class ScheduleConfig(Options):
     """The learning rate as a function of the optimizer step; `train.lr` is its greatest value."""
 
     kind: Literal["constant", "cosine", "one_cycle", "step", "polynomial"] = Field(
-        "constant", description="shape of the decay; one_cycle also varies Adam's beta1, as torch's OneCycleLR does"
+        "constant",
+        description="shape of the decay; one_cycle also varies beta1 or the momentum, as torch's OneCycleLR does",
     )
     warmup: int = Field(
         0, ge=0, le=10**9, description="first optimizer steps, in which the rate rises linearly; not one_cycle"
@@ -115,7 +116,8 @@ class InitialisationConfig(Options):
     path: ExpandedPath = Field("", description="run directory or export (a folder with model.safetensors); empty: none")
     checkpoint: Literal["best", "last", "ema"] = Field("best", description="which of a run's")
     strict: bool = Field(
-        True, description="every parameter must be there with its shape; false: others keep their initialisation"
+        True,
+        description="the source must have the same parameters and shapes; false: others keep their initialisation",
     )
     leave_out: tuple[str, ...] = Field((), description="patterns (fnmatch) of parameters that are not taken over")
     freeze: tuple[str, ...] = Field((), description="patterns (fnmatch) of parameters that are not trained")

@@ -33,6 +33,7 @@ from toolkit.evaluate.perceptual import load_lpips
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.evaluate.request import Request, result_name, stored_requests, with_store
 from toolkit.evaluate.run import SINGLE, evaluate_model, sample_frames
+from toolkit.evaluate.scoring import EVENT_RULE
 from toolkit.evaluate.table import ScoreTable, save_npz
 from toolkit.models.base import SequenceModel
 from toolkit.models.baselines import Persistence
@@ -107,7 +108,7 @@ class Evaluation:
         if wanted:
             if self.world.is_main:
                 self.run.write_state(phase="evaluating")
-            persistence = self._score(Persistence(), "persistence").compute().as_dict()
+            persistence = _as_record(self._score(Persistence(), "persistence"))
             done: dict[tuple[int, bool], str] = {}
             for which, step in wanted.items():
                 weights = step, which == "ema"  # the moving average is of the last step, and has other weights
@@ -123,6 +124,7 @@ class Evaluation:
 
     def _identity(self, model: SequenceModel, step: int) -> dict[str, object]:
         """Return what a result depends on: a result with equal values is not computed again."""
+        thresholds = list(self.protocol.thresholds_for(self.config.eval.thresholds))
         return {
             "version": RESULT_VERSION,
             "protocol": self.protocol.choices(),
@@ -133,7 +135,8 @@ class Evaluation:
             },
             "split": self.split,
             "step": step,
-            "thresholds": list(self.protocol.thresholds_for(self.config.eval.thresholds)),
+            "thresholds": thresholds,
+            "event_rule": EVENT_RULE if thresholds else None,
             "lpips": self.config.eval.lpips,
             "context": self.config.data.context,
             "stride": self.config.data.eval_stride,
@@ -173,7 +176,7 @@ class Evaluation:
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "seconds": round(seconds, 3),
             "world_size": self.world.world_size,
-            **scores.as_dict(),
+            **_as_record(table),
             "persistence": persistence,
         }
         table.save(self.file(which, ".table.npz"))
@@ -229,6 +232,7 @@ class Evaluation:
             ensemble=ensemble,
             lpips=self.lpips,
             exclude_inflow=self.config.eval.exclude_inflow,
+            diagrams=True,
             progress=self._progress(name),
         )
 
@@ -258,6 +262,11 @@ class Evaluation:
         record = {**json.loads(self.file(source, ".json").read_text(encoding="utf-8")), "which": which}
         write_atomic(self.file(which, ".json"), json.dumps(record, indent=1, allow_nan=False) + "\n")
         logger.info("%s-%s: the same step as %s; copied", self.name, which, source)
+
+
+def _as_record(table: ScoreTable) -> dict[str, object]:
+    diagrams = None if table.diagrams is None else table.diagrams.compute()
+    return {**table.compute().as_dict(), "diagrams": diagrams}
 
 
 def _without_text(value: object) -> object:

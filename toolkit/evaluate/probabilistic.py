@@ -95,6 +95,13 @@ class Members:
         found = {name: values.unflatten(0, shape).cpu().numpy() for name, values in columns.items()}
         return {**found, NONFINITE_MEMBERS: self._nonfinite.cpu().numpy()}
 
+    def probability(self, level: float) -> Tensor:
+        """Return the share of members at or above a level in 0..1, float64 of the observation's shape."""
+        reached = np.zeros(self._kept.shape[1:], dtype=np.float64)
+        for member in self._kept:
+            reached += member >= level
+        return torch.from_numpy(reached / self.count).view(self.codes.shape).to(self.codes.device)
+
     def _blocks(self) -> Iterator[slice]:
         count, frames, pixels = self._kept.shape
         size = max(1, BLOCK // (count * pixels))

@@ -24,6 +24,7 @@ from toolkit.data.windows import Window, observed, to_unit
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate import protocols
 from toolkit.evaluate.check import threshold_codes
+from toolkit.evaluate.diagrams import Diagrams, sums_of
 from toolkit.evaluate.ensemble import BestMember, Ensemble, MeanMember
 from toolkit.evaluate.perceptual import LPIPS
 from toolkit.evaluate.probabilistic import Members
@@ -142,6 +143,7 @@ def evaluate_model(
     ensemble: Ensemble = SINGLE,
     lpips: LPIPS | None = None,
     exclude_inflow: bool = False,
+    diagrams: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreTable:
     """Score a model on a split; every rank of the process group calls this and gets the same complete table.
@@ -154,6 +156,7 @@ def evaluate_model(
         ensemble: ensemble size, and which forecast is scored.
         lpips: compute LPIPS too, with this network.
         exclude_inflow: do not score the pixels of `inflow_of`, the same ones for every model.
+        diagrams: also make `diagrams` of the table, if there are thresholds.
         progress: called with (windows done, windows of this rank) after each batch.
 
     Raises:
@@ -170,6 +173,8 @@ def evaluate_model(
     batches = Batches(
         model, windows, total, context, horizon, protocol, batch, torch.device(device), ensemble, exclude_inflow
     )
+    if diagrams and thresholds:
+        table.diagrams = Diagrams(thresholds, ensemble.samples, windows[0].frames.shape[-2:])
     mine = range(rank, -(-total // batch), world)
     share = sum(min(batch, total - number * batch) for number in mine)
     failure: Exception | None = None
@@ -178,6 +183,11 @@ def evaluate_model(
             made = batches.forecast(number, keep_members=True)
             columns = score_batch(made.prediction, made.truth, windows.scale, protocol, thresholds, lpips, made.inflow)
             columns |= made.members.scores() if made.members else {}
+            if table.diagrams is not None:
+                probability = made.members.probability if made.members else None
+                table.diagrams.sums[number] = sums_of(
+                    made.prediction, made.truth, windows.scale, protocol, thresholds, probability, made.inflow
+                )
             cut = made.windows
             table.update(made.indices, [window.key for window in cut], [window.mode for window in cut], columns)
             if progress is not None:

@@ -26,7 +26,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,9 @@ from toolkit.atomic import replacing
 from toolkit.errors import ToolkitError
 from toolkit.shipped import command
 from toolkit.wording import count
+
+if TYPE_CHECKING:
+    from toolkit.evaluate.diagrams import Diagrams
 
 Values = NDArray[np.generic]
 Cells = dict[str, float | int | None]  # {score: value}
@@ -107,6 +110,7 @@ class ScoreTable:
             inflow: pixels that flow in from outside the observed area are excluded, and counted.
         """
         self.inflow = inflow
+        self.diagrams: Diagrams | None = None  # of the same samples; not part of `save`
         self.label = label
         self.horizon = horizon
         self.members = members
@@ -199,6 +203,8 @@ class ScoreTable:
                 "give each rank different samples and start again"
             )
         self._rows.update(other._rows)
+        if self.diagrams is not None and other.diagrams is not None:
+            self.diagrams.merge(other.diagrams)
 
     def only(self, mode: str) -> ScoreTable:
         """Return the samples of one mode."""

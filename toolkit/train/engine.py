@@ -182,9 +182,7 @@ class Engine(ABC):
     def _reduce_gradients(self) -> tuple[Tensor, int]:
         """Average gradients over ranks; return the norms of those that this rank holds, and how many ranks do."""
 
-    def _reduce_step_status(
-        self, loss: Tensor, norms: Tensor, copies: int, stop: bool, lacking: bool = False
-    ) -> Tensor:
+    def _reduce_step_status(self, loss: Tensor, norms: Tensor, copies: int, stop: bool, lacking: bool) -> Tensor:
         """Return the sum over ranks of [loss, is it not finite, stop?, squared gradient norm, no data?].
 
         float64 on the device, without a copy to the host. A loss that isn't finite counts as 0 in the first place, so

@@ -187,7 +187,7 @@ class Training:
                 logger.info(
                     "early stopping at step %d: no better validation since step %d", self.step, self.best["step"]
                 )
-            self.recorder.put_state("trained", self.step)
+            self.recorder.trained(self.step, self.best)
             self.run.mark_done()
         return EXIT_OK
 
@@ -321,10 +321,11 @@ class Training:
         fault: Exception | None = None
         if self.recorder:
             assert self.feed.val is not None
-            drawn = validation.examples(self.config, self.feed.val, model, self.world)
+            seconds = self.data.store.manifest.step_seconds
+            drawn = validation.pictures(self.config, self.feed.val, model, self.world, seconds)
             try:
-                for index, (truth, prediction) in enumerate(drawn):
-                    self.recorder.images(self.step, f"val/{index}", truth, prediction)
+                for index, picture in enumerate(drawn):
+                    self.recorder.image(self.step, f"val/{index}", picture)
             except StoppedError:
                 logger.info("step %d: asked to stop, pictures of the validation are left out", self.step)
             except (ShardError, ToolkitError) as error:

@@ -17,6 +17,7 @@ from toolkit.evaluate.check import check_scoring
 from toolkit.evaluate.perceptual import load_lpips
 from toolkit.models.plugins import entry_of
 from toolkit.rundir import RunDir
+from toolkit.trackers import check_trackers
 from toolkit.train.check import Data, check_training, keys_without_effect
 from toolkit.train.engine import Engine
 from toolkit.wording import computed_on, count
@@ -30,8 +31,10 @@ def check_config(config: RunConfig, data: Data) -> None:
     Other splits that hold no window are logged.
 
     Raises:
-        ConfigError: as `check_training` and `check_scoring`; `eval.lpips`, and its weights can't be had here.
+        ConfigError: as `check_training`, `check_scoring` and `check_trackers`; `eval.lpips`, and its weights can't be
+            had here.
     """
+    check_trackers(config)
     check_scoring(config, data.store)
     if config.eval.lpips:
         load_lpips()
@@ -89,7 +92,9 @@ def log_run_summary(run: RunDir, config: RunConfig, data: Data, engine: Engine, 
     share, cfg, device = engine.share, config.train, engine.world.device
     trained_on = facts(cfg, device)
     run.note_env(trained_on=trained_on)
-    windows = count(len(data.val) if data.val else 0, "validation window")
+    total = len(data.val) if data.val else 0
+    used = min(total, cfg.validate_samples or total)
+    windows = count(used, "validation window") + f" (the first of {total:,})" * (used < total)
     logger.info(
         f"{config.model.name}: {engine.parameter_count:,} parameters, {count(len(data.train), 'training window')}, "
         f"{windows}"

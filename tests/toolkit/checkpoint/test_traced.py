@@ -19,7 +19,7 @@ from torch import Tensor
 import toolkit
 from launch.export import main
 from shards.manifest import FrameSpec
-from tests.support.models import config_of
+from tests.support.models import NEEDING_PYSTEPS, config_of
 from tests.support.process import ROOT
 from tests.support.runs import write_run
 from toolkit.checkpoint.traced import CLOSE, GraphShape, write_graph
@@ -30,7 +30,7 @@ from toolkit.models.registry import MODELS
 SHAPE = GraphShape(FrameSpec(1, 16, 16), 3, 2)
 NO_ONNX = {"rim", "svg_lp"}  # docs/export.md
 FIXED = {"optical_flow"}
-ORDINARY = [name for name in MODELS if name not in (*NO_ONNX, *FIXED, "pysteps")]
+ORDINARY = [name for name in MODELS if name not in (*NO_ONNX, *FIXED, *NEEDING_PYSTEPS)]
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's tracers, in plenty
 
 

@@ -19,6 +19,7 @@ from launch.train import main as train_main
 from tests.support.runs import write_run
 from toolkit.checkpoint.weights import read_weights
 from toolkit.errors import ConfigError
+from toolkit.evaluate.scoring import EVENT_RULE
 from toolkit.evaluate.table import ScoreTable
 from toolkit.report.data.aggregate import make_boards
 from toolkit.report.data.collect import Sweep, collect
@@ -198,6 +199,20 @@ def test_another_store_is_named_from_another_folder_than_the_run_was_made_in(
     monkeypatch.chdir(tiny_store.parent)
     main(["--run", str(run.path), "--which", "last"])
     assert own.stat().st_mtime_ns == before
+
+
+def test_events_of_an_old_rule_are_scored_again(make_run: Callable[..., RunDir]) -> None:
+    run = make_run(5)
+    command = ["--run", str(run.path), "--which", "last"]
+    main(command)
+    file = run.eval / "test-last.json"
+    record = json.loads(file.read_text())
+    assert record.pop("event_rule") == EVENT_RULE
+    file.write_text(json.dumps(record))  # as it was before the rule
+    main(command)
+    assert json.loads(file.read_text())["event_rule"] == EVENT_RULE
+    main([*command, "--thresholds"])
+    assert json.loads((run.eval / "test+at-none-last.json").read_text())["event_rule"] is None
 
 
 def collect_run(run: RunDir) -> Sweep:

@@ -49,7 +49,7 @@ def test_stores_of_one_name_have_different_results() -> None:
     assert all(name.startswith("test+store-x_y-") for name in names)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "pysteps"])
+@pytest.mark.parametrize("name", MODELS)
 def test_options_know_whether_a_model_is_stochastic(name: str) -> None:
     options = make_config({"model": {"name": name}}, "test").model
     assert build_model(options, FrameSpec(1, 32, 32)).stochastic == options.stochastic

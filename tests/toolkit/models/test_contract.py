@@ -25,7 +25,7 @@ SIZES = ((33, 47), (40, 56), (8, 24))
 CASES: dict[str, dict[str, Any]] = {name: {"name": name, **SMALL.get(name, {})} for name in MODELS}
 CASES["svg_lp"]["size"] = 64
 CASES["modernn, drawn at evaluation"] = {**CASES["modernn"], "sample_at_eval": True}
-WITH_CHANCE = {"svg_lp", "modernn, drawn at evaluation"}
+WITH_CHANCE = {"svg_lp", "modernn, drawn at evaluation", "steps"}
 
 # Wide enough to learn two sequences by heart in seconds.
 LEARNERS: dict[str, dict[str, Any]] = {

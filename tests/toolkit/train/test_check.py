@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 
 from launch.sweeps.plan import check_configs, collect_status
 from launch.sweeps.spec import plan_sweep
@@ -15,11 +17,14 @@ from shards import Scale
 from tests.support.runs import write_run
 from tests.support.training import call
 from toolkit.checkpoint.source import CONFIG
+from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
+from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir
-from toolkit.train import size
-from toolkit.train.check import READ, keys_without_effect
+from toolkit.train import prepare, size
+from toolkit.train.build import build_engine
+from toolkit.train.check import READ, keys_without_effect, open_data
 
 SMALL = {"name": "convlstm", "layers": 1, "hidden": 4, "kernel": 3}
 RAIN, DBZ = Scale("rain rate", "mm/h", 0.0, 0.25), Scale("reflectivity", "dBZ", -32.0, 0.5)
@@ -74,6 +79,21 @@ def test_too_many_readers_leave_no_run_behind(
     with pytest.raises(ConfigError, match="num_workers 16"):
         train(["--config", str(tmp_path / "base.yaml"), "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+
+
+def test_the_summary_counts_the_windows_that_are_validated(
+    tiny_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(0, 1, 0, torch.device("cpu"))
+    for number, expected in ((1, "1 validation window (the first of "), (None, "validation windows\n")):
+        values = {"train": {"validate_samples": number, "graph": "on"}, "data": {"eval_stride": 1}}
+        config = make_config(tree_of(tiny_store, values), "test")
+        data = open_data(config)
+        engine = build_engine(untrained_model(config, data.store.manifest.frames), config, world, None)
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            prepare.log_run_summary(RunDir.create(tmp_path / str(number), config), config, data, engine, 0)
+        assert expected in caplog.text, caplog.text
 
 
 def test_a_run_is_checked_once_at_each_start(tiny_store: Path, tmp_path: Path) -> None:

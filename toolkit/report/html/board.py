@@ -6,7 +6,9 @@ from typing import Any
 
 from toolkit.report.data.aggregate import Board
 from toolkit.report.data.collect import Sweep
-from toolkit.report.data.tables import heading, mode_table, score_table
+from toolkit.report.data.tables import heading, missing_notes, mode_table, score_table
+from toolkit.report.data.verdict import few_sequences
+from toolkit.report.html.diagrams import diagrams
 from toolkit.report.html.ensembles import ensembles
 from toolkit.report.html.figures import lead_figure
 from toolkit.report.html.frames import frames
@@ -31,31 +33,26 @@ INFLOW_RULE = (
 )
 
 
-def board_section(sweep: Sweep, board: Board, number: int, several: bool) -> dict[str, Any]:
+def board_section(sweep: Sweep, board: Board, number: int, title: str) -> dict[str, Any]:
     """Return the values of `board.html`.
 
     Args:
         number: index of the board on the page; facts of the first one are in the page header.
-        several: there are other boards, so headings include the protocol and store.
+        title: what tells it from other boards (`board_titles`); empty if there are none.
     """
-    facts = board.facts
-    pixels = ", without inflow pixels" if facts.get("exclude_inflow") else ""
     return {
         "suffix": f"-{number + 1}" if number else "",
-        "name": f": {facts['protocol']['name']}, {facts['store']['name']} {facts['split']}{pixels}" if several else "",
+        "name": title and f": {title}",
         "facts": board_facts(board),
         "scores": score_table(board),
+        "few": few_sequences(board),
         "notes": _notes(board),
         "modes": [(heading(metric), mode_table(board, metric)) for metric in board.metrics if board.modes],
-        "leads": lead_figure(board, sweep.groups, _first_scored(board)),
+        "leads": lead_figure(board, sweep.groups, board.first_scored),
         "ensembles": ensembles(board, sweep.groups),
-        "frames": frames(sweep, board),
+        "diagrams": diagrams(board, sweep.groups),
+        "frames": frames(board),
     }
-
-
-def _first_scored(board: Board) -> str:
-    names = board.checkpoints
-    return next((name for name in names if any(row.seeds for row in board.rows_at(name))), names[0])
 
 
 def board_facts(board: Board) -> dict[str, Any]:
@@ -94,12 +91,4 @@ def _notes(board: Board) -> list[str]:
             notes.append(f"{group} seed {seed}, {which}: {'; '.join(found)}")
     if any(score.undefined for row in board.rows for score in row.cells.values()):
         notes.append("n/a: undefined, because no event reached the threshold or a prediction is not finite.")
-    absent: dict[str, list[str]] = {}
-    for row in board.rows:
-        for seed, reason in row.missing.items():
-            absent.setdefault(f"{row.group}: seed {seed} is missing, {reason}", []).append(row.which)
-    notes += [
-        text if len(where) == len(board.checkpoints) else f"{text} ({', '.join(where)})"
-        for text, where in absent.items()
-    ]
-    return notes
+    return notes + missing_notes(board)
