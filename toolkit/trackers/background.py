@@ -27,7 +27,7 @@ from toolkit.wording import count, first_line
 
 logger = logging.getLogger(__name__)
 RETRY_S = 60.0  # after the service has refused something
-CLOSE_S = 20.0  # a job that is stopped has half a minute
+CLOSE_S: dict[Status, float] = {"finished": 20.0, "stopped": 5.0, "failed": 5.0}  # a stopped job has half a minute
 MOST_WAITING = 1_000  # tasks; more are left out
 NOT_VALUES = ("step", "kind", "samples", "time")
 TYPES = {"id": str, "records": int, "closed": int, "scores": dict}
@@ -63,6 +63,7 @@ class Background:
         self._metrics = MetricsTail(run)
         self._status: Status = "failed"
         self._failed, self._retry_at, self._left_out = False, 0.0, 0
+        self._abandoned = False
 
     def config(self, config: RunConfig) -> None:
         """Do nothing: the service gets it when it is connected."""
@@ -97,14 +98,16 @@ class Background:
         if self._thread.ident is None:
             return
         self._status = status
+        end = time.monotonic() + CLOSE_S[status]
         with contextlib.suppress(queue.Full):
-            self._tasks.put(None, timeout=CLOSE_S)
-        self._thread.join(CLOSE_S)
+            self._tasks.put(None, timeout=CLOSE_S[status])
+        self._thread.join(max(0.0, end - time.monotonic()))
         if self._thread.is_alive():
+            self._abandoned = True
             logger.warning(
                 "%s: still busy after %g s, and not waited for: %s. The next start or evaluation of this run sends the "
                 "records",
-                *(self.name, CLOSE_S, self._unsent()),
+                *(self.name, CLOSE_S[status], self._unsent()),
             )
 
     def _submit(self, task: Task, lost: bool = True) -> None:
@@ -124,7 +127,7 @@ class Background:
         self._try(self._catch_up)
         self._try(lambda service: service.close(self._status))
         unsent = self._metrics.behind(self.record["records"])
-        if self._failed and (unsent or self._left_out):
+        if self._failed and not self._abandoned and (unsent or self._left_out):
             logger.warning(
                 "%s: %s. The next start or evaluation of this run sends the records", self.name, self._unsent()
             )

@@ -157,7 +157,7 @@ def test_an_outage_in_between_loses_no_record(run: RunDir, monkeypatch: pytest.M
 def test_a_service_that_hangs_is_not_waited_for(
     run: RunDir, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "CLOSE_S", 0.2)
+    monkeypatch.setitem(background.CLOSE_S, "finished", 0.2)
     monkeypatch.setattr(background, "MOST_WAITING", 3)
     service = Kept()
     service.hangs = threading.Event()

@@ -117,6 +117,20 @@ def scored_run(tiny_config: Path, tmp_path: Path, service: str) -> RunDir:
     return run
 
 
+def test_wandb_without_a_key_asks_nobody_and_is_left_out(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("wandb", reason="the extra wandb is not installed: pip install '.[wandb]'")
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    scored_run(tiny_config, tmp_path, "wandb")
+    assert "wandb: ConfigError: no API key: run `wandb login`" in caplog.text
+    assert "6 records of metrics.jsonl not sent" in caplog.text
+
+
 def test_wandb_has_config_summary_and_curves_over_lead_time(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
