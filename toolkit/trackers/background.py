@@ -77,8 +77,7 @@ class Background:
         self._submit(lambda service: service.image(name, picture, step))
 
     def summary(self, values: Mapping[str, float], step: int) -> None:
-        """Send the final numbers."""
-        self._submit(lambda service: service.summary(values, step))
+        """Do nothing: `close` sends them from metrics.jsonl, or the next one."""
 
     def scores(self, scored: Scored) -> None:
         """Send an evaluation, unless the service has these very scores."""
@@ -94,10 +93,12 @@ class Background:
         """Do nothing: metrics.jsonl is on the disk."""
 
     def close(self, status: Status) -> None:
-        """Wait a while for what is left; where there was nothing to send, the service isn't called."""
-        if self._thread.ident is None:
-            return
+        """Wait a while for what is left; where nothing is to be sent, the service isn't called."""
         self._status = status
+        if self._thread.ident is None:
+            if not self._metrics.behind(self.record["records"]):
+                return
+            self._thread.start()
         end = time.monotonic() + CLOSE_S[status]
         with contextlib.suppress(queue.Full):
             self._tasks.put(None, timeout=CLOSE_S[status])
@@ -125,6 +126,8 @@ class Background:
             if time.monotonic() < self._retry_at or not self._try(task):
                 self._left_out += lost
         self._try(self._catch_up)
+        if self._status == "finished":
+            self._try(self._summarise)
         self._try(lambda service: service.close(self._status))
         unsent = self._metrics.behind(self.record["records"])
         if self._failed and not self._abandoned and (unsent or self._left_out):
@@ -162,6 +165,13 @@ class Background:
             self.record["records"] += 1
             self._save()
 
+    def _summarise(self, service: Service) -> None:
+        """Send the best validation, once."""
+        best = None if self.record.get("summarised") else self._metrics.best()
+        if best:
+            service.summary({"best_mse": float(best["mse"]), "best_step": float(best["step"])}, best["step"])
+            self.record["summarised"] = True
+
     def _save(self) -> None:
         write_atomic(self.file, json.dumps(self.record) + "\n")
 
@@ -187,6 +197,11 @@ class MetricsTail:
                     yield record
                 self._offset += len(line)
                 self._number += bool(record)
+
+    def best(self) -> dict[str, Any] | None:
+        """Return the last validation that was better than all before."""
+        found = [record for record in read_metrics(self.path) if record["kind"] == "val" and record.get("best")]
+        return found[-1] if found and isinstance(found[-1].get("mse"), int | float) else None
 
     def behind(self, sent: int) -> int:
         """Return how many records there are beyond the first `sent`."""
