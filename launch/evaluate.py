@@ -33,7 +33,7 @@ EXAMPLES = """\
 Results are kept beside each other in RUN/eval: test-best.json as the run's config says, else test+openstl-best.json.
 Nothing is trained again, and the checkpoint `best` stays the one that validation chose."""
 
-OF_EVAL = ("protocol", "thresholds", "lpips", "split", "batch", "ensemble_size", "select")
+OF_EVAL = ("protocol", "thresholds", "lpips", "exclude_inflow", "split", "batch", "ensemble_size", "select")
 OF_DATA = ("store", "context", "horizon")
 
 
@@ -49,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--lpips", action=argparse.BooleanOptionalAction, help="compute LPIPS or not (default: eval.lpips)"
+    )
+    parser.add_argument(
+        "--exclude-inflow",
+        action=argparse.BooleanOptionalAction,
+        help="leave out pixels that flow in from outside the observed area, the same for every model "
+        "(default: eval.exclude_inflow)",
     )
     parser.add_argument("--split", metavar="NAME", help="split of the store (default: eval.split of the run's config)")
     parser.add_argument("--store", metavar="PATH", help="score on another store, of any frame size the model takes")

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from shards.recent import Archive, Frame
     from toolkit.forecast.make import Request
+    from toolkit.forecast.products import Products
     from toolkit.forecast.trained import Trained
 
 EXAMPLES = """\
@@ -44,7 +45,8 @@ EXAMPLES = """\
   python launch/predict.py models/modernn --input ~/mch --out f.zarr --picture f.png --picture f.gif
   python launch/predict.py RUN --input ~/mch --at 2016-07-11T22:00 --verify      with the observation that followed
   python launch/predict.py RUN --input ~/mch --tile 128 -- --crop none           a whole composite, in tiles
-  python launch/predict.py RUN --input stores/radar --ensemble-size 20           an ensemble (SVG)
+  python launch/predict.py RUN --input stores/radar --ensemble-size 20           an ensemble (SVG, steps)
+  python launch/predict.py RUN --input ~/mch --probability 20 30 --accumulation  and products in the same file
   python launch/predict.py RUN --input /data/incoming --out out/rain.nc --watch
 
 after a lone --: options of the archive's source, as of `python -m shards convert SOURCE --help`; what the run's own
@@ -63,6 +65,7 @@ class Task:
     outputs: tuple[Path, ...]  # the data first, then pictures
     stamped: tuple[bool, ...]  # whose names get the time of the last observation
     overwrite: bool
+    products: Products
     verify: bool
     thresholds: tuple[float, ...]  # of events in the verification; none: those of the run's config
 
@@ -86,6 +89,17 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     parser = make_parser("predict.py", "Forecast the frames that follow the latest ones of an archive.", EXAMPLES)
     add_run(parser, "a run, whose name may be shortened, or the folder of an exported model")
     add_renamed(parser, "--checkpoint", "--run", "run_option", metavar="RUN")
+    for add in (_add_input, _add_output, _add_verification, _add_products, _add_ensemble, _add_tiles, _add_watch):
+        add(parser)
+    add_device(parser, "auto: a GPU where there is one")
+    add_model_file(parser)
+    arguments = parser.parse_args(words[:cut])
+    _check_together(arguments)
+    arguments.model = _model_of(run_given(arguments))
+    return arguments, words[cut + 1 :]
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--which",
         type=checkpoint_name,
@@ -111,6 +125,14 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     )
     parser.add_argument("--lead", type=positive, metavar="N", help="frames to predict (default: the run's horizon)")
     parser.add_argument(
+        "--keep-inflow",
+        action="store_true",
+        help="optical flow: keep values that flow in from outside the observed area (default: missing)",
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--out",
         type=Path,
         metavar="PATH",
@@ -126,6 +148,9 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         help="also write a picture, .png or .gif; repeatable",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+
+
+def _add_verification(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify",
         action="store_true",
@@ -136,10 +161,36 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         "--thresholds",
         type=float,
         nargs="*",
-        default=(),
         metavar="K",
-        help="with --verify: event thresholds of the CSI, in the store's unit (default: those of the run's config)",
+        help="with --verify: event thresholds, in the store's unit (default: those of the run's config)",
     )
+
+
+def _add_products(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--probability",
+        type=float,
+        nargs="+",
+        metavar="K",
+        help="also write the probability of reaching K, in the store's unit",
+    )
+    parser.add_argument(
+        "--neighbourhood",
+        type=positive,
+        metavar="PIXELS",
+        help="with --probability: side of the square of pixels that count (default: 15; 1 for an ensemble)",
+    )
+    parser.add_argument("--accumulation", action="store_true", help="also write the accumulated precipitation in mm")
+    parser.add_argument(
+        "--zr",
+        type=float,
+        nargs=2,
+        metavar=("A", "B"),
+        help="with --accumulation of reflectivity: Z = A R^B (default: 200 1.6)",
+    )
+
+
+def _add_ensemble(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ensemble-size",
         type=positive,
@@ -148,49 +199,75 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         help="number of members; deterministic models make one (default: 1)",
     )
     add_renamed(parser, "--samples", "--ensemble-size", "ensemble_size", type=positive)
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the members' noise (default: 0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the members' noise (default: 0)")
+
+
+def _add_tiles(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tile", type=positive, metavar="SIDE", help="forecast in overlapping tiles of SIDE x SIDE pixels"
     )
     parser.add_argument(
         "--overlap",
         type=int,
-        default=32,
         metavar="PIXELS",
-        help="overlap of neighbouring tiles in pixels (default: 32)",
+        help="with --tile: overlap of neighbouring tiles in pixels (default: 32)",
     )
+
+
+def _add_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--watch", action="store_true", help="watch the folder: one forecast per new frame, until SIGTERM or Ctrl-C"
     )
     parser.add_argument(
-        "--every", type=float, default=5.0, metavar="S", help="with --watch: polling interval in seconds (default: 5)"
+        "--every", type=float, metavar="S", help="with --watch: polling interval in seconds (default: 5)"
     )
     parser.add_argument(
         "--patience",
         type=float,
-        default=60.0,
         metavar="S",
         help="with --watch: seconds to wait until a new file can be read (default: 60)",
     )
-    add_device(parser, "auto: a GPU where there is one")
-    add_model_file(parser)
-    arguments = parser.parse_args(words[:cut])
-    arguments.model = _model_of(run_given(arguments))
-    return arguments, words[cut + 1 :]
+
+
+# An option has no effect without the one it belongs to.
+NEEDED = {
+    "thresholds": "verify",
+    "neighbourhood": "probability",
+    "zr": "accumulation",
+    "overlap": "tile",
+    "every": "watch",
+    "patience": "watch",
+}
+DEFAULTS = {"thresholds": (), "probability": (), "zr": (200, 1.6), "seed": 0, "overlap": 32, "every": 5, "patience": 60}
+
+
+def _check_together(arguments: argparse.Namespace) -> None:
+    """Refuse options that have no effect, or contradict each other; then fill in defaults.
+
+    Raises:
+        ConfigError: names both options.
+    """
+    for option, needed in NEEDED.items():
+        if getattr(arguments, option) is not None and not getattr(arguments, needed):
+            raise ConfigError(f"--{option} has no effect without --{needed}: add --{needed}, or omit --{option}")
+    if arguments.seed is not None and arguments.ensemble_size == 1:
+        raise ConfigError("--seed has no effect without --ensemble-size above 1: add it, or omit --seed")
+    if arguments.watch and (arguments.at or arguments.verify):
+        raise ConfigError("--watch forecasts the newest frames: leave --at and --verify out")
+    for option, value in DEFAULTS.items():
+        if getattr(arguments, option) is None:
+            setattr(arguments, option, value)
+    for option, numbers in {"every": [arguments.every], "patience": [arguments.patience], "zr": arguments.zr}.items():
+        if not min(numbers) > 0:
+            raise ConfigError(f"--{option} {' '.join(f'{number:g}' for number in numbers)}: must be above 0")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code."""
     arguments, options = _arguments(argv)
     stop = StopRequest()
-    if arguments.thresholds and not arguments.verify:
-        raise ConfigError("--thresholds are those of --verify: add it, or leave them out")
     if arguments.watch:
         stop.install()
-        if arguments.at or arguments.verify:
-            raise ConfigError("--watch forecasts the newest frames: leave --at and --verify out")
-        if not min(arguments.every, arguments.patience) > 0:
-            raise ConfigError(f"--every {arguments.every:g} --patience {arguments.patience:g}: seconds, above 0")
 
     # torch is imported late: --help and a mistyped path answer at once.
     from shards.recent import open_archive
@@ -240,14 +317,20 @@ def _check_source(arguments: argparse.Namespace, trained: Trained, argv: Sequenc
 def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: tuple[bool, ...]) -> Task:
     from toolkit.distributed.device import choose, set_arithmetic
     from toolkit.forecast.make import Request
+    from toolkit.forecast.products import Products
     from toolkit.forecast.trained import load_trained
 
     device = choose(arguments.device or "auto", 0)
     trained = load_trained(arguments.model, arguments.which, device, arguments.model_file)
     set_arithmetic(trained.config.train)
     lead = arguments.lead or trained.config.data.horizon
-    request = Request(lead, arguments.ensemble_size, arguments.seed, arguments.tile, arguments.overlap)
-    return Task(trained, request, outputs, stamped, arguments.overwrite, arguments.verify, tuple(arguments.thresholds))
+    request = Request(
+        lead, arguments.ensemble_size, arguments.seed, arguments.tile, arguments.overlap, arguments.keep_inflow
+    )
+    probability, zr = tuple(arguments.probability), tuple(arguments.zr)
+    products = Products(probability, arguments.neighbourhood, arguments.accumulation, zr)
+    verified = arguments.verify, tuple(arguments.thresholds)
+    return Task(trained, request, outputs, stamped, arguments.overwrite, products, *verified)
 
 
 def _make(task: Task, archive: Archive, frame: Frame) -> None:
@@ -262,6 +345,7 @@ def _make(task: Task, archive: Archive, frame: Frame) -> None:
     check_output(data, task.overwrite)
     trained, request = task.trained, task.request
     check_fits(trained, archive, request)
+    task.products.check(trained.scale, trained.step_seconds or archive.description.step_seconds)
     step = (trained.step_seconds or archive.description.step_seconds) if frame.time is not None else None
     frames = archive.up_to(frame, trained.config.data.context, step)
     size = by((archive.description.frames.height, archive.description.frames.width))
@@ -280,7 +364,7 @@ def _make(task: Task, archive: Archive, frame: Frame) -> None:
         write_atomic(written[-1], json.dumps(made, indent=1) + "\n")
     for picture in pictures:
         draw(forecast, picture, truth)
-    write_forecast(forecast, data)
+    write_forecast(forecast, data, task.products)
     print("\n".join(str(path) for path in (data, *pictures, *written)), flush=True)
 
 

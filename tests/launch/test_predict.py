@@ -63,12 +63,33 @@ def test_without_an_output_the_name_tells_the_time(
         assert data["radar_reflectivity"].shape == (3, 20, 30)  # the run's horizon, the crop asked for
 
 
+def test_products_as_they_are_typed(make_run: MakeRun, radar: Path, tmp_path: Path) -> None:  # noqa: F811
+    words = ["--probability", "20", "30", "--neighbourhood", "3", "--accumulation", "--zr", "316", "1.5"]
+    assert predict(make_run(), radar, "--out", str(tmp_path / "f.nc"), *words) == 0
+    with xarray.open_dataset(tmp_path / "f.nc") as data:
+        assert data["exceedance_probability"].shape == (2, 3, *data["radar_reflectivity"].shape[1:])
+        assert "Z = 316 R^1.5" in data["accumulation"].attrs["comment"]
+        assert float(data["accumulation"].max()) > 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--run", "nowhere"], "no such run"),
         (["--watch", "--at", "2016-07-11"], "leave --at and --verify out"),
-        (["--watch", "--every", "0"], "--every 0"),
+        (["--watch", "--every", "0"], "--every 0: must be above 0"),
+        (["--accumulation", "--zr", "0", "1.6"], "--zr 0 1.6: must be above 0"),
+        (["--every", "3"], "--every has no effect without --watch: add --watch, or omit --every"),
+        (["--patience", "3"], "--patience has no effect without --watch"),
+        (["--overlap", "0"], "--overlap has no effect without --tile"),
+        (["--thresholds", "30"], "--thresholds has no effect without --verify"),
+        (["--thresholds"], "--thresholds has no effect without --verify"),
+        (["--neighbourhood", "5"], "--neighbourhood has no effect without --probability"),
+        (["--zr", "300", "1.4"], "--zr has no effect without --accumulation"),
+        (["--seed", "1"], "--seed has no effect without --ensemble-size above 1"),
+        (["--keep-inflow"], "--keep-inflow: persistence does not move the last frame"),
+        (["--probability", "200"], "--probability: 200 is outside of this store"),
+        (["--probability", "30", "--neighbourhood", "4"], "--neighbourhood 4: .* use 5"),
         (["--which", "7"], "step-00000007|not trained"),
     ],
 )

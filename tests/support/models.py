@@ -35,10 +35,13 @@ def config_of(name: str, **options) -> RunConfig:
 TRAINED = [name for name, entry in MODELS.items() if entry.trained]
 
 
+NEEDING_PYSTEPS = ("pysteps", "steps")
+
+
 def needing_extras(names: Iterable[str]) -> list[Any]:
     """Parameters for pytest; those that need what isn't installed are skipped."""
     absent = pytest.mark.skipif(find_spec("pysteps") is None, reason="pip install '.[pysteps]'")
-    return [pytest.param(name, marks=absent) if name == "pysteps" else name for name in names]
+    return [pytest.param(name, marks=absent) if name in NEEDING_PYSTEPS else name for name in names]
 
 
 def assert_same(ours, plain, parameters) -> None:

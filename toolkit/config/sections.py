@@ -226,7 +226,7 @@ class TrainConfig(Options):
     zero: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage", json_schema_extra=EXECUTION)
     offload_optimizer: bool = Field(
         False,
-        description="keep Adam's state and do its step on the CPU; needs ZeRO 1, 2 or 3",
+        description="keep the optimizer's state and do its step on the CPU; needs ZeRO 1, 2 or 3",
         json_schema_extra=EXECUTION,
     )
     activation_checkpointing: ActivationCheckpointing = Field(
@@ -370,6 +370,11 @@ class EvalConfig(Options):
     )
     lpips: bool = Field(
         False, description="also compute LPIPS; needs AlexNet's weights, see toolkit/evaluate/perceptual.py"
+    )
+    exclude_inflow: bool = Field(
+        False,
+        description="leave out pixels that flow in from outside the observed area by the optical flow of the context, "
+        "the same ones for every model",
     )
     analyse: int = Field(
         0,

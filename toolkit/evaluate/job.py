@@ -22,7 +22,7 @@ from typing import Any
 from shards import open_store
 from shards.manifest import Scale
 from toolkit.atomic import clear_leftovers, replacing, write_atomic
-from toolkit.checkpoint.weights import load_model
+from toolkit.checkpoint.weights import load_model, store_of_run
 from toolkit.config import RunConfig
 from toolkit.data.windows import open_windows
 from toolkit.distributed.world import World
@@ -31,8 +31,9 @@ from toolkit.evaluate.check import check_scoring
 from toolkit.evaluate.ensemble import Ensemble
 from toolkit.evaluate.perceptual import load_lpips
 from toolkit.evaluate.protocols import load_protocol
-from toolkit.evaluate.request import Request, result_name, stored_requests
+from toolkit.evaluate.request import Request, result_name, stored_requests, with_store
 from toolkit.evaluate.run import SINGLE, evaluate_model, sample_frames
+from toolkit.evaluate.scoring import EVENT_RULE
 from toolkit.evaluate.table import ScoreTable, save_npz
 from toolkit.models.base import SequenceModel
 from toolkit.models.baselines import Persistence
@@ -54,7 +55,8 @@ class Evaluation:
             ConfigError: no store, an unknown split, windows longer than any event, or what `check_scoring` names.
         """
         self.run, self.request, self.world = run, request, world
-        self.own: RunConfig = run.config()
+        own = run.config()
+        self.own: RunConfig = with_store(own, store_of_run(run, own))
         self.config = request.config(self.own)
         self.name = result_name(self.own, self.config, request.limit)
         self.which = run.scored_checkpoints if request.which is None else request.which
@@ -106,7 +108,7 @@ class Evaluation:
         if wanted:
             if self.world.is_main:
                 self.run.write_state(phase="evaluating")
-            persistence = self._score(Persistence(), "persistence").compute().as_dict()
+            persistence = _as_record(self._score(Persistence(), "persistence"))
             done: dict[tuple[int, bool], str] = {}
             for which, step in wanted.items():
                 weights = step, which == "ema"  # the moving average is of the last step, and has other weights
@@ -122,6 +124,7 @@ class Evaluation:
 
     def _identity(self, model: SequenceModel, step: int) -> dict[str, object]:
         """Return what a result depends on: a result with equal values is not computed again."""
+        thresholds = list(self.protocol.thresholds_for(self.config.eval.thresholds))
         return {
             "version": RESULT_VERSION,
             "protocol": self.protocol.choices(),
@@ -132,7 +135,8 @@ class Evaluation:
             },
             "split": self.split,
             "step": step,
-            "thresholds": list(self.protocol.thresholds_for(self.config.eval.thresholds)),
+            "thresholds": thresholds,
+            "event_rule": EVENT_RULE if thresholds else None,
             "lpips": self.config.eval.lpips,
             "context": self.config.data.context,
             "stride": self.config.data.eval_stride,
@@ -140,6 +144,8 @@ class Evaluation:
             "limit": self.request.limit,
             "ensemble": self._ensemble(model).described(),
             "show": self.config.eval.show,
+            # left out where it is false, so that results from before it stay valid
+            **({"exclude_inflow": True} if self.config.eval.exclude_inflow else {}),
         }
 
     def _is_there(self, which: str, model: SequenceModel, step: int) -> bool:
@@ -170,7 +176,7 @@ class Evaluation:
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "seconds": round(seconds, 3),
             "world_size": self.world.world_size,
-            **scores.as_dict(),
+            **_as_record(table),
             "persistence": persistence,
         }
         table.save(self.file(which, ".table.npz"))
@@ -192,6 +198,7 @@ class Evaluation:
             show=self.config.eval.show,
             device=self.world.device,
             ensemble=self._ensemble(model),
+            exclude_inflow=self.config.eval.exclude_inflow,
         )
         save_npz(self.file(which, ".samples.npz"), frames)
 
@@ -224,6 +231,8 @@ class Evaluation:
             limit=self.request.limit,
             ensemble=ensemble,
             lpips=self.lpips,
+            exclude_inflow=self.config.eval.exclude_inflow,
+            diagrams=True,
             progress=self._progress(name),
         )
 
@@ -255,9 +264,16 @@ class Evaluation:
         logger.info("%s-%s: the same step as %s; copied", self.name, which, source)
 
 
+def _as_record(table: ScoreTable) -> dict[str, object]:
+    diagrams = None if table.diagrams is None else table.diagrams.compute()
+    return {**table.compute().as_dict(), "diagrams": diagrams}
+
+
 def _without_text(value: object) -> object:
-    """Leave out the description for reports, which may change between versions."""
-    return {key: item for key, item in value.items() if key != "text"} if isinstance(value, dict) else value
+    """Leave out the description for reports, which may change between versions, and a store's path: it has a digest."""
+    return (
+        {key: item for key, item in value.items() if key not in ("text", "path")} if isinstance(value, dict) else value
+    )
 
 
 def _described(scale: Scale) -> str:

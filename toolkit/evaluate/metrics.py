@@ -204,14 +204,23 @@ def fractions(forecast: Tensor, observed: Tensor, window: int, mask: Tensor | No
         raise ToolkitError(f"FSS: a neighbourhood is centred on a pixel; its side of {window} pixels must be odd")
     if mask is not None:
         forecast, observed = forecast & mask, observed & mask
-    shares = [
-        F.avg_pool2d(events.flatten(0, 1).double(), window, stride=1, padding=window // 2).unflatten(
-            0, events.shape[:2]
-        )
-        for events in (forecast, observed)
-    ]
+    shares = [box_sums(events.double(), window) / window**2 for events in (forecast, observed)]
     difference = (shares[0] - shares[1]).square().flatten(2).mean(2)
     return difference, (shares[0].square() + shares[1].square()).flatten(2).mean(2)
+
+
+def box_sums(frames: Tensor, side: int) -> Tensor:
+    """Return sums over the square of `side` pixels around each pixel of [..., H, W]; `side` is odd, outside is 0.
+
+    From running sums, so the cost does not depend on `side`; exact for integers.
+    """
+    for axis in (-2, -1):
+        length = frames.shape[axis]
+        running = torch.cat([torch.zeros_like(frames.narrow(axis, 0, 1)), frames.cumsum(axis)], axis)
+        place = torch.arange(length, device=frames.device)
+        last, first = (place + side // 2 + 1).clamp(max=length), (place - side // 2).clamp(min=0)
+        frames = running.index_select(axis, last) - running.index_select(axis, first)
+    return frames
 
 
 def _count(events: Tensor) -> Tensor:

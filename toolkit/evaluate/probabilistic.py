@@ -51,17 +51,21 @@ TIES = 0x7135  # added to the batch number: a different random stream than that 
 class Members:
     """The ensemble members of one batch, added one at a time."""
 
-    def __init__(self, count: int, codes: Tensor, scale: Scale, protocol: Protocol, number: int) -> None:
+    def __init__(
+        self, count: int, codes: Tensor, scale: Scale, protocol: Protocol, number: int, inflow: Tensor | None = None
+    ) -> None:
         """
         Args:
             count: N, at least 2.
             codes: the observation, uint8 [B, T, C, H, W].
             number: batch number, seeds the ranks of ties.
+            inflow: see `Compared`.
 
         Raises:
             ToolkitError: there is not enough memory or disk space.
         """
         self.count, self.codes, self.scale, self.protocol, self.number = count, codes, scale, protocol, number
+        self.inflow = inflow
         frames = codes.shape[0] * codes.shape[1]
         self._kept = _room((count, frames, codes[0, 0].numel()))
         self._nonfinite = torch.zeros(codes.shape[:2], dtype=torch.int64, device=codes.device)
@@ -70,7 +74,7 @@ class Members:
 
     def add(self, member: Tensor) -> None:
         """Add a forecast [B, T, C, H, W]."""
-        compared = Compared(member, self.codes, self.scale, self.protocol)
+        compared = Compared(member, self.codes, self.scale, self.protocol, self.inflow)
         self._mask = compared.mask
         self._nonfinite += compared.nonfinite
         self._kept[self._taken] = compared.predicted.flatten(2).flatten(0, 1).cpu().numpy()
@@ -90,6 +94,13 @@ class Members:
             values[broken] = 0 if name == RANKS else torch.nan
         found = {name: values.unflatten(0, shape).cpu().numpy() for name, values in columns.items()}
         return {**found, NONFINITE_MEMBERS: self._nonfinite.cpu().numpy()}
+
+    def probability(self, level: float) -> Tensor:
+        """Return the share of members at or above a level in 0..1, float64 of the observation's shape."""
+        reached = np.zeros(self._kept.shape[1:], dtype=np.float64)
+        for member in self._kept:
+            reached += member >= level
+        return torch.from_numpy(reached / self.count).view(self.codes.shape).to(self.codes.device)
 
     def _blocks(self) -> Iterator[slice]:
         count, frames, pixels = self._kept.shape

@@ -20,15 +20,17 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
 from shards.manifest import Scale
-from toolkit.data.windows import Window, to_unit
+from toolkit.data.windows import Window, observed, to_unit
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate import protocols
 from toolkit.evaluate.check import threshold_codes
+from toolkit.evaluate.diagrams import Diagrams, sums_of
 from toolkit.evaluate.ensemble import BestMember, Ensemble, MeanMember
 from toolkit.evaluate.perceptual import LPIPS
 from toolkit.evaluate.probabilistic import Members
 from toolkit.evaluate.scoring import member_cost, new_table, score_batch
 from toolkit.evaluate.table import ScoreTable
+from toolkit.models.baselines import OpticalFlow
 from toolkit.wording import count
 
 SINGLE = Ensemble()
@@ -54,8 +56,8 @@ class Windows(Protocol):
 
 @dataclass(frozen=True)
 class Forecast:
-    """One batch: windows with their indices, observation (codes) and scored prediction, both [B, horizon, C, H, W], and
-    the members of an ensemble, if they were kept.
+    """One batch: windows with their indices, observation (codes) and scored prediction, both [B, horizon, C, H, W], the
+    members of an ensemble, if they were kept, and the pixels that are not scored, if there are any.
     """
 
     indices: range
@@ -63,6 +65,7 @@ class Forecast:
     truth: Tensor
     prediction: Tensor
     members: Members | None = None
+    inflow: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Batches:
     Attributes:
         total: number of windows evaluated, the first ones of `windows`.
         batch: windows per batch (the last batch may be smaller).
+        exclude_inflow: see `evaluate_model`.
     """
 
     model: Predictor
@@ -83,16 +87,19 @@ class Batches:
     batch: int
     device: torch.device
     ensemble: Ensemble
+    exclude_inflow: bool = False
 
     def forecast(self, number: int, keep_members: bool = False) -> Forecast:
         """Compute the forecasts of a batch."""
         indices = range(number * self.batch, min(self.total, (number + 1) * self.batch))
         cut = [_window(self.windows, index, self.context + self.horizon) for index in indices]
         codes = torch.from_numpy(np.stack([window.frames for window in cut])).to(self.device)
-        truth = codes[:, self.context : self.context + self.horizon]
-        several = keep_members and self.ensemble.samples > 1
-        kept = Members(self.ensemble.samples, truth, self.windows.scale, self.protocol, number) if several else None
-        return Forecast(indices, cut, truth, self._predict(number, codes[:, : self.context], truth, kept), kept)
+        context, truth = codes[:, : self.context], codes[:, self.context : self.context + self.horizon]
+        inflow = inflow_of(context, self.horizon, self.windows.scale) if self.exclude_inflow else None
+        kept: Members | None = None
+        if keep_members and self.ensemble.samples > 1:
+            kept = Members(self.ensemble.samples, truth, self.windows.scale, self.protocol, number, inflow)
+        return Forecast(indices, cut, truth, self._predict(number, context, truth, kept, inflow), kept, inflow)
 
     def _members(self, number: int, context: Tensor, kept: Members | None) -> Iterator[Tensor]:
         generator = torch.Generator(self.device).manual_seed(number)
@@ -102,7 +109,9 @@ class Batches:
                 kept.add(member)
             yield member
 
-    def _predict(self, number: int, context: Tensor, truth: Tensor, kept: Members | None) -> Tensor:
+    def _predict(
+        self, number: int, context: Tensor, truth: Tensor, kept: Members | None, inflow: Tensor | None
+    ) -> Tensor:
         scale, ensemble = self.windows.scale, self.ensemble
         members = self._members(number, context, kept)
         if ensemble.samples == 1:
@@ -114,7 +123,7 @@ class Batches:
             return mean.result()
         best = BestMember()
         for member in members:
-            best.add(member, member_cost(member, truth, scale, self.protocol))
+            best.add(member, member_cost(member, truth, scale, self.protocol, inflow))
         return best.result()
 
 
@@ -133,6 +142,8 @@ def evaluate_model(
     limit: int | None = None,
     ensemble: Ensemble = SINGLE,
     lpips: LPIPS | None = None,
+    exclude_inflow: bool = False,
+    diagrams: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreTable:
     """Score a model on a split; every rank of the process group calls this and gets the same complete table.
@@ -144,6 +155,8 @@ def evaluate_model(
         limit: use only the first `limit` windows.
         ensemble: ensemble size, and which forecast is scored.
         lpips: compute LPIPS too, with this network.
+        exclude_inflow: do not score the pixels of `inflow_of`, the same ones for every model.
+        diagrams: also make `diagrams` of the table, if there are thresholds.
         progress: called with (windows done, windows of this rank) after each batch.
 
     Raises:
@@ -156,16 +169,25 @@ def evaluate_model(
     thresholds = protocol.thresholds_for(thresholds)
     threshold_codes(thresholds, windows.scale)  # a bad threshold should fail before the first forward pass
     members = ensemble.samples if ensemble.samples > 1 else 0
-    table = new_table(protocol, horizon, thresholds, lpips is not None, members)
-    batches = Batches(model, windows, total, context, horizon, protocol, batch, torch.device(device), ensemble)
+    table = new_table(protocol, horizon, thresholds, lpips is not None, members, exclude_inflow)
+    batches = Batches(
+        model, windows, total, context, horizon, protocol, batch, torch.device(device), ensemble, exclude_inflow
+    )
+    if diagrams and thresholds:
+        table.diagrams = Diagrams(thresholds, ensemble.samples, windows[0].frames.shape[-2:])
     mine = range(rank, -(-total // batch), world)
     share = sum(min(batch, total - number * batch) for number in mine)
     failure: Exception | None = None
     try:
         for number in mine:
             made = batches.forecast(number, keep_members=True)
-            columns = score_batch(made.prediction, made.truth, windows.scale, protocol, thresholds, lpips)
+            columns = score_batch(made.prediction, made.truth, windows.scale, protocol, thresholds, lpips, made.inflow)
             columns |= made.members.scores() if made.members else {}
+            if table.diagrams is not None:
+                probability = made.members.probability if made.members else None
+                table.diagrams.sums[number] = sums_of(
+                    made.prediction, made.truth, windows.scale, protocol, thresholds, probability, made.inflow
+                )
             cut = made.windows
             table.update(made.indices, [window.key for window in cut], [window.mode for window in cut], columns)
             if progress is not None:
@@ -211,6 +233,20 @@ def predict(
             model.train(training)
 
 
+def inflow_of(codes: Tensor, horizon: int, scale: Scale) -> Tensor:
+    """Return the pixels that flow in from outside the observed area by the optical flow of the context (with default
+    options): no extrapolation can know them. The mask depends on the context alone, so it is the same for all models.
+
+    Args:
+        codes: context, uint8 [B, Tc, C, H, W].
+
+    Returns:
+        bool [B, horizon, C, H, W].
+    """
+    seen = observed(codes[:, -1], scale)
+    return OpticalFlow().predict_with_inflow(to_unit(codes, scale), horizon, observed=seen)[1][0]
+
+
 def sample_frames(
     model: Predictor,
     windows: Windows,
@@ -223,6 +259,7 @@ def sample_frames(
     show: int,
     device: torch.device | str,
     ensemble: Ensemble = SINGLE,
+    exclude_inflow: bool = False,
 ) -> dict[str, NDArray[np.generic]]:
     """Return frames for figures: the first `show` (at least 1) sequences of each mode in a table.
 
@@ -234,7 +271,9 @@ def sample_frames(
         over the frames of a sequence; scale, a JSON text.
     """
     indices = table.first_of_modes(show)
-    batches = Batches(model, windows, len(table), context, horizon, protocol, batch, torch.device(device), ensemble)
+    batches = Batches(
+        model, windows, len(table), context, horizon, protocol, batch, torch.device(device), ensemble, exclude_inflow
+    )
     cut: dict[int, Window] = {}
     predicted: dict[int, NDArray[np.generic]] = {}
     for number, places in itertools.groupby(sorted(indices), key=lambda index: index // batch):

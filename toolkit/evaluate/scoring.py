@@ -17,17 +17,24 @@ from toolkit.evaluate.check import threshold_codes
 from toolkit.evaluate.ensemble import cost_of
 from toolkit.evaluate.perceptual import LPIPS
 from toolkit.evaluate.protocols import Protocol
-from toolkit.evaluate.table import EVENTS, EXACT, MISSING, NONFINITE, ScoreTable, at
+from toolkit.evaluate.table import EVENTS, EXACT, INFLOW, MISSING, NONFINITE, ScoreTable, at
 
+EVENT_RULE = 2  # since 2026-11-26: a forecast is compared in the store's unit; before (no number) by its rounded code
 AVERAGED = ("mse", "mae", "psnr", "ssim")
 
 
 def new_table(
-    protocol: Protocol, horizon: int, thresholds: Sequence[float], lpips: bool, members: int = 0
+    protocol: Protocol,
+    horizon: int,
+    thresholds: Sequence[float],
+    lpips: bool,
+    members: int = 0,
+    inflow: bool = False,
 ) -> ScoreTable:
     """Return an empty table for the columns of `score_batch`, and for `members` above 0 those of `Members.scores`."""
     averaged = (*AVERAGED, *(("snr",) if protocol.snr else ()), *(("lpips",) if lpips else ()))
-    return ScoreTable(protocol.name, horizon, averaged, thresholds, protocol.event_pools, protocol.fss_windows, members)
+    events = (thresholds, protocol.event_pools, protocol.fss_windows)
+    return ScoreTable(protocol.name, horizon, averaged, *events, members, inflow)
 
 
 def threshold_level(threshold: float, code: int, scale: Scale) -> float:
@@ -47,15 +54,20 @@ class Compared:
     Args:
         prediction: [B, T, C, H, W] in the models' unit (code / max_code), as returned by the model.
         codes: uint8 of the same shape, the observation.
+        inflow: bool of the same shape, pixels that are not scored although they are observed; None: all are scored.
 
     Attributes:
         nonfinite: bool [B, T]: the prediction of the frame is not finite; its averaged scores are NaN.
     """
 
-    def __init__(self, prediction: Tensor, codes: Tensor, scale: Scale, protocol: Protocol) -> None:
+    def __init__(
+        self, prediction: Tensor, codes: Tensor, scale: Scale, protocol: Protocol, inflow: Tensor | None = None
+    ) -> None:
         self.protocol = protocol
         self.truth, predicted = to_unit(codes, scale), prediction.float()
-        seen = observed(codes, scale)
+        self.observed = seen = observed(codes, scale)
+        if inflow is not None:
+            seen = ~inflow if seen is None else seen & ~inflow
         self.mask = None if seen is None or bool(seen.all()) else seen
         self.nonfinite = ~torch.isfinite(predicted).flatten(2).all(2)
         # Scores of frames that are not finite are set to NaN below.
@@ -101,9 +113,11 @@ class Compared:
         return values.masked_fill(incomplete, torch.nan)
 
 
-def member_cost(prediction: Tensor, codes: Tensor, scale: Scale, protocol: Protocol) -> Tensor:
+def member_cost(
+    prediction: Tensor, codes: Tensor, scale: Scale, protocol: Protocol, inflow: Tensor | None = None
+) -> Tensor:
     """Return the cost of an ensemble member for each sequence, float64 [B], by the protocol's `best_by`."""
-    compared = Compared(prediction, codes, scale, protocol)
+    compared = Compared(prediction, codes, scale, protocol, inflow)
     return cost_of(compared.averaged(protocol.best_by), compared.nonfinite, protocol.best_by)
 
 
@@ -114,20 +128,23 @@ def score_batch(
     protocol: Protocol,
     thresholds: Sequence[float],
     lpips: LPIPS | None = None,
+    inflow: Tensor | None = None,
 ) -> dict[str, NDArray[np.float64] | NDArray[np.int64]]:
     """Compute all columns of one batch.
 
     Args:
-        prediction, codes: see `Compared`.
+        prediction, codes, inflow: see `Compared`.
         thresholds: in the store's unit.
 
     Returns:
         Columns of `new_table`, each [B, T]. Averaged columns are NaN in frames whose prediction is not finite.
     """
-    compared = Compared(prediction, codes, scale, protocol)
-    mask, nonfinite = compared.mask, compared.nonfinite
-    missing = torch.zeros_like(nonfinite, dtype=torch.int64) if mask is None else (~mask).flatten(2).sum(2)
+    compared = Compared(prediction, codes, scale, protocol, inflow)
+    nonfinite, seen = compared.nonfinite, compared.observed
+    missing = torch.zeros_like(nonfinite, dtype=torch.int64) if seen is None else (~seen).flatten(2).sum(2)
     columns = {EXACT: compared.exact, NONFINITE: nonfinite, MISSING: missing}
+    if inflow is not None:
+        columns[INFLOW] = (inflow if seen is None else inflow & seen).flatten(2).sum(2)
     columns |= {name: compared.averaged(name) for name in (*AVERAGED, *(("snr",) if protocol.snr else ()))}
     if lpips is not None:
         columns["lpips"] = compared.lpips(lpips)

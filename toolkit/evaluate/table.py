@@ -26,7 +26,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,12 +36,16 @@ from toolkit.errors import ToolkitError
 from toolkit.shipped import command
 from toolkit.wording import count
 
+if TYPE_CHECKING:
+    from toolkit.evaluate.diagrams import Diagrams
+
 Values = NDArray[np.generic]
 Cells = dict[str, float | int | None]  # {score: value}
 Curves = dict[str, list[float | int | None]]  # {score: one value per lead time}
 
 EXACT, NONFINITE, MISSING = "exact_frames", "nonfinite_frames", "missing_pixels"
 STATUS = (EXACT, NONFINITE, MISSING)  # counted columns of every table
+INFLOW = "inflow_pixels"  # counted column of tables that leave these pixels out
 NONFINITE_MEMBERS, RANKS = "nonfinite_members", "ranks"
 CRPS = ("crps", "crps_fair")
 SPREAD = ("ensemble_variance", "ensemble_error")
@@ -93,6 +97,7 @@ class ScoreTable:
         pools: Sequence[int] = (1,),
         fss_windows: Sequence[int] = (),
         members: int = 0,
+        inflow: bool = False,
     ) -> None:
         """
         Args:
@@ -102,7 +107,10 @@ class ScoreTable:
             thresholds: event thresholds in the store's unit; each makes four counted columns for each of `pools`, and
                 two averaged ones for each of `fss_windows`.
             members: ensemble size N; 0: one forecast of each sample.
+            inflow: pixels that flow in from outside the observed area are excluded, and counted.
         """
+        self.inflow = inflow
+        self.diagrams: Diagrams | None = None  # of the same samples; not part of `save`
         self.label = label
         self.horizon = horizon
         self.members = members
@@ -116,7 +124,7 @@ class ScoreTable:
             *(at(name, *share) for share in shares for name in ("fss_error", "fss_reference")),
             *(SPREAD if members else ()),
         )
-        self.status = (*STATUS, *((NONFINITE_MEMBERS,) if members else ()))
+        self.status = (*STATUS, *((INFLOW,) if inflow else ()), *((NONFINITE_MEMBERS,) if members else ()))
         self.counted = (
             *self.status,
             *(at(name, k, side) for k in self.thresholds for side in self.pools for name in EVENTS),
@@ -130,6 +138,7 @@ class ScoreTable:
     def _schema(self) -> tuple[Any, ...]:
         return (
             self.label, self.horizon, self.given, self.thresholds, self.pools, self.fss_windows, self.members,
+            self.inflow,
         )  # fmt: skip
 
     @property
@@ -194,6 +203,8 @@ class ScoreTable:
                 "give each rank different samples and start again"
             )
         self._rows.update(other._rows)
+        if self.diagrams is not None and other.diagrams is not None:
+            self.diagrams.merge(other.diagrams)
 
     def only(self, mode: str) -> ScoreTable:
         """Return the samples of one mode."""
@@ -311,6 +322,7 @@ class ScoreTable:
             "fss_windows": np.array(self.fss_windows, dtype=np.int64),
             "horizon": np.array(self.horizon),
             "members": np.array(self.members),
+            "inflow": np.array(self.inflow),
         }
         save_npz(path, {**schema, **self.arrays()})
 
@@ -327,7 +339,8 @@ class ScoreTable:
             label, *averaged = (str(name) for name in columns["schema"])
             thresholds, pools, windows = (columns[name].tolist() for name in ("thresholds", "pools", "fss_windows"))
             members = int(columns["members"]) if "members" in columns else 0
-            table = ScoreTable(label, int(columns["horizon"]), averaged, thresholds, pools, windows, members)
+            inflow = "inflow" in columns and bool(columns["inflow"])
+            table = ScoreTable(label, int(columns["horizon"]), averaged, thresholds, pools, windows, members, inflow)
             table.update(
                 columns["index"].tolist(),
                 columns["key"].tolist(),

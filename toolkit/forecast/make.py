@@ -2,11 +2,13 @@
 
 Frames are encoded like the training data, with the scale of the run's store. An archive with the same unit but a
 different encoding is converted; a different unit, number of channels or time step is an error. A pixel without an
-observation in any context frame has no forecast.
+observation in any context frame has no forecast, and neither has one that flows in from outside of the observed area
+(models that move the last frame; toolkit/models/baselines.py).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,7 +27,11 @@ from toolkit.data.windows import to_unit
 from toolkit.errors import ConfigError
 from toolkit.forecast.tiles import predict_tiled
 from toolkit.forecast.trained import Trained
+from toolkit.models.base import SequenceModel
+from toolkit.models.baselines import Advection
 from toolkit.wording import count
+
+logger = logging.getLogger(__name__)
 
 STEP_TOLERANCE = 0.01  # relative, of the time step; for jitter of frames see shards.recent
 
@@ -40,6 +46,7 @@ class Request:
         seed: of the random numbers of the members.
         tile: side of the tiles; None: no tiling.
         overlap: of neighbouring tiles, pixels.
+        keep_inflow: keep the values of pixels that flow in from outside the observed area (`model.outside`).
     """
 
     lead: int
@@ -47,6 +54,7 @@ class Request:
     seed: int = 0
     tile: int | None = None
     overlap: int = 32
+    keep_inflow: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,9 +62,10 @@ class Forecast:
     """A forecast with its context and metadata.
 
     Attributes:
-        values: float32 [S, T, C, H, W] in `scale.physical_unit`, NaN for pixels without an observation.
-        units: output of the model, clamped to 0..1, without missing values.
+        values: float32 [S, T, C, H, W] in `scale.physical_unit`, NaN for missing pixels.
+        units: output of the model, clamped to 0..1; 0 where a pixel flows in.
         unseen: pixels without an observation in the context.
+        inflow: pixels that flow in from outside the observed area, in any member.
         context: codes of the model's scale, uint8 [Tc, C, H, W]; `times`: of these frames.
         reference: time of the last observation, UTC; None if the archive has no time stamps.
     """
@@ -64,6 +73,7 @@ class Forecast:
     values: Values
     units: NDArray[np.float32]
     unseen: NDArray[np.bool_]  # [C, H, W]
+    inflow: NDArray[np.bool_]  # [T, C, H, W]
     context: Codes
     times: tuple[datetime | None, ...]
     step_seconds: float | None
@@ -76,6 +86,11 @@ class Forecast:
     @property
     def reference(self) -> datetime | None:
         return self.times[-1]
+
+    @property
+    def missing(self) -> NDArray[np.bool_]:
+        """Return the pixels without a forecast, bool [T, C, H, W]."""
+        return np.asarray(self.unseen | self.inflow)
 
     def valid(self) -> list[datetime | None]:
         """Return the valid time of every predicted frame."""
@@ -93,7 +108,7 @@ class Forecast:
         """Return the ensemble mean as codes, uint8 [T, C, H, W], with the missing code where there is no value."""
         codes = np.rint(self.units.mean(0) * self.scale.max_code).astype(np.uint8)
         if self.scale.missing_code is not None:
-            codes[:, self.unseen] = self.scale.missing_code
+            codes[self.missing] = self.scale.missing_code
         return codes
 
 
@@ -125,6 +140,10 @@ def check_fits(trained: Trained, archive: Archive, request: Request) -> None:
             f"{archive.where}: the time step is {step:g} s, the model was trained on {known:g} s, so motion per frame "
             "would differ. Train on such an archive, or pass `-- --step SECONDS` if the time step is detected wrongly"
         )
+    if request.keep_inflow and not isinstance(ours.model, Advection):
+        raise ConfigError(
+            f"--keep-inflow: {ours.config.model.name} does not move the last frame, so it has no inflow: omit it"
+        )
     if request.samples > 1 and not ours.model.stochastic:
         raise ConfigError(
             f"--ensemble-size {request.samples}: {ours.config.model.name} is deterministic, all members would be "
@@ -142,13 +161,20 @@ def make_forecast(trained: Trained, archive: Archive, frames: Sequence[Frame], r
     check_fits(trained, archive, request)
     codes, seen = recoded(read_frames(archive, frames), archive.description.scale, trained.scale)
     reference = frames[-1].time
-    units = _predict(trained, codes, request, reference)
+    units, inflow = _predict(trained, codes, seen[-1], request, reference)
     unseen: NDArray[np.bool_] = np.asarray(~seen.any(0))
+    if inflow.any():
+        logger.info(
+            "%s of %s pixels (%.1f %%; at the last lead time %.1f %%) flow in from outside the observed area and are "
+            "missing in the forecast",
+            f"{inflow.sum():,}", f"{inflow.size:,}", 100 * inflow.mean(), 100 * inflow[-1].mean(),
+        )  # fmt: skip
     described = archive.description
     return Forecast(
-        values=_physical(units, unseen, trained.scale),
+        values=_physical(units, unseen | inflow, trained.scale),
         units=units,
         unseen=unseen,
+        inflow=inflow,
         context=codes,
         times=tuple(frame.time for frame in frames),
         step_seconds=trained.step_seconds or described.step_seconds,
@@ -193,10 +219,20 @@ def recoded(codes: Codes, scale: Scale, wanted: Scale) -> tuple[Codes, NDArray[n
     return np.asarray(table[codes]), seen
 
 
-def _predict(trained: Trained, codes: Codes, request: Request, reference: datetime | None) -> NDArray[np.float32]:
-    """Predict [S, T, C, H, W] in 0..1, one member at a time; all tiles of a member use the same random numbers."""
+def _predict(
+    trained: Trained, codes: Codes, observed: NDArray[np.bool_], request: Request, reference: datetime | None
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Predict [S, T, C, H, W] in 0..1, one member at a time; all tiles of a member use the same random numbers.
+
+    Args:
+        observed: [C, H, W], where the last context frame has an observation.
+
+    Returns:
+        The members, and the inflow [T, C, H, W] of any of them.
+    """
     device = next((p.device for p in trained.model.parameters()), torch.device("cpu"))
     unit = to_unit(torch.from_numpy(codes), trained.scale)[None]
+    frames = torch.cat([unit, torch.from_numpy(observed)[None, None].float()], 1)  # tiles are cut of both
     moment = 0 if reference is None else int((reference - datetime(1970, 1, 1)).total_seconds())
     members = []
     for member in range(request.samples):
@@ -204,12 +240,13 @@ def _predict(trained: Trained, codes: Codes, request: Request, reference: dateti
 
         def predict(part: torch.Tensor, seed: int = seed) -> torch.Tensor:
             generator = torch.Generator(device).manual_seed(seed) if request.samples > 1 else None
-            made = trained.model.predict(part.to(device), request.lead, 1, generator)
-            return made[0, 0].float().cpu()
+            return _member(trained.model, part.to(device), request, generator).float().cpu()
 
         try:
             predicted = (
-                predict(unit) if request.tile is None else predict_tiled(predict, unit, request.tile, request.overlap)
+                predict(frames)
+                if request.tile is None
+                else predict_tiled(predict, frames, request.tile, request.overlap)
             )
         except ConfigError as error:
             if request.tile is not None:
@@ -220,12 +257,29 @@ def _predict(trained: Trained, codes: Codes, request: Request, reference: dateti
                 f"size ({error}): use tiles, --tile {min(trained.frames.height, trained.frames.width)}"
             ) from None
         members.append(predicted.clamp(0.0, 1.0).numpy())
-    return np.stack(members)
+    made = np.stack(members)
+    if not isinstance(trained.model, Advection):
+        return made, np.zeros(made.shape[1:], dtype=bool)
+    inflow = np.isnan(made)
+    return np.where(inflow, np.float32(0), made), inflow.any(0)
 
 
-def _physical(units: NDArray[np.float32], unseen: NDArray[np.bool_], scale: Scale) -> Values:
+def _member(
+    model: SequenceModel, frames: torch.Tensor, request: Request, generator: torch.Generator | None
+) -> torch.Tensor:
+    """Return a forecast [T, C, H, W] of context frames [1, Tc + 1, C, H, W], of which the last is the mask of observed
+    pixels; NaN where a pixel flows in.
+    """
+    context, observed = frames[:, :-1].contiguous(), frames[:, -1] > 0.5
+    if request.keep_inflow or not isinstance(model, Advection):
+        return model.predict(context, request.lead, 1, generator)[0, 0]
+    made, inflow = model.predict_with_inflow(context, request.lead, 1, generator, observed)
+    return made.masked_fill(inflow, torch.nan)[0, 0]
+
+
+def _physical(units: NDArray[np.float32], missing: NDArray[np.bool_], scale: Scale) -> Values:
     values = np.asarray(scale.offset + scale.gain * scale.max_code * units, dtype=np.float32)
     if scale.mapping is not None:
         values = MAPPINGS[scale.mapping].physical(values)
-    values[..., unseen] = np.nan
+    values[:, missing] = np.nan
     return values

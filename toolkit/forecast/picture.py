@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from shards.colours import BELOW_COLOUR, DBZ_COLOURS, MISSING_COLOUR, has_steps, norm_and_colours, value_range
+from shards.colours import BELOW_COLOUR, DBZ_COLOURS, MISSING_COLOUR, has_steps, norm_and_colours, rgb, value_range
 from shards.manifest import Codes, Scale
 from toolkit.atomic import replacing
 from toolkit.errors import ConfigError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Colours = NDArray[np.uint8]  # [H, W, 3]
 SUFFIXES = (".png", ".gif")
 COLUMNS = 5
 DPI = 100  # of animations
@@ -56,19 +58,20 @@ def draw(forecast: Forecast, path: Path, truth: Codes | None = None) -> None:
 
 def _png(forecast: Forecast, truth: Codes | None) -> bytes:
     """Draw rows: the context, the forecast, and the observation if known."""
-    predicted, times = forecast.mean_codes(), forecast.valid()
+    predicted, times = _predicted(forecast), forecast.valid()
     shown = chosen_leads(len(predicted), COLUMNS)
     past = list(range(max(0, len(forecast.context) - COLUMNS), len(forecast.context)))
-    rows: list[tuple[str, list[tuple[Codes, str]]]] = [
+    context = _images(forecast.context, forecast.scale)
+    rows: list[tuple[str, list[tuple[Colours, str]]]] = [
         (
             "context",
-            [(forecast.context[i], _stamp(forecast, forecast.times[i], i - len(forecast.context) + 1)) for i in past],
+            [(context[i], _stamp(forecast, forecast.times[i], i - len(context) + 1)) for i in past],
         ),
         (_name(forecast), [(predicted[i], _stamp(forecast, times[i], i + 1)) for i in shown]),
     ]
     if truth is not None and len(truth):
-        observed = [(truth[i], _stamp(forecast, times[i], i + 1)) for i in shown if i < len(truth)]
-        rows.append(("observation", observed))
+        images = _images(truth, forecast.scale)
+        rows.append(("observation", [(images[i], _stamp(forecast, times[i], i + 1)) for i in shown if i < len(truth)]))
     height, width = forecast.context.shape[-2:]
     columns = max(len(row) for _, row in rows)
     side = 1.9
@@ -77,8 +80,8 @@ def _png(forecast: Forecast, truth: Codes | None) -> bytes:
     for line, (name, frames) in zip(axes, rows, strict=True):
         for ax in line[len(frames) :]:
             ax.set_axis_off()
-        for ax, (codes, label) in zip(line, frames, strict=False):
-            _show(ax, codes, forecast.scale)
+        for ax, (image, label) in zip(line, frames, strict=False):
+            _show(ax, image)
             ax.set_title(label, fontsize=8, color=INK, pad=3)
         line[0].set_ylabel(name, fontsize=9, color=INK)
     tall = figure.get_figheight()
@@ -94,16 +97,17 @@ def _png(forecast: Forecast, truth: Codes | None) -> bytes:
 
 def _gif(forecast: Forecast, truth: Codes | None) -> bytes:
     """Draw the context, then the forecast, with the observation next to it if known."""
-    predicted, times, context = forecast.mean_codes(), forecast.valid(), forecast.context
-    both = truth is not None and len(truth) > 0
-    pages: list[list[tuple[str, Codes]]] = []
-    for i, codes in enumerate(context):
+    times, context = forecast.valid(), _images(forecast.context, forecast.scale)
+    observed = [] if truth is None else _images(truth, forecast.scale)
+    both = len(observed) > 0
+    pages: list[list[tuple[str, Colours]]] = []
+    for i, image in enumerate(context):
         label = f"context  {_stamp(forecast, forecast.times[i], i - len(context) + 1)}"
-        pages.append([(label, codes)] * (2 if both else 1))
-    for i, codes in enumerate(predicted):
-        pages.append([(f"{_name(forecast)}  {_stamp(forecast, times[i], i + 1)}", codes)])
-        if truth is not None and i < len(truth):
-            pages[-1].append(("observation", truth[i]))
+        pages.append([(label, image)] * (2 if both else 1))
+    for i, image in enumerate(_predicted(forecast)):
+        pages.append([(f"{_name(forecast)}  {_stamp(forecast, times[i], i + 1)}", image)])
+        if i < len(observed):
+            pages[-1].append(("observation", observed[i]))
     images = [_limited(_page(forecast, page, 2 if both else 1), forecast.scale) for page in pages]
     durations = [FRAME_MS] * len(images)
     durations[len(context) - 1] = durations[-1] = LAST_MS
@@ -114,17 +118,17 @@ def _gif(forecast: Forecast, truth: Codes | None) -> bytes:
     return out.getvalue()
 
 
-def _page(forecast: Forecast, frames: Sequence[tuple[str, Codes]], count: int) -> Image.Image:
+def _page(forecast: Forecast, frames: Sequence[tuple[str, Colours]], count: int) -> Image.Image:
     """Draw one time step: `count` frames side by side, of which the last may be missing."""
     height, width = forecast.context.shape[-2:]
     side = width / DPI if 200 <= width <= 500 else 3.6  # one image pixel per grid pixel for usual sizes
     gap, below, above = 0.14, 0.6, 0.32
     wide, tall = count * side + (count + 1) * gap, side * height / width + below + above
     figure = _figure(wide, tall)
-    for i, (name, codes) in enumerate(frames):
+    for i, (name, image) in enumerate(frames):
         place = ((i * side + (i + 1) * gap) / wide, below / tall, side / wide, (tall - below - above) / tall)
         ax = figure.add_axes(place)
-        _show(ax, codes, forecast.scale)
+        _show(ax, image)
         ax.set_title(name, fontsize=9, color=INK, pad=4, loc="left")
     _legend(figure, forecast, gap)
     figure.canvas.draw()
@@ -140,8 +144,21 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _show(ax: Axes, codes: Codes, scale: Scale) -> None:
-    ax.imshow(np.asarray(coloured(codes, scale).convert("RGB")), interpolation="nearest")
+def _images(frames: Codes, scale: Scale) -> list[Colours]:
+    """Return the colours [H, W, 3] of frames of codes [T, C, H, W]."""
+    return [np.array(coloured(codes, scale).convert("RGB")) for codes in frames]
+
+
+def _predicted(forecast: Forecast) -> list[Colours]:
+    """Return the colours of the forecast; missing pixels are grey, also if its scale has no code for them."""
+    images = _images(forecast.mean_codes(), forecast.scale)
+    for image, missing in zip(images, np.any(forecast.missing, axis=1), strict=True):
+        image[missing] = rgb(MISSING_COLOUR)[0]
+    return images
+
+
+def _show(ax: Axes, image: Colours) -> None:
+    ax.imshow(image, interpolation="nearest")
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():
@@ -155,7 +172,7 @@ def _legend(figure: Figure, forecast: Forecast, left: float) -> None:
     from matplotlib.patches import Rectangle
 
     scale, (wide, tall) = forecast.scale, figure.get_size_inches()
-    missing = scale.missing_code is not None and bool((forecast.context == scale.missing_code).any())
+    missing = bool(forecast.missing.any() or (forecast.context == scale.missing_code).any())
     length = min(4.6, wide - left - (1.4 if missing else 0.6))
     ax = figure.add_axes((left / wide, 0.26 / tall, length / wide, 0.12 / tall))
     ticks = [start for start, _ in DBZ_COLOURS] if has_steps(scale) else value_range(scale)

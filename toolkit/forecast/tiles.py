@@ -3,7 +3,8 @@
 Neighbouring tiles overlap. Across an overlap of n pixels the weight of the later tile rises from nearly 0 to nearly 1
 as half a cosine, so that a tile has almost no weight at its edge, where it has the least context, and neither the field
 nor its gradient is discontinuous. A pixel becomes a + weight * (b - a): where two tiles agree, the blend is bitwise
-equal to both. The model processes one tile at a time, so memory does not depend on the size of the frame.
+equal to both. Where one of them is NaN, the value of the other is used. The model processes one tile at a time, so
+memory does not depend on the size of the frame.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def paste(target: Tensor, piece: Tensor, start: int, filled: int, dim: int) -> N
         place = torch.arange(1, shared + 1, device=piece.device, dtype=piece.dtype) / (shared + 1)
         weight = 0.5 - 0.5 * torch.cos(torch.pi * place)
         weight = weight.view(-1, *[1] * (-1 - dim))
-        before = target.narrow(dim, start, shared)
-        before += weight * (piece.narrow(dim, 0, shared) - before)
+        before, after = target.narrow(dim, start, shared), piece.narrow(dim, 0, shared)
+        blend = before + weight * (after - before)
+        before.copy_(torch.where(before.isnan(), after, torch.where(after.isnan(), before, blend)))
     rest = piece.shape[dim] - shared
     target.narrow(dim, filled, rest).copy_(piece.narrow(dim, shared, rest))

@@ -20,7 +20,7 @@ Curves = Mapping[str, list[float | None]]
 
 
 def scores(forecast: Forecast, truth: Codes, thresholds: Sequence[float] = ()) -> tuple[Curves, Curves]:
-    """Score forecast and persistence over lead time, with the protocol of the run's config.
+    """Score forecast and persistence over lead time, on the pixels that have a forecast, by the run's protocol.
 
     Args:
         truth: codes of the observations in the model's scale, uint8 [T', C, H, W]; T' lead times are scored.
@@ -40,10 +40,11 @@ def _thresholds(forecast: Forecast) -> tuple[float, ...]:
 
 def _curves(forecast: Forecast, units: NDArray[np.float32], truth: Codes, thresholds: Sequence[float]) -> Curves:
     protocol = load_protocol(forecast.trained.config.eval.protocol)
-    table = new_table(protocol, len(truth), thresholds, lpips=False)
-    columns = score_batch(
-        torch.from_numpy(units)[None], torch.from_numpy(truth)[None], forecast.scale, protocol, thresholds
+    table = new_table(protocol, len(truth), thresholds, lpips=False, inflow=True)
+    predicted, codes, missing = (
+        torch.from_numpy(each)[None] for each in (units, truth, forecast.missing[: len(truth)])
     )
+    columns = score_batch(predicted, codes, forecast.scale, protocol, thresholds, inflow=missing)
     table.update([0], ["forecast"], [None], columns)
     return table.compute().leads
 
@@ -55,12 +56,12 @@ def verification(forecast: Forecast, truth: Codes, thresholds: Sequence[float] =
         truth, thresholds: as in `scores`.
 
     Returns:
-        `lead_minutes` (null without a clock), `unit`, `thresholds`, and for `forecast` and `persistence` one list per
-        metric; null where it is undefined.
+        `lead_minutes` (null without a clock), `unit`, `thresholds`, counts of pixels, and for `forecast` and
+        `persistence` one list per metric; null where it is undefined.
     """
     pixels = float(np.prod(truth.shape[1:]))
     protocol = load_protocol(forecast.trained.config.eval.protocol)
-    span = forecast.scale.gain * forecast.scale.max_code
+    span = abs(forecast.scale.gain) * forecast.scale.max_code
 
     def rmse(mse: float | None) -> float | None:
         if mse is None:
@@ -73,6 +74,8 @@ def verification(forecast: Forecast, truth: Codes, thresholds: Sequence[float] =
         "lead_minutes": None if minutes is None else [minutes * (lead + 1) for lead in range(len(truth))],
         "unit": forecast.scale.unit,
         "thresholds": list(thresholds or _thresholds(forecast)),
+        "pixels": int(truth.size),
+        "pixels_without_forecast": int(forecast.missing[: len(truth)].sum()),  # not scored, for persistence either
     }
     for name, curves in zip(("forecast", "persistence"), scores(forecast, truth, thresholds), strict=True):
         csi = {key: curves[key] for key in sorted(curves) if key.startswith("csi@") and "/" not in key}
@@ -93,4 +96,7 @@ def as_text(made: Mapping[str, Any]) -> str:
             cells += ["-" if value is None else f"{value:.3f}" for value in values]
         rows.append(Row(tuple(cells)))
     columns = [name for head in heads for name in (head, f"{head} persistence")]
-    return "\n".join(Table(("lead" if minutes is None else "lead min", *columns), rows).to_text())
+    text = "\n".join(Table(("lead" if minutes is None else "lead min", *columns), rows).to_text())
+    if missing := made["pixels_without_forecast"]:
+        text += f"\nNot scored: {missing:,} of {made['pixels']:,} pixels, which have no forecast."
+    return text

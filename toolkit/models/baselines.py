@@ -14,6 +14,9 @@ radar nowcasting), in two parts:
     advection    backward and semi-Lagrangian, the flow u held fixed in place: a pixel's value n steps on is found where
                  its path led from, s_n(p) = s_{n-1}(p) + u(p - s_{n-1}(p)), s_0 = 0; x_n(p) = x(p - s_n(p)),
                  bilinear, from the last known frame (so that it is resampled once)
+    inflow       a value whose path begins outside of the frame, or where the last frame has no observation, is not
+                 extrapolated from data; it is what `outside` says. These are the pixels in which the mask of observed
+                 pixels, advected like the frame and 0 outside of it, is below 1/2: beyond half a pixel from the edge
 
 A single frame of context has no motion and persists. Nothing is clamped.
 """
@@ -21,6 +24,7 @@ A single frame of context has no motion and persists. Nothing is clamped.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
@@ -55,23 +59,62 @@ class Persistence(Baseline):
         return context[:, -1:].unsqueeze(0).expand(samples, -1, horizon, -1, -1, -1)
 
 
-class OpticalFlow(Baseline):
+class Advection(Baseline):
+    """A forecast that moves the last frame, and knows which values flow in from outside of the observed area."""
+
+    def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
+        return self._advect(context, horizon, samples, generator, None)[0]
+
+    @torch.no_grad()
+    def predict_with_inflow(
+        self,
+        context: Tensor,
+        horizon: int,
+        samples: int = 1,
+        generator: torch.Generator | None = None,
+        observed: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `predict` does, and a mask of inflow: True where a value comes from outside the observed area.
+
+        Args:
+            observed: bool [B, C, H, W], False where the last context frame has no observation; None: all observed.
+
+        Returns:
+            [samples, B, horizon, C, H, W] twice, float32 and bool.
+        """
+        seen = torch.ones_like(context[:, -1], dtype=torch.bool) if observed is None else observed
+        predictions, inside = self._advect(context, horizon, samples, generator, seen)
+        assert inside is not None
+        return predictions, ~inside
+
+    @abstractmethod
+    def _advect(
+        self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None, observed: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the forecast and, if `observed` is given, where it is extrapolated from observed pixels."""
+
+
+class OpticalFlow(Advection):
     """Predicts that the last frame moves on along its flow."""
 
     def __init__(self, options: OpticalFlowOptions | None = None, shape: FrameSpec | None = None) -> None:
         super().__init__()
         self.options = options or OpticalFlowOptions()
 
-    def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
-        """context [B, Tc, C, H, W] -> [samples, B, horizon, C, H, W] in float32."""
+    def _advect(
+        self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None, observed: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         frames = context.float()
         flow = self.motion(frames)
         shift = torch.zeros_like(flow)
-        predictions = []
+        predictions, inside = [], []
         for _ in range(horizon):
             shift = shift + displaced(flow, -shift, "border")
             predictions.append(displaced(frames[:, -1], -shift, self.options.outside))
-        return torch.stack(predictions, 1).expand(samples, -1, -1, -1, -1, -1)
+            if observed is not None:
+                inside.append(displaced(observed.float(), -shift, "zeros") >= 0.5)
+        forecast = torch.stack(predictions, 1).expand(samples, -1, -1, -1, -1, -1)
+        return forecast, torch.stack(inside, 1).expand_as(forecast) if inside else None
 
     def motion(self, frames: Tensor) -> Tensor:
         """[B, T, C, H, W] -> the flow [B, 2, H, W] at the last frame: pixels per step to the right, then down."""

@@ -150,9 +150,7 @@ class ConvTTLSTMOptions(StepOptions):
     blocks: tuple[Positive, ...] = Field(
         (1,), min_length=1, description="width of each block of cells, in multiples of `hidden` (Su et al.: 2, 3, 3, 2)"
     )
-    skip: int = Field(
-        0, ge=0, le=LARGEST, description="join a block's output with that of `skip` blocks before it; 0: don't"
-    )
+    skip: int = Field(0, ge=0, le=LARGEST, description="join the outputs of blocks `skip` apart; 0: don't")
     kernel: OddKernel = Field(5, description="odd kernel size")
     cell: Literal["tt", "lstm"] = Field("tt", description="`lstm`: ConvLSTM cells instead, in the same net")
     order: int = Field(3, ge=1, le=LARGEST, description="cores of the tensor train")
@@ -280,17 +278,13 @@ class SimVPOptions(Options):
 
     name: Literal["simvp"] = "simvp"
     frames: int = Field(10, ge=1, le=LARGEST, description="frames into and out of one pass; at most data.context")
-    spatial_hidden: int = Field(
-        64, ge=2, le=LARGEST, multiple_of=2, description="channels of the encoder and decoder (hid_S)"
-    )
+    spatial_hidden: int = Field(64, ge=2, le=LARGEST, multiple_of=2, description="channels of the two coders (hid_S)")
     spatial_layers: int = Field(
         4, ge=2, le=32, multiple_of=2, description="layers of each; every second halves the size (N_S)"
     )
     hidden: int = Field(512, ge=1, le=LARGEST, description="channels of the translator (hid_T)")
     layers: int = Field(8, ge=2, le=LARGEST, description="blocks of the translator (N_T)")
-    mlp_ratio: int = Field(
-        8, ge=1, le=LARGEST, description="width of a block's feed-forward part over that of the block"
-    )
+    mlp_ratio: int = Field(8, ge=1, le=LARGEST, description="width of a block's feed-forward part over the block's")
 
     @property
     def tile(self) -> int:
@@ -307,12 +301,8 @@ class OpticalFlowOptions(Options):
     """Lagrangian persistence: move the last frame along its optical flow. Nothing to train."""
 
     name: Literal["optical_flow"] = "optical_flow"
-    pairs: int = Field(
-        3, ge=1, le=LARGEST, description="pairs of the last frames that the motion is taken from, at most"
-    )
-    sigma: float = Field(
-        6.0, gt=0, le=LARGEST, description="standard deviation of the Gaussian window, pixels of each level"
-    )
+    pairs: int = Field(3, ge=1, le=LARGEST, description="pairs of last frames that give the motion, at most")
+    sigma: float = Field(6.0, gt=0, le=LARGEST, description="standard deviation of the Gaussian window, in pixels")
     coarsest: int = Field(12, ge=1, le=LARGEST, description="the pyramid stops before a side gets shorter than this")
     iterations: int = Field(4, ge=1, le=LARGEST, description="refinements at each level")
     damping: float = Field(
@@ -328,6 +318,25 @@ class PystepsOptions(Options):
     frames: int = Field(3, ge=2, le=LARGEST, description="last frames that the motion is taken from, at most")
 
 
+class StepsOptions(Options):
+    """Ensemble nowcast by pysteps' STEPS; needs `pip install '.[pysteps]'`. Nothing to train."""
+
+    name: Literal["steps"] = "steps"
+    threshold: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="what is below counts as no rain, as a part of the store's range (7 dBZ of 0 to 63.5: 0.11)",
+    )
+    levels: int = Field(6, ge=3, le=32, description="levels of the cascade of spatial scales")
+    kilometres: float = Field(1.0, gt=0, le=1e3, description="size of a pixel; scales the perturbations of the motion")
+    minutes: float = Field(5.0, gt=0, le=1e3, description="time step; scales the perturbations of the motion")
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+
 ModelOptions = Annotated[
     ModeRNNOptions
     | ConvLSTMOptions
@@ -341,7 +350,8 @@ ModelOptions = Annotated[
     | SimVPOptions
     | PersistenceOptions
     | OpticalFlowOptions
-    | PystepsOptions,
+    | PystepsOptions
+    | StepsOptions,
     Field(discriminator="name"),
 ]
 
@@ -356,6 +366,8 @@ class ModelEntry:
     paper: str
     trained: bool = True  # False: no parameters; a run of it is done at step 0 and only evaluated
 
+
+_PYSTEPS = "toolkit.models.pysteps_nowcast"
 
 MODELS: dict[str, ModelEntry] = {
     "modernn": ModelEntry("toolkit.models.modernn:ModeRNN", ModeRNNOptions, "ModeRNN", "Yao et al., arXiv 2110.03882"),
@@ -376,20 +388,13 @@ MODELS: dict[str, ModelEntry] = {
     "svg_lp": ModelEntry("toolkit.models.svg:SVG", SVGOptions, "SVG-LP", "Denton & Fergus, ICML 2018"),
     "simvp": ModelEntry("toolkit.models.simvp:SimVP", SimVPOptions, "SimVP (gSTA)", "Tan et al., arXiv 2211.12509"),
     "persistence": ModelEntry(
-        "toolkit.models.baselines:Persistence", PersistenceOptions, "persistence", "last frame", trained=False
+        "toolkit.models.baselines:Persistence", PersistenceOptions, "persistence", "last frame", False
     ),
     "optical_flow": ModelEntry(
-        "toolkit.models.baselines:OpticalFlow",
-        OpticalFlowOptions,
-        "optical flow",
-        "Lucas & Kanade, IJCAI 1981",
-        trained=False,
+        "toolkit.models.baselines:OpticalFlow", OpticalFlowOptions, "optical flow", "Lucas & Kanade, IJCAI 1981", False
     ),
     "pysteps": ModelEntry(
-        "toolkit.models.pysteps_nowcast:Pysteps",
-        PystepsOptions,
-        "pysteps extrapolation",
-        "Pulkkinen et al., GMD 12, 2019",
-        trained=False,
+        f"{_PYSTEPS}:Pysteps", PystepsOptions, "pysteps extrapolation", "Pulkkinen et al., GMD 12, 2019", False
     ),
+    "steps": ModelEntry(f"{_PYSTEPS}:Steps", StepsOptions, "STEPS (pysteps)", "Bowler et al., QJRMS 132, 2006", False),
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from shards import ShardError
 from toolkit.config import RunConfig
 from toolkit.distributed.world import World
 from toolkit.errors import NonFiniteError, StoppedError, ToolkitError
@@ -56,9 +57,10 @@ def score(
             limit=config.train.validate_samples,
             progress=_until_stopped(world, step, stop, watchdog),
         )
-    except ToolkitError as error:
-        # Either ours, or what `evaluate_model` tells the ranks that were through when another one left.
-        if isinstance(error, StoppedError) or world.is_flag_set(STOP):
+    except (ShardError, ToolkitError) as error:
+        # On every rank: either ours, or what `evaluate_model` tells those that were through when another one left. The
+        # ranks agree on what it was, for a stop may come while one of them fails.
+        if world.any(isinstance(error, StoppedError)):
             return None
         raise
     computed = table.compute()

@@ -19,7 +19,7 @@ from torch import Tensor
 import toolkit
 from launch.export import main
 from shards.manifest import FrameSpec
-from tests.support.models import config_of
+from tests.support.models import NEEDING_PYSTEPS, config_of
 from tests.support.process import ROOT
 from tests.support.runs import write_run
 from toolkit.checkpoint.traced import CLOSE, GraphShape, write_graph
@@ -30,7 +30,7 @@ from toolkit.models.registry import MODELS
 SHAPE = GraphShape(FrameSpec(1, 16, 16), 3, 2)
 NO_ONNX = {"rim", "svg_lp"}  # docs/export.md
 FIXED = {"optical_flow"}
-ORDINARY = [name for name in MODELS if name not in (*NO_ONNX, *FIXED, "pysteps")]
+ORDINARY = [name for name in MODELS if name not in (*NO_ONNX, *FIXED, *NEEDING_PYSTEPS)]
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's tracers, in plenty
 
 
@@ -138,7 +138,14 @@ def test_the_example_serves_forecasts(served: tuple[str, StepSequence]) -> None:
     expected: Tensor = model.predict(torch.from_numpy(fractions)[None], 4)[0, 0]
     assert np.array_equal(post(address, codes, "?horizon=4"), expected.numpy())
     assert np.array_equal(post(address, fractions), expected[:2].numpy())
-    for frames, query in ((codes[:, 0], ""), (codes, "?horizon=0"), (codes, "?horizon=x"), (np.array([{}]), "")):
+    wrong = (codes[:, 0], codes.repeat(3, 1), codes[:0], codes[..., :0], np.array([{}]), np.array(["a"]))
+    cases = [(frames, "") for frames in wrong] + [(codes, "?horizon=0"), (codes, "?horizon=x")]
+    for frames, query in cases:
         with pytest.raises(urllib.error.HTTPError) as raised:
             post(address, frames, query)
         assert raised.value.code == 400 and raised.value.read()
+    archive = io.BytesIO()
+    np.savez(archive, codes)
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        urllib.request.urlopen(urllib.request.Request(f"{address}/forecast", archive.getvalue()), timeout=60)
+    assert raised.value.code == 400 and b"send one array as .npy" in raised.value.read()

@@ -19,10 +19,12 @@ from launch.train import main as train_main
 from tests.support.runs import write_run
 from toolkit.checkpoint.weights import read_weights
 from toolkit.errors import ConfigError
+from toolkit.evaluate.scoring import EVENT_RULE
 from toolkit.evaluate.table import ScoreTable
 from toolkit.report.data.aggregate import make_boards
 from toolkit.report.data.collect import Sweep, collect
 from toolkit.report.data.tables import to_markdown
+from toolkit.report.html.page import report_page
 from toolkit.rundir import RunDir
 from toolkit.rundir.status import missing_scores
 
@@ -175,6 +177,44 @@ def test_a_run_is_scored_in_several_ways_beside_each_other(make_run: Callable[..
     ]
 
 
+def test_another_store_is_named_from_another_folder_than_the_run_was_made_in(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_store.parent)
+    tree = {
+        "model": {"name": "convlstm", "layers": 1, "hidden": 4, "kernel": 3},
+        "data": {"store": tiny_store.name, "context": 3, "horizon": 3},
+        "eval": {"batch": 2, "show": 0},
+    }
+    run = write_run(tmp_path / "run", tree, 5)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "other").symlink_to(tiny_store)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    main(["--run", str(run.path), "--which", "last", "--store", "other"])
+    (written,) = run.eval.glob("test+store-other-*-last.json")
+    assert json.loads(written.read_text())["store"]["path"] == str(tmp_path / "elsewhere" / "other")
+    main(["--run", str(run.path), "--which", "last"])
+    own = run.eval / "test-last.json"
+    before = own.stat().st_mtime_ns
+    monkeypatch.chdir(tiny_store.parent)
+    main(["--run", str(run.path), "--which", "last"])
+    assert own.stat().st_mtime_ns == before
+
+
+def test_events_of_an_old_rule_are_scored_again(make_run: Callable[..., RunDir]) -> None:
+    run = make_run(5)
+    command = ["--run", str(run.path), "--which", "last"]
+    main(command)
+    file = run.eval / "test-last.json"
+    record = json.loads(file.read_text())
+    assert record.pop("event_rule") == EVENT_RULE
+    file.write_text(json.dumps(record))  # as it was before the rule
+    main(command)
+    assert json.loads(file.read_text())["event_rule"] == EVENT_RULE
+    main([*command, "--thresholds"])
+    assert json.loads((run.eval / "test+at-none-last.json").read_text())["event_rule"] is None
+
+
 def collect_run(run: RunDir) -> Sweep:
     run.mark_done()
     return collect(run.path)
@@ -239,3 +279,18 @@ def test_two_ranks_write_what_one_writes(make_run: Callable[..., RunDir]) -> Non
     assert (alone.pop("world_size"), together.pop("world_size")) == (1, 2)
     del alone["seconds"], together["seconds"]
     assert alone == together
+
+
+def test_without_inflow_is_another_result(make_run: Callable[..., RunDir]) -> None:
+    run = make_run(4)
+    assert main(["--run", str(run.path), "--which", "best"]) == 0
+    assert main(["--run", str(run.path), "--which", "best", "--exclude-inflow"]) == 0
+    every, inside = (json.loads((run.eval / f"{name}-best.json").read_text()) for name in ("test", "test+no-inflow"))
+    assert "exclude_inflow" not in every and inside["exclude_inflow"] is True
+    assert "inflow_pixels" not in every["announced"] and inside["announced"]["inflow_pixels"] > 0
+    assert inside["announced"]["inflow_pixels"] == inside["persistence"]["announced"]["inflow_pixels"]
+    assert every["overall"]["mse"] != inside["overall"]["mse"]
+    boards = make_boards(collect_run(run))
+    assert len(boards) == 2
+    page = report_page(collect_run(run), boards, "now")
+    assert page.count("are not scored: those that the optical flow") == 1 and "inflow pixels excluded" in page

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from shards.manifest import Scale
+from tests.support.models import blobs
 from tests.support.scoring import DBZ, PAPER, Blur, Dice, ListedWindows, evaluate, noise_windows
 from toolkit.errors import ConfigError
 from toolkit.evaluate.ensemble import Ensemble
 from toolkit.evaluate.protocols import known_protocols, load_protocol
-from toolkit.evaluate.run import sample_frames
+from toolkit.evaluate.run import inflow_of, sample_frames
 from toolkit.evaluate.scoring import score_batch, threshold_codes
-from toolkit.evaluate.table import at
+from toolkit.evaluate.table import ScoreTable, at
 from toolkit.models.baselines import Persistence
 
 
@@ -132,7 +133,9 @@ def test_ranks_share_the_samples(world: int) -> None:
 RANK_PROGRAM = """
 import json, sys, torch
 from torch import distributed
+from tests.support.models import blobs
 from tests.support.scoring import Blur, Dice, noise_windows
+from tests.support.models import blobs
 from tests.support.scoring import evaluate
 from toolkit.evaluate.ensemble import Ensemble
 distributed.init_process_group("gloo")
@@ -217,3 +220,42 @@ def test_sample_frames_are_the_first_of_each_mode() -> None:
     np.testing.assert_array_equal(found["truth"], windows.frames[[0, 2, 1, 3], 2:])
     assert found["mse"][1] == table.arrays()["mse"][2].mean()
     assert json.loads(str(found["scale"]))["unit"] == "dBZ"
+
+
+def moving(missing: bool = False) -> ListedWindows:
+    """Three sequences of spots that move to the right; in the last column nothing is observed, if asked for."""
+    frames = np.concatenate(
+        [(250 * blobs((speed, 0.0), 6, 48).clamp(0, 1)).byte().numpy() for speed in (2.0, 3.0, 0.0)]
+    )
+    if missing:
+        frames[..., -1] = 255
+    return ListedWindows(frames, DBZ)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_inflow_is_left_out_for_every_model_alike(missing: bool, tmp_path: Path) -> None:
+    windows = moving(missing)
+    options = {"context": 3, "horizon": 3, "thresholds": (30.0,), "exclude_inflow": True}
+    frames = torch.from_numpy(windows.frames)
+    inflow = inflow_of(frames[:, :3], 3, DBZ)
+    seen = frames[:, 3:] != 255
+    assert not (inflow & seen)[2].any() and inflow[1, -1].sum() > inflow[0, -1].sum() > 48 * 3
+    for model in (Persistence(), Blur(), Dice()):
+        ensemble = Ensemble(4, "mean") if isinstance(model, Dice) else Ensemble()
+        table = evaluate(model, windows, ensemble=ensemble, **options)
+        columns = table.arrays()
+        assert np.array_equal(columns["inflow_pixels"], (inflow & seen).flatten(2).sum(2).numpy())
+        assert (columns["missing_pixels"] == 48 * missing).all()
+        counted = sum(columns[at(name, 30.0)] for name in ("hits", "misses", "false_alarms", "correct_negatives"))
+        assert np.array_equal(counted, (seen & ~inflow).flatten(2).sum(2).numpy())
+        if ensemble.samples > 1:
+            assert np.array_equal(columns["ranks"].sum(2), counted)
+        announced = table.compute().announced
+        assert announced["inflow_pixels"] == int((inflow & seen).sum())
+        table.save(tmp_path / "table.npz")
+        assert ScoreTable.load(tmp_path / "table.npz").compute() == table.compute()
+    last = frames[:, 2:3].double().where(frames[:, 2:3] != 255, 0.0)
+    error = ((last - frames[:, 3:].double()) / 254).square() * (seen & ~inflow)
+    mean = error.flatten(2).sum(2) / (seen & ~inflow).flatten(2).sum(2) * 48 * 48
+    found = evaluate(Persistence(), windows, **options).arrays()["mse"]
+    np.testing.assert_allclose(found, mean.numpy(), rtol=1e-5)

@@ -4,7 +4,6 @@ must find the CRS and the corners that the archive states.
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from shards.cli import main as shards
 from shards.recent import open_archive
+from tests.support.judges import cf_problems
 from tests.support.radar_files import PLACED, need_reader, place_archive
 from toolkit.forecast.files import write_forecast
 from toolkit.forecast.make import Request, make_forecast
@@ -27,22 +27,6 @@ def forecast_of(trained: Trained, archive: Path, output: Path, *options: str) ->
     frames = opened.up_to(opened.series()[-1], 4, 300.0)
     write_forecast(make_forecast(trained, opened, frames, Request(lead=3)), output)
     return output
-
-
-def cf_problems(path: Path, version: str = "1.10") -> list[str]:
-    """What the checker calls errors or warnings; it gives none lightly."""
-    runner = pytest.importorskip("compliance_checker.runner")
-    runner.CheckSuite.load_all_available_checkers()
-    report = path.with_suffix(".json")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        runner.ComplianceChecker.run_checker(
-            str(path), [f"cf:{version}"], 0, "strict", output_filename=str(report), output_format="json"
-        )
-    found = json.loads(report.read_text())[f"cf:{version}"]
-    problems = [f"{check['name']}: {text}" for check in found["all_priorities"] for text in check["msgs"]]
-    assert found["scored_points"] > 50  # it looked
-    return problems
 
 
 @pytest.mark.parametrize("reader", PLACED)

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from launch.export import main as export
 from shards import open_store
 from shards.cli import main as shards
-from shards.manifest import Scale
+from shards.errors import ShardError
+from shards.manifest import FrameSpec, Scale
 from shards.recent import Archive, open_archive
-from tests.support.archives import write_radar
+from tests.support.archives import save, write_radar
 from tests.support.forecasts import START, SVG, MakeRun
+from tests.support.models import blobs
+from toolkit import predict
 from toolkit.config import make_config
 from toolkit.data.windows import to_unit
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.forecast.make import Request, make_forecast, recoded
+from toolkit.forecast.picture import draw
 from toolkit.forecast.trained import Trained, load_trained
 from toolkit.forecast.verify import as_text, scores, verification
+from toolkit.models.base import build_model
+from toolkit.models.registry import OpticalFlowOptions
 from toolkit.rundir import RunDir
 
 CPU = torch.device("cpu")
@@ -138,6 +146,28 @@ def test_scores_are_those_of_the_evaluation(persistence: Trained, archive: Archi
     assert float(text[1].split()[1]) == pytest.approx(63.5 * square.mean() ** 0.5, abs=1e-3)
 
 
+def test_the_rmse_of_values_that_fall_with_their_codes_is_not_negative(persistence: Trained, archive: Archive) -> None:
+    frame = archive.series("2016-07-11T21:30")[-1]
+    asked = persistence.config.eval.model_copy(update={"thresholds": ()})
+    plain = dataclasses.replace(persistence, config=persistence.config.model_copy(update={"eval": asked}))
+    scale = dataclasses.replace(persistence.scale, gain=-persistence.scale.gain)
+    made = make_forecast(plain, archive, archive.up_to(frame, 4, 300.0), Request(lead=3))
+    truth = made.recoded(archive, archive.following(frame, 3, 300.0))
+    rising, falling = (
+        verification(dataclasses.replace(made, scale=each), truth) for each in (persistence.scale, scale)
+    )
+    assert falling["forecast"] == rising["forecast"]
+
+
+def test_python_closes_the_archive(make_run: MakeRun, radar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+    monkeypatch.setattr(Archive, "close", lambda self: closed.append(self))
+    assert predict(make_run(), radar, lead=2).values.shape[1] == 2
+    with pytest.raises(ShardError):
+        predict(make_run(), radar, at="1999-01-01T00:00")
+    assert len(closed) == 2
+
+
 def test_an_export_forecasts_without_run_and_store(make_run: MakeRun, radar: Path, tmp_path: Path) -> None:
     run = make_run("convlstm", layers=1, hidden=4, kernel=3, patch=2)
     assert export(["--run", str(run), "--out", str(tmp_path / "model")]) == 0
@@ -170,3 +200,68 @@ def test_a_relative_store_is_found_from_another_folder(tmp_path: Path, monkeypat
         load_trained(run.path, "best", torch.device("cpu"))
     for folder in (run.path, tmp_path / "there/store", tmp_path / "here/store"):
         assert str(folder) in str(caught.value)
+
+
+@pytest.fixture
+def moving(tmp_path: Path) -> tuple[Trained, Archive]:
+    """An optical flow, and spots that move by 3 pixels a frame to the right; the scale has no code for missing."""
+    for number, frame in enumerate(blobs((3.0, 0.0), 10, 48)[0, :, 0]):
+        save(tmp_path / "moving" / "a" / f"{number}.png", (255 * frame.clamp(0, 1)).byte().numpy())
+    archive = open_archive(tmp_path / "moving", {"source": "images", "channels": "grey"})
+    model = build_model(OpticalFlowOptions(), FrameSpec(1, 48, 48))
+    config = make_config({"model": {"name": "optical_flow"}, "data": {"context": 4, "horizon": 4}}, "test")
+    described = archive.description
+    return Trained(model, config, FrameSpec(1, 48, 48), described.scale, None, {}, 0), archive
+
+
+def test_inflow_is_missing_unless_kept(
+    moving: tuple[Trained, Archive], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained, archive = moving
+    frames = archive.up_to(archive.series()[3], 4, None)
+    with caplog.at_level(logging.INFO):
+        made = make_forecast(trained, archive, frames, Request(lead=4))
+    kept = make_forecast(trained, archive, frames, Request(lead=4, keep_inflow=True))
+    assert (
+        made.inflow.any() and not made.inflow[..., 14:].any() and np.array_equal(np.isnan(made.values[0]), made.inflow)
+    )
+    assert f"{made.inflow.sum():,} of {made.inflow.size:,} pixels" in caplog.text
+    assert not kept.inflow.any() and np.isfinite(kept.values).all()
+    assert np.array_equal(kept.values[0][~made.inflow], made.values[0][~made.inflow])
+    as_dataset = pytest.importorskip("toolkit.forecast.files").as_dataset
+    assert "outside" in as_dataset(made)["intensity"].attrs["comment"]
+    for suffix in ("png", "gif"):
+        draw(made, tmp_path / f"made.{suffix}")
+        with Image.open(tmp_path / f"made.{suffix}") as image:
+            image.seek(getattr(image, "n_frames", 1) - 1)
+            grey = sum(n for n, colour in image.convert("RGB").getcolors(1 << 20) if colour == (0xC4, 0xC4, 0xC4))
+        assert grey > 100
+
+
+def test_both_forecasts_are_scored_without_the_inflow(moving: tuple[Trained, Archive]) -> None:
+    trained, archive = moving
+    last = archive.series()[3]
+    frames, following = archive.up_to(last, 4, None), archive.following(last, 4, None)
+    results = {}
+    for keep in (False, True):
+        made = make_forecast(trained, archive, frames, Request(lead=4, keep_inflow=keep))
+        truth = made.recoded(archive, following)
+        results[keep] = verification(made, truth, (0.5,))
+        for name, units in (("forecast", made.units[0]), ("persistence", made.context[-1:] / 255)):
+            error = np.where(made.inflow, 0.0, 255 * units - truth) ** 2
+            expected = np.sqrt(error.sum((1, 2, 3)) / (~made.inflow).sum((1, 2, 3))) * made.scale.gain
+            assert results[keep][name]["rmse"] == pytest.approx(expected.tolist(), rel=1e-5)
+        assert results[keep]["pixels_without_forecast"] == made.inflow.sum()
+    assert "Not scored: " in as_text(results[False]) and "Not scored" not in as_text(results[True])
+    assert results[False]["persistence"]["rmse"][-1] != results[True]["persistence"]["rmse"][-1]
+
+
+def test_tiles_fill_each_others_inflow(moving: tuple[Trained, Archive]) -> None:
+    """What flows into a tile from its neighbour is taken from the neighbour, where they overlap."""
+    trained, archive = moving
+    frames = archive.up_to(archive.series()[3], 4, None)
+    whole = make_forecast(trained, archive, frames, Request(lead=4)).inflow[-1, 0]
+    tiled = make_forecast(trained, archive, frames, Request(lead=4, tile=40, overlap=20)).inflow[-1, 0]
+    assert whole[:, :10].mean() > 0.9 and tiled[:, :10].mean() > 0.9
+    # The tiles begin at pixel 0 and 8: 12 columns flow into the second one, of which the first knows all.
+    assert not whole[:, 14:].any() and tiled[:, 14:].mean() < 0.01

@@ -82,3 +82,33 @@ def test_baselines_cannot_be_trained(name: str) -> None:
 def test_the_registry_says_truly_what_is_trained(name: str) -> None:
     parameters = count_parameters(make_config({"model": {"name": name}}, "test").model, FrameSpec(1, 16, 16))
     assert MODELS[name].trained == (parameters > 0)
+
+
+@pytest.mark.parametrize(
+    ("shift", "inside"), [((3.0, 0.0), (slice(None), slice(13, None))), ((0.0, -2.0), (slice(0, 39),))]
+)
+def test_inflow_is_what_the_motion_brings_from_outside(shift: tuple[float, float], inside: tuple[slice, ...]) -> None:
+    """After four steps of 3 pixels to the right, the 12 columns at the left edge are unknown; a pixel of tolerance."""
+    frames, model = blobs(shift, 4), OpticalFlow()
+    made, inflow = model.predict_with_inflow(frames, 4, samples=2)
+    assert torch.equal(made, model.predict(frames, 4, samples=2)) and inflow.shape == made.shape
+    assert inflow.dtype == torch.bool and torch.equal(inflow[0], inflow[1])
+    assert not inflow[0, 0, -1, 0][inside].any()
+    moved = round(4 * abs(shift[0] + shift[1]))
+    at_edge = inflow[0, 0, -1, 0].float().mean(0 if shift[0] else 1)  # the motion is known where the spots are
+    assert moved - 3 <= at_edge.sum() <= moved + 1
+    assert inflow[0, 0, 0].sum() < inflow[0, 0, -1].sum()
+
+
+def test_what_flows_in_from_unobserved_pixels_is_inflow() -> None:
+    frames = blobs((3.0, 0.0), 4)
+    seen = torch.ones(1, 1, 48, 48, dtype=torch.bool)
+    seen[..., :10] = False
+    inflow = OpticalFlow().predict_with_inflow(frames, 4, observed=seen)[1][0, 0, :, 0]
+    row = inflow[:, 14]  # through a spot, where the motion is exact
+    assert [int(line.sum()) for line in row] == pytest.approx([13, 16, 19, 22], abs=1)
+
+
+def test_without_motion_nothing_flows_in() -> None:
+    frames = blobs((0.0, 0.0), 4)
+    assert not OpticalFlow().predict_with_inflow(frames, 30)[1].any()

@@ -6,7 +6,8 @@ from typing import Any
 
 from toolkit.report.data.aggregate import Board
 from toolkit.report.data.collect import Sweep
-from toolkit.report.data.tables import heading, mode_table, score_table
+from toolkit.report.data.tables import heading, missing_notes, mode_table, score_table
+from toolkit.report.html.diagrams import diagrams
 from toolkit.report.html.ensembles import ensembles
 from toolkit.report.html.figures import lead_figure
 from toolkit.report.html.frames import frames
@@ -16,6 +17,7 @@ STATUS_TEXT = {
     "exact_frames": ("frame", "predicted exactly (PSNR capped)", "frames"),
     "nonfinite_frames": ("frame", "with a NaN or infinite prediction: all scores that include it are n/a", "frames"),
     "missing_pixels": ("missing pixel", "excluded", "missing pixels"),
+    "inflow_pixels": ("inflow pixel", "excluded", "inflow pixels"),
     "nonfinite_members": (
         "frame of a member",
         "with a NaN or infinite value: the scores of the ensemble are n/a",
@@ -24,24 +26,30 @@ STATUS_TEXT = {
 }
 
 
-def board_section(sweep: Sweep, board: Board, number: int, several: bool) -> dict[str, Any]:
+INFLOW_RULE = (
+    "Pixels that flow in from outside the observed area are not scored: those that the optical flow of the context "
+    "leads back to outside, the same ones for every model."
+)
+
+
+def board_section(sweep: Sweep, board: Board, number: int, title: str) -> dict[str, Any]:
     """Return the values of `board.html`.
 
     Args:
         number: index of the board on the page; facts of the first one are in the page header.
-        several: there are other boards, so headings include the protocol and store.
+        title: what tells it from other boards (`board_titles`); empty if there are none.
     """
-    facts = board.facts
     return {
         "suffix": f"-{number + 1}" if number else "",
-        "name": f": {facts['protocol']['name']}, {facts['store']['name']} {facts['split']}" if several else "",
+        "name": title and f": {title}",
         "facts": board_facts(board),
         "scores": score_table(board),
         "notes": _notes(board),
         "modes": [(heading(metric), mode_table(board, metric)) for metric in board.metrics if board.modes],
         "leads": lead_figure(board, sweep.groups, _first_scored(board)),
         "ensembles": ensembles(board, sweep.groups),
-        "frames": frames(sweep, board),
+        "diagrams": diagrams(board, sweep.groups),
+        "frames": frames(board),
     }
 
 
@@ -58,13 +66,14 @@ def board_facts(board: Board) -> dict[str, Any]:
     sequences = count(facts["n"], "sequence")
     sequences += f" (only the first {facts['limit']:,})" if facts.get("limit") else ""
     sequences += f" ({modes})" if modes else ""
+    excluded = [INFLOW_RULE] if facts.get("exclude_inflow") else []
     rules = {f"{row.group}: {row.ensemble['text']}": None for row in board.rows if row.ensemble}
     return {
         "store": facts["store"],
         "split": facts["split"],
         "data": f"{sequences}, {height}×{width} pixels, {facts['context']} → {facts['horizon']} frames",
         "protocol": facts["protocol"],
-        "rules": [*facts["protocol"]["text"], *rules],
+        "rules": [*facts["protocol"]["text"], *excluded, *rules],
     }
 
 
@@ -85,12 +94,4 @@ def _notes(board: Board) -> list[str]:
             notes.append(f"{group} seed {seed}, {which}: {'; '.join(found)}")
     if any(score.undefined for row in board.rows for score in row.cells.values()):
         notes.append("n/a: undefined, because no event reached the threshold or a prediction is not finite.")
-    absent: dict[str, list[str]] = {}
-    for row in board.rows:
-        for seed, reason in row.missing.items():
-            absent.setdefault(f"{row.group}: seed {seed} is missing, {reason}", []).append(row.which)
-    notes += [
-        text if len(where) == len(board.checkpoints) else f"{text} ({', '.join(where)})"
-        for text, where in absent.items()
-    ]
-    return notes
+    return notes + missing_notes(board)

@@ -1,0 +1,192 @@
+"""Verification diagrams of a forecast with event thresholds, by pysteps' definitions (pysteps.verification, .utils):
+
+    reliability    frequency of the event over the forecast probability, in 10 bins of the probability
+    ROC            POD over POFD if the event is forecast where its probability reaches 0, 1/9 ... 1, and the area below
+    FSS            fractions skill score of the scored forecast over the side of the neighbourhood (metrics.fractions)
+    spectrum       radially averaged power of the scored forecast and of the observation, mean over frames, values in
+                   the store's unit; wavenumber k = 0, 1 ... cycles over the longer side L, wavelength L / k pixels
+
+The probability is the share of members at or above the threshold; of a single forecast, the share of pixels in the
+square of 15 x 15 around each pixel, as `forecast/products.py` has it. Missing and excluded pixels are not counted; in
+FSS there is no event at them, and in spectra they have the lowest value in forecast and observation.
+
+Sums of a batch are kept by its number and added up in this order, so they are the same on any number of ranks. With a
+forecast that is not finite there are no diagrams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shards.manifest import Scale
+from toolkit.evaluate import metrics
+from toolkit.evaluate.check import threshold_codes
+from toolkit.evaluate.protocols import Protocol
+from toolkit.evaluate.scoring import Compared, threshold_level
+
+NEIGHBOURHOOD = 15  # pixels, of the probability of a single forecast
+EDGES = np.linspace(-1e-6, 1 + 1e-6, 11)  # of the bins of probability
+LIMITS = np.linspace(0.0, 1.0, 10)  # probabilities from which on the event is forecast
+MIN_COUNT = 10  # pixels, below which a bin has no frequency
+SCALES = (1, 3, 7, 15, 31, 63, 127)  # sides of neighbourhoods, pixels; up to the shorter side of a frame
+
+Sums = dict[str, NDArray[np.float64]]  # [T, ...] each
+Probability = Callable[[float], Tensor]  # level in 0..1 -> share of members at or above it, float64 [B, T, C, H, W]
+
+
+@dataclass
+class Diagrams:
+    """Sums of the diagrams, an accumulator (contract 5).
+
+    Attributes:
+        thresholds: in the store's unit.
+        members: ensemble size; 1: a single forecast.
+        sums: by batch number.
+    """
+
+    thresholds: tuple[float, ...]
+    members: int
+    shape: tuple[int, int]
+    sums: dict[int, Sums] = field(default_factory=dict)
+
+    def merge(self, other: Diagrams) -> None:
+        """Add the batches of another rank."""
+        self.sums.update(other.sums)
+
+    def compute(self) -> dict[str, object] | None:
+        """Return the diagrams over all lead times, and at the last one, as plain values; None where undefined."""
+        added: Sums = {}
+        for number in sorted(self.sums):
+            for name, values in self.sums[number].items():
+                added[name] = added[name] + values if name in added else values
+        if not added or added["nonfinite"].any():
+            return None
+        many = f"share of {self.members} members"
+        one = f"share of the {NEIGHBOURHOOD} x {NEIGHBOURHOOD} pixels around each pixel"
+        waves = np.arange(1, added["spectra"].shape[-1])
+        return {
+            "probability": many if self.members > 1 else one,
+            "thresholds": list(self.thresholds),
+            "scales": list(_scales(self.shape)),
+            "wavelengths": (max(self.shape) / waves).tolist(),
+            "overall": self._curves({name: values.sum(0) for name, values in added.items()}),
+            "last_lead": self._curves({name: values[-1] for name, values in added.items()}),
+        }
+
+    def _curves(self, sums: Sums) -> dict[str, object]:
+        forecast, observation = (sums["spectra"][which, 1:] / sums["frames"] for which in (0, 1))
+        skill = 1 - sums["fss_error"] / np.where(sums["fss_reference"] > 0, sums["fss_reference"], np.nan)
+        return {
+            "reliability": [_reliability(*(sums["bins"][place])) for place in range(len(self.thresholds))],
+            "roc": [_roc(sums["reached"][place], sums["all"][place]) for place in range(len(self.thresholds))],
+            "fss": _plain(skill),
+            "frequency": _plain(sums["all"][:, 0] / sums["all"].sum(-1)),
+            "spectrum": {"forecast": forecast.tolist(), "observation": observation.tolist()},
+        }
+
+
+def sums_of(
+    prediction: Tensor,
+    codes: Tensor,
+    scale: Scale,
+    protocol: Protocol,
+    thresholds: Sequence[float],
+    probability: Probability | None = None,
+    inflow: Tensor | None = None,
+) -> Sums:
+    """Return the sums of a batch.
+
+    Args:
+        prediction, codes, inflow: see `Compared`.
+        thresholds: in the store's unit.
+        probability: of an ensemble; None: that of a neighbourhood.
+    """
+    compared = Compared(prediction, codes, scale, protocol, inflow)
+    seen = torch.ones_like(codes, dtype=torch.bool) if compared.mask is None else compared.mask
+    found: dict[str, list[Tensor]] = {name: [] for name in ("bins", "reached", "all", "fss_error", "fss_reference")}
+    for threshold, code in zip(thresholds, threshold_codes(thresholds, scale), strict=True):
+        level = threshold_level(threshold, code, scale)
+        forecast, event = compared.predicted >= level, codes >= code
+        share = (
+            neighbourhood_mean(forecast.double(), seen, NEIGHBOURHOOD) if probability is None else probability(level)
+        )
+        for name, values in _probabilities(share, event, seen).items():
+            found[name].append(values)
+        terms = [metrics.fractions(forecast, event, side, seen) for side in _scales(codes.shape[-2:])]
+        found["fss_error"].append(torch.stack([error.sum(0) for error, _ in terms], -1))
+        found["fss_reference"].append(torch.stack([reference.sum(0) for _, reference in terms], -1))
+    sums = {name: torch.stack(values, 1).cpu().numpy().astype(np.float64) for name, values in found.items()}
+    fields = (frames.masked_fill(~seen, 0.0) for frames in (compared.predicted, compared.truth))
+    sums["spectra"] = np.stack([_spectra(frames, scale) for frames in fields], 1)
+    sums["frames"] = np.full((codes.shape[1], 1), codes.shape[0] * codes.shape[2], dtype=np.float64)
+    sums["nonfinite"] = compared.nonfinite.sum(0).cpu().numpy().astype(np.float64)
+    return sums
+
+
+def neighbourhood_mean(share: Tensor, seen: Tensor, side: int) -> Tensor:
+    """Return the mean of float64 [..., H, W] over the pixels in a square of `side` pixels that are seen; 0 for none."""
+    weight = seen.double()
+    return metrics.box_sums(share * weight, side) / metrics.box_sums(weight, side).clamp(min=1)
+
+
+def _probabilities(share: Tensor, event: Tensor, seen: Tensor) -> dict[str, Tensor]:
+    """Return, by lead time: of each bin the sum of probabilities, events and pixels [T, 3, 10]; events and other pixels
+    at or above each limit [T, 10, 2]; all events and other pixels [T, 2].
+    """
+    bins, reached, every = [], [], []
+    for lead in range(share.shape[1]):
+        there = seen[:, lead]
+        chance, happened = share[:, lead][there], event[:, lead][there].double()
+        place = torch.bucketize(chance, torch.from_numpy(EDGES).to(chance.device)) - 1  # (edge, next edge]
+        weights = (chance, happened, torch.ones_like(chance))
+        bins.append(torch.stack([torch.bincount(place, w, len(EDGES) - 1) for w in weights]))
+        above = [chance >= limit for limit in LIMITS]
+        reached.append(
+            torch.stack([torch.stack([happened[a].sum(), (~happened.bool()[a]).double().sum()]) for a in above])
+        )
+        every.append(torch.stack([happened.sum(), (1 - happened).sum()]))
+    return {"bins": torch.stack(bins), "reached": torch.stack(reached), "all": torch.stack(every)}
+
+
+def _spectra(frames: Tensor, scale: Scale) -> NDArray[np.float64]:
+    """Return radially averaged power spectra [T, R], summed over the batch and channels."""
+    values = scale.offset + scale.gain * scale.max_code * frames.double()
+    power = torch.fft.fft2(values).abs().square() / values[0, 0, 0].numel()
+    height, width = frames.shape[-2:]
+    down, across = (np.fft.fftfreq(side) * side for side in (height, width))
+    ring = np.sqrt(down[:, None] ** 2 + across**2).round().astype(np.int64).ravel()
+    longer = max(height, width)
+    rings = longer // 2 + longer % 2
+    total = power.sum((0, 2)).flatten(1).cpu().numpy()
+    sums = np.stack([np.bincount(ring, row, rings)[:rings] for row in total])
+    return np.asarray(sums / np.maximum(np.bincount(ring, minlength=rings)[:rings], 1))
+
+
+def _scales(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(side for side in SCALES if side <= max(min(shape), 1))
+
+
+def _reliability(chance: NDArray[np.float64], events: NDArray[np.float64], pixels: NDArray[np.float64]) -> object:
+    enough = np.where(pixels >= MIN_COUNT, pixels, np.nan)
+    return {"forecast": _plain(chance / enough), "observed": _plain(events / enough), "pixels": pixels.tolist()}
+
+
+def _roc(reached: NDArray[np.float64], every: NDArray[np.float64]) -> object:
+    """Return POD and POFD at each limit, and the area below, by the trapezoidal rule from (1, 1) to (0, 0)."""
+    pod, pofd = (reached / np.where(every > 0, every, np.nan)).T
+    x, y = np.array([1.0, *pofd, 0.0]), np.array([1.0, *pod, 0.0])
+    area = float(((x[:-1] - x[1:]) * (y[:-1] + y[1:])).sum() / 2)
+    return {"pod": _plain(pod), "pofd": _plain(pofd), "area": None if np.isnan(area) else area}
+
+
+def _plain(values: NDArray[np.float64]) -> list[object]:
+    """Return nested lists, with None for NaN."""
+    if values.ndim > 1:
+        return [_plain(row) for row in values]
+    return [None if np.isnan(value) else float(value) for value in values]
