@@ -55,7 +55,7 @@ def diagrams(board: Board, groups: Sequence[str]) -> list[Chart]:
     if not drawn:
         return []
     style = {**looks(groups), PERSISTENCE: BASELINE}
-    baseline = next((data["persistence"]["diagrams"] for data in results.values() if data.get("diagrams")), None)
+    baseline = next((data["persistence"].get("diagrams") for data in results.values() if data.get("diagrams")), None)
     lines = {**drawn, **({PERSISTENCE: baseline} if baseline else {})}
     ways = "; ".join(
         f"{', '.join(name for name in lines if lines[name]['probability'] == way)}: {way}"
