@@ -11,6 +11,7 @@ process. Its bytes are in benchmarks/fuzz-DATE/, and --seed repeats it. The exit
 from __future__ import annotations
 
 import argparse
+import copy
 import gzip
 import hashlib
 import io
@@ -130,7 +131,7 @@ def mutate_json(data: bytes, rng: random.Random) -> bytes:
         if rng.random() < 0.15 and isinstance(holder, dict):
             del holder[key]
         else:
-            holder[key] = rng.choice(ODD_JSON)
+            holder[key] = copy.deepcopy(rng.choice(ODD_JSON))  # or later changes would change what is shared
     lines[place] = json.dumps(tree).encode()
     return b"\n".join(lines)
 

@@ -38,7 +38,8 @@ def options_of(name: str) -> list[str]:
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         module.main(["--help"])
     text = shown.getvalue().partition("\nexamples:\n")[0]
-    return sorted({*re.findall(r"^ +(?:-\w, )?(--[a-z][a-z-]+)", text, re.MULTILINE), "--help"})
+    heads = re.findall(r"^ {1,4}(-.*?)(?:  |$)", text, re.MULTILINE)  # an option's names, before its help
+    return sorted({*re.findall(r"--[a-z][a-z-]+", " ".join(heads)), "--help"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

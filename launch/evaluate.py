@@ -96,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from toolkit.analysis.job import analyse_after_evaluation
     from toolkit.distributed.world import init_world
     from toolkit.evaluate.job import check_which, evaluate_run
+    from toolkit.trackers import log_scores
 
     check_which(run, request.which)
     world = init_world(own.train.model_copy(update={"device": arguments.device or own.train.device}))
@@ -107,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if result_name(own, asked, request.limit) == own.eval.split:
             written += analyse_after_evaluation(run, world.device)
         print("\n".join(str(path) for path in written))
+        log_scores(run)
         if not in_sweep(run.path):
             print(f"next: {command('report', run.path)}", file=sys.stderr)
     return EXIT_OK

@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.follow and (options.start or options.list):
         parser.error("-f follows the last start: leave --start and --list out")
+    if options.list and (options.start or options.rank is not None or options.lines != LINES):
+        parser.error("--list lists all files: leave --start, --rank and --lines out")
+    if options.lines < 0:
+        parser.error(f"--lines {options.lines}: must be at least 0")
     run = find_run(run_given(options))
     starts = starts_of(run)
     if options.list:

@@ -18,6 +18,7 @@ from toolkit.models.plugins import entry_of
 from toolkit.plan import cost as costs
 from toolkit.plan.predict import GIB, Machine
 from toolkit.rundir import RunDir
+from toolkit.rundir.layout import check_model_file
 from toolkit.shipped import CONFIGS
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,11 @@ def _config(options: argparse.Namespace) -> RunConfig:
     if not options.config and not options.run:
         raise ConfigError("give --config FILE, or a run for its config and rate (see --help)")
     if options.config:
-        return load_config(options.config, options.set, typed=True)
+        config = load_config(options.config, options.set, typed=True)
+        if options.model_file is None:
+            return config
+        check_model_file(config, options.model_file, options.config)
+        return load_config(options.config, options.set)
     if options.set:
         raise ConfigError("--set goes with --config; a run beside it gives the rate only")
     run = RunDir(Path(options.run))
@@ -132,6 +137,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument("--measure", action="store_true", help="regenerate the table of shipped configs (needs torch)")
     options = parser.parse_args(arguments)
+    if options.rate and options.tflops:
+        parser.error("--rate and --tflops are both the speed of a run: give one")
+    if options.measure and any(
+        value != parser.get_default(key) for key, value in vars(options).items() if key != "measure"
+    ):
+        parser.error("--measure regenerates the whole table: leave the other options out")
     given = run_given(options)
     options.run = None if given is None else find_folder(given)
     return options

@@ -33,14 +33,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="write the paper's tables instead, from a sweep whose runs have their names (configs/sweeps/paper.yaml)",
     )
-    parser.add_argument("--which", choices=CHECKPOINTS, default="best", help="with --paper: checkpoint (default: best)")
+    parser.add_argument("--which", choices=CHECKPOINTS, help="with --paper: checkpoint (default: best)")
     arguments = parser.parse_args(argv)
+    if arguments.which and not arguments.paper:
+        parser.error("--which goes with --paper: the report does not choose a checkpoint")
+    if arguments.force and arguments.paper:
+        parser.error("--paper always writes its tables: leave --force out")
     folder = find_folder(run_given(arguments))
 
     from toolkit.report.build import build_paper, build_report  # late: --help doesn't wait for matplotlib
 
     if arguments.paper:
-        page = build_paper(folder, arguments.out, arguments.which)
+        page = build_paper(folder, arguments.out, arguments.which or "best")
     else:
         page = build_report(folder, arguments.out, arguments.force)
     print(page.resolve())

@@ -109,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError("no run is given: name a sweep or a run (see --help)")
     if options.watch and (options.json or options.efficiency):
         parser.error("--json and --efficiency do not refresh: leave --watch out")
+    if options.json and options.efficiency:
+        parser.error("--json prints the state of runs, which --efficiency does not: give one")
     scheduler = None if options.no_queue else Scheduler()
     while True:
         views = views_of(folders)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import shutil
 import sys
 import time
@@ -19,13 +20,23 @@ from launch.jobs.attempts import begin_anew, why_stopped
 from launch.jobs.local import DebugSubmitter, LocalSubmitter
 from launch.jobs.machine import Machine
 from launch.jobs.submitter import Job, JobCommand, Submitter, job_command, run_concurrently
+from launch.slurm.client import SlurmError
 from launch.slurm.profile import overridden, read_profile
 from launch.slurm.script import Shape
 from launch.slurm.submitter import SlurmSubmitter
 from launch.sweeps.cancel import cancel
-from launch.sweeps.options import PAPER, as_axis, parse
+from launch.sweeps.options import PAPER, as_axis, parse, without_options
 from launch.sweeps.outcome import report_outcome, wait
-from launch.sweeps.plan import Item, check_ranks, check_scorings, check_stores, collect_status, dry_run, format_plan
+from launch.sweeps.plan import (
+    KEEP,
+    Item,
+    check_configs,
+    check_ranks,
+    check_stores,
+    collect_status,
+    dry_run,
+    format_plan,
+)
 from launch.sweeps.progress import Board
 from launch.sweeps.selection import narrowed, selected
 from launch.sweeps.spec import SweepPlan, plan_sweep
@@ -33,7 +44,9 @@ from toolkit.errors import EXIT_OK, EXIT_REQUEUE, ConfigError, ToolkitError
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.sweep import preparing, write_record
 from toolkit.shipped import command as typed
-from toolkit.wording import count
+from toolkit.wording import count, first_line
+
+logger = logging.getLogger(__name__)
 
 FEED_S = 30.0  # between two looks at the queue that --keep-submitted fills
 
@@ -42,22 +55,21 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
     """Run the script; `command` gives what a job runs. Returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = parse(arguments)
-    again = typed("sweep", *arguments)
     snapshot.check_origin(Path(sys.argv[0]))
     try:
-        return _run(options, again, command)
+        return _run(options, arguments, command)
     except OSError as error:
         raise _explained(error, options.runs) from None
 
 
-def _run(options: argparse.Namespace, again: str, command: JobCommand) -> int:
+def _run(options: argparse.Namespace, arguments: Sequence[str], command: JobCommand) -> int:
     plan = plan_sweep(options.sweep, options.set, dict(as_axis(text) for text in options.axes))
     root: Path = options.runs / plan.name
     if options.cancel:
         print("\n".join(cancel(root, options.dry_run)))
         return EXIT_OK
     sweep = _Sweep(plan, root, _submitter(options, root, command), options)
-    items = sweep.items()
+    items = sweep.items(every_round=True)
     check_ranks(items, sweep.submitter.ranks_per_run)
     if options.dry_run:
         print("\n".join(sweep.dry_run()))
@@ -65,21 +77,19 @@ def _run(options: argparse.Namespace, again: str, command: JobCommand) -> int:
     if options.sweep is PAPER and any(item.submitted for item in items):
         _ask(sum(item.submitted for item in items), options.yes)
     check_stores(items)
-    check_scorings(items)
+    check_configs(items)
     sweep.submitter.check()
-    items, jobs = sweep.submit()
-    while options.keep_submitted and sweep.is_more(items):
-        time.sleep(FEED_S)
-        items, jobs = sweep.submit()
+    items, jobs = sweep.submit_all()
     if not any(item.active for item in items):
-        return report_outcome(items, [item.before for item in items], root, again)
+        return report_outcome(items, [item.before for item in items], root, arguments)
     if sweep.submitter.detached and not options.wait:
-        print(f"Watch: {typed('status', root)}    wait: {again} --wait")
+        again = typed("sweep", *without_options(arguments, "--replace", "--retry", "--limit"), "--wait")
+        print(f"Watch: {typed('status', root)}    wait: {again}")
         return EXIT_OK
     board = Board(sys.stdout, redraw=False if options.cluster == "debug" else None)
     with sweep.submitter.following(root):
         views, stopped = wait(items, jobs, sweep.submitter, board)
-    code = report_outcome(items, views, root, again)
+    code = report_outcome(items, views, root, arguments)
     return EXIT_REQUEUE if stopped and code != EXIT_OK else code
 
 
@@ -92,21 +102,49 @@ class _Sweep:
         self.submitter = submitter
         self.options = options
         self.chosen = selected(plan, options.only, options.without)
+        self.submitted: set[str] = set()  # hashes of the runs that this command has submitted
+        self.round = 0
+        pack = submitter.runs_per_job
+        if options.keep_submitted and options.keep_submitted < pack:
+            raise ConfigError(
+                f"--keep-submitted {options.keep_submitted} is fewer runs than one job of --pack {pack} has: give "
+                f"--keep-submitted {pack} or more"
+            )
 
-    def items(self, ask: bool = False) -> list[Item]:
-        """Return how the runs stand and which are submitted; `ask`: the queue is asked what is there already."""
+    def items(self, ask: bool = False, every_round: bool = False) -> list[Item]:
+        """Return how the runs stand and which are submitted.
+
+        Args:
+            ask: the queue is asked what is there already.
+            every_round: also submitted is what --keep-submitted holds back for now.
+        """
         options = self.options
         queued = self.submitter.queued() if ask else None
-        items = collect_status(self.plan, self.root, options.retry, queued, options.replace)
-        limit = options.limit
-        if options.keep_submitted:
+        items = collect_status(self.plan, self.root, options.retry, queued, options.replace, self.submitted)
+        left = sum(item.submitted and item.planned.hash8 in self.chosen for item in items)
+        limit = left if options.limit is None else min(left, options.limit - len(self.submitted))
+        if options.keep_submitted and not every_round:
             room = max(0, options.keep_submitted - sum(item.job is not None for item in items))
-            limit = room if limit is None else min(limit, room)
+            # Jobs of several runs are submitted full; only the last one may have places that stay free.
+            if limit > room:
+                return narrowed(items, self.chosen, room - room % self.submitter.runs_per_job, KEEP)
         return narrowed(items, self.chosen, limit)
 
-    def is_more(self, items: Sequence[Item]) -> bool:
-        """Return whether runs are left that were only held back by the limit on what is in the queue."""
-        return why_stopped(self.root) is None and any(item.left_out.startswith("later") for item in items)
+    def submit_all(self) -> tuple[list[Item], list[Job]]:
+        """Submit what isn't done; with --keep-submitted also what is held back, as jobs leave the queue.
+
+        Returns the runs and jobs as of the last look at the queue. A cluster that refuses the first jobs raises an
+        error; later on it is logged and tried again.
+        """
+        items, jobs = self.submit()
+        while self.options.keep_submitted and any(item.held_back for item in items) and why_stopped(self.root) is None:
+            time.sleep(FEED_S)
+            if why_stopped(self.root) is None:
+                try:
+                    items, jobs = self.submit()
+                except SlurmError as error:
+                    logger.warning("%s; trying again in %g s", first_line(error), FEED_S)
+        return items, jobs
 
     def dry_run(self) -> list[str]:
         """Return the lines of --dry-run."""
@@ -128,26 +166,28 @@ class _Sweep:
 
         From the look at the queue to the submission nobody else submits: two at the same instant make one job per run.
         """
-        submitter, options = self.submitter, self.options
+        submitter, first = self.submitter, self.round == 0
+        self.round += 1
         with preparing(self.root):
             items = self.items(ask=True)
             jobs = submitter.adopt({item.run.path.resolve(): item.job.name for item in items if item.job})
-            print("\n".join(format_plan(self.plan, items)), flush=True)
-            for line in submitter.strangers({item.run.path.resolve() for item in items}):
-                print(line)
+            if first:
+                print("\n".join(format_plan(self.plan, items)), flush=True)
+                for line in submitter.strangers({item.run.path.resolve() for item in items}):
+                    print(line)
             for item in items:
                 if item.replaced:
                     _delete(item.run)
             submitted = [item for item in items if item.submitted]
             new = [item for item in items if item.submitted or item.before.state == "new"]
             run_concurrently(Item.prepare, [item for item in items if item in new or (item.active and item.scorings)])
-            if submitted:
+            if first and (submitted or any(item.held_back for item in items)):
                 begin_anew(self.root)
             write_record(self.root, self.plan.name, self.plan.file, [item.recorded for item in items])
             jobs += submitter.submit([item.run.path for item in submitted])
-            if jobs and options.report:
+            self.submitted |= {item.planned.hash8 for item in submitted}
+            if jobs and self.options.report:
                 submitter.submit_report(fresh=bool(submitted))
-        options.retry, options.replace = (), False  # once: --keep-submitted comes here again
         return items, jobs
 
 

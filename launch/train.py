@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from launch.cli.parser import add_model_file, add_renamed, add_run, make_parser, positive, run_given, run_script
 from launch.cli.runs import find_run
 from toolkit.config import RunConfig, load_config
-from toolkit.errors import EXIT_FAILURE, EXIT_OK, ConfigError, PeerError, StoppedError
+from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE, ConfigError, PeerError
 from toolkit.models.plugins import FileModel, entry_of, entry_points
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
@@ -123,11 +123,14 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
 
 def _dry_run(config: RunConfig) -> int:
     from shards.manifest import FrameSpec
-    from toolkit.checkpoint.initialise import check_source
+    from toolkit.checkpoint.source import check_source
     from toolkit.evaluate.check import check_scoring
     from toolkit.models.base import count_parameters
-    from toolkit.train.prepare import check_config, open_data
+    from toolkit.trackers import check_trackers
+    from toolkit.train.check import open_data
+    from toolkit.train.prepare import check_config
 
+    check_trackers(config)
     check_source(config.train.init_from)
     if "://" in config.data.store or (config.data.store and Path(config.data.store).exists()):
         data = open_data(config)
@@ -185,14 +188,14 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
     world = init_world(config.train, group=True, stop=lambda: bool(stop), timeout=patience)
     path = Path(arguments.run or arguments.out or Path("runs/single") / f"{config.name}-{config.hash8()}")
     with contextlib.ExitStack() as stack:
-        world.run_on_rank_zero(lambda: _take(path, config, world, stack))
+        checked = world.run_on_rank_zero(lambda: _take(path, config, world, stack))
         run = RunDir(path)
         if run.done:
             if world.is_main:
                 print(f"{path}: already trained; nothing to do", file=sys.stderr)
             return EXIT_OK
         try:
-            code = train(run, world, arguments.resume, stop, arguments.profile_steps)
+            code = train(run, world, arguments.resume, stop, arguments.profile_steps, checked)
         except Exception as error:
             _note_failure(run, world.rank, error)
             raise
@@ -205,21 +208,17 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
     return code
 
 
-def _take(path: Path, config: RunConfig, world: World, stack: contextlib.ExitStack) -> None:
-    """Rank 0: make or open the run directory, and hold it until the end of `stack`."""
-    from toolkit.checkpoint.initialise import check_source
-    from toolkit.train.prepare import check_config, open_data
-    from toolkit.train.size import check_size
+def _take(path: Path, config: RunConfig, world: World, stack: contextlib.ExitStack) -> bool:
+    """Rank 0: make or open the run directory, and hold it until the end of `stack`; return whether it is a new one.
 
-    if not RunDir(path).config_file.exists():
-        data = open_data(config)  # a store that can't be used leaves no run behind
-        check_config(config, data)
-        check_source(config.train.init_from)
-        if entry_of(config.model).trained:
-            check_size(config, data.store.manifest.frames, world.world_size, world.device)
+    The config of a new one is checked first, so that one that can't be trained leaves no run behind.
+    """
+    new = not RunDir(path).config_file.exists()
+    if new:
+        _check(config, world)
     run = RunDir.create(path, config)
     if run.done:
-        return
+        return new
     held = claim(path, job=f"by hand ({count(world.world_size, 'rank')})", ranks=world.world_size, phase="train")
     if held is not None:
         stack.callback(held.release)
@@ -227,14 +226,30 @@ def _take(path: Path, config: RunConfig, world: World, stack: contextlib.ExitSta
     mend(run)
     run.clear_failed()
     clear_beats(path)
+    return new
+
+
+def _check(config: RunConfig, world: World) -> None:
+    """Check what a training will want of its config, store and machine."""
+    from toolkit.checkpoint.source import check_source
+    from toolkit.train.check import open_data
+    from toolkit.train.prepare import check_config
+    from toolkit.train.size import check_readers, check_size
+
+    data = open_data(config)
+    check_config(config, data)
+    if entry_of(config.model).trained:
+        check_source(config.train.init_from)
+        check_readers(config, data.store.manifest.frames, world.local_size)
+        check_size(config, data.store.manifest.frames, world.world_size, world.device)
 
 
 def _note_failure(run: RunDir, rank: int, error: Exception) -> None:
-    if isinstance(error, StoppedError):
+    code = int(getattr(error, "exit_code", EXIT_FAILURE))
+    if code == EXIT_REQUEUE:  # this rank was stopped before it had anything to save, or another one that it waited for
         return
     # The failure of the rank that caused it is kept; a rank that ends because of another writes one only if none did.
     if not isinstance(error, PeerError) or run.failure() is None:
-        code = int(getattr(error, "exit_code", EXIT_FAILURE))
         run.mark_failed(f"rank {rank}: {type(error).__name__}: {error}", code)
 
 

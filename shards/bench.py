@@ -96,7 +96,7 @@ def bench(
 
 
 def make_task(store: Store, split: str, length: int | None, events: int) -> Task:
-    """One window at the beginning of each of the first `events` events that are long enough."""
+    """Return one window at the beginning of each of the first `events` events that are long enough."""
     lengths = Counter(event.length for event in store.events(split))
     wanted = length or min(MOST_FRAMES, lengths.most_common(1)[0][0])
     windows = tuple((event.index, 0) for event in store.events(split) if event.length >= wanted)[:events]
@@ -173,7 +173,7 @@ def _rounds(
 
 
 def speed(reader: Reader, windows: int, seconds: float) -> Speeds:
-    """Windows and bytes per second, round and round for `seconds`."""
+    """Return windows and bytes per second, round and round for `seconds`."""
     count = size = 0
     begin = time.perf_counter()
     for i in itertools.cycle(range(windows)):

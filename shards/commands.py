@@ -13,7 +13,7 @@ from shards.cluster import CLUSTERS, Cluster, job_layer
 from shards.coverage import text_of
 from shards.errors import UsageError
 from shards.info import describe, summary
-from shards.manifest import ENCODINGS, FORMATS, Manifest
+from shards.manifest import ENCODINGS, FORMATS
 from shards.overlap import overlap_warnings
 from shards.repack import repack
 from shards.sheet import draw_sheet
@@ -36,7 +36,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def add_store_options(parser: argparse.ArgumentParser, defaults: bool) -> None:
-    """How a store is written. Without `defaults` what isn't given is None."""
+    """Add the options of how a store is written. Without `defaults` what isn't given is None."""
     store = parser.add_argument_group("the store")
     store.add_argument(
         "--format", choices=FORMATS, default="webdataset" if defaults else None, help=_default("webdataset", defaults)
@@ -66,8 +66,8 @@ def add_store_options(parser: argparse.ArgumentParser, defaults: bool) -> None:
 
 
 def chosen_cluster(args: argparse.Namespace) -> Cluster | None:
-    """Where --cluster, --jobs and --profile want shards to be written. Raises UsageError where one goes without its
-    other.
+    """Return where --cluster, --jobs and --profile want shards to be written. Raises UsageError where one goes without
+    its other.
     """
     if args.profile is not None and args.cluster != "slurm":
         raise UsageError(f"--profile {args.profile} goes with --cluster slurm")
@@ -123,7 +123,7 @@ def _verify(args: argparse.Namespace) -> int:
         for warning in overlap_warnings(open_store(args.path)):
             print(f"warning: {args.path}: {warning}", file=sys.stderr)
         print(f"{args.path}: OK: all checksums match")
-    for name, split in Manifest.load(Path(args.path)).splits.items():
+    for name, split in open_store(args.path).splits.items():
         if text := text_of(split):
             print(f"{name}: {text} of the pixels")
     return 0

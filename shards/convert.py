@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,17 @@ from shards.coverage import shares_of, warnings_of
 from shards.damaged import without_damaged
 from shards.encoding import LARGEST_UNPACKED
 from shards.errors import ManifestError, SourceError, UsageError
-from shards.manifest import ENCODINGS, FORMATS, KEY_PATTERN, MANIFEST_NAME, SPLIT_PATTERN, Manifest, SplitInfo
+from shards.manifest import (
+    ENCODINGS,
+    FORMATS,
+    KEY_PATTERN,
+    LONGEST_KEY,
+    MANIFEST_NAME,
+    SPLIT_PATTERN,
+    FileInfo,
+    Manifest,
+    SplitInfo,
+)
 from shards.overlap import overlap_warnings
 from shards.partial import partial_code, partial_folder, put_in_place, remove_partials
 from shards.progress import Progress
@@ -69,23 +80,27 @@ def convert(
     """
     if cluster is not None and (cluster.name not in CLUSTERS or cluster.jobs < 1):
         raise UsageError(f"cluster {cluster.name!r} ({', '.join(CLUSTERS)}) with {cluster.jobs} jobs (>= 1)")
-    if format not in FORMATS or encoding not in ENCODINGS or shard_mb <= 0 or workers < 1:
+    if format not in FORMATS or encoding not in ENCODINGS or not 0 < shard_mb < math.inf or workers < 1:
         raise UsageError(
             f"format {format!r} ({' or '.join(FORMATS)}), encoding {encoding!r} ({', '.join(ENCODINGS)}), "
             f"shard size {shard_mb} MB (> 0), {workers} workers (>= 1)"
         )
+    if skip_limit is not None and skip_limit < 0:
+        raise UsageError(f"--skip-limit {skip_limit}: a number of frames, 0 or more")
     description, plan = source.describe(), source.plan()
     _check_plan(plan)
     _check_unpacked(plan, description, encoding)
     skipped: Mapping[str, object] = {}
     if skip_limit is not None:
         plan, damages = without_damaged(source, plan, skip_limit, workers, getattr(source, "skipped", ()))
+        _check_plan(plan)
         skipped = {"on_error": "skip", "skipped": [damage.as_json() for damage in damages]}
     digest = plan_digest(plan)
     conversion = {**arguments, **skipped, "format": format, "name": name or description.name, "shard_mb": shard_mb}
     if encoding != "raw":
         conversion["encoding"] = encoding
     conversion["plan_sha256"] = plan_sha256 or digest
+    _check_manifest(_manifest(description, conversion, format, encoding))
     standing = _look_at_target(output, conversion, overwrite)
     if standing is not None:
         remove_partials(output)
@@ -96,7 +111,10 @@ def convert(
     with partial_folder(output, partial_code(conversion, digest, source), report) as folder:
         writer = _writer(format, _store_plan(folder, description, plan, int(shard_mb * 1e6), encoding))
         results = _write(writer, source, workers, cluster, report)
-        manifest = _manifest(writer, description, conversion, format, results)
+        files = writer.finish(results)
+        splits = {split: _split_info(split, events, results) for split, events in writer.plan.splits.items()}
+        manifest = _manifest(description, conversion, format, encoding, splits, files)
+        _check_manifest(manifest)
         (writer.plan.store / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
         put_in_place(writer.plan.store, output)
     for warning in (*warnings_of(manifest), *overlap_warnings(open_store(output))):
@@ -134,22 +152,22 @@ def _store_plan(folder: Path, description: Description, plan: Plan, shard_bytes:
 
 
 def _manifest(
-    writer: StoreWriter,
     description: Description,
     conversion: Mapping[str, Any],
     format: str,
-    results: Sequence[ShardResult],
+    encoding: str,
+    splits: Mapping[str, SplitInfo] | None = None,
+    files: tuple[FileInfo, ...] = (),
 ) -> Manifest:
-    """Write what the format needs beside its shards, and report what the store holds."""
-    files = writer.finish(results)
+    """Return what the store holds; without splits and files, what is known before anything is written."""
     return Manifest(
         format=format,
-        encoding=writer.plan.encoding,
+        encoding=encoding,
         name=conversion["name"],
         frames=description.frames,
         step_seconds=description.step_seconds,
         scale=description.scale,
-        splits={split: _split_info(split, events, results) for split, events in writer.plan.splits.items()},
+        splits=splits or {},
         modes=description.modes,
         source=description.source,
         conversion=conversion,
@@ -158,8 +176,19 @@ def _manifest(
     )
 
 
+def _check_manifest(manifest: Manifest) -> None:
+    """Refuse what could be written but not read again: control characters, long texts, numbers that aren't finite."""
+    try:
+        Manifest.from_json(manifest.to_json(), "the manifest to be written")
+    except ManifestError as error:
+        what = str(error).replace("; convert the archive again", "")
+        raise SourceError(
+            f"{what}: no program could read this store again; correct that option, or what the source describes"
+        ) from None
+
+
 def plan_digest(plan: Plan) -> str:
-    """SHA-256 over every planned event with its files: an archive that has grown since gives another."""
+    """Return the SHA-256 over every planned event with its files: an archive that has grown since gives another."""
     digest = hashlib.sha256()
     for split, events in plan.splits.items():
         for event in events:
@@ -179,8 +208,8 @@ def _check_plan(plan: Plan) -> None:
         for event in events:
             if not KEY_PATTERN.fullmatch(event.key) or event.length < 1:
                 raise SourceError(
-                    f"{split}: event {event.key!r} of {event.length} frames: a key has 1 to 80 letters, digits, - or "
-                    "_, and an event one frame or more; repair the source"
+                    f"{split}: event {event.key!r} of {event.length} frames: a key has 1 to {LONGEST_KEY} letters, "
+                    "digits, - or _, and an event one frame or more; repair the source"
                 )
             if event.key <= before:
                 raise SourceError(

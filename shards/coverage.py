@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from shards.manifest import SHARES, Manifest, SplitInfo
+from shards.manifest import SHARES, Manifest, SplitInfo, rounded_share
 from shards.writer import WrittenEvent
 
 MUCH = 0.01  # of the pixels: from here on a share is worth a warning
@@ -17,7 +17,7 @@ MUCH = 0.01  # of the pixels: from here on a share is worth a warning
 def shares_of(events: Sequence[WrittenEvent]) -> dict[str, float]:
     """Return the SHARES of a split from the metadata of its events, each weighted by its frames.
 
-    They are rounded to six digits, as in the metadata.
+    They are rounded as in the metadata.
     """
     frames = sum(event.planned.length for event in events)
     sums: dict[str, float] = {}
@@ -27,13 +27,18 @@ def shares_of(events: Sequence[WrittenEvent]) -> dict[str, float]:
         for share in SHARES:
             if isinstance(value := found.get(share), int | float):
                 sums[share] = sums.get(share, 0.0) + value * event.planned.length
-    return {share: round(total / frames, 6) for share, total in sums.items()}
+    return {share: rounded_share(total / frames) for share, total in sums.items()}
 
 
 def text_of(split: SplitInfo) -> str:
     """Return "missing 12.1 %, clipped 0.3 %", or "" where nothing is."""
-    words = [f"{share} {value:.1%}" for share in SHARES[:2] if (value := getattr(split, share))]
+    words = [f"{share} {_percent(value)}" for share in SHARES[:2] if (value := getattr(split, share))]
     return ", ".join(words)
+
+
+def _percent(share: float) -> str:
+    """Return "12.1%"; below 0.1 % one digit that isn't 0: "0.0001%"."""
+    return f"{share:.1%}" if share >= 0.001 else f"{float(f'{100 * share:.1g}'):.4f}".rstrip("0") + "%"
 
 
 def warnings_of(manifest: Manifest) -> list[str]:

@@ -13,11 +13,13 @@ import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from datetime import datetime, timedelta
 
+from shards.clock import times_of_frames
 from shards.errors import SourceError
+from shards.manifest import LONGEST_KEY
 from shards.sources.base import Damage, Plan, PlannedEvent, Source
 from shards.sources.inputs import plural
+from shards.sources.timeline import iso
 
 DEFAULT_LIMIT = 100
 _CHUNK = 8  # events that a process is given at a time
@@ -73,7 +75,8 @@ def _damages(source: Source, event: PlannedEvent) -> list[Damage]:
     try:
         source.read(event)
     except SourceError as error:
-        parts = [part_of(event, place, place + 1, None) for place in range(event.length)]
+        step = source.describe().step_seconds
+        parts = [part_of(event, place, place + 1, step) for place in range(event.length)]
         if event.length == 1 or None in parts:
             return [Damage(event.key, 0, event.length, str(error))]
         single = [
@@ -86,32 +89,41 @@ def _damages(source: Source, event: PlannedEvent) -> list[Damage]:
     return []
 
 
+def _lists_frames(recipe: object, length: int) -> bool:
+    return isinstance(recipe, tuple) and len(recipe) == length and all(isinstance(part, str) for part in recipe)
+
+
 def part_of(event: PlannedEvent, begin: int, end: int, step_seconds: float | None) -> PlannedEvent | None:
-    """Return frames [begin, end) as an event; None where the recipe doesn't list frames one by one: a tuple of as many
-    parts, alone or before others.
+    """Return frames [begin, end) as an event; None where the recipe doesn't list frames one by one: a tuple of one text
+    per frame, alone or before other parts.
     """
     recipe = event.recipe
-    if isinstance(recipe, tuple) and len(recipe) == event.length and event.length > 1:
+    if _lists_frames(recipe, event.length) and event.length > 1:
         cut: object = recipe[begin:end]
-    elif isinstance(recipe, tuple) and recipe and isinstance(recipe[0], tuple) and len(recipe[0]) == event.length:
+    elif isinstance(recipe, tuple) and recipe and _lists_frames(recipe[0], event.length):
         cut = (recipe[0][begin:end], *recipe[1:])
     else:
         return None
     start = event.start_time
-    if event.times is not None:
-        start = event.times[begin]
-    elif start is not None and begin:
-        moment = datetime.fromisoformat(start.removesuffix("Z")) + timedelta(seconds=begin * (step_seconds or 0.0))
-        start = f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+    if begin:
+        times = times_of_frames(event.length, start, event.times, step_seconds)
+        start = event.times[begin] if event.times is not None else None if times is None else iso(times[begin])
     return dataclasses.replace(
         event,
-        key=event.key if begin == 0 else f"{event.key}-{begin:04d}",
+        key=_key_of_part(event, begin),
         length=end - begin,
         run_offset=event.run_offset + begin,
         start_time=start,
         times=None if event.times is None else event.times[begin:end],
         recipe=cut,
     )
+
+
+def _key_of_part(event: PlannedEvent, begin: int) -> str:
+    """Return a key that comes after those of earlier parts; a long one is cut, for all parts alike."""
+    suffix = f"-{begin:0{max(4, len(str(event.length)))}d}"
+    stem = event.key[: LONGEST_KEY - len(suffix)]
+    return event.key if begin == 0 and stem == event.key else stem + suffix
 
 
 def _cut(

@@ -26,8 +26,15 @@ if TYPE_CHECKING:
 Axis = npt.NDArray[np.float64]
 ROW_ORDER = "north first"
 EVEN = 1e-2  # of a pixel: how far a coordinate may lie from an evenly spaced one; float32 rounds by so much
+LENGTHS = {
+    **dict.fromkeys(("m", "metre", "metres", "meter", "meters"), 1.0),
+    **dict.fromkeys(("km", "kilometre", "kilometres", "kilometer", "kilometers"), 1000.0),
+}
+ANGLES = {**dict.fromkeys(("rad", "radian", "radians"), 1.0), **dict.fromkeys(("microradian", "microradians"), 1e-6)}
+LONGLAT = "+proj=longlat +ellps=WGS84 +no_defs"
 UNITS = {"metre": "m", "meter": "m", "kilometre": "km", "degree": "degree", "US survey foot": "US_survey_foot"}
 MAPPING = "spatial_ref"  # name of the grid mapping variable, the one that rioxarray looks for
+_UNNAMED = ("unknown", "undefined", "unnamed")  # what PROJ puts where a CRS has no name
 _NAMES = ("reference_ellipsoid_name", "prime_meridian_name", "horizontal_datum_name")
 LonLat = tuple[float, float]
 
@@ -68,7 +75,7 @@ class Grid:
 
     @property
     def geographic(self) -> bool:
-        """Whether x and y are longitude and latitude."""
+        """Whether x and y are longitude and latitude, of the earth or of a rotated pole."""
         return self.unit == "degree"
 
     def cut(self, top: int, left: int, rows: int, columns: int, shape: tuple[int, int]) -> Grid:
@@ -104,25 +111,11 @@ class Grid:
         """Return the CF attributes of the coordinate "x" or "y"."""
         if self.geographic:
             name, unit = {"x": ("longitude", "degrees_east"), "y": ("latitude", "degrees_north")}[axis]
+            if crs_of(self.crs_wkt).is_derived:  # a rotated pole: CF has names of their own for its angles
+                name, unit = f"grid_{name}", "degrees"
         else:
             name, unit = f"projection_{axis}_coordinate", self.unit
         return {"standard_name": name, "long_name": name.replace("_", " "), "units": unit, "axis": axis.upper()}
-
-    def differs(self, other: Grid) -> str:
-        """Say how `other` lies elsewhere, by more than a hundredth of a pixel; "" where it doesn't."""
-        if (self.height, self.width) != (other.height, other.width):
-            return f"{self.height}x{self.width} and {other.height}x{other.width} pixels"
-        for name, step in (
-            ("x0", self.dx),
-            ("y0", self.dy),
-            ("dx", self.dx / self.width),
-            ("dy", self.dy / self.height),
-        ):
-            one, two = getattr(self, name), getattr(other, name)
-            if abs(one - two) > EVEN * abs(step):
-                return f"{name} {one:.9g} and {two:.9g} {self.unit}"
-        same = self.crs_wkt == other.crs_wkt or crs_of(self.crs_wkt).equals(crs_of(other.crs_wkt))
-        return "" if same else f"projections {self.proj4} and {other.proj4}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON."""
@@ -166,20 +159,34 @@ def grid_of(x: npt.ArrayLike, y: npt.ArrayLike, crs: str | Mapping[str, Any], un
 
     Args:
         crs: what pyproj takes: WKT, PROJ's text, "EPSG:3067"; or the attributes of a CF grid mapping.
-        unit: of x and y, "km" or "m", where it isn't the CRS's own.
+        unit: of x and y, where it isn't the CRS's own: "km", "m"; of a geostationary view also "rad".
 
     Raises:
-        SourceError: a CRS that pyproj doesn't know, or axes that aren't evenly spaced.
+        SourceError: a CRS that pyproj doesn't know, a unit that isn't one of its axes, axes that aren't evenly spaced,
+            or corners that lie off the earth.
         UsageError: pyproj isn't installed.
     """
     system = crs_of(crs)
-    across, down = _even(x, "x"), _even(y, "y")
-    if unit in ("m", "km", "metre", "metres", "meter", "meters", "kilometre", "kilometers") and system.is_projected:
-        factor = (1000.0 if unit.startswith("k") else 1.0) / system.axis_info[0].unit_conversion_factor
-        across, down = ((first * factor, step * factor, count) for first, step, count in (across, down))
+    factor = _unit_factor(system, unit)
+    across, down = ((first * factor, step * factor, count) for first, step, count in (_even(x, "x"), _even(y, "y")))
     if down[1] > 0:
         raise SourceError("y ascends, and row 0 is the north: turn the rows")
     return _grid(_wkt(system), across[0], down[0], across[1], down[1], across[2], down[2], _proj4(system))
+
+
+def _unit_factor(system: CRS, unit: str) -> float:
+    """Return what coordinates in `unit` are multiplied by to be in the CRS's own. Raises SourceError."""
+    own = system.axis_info[0] if system.axis_info else None
+    if not unit or own is None or unit == own.unit_name:
+        return 1.0
+    if system.is_geographic and unit.lower().startswith("deg"):
+        return 1.0
+    if system.is_projected and unit.lower() in LENGTHS:
+        return LENGTHS[unit.lower()] / float(own.unit_conversion_factor)
+    height = system.to_cf().get("perspective_point_height") if system.is_projected else None
+    if height is not None and unit.lower() in ANGLES:  # scanning angles: PROJ's coordinates are these times the height
+        return ANGLES[unit.lower()] * float(height) / float(own.unit_conversion_factor)
+    raise SourceError(f"coordinates are in {unit!r}, those of the projection in {own.unit_name}")
 
 
 def crs_of(crs: str | Mapping[str, Any]) -> CRS:
@@ -202,8 +209,14 @@ def project(crs: str, lon: float, lat: float) -> LonLat:
     system = crs_of(crs)
     import pyproj
 
-    x, y = pyproj.Transformer.from_crs(system.geodetic_crs, system, always_xy=True).transform(lon, lat)
+    x, y = pyproj.Transformer.from_crs(_lonlat_of(system), system, always_xy=True).transform(lon, lat)
     return float(x), float(y)
+
+
+def _lonlat_of(system: CRS) -> CRS | None:
+    """Return the CRS of longitude and latitude below a projection, or below a rotated pole."""
+    base = system.geodetic_crs
+    return base.source_crs if base is not None and base.is_derived else base
 
 
 def _even(values: npt.ArrayLike, name: str) -> tuple[float, float, int]:
@@ -222,10 +235,12 @@ def _grid(wkt: str, x0: float, y0: float, dx: float, dy: float, width: int, heig
     import pyproj
 
     system = crs_of(wkt)
-    lonlat = pyproj.Transformer.from_crs(system, system.geodetic_crs, always_xy=True)
+    lonlat = pyproj.Transformer.from_crs(system, _lonlat_of(system), always_xy=True)
     left, top = x0 - dx / 2, y0 - dy / 2
     right, bottom = left + dx * width, top + dy * height
     lons, lats = lonlat.transform([left, right, right, left], [top, top, bottom, bottom])
+    if not np.isfinite([lons, lats]).all():
+        raise SourceError("a corner lies off the earth in its projection, as in an image of the full disk")
     corners = [(round(float(lon), 6), round(float(lat), 6)) for lon, lat in zip(lons, lats, strict=True)]
     unit = UNITS.get(system.axis_info[0].unit_name, system.axis_info[0].unit_name) if system.axis_info else "m"
     geod = system.get_geod()
@@ -261,7 +276,7 @@ def _cf_cached(wkt: str) -> tuple[tuple[str, Any], ...]:
 
 def _cf_parameters(wkt: str) -> dict[str, Any]:
     """CF's parameters of a projection; none where CF has no name for it (gnomonic), which leaves the WKT."""
-    found = {key: value for key, value in _cf_cached(wkt) if key != "crs_wkt" and value not in (None, "unknown")}
+    found = {key: value for key, value in _cf_cached(wkt) if key != "crs_wkt" and value not in (None, *_UNNAMED)}
     if any(name not in found for name in _NAMES):  # CF wants all of them or none
         found = {key: value for key, value in found.items() if key not in _NAMES}
     if found.get("grid_mapping_name") == "polar_stereographic":

@@ -13,7 +13,7 @@ from shards.store import Store, open_store
 
 
 def summary(path: str | Path) -> dict[str, Any]:
-    """Plain JSON: the manifest's facts, and per split its events, frames, bytes, modes, runs and time range."""
+    """Return plain JSON: the manifest's facts, and per split its events, frames, bytes, modes, runs and time range."""
     store = open_store(path)
     manifest = store.manifest
     return {

@@ -51,14 +51,21 @@ FORMATS = ("webdataset", "zarr")
 ENCODINGS = ("raw", "zstd", "lz4")
 MANIFEST_NAME = "manifest.json"
 SHARES = ("missing", "clipped", "mask_changes")  # of a split's pixels
+SHARE_DIGITS = 6
 LARGEST_SIDE = 1 << 16  # pixels, or channels
 GENERATOR = "modernn-toolkit shards 0.1.0"
 
 # Names that become parts of paths (splits) or of tar member names (keys; webdataset cuts a name at its first dot).
 SPLIT_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-KEY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
+LONGEST_KEY = 80
+KEY_PATTERN = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{LONGEST_KEY - 1}}}")
 
 Values = npt.NDArray[np.float32]
+
+
+def rounded_share(share: float) -> float:
+    """Return a share of pixels with SHARE_DIGITS digits; what is above 0 stays so."""
+    return max(round(share, SHARE_DIGITS), 10**-SHARE_DIGITS) if share > 0 else 0.0
 
 
 @dataclass(frozen=True)

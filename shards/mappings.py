@@ -21,8 +21,8 @@ class Mapping:
 
 
 def sevir_vil(level: _Values) -> _Values:
-    """Vertically integrated liquid in kg/m2 of SEVIR's VIL levels 0..254: nothing up to 5, then linear, above 18
-    exponential.
+    """Return the vertically integrated liquid in kg/m2 of SEVIR's VIL levels 0..254: nothing up to 5, then linear,
+    above 18 exponential.
     """
     linear = (level - 2) / 90.66
     exponential = np.exp((np.minimum(level, 255) - 83.9) / 38.9)
@@ -30,7 +30,9 @@ def sevir_vil(level: _Values) -> _Values:
 
 
 def nearest(table: _Values, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """For every value the index of the nearest entry of `table`, which doesn't fall; of equal entries the first."""
+    """Return for every value the index of the nearest entry of `table`, which doesn't fall; of equal entries the
+    first.
+    """
     distinct, first = np.unique(table.astype(np.float64), return_index=True)
     middles = (distinct[1:] + distinct[:-1]) / 2
     return first[np.searchsorted(middles, values)].astype(np.float64)

@@ -9,7 +9,6 @@ what is left of the first when its own store stands.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import inspect
 import json
@@ -22,6 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from shards.errors import UsageError
+from shards.filelock import lock_file
 from shards.fsync import flush
 from shards.sources.base import Source
 
@@ -29,7 +29,7 @@ LOCK_NAME = "lock"
 
 
 def partial_code(conversion: Mapping[str, object], plan_sha256: str, source: Source) -> str:
-    """See the module's docstring."""
+    """Return the CODE of the module's docstring."""
     digest = hashlib.sha256(json.dumps([conversion, plan_sha256], sort_keys=True).encode())
     program = set(Path(__file__).parent.rglob("*.py"))
     with suppress(TypeError, OSError):  # a source typed at the prompt has no file
@@ -155,10 +155,11 @@ def _lock(locks: ExitStack, partial: Path, output: Path) -> None:
     try:
         descriptor = os.open(partial / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         locks.callback(os.close, descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not lock_file(descriptor):
+            raise busy
         if os.fstat(descriptor).st_ino != (partial / LOCK_NAME).stat().st_ino:
             raise busy
-    except (BlockingIOError, FileNotFoundError):  # locked, or just finished and removed
+    except FileNotFoundError:  # just finished and removed
         raise busy from None
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENOTDIR):

@@ -1,14 +1,15 @@
 """Plain data as JSON: the work of a cluster's job, written by the call that submits it and read by its jobs.
 
 Numbers, texts, lists, tuples, paths, times and dataclasses of this package (or of the module that the source is from)
-come back as they were; other objects of these modules by being made again without arguments. Nothing else is written,
-and nothing that is read can do more than make such objects.
+come back as they were; other objects of these modules by being made again without arguments, and those that would lose
+something by that are refused. Nothing else is written, and nothing that is read can do more than make such objects.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import pickle
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -37,16 +38,19 @@ def to_plain(value: object) -> Any:
         return {"number": [value.dtype.str, value.item()]}
     kind = type(value)
     name = f"{kind.__module__}:{kind.__qualname__}"
+    fields = []
     if dataclasses.is_dataclass(value):
         fields = [field.name for field in dataclasses.fields(value) if field.init]
-        return {"class": name, "fields": {field: to_plain(getattr(value, field)) for field in fields}}
     try:
-        kind()
-    except TypeError:
+        made = kind(**{field: getattr(value, field) for field in fields})
+        if pickle.dumps(made) != pickle.dumps(value):
+            raise TypeError("holds more than what it is made of")
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
         raise UsageError(
-            f"a {name} can't be handed to the jobs of a cluster: make it a dataclass of plain values, or use --workers"
+            f"a {name} can't be handed to the jobs of a cluster ({error}): make it a dataclass of plain values, or use "
+            "--workers"
         ) from None
-    return {"class": name, "fields": {}}
+    return {"class": name, "fields": {field: to_plain(getattr(value, field)) for field in fields}}
 
 
 def from_plain(data: Any, module: str) -> Any:

@@ -23,7 +23,7 @@ class Progress:
         self.begin = self.shown = time.monotonic()
 
     def add(self, events: int, size: int) -> None:
-        """`events` more are written, with `size` bytes of frames."""
+        """Count `events` more as written, with `size` bytes of frames."""
         self.events += events
         self.bytes += size
         if time.monotonic() - self.shown >= self.pause:
@@ -31,7 +31,7 @@ class Progress:
             self._show("\r" if self.live else "", "" if self.live else "\n")
 
     def keep(self, events: int, size: int) -> None:
-        """`events` were written before and are kept."""
+        """Count `events` that were written before and are kept."""
         self.kept += events
 
     def close(self) -> None:
@@ -52,7 +52,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+    """Return 1:02:03 or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -13,12 +13,13 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shards.clock import moment_of, times_of_frames
 from shards.errors import SourceError, UnnamedSourceError, UsageError
 from shards.georeference import Grid
 from shards.manifest import MANIFEST_NAME, Codes
@@ -74,7 +75,7 @@ class Archive:
     read_event: Callable[[Any], Codes]
 
     def grid(self) -> Grid | None:
-        """Where the frames lie, if the archive says so."""
+        """Return where the frames lie, if the archive says so."""
         return self.description.grid
 
     def close(self) -> None:
@@ -82,7 +83,7 @@ class Archive:
         cf.forget_opened()
 
     def read(self, frames: Sequence[Frame]) -> Codes:
-        """uint8 [L, C, H, W]. Raises SourceError or StoreError for a frame that can't be read."""
+        """Return frames, uint8 [L, C, H, W]. Raises SourceError or StoreError for a frame that can't be read."""
         parts = []
         for _, group in itertools.groupby(frames, key=lambda frame: frame.key):
             same = list(group)
@@ -108,7 +109,7 @@ class Archive:
         return tuple(same[: same.index(last) + 1])
 
     def following(self, frame: Frame, count: int, step_seconds: float | None) -> tuple[Frame, ...]:
-        """Up to `count` frames that come after `frame` without a gap."""
+        """Return up to `count` frames that come after `frame` without a gap."""
         same = [other for other in self.frames if other.series == frame.series]
         begin = same.index(frame)
         part = same[begin : begin + count + 1]
@@ -151,7 +152,7 @@ class Archive:
         if named and not (len(named) == 1 and named[0].time is not None):
             return named[-1]
         try:
-            moment = datetime.fromisoformat(at.removesuffix("Z"))
+            moment = moment_of(at)
         except ValueError:
             raise UsageError(f"--at {at}: neither a time such as 2016-07-11T22:00 (UTC) nor an event's key") from None
         if moment.tzinfo is not None:
@@ -266,7 +267,9 @@ def _of_source(source: Source, path: Path) -> Archive:
     frames = [
         Frame(time, event.run or event.key, event, place, _file_of(path, event, place))
         for event in events
-        for place, time in enumerate(_times(event.length, event.start_time, event.times, step))
+        for place, time in enumerate(
+            times_of_frames(event.length, event.start_time, event.times, step) or [None] * event.length
+        )
     ]
     return Archive(str(path), description, _in_series(frames), lambda event: source.read(event).frames)
 
@@ -296,7 +299,10 @@ def _of_store(store: Store) -> Archive:
         for event in store.events(split):
             times = None if event.start_time is None else store.metadata(split, event.index).get("times")
             stamps = _times(event.length, event.start_time, times, manifest.step_seconds)
-            frames += [Frame(time, event.run, (split, event), place) for place, time in enumerate(stamps)]
+            frames += [
+                Frame(time, event.run, (split, event), place)
+                for place, time in enumerate(stamps or [None] * event.length)
+            ]
 
     def read(event: tuple[str, Event]) -> Codes:
         return store.read(event[0], event[1].index, 0, event[1].length)
@@ -306,13 +312,8 @@ def _of_store(store: Store) -> Archive:
 
 def _times(
     length: int, start: str | None, times: Sequence[str] | None, step_seconds: float | None
-) -> list[datetime | None]:
-    if times is not None:
-        return [datetime.fromisoformat(text.removesuffix("Z")) for text in times]
-    if start is None or (step_seconds is None and length > 1):
-        return [None] * length
-    first = datetime.fromisoformat(start.removesuffix("Z"))
-    return [first + timedelta(seconds=(step_seconds or 0.0) * place) for place in range(length)]
+) -> Sequence[datetime | None]:
+    return times_of_frames(length, start, times, step_seconds) or [None] * length
 
 
 def _in_series(frames: Sequence[Frame]) -> tuple[Frame, ...]:

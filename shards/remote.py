@@ -14,15 +14,14 @@ read) is fetched again. Without a cache, each read is a request for its whole ev
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
 import io
 import logging
 import os
 import re
+import secrets
 import stat
-import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -33,6 +32,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shards.errors import StoreError, TransportError, UsageError
+from shards.filelock import lock_file
 from shards.files import LARGEST, Codes, Files, LocalFiles
 
 logger = logging.getLogger(__name__)
@@ -324,9 +324,9 @@ class CachedFiles(Files):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            lock = os.open(target.with_name(f"{target.name}.lock"), flags, 0o600)
+            lock = os.open(target.with_name(f"{target.name}.lock"), flags, 0o666)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # others wait, and then find the file
+                lock_file(lock, wait=True)  # others wait, and then find the file
                 if not self._is_here(file):
                     self._copy(file, target)
             finally:
@@ -344,8 +344,9 @@ class CachedFiles(Files):
         expected, digest = self.remote.expected[file], hashlib.sha256()
         for leftover in target.parent.glob(f".{target.name}.*.partial"):  # of killed processes: we hold the lock
             leftover.unlink()
-        descriptor, name = tempfile.mkstemp(".partial", f".{target.name}.", target.parent)
-        partial = Path(name)
+        partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
+        # Not mkstemp, whose files nobody else may read: a cache may be shared, as the umask says.
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             with open(descriptor, "wb") as copy, self.remote.open(file, expected.size) as stream:
                 while piece := stream.read(PIECE):

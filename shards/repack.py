@@ -31,7 +31,7 @@ class StoreSource:
 
     @property
     def store(self) -> Store:
-        """The open store."""
+        """Return the open store."""
         return _opened(self.path)
 
     def describe(self) -> Description:
@@ -48,7 +48,7 @@ class StoreSource:
         )
 
     def plan(self) -> Plan:
-        """Every event of the store. The CRCs are in the recipes: a store with other frames is another archive."""
+        """List every event of the store. The CRCs are in the recipes: a store with other frames is another archive."""
         splits = {
             split: [self._planned(split, event) for event in self.store.events(split)] for split in self.store.splits
         }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from shards.clock import times_of_frames
 from shards.colours import norm_and_colours
 from shards.errors import UsageError
 from shards.manifest import Scale
@@ -59,7 +58,9 @@ def draw_sheet(store: Store, file: Path, rows: int = 8) -> None:
 
 
 def choose_events(store: Store, count: int) -> list[tuple[str, Event]]:
-    """`count` events (or all, if there are fewer): the splits and modes take turns, the events of each are spread."""
+    """Return `count` events (or all, if there are fewer): the splits and modes take turns, the events of each are
+    spread.
+    """
     groups: dict[tuple[str, str], list[Event]] = {}
     for split in store.splits:
         for event in store.events(split):
@@ -126,14 +127,9 @@ def _missing_patch(left: float, width: int, height: int) -> Rectangle:
 
 def _moment(store: Store, split: str, event: Event, place: int) -> str:
     """Return the time of a frame, or its number where there is no clock."""
-    times: Sequence[str] | None = store.metadata(split, event.index).get("times")
-    if times is not None:
-        return times[place].removesuffix("Z").replace("T", " ")
-    step = store.manifest.step_seconds
-    if event.start_time is None or step is None:
-        return f"frame {place}"
-    moment = datetime.fromisoformat(event.start_time.removesuffix("Z")) + timedelta(seconds=step * place)
-    return f"{moment:%Y-%m-%d %H:%M:%S}".removesuffix(":00")
+    own = store.metadata(split, event.index).get("times")
+    times = times_of_frames(event.length, event.start_time, own, store.manifest.step_seconds)
+    return f"frame {place}" if times is None else f"{times[place]:%Y-%m-%d %H:%M:%S}".removesuffix(":00")
 
 
 def _title(store: Store) -> str:

@@ -34,7 +34,7 @@ LARGEST_NPY = 1 << 31  # bytes that `decode_npy` is ready to unpack; it knows no
 
 
 def stream_events(store: Store, split: str) -> Iterator[tuple[Event, Codes]]:
-    """All events of `split` in stored order, with their frames uint8 [L, C, H, W]. Raises StoreError."""
+    """Yield all events of `split` in stored order, with their frames uint8 [L, C, H, W]. Raises StoreError."""
     events = store.events(split)
     if not isinstance(store, TarStore):
         for event in events:
@@ -101,8 +101,8 @@ def _error(store: TarStore, file: str, row: IndexRow, what: str) -> StoreError:
 
 
 def decode_npy(key: str, data: bytes) -> npt.NDArray[np.generic] | None:
-    """Return a handler for `webdataset.WebDataset(...).decode(decode_npy)`: arrays from .npy.zst and .npy.lz4 members,
-    None (for the next handler) from all others. Raises ValueError for damaged ones, pickles, and sizes above 2 GiB.
+    """Return the array of a .npy.zst or .npy.lz4 member, None (for the next handler) for any other: a handler for
+    `webdataset.WebDataset(...).decode(decode_npy)`. Raises ValueError for damaged ones, pickles, and sizes above 2 GiB.
     """
     encoding = {".npy.zst": "zstd", ".npy.lz4": "lz4"}.get(key[-8:])
     if encoding is None:

@@ -134,7 +134,7 @@ class TarWriter:
         return ShardResult(job, ShardInfo(name, tar.size, len(rows), tar.digest, index.digest), tuple(written))
 
     def finish(self, results: Sequence[ShardResult]) -> tuple[FileInfo, ...]:
-        """Nothing more: every shard has its own index."""
+        """Write nothing more: every shard has its own index."""
         return ()
 
 
@@ -265,7 +265,7 @@ class TarStore(Store):
         return npy[len(header) :].reshape(row.length, *self.manifest.frames.shape)
 
     def locations(self, split: str) -> list[Location]:
-        """Where each event of `split` lies."""
+        """Return where each event of `split` lies."""
         places: list[Location] = self._table(split).locations
         return places
 

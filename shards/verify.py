@@ -51,7 +51,7 @@ class Problem:
 
 
 def verify(path: str | Path, quick: bool = False) -> list[Problem]:
-    """All problems of the store in folder `path`; none means that it is whole. Raises ManifestError if it has no
+    """Return all problems of the store in folder `path`; none means that it is whole. Raises ManifestError if it has no
     manifest, UsageError for a URL.
     """
     folder = location(path)
@@ -80,7 +80,7 @@ def verify(path: str | Path, quick: bool = False) -> list[Problem]:
 
 
 def stray_files(folder: Path, manifest: Manifest) -> list[str]:
-    """Files below `folder` that the manifest doesn't know."""
+    """List files below `folder` that the manifest doesn't know."""
     known = {MANIFEST_NAME, *(file.file for file in manifest.files)}
     for split in manifest.splits.values():
         for shard in split.shards:
@@ -161,7 +161,7 @@ class TarWalk:
         self.header_of = {payload - BLOCK: name for name, payload in self.members.items()}
 
     def problems(self) -> list[Problem]:
-        """Everything wrong with headers, members and payloads."""
+        """List everything wrong with headers, members and payloads."""
         found: list[Problem] = []
         met: dict[str, int] = {}
         at = 0

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from shards.errors import SourceError
 from shards.georeference import Grid
-from shards.manifest import Codes, FileInfo, FrameSpec, Scale, ShardInfo
+from shards.manifest import Codes, FileInfo, FrameSpec, Scale, ShardInfo, rounded_share
 
 if TYPE_CHECKING:
     from shards.sources.base import PlannedEvent, RawEvent, Source
@@ -102,7 +102,7 @@ class StoreWriter(Protocol):
         """What it writes."""
 
     def jobs(self) -> list[ShardJob]:
-        """Every shard of the store."""
+        """List every shard of the store."""
 
     def write(self, source: Source, job: ShardJob, tick: Tick) -> ShardResult:
         """Read the job's events and write its file."""
@@ -157,7 +157,7 @@ def recall(plan: StorePlan, job: ShardJob, compare: bool = True) -> ShardResult 
 
 
 def recorded(plan: StorePlan, job: ShardJob) -> bool:
-    """Whether a job has been finished, its files not looked at."""
+    """Return whether a job has been finished, its files not looked at."""
     return _record_path(plan, job).exists()
 
 
@@ -255,14 +255,14 @@ def _metadata(planned: PlannedEvent, raw: RawEvent, shares: Mapping[str, float])
     }
     if planned.times is not None:
         data["times"] = planned.times
-    data.update((name, round(share, 6)) for name, share in shares.items())
+    data.update((name, rounded_share(share)) for name, share in shares.items())
     if raw.details:
         data["details"] = dict(raw.details)
     return json.dumps(data, ensure_ascii=False)
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

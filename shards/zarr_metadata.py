@@ -21,6 +21,7 @@ from shards.manifest import FileInfo, Manifest
 
 _CODECS = {"raw": ["bytes"], "zstd": ["bytes", "zstd"], "lz4": ["bytes", "blosc"]}
 _NUMBERS = {"int32": "<i4", "int64": "<i8", "uint32": "<u4"}
+FIRST_COLUMN = "event_length"  # its file proves the number of events, which other columns may leave out
 _SIZE = struct.Struct("<I")
 
 
@@ -84,7 +85,7 @@ def _frames_layout(frames: Fields, manifest: Manifest, split: str, arrays: dict[
 
 
 def read_column(files: Files, manifest: Manifest, split: str, metadata: ZarrMetadata, name: str) -> list[Any]:
-    """Read an array of one value per event: ints, or texts. Raises StoreError."""
+    """Read an array of one value per event: ints, or texts. FIRST_COLUMN is to be read first. Raises StoreError."""
     count = manifest.splits[split].events
     file = f"{split}/{name}/c/0"
     where = f"{files.where}/{split}/zarr.json: {name}"
@@ -101,6 +102,8 @@ def read_column(files: Files, manifest: Manifest, split: str, metadata: ZarrMeta
         what = str(error).replace("; convert the archive again", "")
         raise StoreError(f"{what}; {verify_hint(files.where)}", shard=f"{split}/zarr.json") from None
     if not any(info.file == file for info in manifest.files):
+        if name == FIRST_COLUMN and count:  # an event has a frame: it is in a file, and that bounds what is allocated
+            raise StoreError(f"{files.where}/{file}: absent; {verify_hint(files.where)}", shard=file)
         return [""] * count if kind == "string" else [0] * count
     data = _contents(files, manifest, file)
     try:

@@ -62,7 +62,7 @@ class ShardWriter:
 
 
 def index_bytes(chunks: int) -> int:
-    """Bytes at the end of a shard of `chunks` chunks that are its index."""
+    """Return the bytes at the end of a shard of `chunks` chunks that are its index."""
     return 16 * chunks + CRC_BYTES
 
 

@@ -27,7 +27,7 @@ from shards.encoding import decode_chunk
 from shards.errors import ContentError, StoreError, verify_hint
 from shards.manifest import Codes
 from shards.store import Event, Store, is_sound
-from shards.zarr_metadata import ZarrMetadata, read_column, read_metadata
+from shards.zarr_metadata import FIRST_COLUMN, ZarrMetadata, read_column, read_metadata
 from shards.zarr_shard import ABSENT, Index, index_bytes, parse_shard_index
 
 
@@ -76,7 +76,7 @@ class ZarrStore(Store):
             return read_column(self.files, self.manifest, split, metadata, f"event_{name}")
 
         info = self.manifest.splits[split]
-        lengths = column("length")
+        lengths = read_column(self.files, self.manifest, split, metadata, FIRST_COLUMN)
         starts = np.cumsum([0, *lengths], dtype=np.int64)
         fits = min(lengths, default=1) > 0 and metadata.chunk <= max(lengths, default=0)
         if (len(lengths), int(starts[-1]), column("first"), fits) != (

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from shards.clock import times_of_frames
 from shards.georeference import MAPPING, Grid
 from shards.manifest import Scale
 from shards.writer import WrittenEvent
@@ -16,7 +17,8 @@ from shards.writer import WrittenEvent
 if TYPE_CHECKING:
     import zarr
 
-    from shards.sources.base import PlannedEvent
+
+EPOCH = datetime(1970, 1, 1)
 
 
 def cf_attributes(scale: Scale) -> dict[str, Any]:
@@ -41,9 +43,10 @@ def write_tables(group: zarr.Group, events: Sequence[WrittenEvent], step_seconds
     lengths = np.array([event.length for event in planned], dtype=np.int32)
     number = np.repeat(np.arange(len(planned), dtype=np.int32), lengths)
     _put(group, "event", number, "time", {"long_name": "index of the frame's event in the split"})
-    stamps = [_frame_times(event, step_seconds) for event in planned]
+    stamps = [times_of_frames(event.length, event.start_time, event.times, step_seconds) for event in planned]
     if planned and all(stamp is not None for stamp in stamps):
-        seconds = np.concatenate([stamp for stamp in stamps if stamp is not None])
+        whole = [round((time - EPOCH).total_seconds()) for stamp in stamps for time in stamp or ()]
+        seconds = np.array(whole, dtype=np.int64)
         attributes = {"standard_name": "time", "units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian"}
         _put(group, "time", seconds, "time", attributes)
     first = np.cumsum(lengths, dtype=np.int64) - lengths
@@ -86,19 +89,3 @@ def _put(group: zarr.Group, name: str, values: npt.NDArray[Any], dimension: str,
         attributes=attributes,
     )
     array[:] = values
-
-
-def _frame_times(event: PlannedEvent, step_seconds: float | None) -> npt.NDArray[np.int64] | None:
-    """Seconds since 1970 of every frame, or None without a clock."""
-    if event.times is not None:
-        return np.array([round(_moment(text).timestamp()) for text in event.times], dtype=np.int64)
-    if event.start_time is None or step_seconds is None:
-        return None
-    start = _moment(event.start_time)
-    return np.array(
-        [round((start + timedelta(seconds=step_seconds * i)).timestamp()) for i in range(event.length)], dtype=np.int64
-    )
-
-
-def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=timezone.utc)

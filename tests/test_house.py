@@ -18,7 +18,7 @@ MAY_IMPORT = {"shards": {"shards"}, "toolkit": {"shards", "toolkit"}, "launch": 
 LAUNCH = ("cli", "jobs", "slurm", "sweeps")  # packages of launch/, each of which imports itself and those before it
 TOOLKIT = (  # rooms of toolkit/, each of which imports itself and those before it
     *("errors", "wording", "atomic", "signals", "shipped", "table", "unroll"),
-    *("models", "config", "distributed", "rundir", "data"),
+    *("models", "config", "distributed", "rundir", "data", "trackers"),
     *("checkpoint", "evaluate", "train", "analysis", "report", "forecast", "plan", "testing"),
 )
 # A store's formats are loaded when one is opened: half a second of imports that readers of the other needn't wait for.

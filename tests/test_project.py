@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import toolkit
 from launch import completion, config
@@ -62,6 +66,8 @@ def test_completion_completes_commands_and_options(tmp_path: Path, capsys: pytes
     assert {*complete("")} == {*COMMANDS, "--help", "--version"}
     assert complete("train", "--profile-s") == ["--profile-steps"]
     assert "--model-file" in complete("evaluate", "--")
+    assert complete("evaluate", "--no-l") == ["--no-lpips"]  # the second name of an option
+    assert complete("logs", "--fo") == ["--follow"]
     assert complete("train", "x") == []  # bash completes files
 
 
@@ -104,6 +110,38 @@ def test_container_recipes_install_what_setup_offers(tmp_path: Path) -> None:
     assert len(installs) == 2 and installs[0] == installs[1]
     known = re.findall(r'^    "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE)
     assert {*installs[0].split(",")} <= {*known}
+
+
+def test_the_apptainer_image_gets_what_setup_installs_and_nothing_else_of_a_checkout() -> None:
+    (section,) = re.findall(r"^%files\n((?: +.*\n)+)", (ROOT / "apptainer.def").read_text(), re.MULTILINE)
+    copied = dict(line.split() for line in section.splitlines())
+    assert all(copied[name] == f"/opt/modernn/{name}" for name in copied)
+    packaged = {"shards", "toolkit", "launch", "configs", "slurm/profiles"}
+    assert {*copied} == {*packaged, "setup.py", "pyproject.toml", "README.md", "LICENSE"}
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {".venv", "runs", "stores"} <= {*ignored}
+
+
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+
+def test_every_python_that_setup_allows_has_one_version_of_each_pin() -> None:
+    """As far as the installed packages say which Pythons they need: `pip install -c` refuses a pin that isn't there."""
+    assert f'python_requires=">={PYTHONS[0]}"' in (ROOT / "setup.py").read_text()
+    lines = [line.partition("#")[0].strip() for line in (ROOT / "constraints-cpu.txt").read_text().splitlines()]
+    pins = [Requirement(line) for line in lines if line]
+    for name in {pin.name for pin in pins}:
+        for python in PYTHONS:
+            own = [
+                pin
+                for pin in pins
+                if pin.name == name and (not pin.marker or pin.marker.evaluate({"python_version": python}))
+            ]
+            assert len(own) == 1, (name, python)
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                if own[0].specifier.contains(metadata.version(name)):
+                    needs = metadata.metadata(name)["Requires-Python"]
+                    assert SpecifierSet(needs).contains(f"{python}.9"), f"{own[0]} needs Python {needs}"
 
 
 def test_the_changelog_has_unreleased_above_dated_versions() -> None:

@@ -13,6 +13,7 @@ directories and the model registry work on a login node without torch.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ def predict(
         lead: frames to predict; None: the run's horizon.
         ensemble_size: members; deterministic models make one.
         seed: of the members' noise.
-        which: checkpoint of a run: `best`, `last` or a step.
+        which: checkpoint of a run: `best`, `last`, `ema` or a step.
         device: `auto`, `cpu` or `cuda`.
         source: what reads the archive, by name or as a Python file, which is then run; None: by the names of its files.
         model_file: as in `load`.
@@ -84,11 +85,11 @@ def predict(
     trained = load_trained(path, which, choose(device, 0), None if model_file is None else Path(model_file))
     set_arithmetic(trained.config.train)
     request = Request(lead or trained.config.data.horizon, ensemble_size, seed)
-    opened = open_archive(str(archive), trained.archive, [], source)
-    check_fits(trained, opened, request)
-    last = opened.series(at)[-1]
-    step = (trained.step_seconds or opened.description.step_seconds) if last.time is not None else None
-    return make_forecast(trained, opened, opened.up_to(last, trained.config.data.context, step), request)
+    with contextlib.closing(open_archive(str(archive), trained.archive, [], source)) as opened:
+        check_fits(trained, opened, request)
+        last = opened.series(at)[-1]
+        step = (trained.step_seconds or opened.description.step_seconds) if last.time is not None else None
+        return make_forecast(trained, opened, opened.up_to(last, trained.config.data.context, step), request)
 
 
 def evaluate_run(

@@ -34,7 +34,8 @@ LEARNING_STEPS = 40
 def check_model(name: str, shape: tuple[int, int, int] = (1, 24, 20), learn: bool = True, **options: Any) -> None:
     """Check that a model keeps the contract of the toolkit's own. Takes seconds for a small model.
 
-    Checked are: forecasts of any horizon, finite, equal when repeated, of each sequence alone as in a batch; gradients
+    Checked are: forecasts of any horizon, finite, equal when repeated, of each sequence alone as in a batch; members of
+    an ensemble, which differ if `stochastic`, of the model and of its options, is true; gradients
     of all parameters; equal loss and gradients under activation checkpointing; weights in a fresh model; memory states;
     the planner's estimate; learning of one batch.
 
@@ -96,6 +97,13 @@ def _check_forecasts(model: SequenceModel, config: RunConfig, frames: FrameSpec)
     assert torch.equal(whole, _forecast(model, context)), "predict gives another forecast when it is called again"
     assert torch.equal(before, torch.get_rng_state()), (
         "predict draws from torch's global generator: draw from `noise` in `init_state`, nowhere else"
+    )
+    assert model.stochastic == config.model.stochastic, "`stochastic` of the model and of its options differ"
+    members = model.predict(context, HORIZON, 2, torch.Generator().manual_seed(1))
+    differ = not torch.equal(members[0], members[1])
+    assert differ == model.stochastic, (
+        f"members of an ensemble {'differ' if differ else 'are equal'}, and `stochastic` is {model.stochastic}: set it "
+        "in the model and in its options class"
     )
     if not model.stochastic:
         alone = _forecast(model, context[:1])

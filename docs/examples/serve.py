@@ -47,6 +47,8 @@ class Forecaster:
     def forecast(self, body: bytes, horizon: int) -> bytes:
         """Return the .npy file of the forecast; raise ValueError for frames that the model doesn't take."""
         frames = np.load(io.BytesIO(body), allow_pickle=False)
+        if not isinstance(frames, np.ndarray):
+            raise ValueError("an .npz archive is not taken: send one array as .npy")
         if frames.dtype == np.uint8:
             frames = frames / np.float32(self.facts["scale"]["max_code"])
         context = torch.from_numpy(np.ascontiguousarray(frames, np.float32))[None]
@@ -78,8 +80,10 @@ def make_server(forecaster: Forecaster, port: int) -> ThreadingHTTPServer:
                 return self.answer(
                     200, "application/octet-stream", forecaster.forecast(self.rfile.read(length), horizon)
                 )
-            except (ValueError, EOFError) as error:
+            except (ValueError, EOFError, MemoryError) as error:
                 return self.answer(400, "text/plain", str(error).encode())
+            except RuntimeError as error:  # of torch
+                return self.answer(500, "text/plain", str(error).encode())
 
         def answer(self, status: int, kind: str, body: bytes) -> None:
             self.send_response(status)

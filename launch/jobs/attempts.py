@@ -6,13 +6,14 @@ Starts that something outside ended (preemption, a lost node, a requeue) do not 
 
 A failure within EARLY_S of the start is also noted in `<sweep>/early_failures.tsv`: UNIX time, node, run, reason. Jobs
 leave out a node on which two runs failed so (launch/slurm/causes.py); and where the first FIRST_RUNS runs of a sweep
-all failed in the same way, and no run did better, the sweep stops: `<sweep>/STOPPED` says why, and no more runs begin
-until sweep.py is called again.
+all failed in the same way, and no run did better, the sweep stops: `<sweep>/STOPPED` says why, and until sweep.py is
+called again no run begins that has no checkpoint yet.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import socket
@@ -24,14 +25,18 @@ from typing import Any
 from toolkit.atomic import write_atomic
 from toolkit.distributed import slurm
 from toolkit.rundir import RunDir
-from toolkit.rundir.events import read_restarts
+from toolkit.rundir.events import append_line, read_restarts
 from toolkit.rundir.lock import read_lock
+from toolkit.rundir.records import read_text
 from toolkit.rundir.sweep import find_runs, in_sweep
 from toolkit.wording import first_line
+
+logger = logging.getLogger(__name__)
 
 STARTS = 3
 EARLY_S = 60.0
 FIRST_RUNS = 3
+TAB = "\t"
 EARLY_FAILURES = "early_failures.tsv"
 STOPPED = "STOPPED"
 OUTSIDE = ("preempted", "requeued", "lost ", "on a node", "no step could", "cancelled")  # causes of restarts
@@ -56,7 +61,7 @@ def count_starts(run: RunDir, before: Mapping[str, Any]) -> dict[str, int]:
     if this is None or job.partition("_")[0] != this.partition("_")[0] or step > int(before.get("from_step", -1)):
         return {"from_step": step, "idle_starts": 0}
     idle = int(before.get("idle_starts", 0))
-    causes = [restart.cause for restart in read_restarts(run.path) if restart.time >= float(before["started"])]
+    causes = [restart.cause for restart in read_restarts(run.path) if restart.time >= before.get("started", 0.0)]
     if "from_step" in before and not (causes and causes[-1].startswith(OUTSIDE)):
         idle += 1
     return {"from_step": step, "idle_starts": idle}
@@ -83,16 +88,19 @@ def note_early_failure(run: RunDir, began: float) -> None:
     root = run.path.parent
     one_node = os.environ.get("SLURM_JOB_NUM_NODES", "1") == "1"
     node = os.environ.get("SLURMD_NODENAME", socket.gethostname()) if one_node else ""
-    with open(root / EARLY_FAILURES, "a", encoding="utf-8") as file:
-        file.write(f"{time.time():.0f}\t{node}\t{run.path.name}\t{first_line(reason)}\n")
-    if why := _alike(root):
-        write_atomic(root / STOPPED, why + "\n")
+    line = f"{time.time():.0f}\t{node}\t{run.path.name}\t{first_line(reason).replace(TAB, ' ')}\n"
+    try:
+        append_line(root / EARLY_FAILURES, line.encode())
+        if why := _alike(root):
+            write_atomic(root / STOPPED, why + "\n")
+    except OSError as error:
+        logger.warning("%s: can't be written (%s)", root / EARLY_FAILURES, error.strerror)
 
 
 def _alike(root: Path) -> str | None:
     """Return what the first runs of a sweep failed of, if they failed alike and no other run does better."""
-    lines = [line.split("\t") for line in (root / EARLY_FAILURES).read_text(encoding="utf-8").splitlines()]
-    reasons = {name: reason for _, _, name, reason in lines}
+    lines = [line.split(TAB) for line in read_text(root / EARLY_FAILURES).splitlines()]
+    reasons = {line[2]: line[3] for line in lines if len(line) == 4}  # not half a line, which a full disk leaves
     kinds = {re.sub(r"/\S+|\d+|\bnode\S*", "#", reason) for reason in reasons.values()}
     if len(reasons) < FIRST_RUNS or len(kinds) > 1:
         return None
@@ -113,8 +121,13 @@ def _does_well(run: RunDir) -> bool:
 def why_stopped(root: Path) -> str | None:
     """Return why a sweep begins no more runs; None: it does."""
     with contextlib.suppress(OSError):
-        return (root / STOPPED).read_text(encoding="utf-8").strip()
+        return (root / STOPPED).read_text(encoding="utf-8", errors="replace").strip()
     return None
+
+
+def why_not_begun(run: RunDir) -> str | None:
+    """Return why its sweep, which has stopped, does not begin a run; None: it does, or the run only resumes."""
+    return None if run.done or latest_step(run) else why_stopped(run.path.parent)
 
 
 def begin_anew(root: Path) -> None:

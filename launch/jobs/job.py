@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.cli.parser import make_parser, positive, run_script
-from launch.jobs.attempts import count_starts, going_in_circles, note_early_failure, why_stopped
+from launch.jobs.attempts import count_starts, going_in_circles, note_early_failure, why_not_begun
 from launch.jobs.ranks import SignalRelay, meaning, run_ranks
 from toolkit.distributed import slurm
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE
@@ -66,7 +66,7 @@ def run_job(run: RunDir, ranks: int = 1, scripts: Path = SCRIPTS, log_files: boo
     task = slurm.task()
     if task is not None and task.rank > 0:
         return _train_along(run, task, scripts, log_files)
-    if why := why_stopped(run.path.parent):
+    if why := why_not_begun(run):
         print(f"not begun: {why}", file=sys.stderr, flush=True)
         return EXIT_OK
     with SignalRelay() as relay, contextlib.ExitStack() as stack:
@@ -129,7 +129,7 @@ def _train_along(run: RunDir, task: slurm.Task, scripts: Path, log_files: bool) 
     with SignalRelay() as relay:
         began, logged = time.monotonic(), False
         while read_lock(run.path).get("job") != job_id():  # until the first task has the run
-            if relay.received or why_stopped(run.path.parent):
+            if relay.received or why_not_begun(run):
                 return EXIT_OK
             if not logged and time.monotonic() - began > LOG_WAIT_S:
                 logged = True

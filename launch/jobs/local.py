@@ -15,11 +15,11 @@ from typing import Protocol
 import submitit
 from submitit.helpers import CommandFunction
 
-from launch.jobs.attempts import why_stopped
+from launch.jobs.attempts import why_not_begun
 from launch.jobs.machine import Machine
 from launch.jobs.submitter import Job, JobCommand, JobState, Submitter, job_command
 from shards.filelock import lock_file
-from toolkit.rundir import lock
+from toolkit.rundir import RunDir, lock
 
 NO_TIMEOUT_MIN = 10 * 365 * 24 * 60  # submitit's local default would end a job after two minutes
 WATCHERS = ".watching"  # <sweep>/.watching/HOST-PID, locked by each sweep.py that waits for jobs of this machine
@@ -54,13 +54,11 @@ class _LocalLayer(Submitter):
             elif self._cancelled:
                 started.stop()
         waiting = [job for job, state in self._states.items() if state is JobState.QUEUED]
-        if waiting and why_stopped(waiting[0].run.parent):
-            self._states.update(dict.fromkeys(waiting, JobState.ENDED))
-            waiting = []
         for job in waiting:
             if len(self._slots) == self.jobs:
                 break
-            if lock.holder(job.run) is not None:  # another sweep was quicker: nothing to start here
+            # Nothing to start here: its sweep has stopped, or another one was quicker.
+            if why_not_begun(RunDir(job.run)) or lock.holder(job.run) is not None:
                 self._states[job] = JobState.ENDED
                 continue
             slot = next(slot for slot in range(self.jobs) if slot not in self._slots)
@@ -68,20 +66,19 @@ class _LocalLayer(Submitter):
             self._states[job] = JobState.RUNNING
         return dict(self._states)
 
-    def cancel(self) -> None:
+    def interrupt(self) -> bool:
+        """Drop what waits, and ask what runs to stop at its next checkpoint; `poll` shows when it has."""
         self._cancelled = True
         for job, state in self._states.items():
             if state is JobState.QUEUED:
                 self._states[job] = JobState.ENDED
+        return True
 
     @contextmanager
     def following(self, root: Path) -> Iterator[None]:
         print(f"{len(self._states)} runs to do, {self.jobs} at a time; logs in {root}/*/logs", flush=True)
         with watching(root):
             yield
-
-    def exit_reason(self, job: Job) -> str | None:
-        return "out of memory? See also logs/submitit"
 
     @abstractmethod
     def _start(self, job: Job, slot: int) -> _Started:
@@ -100,6 +97,9 @@ class _Started(Protocol):
 
 class LocalSubmitter(_LocalLayer):
     """Jobs in the background through submitit's LocalExecutor; they outlive the caller."""
+
+    def exit_reason(self, job: Job) -> str | None:
+        return "out of memory? See also logs/submitit"
 
     def _start(self, job: Job, slot: int) -> _Started:
         executor = submitit.LocalExecutor(folder=job.run / "logs" / "submitit")
@@ -132,6 +132,9 @@ class DebugSubmitter(_LocalLayer):
 
     def __init__(self, ranks: int, command: JobCommand = job_command) -> None:
         super().__init__(ranks, jobs=1, command=command)
+
+    def exit_reason(self, job: Job) -> str | None:
+        return "out of memory?"
 
     def _start(self, job: Job, slot: int) -> _Started:
         # A session of its own: a Ctrl-C reaches the caller alone, which asks the job once to stop.

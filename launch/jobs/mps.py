@@ -10,11 +10,13 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
 
 from launch.jobs.machine import Machine
+from launch.jobs.ranks import FORWARDED
 from toolkit.wording import count
 
 logger = logging.getLogger(__name__)
@@ -54,11 +56,19 @@ def shared_gpus(processes: int, machine: Machine) -> Iterator[tuple[dict[str, st
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _ignore_stop_signals() -> None:
+    # Slurm sends a step's signals to all its processes: runs that write a checkpoint then still need the service.
+    for number in FORWARDED:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _control(arguments: list[str], variables: dict[str, str], text: str | None = None) -> str | None:
     """Call the service's control program; returns what went wrong, or None."""
     try:
         done = subprocess.run(
             [CONTROL, *arguments],
+            start_new_session=True,
+            preexec_fn=_ignore_stop_signals,
             env={**os.environ, **variables},
             input=text,
             stdin=None if text is not None else subprocess.DEVNULL,

@@ -25,14 +25,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launch.cli.parser import make_parser, run_script
-from launch.jobs.attempts import why_stopped
+from launch.jobs.attempts import why_not_begun
 from launch.jobs.machine import Machine, share_of_processors
 from launch.jobs.mps import shared_gpus
 from launch.jobs.ranks import SignalRelay, die_with_parent, end_group, meaning
 from launch.jobs.submitter import JOB_SCRIPT, job_command
 from toolkit.atomic import write_atomic
 from toolkit.distributed import slurm
-from toolkit.errors import EXIT_BUSY, EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE, ConfigError
+from toolkit.errors import EXIT_BUSY, EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE, ConfigError, ToolkitError
 from toolkit.rundir import RunDir
 from toolkit.rundir.events import append_event, read_restarts
 from toolkit.rundir.lock import FD_VARIABLE, lock_for_child, read_lock
@@ -77,10 +77,19 @@ def read_pack(folder: Path) -> Pack | None:
         raise ConfigError(f"{folder / PACK}: can't be used ({error}); cancel the sweep and submit it again") from None
 
 
+def find_pack(folder: Path) -> Pack | None:
+    """Return the same for those who look on: None also for a file that can't be used, which is logged."""
+    try:
+        return read_pack(folder)
+    except ConfigError as error:
+        logger.warning("%s", error)
+        return None
+
+
 def listed_runs(folder: Path) -> list[Path]:
     """Return the runs of a submission in its order; none where there is no list."""
     try:
-        return [Path(line) for line in (folder / RUNS).read_text(encoding="utf-8").splitlines()]
+        return [Path(line) for line in (folder / RUNS).read_text(encoding="utf-8", errors="replace").splitlines()]
     except FileNotFoundError:
         return []
 
@@ -91,12 +100,15 @@ def is_unfinished(run: RunDir, since: float) -> bool:
     Args:
         since: when the run was submitted, UNIX time; a failure from before was submitted to be run again.
     """
-    with contextlib.suppress(FileNotFoundError):
-        if (run.path / "FAILED").stat().st_mtime >= since:
-            return False
-    if not run.config_file.exists():
-        return False  # deleted since
-    return not run.done or bool(missing_scores(run)) or bool(missing_scores(run, run.config().eval.split))
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if (run.path / "FAILED").stat().st_mtime >= since:
+                return False
+        if not run.config_file.exists():
+            return False  # deleted since
+        return not run.done or bool(missing_scores(run)) or bool(missing_scores(run, run.config().eval.split))
+    except (OSError, ToolkitError):
+        return True  # the job that takes it finds the same, and reports it
 
 
 class _Place:
@@ -178,9 +190,16 @@ class PackedJob:
             logger.info("place %d: %s: %s", number, place.run.path.name, meaning(code))
             killed = stopping and code > 128  # with the whole job: it isn't the run that failed
             if code not in (EXIT_OK, EXIT_REQUEUE, EXIT_BUSY) and not killed:
-                self.failed += 1
-                if place.run.failure() is None:
-                    place.run.mark_failed(f"the job of this run in place {number}: {meaning(code)}")
+                self._note_failure(place.run, f"the job of this run in place {number}: {meaning(code)}")
+
+    def _note_failure(self, run: RunDir, reason: str) -> None:
+        """Count a failed run, and leave a reason in its directory where none is and one can be written."""
+        self.failed += 1
+        try:
+            if run.failure() is None:
+                run.mark_failed(reason)
+        except OSError as error:
+            logger.warning("%s: can't be marked as failed (%s): %s", run.path, error, reason)
 
     def _fill(self, environment: dict[str, str]) -> bool:
         """Give free places what waits; true when it was looked for."""
@@ -189,10 +208,6 @@ class PackedJob:
             return False
         self._scan_at = time.monotonic() + SCAN_S
         self._waiting = False
-        if why := why_stopped(self.folder.parents[1]):
-            logger.error("no more runs are begun: %s", why)
-            self.failed += 1
-            self.left.clear()
         mine = {place.run for place in self.places.values()}
         for run in list(self.left):
             if not free:
@@ -200,20 +215,46 @@ class PackedJob:
                 break
             if run in mine:
                 continue
-            if not is_unfinished(run, self.since):
+            try:
+                begun = self._begin(run, free[0], environment)
+            except (OSError, ToolkitError) as error:  # of this run alone: the others continue
+                logger.error("%s: can't be run: %s", run.path, error)
+                self._note_failure(run, f"can't be run: {error}")
                 self.left.remove(run)
                 continue
-            lock = lock_for_child(run.path)
-            if lock is None:
-                # Of this very job: Slurm may have begun it again while its start before is alive, on a node that
-                # was given up. What that one leaves is this one's to do.
-                self._waiting |= slurm.is_earlier_start(read_lock(run.path).get("job"))
-                continue
-            self._start(run, free.pop(0), lock, environment)
+            if begun:
+                free.pop(0)
+        return True
+
+    def _begin(self, run: RunDir, number: int, environment: dict[str, str]) -> bool:
+        """Begin a run in a place, if there is something to do and no other job has it; true when it was begun.
+
+        Raises:
+            OSError, ToolkitError: its directory can't be used.
+        """
+        if not is_unfinished(run, self.since):
+            self.left.remove(run)
+            return False
+        if why := why_not_begun(run):
+            logger.error("%s is not begun: %s", run.path.name, why)
+            self.failed += 1
+            self.left.remove(run)
+            return False
+        run.config()
+        lock = lock_for_child(run.path)
+        if lock is None:
+            # Of this very job: Slurm may have begun it again while its start before is alive, on a node that was
+            # given up. What that one leaves is this one's to do.
+            self._waiting |= slurm.is_earlier_start(read_lock(run.path).get("job"))
+            return False
+        try:
+            self._note_restart(run)
+            self._start(run, number, lock, environment)
+        finally:
+            os.close(lock)
         return True
 
     def _start(self, run: RunDir, number: int, lock: int, environment: dict[str, str]) -> None:
-        self._note_restart(run)
         logger.info("place %d: %s", number, run.path.name)
         share = self.machine.environment(self.pack.places, self.pack.ranks, number)
         processors = share_of_processors(self.pack.places, number)
@@ -223,17 +264,14 @@ class PackedJob:
             os.sched_setaffinity(0, processors)
 
         run.logs.mkdir(exist_ok=True)
-        try:
-            process = subprocess.Popen(
-                ["env", *share, *job_command(run.path, self.pack.ranks, True, self.job)],
-                env={**os.environ, **environment, FD_VARIABLE: str(lock)},
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # signals come to this process alone, which hands them on
-                pass_fds=[lock],
-                preexec_fn=prepare,
-            )
-        finally:
-            os.close(lock)
+        process = subprocess.Popen(
+            ["env", *share, *job_command(run.path, self.pack.ranks, True, self.job)],
+            env={**os.environ, **environment, FD_VARIABLE: str(lock)},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # signals come to this process alone, which hands them on
+            pass_fds=[lock],
+            preexec_fn=prepare,
+        )
         self.places[number] = _Place(run, process)
 
     def _note_restart(self, run: RunDir) -> None:
@@ -242,13 +280,18 @@ class PackedJob:
         before, of_array = str(record.get("job", "")), this.partition("_")[0] + "_"
         if not before.startswith(of_array) or before == this or run.done or run.failure() is not None:
             return
-        name, _, start = this.rpartition("_")
+        name = this.rpartition("_")[0]
         causes = [restart for restart in read_restarts(self.folder) if restart.job == name]
         if slurm.is_earlier_start(before) and causes:
             nodes, lost, cause = causes[-1].nodes, causes[-1].lost, causes[-1].cause
         else:
-            nodes, lost, cause = str(record.get("host", "")), "", f"job {before.rpartition('_')[0]} did not finish it"
-        append_event(run.path, "restart", job=name, start=int(start) + 1, nodes=nodes, lost=lost, cause=cause)
+            nodes, lost, other = str(record.get("host", "")), "", f"job {before.rpartition('_')[0]}"
+            # Killed, or its node lost: an end of another kind is in its record.
+            gone = f"lost with {other}, which exited without a final status"
+            cause = f"{other} did not finish it" if "ended" in record else gone
+        # A run that another job began has no restart of this job: its own are counted.
+        number = len(read_restarts(run.path)) + 2
+        append_event(run.path, "restart", job=name, start=number, nodes=nodes, lost=lost, cause=cause)
 
 
 def _drop_siblings() -> None:

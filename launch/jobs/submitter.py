@@ -1,7 +1,7 @@
 """What hands run directories to something that runs them: this machine (local.py) or a cluster (launch/slurm).
 
 A `Submitter` takes run directories and returns handles; a job's only knowledge is its run directory, and what became
-of a run is read from there, never from the scheduler's word (see run_status.py).
+of a run is read from there, never from the scheduler's word (see toolkit/rundir/status.py).
 """
 
 from __future__ import annotations
@@ -73,6 +73,11 @@ class Submitter(ABC):
     def ranks_per_run(self) -> int:
         """Processes that train one run."""
 
+    @property
+    def runs_per_job(self) -> int:
+        """Runs that one job of a scheduler's queue has room for."""
+        return 1
+
     def check(self) -> None:  # noqa: B027  nothing can be missing by default
         """Raise an error if this machine cannot submit, before anything is made."""
 
@@ -112,15 +117,8 @@ class Submitter(ABC):
         """Return the state of every job submitted so far; a local one also starts what has its turn."""
 
     def interrupt(self) -> bool:
-        """React to a signal to the waiting command: cancel the jobs, or return False if they continue without it."""
-        if self.detached:
-            return False
-        self.cancel()
-        return True
-
-    @abstractmethod
-    def cancel(self) -> None:
-        """Drop what waits, and ask what runs to stop at its next checkpoint; `poll` tells when it has."""
+        """React to a signal to the waiting command: stop the jobs, or return False if they continue without it."""
+        return False
 
     @abstractmethod
     def exit_reason(self, job: Job) -> str | None:

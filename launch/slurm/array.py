@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "launch.slurm.array", "Run a command N times as an array of a Slurm cluster, and wait.", EXAMPLES
     )
     parser.add_argument(
-        "--name", required=True, help="name of the job; jobs of that name left by an earlier call are cancelled"
+        "--name",
+        required=True,
+        help="name of the job; jobs of that name and folder left by an earlier call are cancelled",
     )
     parser.add_argument(
         "--folder", required=True, type=Path, metavar="DIR", help="folder for the batch script, logs and exit codes"
@@ -71,9 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(profile))
         kind = f"array of {options.count}" if array else "job"
         print(f"submitted {kind} {job}; its logs: {folder}", file=sys.stderr, flush=True)
-        _wait(options.name)
+        _wait(options.name, folder)
     except BaseException:
-        _cancel(options.name)
+        _cancel(options.name, folder)
         raise
     names = [f"{job}_{index}" if array else job for index in range(options.count)]
     failed = [name for index, name in enumerate(names) if _code(folder, index) != 0]
@@ -85,38 +87,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _clear(name: str, folder: Path) -> None:
     """End what an interrupted call left in the queue, and forget how earlier tasks ended."""
-    if left := _queued(name):
+    if left := _queued(name, folder):
         print(f"cancelling the jobs of an interrupted call: {', '.join(left)}", file=sys.stderr, flush=True)
         client.cancel(left)
-        _wait(name)
+        _wait(name, folder)
     for file in folder.glob("*.code"):
         file.unlink()
 
 
-def _queued(name: str) -> list[str]:
-    """Ids of jobs of that name, an array's once."""
-    return sorted({job.base for job in client.queue() if job.job_name == name})
+def _queued(name: str, folder: Path) -> list[str]:
+    """Return the IDs of the jobs of that name and folder, an array's once."""
+    jobs = client.queue()
+    return sorted({job.base for job in jobs if job.job_name == name and job.comment == str(folder)})
 
 
-def _wait(name: str) -> None:
-    """Until no job of that name is in the queue; it is asked more seldom where it doesn't answer."""
+def _wait(name: str, folder: Path) -> None:
+    """Wait until none of these jobs is in the queue; it is queried less often where it doesn't answer."""
     pause, absent = POLL_S, 0
     while absent < 2:  # twice: a job is not seen at once everywhere
         time.sleep(pause if absent == 0 else min(pause, 0.5))
         try:
-            absent = 0 if _queued(name) else absent + 1
+            absent = 0 if _queued(name, folder) else absent + 1
             pause = POLL_S
         except SlurmError as error:
             print(f"{first_line(error)}; asking again", file=sys.stderr, flush=True)
             pause = min(2 * pause, 120.0)
 
 
-def _cancel(name: str) -> None:
+def _cancel(name: str, folder: Path) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # By name: sbatch may have been interrupted before it could say which number.
     with contextlib.suppress(SlurmError):
-        client.cancel(_queued(name))
+        client.cancel(_queued(name, folder))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

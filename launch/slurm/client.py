@@ -58,10 +58,23 @@ class QueuedJob:
         return self.state in WAITING
 
 
-def call(
-    *command: str, text: str | None = None, environ: Mapping[str, str] | None = None, timeout_s: float = TIMEOUT_S
-) -> str:
+def call(*command: str, environ: Mapping[str, str] | None = None, timeout_s: float | None = None) -> str:
     """Return the output of a command.
+
+    Args:
+        environ: its environment; None: this one without what changes the output of Slurm's commands.
+        timeout_s: default: TIMEOUT_S.
+
+    Raises:
+        SlurmError: it isn't here, failed, or took longer than it may.
+    """
+    return _run(command, environ, TIMEOUT_S if timeout_s is None else timeout_s).stdout
+
+
+def _run(
+    command: Sequence[str], environ: Mapping[str, str] | None, timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end.
 
     Raises:
         SlurmError: it isn't here, failed, or took longer than it may.
@@ -70,7 +83,14 @@ def call(
         environ = {key: value for key, value in os.environ.items() if not key.startswith(OTHERS_VARIABLES)}
     try:
         done = subprocess.run(
-            command, input=text, env=environ, capture_output=True, text=True, timeout=timeout_s, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            env=environ,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{command[0]}: no answer within {timeout_s:g} s: the controller is busy or away") from None
@@ -78,7 +98,7 @@ def call(
         raise SlurmError(f"{command[0]}: {error.strerror}: not on this machine's PATH") from None
     if done.returncode:
         raise SlurmError(explain(command[0], done.stderr.strip() or f"exit code {done.returncode}"))
-    return done.stdout
+    return done
 
 
 def check_installed() -> None:
@@ -107,9 +127,9 @@ def max_array_size(settings: Mapping[str, str] | None = None) -> int:
     return int(given) if given.isdecimal() else 0
 
 
-def queue(user: str | None = None, timeout_s: float = TIMEOUT_S) -> list[QueuedJob]:
+def queue(user: str | None = None, timeout_s: float | None = None) -> list[QueuedJob]:
     """All jobs of a user (default: this one) that wait, run or are ending; array tasks one by one."""
-    user = user or _user()
+    user = user or user_name()
     form = "--format=%i|%T|%r|%N|%j|%k"
     jobs = []
     for line in call("squeue", "--noheader", "--array", f"--user={user}", form, timeout_s=timeout_s).splitlines():
@@ -173,21 +193,12 @@ def sbatch_test(text: str, environ: Mapping[str, str]) -> str:
     """Return what sbatch says of a text that it only tests: when the job would begin, and where.
 
     Raises:
-        SlurmError: it would be refused.
+        SlurmError: it would be refused, or Slurm does not answer.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
         file.write(text)
         file.flush()
-        done = subprocess.run(
-            ["sbatch", "--test-only", file.name],
-            env=environ,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    if done.returncode:
-        raise SlurmError(explain("sbatch", done.stderr.strip()))
+        done = _run(["sbatch", "--test-only", file.name], environ, TIMEOUT_S)
     return (done.stderr + done.stdout).strip()
 
 
@@ -197,9 +208,9 @@ def cancel(names: Sequence[str]) -> None:
         call("scancel", *names)
 
 
-def _user() -> str:
-    """Return the user's name, or the number where the system has no name for it (containers)."""
+def user_name() -> str:
+    """Return this user's name, or the number where the system has no name for it (containers)."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):
+    except (KeyError, OSError):  # the latter since Python 3.13
         return str(os.getuid())

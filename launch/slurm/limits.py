@@ -1,8 +1,9 @@
-"""What a cluster's settings mean for a job, found out before it is submitted."""
+"""What a cluster's settings and this machine mean for a job, found out before it is submitted."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from launch.slurm import client
 from launch.slurm.client import SlurmError
@@ -10,6 +11,7 @@ from launch.slurm.profile import Profile
 
 MARGIN_S = 60  # Slurm may signal a minute early
 FOREVER = ("UNLIMITED", "INFINITE", "NONE")
+OWN_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs")
 
 
 def seconds_of(time: str) -> int | None:
@@ -61,3 +63,17 @@ def _partition(name: str | None) -> dict[str, str]:
         if name or settings.get("Default") == "YES":
             return settings
     return {}
+
+
+def own_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
+    """Return the type of a path's file system if it is in memory or on a local disk: not shared, unless this
+    machine serves it. None for another type, or if it is unknown."""
+    best, kind = "", None
+    try:
+        for line in mounts.read_text(encoding="utf-8").splitlines():
+            _, point, found, *_ = line.split()
+            if len(point) >= len(best) and path.is_relative_to(point):
+                best, kind = point, found
+    except OSError:
+        return None
+    return kind if kind in OWN_FILE_SYSTEMS else None

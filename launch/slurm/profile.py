@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
 
 from toolkit.errors import ConfigError
 from toolkit.models.registry import Options
@@ -48,6 +48,26 @@ def as_pack(text: str) -> str:
     return text
 
 
+def _check_time(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}", value):
+        raise ValueError("write minutes, HH:MM:SS or D-HH:MM:SS")
+    return value
+
+
+def _check_sbatch(value: dict[str, str]) -> dict[str, str]:
+    plain = {key.removeprefix("--").replace("_", "-"): text for key, text in value.items()}
+    for key in plain:
+        if key in OWNED:
+            raise ValueError(f"{key} is set by the toolkit")
+        if key.replace("-", "_") in Profile.model_fields:
+            raise ValueError(f"{key} is a key of the profile itself")
+    return plain
+
+
+Time = Annotated[str | None, AfterValidator(_check_time)]
+Sbatch = Annotated[dict[str, str], AfterValidator(_check_sbatch)]
+
+
 class Light(Options):
     """What small jobs without GPUs ask for: the report, conversions. What is left out is the profile's own."""
 
@@ -55,10 +75,10 @@ class Light(Options):
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    time: str | None = Field(None, description="default: 60 minutes for the report, the profile's for conversions")
+    time: Time = Field(None, description="default: 60 minutes for the report, the profile's for conversions")
     mem: str | None = None
     cpus_per_task: int | None = Field(None, ge=1)
-    sbatch: dict[str, str] = Field({})
+    sbatch: Sbatch = Field({})
 
 
 class Profile(Options):
@@ -69,7 +89,7 @@ class Profile(Options):
     qos: str | None = None
     constraint: str | None = Field(None, description="features that nodes must have, for example `h100|a100`")
     exclude: str | None = Field(None, description="nodes to avoid, for example `n[03,07]`")
-    time: str | None = Field(None, description="limit of one start: minutes, or D-HH:MM:SS; the run outlives it")
+    time: Time = Field(None, description="limit of one start: minutes, or D-HH:MM:SS; the run outlives it")
     mem: str | None = Field(None, description="memory per node, for example 64G; 0: all of it")
     nodes: int = Field(1, ge=1, description="nodes per run")
     gpus_per_node: int = Field(1, ge=0, description="GPUs per node, one rank for each; 0: ranks on CPUs")
@@ -84,7 +104,7 @@ class Profile(Options):
     container: str | None = Field(None, description="command that runs another in a container: `apptainer exec X.sif`")
     python: str | None = Field(None, description="Python on the nodes; default: the one that submits")
     srun: Lines = Field((), description="more options of srun, for example --container-image=X (pyxis)")
-    sbatch: dict[str, str] = Field({}, description="more options of sbatch: {reservation: spring, exclusive: true}")
+    sbatch: Sbatch = Field({}, description="more options of sbatch: {reservation: spring, exclusive: true}")
     light: Light = Field(Light(), description="what the report's job and conversions ask for instead of the above")
     signal_s: int = Field(120, ge=10, description="seconds before the time limit at which a run writes its checkpoint")
     max_restarts: int = Field(100, ge=0, description="a job that was requeued so often ends")
@@ -109,13 +129,6 @@ class Profile(Options):
         update |= {"gpus_per_node": 0, "gpu_type": None, "nodes": 1, "sbatch": {**kept, **self.light.sbatch}}
         return self.model_copy(update=update)
 
-    @field_validator("time")
-    @classmethod
-    def _is_time(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}", value):
-            raise ValueError("write minutes, HH:MM:SS or D-HH:MM:SS")
-        return value
-
     @field_validator("pack")
     @classmethod
     def _is_pack(cls, value: str | None) -> str | None:
@@ -128,18 +141,6 @@ class Profile(Options):
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
                 raise ValueError(f"{key!r} is no name of a variable")
         return value
-
-    @field_validator("sbatch")
-    @classmethod
-    def _is_ours(cls, value: dict[str, str]) -> dict[str, str]:
-        plain = {key.removeprefix("--").replace("_", "-"): text for key, text in value.items()}
-        own = {key.replace("_", "-") for key in Profile.model_fields}
-        for key in plain:
-            if key in OWNED:
-                raise ValueError(f"{key} is set by the toolkit")
-            if key in own:
-                raise ValueError(f"{key} is a key of the profile itself")
-        return plain
 
 
 def read_profile(name: str | None) -> Profile:
@@ -161,15 +162,20 @@ def read_profile(name: str | None) -> Profile:
         raise ConfigError(f"{file}: can't be read: {error}") from None
     if not isinstance(tree, dict | None | str) or (isinstance(tree, str) and tree):
         raise ConfigError(f"{file}: must hold keys and values; known keys: {', '.join(Profile.model_fields)}")
-    given = {key: value for key, value in (tree or {}).items() if value not in ("", "null", "~")}
     try:
-        return Profile.model_validate(given)
+        return Profile.model_validate(_without_nulls(tree or {}))
     except ValidationError as error:
         lines = "\n".join(f"  {_explain(fault)}" for fault in error.errors())
         raise ConfigError(
             f"{file}: {error.error_count()} fault{'s' * (error.error_count() > 1)}\n{lines}\n"
             f"Known keys: {', '.join(Profile.model_fields)}; slurm/README.md explains them."
         ) from None
+
+
+def _without_nulls(tree: dict[str, object]) -> dict[str, object]:
+    given = {key: value for key, value in tree.items() if value not in ("", "null", "~")}
+    light = given.get("light")  # an empty variable of `env` is one
+    return {**given, "light": _without_nulls(light)} if isinstance(light, dict) else given
 
 
 def overridden(profile: Profile, given: Mapping[str, str | None]) -> Profile:
@@ -188,6 +194,7 @@ def overridden(profile: Profile, given: Mapping[str, str | None]) -> Profile:
 def _explain(fault: ErrorDetails) -> str:
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {nearest(key, Profile.model_fields)}".removesuffix("; ")
+        last, known = fault["loc"][-1], (Light if len(fault["loc"]) > 1 else Profile).model_fields
+        return f"{key}: unknown key; {nearest(str(last), known)}".removesuffix("; ")
     message = str(fault["msg"]).removeprefix("Value error, ")
     return f"{key}: {message[:1].lower()}{message[1:]}, got {fault['input']!r}"

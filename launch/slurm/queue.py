@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import getpass
 import pwd
 import re
 import shutil
@@ -19,12 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.jobs.pack import PACK, RUNS, is_unfinished, listed_runs, read_pack
+from launch.jobs.pack import PACK, RUNS, find_pack, is_unfinished, listed_runs
 from launch.jobs.submitter import ENDING
 from launch.slurm import client
 from launch.slurm.client import QueuedJob, SlurmError
 from toolkit.rundir import RunDir
 from toolkit.rundir.lock import read_lock
+from toolkit.rundir.records import read_text
 from toolkit.rundir.status import RunView
 from toolkit.wording import duration, first_line
 
@@ -71,10 +71,14 @@ def job_names(base: str, runs: int, places: int) -> list[str]:
     return [f"{base}_{index // places}" if runs > places else base for index in range(runs)]
 
 
+def submission_of(root: Path, job: QueuedJob) -> Path:
+    """Return the folder of the submission that a job of the sweep in `root` would be of: its name ends with the key."""
+    return root / SUBMISSIONS / job.job_name.rpartition("-")[2]
+
+
 def is_of(root: Path, job: QueuedJob) -> bool:
     """Return whether a job is of the sweep in `root`: by its comment, or by a submission that lies there."""
-    key = job.job_name.rpartition("-")[2]
-    return job.comment == str(root) or (bool(key) and (root / SUBMISSIONS / key / RUNS).exists())
+    return job.comment == str(root) or (submission_of(root, job) / RUNS).exists()
 
 
 def is_report(root: Path, job: QueuedJob) -> bool:
@@ -88,8 +92,8 @@ def runs_of(root: Path, jobs: Sequence[QueuedJob]) -> dict[Path, QueuedJob]:
     lists: dict[Path, list[Path]] = {}
     packed: dict[Path, list[QueuedJob]] = {}
     for job in jobs:
-        folder = root / SUBMISSIONS / job.job_name.rpartition("-")[2]
-        if folder.name and (folder / RUNS).exists():
+        folder = submission_of(root, job)
+        if (folder / RUNS).exists():
             runs = lists.setdefault(folder, listed_runs(folder))
             if (folder / PACK).exists():
                 packed.setdefault(folder, []).append(job)
@@ -107,13 +111,12 @@ def _packed(folder: Path, runs: Sequence[Path], jobs: Sequence[QueuedJob]) -> di
 
     It is the one that has the run; else the one that it was meant for, or any other that is left.
     """
-    pack = read_pack(folder)
-    assert pack is not None
+    pack = find_pack(folder)
     since = (folder / RUNS).stat().st_mtime
     known = {job.name: dataclasses.replace(job, packed=True) for job in jobs}
     last = max(known.values(), key=lambda job: job.state != ENDING)
     found = {}
-    for run, name in zip(runs, job_names(jobs[0].base, len(runs), pack.places), strict=True):
+    for run, name in zip(runs, job_names(jobs[0].base, len(runs), pack.places if pack else 1), strict=True):
         if is_unfinished(RunDir(run), since):
             holder = str(read_lock(run).get("job", "")).rpartition("_")[0]
             found[run] = known.get(holder) or known.get(name) or last
@@ -193,8 +196,15 @@ class Scheduler:
         unknown = sorted({name for name in names.values() if self._ended.get(name) is None})
         if unknown and asked and self._accounting:
             self._ask_ends(unknown)
-        ends = {path: end for path, name in names.items() if (end := self._ended.get(name))}
-        return [with_end(view, names[view.path], ends[view.path]) if view.path in ends else view for view in views]
+        ended = []
+        for view in views:
+            name = names.get(view.path)
+            if name is not None and (end := self._ended.get(name)):
+                view = with_end(view, name, end)
+            if name is not None and (why := failure_of(Path(view.path).parent, name)):
+                view = dataclasses.replace(view, reason=f"{why}; run the sweep again to resume")
+            ended.append(view)
+        return ended
 
     def _ask_ends(self, names: Sequence[str]) -> None:
         bases = sorted({name.partition("_")[0] for name in names}, key=int)
@@ -291,10 +301,22 @@ def submissions(root: Path) -> dict[Path, str]:
     """Return the last submitted job of each run of a sweep."""
     found: dict[Path, str] = {}
     for file in sorted((root / SUBMISSIONS).glob("*/job"), key=lambda file: file.stat().st_mtime):
-        job, runs = file.read_text(encoding="utf-8").strip(), listed_runs(file.parent)
-        pack = read_pack(file.parent)
+        job, runs = file.read_text(encoding="utf-8", errors="replace").strip(), listed_runs(file.parent)
+        pack = find_pack(file.parent)
         found |= dict(zip(runs, job_names(job, len(runs), pack.places if pack else 1), strict=True))
     return found
+
+
+def failure_of(root: Path, name: str) -> str | None:
+    """Return why a packed job failed, which its batch script writes beside its logs; None where it wrote nothing."""
+    files = sorted((root / SUBMISSIONS).glob(f"*/logs/{name}.failed"))
+    return next((first_line(text) for file in files if (text := read_text(file).strip())), None)
+
+
+def job_of_array(run: Path, meant: str) -> str:
+    """Return the job that a run of a packed submission has or had: the one it was meant for, or one that took it."""
+    taken = str(read_lock(run).get("job", "")).rpartition("_")[0]
+    return taken if taken.partition("_")[0] == meant.partition("_")[0] else meant
 
 
 def _of_slurm(view: RunView) -> bool:
@@ -303,7 +325,7 @@ def _of_slurm(view: RunView) -> bool:
 
 def owners(*roots: Path) -> str:
     """Return the users whose jobs those of sweeps may be, for squeue: this one, and who owns the submissions."""
-    users = {getpass.getuser()}
+    users = {client.user_name()}
     for root in roots:
         for folder in (root / SUBMISSIONS, *(root / SUBMISSIONS).glob("*/")):
             with contextlib.suppress(OSError):

@@ -147,10 +147,13 @@ def _packed(nodes: int, gpus: int, ranks: int | None, pack: str) -> Shape:
     places = gpus // (ranks or 1) if pack == "auto" else int(pack)
     each = ranks or max(1, gpus // max(1, places))
     if gpus and places * each != gpus and (each > 1 or places < gpus):
+        divides = places and gpus % places == 0
+        runs, of_each = (gpus // each, each) if gpus % each == 0 else (places, gpus // places) if divides else (gpus, 1)
+        idle = 0 < places * each < gpus
         raise ConfigError(
             f"--pack {pack}: {count(places, 'run')} of {count(each, 'rank')} on {count(gpus, 'GPU')}: "
-            + (f"{gpus - places * each} would stay idle" if places * each < gpus else "ranks of a run can't share GPUs")
-            + f"; give --pack {max(1, gpus // each)} --ranks {each}, or another --gpus-per-node"
+            + (f"{gpus - places * each} would stay idle" if idle else "ranks of a run can't share GPUs")
+            + f"; give --pack {runs} --ranks {of_each}, or --gpus-per-node {max(1, places) * each}"
         )
     return Shape(1, gpus, each, places)
 
@@ -173,29 +176,6 @@ def run_text(
     body = _job_body(profile, shape, run, code, command, cwd)
     executor = _executor(profile, shape, sweep, run.name, cwd, run / "logs" / "sbatch-%j.log")
     return executor.text(body)
-
-
-def pack_text(
-    profile: Profile,
-    shape: Shape,
-    sweep: Path,
-    folder: Path,
-    name: str,
-    array: str | None,
-    after: Sequence[str],
-    cwd: Path,
-    code: Path,
-    command: Sequence[str],
-) -> str:
-    """`<sweep>/slurm/<key>/submit.sbatch` of a packed submission: each job of the array runs what waits of runs.txt.
-
-    Args:
-        array, after: as in `array_text`.
-        command: launch/jobs/pack.py of the folder, its Python first.
-    """
-    body = _job_body(profile, shape, folder, code, command, cwd)
-    output, more = _of_array(folder, array, after)
-    return _executor(profile, shape, sweep, name, cwd, output, **more).text(body)
 
 
 def _of_array(folder: Path, array: str | None, after: Sequence[str]) -> tuple[Path, dict[str, str | None]]:
@@ -233,16 +213,21 @@ def array_text(
     array: str | None,
     after: Sequence[str],
     cwd: Path,
+    code: Path,
+    command: Sequence[str] = (),
 ) -> str:
-    """`<sweep>/slurm/<key>/submit.sbatch`: runs the submit.sbatch of line n + 1 of runs.txt beside it.
+    """`<sweep>/slurm/<key>/submit.sbatch`: a job runs the submit.sbatch of line n + 1 of runs.txt beside it.
 
     Args:
         array: indices and throttle, for example `0-99%10`; None: a plain job, for the first line.
         after: jobs that have to end first.
+        code: the snapshot of the code.
+        command: of a packed submission: launch/jobs/pack.py of the folder, its Python first, which runs what waits.
     """
-    body = ARRAY.format(runs=shlex.quote(str(folder / "runs.txt")))
+    single = ARRAY.format(runs=shlex.quote(str(folder / "runs.txt"))).rstrip()
+    body = _job_body(profile, shape, folder, code, command, cwd) if command else single
     output, more = _of_array(folder, array, after)
-    return _executor(profile, shape, sweep, name, cwd, output, **more).text(body.rstrip())
+    return _executor(profile, shape, sweep, name, cwd, output, **more).text(body)
 
 
 def command_text(

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.jobs import snapshot
-from launch.jobs.pack import PACK_SCRIPT, RUNS, Pack
+from launch.jobs.pack import PACK_SCRIPT, RUNS, Pack, find_pack
 from launch.jobs.submitter import (
     ENDING,
     JOB_SCRIPT,
@@ -37,10 +37,21 @@ from launch.jobs.submitter import (
 )
 from launch.slurm import client
 from launch.slurm.client import QueuedJob, SlurmError
-from launch.slurm.limits import check_time
+from launch.slurm.limits import check_time, own_file_system
 from launch.slurm.profile import Profile
-from launch.slurm.queue import REPORT, SUBMISSIONS, is_of, is_report, job_names, owners, runs_of
-from launch.slurm.script import Shape, array_text, command_text, pack_text, run_text
+from launch.slurm.queue import (
+    REPORT,
+    SUBMISSIONS,
+    failure_of,
+    is_of,
+    is_report,
+    job_names,
+    job_of_array,
+    owners,
+    runs_of,
+    submission_of,
+)
+from launch.slurm.script import Shape, array_text, command_text, run_text
 from toolkit.atomic import write_atomic
 from toolkit.errors import ConfigError
 from toolkit.rundir import lock
@@ -48,7 +59,6 @@ from toolkit.shipped import command as typed
 from toolkit.wording import count, first_line, some
 
 POLL_S = 5.0
-OWN_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs")
 
 
 @dataclass(frozen=True)
@@ -104,10 +114,15 @@ class SlurmSubmitter(Submitter):
         self._asked_at = 0.0
         self._queue: list[QueuedJob] = []
         self._copy: snapshot.Snapshot | None = None
+        self._throttled: set[str] = set()  # arrays that --jobs holds for
 
     @property
     def ranks_per_run(self) -> int:
         return self.shape.ranks
+
+    @property
+    def runs_per_job(self) -> int:
+        return self.shape.pack or 1
 
     def check(self) -> None:
         """Find out whether this machine can submit, before anything is made.
@@ -125,7 +140,7 @@ class SlurmSubmitter(Submitter):
         if self.throttle and self.shape.pack and self.throttle < self.shape.pack:
             raise ConfigError(
                 f"--jobs {self.throttle} is fewer runs at a time than one job of --pack {self.shape.pack} has: give "
-                f"--pack {self.throttle}, or more --jobs"
+                f"--jobs {self.shape.pack} or more, or pack fewer runs"
             )
         if kind := own_file_system(self.root):
             print(f"note: {self.root} is in this machine's own storage ({kind}): can the nodes see it? (--runs DIR)")
@@ -157,17 +172,23 @@ class SlurmSubmitter(Submitter):
 
     def adopt(self, queued: Mapping[Path, str]) -> list[Job]:
         if self.throttle:
-            self._throttle_queued({job.base for job in runs_of(self.root, self._queue).values() if job.waiting})
+            self._throttle_queued(self.throttle)
         there = runs_of(self.root, self._queue)
         return [self._follow(run, name, run in there and there[run].packed) for run, name in queued.items()]
 
-    def _throttle_queued(self, arrays: Collection[str]) -> None:
-        """Apply --jobs to what is in the queue already; Slurm knows it of each array alone."""
-        arrays = {base for base in arrays if any(job.base == base and "_" in job.name for job in self._queue)}
-        for base in sorted(arrays, key=int):
+    def _throttle_queued(self, runs: int) -> None:
+        """Apply --jobs to what is in the queue already; Slurm knows it of each array alone, and counts jobs."""
+        waiting = [job for job in self._queue if job.waiting and "_" in job.name and is_of(self.root, job)]
+        arrays = {job.base: job for job in waiting}
+        for base in sorted(arrays.keys() - self._throttled, key=int):
+            self._throttled.add(base)
+            pack = find_pack(submission_of(self.root, arrays[base]))
+            places = pack.places if pack else 1
+            jobs = max(1, runs // places)
+            note = f", in {count(jobs, 'job')} of {places}" if pack else ""
             try:
-                client.call("scontrol", "update", f"jobid={base}", f"arraytaskthrottle={self._jobs_at_a_time}")
-                print(f"array {base} in the queue: {self.throttle} runs at a time from now on (--jobs)")
+                client.call("scontrol", "update", f"jobid={base}", f"arraytaskthrottle={jobs}")
+                print(f"array {base} in the queue: {jobs * places} runs at a time from now on (--jobs){note}")
             except SlurmError as error:
                 print(f"note: --jobs has no effect on array {base} in the queue: {first_line(error)}")
 
@@ -197,6 +218,7 @@ class SlurmSubmitter(Submitter):
         except BaseException:
             client.cancel([submission.job for submission in submissions])
             raise
+        self._throttled |= {submission.job for submission in submissions}
         packed = self.shape.pack is not None
         jobs = [self._follow(run, name, packed) for submission in submissions for run, name in submission.jobs()]
         names = ", ".join(submission.job for submission in submissions)
@@ -257,13 +279,10 @@ class SlurmSubmitter(Submitter):
                 self._states[job] = JobState.ENDED
         return dict(self._states)
 
-    def cancel(self) -> None:
-        left = [name for job, name in self._names.items() if self._states[job] is not JobState.ENDED]
-        client.cancel(list(dict.fromkeys(left)))
-
     def exit_reason(self, job: Job) -> str | None:
-        """How Slurm says that it ended."""
-        return client.exit_reason(self._names[job])
+        """Return why its job failed, as its batch script wrote it, or how Slurm says that it ended."""
+        name = job_of_array(job.run, self._names[job])
+        return failure_of(self.root, name) or client.exit_reason(name)
 
     def _follow(self, run: Path, name: str, packed: bool) -> Job:
         job = Job(run, len(self._names))
@@ -367,26 +386,11 @@ class SlurmSubmitter(Submitter):
         throttle = f"%{self._jobs_at_a_time}" if self.throttle else ""
         array = f"0-{number - 1}{throttle}" if number > 1 else None
         cwd = Path.cwd()
-        if not shape.pack:
-            return array_text(self.profile, shape, self.root, folder, name, array, after, cwd)
-        command = self._there(code, [sys.executable, str(PACK_SCRIPT), str(folder), *self._job_script()])
-        return pack_text(self.profile, shape, self.root, folder, name, array, after, cwd, code, command)
+        packed = [sys.executable, str(PACK_SCRIPT), str(folder), *self._job_script()] if shape.pack else []
+        command = self._there(code, packed)
+        return array_text(self.profile, shape, self.root, folder, name, array, after, cwd, code, command)
 
     def _job_script(self) -> list[str]:
         """Return the option of pack.py that names the script of a run's job, where that isn't ours."""
         script = self.command(self.root, 1, True)[1]
         return [] if script == str(JOB_SCRIPT) else ["--job", script]
-
-
-def own_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
-    """Return the type of a path's file system if it is in memory or on a local disk: not shared, unless this
-    machine serves it. None for another type, or if it is unknown."""
-    best, kind = "", None
-    try:
-        for line in mounts.read_text(encoding="utf-8").splitlines():
-            _, point, found, *_ = line.split()
-            if len(point) >= len(best) and path.is_relative_to(point):
-                best, kind = point, found
-    except OSError:
-        return None
-    return kind if kind in OWN_FILE_SYSTEMS else None

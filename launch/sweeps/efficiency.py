@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.cli.table import render
-from launch.jobs.pack import read_pack
+from launch.jobs.pack import find_pack
 from launch.slurm.queue import SUBMISSIONS
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.events import StartEvent, read_starts
@@ -100,7 +100,7 @@ def _packed(roots: Iterable[Path], uses: Sequence[Use]) -> list[str]:
         file.read_text(encoding="utf-8").strip(): pack
         for root in roots
         for file in (root / SUBMISSIONS).glob("*/job")
-        if (pack := read_pack(file.parent))
+        if (pack := find_pack(file.parent))
     }
     jobs: dict[str, list[tuple[float, float]]] = {}
     for job, began, end in (span for use in uses for span in use.spans):

@@ -29,14 +29,16 @@ EXAMPLES = """\
   python launch/sweep.py configs/sweeps/paper.yaml --cluster slurm --profile gpu --pack auto   # one GPU a run
   python launch/sweep.py configs/sweeps/paper.yaml --cluster slurm --keep-submitted 20         # a limit on jobs"""
 ON_SLURM = (
-    *("profile", "nodes", "gpus_per_node", "wait", "keep_submitted", "after", "show", "test", "no_queue"),
+    *("profile", "nodes", "gpus_per_node", "wait", "keep_submitted", "after", "show", "test", "no_queue", "report"),
     *("partition", "account", "qos", "time", "mem"),
 )
+
+WITH_CANCEL = ("sweep", "axes", "set", "runs", "cluster", "profile", "cancel", "dry_run", "yes")  # what names a sweep
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options; a combination that makes no sense ends the command."""
-    parser = make_parser("sweep.py", "Run every configuration of a sweep that isn't done yet, and wait.", EXAMPLES)
+    parser = make_parser("sweep.py", "Run or submit every configuration of a sweep that isn't done yet.", EXAMPLES)
     parser.add_argument(
         "sweep", nargs="?", type=Path, default=PAPER, help="a sweep file (default: the paper's sweep, after a question)"
     )
@@ -134,19 +136,35 @@ def _add_slurm(parser: argparse.ArgumentParser) -> None:
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.cluster == "debug" and (options.jobs or options.pack):
         parser.error("--cluster debug runs one job at a time; leave --jobs and --pack out")
-    pack = None if options.pack in (None, "auto") else int(options.pack)
-    if options.cluster == "local" and pack and options.jobs not in (None, pack):
-        parser.error(f"--jobs {options.jobs} and --pack {pack} are both the number of runs at a time; give one")
+    if options.cluster == "local" and options.pack and options.jobs and options.pack != str(options.jobs):
+        parser.error(f"--jobs {options.jobs} and --pack {options.pack} are both the number of runs at a time; give one")
+    given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
+    names = {"without": "--except", "report": "--no-report"}
+    shown = {name: names.get(name, f"--{name.replace('_', '-')}") for name in given}
     for name in ON_SLURM:
-        if options.cluster != "slurm" and getattr(options, name) not in (None, False, []):
-            parser.error(f"--{name.replace('_', '-')} goes with --cluster slurm")
-    for name in ("no_queue", "show", "test"):
-        if getattr(options, name) and not options.dry_run:
-            parser.error(f"--{name.replace('_', '-')} goes with --dry-run")
-    if options.cancel and (options.only or options.without or options.limit or options.replace):
-        parser.error("--cancel ends all jobs of a sweep; leave --only, --except, --limit and --replace out")
+        if options.cluster != "slurm" and name in given:
+            parser.error(f"{shown[name]} goes with --cluster slurm")
+    for name in ("no_queue", "show", "test", "tflops"):
+        if name in given and not options.dry_run:
+            parser.error(f"{shown[name]} goes with --dry-run")
+    if options.cancel and (more := sorted(shown[name] for name in given.difference(WITH_CANCEL))):
+        parser.error(f"--cancel ends all jobs of a sweep; leave {', '.join(more)} out")
     if options.replace and options.retry:
         parser.error("--replace runs everything from the start; leave --retry out")
+
+
+def without_options(words: Sequence[str], *names: str) -> list[str]:
+    """Return the words of a command line without some of its options, and without the values of those that take one."""
+    left, skipped = [], False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if skipped:
+            skipped = False
+        elif name in names:
+            skipped = not equals and name != "--replace"
+        else:
+            left.append(word)
+    return left
 
 
 def as_axis(text: str) -> tuple[str, list[object]]:

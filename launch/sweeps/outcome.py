@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from launch.jobs.attempts import why_stopped
 from launch.jobs.ranks import SignalRelay
 from launch.jobs.submitter import Job, JobState, Submitter
+from launch.sweeps.options import without_options
 from launch.sweeps.plan import Item
 from launch.sweeps.progress import Board
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE
@@ -79,11 +79,17 @@ class _Follower:
         view = self.settled.get(item.run.path) or item.read_status()
         if state is JobState.QUEUED:
             return dataclasses.replace(view, state="queued", reason=None)
-        if state is JobState.RUNNING and lock.read_lock(item.run.path).get("started", 0.0) < self.since:
+        if state is JobState.RUNNING and not self._has_begun(item, view):
             return dataclasses.replace(view, state="starting", reason=None)
         if state is JobState.ENDED and (not view.live or (self.stopping and job is None)):
             view = self.settled[item.run.path] = self._final(item, view, job)
         return view
+
+    def _has_begun(self, item: Item, view: RunView) -> bool:
+        """Whether a running job has come to the run: one that was in the queue before may have begun long ago."""
+        if item.job is not None:
+            return view.live
+        return float(lock.read_lock(item.run.path).get("started", 0.0)) >= self.since
 
     def _final(self, item: Item, view: RunView, job: Job | None) -> RunView:
         """Report a job that ended without finishing its run, failing or being stopped: killed, or never started."""
@@ -95,8 +101,12 @@ class _Follower:
         return dataclasses.replace(view, state="killed", reason=reason)
 
 
-def report_outcome(items: Sequence[Item], views: Sequence[RunView], root: Path, again: str) -> int:
-    """Print the results of the runs and the next command; return the exit code."""
+def report_outcome(items: Sequence[Item], views: Sequence[RunView], root: Path, arguments: Sequence[str]) -> int:
+    """Print the results of the runs and the next command; return the exit code.
+
+    Args:
+        arguments: of this command, from which the next one is made.
+    """
     done = sum(view.state == "done" for view in views)
     failed = [view for view in views if view.state in ("failed", "killed")]
     unfinished = [view for view in views if view.state not in ("done", "failed", "killed")]
@@ -112,14 +122,14 @@ def report_outcome(items: Sequence[Item], views: Sequence[RunView], root: Path, 
     if done == len(views):
         print(f"The report: {command('report', root)}")
         return EXIT_OK
-    _print_commands({view.state for view in (*unfinished, *failed)}, again)
+    _print_commands({view.state for view in (*unfinished, *failed)}, without_options(arguments, "--replace", "--retry"))
     return EXIT_FAILURE if failed else EXIT_REQUEUE
 
 
-def _print_commands(states: set[str], again: str) -> None:
+def _print_commands(states: set[str], arguments: Sequence[str]) -> None:
     """Print the command that resumes what did not finish, and the one that retries what failed."""
     if states - {"failed"}:
-        print(f"To resume: {again}")
+        print(f"To resume: {command('sweep', *arguments)}")
     if "failed" in states:
-        retry = re.sub(r" --retry(=| )\S+", "", again) + " --retry failed"
+        retry = command("sweep", *arguments, "--retry", "failed")
         print(f"Failed runs are not run again automatically. To retry them: {retry}")

@@ -31,6 +31,7 @@ RETRY = {
     "oom": "only runs that ran out of memory or were killed by the out-of-memory killer",
     "timeout": "only runs that hung; runs at their time limit resume automatically",
 }
+KEEP = "--keep-submitted"
 WHAT = {
     "new": "train",
     "interrupted": "resume",
@@ -57,6 +58,11 @@ class Item:
     def active(self) -> bool:
         """Whether there is something to wait for: it is submitted now, has a job in the queue, or is worked on."""
         return self.submitted or self.before.live or self.job is not None
+
+    @property
+    def held_back(self) -> bool:
+        """Whether it is submitted later by this command."""
+        return self.left_out == f"later: {KEEP}"
 
     @property
     def what(self) -> str:
@@ -150,9 +156,14 @@ def collect_status(
     retry: Collection[str],
     queued: Mapping[Path, QueueEntry] | None = None,
     replace: bool = False,
+    submitted: Collection[str] = (),
 ) -> list[Item]:
-    """Return how every run of the plan stands, and whether it will be submitted; one with a job in the queue is not."""
-    wanted = {"new", "interrupted", "trained", *(("done", "failed") if replace else ())}
+    """Return how every run of the plan stands, and whether it will be submitted; one with a job in the queue is not.
+
+    Args:
+        retry, replace: which runs that ended are submitted again.
+        submitted: hashes of the runs that have been so already; `retry` and `replace` do not hold for them any more.
+    """
     items = []
     for planned, run in zip(plan.runs, place(root, plan, replace), strict=True):
         scorings = _scorings(run, planned)
@@ -162,8 +173,11 @@ def collect_status(
             job = None  # no work is to come of it; what is submitted now waits until it is gone
             if view.live:
                 view = dataclasses.replace(view, state="interrupted")
-        todo = view.state in wanted or (view.state == "failed" and is_retried(view, retry))
-        replaced = replace and view.state != "new" and job is None and not view.live
+        again = planned.hash8 not in submitted
+        todo = view.state in ("new", "interrupted", "trained") or (
+            again and ((replace and view.state in ("done", "failed")) or is_retried(view, retry))
+        )
+        replaced = again and replace and view.state != "new" and job is None and not view.live
         items.append(Item(planned, run, view, todo and job is None, scorings, job, replaced))
     return items
 
@@ -171,7 +185,7 @@ def collect_status(
 def is_retried(view: RunView, retry: Collection[str]) -> bool:
     """Whether a failed run is one of those that are to be tried once more (RETRY)."""
     killed = re.search(r"SIGKILL|returned 137", view.reason or "")
-    return (
+    return view.state == "failed" and (
         "failed" in retry
         or ("oom" in retry and (view.kind == "out of memory" or killed is not None))
         or ("timeout" in retry and view.kind == "hung")
@@ -212,7 +226,7 @@ def estimate(items: Sequence[Item], tflops: float | None, ranks: int) -> tuple[l
 
 def dry_run(plan: SweepPlan, items: Sequence[Item], submitter: Submitter, tflops: float | None) -> list[str]:
     """Return the lines of `--dry-run`: the plan with what each run needs, the jobs it would become, the hours."""
-    check_scorings(items)
+    check_configs(items)
     hours, effort = estimate(items, tflops, submitter.ranks_per_run)
     arrays = submitter.announce(sum(item.submitted for item in items))
     return [*format_plan(plan, items, hours), *arrays, effort, "dry run: nothing was made or submitted"]
@@ -263,33 +277,49 @@ def check_stores(items: Sequence[Item]) -> None:
         )
 
 
-def check_scorings(items: Sequence[Item]) -> None:
-    """Check that every run to be submitted could be scored as asked, as far as its store is at hand.
+def check_configs(items: Sequence[Item]) -> None:
+    """Check that every run to be submitted could be trained and scored as asked, as far as its store is at hand.
 
     Raises:
-        ConfigError: naming the first run whose evaluation would fail after its training.
+        ConfigError: naming the first run whose training or evaluation would fail.
     """
     checked: set[str] = set()
     for item in items:
+        trains, new = item.replaced or not item.run.done, item.replaced or item.before.state == "new"
         for config in (item.planned.config, *item.planned.scorings) if item.submitted else ():
-            key = json.dumps([config.model.model_dump(), config.data.model_dump(), config.eval.model_dump()])
+            train = config.train
+            parts = (config.model, config.data, config.eval, train.init_from, train.loss)
+            key = json.dumps([trains, new, train.patience, train.trackers, *(part.model_dump() for part in parts)])
             if key in checked:
                 continue
             checked.add(key)
             try:
-                _check_scoring(config)
+                _check(config, trains, new)
             except ConfigError as error:
                 raise ConfigError(f"{item.planned.name}: {error}") from None
 
 
-def _check_scoring(config: RunConfig) -> None:
+def _check(config: RunConfig, trains: bool, new: bool) -> None:
     from shards import ShardError, open_store  # late: these import NumPy
+    from toolkit.checkpoint.source import check_source
     from toolkit.evaluate.check import check_scoring
+    from toolkit.trackers import check_trackers
+    from toolkit.train.check import check_training, open_data
 
+    trained = trains and entry_of(config.model).trained
+    if trained:
+        check_trackers(config)
+    if trained and new:
+        check_source(config.train.init_from)
     store = None
     if Path(config.data.store or ".", "manifest.json").exists():
         try:
-            store = open_store(config.data.store)
+            if trained:
+                data = open_data(config)
+                check_training(config, data)
+                store = data.store
+            else:
+                store = open_store(config.data.store)
         except ShardError as error:
-            logger.warning("scoring on %s is not checked: %s", config.data.store, error)
+            logger.warning("the run on %s is not checked: %s", config.data.store, error)
     check_scoring(config, store)

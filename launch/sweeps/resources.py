@@ -162,16 +162,19 @@ def frames_of(config: RunConfig, given: str | None) -> tuple[tuple[int, int, int
     """
     if given:
         match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", given)
-        if not match:
-            raise ConfigError(f"--frames {given}: write it as channels x height x width, for example 1x384x384")
-        return (int(match[1]), int(match[2]), int(match[3])), "--frames"
-    shape = stored_shape(config.data.store)
-    if shape is None:
+        shape = (int(match[1]), int(match[2]), int(match[3])) if match else (0, 0, 0)
+        if 0 in shape:
+            raise ConfigError(
+                f"--frames {given}: write it as channels x height x width, each at least 1, for example 1x384x384"
+            )
+        return shape, "--frames"
+    stored = stored_shape(config.data.store)
+    if stored is None:
         raise ConfigError(
             f"data.store {config.data.store or '(not set)'}: no manifest.json with the frame size: "
             "create the store, or pass --frames 1x384x384"
         )
-    return shape, config.data.store
+    return stored, config.data.store
 
 
 def stored_shape(store: str) -> tuple[int, int, int] | None:

@@ -59,18 +59,22 @@ def starts_of(run: RunDir) -> list[Start]:
     for path in (run.logs / "submitit").glob("*_log.out"):
         name = f"local-{path.name.partition('_')[0]}"
         found.setdefault(name, []).append(Log(name, BEFORE, path))
-    if (job := submissions(run.path.resolve().parent).get(run.path.resolve())) is not None:
-        for path in (run.path.parent / SUBMISSIONS).glob(f"*/{job}.log"):
-            found.setdefault(f"{job}_0", []).append(Log(f"{job}_0", BEFORE, path))
+    if (meant := submissions(run.path.resolve().parent).get(run.path.resolve())) is not None:
+        # Of a packed submission another job of the array may have taken the run.
+        starts = (*found, str(lock.read_lock(run.path).get("job")))
+        array = {name.rpartition("_")[0] for name in starts if name.partition("_")[0] == meant.partition("_")[0]}
+        for job in array or {meant}:
+            for path in (run.path.parent / SUBMISSIONS).glob(f"*/{job}.log"):
+                found.setdefault(f"{job}_0", []).append(Log(f"{job}_0", BEFORE, path))
     for name, logs in found.items():  # what a packed job said is in the folder of its submission
         paths = (run.path.parent / SUBMISSIONS).glob(f"*/logs/{name}_{BATCH}.log")
         logs += [Log(name, BATCH, path) for path in paths]
-    starts = []
+    left = []
     for name, logs in found.items():
         said = [log for log in logs if log.path.stat().st_size or log.part not in (BEFORE, BATCH)]
         if said:
-            starts.append(Start(name, tuple(sorted(said, key=_order))))
-    return sorted(starts, key=lambda start: (start.at, start.name))
+            left.append(Start(name, tuple(sorted(said, key=_order))))
+    return sorted(left, key=lambda start: (start.at, start.name))
 
 
 def chosen(start: Start, rank: int | None) -> list[Log]:

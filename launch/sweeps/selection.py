@@ -67,8 +67,8 @@ def _as_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
-def narrowed(items: Sequence[Item], chosen: Collection[str], limit: int | None) -> list[Item]:
-    """Return the items with what is not chosen, or beyond the limit, not submitted."""
+def narrowed(items: Sequence[Item], chosen: Collection[str], limit: int | None, option: str = "--limit") -> list[Item]:
+    """Return the items with what is not chosen, or beyond the limit that `option` sets, not submitted."""
     left = len(items) if limit is None else limit
     result = []
     for item in items:
@@ -77,6 +77,6 @@ def narrowed(items: Sequence[Item], chosen: Collection[str], limit: int | None) 
         left -= taken
         note = "" if wanted else "not chosen"
         if item.submitted and wanted and not taken:
-            note = "later: --limit"
+            note = f"later: {option}"
         result.append(dataclasses.replace(item, submitted=taken, replaced=item.replaced and taken, left_out=note))
     return result

@@ -14,9 +14,8 @@
     include: [a.yaml, b.yaml]       # instead of all these but `name`: the runs of other sweep files
 
 The runs are list x grid x zip x seeds, without `exclude`, each config once; configs that differ in `eval` alone are one
-run, scored in several ways. Precedence, lowest first: the base
-files, the entry's base files, `set`, the entry, grid, zip, the seed, `--set` of the command line. A `model.name` among
-these settings is applied first, because it replaces the section `model`.
+run, scored in several ways. Precedence, lowest first: the base files, the entry's base files, `set`, the entry, grid,
+zip, the seed, `--set` of the command line. A `model.name` is applied first, because it replaces the section `model`.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 from launch.sweeps.naming import label_runs
 from toolkit.config import RunConfig, make_config
 from toolkit.config.renamed import new_names
-from toolkit.config.tree import flatten, lay, merge, read_mapping, read_tree, with_overrides
+from toolkit.config.tree import flatten, is_of_a_run, lay, merge, read_mapping, read_tree, with_overrides
 from toolkit.errors import ConfigError
 from toolkit.models.plugins import with_absolute_path
 from toolkit.shipped import command, find_config
@@ -235,10 +234,11 @@ def read_spec(path: Path) -> SweepSpec:
         ConfigError: listing all faults at once; unknown keys come with the nearest known one.
     """
     tree = read_mapping(path, f"the keys {', '.join(KEYS)}", "no such sweep file")
+    if is_of_a_run(path):
+        raise ConfigError(f"{path}: is the config of a run, not a sweep file: name it under `base:` of one, or copy it")
     if "model" in tree or "train" in tree:
         raise ConfigError(
-            f"{path}: is the config of one run: {command('train')} --config {path}, or name it under `base:` of a "
-            "sweep file"
+            f"{path}: is the config of one run: {command('train')} --config {path}, or name it under `base:` of a sweep"
         )
     faults = ["file: unknown key; known here: " + ", ".join(KEYS)] if "file" in tree else []
     mixed = sorted(set(tree) & set(KEYS) - {"name", "include"})

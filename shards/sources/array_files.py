@@ -52,7 +52,7 @@ class ArrayInfo:
 
 
 def list_arrays(folder: Path, file: str) -> list[ArrayInfo]:
-    """Return the arrays of numbers in a file. Raises SourceError."""
+    """Return the arrays in a file, also those that aren't of numbers. Raises SourceError."""
     path = folder / file
     if not path.is_file():
         raise SourceError(f"{path}: absent, or no regular file")
@@ -63,40 +63,43 @@ def list_arrays(folder: Path, file: str) -> list[ArrayInfo]:
         try:
             with zipfile.ZipFile(path) as archive:
                 names = [name for name in archive.namelist() if name.endswith(".npy")]
-                heads = [(name, _member_header(archive, name)) for name in names]
+                heads = [(name, _member_header(archive, name, objects=True)) for name in names]
         except NUMPY_ERRORS as error:
             raise _unreadable(path, error) from None
         found = [ArrayInfo(file, name.removesuffix(".npy"), shape, str(dtype)) for name, (shape, dtype) in heads]
     else:
         array = mapped(path)
         found = [ArrayInfo(file, "", array.shape, str(array.dtype))]
-    return [info for info in found if _holds_numbers(info.dtype)]
+    return found
 
 
-def _holds_numbers(dtype: str) -> bool:
+def holds_numbers(dtype: str) -> bool:
+    """Return whether a type is of numbers: not texts, nor Python objects, nor several fields."""
     try:
         return np.dtype(dtype).kind in "biuf"
     except TypeError:  # a type of several fields
         return False
 
 
-def read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def read_header(file: IO[bytes], size: int, objects: bool = False) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Read the header of an npy file of `size` bytes: shape, whether in Fortran's order, type. Raises NUMPY_ERRORS,
-    also where the file can't hold what the header says.
+    also where the file can't hold what the header says, and for Python objects, unless `objects` are to be passed over.
     """
     version = npy_format.read_magic(file)
     read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
     shape, fortran, dtype = read(file)
+    if objects and dtype.hasobject:
+        return shape, fortran, dtype
     wanted = math.prod(shape) * dtype.itemsize
     if dtype.hasobject or min(shape, default=1) < 0 or file.tell() + wanted > size:
         raise ValueError(f"should hold {dtype} of {by(shape)} in {wanted} bytes, has {size}, or holds Python objects")
     return shape, fortran, dtype
 
 
-def _member_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _member_header(archive: zipfile.ZipFile, name: str, objects: bool = False) -> tuple[tuple[int, ...], np.dtype[Any]]:
     info = archive.getinfo(name)
     with archive.open(info) as member:
-        shape, _, dtype = read_header(member, info.file_size)
+        shape, _, dtype = read_header(member, info.file_size, objects)
     return shape, dtype
 
 

@@ -9,15 +9,16 @@ are taken from the names of files, folders and arrays (train, valid, test), or d
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from shards.errors import SourceError
+from shards.errors import SourceError, UsageError
 from shards.manifest import Scale
-from shards.sources.array_files import SUFFIXES, ArrayInfo, list_arrays, opened, pieces
+from shards.sources.array_files import SUFFIXES, ArrayInfo, holds_numbers, list_arrays, opened, pieces
 from shards.sources.base import PlannedEvent, RawEvent, Source, SourceEntry
 from shards.sources.geometry import Geometry, parse_crop, parse_size
 from shards.sources.inputs import Listing, by, plural, walk
@@ -121,7 +122,7 @@ def _chosen(
 ) -> tuple[list[ArrayInfo], list[str]]:
     """Return the arrays to convert: those named by --key, or all that can be sequences."""
     fits = [info for info in found if (info.key in keys if keys else len(info.shape) >= 3)]
-    fits = [info for info in fits if min(info.shape, default=0) > 0]
+    fits = [info for info in fits if min(info.shape, default=0) > 0 and holds_numbers(info.dtype)]
     holds = ", ".join(f"{info} {by(info.shape)}" for info in found[:6]) or "none"
     if not fits:
         wanted = f"named {', '.join(keys)}" if keys else "of 3 to 5 axes"
@@ -152,7 +153,7 @@ def _range(folder: Path, blocks: list[Block], asked: tuple[float, float] | None)
             raise SourceError(
                 f"{folder}: values of several ranges ({spans}); say --range, or convert them as two archives"
             )
-        return ValueRange(next(iter(chosen)).low, next(iter(chosen)).high, missing), notes
+        return dataclasses.replace(next(iter(chosen)), missing=missing), notes
     return next(iter(chosen)), notes
 
 
@@ -187,6 +188,11 @@ def _build(args: argparse.Namespace) -> Source:
                 f"{by([*found.values()])} (channels, height, width); choose with --key, or convert them as two archives"
             )
     values, ranges = _range(folder, blocks, None if args.range is None else (args.range[0], args.range[1]))
+    if values.intensity and args.unit != "1":
+        raise UsageError(
+            f"--unit {args.unit}: without --range whole numbers of 0..255 are intensities of 0..1, which have no unit; "
+            f"say which values they are in {args.unit}, such as --range=0,255"
+        )
     size = (frame["h"], frame["w"])
     return Arrays(
         name="arrays",

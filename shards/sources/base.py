@@ -79,10 +79,10 @@ class Source(Protocol):
     """See the module's docstring. Errors in the archive are SourceErrors that name the file."""
 
     def describe(self) -> Description:
-        """Frame shape, scale, modes and origin."""
+        """Return frame shape, scale, modes and origin."""
 
     def plan(self) -> Plan:
-        """Every event of every split, in ascending order of keys, without decoding frames."""
+        """Return every event of every split, in ascending order of keys, without decoding frames."""
 
     def read(self, event: PlannedEvent) -> RawEvent:
         """Return the frames of one planned event. Called in any order, in any process, more than once."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,9 +22,9 @@ import numpy.typing as npt
 
 from shards.errors import SourceError, UsageError
 from shards.georeference import Grid
-from shards.manifest import FrameSpec, Scale, SourceInfo
+from shards.manifest import FrameSpec, Scale, SourceInfo, rounded_share
 from shards.sources import timeline
-from shards.sources.base import Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
+from shards.sources.base import Damage, Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
 from shards.sources.cf_layout import (
     Layout,
     coding,
@@ -33,11 +34,13 @@ from shards.sources.cf_layout import (
     opened,
     period_of,
     place_of,
+    text_of,
     valid_limits,
 )
 from shards.sources.geometry import Geometry, add_geometry_arguments, parse_crop, parse_size
 from shards.sources.inputs import Listing, by, plural, walk
 from shards.sources.radar_readers import DBZ, rain_to_dbz
+from shards.sources.sequences import kept
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -62,9 +65,10 @@ class CfArchive:
     notes: tuple[str, ...]
     place: Grid | None
     no_echo: str
+    skipped: tuple[Damage, ...] = ()  # damaged files that were left out
 
     def describe(self) -> Description:
-        """As the variable has it."""
+        """Return what the variable and its attributes say."""
         height, width = self.geometry.shape
         return Description(
             name=self.layout.variable,
@@ -77,7 +81,7 @@ class CfArchive:
         )
 
     def plan(self) -> Plan:
-        """Split, then cut at gaps, then into events."""
+        """Divide into splits, cut at gaps, then into events."""
         plan = self.options.plan(self.frames, self.step_seconds)
         return Plan(plan.splits, (*self.notes, *plan.notes))
 
@@ -99,7 +103,7 @@ class CfArchive:
         if self.scale != DBZ:  # below 0 dBZ there is no echo that counts
             outside |= values < low - half
         clipped = float(outside.mean())
-        return RawEvent(codes, {"clipped": round(clipped, 6)} if clipped else {})
+        return RawEvent(codes, {"clipped": rounded_share(clipped)} if clipped else {})
 
     def _values(self, name: str, places: list[int]) -> npt.NDArray[np.float64]:
         """Frames at `places` of one file, float64 [L, C, H, W], NaN where missing, north up; rain as dBZ."""
@@ -135,7 +139,7 @@ class CfArchive:
 
 
 def forget_opened() -> None:
-    """Forget the listing: an archive that grows is listed again."""
+    """Let go of the datasets that are open: their files may be written, and are opened again."""
     opened.cache_clear()
 
 
@@ -149,7 +153,7 @@ def _stamps(path: Path, name: str, data: Dataset, layout: Layout) -> list[timeli
 
 def _source_info(path: Path, attributes: dict[str, object]) -> SourceInfo:
     def first(*names: str) -> str:
-        return next((str(attributes[name]) for name in names if attributes.get(name)), "")
+        return next((text for name in names if (text := text_of(attributes.get(name, "")))), "")
 
     return SourceInfo(
         name=first("title", "summary") or path.name,
@@ -186,16 +190,19 @@ def _build(args: argparse.Namespace) -> Source:
         names = [name for name in walk(path) if name.lower().endswith(NETCDF)]
         if not names:
             raise SourceError(f"{path}: neither a zarr store nor a folder with files {', '.join(NETCDF)}")
-    data = opened(path / names[0] if names[0] else path, args.group)
-    layout = layout_of(path / names[0], data, args.variable)
+    first = _first_readable(path, names, args)
+    data = opened(path / first, args.group)
+    layout = layout_of(path / first, data, args.variable)
     args.variable = layout.variable
     info = _source_info(path, dict(data.attrs))
     place, why = place_of(data, layout)
-    frames = timeline.in_order(_frames(path, names, args.group, layout))
+    expected = facts_of(data, layout)
+    stamps, skipped = kept(names, lambda name: _frames(path, name, args.group, layout, first, expected), args)
+    frames = timeline.in_order(itertools.chain.from_iterable(stamps.values()))
     args.step = args.step or timeline.commonest_step(frames, 0.0)
-    if not args.step > 0:
+    if not args.step:
         raise UsageError(f"{path}: {plural(len(frames), 'frame')}, which have no time step; say --step SECONDS")
-    data = opened(path / names[0] if names[0] else path, args.group)
+    data = opened(path / first, args.group)
     scale, factor, note = coding(layout, args.range, period_of(data, layout, args.step))
     size = layout.shape[1:]
     geometry = Geometry(size, parse_crop(args.crop, size), parse_size(args.size), scale.missing_code)
@@ -215,30 +222,41 @@ def _build(args: argparse.Namespace) -> Source:
         notes=tuple(notes),
         place=None if place is None else geometry.place(place),
         no_echo=getattr(args, "no_echo", "missing"),
+        skipped=skipped,
     )
 
 
-def _frames(path: Path, names: list[str], group: str | None, layout: Layout) -> list[timeline.Stamped]:
-    """Return the frames of all files, each compared with the first. Raises SourceError."""
-    frames: list[timeline.Stamped] = []
-    first: tuple[object, ...] | None = None
-    for name in names:
-        data = opened(path / name if name else path, group)
-        if layout.variable not in data or layout.time not in data.variables:
-            raise SourceError(f"{path / name}: no {layout.variable} on {layout.time}; move the file away")
-        facts = facts_of(data, layout)
-        first = first or facts
-        for what, one, two in zip(
-            ("units", "rows' coordinate", "columns' coordinate", "grid mapping"), first, facts, strict=True
-        ):
-            if one != two:
-                shown = f" ({one} and {two})" if what == "units" else ""
-                raise SourceError(
-                    f"{path}: {names[0]} and {name} differ in the {what}{shown}; convert them as two archives, or move "
-                    "one away"
-                )
-        frames += _stamps(path, name, data, layout)
-    return frames
+def _first_readable(path: Path, names: list[str], args: argparse.Namespace) -> str:
+    """Return the first file; with `--on-error skip` the first that can be opened, or the last."""
+    if getattr(args, "on_error", "stop") != "skip":
+        return names[0]
+    for name in names[:-1]:
+        with suppress(SourceError):
+            opened(path / name, args.group)
+            return name
+    return names[-1]
+
+
+def _frames(
+    path: Path, name: str, group: str | None, layout: Layout, first: str, expected: tuple[object, ...]
+) -> list[timeline.Stamped]:
+    """Return the frames of a file, which is compared with the `first` one's facts. Raises SourceError."""
+    data = opened(path / name, group)
+    if layout.variable not in data or layout.time not in data.variables:
+        raise SourceError(f"{path / name}: no {layout.variable} on {layout.time}; move the file away")
+    for what, one, two in zip(
+        ("units", "rows' coordinate", "columns' coordinate", "grid mapping"),
+        expected,
+        facts_of(data, layout),
+        strict=True,
+    ):
+        if one != two:
+            shown = f" ({one} and {two})" if what == "units" else ""
+            raise SourceError(
+                f"{path}: {first} and {name} differ in the {what}{shown}; convert them as two archives, or move one "
+                "away"
+            )
+    return _stamps(path, name, data, layout)
 
 
 def _orientation(layout: Layout) -> list[str]:

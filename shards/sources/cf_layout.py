@@ -4,6 +4,7 @@ its values mean, and where its pixels lie on the earth. Datasets are opened here
 
 from __future__ import annotations
 
+import argparse
 import functools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -14,21 +15,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from shards.errors import SourceError, UsageError
-from shards.georeference import Grid, grid_of
+from shards.errors import SourceError, UsageError, printable
+from shards.georeference import LONGLAT, Grid, grid_of
 from shards.manifest import Scale
 from shards.sources.inputs import need, plural
 from shards.sources.radar_readers import DBZ
-from shards.sources.units import amount_factor, rate_factor
+from shards.sources.units import amount_factor, is_ambiguous, rate_factor, says_rain
+from shards.sources.value_range import parse_range
 
 if TYPE_CHECKING:
     from xarray import DataArray, Dataset
 
 ENGINES = ("netcdf4", "h5netcdf", "scipy")  # xarray's names of those that read them, in its order
+LONGEST_TEXT = 2000  # characters of an attribute that is kept
 CALENDARS = ("standard", "gregorian", "proleptic_gregorian")  # those of real days
 AXES = {
-    "x": ("x", "lon", "longitude", "projection_x_coordinate", "west_east", "easting"),
-    "y": ("y", "lat", "latitude", "projection_y_coordinate", "south_north", "northing"),
+    "x": ("x", "lon", "longitude", "rlon", "grid_longitude", "projection_x_coordinate", "west_east", "easting"),
+    "y": ("y", "lat", "latitude", "rlat", "grid_latitude", "projection_y_coordinate", "south_north", "northing"),
 }
 
 
@@ -41,6 +44,7 @@ class Layout:
         rows_turned, columns_turned: they run from south to north, from east to west.
         orientation: what says which way rows run: the y coordinate, latitudes, or nothing.
         shape: channels, height, width.
+        is_rain: its names say so.
     """
 
     variable: str
@@ -54,6 +58,7 @@ class Layout:
     orientation: str
     shape: tuple[int, int, int]
     unit: str
+    is_rain: bool
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -114,8 +119,8 @@ def _refuse_pickles() -> None:
 
 
 def _engine(xarray: ModuleType, path: Path) -> str:
-    """Who reads a netCDF file. xarray would ask every installed backend, and some take more from beside the file: that
-    of GRIB unpickles an index. Raises ValueError where none of NETCDF's knows it.
+    """Return who reads a netCDF file. xarray would ask every installed backend, and some take more from beside the
+    file: that of GRIB unpickles an index. Raises ValueError where none of NETCDF's knows it.
     """
     known = xarray.backends.list_engines()
     for name in ENGINES:
@@ -125,7 +130,7 @@ def _engine(xarray: ModuleType, path: Path) -> str:
 
 
 def is_zarr(path: Path) -> bool:
-    """Whether a folder is a zarr store."""
+    """Return whether a folder is a zarr store."""
     return path.is_dir() and any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
 
 
@@ -165,8 +170,16 @@ def layout_of(path: Path, data: Dataset, variable: str | None) -> Layout:
         columns_turned=bool(across is not None and len(across) > 1 and across[0] > across[-1]),
         orientation=orientation,
         shape=(sizes[channel] if channel else 1, sizes[rows], sizes[columns]),
-        unit=str(array.attrs.get("units", "")),
+        unit=text_of(array.attrs.get("units", "")),
+        is_rain=says_rain(name, *(array.attrs.get(key, "") for key in ("standard_name", "long_name", "description"))),
     )
+
+
+def text_of(attribute: object) -> str:
+    """Return an attribute as text that a manifest can hold: one line without control characters, and not endless."""
+    parts = np.ravel(np.asarray(attribute, dtype=object)).tolist()
+    line = printable(" ".join(" ".join(str(part) for part in parts).split()))
+    return line if len(line) <= LONGEST_TEXT else f"{line[: LONGEST_TEXT - 4]} ..."
 
 
 def _span(array: DataArray, times: set[Hashable], moment: str | None) -> tuple[str, bool] | None:
@@ -195,13 +208,13 @@ def _scalar_time(data: Dataset) -> str | None:
 
 
 def kind_of(name: str, attributes: dict[Any, Any]) -> str | None:
-    """ "x" or "y" for a dimension that is known as one by its CF attributes or its name."""
+    """Return "x" or "y" for a dimension that is known as one by its CF attributes or its name."""
     said = {str(attributes.get(key, "")).lower() for key in ("axis", "standard_name")} | {name.lower()}
     return next((axis for axis, names in AXES.items() if said & {axis, *names}), None)
 
 
 def _dimensions(data: Dataset, dims: Sequence[str]) -> tuple[str | None, str, str]:
-    """Channel, rows and columns of the dimensions that aren't time."""
+    """Return channel, rows and columns of the dimensions that aren't time."""
     kinds = {dim: kind_of(dim, dict(data[dim].attrs) if dim in data.coords else {}) for dim in dims}
     x = next((dim for dim in dims if kinds[dim] == "x"), None)
     y = next((dim for dim in dims if kinds[dim] == "y"), None)
@@ -218,7 +231,7 @@ def _axis(data: Dataset, dim: str) -> npt.NDArray[np.float64] | None:
 
 
 def _rows_turned(data: Dataset, array: DataArray, rows: str, columns: str) -> tuple[bool, str]:
-    """Whether rows run from south to north, and what says so."""
+    """Return whether rows run from south to north, and what says so."""
     axis = _axis(data, rows)
     if axis is not None and len(axis) > 1:
         return bool(axis[0] < axis[-1]), f"the coordinate {rows}"
@@ -254,15 +267,16 @@ def place_of(data: Dataset, layout: Layout) -> tuple[Grid | None, str]:
     if x is None or y is None:
         return None, f"{layout.rows} and {layout.columns} have no coordinates of one dimension"
     mapping = _mapping(data, data[layout.variable])
-    unit = str(data[layout.columns].attrs.get("units", ""))
-    crs: dict[str, Any] | str = mapping
-    if not mapping:
-        if not unit.startswith("degree"):
-            return None, f"{layout.variable} names no grid_mapping"
-        crs = "+proj=longlat +ellps=WGS84 +no_defs"
+    attributes = [data[dim].attrs for dim in (layout.columns, layout.rows)]
+    unit, other = (text_of(found.get("units", "")) for found in attributes)
+    if unit and other and unit != other and not (unit.startswith("degree") and other.startswith("degree")):
+        return None, f"{layout.columns} is in {unit}, {layout.rows} in {other}"
+    rotated = any(str(found.get("standard_name", "")).startswith("grid_") for found in attributes)
+    if not mapping and (rotated or not unit.startswith("degree")):
+        return None, f"{layout.variable} names no grid_mapping"
     try:
         turned = y[::-1] if layout.rows_turned else y
-        return grid_of(x[::-1] if layout.columns_turned else x, turned, crs, unit), ""
+        return grid_of(x[::-1] if layout.columns_turned else x, turned, mapping or LONGLAT, unit), ""
     except SourceError as error:
         return None, str(error)
 
@@ -303,15 +317,18 @@ def coding(layout: Layout, given: str | None, seconds: float) -> tuple[Scale, fl
     unit = layout.unit
     if given is not None:
         try:
-            low, high = (float(part) for part in given.split(","))
-        except ValueError:
-            low, high = 0.0, 0.0
-        if not low < high:
-            raise UsageError(f"--range {given}: give LOW,HIGH of the values, such as --range 0,60")
+            low, high = parse_range(given)
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"--range {error}") from None
         scale = Scale(layout.variable, unit or "1", low, (high - low) / 254, max_code=254, missing_code=255)
         return scale, None, f"{layout.variable}: {low:g}..{high:g} {unit} are codes 0..254"
     if unit.lower().replace(" ", "") == "dbz":
         return DBZ, None, f"{layout.variable}: 0..63.5 dBZ are codes 0..254"
+    if is_ambiguous(unit) and not layout.is_rain:
+        raise UsageError(
+            f"{layout.variable} is in {unit}, which rain has, and much else: none of its names (standard_name, "
+            "long_name) says rain or precipitation; give the range of its values, such as --range 0,60"
+        )
     becomes = "becomes dBZ by Z = 200 R^1.6; 0..63.5 are codes 0..254"
     if (rate := rate_factor(unit)) is not None:
         return DBZ, rate, f"{layout.variable} in {unit} {becomes}"
@@ -324,7 +341,7 @@ def coding(layout: Layout, given: str | None, seconds: float) -> tuple[Scale, fl
 
 
 def period_of(data: Dataset, layout: Layout, step_seconds: float) -> float:
-    """Seconds of an accumulation: by the bounds of time where the file has them, else the step."""
+    """Return the seconds of an accumulation: by the bounds of time where the file has them, else the step."""
     name = data[layout.time].attrs.get("bounds", data[layout.time].encoding.get("bounds"))
     if name in data.variables and data[name].dtype.kind == "M" and data[name].shape[-1:] == (2,):
         bounds = np.asarray(data[name].values).reshape(-1, 2)

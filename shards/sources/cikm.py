@@ -72,7 +72,7 @@ class Cikm:
         )
 
     def plan(self) -> Plan:
-        """train.txt without what is drawn for validation; the two tests together."""
+        """List train.txt without what is drawn for validation; the two tests together."""
         train = [line for line in self.lines if line.file == TRAIN]
         order = sorted(train, key=lambda line: lot(self.seed, line.key))
         val = {line.key for line in order[: Shares(self.val, 0.0).counts(len(train))["val"]]}
@@ -113,7 +113,7 @@ class Cikm:
 
 
 def find_lines(folder: Path, name: str) -> Iterator[Line]:
-    """Where the lines of a file lie."""
+    """Return where the lines of a file lie."""
     with (folder / name).open("rb") as file:
         if not file.seek(0, 2):
             return

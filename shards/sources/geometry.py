@@ -31,7 +31,7 @@ class Crop:
 
 
 def parse_crop(text: str, size: tuple[int, int]) -> Crop:
-    """`384` (centred square), `TOP,LEFT,HEIGHT,WIDTH` or `none`, within frames of `size` (height, width). Raises
+    """Parse `384` (centred square), `TOP,LEFT,HEIGHT,WIDTH` or `none`, within frames of `size` (height, width). Raises
     UsageError.
     """
     height, width = size
@@ -58,7 +58,7 @@ def parse_crop(text: str, size: tuple[int, int]) -> Crop:
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """`128` (square) or `HEIGHTxWIDTH`; None or `none` for no resizing. Raises UsageError."""
+    """Parse `128` (square) or `HEIGHTxWIDTH`; None or `none` for no resizing. Raises UsageError."""
     if text is None or text == "none":
         return None
     try:
@@ -101,7 +101,7 @@ class Geometry:
 
 
 def resize(codes: Codes, size: tuple[int, int], missing_code: int | None = None) -> Codes:
-    """Bilinear at pixel centres on the last two axes; see the module's docstring for missing pixels."""
+    """Resize bilinearly at pixel centres on the last two axes; see the module's docstring for missing pixels."""
     if codes.shape[-2:] == size:
         return codes
     rows, columns = _weights(codes.shape[-2], size[0]), _weights(codes.shape[-1], size[1])
@@ -142,7 +142,7 @@ def _blend_rows(frame: npt.NDArray[np.float32], weights: _Weights) -> npt.NDArra
 
 
 def add_geometry_arguments(parser: argparse.ArgumentParser, crop: str | None, size: str | None, note: str = "") -> None:
-    """--crop and --size, with the source's defaults; a crop of None is reported by `note`."""
+    """Add --crop and --size, with the source's defaults; a crop of None is reported by `note`."""
     parser.add_argument(
         "--crop",
         default=crop,

@@ -10,6 +10,7 @@ from typing import Any
 
 from shards.errors import ShardError, SourceError
 from shards.sources.inputs import by, need, unreadable
+from shards.sources.radar_readers import PACKED, content
 
 LARGEST = 1 << 40  # bytes of a dataset: more is no archive's
 # What h5py raises for files that are damaged; a file of it may claim any size.
@@ -20,7 +21,7 @@ HDF5_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowE
 def opened(path: Path, what: str) -> Iterator[Any]:
     """Open a file; `what` names the archive's format where h5py is missing. Raises SourceError where bytes are bad."""
     h5py = need("h5py", "radar", what)
-    packed = path.suffix.lower() in (".gz", ".bz2")
+    packed = path.suffix.lower() in PACKED
     try:
         with h5py.File(_Unpacked(path) if packed else path, "r") as file:
             yield file
@@ -34,8 +35,6 @@ class _Unpacked(io.BytesIO):
     """A packed file's content; h5py calls a file of this kind by its repr."""
 
     def __init__(self, path: Path) -> None:
-        from shards.sources.radar_readers import content
-
         super().__init__(content(path))
         self._path = path
 

@@ -47,11 +47,11 @@ class Hko7Png:
     )
 
     def parse(self, name: str) -> FileName | None:
-        """RADyymmddHHMM00.png."""
+        """Return the time in RADyymmddHHMM00.png."""
         return named(_NAME.fullmatch(name), "%y%m%d%H%M%S")
 
     def read(self, path: Path) -> Composite:
-        """Grey values, 255 where the mask says that they don't count."""
+        """Return grey values, 255 where the mask says that they don't count."""
         grey = read_image(path, ["PNG"], ("L",))
         codes = np.minimum(grey, 254)
         mask = mask_path(path)
@@ -65,7 +65,7 @@ class Hko7Png:
 
 
 def mask_path(frame: Path) -> Path | None:
-    """Where a frame's mask lies; None if the archive came without masks."""
+    """Return where a frame's mask lies; None if the archive came without masks."""
     parts = list(frame.parts)
     if FRAMES not in parts:
         return None

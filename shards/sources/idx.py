@@ -23,8 +23,8 @@ IMAGES_MAGIC = 0x00000803  # unsigned bytes, three dimensions: count, rows, colu
 
 
 def find_idx(folder: Path, stem: str) -> Path:
-    """Return the file `stem` or `stem.gz` in `folder`; `train-images.idx3-ubyte` is understood for `train-images-
-    idx3-ubyte`.
+    """Return the file `stem` or `stem.gz` in `folder`; a dot before `idx` is understood for a hyphen
+    (`train-images.idx3-ubyte`).
 
     Raises NoArchiveError that lists what the folder holds instead.
     """

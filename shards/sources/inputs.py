@@ -66,7 +66,7 @@ def walk(folder: Path) -> list[str]:
 
 def _files_below(root: Path, passed_over: list[str]) -> Iterator[str]:
     """Yield the regular files below `root` as relative names, unsorted; add to `passed_over` what is none."""
-    above: dict[str, tuple[tuple[int, int], ...]] = {str(root): (_identity(root),)}
+    above: dict[str, tuple[tuple[int, int], ...]] = {os.fspath(root): (_identity(root),)}
     for parent, folders, names in os.walk(root, onerror=_not_listed, followlinks=True):
         for name in sorted(names):
             path = Path(parent, name)
@@ -89,7 +89,7 @@ def _files_below(root: Path, passed_over: list[str]) -> Iterator[str]:
                     f"{path}: leads back to a folder that it lies in ({os.path.realpath(path)}); remove that link, and "
                     "convert again"
                 )
-            above[str(path)] = (*above[parent], identity)
+            above[os.path.join(parent, name)] = (*above[parent], identity)  # as os.walk names it: "./a", not "a"
         del above[parent]
 
 

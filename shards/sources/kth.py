@@ -60,7 +60,7 @@ class Kth:
     notes: tuple[str, ...]
 
     def describe(self) -> Description:
-        """One channel of intensity 0..1, 25 frames per second."""
+        """Return one channel of intensity 0..1, 25 frames per second."""
         height, width = self.geometry.shape
         return Description(
             name="kth",
@@ -72,7 +72,7 @@ class Kth:
         )
 
     def plan(self) -> Plan:
-        """By person."""
+        """Divide the clips by person."""
         splits: dict[str, list[PlannedEvent]] = {"train": [], "val": [], "test": []}
         for take in sorted(self.takes, key=lambda take: (take.clip, take.index)):
             splits[self._split(take.clip.person)].append(
@@ -102,7 +102,7 @@ class Kth:
         return by_name.get(self.mode_by)
 
     def read(self, event: PlannedEvent) -> RawEvent:
-        """One range of one clip, uint8 [L, 1, height, width]; `details` give the first frame's number."""
+        """Read one range of one clip, uint8 [L, 1, height, width]; `details` give the first frame's number."""
         first, files = event.recipe
         if len(files) == 1 and files[0].endswith(".avi"):
             clip = _clip_frames(self.folder / files[0])

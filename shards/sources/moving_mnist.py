@@ -51,7 +51,7 @@ class MovingMnist:
     bounce: str = "original"  # a key of BOUNCES
 
     def describe(self) -> Description:
-        """One channel of intensity 0..1; no clock."""
+        """Return one channel of intensity 0..1; no clock."""
         return Description(
             name="mixed-moving-mnist",
             frames=FrameSpec(channels=1, height=self.size, width=self.size),
@@ -62,7 +62,7 @@ class MovingMnist:
         )
 
     def plan(self) -> Plan:
-        """Modes take turns, so that every shard is a mixture; runs are single events."""
+        """Let modes take turns, so that every shard is a mixture; runs are single events."""
         splits = {}
         for split, count in zip(SPLITS, self.counts, strict=True):
             if count:

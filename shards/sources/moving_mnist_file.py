@@ -66,7 +66,7 @@ class MovingMnistFile:
     mode_by: str
 
     def describe(self) -> Description:
-        """Intensity 0..1; no clock."""
+        """Return intensity 0..1, no clock."""
         channels, height, width = self.files[0].frame
         return Description(
             name="moving-mnist-file",
@@ -110,7 +110,7 @@ class MovingMnistFile:
         return parts[-2] if self.mode_by == "folder" and len(parts) > 1 else None
 
     def read(self, event: PlannedEvent) -> RawEvent:
-        """One sequence, uint8 [L, C, H, W]; `details` name its file and its place there."""
+        """Read one sequence, uint8 [L, C, H, W]; `details` name its file and its place there."""
         number, index = event.recipe
         file = self.files[number]
         path = self.folder / file.name
@@ -205,8 +205,11 @@ def _inspect_npz(folder: Path, name: str) -> SequenceFile:
         if isinstance(error, SourceError):
             raise
         raise SourceError(f"{path}: unreadable npz file ({error}); fetch it again") from None
-    if clips.ndim != 3 or clips.shape[0] != 2 or clips.shape[2] != 2 or len(shape) != 4:
-        raise SourceError(f"{path}: {CLIPS} {by(clips.shape)} and {RAW} {by(shape)}, expected 2xNx2 and FRAMESx1xHxW")
+    if clips.ndim != 3 or clips.shape[0] != 2 or clips.shape[2] != 2 or len(shape) != 4 or clips.dtype.kind not in "iu":
+        raise SourceError(
+            f"{path}: {CLIPS} {clips.dtype} {by(clips.shape)} and {RAW} {by(shape)}, expected integers 2xNx2 and "
+            "FRAMESx1xHxW"
+        )
     spans = tuple(
         tuple((int(start), int(count)) for start, count in clips[:, index]) for index in range(clips.shape[1])
     )

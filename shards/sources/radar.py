@@ -10,16 +10,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
+from shards.clock import times_of_frames
 from shards.errors import SourceError, UsageError
 from shards.georeference import Grid
-from shards.manifest import Codes, FrameSpec, Scale
+from shards.manifest import Codes, FrameSpec, Scale, rounded_share
 from shards.sources import timeline
 from shards.sources.base import Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
 from shards.sources.geometry import Geometry, add_geometry_arguments, parse_crop, parse_size
@@ -43,7 +46,7 @@ NO_ECHO = ("missing", "zero")
 
 @dataclass(frozen=True)
 class Radar:
-    """A scanned archive. The size and header of its earliest frame are the archive's."""
+    """A scanned archive. The size and header of its earliest frame that can be read, `first`, are the archive's."""
 
     folder: Path
     reader: FrameReader
@@ -51,6 +54,7 @@ class Radar:
     step_seconds: float
     frames: tuple[timeline.Stamped, ...]
     options: timeline.TimeOptions
+    first: str
     notes: tuple[str, ...] = ()
     tile: int | None = None  # frames are divided into squares of this side, each an archive of its own
     facts: Mapping[str, str] = field(default_factory=dict)  # of the first header
@@ -58,7 +62,7 @@ class Radar:
     no_echo: str = "missing"
 
     def describe(self) -> Description:
-        """One channel of reflectivity. Tiles lie in different places, so a store of them has no grid."""
+        """Return one channel of reflectivity. Tiles lie in different places, so a store of them has no grid."""
         height, width = (self.tile, self.tile) if self.tile else self.geometry.shape
         return Description(
             name=f"radar-{self.reader.name}",
@@ -71,7 +75,7 @@ class Radar:
         )
 
     def plan(self) -> Plan:
-        """Split, then cut at gaps, then into events."""
+        """Divide into splits, cut at gaps, then into events."""
         plan = self.options.plan(self.frames, self.step_seconds)
         if self.tile is not None:
             plan = Plan({split: self._tiled(events, self.tile) for split, events in plan.splits.items()}, plan.notes)
@@ -97,7 +101,8 @@ class Radar:
         """Decode, crop and resize the event's files, uint8 [L, 1, height, width]; then cut its tile. `details` say
         which share of the pixels lay above the codes and was clipped.
         """
-        times = timeline.times_of(event, self.step_seconds)
+        times = times_of_frames(event.length, event.start_time, event.times, self.step_seconds)
+        assert times is not None  # names of radar frames have times
         if self.tile is None:
             frames, clipped = self._whole(event.recipe, times)
         else:
@@ -105,7 +110,7 @@ class Radar:
             # The tiles of an event follow each other: it is decoded once for all of them.
             whole, clipped = _decoded_once(self, files, times)
             frames = np.ascontiguousarray(whole[..., top : top + self.tile, left : left + self.tile])
-        return RawEvent(frames, {"clipped": round(clipped, 6)} if clipped else {})
+        return RawEvent(frames, {"clipped": rounded_share(clipped)} if clipped else {})
 
     def _whole(self, files: Sequence[str], times: Sequence[datetime]) -> tuple[Codes, float]:
         """All frames [L, 1, height, width], and the share of the files' pixels that was clipped."""
@@ -123,7 +128,7 @@ class Radar:
         return frames, clipped / (len(files) * height * width)
 
     def _check(self, name: str, time: datetime, composite: Composite) -> None:
-        first = self.frames[0].file
+        first = self.first
         if composite.codes.shape != self.geometry.source:
             raise SourceError(
                 f"{self.folder}: frames of two sizes: {first} is {by(self.geometry.source)} pixels, "
@@ -136,11 +141,7 @@ class Radar:
                     f"{self.folder}: headers that contradict each other: {fact} is {one!r} in {first} and {two!r} in "
                     f"{name}; convert them as two archives, or move one away"
                 )
-        if composite.time is not None and abs((composite.time - time).total_seconds()) > self.step_seconds / 2:
-            raise SourceError(
-                f"{self.folder}: {name}: the header's time is {timeline.iso(composite.time)}, the name says "
-                f"{timeline.iso(time)}; was it renamed? Say --time-format, or move it away"
-            )
+        _check_time(self.folder, name, time, composite, self.step_seconds)
 
 
 @functools.lru_cache(maxsize=1)
@@ -191,14 +192,15 @@ def build(
         beside=beside,
     )
     reader, frames = found.reader, found.frames
-    path = folder / frames[0].file
-    composite = reader.read(path)
+    step = args.step or timeline.commonest_step(frames, reader.step_seconds)
+    skipping = getattr(args, "on_error", "stop") == "skip"
+    first, composite = _first_readable(folder, reader, frames[: args.skip_limit + 1 if skipping else 1], step)
+    path = folder / first
     _first.clear()
     _first[repr(reader), path, path.stat().st_mtime_ns] = composite
     size = (composite.codes.shape[0], composite.codes.shape[1])
     args.reader = reader.name
     args.crop = args.crop or reader.crop
-    step = args.step or timeline.commonest_step(frames, reader.step_seconds)
     notes = [f"{reader.name}: crop {args.crop} of {by(size)} pixels, a frame every {step:g} s"]
     if step != reader.step_seconds and not args.step:
         notes.append(f"the usual step of this format is {reader.step_seconds:g} s; say --step if {step:g} s is wrong")
@@ -213,9 +215,32 @@ def build(
     place, why = _place(reader, path, geometry)
     notes.append(why if place is None else f"grid: {place.proj4}")
     no_echo = getattr(args, "no_echo", None) or "missing"
-    radar = Radar(folder, reader, geometry, step, frames, options, tuple(notes), tile, composite.facts, place, no_echo)
-    radar._check(frames[0].file, frames[0].time, composite)
-    return radar
+    facts = composite.facts
+    return Radar(folder, reader, geometry, step, frames, options, first, tuple(notes), tile, facts, place, no_echo)
+
+
+def _first_readable(
+    folder: Path, reader: FrameReader, frames: Sequence[timeline.Stamped], step_seconds: float
+) -> tuple[str, Composite]:
+    """Return the first of some frames that isn't damaged. Raises the SourceError of the last one if all are."""
+    for frame in frames[:-1]:
+        with suppress(SourceError):
+            return frame.file, _read_first(folder, reader, frame, step_seconds)
+    return frames[-1].file, _read_first(folder, reader, frames[-1], step_seconds)
+
+
+def _read_first(folder: Path, reader: FrameReader, frame: timeline.Stamped, step_seconds: float) -> Composite:
+    composite = reader.read(folder / frame.file)
+    _check_time(folder, frame.file, frame.time, composite, step_seconds)
+    return composite
+
+
+def _check_time(folder: Path, name: str, time: datetime, composite: Composite, step_seconds: float) -> None:
+    if composite.time is not None and abs((composite.time - time).total_seconds()) > step_seconds / 2:
+        raise SourceError(
+            f"{folder}: {name}: the header's time is {timeline.iso(composite.time)}, the name says "
+            f"{timeline.iso(time)}; was it renamed? Say --time-format, or move it away"
+        )
 
 
 def _place(reader: FrameReader, path: Path, geometry: Geometry) -> tuple[Grid | None, str]:
@@ -321,8 +346,8 @@ def _linear(text: str) -> tuple[float, float]:
         offset, gain = (float(part) for part in text.split(","))
     except ValueError:
         offset, gain = 0.0, 0.0
-    if not gain > 0:
-        raise UsageError(f"--dbz {text}: give OFFSET,GAIN with a gain above 0, such as 0,0.25")
+    if not (math.isfinite(offset) and 0 < gain < math.inf):
+        raise UsageError(f"--dbz {text}: give OFFSET,GAIN, two numbers with a gain above 0, such as 0,0.25")
     return offset, gain
 
 

@@ -32,13 +32,14 @@ from shards.sources.radar_readers import (
     bare,
     coded,
     content,
+    number_in,
     rain_to_dbz,
     table_of,
     time_in,
     timestamp,
     unlike,
 )
-from shards.sources.units import rate_factor
+from shards.sources.units import is_ambiguous, rate_factor, says_rain
 
 ITEM = re.compile(r'<Item name="([^"]+)"([^>]*)>([^<]*)</Item>')
 UNSTATED = "dBZ, as the file states no unit (--dbz OFFSET,GAIN or --unit says otherwise)"
@@ -56,7 +57,7 @@ class Meaning:
     rate: float | None
 
     def to_dbz(self, numbers: npt.NDArray[Any]) -> Values:
-        """dBZ of a band's numbers, NaN where missing."""
+        """Return the dBZ of a band's numbers, NaN where missing."""
         values = self.gain * numbers.astype(np.float64) + self.offset
         if self.nodata is not None:
             values[numbers == self.nodata] = np.nan
@@ -89,13 +90,14 @@ class GeoTiff:
     )
 
     def parse(self, name: str) -> FileName | None:
-        """YYYYmmddHHMM[SS] anywhere."""
+        """Return the time, YYYYmmddHHMM[SS] anywhere."""
         return time_in(name) if bare(name).endswith(self.suffixes) else None
 
     def read(self, path: Path) -> Composite:
         """Return the asked band, or the only one."""
-        with _opened(path) as (image, items):
+        with _opened(path) as image:
             band = self._band(path, image)
+            items = _items(image, band)
             meaning = self._meaning(path, image, band, items)
             raw = _read(path, image, band)
             south = image.transform.e > 0
@@ -110,8 +112,8 @@ class GeoTiff:
         return Composite(codes[::-1].copy() if south else codes, clipped, time, facts)
 
     def grid(self, path: Path) -> Grid | None:
-        """By the geokeys. Raises SourceError where the image is turned or has none."""
-        with _opened(path) as (image, _):
+        """Return the grid by the geokeys. Raises SourceError where the image is turned or has none."""
+        with _opened(path) as image:
             transform, crs = image.transform, image.crs
             columns, rows = image.width, image.height
         if crs is None:
@@ -124,7 +126,9 @@ class GeoTiff:
         return grid_of(x, y[::-1] if transform.e > 0 else y, f"EPSG:{epsg}" if epsg else crs.to_wkt())
 
     def _band(self, path: Path, image: Any) -> int:
-        """Raise UsageError that lists the bands where none is asked for, and there are several."""
+        """Return the band to read, from 1. Raises UsageError that lists them where none is asked for, and there are
+        several.
+        """
         count = image.count
         if self.band is None and count == 1:
             return 1
@@ -137,7 +141,11 @@ class GeoTiff:
         gain, offset = float(image.scales[band - 1]), float(image.offsets[band - 1])
         stated = (gain, offset) != (1.0, 0.0)
         if not stated and {"gain", "offset"} & set(items):
-            gain, offset, stated = _number(items, "gain", 1.0), _number(items, "offset", 0.0), True
+            gain, offset = (
+                number_in(path, name, items.get(name, (None,))[0], otherwise)
+                for name, otherwise in (("gain", 1.0), ("offset", 0.0))
+            )
+            stated = True
         if self.linear is not None:
             (offset, gain), stated = self.linear, True
         unit = (
@@ -151,22 +159,30 @@ class GeoTiff:
                 "(dBZ = OFFSET + GAIN * number) or --unit; a picture without numbers is for: convert images"
             )
         rate = None if not unit or unit.strip().lower() in ("dbz", "db") else rate_factor(unit)
+        told = (*items.get("quantity", ()), image.descriptions[band - 1] or "", path.name)
+        if self.unit is None and is_ambiguous(unit) and not says_rain(*told):
+            raise SourceError(
+                f"{path}: is in {unit}, which rain has, and much else; neither its quantity nor its name says rain: "
+                f"if it is a rain rate, say --unit {unit}"
+            )
         if rate is None and unit and unit.strip().lower() not in ("dbz", "db"):
             raise unlike(path, "unit", unit, "dBZ, or a rain rate such as mm/h")
-        nodata = image.nodatavals[band - 1]
-        if nodata is None and "nodata" in items:
-            nodata = _number(items, "nodata", 0.0)
-        undetect = _number(items, "undetect", 0.0) if "undetect" in items else None
+        nodata, undetect = (
+            number_in(path, name, items[name][0], finite=False) if name in items else None
+            for name in ("nodata", "undetect")
+        )
+        if image.nodatavals[band - 1] is not None:
+            nodata = image.nodatavals[band - 1]
         return Meaning(gain, offset, nodata, undetect, unit or UNSTATED, rate)
 
 
 class _opened:
-    """The image, and the items of its metadata by name in small letters: (text, unit)."""
+    """A GeoTIFF, read from its file, or from memory where it is packed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def __enter__(self) -> tuple[Any, dict[str, tuple[str, str]]]:
+    def __enter__(self) -> Any:
         rasterio = need("rasterio", "geo", "reading GeoTIFF")
         need("rasterio.io", "geo", "reading GeoTIFF")
         self._memory: Any = None
@@ -179,7 +195,7 @@ class _opened:
             raise unreadable(self._path, error) from None
         if len(self._image.subdatasets) > 1:
             raise unreadable(self._path, f"{len(self._image.subdatasets)} images in one file, and one is one frame")
-        return self._image, _items(self._image)
+        return self._image
 
     def _open(self, rasterio: ModuleType) -> None:
         if self._path.suffix.lower() in PACKED:
@@ -203,10 +219,12 @@ def _read(path: Path, image: Any, band: int) -> npt.NDArray[Any]:
         raise unreadable(path, error) from None
 
 
-def _items(image: Any) -> dict[str, tuple[str, str]]:
-    """Return the tags of image and first band; FMI's are XML inside an item of GDAL_METADATA, escaped once more."""
+def _items(image: Any, band: int) -> dict[str, tuple[str, str]]:
+    """Return the items of a band and of its image, by name in small letters: (text, unit). FMI's are XML inside an item
+    of GDAL_METADATA, escaped once more.
+    """
     found: dict[str, tuple[str, str]] = {}
-    for tags in (image.tags(), image.tags(1)):
+    for tags in (image.tags(band), image.tags()):
         for name, text in tags.items():
             found.setdefault(name.lower(), (str(text).strip(), ""))
             plain = html.unescape(html.unescape(str(text)))
@@ -214,13 +232,6 @@ def _items(image: Any) -> dict[str, tuple[str, str]]:
                 unit = re.search(r'unit="([^"]*)"', attributes)
                 found.setdefault(item.lower(), (value.strip(), unit[1] if unit else ""))
     return found
-
-
-def _number(items: dict[str, tuple[str, str]], name: str, otherwise: float) -> float:
-    try:
-        return float(items[name][0])
-    except (KeyError, ValueError):
-        return otherwise
 
 
 def _time(items: dict[str, tuple[str, str]]) -> datetime | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shards.georeference import Grid, grid_of
+from shards.georeference import LONGLAT, Grid, grid_of
 from shards.manifest import SourceInfo
 from shards.sources.inputs import need, unreadable
 from shards.sources.radar_readers import (
@@ -76,7 +76,7 @@ class Mrms:
         return Composite(codes, clipped, timestamp(about["time"], "%Y%m%d%H%M"), facts)
 
     def grid(self, path: Path) -> Grid | None:
-        """Latitudes and longitudes of the first message."""
+        """Return the latitudes and longitudes of the first message."""
         eccodes = _eccodes()
         try:
             handle = eccodes.codes_new_from_message(content(path))
@@ -92,10 +92,7 @@ class Mrms:
             eccodes.codes_release(handle)
         north, south = max(north, south), min(north, south)  # frames begin in the north, whatever the file does
         x, y = np.linspace(west, east, columns), np.linspace(north, south, rows)
-        return grid_of(np.where(x > 180, x - 360, x), y, EARTH)
-
-
-EARTH = "+proj=longlat +ellps=WGS84 +no_defs"
+        return grid_of(np.where(x > 180, x - 360, x), y, LONGLAT)
 
 
 def _eccodes() -> ModuleType:

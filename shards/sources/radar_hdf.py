@@ -24,7 +24,9 @@ from shards.sources.radar_readers import (
     FileName,
     Table,
     named,
+    number_in,
     rain_to_dbz,
+    side_in,
     table_of,
     timestamp,
     unlike,
@@ -60,7 +62,7 @@ class Knmi:
         return named(self._name.fullmatch(name), "%Y%m%d%H%M")
 
     def read(self, path: Path) -> Composite:
-        """By the file's own calibration."""
+        """Read the numbers by the file's own calibration."""
         with hdf.opened(path, "reading KNMI radar files") as file:
             data = hdf.dataset(file, "image1/image_data", (None, None), ("uint8", "uint16"))
             calibration = file["image1/calibration"].attrs if "image1/calibration" in file else {}
@@ -74,8 +76,8 @@ class Knmi:
             absent = {hdf.scalar(calibration, f"calibration_{why}") for why in ("missing_data", "out_of_image")}
             overview = file["overview"].attrs if "overview" in file else {}
             start, end = (_knmi_time(overview, name) for name in ("start", "end"))
-            place = self._place(file)
-        missing = tuple(sorted(int(value) for value in absent if value is not None))
+            place = self._place(path, file)
+        missing = tuple(sorted(int(number_in(path, "calibration", value)) for value in absent if value is not None))
         if "[DBZ]" in quantity.upper():
             codes, clipped = _table(raw.dtype.str, gain, offset, 0.0, missing).apply(_unsigned(raw))
         elif "[MM]" in quantity.upper():
@@ -87,9 +89,9 @@ class Knmi:
         return Composite(codes, clipped, end, facts)
 
     def grid(self, path: Path) -> Grid | None:
-        """By the file's `geographic` group: offsets in pixels, sizes in kilometres."""
+        """Return the grid by the file's `geographic` group: offsets in pixels, sizes in kilometres."""
         with hdf.opened(path, "reading KNMI radar files") as file:
-            place = self._place(file)
+            place = self._place(path, file)
         if place is None:
             return None
         proj, columns, rows, left, top, wide, high = place
@@ -97,7 +99,7 @@ class Knmi:
         return grid_of(x, y, _in_metres(proj), "km")
 
     @staticmethod
-    def _place(file: Any) -> tuple[str, int, int, float, float, float, float] | None:
+    def _place(path: Path, file: Any) -> tuple[str, int, int, float, float, float, float] | None:
         if "geographic/map_projection" not in file:
             return None
         about = file["geographic"].attrs
@@ -106,9 +108,10 @@ class Knmi:
         columns, rows, *rest = (hdf.scalar(about, f"geo_{name}") for name in names)
         if None in (proj, columns, rows, *rest):
             return None
-        left, top, wide, high = rest
+        columns, rows = side_in(path, "geo_number_columns", columns), side_in(path, "geo_number_rows", rows)
+        left, top, wide, high = (number_in(path, name, value) for name, value in zip(names[2:], rest, strict=True))
         # The pixel size is above 0 down the rows in some files, and then the offset counts from the pole.
-        return str(proj), int(columns), int(rows), float(left), float(top), float(wide), float(high)
+        return str(proj), columns, rows, left, top, wide, high
 
 
 def _in_metres(proj: str) -> str:
@@ -152,7 +155,7 @@ class Bom:
         return named(self._name.fullmatch(name), "%Y%m%d_%H%M%S")
 
     def read(self, path: Path) -> Composite:
-        """Accumulation divided by its period."""
+        """Return the accumulation divided by its period."""
         with hdf.opened(path, "reading the Bureau's netCDF files") as file:
             data = hdf.dataset(file, "precipitation", (None, None), ("int16",))
             end = int(hdf.dataset(file, "valid_time")[()])
@@ -168,11 +171,11 @@ class Bom:
         if unit not in ("", "kg m-2", "mm"):
             raise unlike(path, "units of precipitation", unit, "kg m-2 or mm")
         radar = name.radar if (name := self.parse(path.name)) else ""
-        if station is not None and radar and int(station) != int(radar):
-            raise unlike(path, "station_id", int(station), f"{radar}, as the file's name says")
-        codes, clipped = _table(
-            raw.dtype.str, float(gain), float(offset), float(seconds), () if fill is None else (int(fill),)
-        ).apply(_unsigned(raw))
+        if station is not None and radar and number_in(path, "station_id", station) != int(radar):
+            raise unlike(path, "station_id", station, f"{radar}, as the file's name says")
+        gain, offset = number_in(path, "scale_factor", gain), number_in(path, "add_offset", offset)
+        missing = () if fill is None else (int(number_in(path, "_FillValue", fill)),)
+        codes, clipped = _table(raw.dtype.str, gain, offset, float(seconds), missing).apply(_unsigned(raw))
         facts = {"accumulation": f"{seconds} s", **({} if station is None else {"station_id": str(station)})}
         if mapping:
             facts["grid"] = str(mapping)

@@ -29,7 +29,9 @@ from shards.sources.radar_readers import (
     Values,
     bare,
     coded,
+    number_in,
     rain_to_dbz,
+    side_in,
     time_in,
     timestamp,
     unlike,
@@ -74,7 +76,9 @@ class Odim:
     _swiss = re.compile(r"(?P<product>[a-z]{3})(?P<time>\d{9})[0-9a-z]{1,2}[._].*", re.IGNORECASE)
 
     def parse(self, name: str) -> FileName | None:
-        """YYYYmmddHHMM[SS] anywhere, or MeteoSwiss' three letters, year, day of the year, hour and minute."""
+        """Return the time, YYYYmmddHHMM[SS] anywhere, or MeteoSwiss' three letters, year, day of the year, hour and
+        minute.
+        """
         if not bare(name).endswith(self.suffixes) or name.upper().startswith("RAD_NL"):  # KNMI has a layout of its own
             return None
         found = time_in(name)
@@ -90,8 +94,14 @@ class Odim:
             field = self._field(path, file)
             raw = hdf.dataset(file, field.path, (None, None))[...]
             where = _where(file, field.path)
-        gain, offset = float(field.what.get("gain", 1.0)), float(field.what.get("offset", 0.0))
-        nodata, undetect = (field.what.get(name) for name in ("nodata", "undetect"))
+        what = field.what
+        gain, offset = (
+            number_in(path, "gain", what.get("gain"), 1.0),
+            number_in(path, "offset", what.get("offset"), 0.0),
+        )
+        nodata, undetect = (
+            number_in(path, name, what[name], finite=False) if name in what else None for name in ("nodata", "undetect")
+        )
         rain = None if field.quantity.upper() in REFLECTIVITY else self._rate_factor(path, field)
 
         def to_dbz(numbers: npt.NDArray[Any]) -> Values:
@@ -108,7 +118,7 @@ class Odim:
         return Composite(codes, clipped, top["time"], facts)
 
     def grid(self, path: Path) -> Grid | None:
-        """Between the corners of /where, in its projection."""
+        """Return the grid between the corners of /where, in its projection."""
         with hdf.opened(path, "reading ODIM HDF5") as file:
             where = _where(file, self._field(path, file).path)
         needed = ("projdef", "xsize", "ysize", "xscale", "yscale")
@@ -118,9 +128,11 @@ class Odim:
         if corner is None:
             return None
         projdef = str(where["projdef"])
-        left, edge = project(projdef, float(where[f"{corner}_lon"]), float(where[f"{corner}_lat"]))
-        wide, high = abs(float(where["xscale"])), abs(float(where["yscale"]))
-        columns, rows = int(where["xsize"]), int(where["ysize"])
+        names = (f"{corner}_lon", f"{corner}_lat", "xscale", "yscale")
+        lon, lat, wide, high = (number_in(path, name, where[name]) for name in names)
+        left, edge = project(projdef, lon, lat)
+        wide, high = abs(wide), abs(high)
+        columns, rows = (side_in(path, name, where[name]) for name in ("xsize", "ysize"))
         top = edge if corner == "UL" else edge + high * rows
         return grid_of(left + wide * (np.arange(columns) + 0.5), top - high * (np.arange(rows) + 0.5), projdef)
 
@@ -136,14 +148,14 @@ class Odim:
         return {"object": kind, "time": timestamp(stamp, "%Y%m%d%H%M%S")}
 
     def _field(self, path: Path, file: Any) -> Field:
-        """Raise UsageError that lists what the file holds, where the quantity isn't clear."""
+        """Return the dataset to read. Raises UsageError that lists what the file holds, where the quantity isn't
+        clear.
+        """
         fields = _fields(file)
         holds = ", ".join(f"{field.quantity} ({field.path})" for field in fields) or "none"
         if self.quantity is not None:
-            asked = self.quantity.upper()
-            found = [
-                field for field in fields if field.quantity.upper() == asked or field.path.startswith(self.quantity)
-            ]
+            asked, below = self.quantity.upper(), f"{self.quantity.strip('/')}/"
+            found = [field for field in fields if field.quantity.upper() == asked or f"{field.path}/".startswith(below)]
         else:
             known = (*REFLECTIVITY, *RAIN, *AMOUNT)
             found = [field for field in fields if field.quantity.upper() in known]
@@ -162,7 +174,7 @@ class Odim:
 
     @staticmethod
     def _rate_factor(path: Path, field: Field) -> float:
-        """To mm/h."""
+        """Return the factor to mm/h. Raises SourceError for an amount without a period."""
         if field.quantity.upper() in RAIN:
             return RAIN[field.quantity.upper()]
         start, end = (
@@ -178,7 +190,7 @@ _GRID_FACTS = ("projdef", "xsize", "ysize", "xscale", "yscale", "UL_lon", "UL_la
 
 
 def _fields(file: Any) -> list[Field]:
-    """Every /datasetN/dataM/data, and /datasetN/data of files with one level less."""
+    """Return every /datasetN/dataM/data, and /datasetN/data of files with one level less."""
     found = []
     for name in sorted((key for key in file if re.fullmatch(r"dataset\d+", key)), key=lambda key: int(key[7:])):
         group = file[name]

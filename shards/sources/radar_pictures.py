@@ -58,7 +58,9 @@ class MeteoSwissGif:
         self._table = table_of(rain_to_dbz(rate, a=316, b=1.5))
 
     def parse(self, name: str) -> FileName | None:
-        """AQC, two digits of the year, three of the day in the year, hour and minute; a letter of the quality."""
+        """Return the time: AQC, two digits of the year, three of the day in the year, hour and minute; a letter of the
+        quality.
+        """
         match = self._name.fullmatch(name)
         if not match:
             return None
@@ -68,7 +70,7 @@ class MeteoSwissGif:
         return FileName(datetime(2000 + year, 1, 1) + timedelta(days=day - 1, hours=hour, minutes=minute), "", match[5])
 
     def read(self, path: Path) -> Composite:
-        """Palette indexes through the table; L is a palette that is the identity."""
+        """Return palette indexes through the table; L is a palette that is the identity."""
         return Composite(*self._table.apply(read_image(path, ["GIF"], ("P", "L"))))
 
     def grid(self, path: Path) -> Grid | None:
@@ -104,7 +106,9 @@ class FmiPgm:
         return named(self._name.fullmatch(name), "%Y%m%d%H%M")
 
     def read(self, path: Path) -> Composite:
-        """Numbers through the table. Raises SourceError for a product that the header says isn't reflectivity."""
+        """Return numbers through the table. Raises SourceError for a product that the header says isn't
+        reflectivity.
+        """
         data = content(path)
         header = pgm_comments(data)
         kind, quantity = header.get("producttype", ""), header.get("param", "")
@@ -121,8 +125,8 @@ class FmiPgm:
         return Composite(codes, clipped, timestamp(header.get("obstime", ""), "%Y%m%d%H%M"), facts)
 
     def grid(self, path: Path) -> Grid | None:
-        """Polar stereographic between the header's corners. The figure of the earth and the false origin aren't in the
-        file: they are those that pysteps has for it.
+        """Return a polar stereographic grid between the header's corners. The figure of the earth and the false origin
+        aren't in the file: they are those that pysteps has for it.
         """
         data = content(path)
         header = pgm_comments(data)
@@ -193,7 +197,7 @@ class GreyImages:
     scale: Scale = AUTHORS_DBZ
 
     def parse(self, name: str) -> FileName | None:
-        """Fourteen digits after the last underscore."""
+        """Return the time, fourteen digits after the last underscore."""
         match = re.fullmatch(r".*_(?P<time>\d{14})\.(png|jpe?g|bmp)", name, re.IGNORECASE)
         return named(match, "%Y%m%d%H%M%S")
 

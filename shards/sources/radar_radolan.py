@@ -75,28 +75,30 @@ class Radolan:
     )
 
     def parse(self, name: str) -> FileName | None:
-        """Year (two digits), month, day, hour, minute."""
+        """Return the time: year (two digits), month, day, hour, minute."""
         return named(self._name.fullmatch(name), "%y%m%d%H%M")
 
     def read(self, path: Path) -> Composite:
-        """Cells through a table, rows turned."""
+        """Return the cells through a table, rows turned."""
         data = content(path)
         header = read_header(path, data)
         name = self.parse(path.name)
         if name is not None and name.product.upper() != header.product:
             raise unlike(path, "product", header.product, f"{name.product.upper()}, as the file's name says")
         one_byte = header.product in REFLECTIVITY
-        cells = np.frombuffer(data, np.uint8 if one_byte else "<u2", offset=header.begin)
+        kind = np.dtype(np.uint8 if one_byte else "<u2")
         rows, columns = header.shape
-        if cells.size != rows * columns:
-            raise unreadable(path, f"{by(header.shape)} cells are {rows * columns}, it has {cells.size}")
+        size, found = rows * columns * kind.itemsize, len(data) - header.begin
+        if found != size or not size:
+            raise unreadable(path, f"{by(header.shape)} cells are {size} bytes, it has {found}")
+        cells = np.frombuffer(data, kind, offset=header.begin)
         table = _dbz_table() if one_byte else _rain_table(header.precision, header.minutes)
         codes, clipped = table.apply(cells.reshape(header.shape)[::-1])
         facts = {"product": header.product, "interval": f"{header.minutes} min", "precision": f"{header.precision:g}"}
         return Composite(np.ascontiguousarray(codes), clipped, header.time, facts)
 
     def grid(self, path: Path) -> Grid | None:
-        """By the number of rows and columns, which say where DWD's grids lie; None for another."""
+        """Return the grid by the number of rows and columns, which say where DWD's grids lie; None for another."""
         header = read_header(path, content(path))
         if header.shape not in GRIDS:
             return None
@@ -109,7 +111,9 @@ class Radolan:
 
 
 def read_header(path: Path, data: bytes) -> Header:
-    """Raise SourceError for a file that isn't RADOLAN's, and for a product that is neither reflectivity nor rain."""
+    """Return what the header says. Raises SourceError for a file that isn't RADOLAN's, and for a product that is
+    neither reflectivity nor rain.
+    """
     end = data.find(b"\x03", 0, 4096)
     text = data[: max(end, 0)].decode("latin-1")
     match = HEADER.match(text)
@@ -120,11 +124,11 @@ def read_header(path: Path, data: bytes) -> Header:
         known = ", ".join((*REFLECTIVITY, *RAIN))
         raise unlike(path, "product", product, f"one of reflectivity or rain ({known})")
     time = timestamp(match["day"] + match["month"], "%d%H%M%m%y")
-    size = re.search(r"GP\s*(\d+)x\s*(\d+)", text)
+    size = re.search(r"GP\s*(\d{1,5})x\s*(\d{1,5})", text)
     if size is None:
         raise SourceError(f"{path}: the header says no rows and columns (GP): {text[:120]!r}; fetch it again")
     precision = re.search(r"PR\s*E([+-]\d\d)", text)
-    minutes = re.search(r"INT\s*(\d+)", text)
+    minutes = re.search(r"INT\s*(\d{1,6})(?!\d)", text)
     if product in RAIN and (precision is None or minutes is None or int(minutes[1]) == 0):
         raise SourceError(
             f"{path}: the header says no precision (PR) or interval (INT): {text[:120]!r}; fetch it again"

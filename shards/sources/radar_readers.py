@@ -11,6 +11,8 @@ radar_geotiff.py, radar_radolan.py, radar_grib.py (MRMS).
 from __future__ import annotations
 
 import bz2
+import gzip
+import math
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -31,6 +33,8 @@ DBZ = Scale(quantity="radar reflectivity", unit="dBZ", offset=0.0, gain=0.25, ma
 HIGHEST = DBZ.offset + DBZ.gain * (DBZ.max_code + 0.5)  # what is above is clipped
 PACKED = (".gz", ".bz2")  # of one file; read as it is
 LARGEST = 2 << 30  # bytes that a packed file may unpack to
+LARGEST_SIDE = 1 << 20  # pixels
+PIECE = 1 << 20  # bytes that are unpacked at a time
 _TIME = re.compile(
     r"(?<!\d)((?:19|20)\d\d)(?P<s>[-_]?)([01]\d)(?P=s)([0-3]\d)"
     r"[-_T]?([0-2]\d)[-_:]?([0-5]\d)(?:[-_:]?([0-5]\d))?Z?(?!\d)"
@@ -102,7 +106,7 @@ class FrameReader(Protocol):
         """Return the whole composite. Raises SourceError that names the file."""
 
     def grid(self, path: Path) -> Grid | None:
-        """Where the composite's pixels lie, or None where the archive doesn't say."""
+        """Return where the composite's pixels lie, or None where the archive doesn't say."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,8 @@ def table_of(dbz: Values) -> Table:
 
 
 def coded(raw: npt.NDArray[Any], to_dbz: Callable[[npt.NDArray[Any]], Values]) -> tuple[Codes, int]:
-    """Codes of raw numbers [height, width], whose dBZ (NaN where missing) `to_dbz` gives, and how many were clipped.
+    """Return the codes of raw numbers [height, width], whose dBZ (NaN where missing) `to_dbz` gives, and how many were
+    clipped.
 
     In parts: all the intermediate numbers of 24 million pixels would be a gigabyte.
     """
@@ -137,8 +142,8 @@ def coded(raw: npt.NDArray[Any], to_dbz: Callable[[npt.NDArray[Any]], Values]) -
 
 
 def rain_to_dbz(rate: npt.ArrayLike, a: float = 200, b: float = 1.6) -> npt.NDArray[np.float64]:
-    """dBZ of a rain rate in mm/h by Z = a R^b (Marshall and Palmer's by default); no rain becomes the scale's lower
-    end, 0 dBZ, and so does a negative rate; NaN stays.
+    """Return the dBZ of a rain rate in mm/h by Z = a R^b (Marshall and Palmer's by default); no rain becomes the
+    scale's lower end, 0 dBZ, and so does a negative rate; NaN stays.
     """
     exact = np.asarray(rate, dtype=np.float64)
     dbz = np.where(np.isnan(exact), np.nan, 0.0)
@@ -164,16 +169,19 @@ def named(match: re.Match[str] | None, format: str) -> FileName | None:
 
 
 def time_in(name: str) -> FileName | None:
-    """Return the one time YYYYmmddHHMM[SS], with or without -, _, : or T, in any name; the rest is the product."""
+    """Return the time YYYYmmddHHMM[SS], with or without -, _, : or T, in any name; the rest is the product.
+
+    None where there is none, and where there are several that differ (begin and end, say): which one is the frame's,
+    --name-pattern or --time-format says.
+    """
     found = list(_TIME.finditer(name))
-    if not found:
+    times = {
+        timestamp("".join(match[place] or "" for place in (1, 3, 4, 5, 6)) + (match[7] or "00"), "%Y%m%d%H%M%S")
+        for match in found
+    }
+    if len(times) != 1 or (time := times.pop()) is None:
         return None
-    match = found[0]
-    digits = "".join(match[place] or "" for place in (1, 3, 4, 5, 6, 7))
-    time = timestamp(digits, "%Y%m%d%H%M%S" if match[7] else "%Y%m%d%H%M")
-    if time is None:
-        return None
-    return FileName(time, "", name[: match.start()] + "*" + name[match.end() :])
+    return FileName(time, "", _TIME.sub("*", name))
 
 
 def bare(name: str) -> str:
@@ -183,19 +191,44 @@ def bare(name: str) -> str:
 
 
 def content(path: Path) -> bytes:
-    """Return a file's bytes, unpacked where its name ends in .gz or .bz2. Raises SourceError that names it."""
+    """Return a file's bytes, unpacked where its name ends in .gz or .bz2, all members of it. Raises SourceError that
+    names it.
+    """
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
+    opener = openers.get(path.suffix.lower())
     try:
-        data = path.read_bytes()
-        suffix = path.suffix.lower()
-        if suffix not in PACKED:
-            return data
-        unpack: Any = bz2.BZ2Decompressor() if suffix == ".bz2" else zlib.decompressobj(31)
-        plain: bytes = unpack.decompress(data, LARGEST)
+        if opener is None:
+            return path.read_bytes()
+        data = bytearray()
+        with opener(path, "rb") as file:
+            while piece := file.read(PIECE):
+                data += piece
+                if len(data) > LARGEST:
+                    raise unreadable(path, f"more than {LARGEST >> 20} MiB unpacked")
+        return bytes(data)
     except (OSError, EOFError, zlib.error) as error:
         raise unreadable(path, error) from None
-    if not unpack.eof:
-        raise unreadable(path, f"cut off, or more than {LARGEST >> 30} GiB unpacked: {len(plain)} bytes so far")
-    return plain
+
+
+def number_in(path: Path, what: str, value: object, otherwise: float | None = None, finite: bool = True) -> float:
+    """Return a header's number, or `otherwise` where the header has none. Raises SourceError for what is no number."""
+    if value is None and otherwise is not None:
+        return otherwise
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise unlike(path, what, repr(value)[:60], "a number") from None
+    if finite and not math.isfinite(number):
+        raise unlike(path, what, number, "a finite number")
+    return number
+
+
+def side_in(path: Path, what: str, value: object) -> int:
+    """Return a header's number of rows or columns. Raises SourceError for what can't be one."""
+    side = number_in(path, what, value)
+    if side != int(side) or not 1 <= side <= LARGEST_SIDE:
+        raise unlike(path, what, side, f"a whole number of 1..{LARGEST_SIDE}")
+    return int(side)
 
 
 def unlike(path: Path, what: str, found: object, expected: str) -> SourceError:

@@ -21,7 +21,7 @@ from shards.sources.geometry import Geometry, add_geometry_arguments
 from shards.sources.inputs import plural
 from shards.sources.pictures import MISSING
 from shards.sources.splits import SPLIT_WORDS, Grouping, add_grouping_arguments, divide, grouping_of, named_split
-from shards.sources.timeline import iso
+from shards.sources.timeline import check_step, iso
 
 _T = TypeVar("_T")
 
@@ -65,7 +65,7 @@ class Sequences:
     skipped: tuple[Damage, ...] = ()  # damaged files that were left out
 
     def describe(self) -> Description:
-        """Grey or RGB intensity."""
+        """Return grey or RGB intensity."""
         height, width = self.geometry.shape
         modes = {self._mode(sequence.name) for sequence in self.sequences}
         return Description(
@@ -167,8 +167,7 @@ def sequence_options(args: argparse.Namespace) -> SequenceOptions:
     """Return what `add_sequence_arguments` asked for. Raises UsageError for options that make no sense."""
     if args.event_frames < 1:
         raise UsageError(f"--event-frames {args.event_frames}: an event has at least one frame")
-    if args.step is not None and not args.step > 0:
-        raise UsageError(f"--step {args.step:g}: seconds from frame to frame, above 0")
+    check_step(args.step)
     info = SourceInfo(name="given by the user", licence=args.licence, citation=args.citation, url=args.url)
     return SequenceOptions(grouping_of(args), args.event_frames, args.mode_by, info)
 

@@ -59,7 +59,7 @@ class Sevir:
     notes: tuple[str, ...]
 
     def describe(self) -> Description:
-        """One channel of levels; the step is 5 or 10 minutes."""
+        """Return one channel of levels; the step is 5 or 10 minutes."""
         height, width = self.geometry.shape
         return Description(
             name="sevir-vil" if self.stride == 1 else "sevir-lr-vil",
@@ -71,7 +71,7 @@ class Sevir:
         )
 
     def plan(self) -> Plan:
-        """Every row is an event and a run by itself."""
+        """Make every row an event and a run by itself."""
         ordered = sorted(self.rows, key=lambda row: (row.time, row.id))
         stamped = [timeline.Stamped(row.time, str(i)) for i, row in enumerate(ordered)]
         periods = self.periods
@@ -111,7 +111,7 @@ class Sevir:
         return timeline.mode_label(row.time, self.mode_by)
 
     def read(self, event: PlannedEvent) -> RawEvent:
-        """One event of its file, north up, uint8 [L, 1, height, width]."""
+        """Read one event of its file, north up, uint8 [L, 1, height, width]."""
         name, index, id = event.recipe
         path = self.data / name
         with hdf.opened(path, "reading SEVIR") as file:

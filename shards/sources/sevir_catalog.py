@@ -37,7 +37,7 @@ class Row:
 
 
 def find_catalog(path: Path) -> Path:
-    """`path` itself or the CATALOG file in it. Raises SourceError."""
+    """Return `path` itself or the CATALOG file in it. Raises SourceError."""
     if path.is_file():
         return path
     found = sorted(path.glob("CATALOG*.csv")) if path.is_dir() else []

@@ -90,7 +90,7 @@ def shares_of(args: argparse.Namespace) -> Shares | None:
         return None
     val = DEFAULT_VAL if args.val_fraction is None else args.val_fraction
     test = DEFAULT_TEST if args.test_fraction is None else args.test_fraction
-    if min(val, test) < 0 or val + test > 1:
+    if not (min(val, test) >= 0 and val + test <= 1):  # which is also not a number
         raise UsageError(f"--val-fraction {val:g} and --test-fraction {test:g}: shares of 0..1, together 1 at most")
     return Shares(val, test)
 

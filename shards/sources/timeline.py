@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -48,7 +49,7 @@ class Period:
 
 
 def parse_period(text: str) -> Period:
-    """`train=2015-01-01..2015-12-31`: ISO months, dates or times (UTC); either side may be left empty.
+    """Parse `train=2015-01-01..2015-12-31`: ISO months, dates or times (UTC); either side may be left empty.
 
     A bare month or date as END includes it; an END with a time of day is the first moment that no longer belongs.
     Raises UsageError.
@@ -80,7 +81,7 @@ def _moment(text: str, part: str) -> datetime | None:
 
 
 def in_order(frames: Iterable[Stamped]) -> list[Stamped]:
-    """Sorted by time. Raises SourceError when two frames claim the same time."""
+    """Return the frames sorted by time. Raises SourceError when two frames claim the same time."""
     ordered = sorted(frames, key=lambda frame: (frame.time, frame.file))
     for one, two in itertools.pairwise(ordered):
         if one.time == two.time:
@@ -105,14 +106,15 @@ def share_out(
         parts = {name: list(frames[a:b]) for name, a, b in zip(counts, [0, *ends], ends, strict=False)}
         return parts, f"splits of whole storms: {plural(len(storms), 'storm')} more than {gap} frames apart"
     cuts = len(counts) - 1
-    if cuts and gap and len(frames) - cuts * gap < len(frames) / 2:
+    kept = len(frames) - cuts * gap
+    if cuts and gap and (kept < len(frames) / 2 or not all(shares.counts(kept)[name] for name in counts)):
         ends = list(itertools.accumulate(counts.values()))
         parts = {name: list(frames[a:b]) for name, a, b in zip(counts, [0, *ends], ends, strict=False)}
         return parts, (
             f"warning: the splits adjoin: {len(frames)} frames are too few for gaps of {gap} between them "
             "(--split-gap), so that scores of val and test are too good; name periods with --split"
         )
-    usable = shares.counts(len(frames) - cuts * gap)
+    usable = shares.counts(kept)
     parts, begin, dropped = {}, 0, 0
     for name in counts:
         first = begin
@@ -135,7 +137,9 @@ def _seconds(one: Stamped, two: Stamped) -> float:
 
 
 def _storm_ends(storms: Sequence[int], counts: dict[str, int]) -> list[int] | None:
-    """Where each split ends if storms stay whole, nearest to its share; None if the first gets much less than it."""
+    """Return where each split ends if storms stay whole, nearest to its share; None if the first one gets much less
+    than its share, or another less than half of it.
+    """
     totals = list(itertools.accumulate(storms))
     targets = list(itertools.accumulate(counts.values()))
     ends: list[int] = []
@@ -144,12 +148,14 @@ def _storm_ends(storms: Sequence[int], counts: dict[str, int]) -> list[int] | No
         later = len(targets) - number  # splits that need a storm each after this one
         place = min(range(place + 1, len(totals) - later), key=lambda i: abs(totals[i] - target))
         ends.append(totals[place])
-    whole = totals[-1]
-    return None if ends[0] < targets[0] - 0.15 * whole else [*ends, whole]
+    ends.append(totals[-1])
+    others = zip(itertools.pairwise(ends), [*counts.values()][1:], strict=True)
+    too_few = ends[0] < targets[0] - 0.15 * totals[-1] or any(end - begin < share / 2 for (begin, end), share in others)
+    return None if too_few else ends
 
 
 def assign_splits(frames: Sequence[Stamped], periods: Sequence[Period]) -> tuple[dict[str, list[Stamped]], int]:
-    """Frames of each split's periods, and how many lie in none.
+    """Return the frames of each split's periods, and how many lie in none.
 
     Raises UsageError when a frame lies in two splits, or a split gets none.
     """
@@ -184,8 +190,8 @@ def find_runs(frames: Sequence[Stamped], step_seconds: float) -> list[list[Stamp
 
 
 def cut_events(run: Sequence[Stamped], length: int, step_seconds: float, mode_by: str) -> list[PlannedEvent]:
-    """Consecutive events of at most `length` frames and of one mode; their recipe is the tuple of files. The run is
-    named by its first key.
+    """Return consecutive events of at most `length` frames and of one mode; their recipe is the tuple of files. The run
+    is named by its first key.
     """
     events: list[PlannedEvent] = []
     offset = 0
@@ -210,7 +216,7 @@ def cut_events(run: Sequence[Stamped], length: int, step_seconds: float, mode_by
 
 
 def mode_label(time: datetime, mode_by: str) -> str | None:
-    """ "2015-05-15" by day, "month-05" by month and "mar-may" by season (of any year), None by "none"."""
+    """Return "2015-05-15" by day, "month-05" by month and "mar-may" by season (of any year), None by "none"."""
     if mode_by == "day":
         return f"{time:%Y-%m-%d}"
     if mode_by == "month":
@@ -219,7 +225,9 @@ def mode_label(time: datetime, mode_by: str) -> str | None:
 
 
 def commonest_step(frames: Sequence[Stamped], otherwise: float) -> float:
-    """Seconds between most neighbours (the shorter of two as common); `otherwise` where there is but one frame."""
+    """Return the seconds between most neighbours (the shorter of two as common); `otherwise` where there is but one
+    frame.
+    """
     steps = Counter((two.time - one.time).total_seconds() for one, two in itertools.pairwise(frames))
     return max(steps, key=lambda step: (steps[step], -step)) if steps else otherwise
 
@@ -270,7 +278,7 @@ class TimeOptions:
 
 
 def add_split_argument(parser: argparse.ArgumentParser, default: str) -> None:
-    """--split; `default` says what happens without."""
+    """Add --split; `default` says what happens without."""
     parser.add_argument(
         "--split",
         action="append",
@@ -309,10 +317,19 @@ def add_time_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_step(seconds: float | None) -> None:
+    """Raise UsageError for a --step that is no time."""
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise UsageError(f"--step {seconds:g}: seconds from frame to frame, above 0")
+
+
 def time_options(args: argparse.Namespace) -> TimeOptions:
-    """Raise UsageError for options that make no sense, alone or together."""
+    """Return what `add_time_arguments` asked for. Raises UsageError for options that make no sense, alone or
+    together.
+    """
     if args.event_frames < 1:
         raise UsageError(f"--event-frames {args.event_frames}: an event has at least one frame")
+    check_step(args.step)
     shares = shares_of(args)
     if args.split and shares is not None:
         raise UsageError("--split and --val-fraction or --test-fraction: two ways to divide the archive; choose one")
@@ -334,15 +351,6 @@ def _key(time: datetime) -> str:
     return f"{time:%Y%m%dT%H%M%SZ}"
 
 
-def times_of(event: PlannedEvent, step_seconds: float) -> list[datetime]:
-    """Return the time of every frame of an event that has a clock."""
-    if event.times is not None:
-        return [datetime.fromisoformat(text.removesuffix("Z")) for text in event.times]
-    assert event.start_time is not None
-    start = datetime.fromisoformat(event.start_time.removesuffix("Z"))
-    return [start + timedelta(seconds=step_seconds * i) for i in range(event.length)]
-
-
 def iso(time: datetime) -> str:
-    """ISO-8601 with a Z."""
+    """Return the time as ISO-8601 with a Z."""
     return f"{time:%Y-%m-%dT%H:%M:%SZ}"

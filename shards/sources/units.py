@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 _RATES = {
     **dict.fromkeys(("mm/h", "mmh-1", "mm/hr", "mmhr-1", "mmhour-1", "mm/hour", "kgm-2h-1", "kg/m2/h"), 1.0),
     **dict.fromkeys(("kgm-2s-1", "mms-1", "mm/s", "kg/m2/s"), 3600.0),
@@ -14,12 +16,28 @@ _AMOUNTS = {
     "m": 1000.0,
     "cm": 10.0,
 }
+# Units of much else too: heights, wind and Doppler velocity, water in a column of air.
+_AMBIGUOUS = frozenset(("m", "cm", "ms-1", "m/s", "kgm-2", "kg/m2", "kgm-2s-1", "kg/m2/s"))
+_RAIN = re.compile(
+    r"(?<![a-zA-Z])rain|Rain|(?<![A-Z])RAIN|(?i:precip(?!itable)|snowfall)"  # not terrain, nor precipitable water
+    r"|(?i:(?<![a-z])(acrr|tp|pr|prate|qpe|rr)(?![a-z]))"
+)
+
+
+def says_rain(*names: object) -> bool:
+    """Return whether one of a variable's names or descriptions says that it is rain."""
+    return any(_RAIN.search(str(name)) for name in names)
 
 
 def _short(unit: str) -> str:
     """Without spaces, powers' signs and dots between factors, in small letters."""
     text = unit.lower().replace("**", "").replace("^", "").replace("(", "").replace(")", "")
     return "".join(text.replace("·", ".").replace(".", " ").split())
+
+
+def is_ambiguous(unit: str) -> bool:
+    """Return whether rain has this unit, and what isn't rain too: then a name has to say which."""
+    return _short(unit) in _AMBIGUOUS
 
 
 def rate_factor(unit: str) -> float | None:

@@ -23,16 +23,20 @@ MISSING = 255
 
 @dataclass(frozen=True)
 class ValueRange:
-    """Values from `low` to `high` are the codes 0..255, or 0..254 where some are `missing` (NaN)."""
+    """Values from `low` to `high` are the codes 0..255, or 0..254 where some are `missing` (NaN).
+
+    Where no range was asked for, whole numbers of 0..255 are `intensity`: they stand for 0..1.
+    """
 
     low: float
     high: float
     missing: bool = False
+    intensity: bool = False
 
     def scale(self, quantity: str = "intensity", unit: str = "1") -> Scale:
-        """Return what codes mean; values of 0..255 are intensities of 0..1."""
+        """Return what codes mean."""
         greatest = MISSING - self.missing
-        low, high = (0.0, 1.0) if (self.low, self.high) == (0.0, 255.0) else (self.low, self.high)
+        low, high = (self.low / 255, self.high / 255) if self.intensity else (self.low, self.high)
         return Scale(quantity, unit, low, (high - low) / greatest, greatest, MISSING if self.missing else None)
 
     def codes(self, values: npt.NDArray[np.generic]) -> Codes:
@@ -48,7 +52,7 @@ class ValueRange:
         return codes
 
 
-BYTES = ValueRange(0.0, 255.0)  # bytes as they are
+BYTES = ValueRange(0.0, 255.0, intensity=True)  # bytes as they are
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def choose_range(
     elif dtype.kind in "fb" and found.low >= 0 and found.high <= 1:
         chosen = ValueRange(0.0, 1.0, missing)
     elif found.whole and found.low >= 0 and found.high <= 255 - missing:
-        chosen = ValueRange(0.0, 255.0 - missing, missing)
+        chosen = ValueRange(0.0, 255.0 - missing, missing, intensity=True)
     else:
         raise SourceError(
             f"{where}: {spans}: neither all of 0..1 nor whole numbers of 0..255; say which values the codes shall span "

@@ -21,7 +21,7 @@ class Videos(Sequences):
     """A scanned folder; a sequence's payload is its frames' time stamps, or nothing where it has none."""
 
     def recipe(self, sequence: Sequence, offset: int, length: int) -> tuple[str, int, int | None]:
-        """File, first frame, and its time stamp."""
+        """Return file, first frame, and its time stamp."""
         return sequence.name, offset, sequence.payload[offset] if sequence.payload else None
 
     def read(self, event: PlannedEvent) -> RawEvent:

@@ -71,8 +71,8 @@ def probe(path: Path) -> VideoInfo:
 
 
 def read_frames(path: Path, channels: int, first: int, count: int, stamp: int | None = None) -> Codes:
-    """Frames [first, first + count), uint8 [count, channels, height, width]; 1 channel is grey of the full range, 3 are
-    RGB. `stamp` is the time stamp of frame `first`, if known. Raises SourceError if there are fewer.
+    """Read frames [first, first + count), uint8 [count, channels, height, width]; 1 channel is grey of the full range,
+    3 are RGB. `stamp` is the time stamp of frame `first`, if known. Raises SourceError if there are fewer.
     """
     frames = list(_decoded(path, channels, first, count, stamp))
     if len(frames) < count:

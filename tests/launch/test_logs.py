@@ -129,3 +129,41 @@ def test_following_goes_on_with_the_next_start_and_ends_with_the_run(run: RunDir
     assert [line for line in lines if not line.startswith("==> ")] == [
         *["start 2", "step 4", "mse 3", "step 5 without an end", "start 3", "step 6", "failed: rank 0: no"]
     ]
+
+
+def test_a_run_that_another_packed_job_took_has_the_logs_of_that_job(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in run.logs.iterdir():
+        path.unlink()
+    folder = run.path.parent / "slurm" / "0a1b2c3d"
+    (folder / "logs").mkdir(parents=True)
+    (folder / "runs.txt").write_text(f"{run.path}\n/elsewhere\n/elsewhere2\n")
+    (folder / "pack.json").write_text('{"places": 1, "ranks": 1, "gpus": 0}')
+    (folder / "job").write_text("4711\n")
+    for job in ("4711_0", "4711_2"):
+        (folder / f"{job}.log").write_text(f"before of {job}\n")
+        (folder / "logs" / f"{job}_0_batch.log").write_text(f"batch of {job}\n")
+    assert shown(capsys, run.path) == ["batch of 4711_0"]  # it waits for that one
+    (run.path / "job.lock").write_text('{"job": "4711_2_0"}')
+    assert shown(capsys, run.path) == ["batch of 4711_2"]
+    write(run, "4711_2_0_0", "step 1\n", age=60)
+    (run.path / "job.lock").unlink()
+    assert shown(capsys, run.path) == ["batch of 4711_2", "step 1"]
+    assert "4711_0" not in "".join(shown(capsys, run.path, "--list"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--list", "--rank", "0"], "--list lists all files: leave --start, --rank and --lines out"),
+        (["--list", "--start", "1"], "--list lists all files"),
+        (["--lines", "-3"], "--lines -3: must be at least 0"),
+    ],
+)
+def test_options_that_have_no_effect_are_refused(
+    run: RunDir, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        logs.main([str(run.path), *options])
+    assert message in capsys.readouterr().err

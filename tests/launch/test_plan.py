@@ -120,6 +120,27 @@ def test_a_sweep_foresees_its_hours(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert told and float(told[1].replace(",", "")) == pytest.approx(2 * sum(expected), rel=0.15)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rate", "3", "--tflops", "1"], "--rate and --tflops are both the speed of a run: give one"),
+        (["--measure", "--json"], "--measure regenerates the whole table: leave the other options out"),
+    ],
+)
+def test_options_that_have_no_effect_are_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        plan.main(options)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("frames", ["0x0x0", "1x0x64", "64x64", "1x64x64x1", "1x-1x2"])
+def test_frames_have_a_size(frames: str) -> None:
+    with pytest.raises(ConfigError, match=f"--frames {frames}: write it as channels x height x width, each at least 1"):
+        plan.main([*DEMO, "--frames", frames])
+
+
 def test_neither_torch_nor_numpy_is_imported(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path[0] = 'launch'; from launch import plan; from toolkit.plan import cost; "

@@ -46,6 +46,14 @@ def stored(path: Path, *options: str) -> np.ndarray:
     return source.describe().scale.to_physical(frames)[:, 0]
 
 
+GOES = {
+    "grid_mapping_name": "geostationary",
+    "perspective_point_height": 35786023.0,
+    "semi_major_axis": 6378137.0,
+    "semi_minor_axis": 6356752.31414,
+    "longitude_of_projection_origin": -75.0,
+    "sweep_angle_axis": "x",
+}
 DBZ = (wet(COUNT) / 4.0).astype(np.float32)
 
 
@@ -164,7 +172,7 @@ def test_calendars_without_real_days_are_refused_by_name(tmp_path: Path, calenda
 )
 def test_units_of_rain_and_amounts_of_a_step(tmp_path: Path, unit: str, factor: float) -> None:
     rate = wet(COUNT) / 10.0
-    path = write(dataset(rate / factor, unit=unit), tmp_path / "a.nc")
+    path = write(dataset(rate / factor, unit=unit, long_name="rain"), tmp_path / "a.nc")
     expected = np.clip(10 * np.log10(200 * rate**1.6), 0, 63.5)
     assert np.abs(stored(path) - expected).max() <= 0.125 + 1e-5
     opened.cache_clear()
@@ -198,3 +206,132 @@ def test_files_of_other_grids_or_units_are_named(tmp_path: Path) -> None:
     write(later, tmp_path / "b" / "2.nc")
     with pytest.raises(SourceError, match=r"1.nc and 2.nc differ in the units \(dBZ and mm/h\)"):
         build("cf", tmp_path / "b")
+
+
+def test_texts_of_a_file_are_kept_in_one_line_and_not_endless(tmp_path: Path) -> None:
+    data = dataset(DBZ)
+    data.attrs = {"title": "Rain\n\t of  today\x1b[2J", "license": ["CC BY", "4.0"], "references": "x" * 20_000}
+    path = write(data, tmp_path / "in.nc")
+    assert main(["convert", "cf", str(path), str(tmp_path / "out"), *ALL_TRAIN]) == 0
+    source = open_store(tmp_path / "out").manifest.source
+    assert (source.name, source.licence) == ("Rain of today\\x1b[2J", "CC BY 4.0")
+    assert len(source.citation) == 2000 and source.citation.endswith("xxx ...")
+
+
+@pytest.mark.parametrize("option", ["--range=0,inf", "--range=nan,60", "--range=60,0", "--step=inf", "--step=-300"])
+def test_numbers_of_options_that_are_none(tmp_path: Path, option: str) -> None:
+    path = write(dataset(DBZ), tmp_path / "in.nc")
+    with pytest.raises(UsageError, match=option.partition("=")[0]):
+        build("cf", path, *ALL_TRAIN, option)
+
+
+def test_an_image_of_the_full_disk_has_no_grid_and_says_why(tmp_path: Path) -> None:
+    pytest.importorskip("pyproj")
+    data = dataset(DBZ, grid_mapping="geos").assign_coords(
+        x=np.linspace(-5.4e6, 5.4e6, DBZ.shape[2]), y=np.linspace(5.4e6, -5.4e6, DBZ.shape[1])
+    )
+    data["geos"] = xarray.DataArray(0, attrs=GOES)
+    source = build("cf", write(data, tmp_path / "a.nc"), *ALL_TRAIN)
+    assert source.describe().grid is None
+    assert "the store has no grid: a corner lies off the earth" in "; ".join(source.plan().notes)
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("rad", 1.0), ("radian", 1.0), ("microradian", 1e6), ("m", 35786023.0)])
+def test_scanning_angles_of_a_geostationary_view(tmp_path: Path, unit: str, factor: float) -> None:
+    """GOES-R: the pixel of 33.846162 N, 84.690932 W is at x -0.024052 rad, y 0.095340 rad (PUG 5.1.2.8)."""
+    pytest.importorskip("pyproj")
+    angle = 56e-6  # of a pixel of 2 km
+    x, y = -0.024052 + angle * np.arange(DBZ.shape[2]), 0.095340 - angle * np.arange(DBZ.shape[1])
+    data = dataset(DBZ, grid_mapping="goes").assign_coords(
+        x=("x", x * factor, {"units": unit}), y=("y", y * factor, {"units": unit})
+    )
+    data["goes"] = xarray.DataArray(0, attrs=GOES)
+    grid = build("cf", write(data, tmp_path / "a.nc"), *ALL_TRAIN).describe().grid
+    assert grid is not None and grid.unit == "m" and grid.metres_per_pixel == pytest.approx((2004.0, 2004.0), abs=0.1)
+    system = pyproj_of(grid)
+    assert system.transform(grid.x0, grid.y0) == pytest.approx((-84.690932, 33.846162), abs=2e-4)
+
+
+def pyproj_of(grid):
+    pyproj = pytest.importorskip("pyproj")
+    return pyproj.Transformer.from_crs(pyproj.CRS(grid.crs_wkt), pyproj.CRS(4326), always_xy=True)
+
+
+@pytest.mark.parametrize(
+    ("units", "mapping", "message"),
+    [
+        (("rad", "rad"), {"grid_mapping_name": "transverse_mercator"}, "coordinates are in 'rad', those of the proj"),
+        (("degrees", "degrees"), {"grid_mapping_name": "transverse_mercator"}, "coordinates are in 'degrees'"),
+        (("km", "km"), {"grid_mapping_name": "latitude_longitude"}, "coordinates are in 'km'"),
+        (("furlong", "furlong"), GOES, "coordinates are in 'furlong'"),
+        (("km", "m"), GOES, "x is in km, y in m"),
+    ],
+)
+def test_a_grid_of_unknown_units_is_left_out_with_the_reason(tmp_path: Path, units, mapping, message: str) -> None:
+    pytest.importorskip("pyproj")
+    data = dataset(DBZ, grid_mapping="crs").assign_coords(
+        x=("x", 0.001 * np.arange(DBZ.shape[2]), {"units": units[0]}),
+        y=("y", -0.001 * np.arange(DBZ.shape[1]), {"units": units[1]}),
+    )
+    data["crs"] = xarray.DataArray(0, attrs=mapping)
+    source = build("cf", write(data, tmp_path / "a.nc"), *ALL_TRAIN)
+    assert source.describe().grid is None
+    assert f"the store has no grid: {message}" in "; ".join(source.plan().notes)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_rotated_pole(tmp_path: Path, mapped: bool) -> None:
+    """COSMO's: the pole at 43 N, 170 W, so that the rotated origin lies at 47 N, 10 E."""
+    pyproj = pytest.importorskip("pyproj")
+    data = dataset(DBZ, dims=("time", "rlat", "rlon"), **({"grid_mapping": "rotated_pole"} if mapped else {}))
+    rlon, rlat = 0.01 * (np.arange(40) - 20), 0.01 * (16 - np.arange(32))
+    data = data.assign_coords(
+        rlon=("rlon", rlon, {"units": "degrees", "standard_name": "grid_longitude"}),
+        rlat=("rlat", rlat, {"units": "degrees", "standard_name": "grid_latitude"}),
+    )
+    pole = {"grid_north_pole_latitude": 43.0, "grid_north_pole_longitude": -170.0}
+    data["rotated_pole"] = xarray.DataArray(0, attrs={"grid_mapping_name": "rotated_latitude_longitude", **pole})
+    path = write(data, tmp_path / "in.nc")
+    assert main(["convert", "cf", str(path), str(tmp_path / "out"), *ALL_TRAIN, "--format", "zarr"]) == 0
+    grid = open_store(tmp_path / "out").manifest.grid
+    if not mapped:
+        assert grid is None
+        return
+    assert pyproj_of(grid).transform(0, 0) == pytest.approx((10, 47))
+    assert grid.corners[0][0] == pytest.approx(9.70, abs=0.01) and grid.corners[0][1] == pytest.approx(47.16, abs=0.01)
+    assert grid.metres_per_pixel == pytest.approx((1113, 1113), abs=8)
+    with xarray.open_zarr(tmp_path / "out", group="train", decode_coords="all") as found:
+        names = {axis: (found[axis].standard_name, found[axis].units) for axis in "xy"}
+        assert names == {"x": ("grid_longitude", "degrees"), "y": ("grid_latitude", "degrees")}
+        attributes = found.spatial_ref.attrs
+    assert attributes["grid_mapping_name"] == "rotated_latitude_longitude"
+    assert not {"undefined", "unknown", "unnamed"} & set(map(str, attributes.values()))
+    assert pyproj.CRS.from_cf(
+        {key: value for key, value in attributes.items() if "wkt" not in key and key[-3:] != "ref"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("unit", "names", "rain"),
+    [
+        ("m", {"standard_name": "lwe_thickness_of_precipitation_amount"}, True),
+        ("m", {"long_name": "Total Rainfall"}, True),
+        ("kg m-2", {"long_name": "accumulated rain"}, True),
+        ("m s-1", {"long_name": "RAIN rate"}, True),
+        ("mm", {}, True),
+        ("m", {"long_name": "echo top height"}, False),
+        ("m", {"long_name": "terrain height"}, False),
+        ("cm", {"long_name": "level of the training lake"}, False),
+        ("m/s", {"standard_name": "radial_velocity_of_scatterers_away_from_instrument"}, False),
+        ("kg m-2", {"long_name": "precipitable water"}, False),
+        ("kg m-2", {"long_name": "vertically integrated liquid"}, False),
+    ],
+)
+def test_units_of_rain_and_of_much_else(tmp_path: Path, unit: str, names: dict[str, str], rain: bool) -> None:
+    path = write(dataset(DBZ / 1000, unit, **names), tmp_path / "a.nc")
+    if rain:
+        assert build("cf", path, *ALL_TRAIN).describe().scale.unit == "dBZ"
+        return
+    with pytest.raises(UsageError, match=f"dbz is in {unit}, which rain has, and much else.* --range 0,60"):
+        build("cf", path, *ALL_TRAIN)
+    assert build("cf", path, *ALL_TRAIN, "--range", "0,1").describe().scale.unit == unit

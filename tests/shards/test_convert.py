@@ -1,5 +1,6 @@
 """A conversion gives the whole store or nothing, and never touches what isn't a store."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -12,6 +13,7 @@ import pytest
 
 from shards import SourceError, UsageError, open_store
 from shards.convert import convert
+from shards.manifest import Scale, SourceInfo
 from shards.verify import verify
 from tests.support.clips import Clips, make_store, tree
 
@@ -94,6 +96,42 @@ class TooBright(Clips):
         description = super().describe()
         object.__setattr__(description.scale, "missing_code", None)
         return description
+
+
+@dataclasses.dataclass(frozen=True)
+class Described(Clips):
+    """With other texts and numbers about itself."""
+
+    changes: tuple[tuple[str, object], ...] = ()
+
+    def describe(self):
+        return dataclasses.replace(super().describe(), **dict(self.changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"source": SourceInfo("one\nline\x1b[2J", "CC0", "-", "-")}, {}, "source: name should be str"),
+        ({"source": SourceInfo("me", "CC0", "x" * 10_001, "-")}, {}, "source: citation should be str"),
+        ({"step_seconds": float("inf")}, {}, "the number Infinity"),
+        ({"scale": Scale("rain", "mm", 0.0, float("nan"))}, {}, "the number NaN"),
+        ({"modes": ("even", "odd\u202e")}, {}, "modes should be different texts"),
+        ({}, {"name": "a\nb"}, "name should be str"),
+        ({}, {"arguments": {"input": "a\nb"}}, "conversion: holds"),
+        ({}, {"arguments": {"step": float("inf")}}, "the number Infinity"),
+    ],
+)
+def test_no_store_is_written_that_could_not_be_read_again(tmp_path, format, changes, options, message):
+    source = Described(changes=tuple(changes.items()))
+    with pytest.raises(SourceError, match=f"the manifest to be written.*{message}"):
+        convert(source, tmp_path / "s", format=format, **{"arguments": {}, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("shard_mb", [0.0, float("inf"), float("nan")])
+def test_sizes_of_shards_that_are_none(tmp_path, shard_mb):
+    with pytest.raises(UsageError, match="shard size"):
+        convert(Clips(), tmp_path / "s", arguments={}, shard_mb=shard_mb)
 
 
 class SameKey(Clips):

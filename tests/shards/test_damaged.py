@@ -1,13 +1,20 @@
 """`--on-error skip`, and sequences that lie in two splits."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from shards import open_store
+from shards import SourceError, open_store
 from shards.cli import main
+from shards.convert import convert as convert_source
+from shards.damaged import part_of
+from shards.sources import Plan, PlannedEvent, RawEvent, cf
 from shards.verify import verify
 from tests.support import archives
 from tests.support.archives import image_sequence, numbered, numbers_of, radar_times, write_gifs
+from tests.support.clips import Clips
+from tests.support.radar_files import wet, write_odim
 
 ALL = ["--val-fraction", "0", "--test-fraction", "0"]
 
@@ -65,6 +72,102 @@ def test_damaged_radar_frames_keep_the_times_of_the_others(tmp_path):
     events = store.events("train")
     assert [(e.length, e.start_time) for e in events] == [(5, "2017-05-30T22:00:00Z"), (23, "2017-05-30T22:30:00Z")]
     assert len({event.run for event in events}) == 2
+
+
+@pytest.mark.parametrize("options", [(), ("--tiles", "16")])
+def test_a_damaged_first_frame_is_left_out_like_any_other(tmp_path, options):
+    write_gifs(tmp_path / "in", radar_times(9))
+    files = sorted((tmp_path / "in").rglob("*.gif"))
+    for i in (0, 1, 5):
+        files[i].write_bytes(files[i].read_bytes()[:300])
+    assert convert(tmp_path, "radar", "--crop", "none", "--on-error", "skip", *options) == 0
+    store = open_store(tmp_path / "out")
+    assert {event.start_time for event in store.events("train")} == {"2017-05-30T22:10:00Z", "2017-05-30T22:30:00Z"}
+    skipped = {tuple(entry["frames"]) for entry in store.manifest.conversion["skipped"]}
+    assert skipped == {(0, 1), (1, 2), (5, 6)}
+
+
+def test_a_first_frame_beyond_the_limit(tmp_path, capsys):
+    write_gifs(tmp_path / "in", radar_times(9))
+    for path in sorted((tmp_path / "in").rglob("*.gif"))[:3]:
+        path.write_bytes(b"")
+    assert convert(tmp_path, "radar", "--crop", "none", "--on-error", "skip", "--skip-limit", "2") == 5
+    assert "unreadable frame" in capsys.readouterr().err
+    assert convert(tmp_path, "radar", "--crop", "none", "--on-error", "skip", "--skip-limit", "3") == 0
+
+
+@pytest.mark.parametrize("frames", [2, 3, 4])
+def test_events_of_as_many_frames_as_their_recipe_has_parts(tmp_path, frames):
+    """A tile's recipe is (files, top, left); an array's (block, index, first)."""
+    write_gifs(tmp_path / "in", radar_times(2 * frames))
+    sorted((tmp_path / "in").rglob("*.gif"))[1].write_bytes(b"")
+    options = ("--on-error", "skip", "--tiles", "16", "--event-frames", str(frames))
+    assert convert(tmp_path, "radar", "--crop", "none", *options) == 0
+    store = open_store(tmp_path / "out")
+    assert not verify(tmp_path / "out")
+    assert sum(event.length for event in store.events("train")) % (2 * frames - 1) == 0
+
+
+def test_times_of_headers_are_those_of_the_damaged_events_frames(tmp_path):
+    pytest.importorskip("h5py")
+    times = radar_times(8)
+    write_odim(tmp_path / "in", times, {"DBZH": {"data": wet(8)}})
+    files = sorted((tmp_path / "in").iterdir())
+    files[4].write_bytes(b"")
+    assert convert(tmp_path, "radar", "--on-error", "skip") == 0
+    events = open_store(tmp_path / "out").events("train")
+    assert [event.length for event in events] == [4, 3]
+
+
+def test_a_damaged_file_of_a_cf_archive_is_left_out(tmp_path, capsys):
+    pytest.importorskip("xarray")
+    for i in range(4):
+        archives.write_cf(tmp_path / f"in/{i}.nc", radar_times(16)[4 * i : 4 * i + 4], wet(4), "mm/h")
+    for i in (0, 2):
+        (tmp_path / f"in/{i}.nc").write_bytes(b"no netCDF")
+    assert convert(tmp_path, "cf") == 5
+    assert "0.nc" in capsys.readouterr().err
+    assert convert(tmp_path, "cf", "--on-error", "skip") == 0
+    store = open_store(tmp_path / "out")
+    assert [event.length for event in store.events("train")] == [4, 4]
+    assert [entry["what"] for entry in store.manifest.conversion["skipped"]] == ["0.nc", "2.nc"]
+    for i in (1, 3):
+        (tmp_path / f"in/{i}.nc").write_bytes(b"no netCDF")
+    cf.forget_opened()
+    assert convert(tmp_path, "cf", "--on-error", "skip", "--overwrite") == 5
+
+
+class Named(Clips):
+    """Two events of five frames, the second of which is damaged at frame 2; keys of any length."""
+
+    keys = ("k" * 80, "l" * 80)
+
+    def plan(self):
+        events = [PlannedEvent(key, 5, recipe=tuple(f"{key[0]}{i}" for i in range(5))) for key in self.keys]
+        return Plan({"train": events})
+
+    def read(self, event):
+        if any(part == "k2" for part in event.recipe):
+            raise SourceError("k2: unreadable")
+        return RawEvent(np.zeros((event.length, *self.size), np.uint8))
+
+
+class Between(Named):
+    keys = ("k", "k-0")
+
+
+def test_keys_of_what_is_left_are_keys(tmp_path):
+    convert_source(Named(), tmp_path / "s", arguments={}, skip_limit=1)
+    keys = [event.key for event in open_store(tmp_path / "s").events("train")]
+    assert keys == ["k" * 75 + "-0000", "k" * 75 + "-0003", "l" * 80]
+    with pytest.raises(SourceError, match="the key 'k-0' comes after 'k-0003'"):
+        convert_source(Between(), tmp_path / "t", arguments={}, skip_limit=2)
+
+
+def test_a_limit_below_zero_is_refused(tmp_path, capsys):
+    image_sequence(tmp_path / "in/a", 3)
+    assert convert(tmp_path, "images", "--on-error", "skip", "--skip-limit", "-1") == 2
+    assert "--skip-limit -1" in capsys.readouterr().err
 
 
 def test_a_damaged_video_or_array_is_left_out_whole(tmp_path):
@@ -144,5 +247,34 @@ def test_single_frames_are_compared(tmp_path, capsys):
             archives.save(tmp_path / f"in/{split}/{i}/0.png", numbered(first + i))
     assert main(["convert", "images", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
     said = capsys.readouterr().err
-    assert "train and val share 1 windows of one frame" in said and "val and test share 2 windows" in said
+    assert "train and val share 1 window of one frame" in said and "val and test share 2 windows" in said
     assert "train and test" not in said
+
+
+def test_one_short_event_does_not_shorten_the_windows_of_all(tmp_path, capsys):
+    """Clips of other sequences that share a frame or two are no copies, though one event has but one frame."""
+    image_sequence(tmp_path / "in/train/a", 30)
+    image_sequence(tmp_path / "in/test/b", 30, first=28)
+    image_sequence(tmp_path / "in/test/c", 1, first=90)
+    image_sequence(tmp_path / "in/test/d", 4, first=95)
+    words = ["convert", "images", str(tmp_path / "in"), str(tmp_path / "out")]
+    assert main(words) == 0
+    assert "share" not in capsys.readouterr().err
+    image_sequence(tmp_path / "in/test/c", 1, first=7)
+    image_sequence(tmp_path / "in/test/d", 4, first=20)
+    image_sequence(tmp_path / "in/val/e", 2, first=96)
+    assert main([*words, "--overwrite"]) == 0
+    said = capsys.readouterr().err
+    assert "train and test share 1 window of one frame (of 35 in test)" in said
+    assert "train and test share 1 window of 4 frames (of 28 in test)" in said
+    assert said.count("share") == 2
+
+
+def test_a_part_without_a_known_step_has_no_known_time():
+    event = PlannedEvent("k", 3, start_time="2017-05-30T22:00:00Z", recipe=("a", "b", "c"))
+    assert part_of(event, 0, 2, None).start_time == "2017-05-30T22:00:00Z"
+    assert part_of(event, 1, 3, None).start_time is None
+    assert part_of(event, 1, 3, 300).start_time == "2017-05-30T22:05:00Z"
+    own = dataclasses.replace(event, times=tuple(f"2017-05-30T22:0{minute}:00Z" for minute in (0, 1, 7)))
+    part = part_of(own, 2, 3, 300)
+    assert (part.start_time, part.times) == ("2017-05-30T22:07:00Z", ("2017-05-30T22:07:00Z",))

@@ -63,6 +63,16 @@ def test_links_to_folders_are_followed_and_cycles_refused(tmp_path):
         walk(tmp_path / "in")
 
 
+@pytest.mark.parametrize("root", [".", "./", "in", "in/../in", "./in/"])
+def test_folders_named_from_where_one_is(tmp_path, monkeypatch, root):
+    image_sequence(tmp_path / "in/a/b", 2)
+    monkeypatch.chdir(tmp_path if "in" in root else tmp_path / "in")
+    assert walk(Path(root)) == ["a/b/0000.png", "a/b/0001.png"]
+    (tmp_path / "in/a/b/up").symlink_to("..")
+    with pytest.raises(SourceError, match="leads back to a folder that it lies in"):
+        walk(Path(root))
+
+
 def test_what_tools_leave_and_what_is_no_file_is_passed_over_and_counted(tmp_path, caplog):
     image_sequence(tmp_path / "a", 3)
     for name in (".ipynb_checkpoints/0000.png", "__MACOSX/a/0000.png", "a/._0000.png", "a/@eaDir/0000.png"):

@@ -126,6 +126,7 @@ def test_kilometres_and_degrees() -> None:
         ([0.0, 1.0], [0.0, 1.0], LAEA, "y ascends"),
         ([0.0], [1.0, 0.0], LAEA, r"x has the shape \(1,\), expected two"),
         ([0.0, np.nan], [1.0, 0.0], LAEA, "x has the shape"),
+        ([-5.4e6, 5.4e6], [5.4e6, -5.4e6], "+proj=geos +h=35785831 +lon_0=0", "a corner lies off the earth"),
         ([0.0, 1.0], [1.0, 0.0], "+proj=nothing", "unknown to pyproj"),
         ([0.0, 1.0], [1.0, 0.0], {"grid_mapping_name": "flat"}, "unknown to pyproj"),
     ],

@@ -269,6 +269,28 @@ def test_zarr_metadata(tmp_path, path, value):
     refused_by_all(tmp_path / "s", StoreError)
 
 
+def test_zarr_tables_that_claim_more_events_than_a_file_proves(tmp_path):
+    """Columns without a file are all fill values: of the length none may be, which would allocate what it likes."""
+    make_store(tmp_path / "s", "zarr", SOURCE)
+    file = tmp_path / "s/train/zarr.json"
+    data = json.loads(file.read_text())
+    for name, array in data["consolidated_metadata"]["metadata"].items():
+        if name.startswith("event_"):
+            array["shape"] = array["chunk_grid"]["configuration"]["chunk_shape"] = [1 << 33]
+            (tmp_path / f"s/train/{name}/c/0").unlink(missing_ok=True)
+    at(*FRAMES, "shape", 0)(data, 1 << 33)
+    at(*GRID, 0)(data, 5 << 33)
+    file.write_text(json.dumps(data))
+
+    def claim(manifest):
+        manifest["splits"]["train"].update(events=1 << 33, frames=1 << 33)
+        manifest["files"] = [one for one in manifest["files"] if "train/event_" not in one["file"]]
+
+    reseal(tmp_path / "s", claim)
+    with bounded(), pytest.raises(StoreError, match="train/event_length/c/0: absent"):
+        open_store(tmp_path / "s").events("train")
+
+
 @pytest.mark.parametrize(
     ("array", "data"),
     [

@@ -189,6 +189,13 @@ def test_geotiff_of_rain_and_of_what_is_said(tmp_path: Path) -> None:
         build("radar", tmp_path / "c")
 
 
+@pytest.mark.parametrize("option", ["--dbz=nan,1", "--dbz=0,inf", "--dbz=0,nan", "--dbz=0,0", "--dbz=1", "--step=nan"])
+def test_numbers_of_options_that_are_none(tmp_path: Path, option: str) -> None:
+    write_geotiff(tmp_path, TIMES, [wet(4)])
+    with pytest.raises(UsageError, match=option.partition("=")[0]):
+        build("radar", tmp_path, *ONE_SPLIT, option)
+
+
 def test_geotiff_with_several_bands(tmp_path: Path) -> None:
     write_geotiff(tmp_path, TIMES, [wet(4), wet(4) + 20], gain=0.5, offset=-32.0)
     with pytest.raises(UsageError, match=r"2 bands \(1 band 1, 2 band 2\); name one with --band N"):
@@ -254,7 +261,7 @@ def test_radolan_headers(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="the header's product is PG, expected one of reflectivity or rain"):
         build("radar", tmp_path)
     path.write_bytes(data[:-7])
-    with pytest.raises(SourceError, match="20x30 cells are 600, it has 593"):
+    with pytest.raises(SourceError, match="20x30 cells are 600 bytes, it has 593"):
         build("radar", tmp_path)
     path.write_bytes(b"no header at all")
     with pytest.raises(SourceError, match="no RADOLAN header: it begins with b'no header"):

@@ -151,6 +151,16 @@ def test_a_cache_fetches_each_shard_once(tmp_path, site, format, monkeypatch):
     assert not [path for path, _ in site.log if path in shards]
 
 
+def test_files_of_a_cache_are_for_whom_the_umask_says(tmp_path, site):
+    make_store(tmp_path / "s", "webdataset", SOURCE)
+    before = os.umask(0o027)
+    try:
+        check_all(open_store(f"{site.url}/s", cache=tmp_path / "cache", retry=FAST))
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "cache").rglob("*") if path.is_file()} == {0o640}
+
+
 def test_a_cache_keeps_nothing_that_is_wrong(tmp_path, site):
     make_store(tmp_path / "s", "webdataset", SOURCE)
     store = open_store(f"{site.url}/s", cache=tmp_path / "cache", retry=FAST)

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from shards import SourceError, open_store
+from shards import SourceError, UsageError, open_store
 from shards.cli import main
 from shards.sources import hdf
 from shards.sources.layouts import frames_of, guess_layout, parse_layout
@@ -225,6 +225,31 @@ def test_physical_values(tmp_path):
     scale = source.describe().scale
     assert (scale.quantity, scale.unit) == ("radar reflectivity", "dBZ")
     assert np.abs(scale.to_physical(read_all(source)[0][:, 0]) - array).max() <= 70 / 255 / 2 + 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float32"])
+def test_a_range_of_0_to_255_that_was_asked_for_is_in_its_unit(tmp_path, dtype):
+    array = frames(40, 4, 4).astype(dtype)
+    np.save(tmp_path / "a.npy", array)
+    source = build("arrays", tmp_path, "--range=0,255", "--unit", "K", *ALL)
+    scale = source.describe().scale
+    assert scale.unit == "K" and np.array_equal(scale.to_physical(read_all(source)[0][:, 0]), array)
+    with pytest.raises(UsageError, match=r"--unit K: .* --range=0,255"):
+        build("arrays", tmp_path, "--unit", "K", *ALL)
+
+
+def test_whole_numbers_mean_the_same_with_and_without_a_missing_one(tmp_path):
+    array = frames(40, 4, 4).astype(np.float32) % 255
+    array[0, 0, 0] = 254
+    np.save(tmp_path / "a.npy", array)
+    whole = build("arrays", tmp_path, *ALL)
+    array[3, 1, 1] = np.nan
+    np.save(tmp_path / "a.npy", array)
+    source = build("arrays", tmp_path, *ALL)
+    values = [one.describe().scale.to_physical(read_all(one)[0][:, 0]) for one in (whole, source)]
+    assert np.allclose(values[1] * 255, array, equal_nan=True)
+    values[0][3, 1, 1] = np.nan
+    assert np.allclose(*values, equal_nan=True)
 
 
 def test_files_of_two_ranges(tmp_path):

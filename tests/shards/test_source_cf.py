@@ -59,7 +59,7 @@ def test_a_range_of_other_values_and_what_it_clips(tmp_path):
     assert raw.details["clipped"] == pytest.approx(((values < 200) | (values > 300)).mean(), abs=0.01)
     stored = source.describe().scale.to_physical(raw.frames)[:, 0]
     assert np.abs(stored - np.clip(values, 200, 300)).max() <= 100 / 254 / 2 + 1e-4
-    with pytest.raises(UsageError, match="--range 3,1: give LOW,HIGH"):
+    with pytest.raises(UsageError, match="--range '3,1': give LOW,HIGH"):
         build("cf", tmp_path / "t.nc", "--range", "3,1")
 
 

@@ -4,6 +4,7 @@ reported of splits that are too short.
 
 from __future__ import annotations
 
+import itertools
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -54,12 +55,37 @@ def test_whole_storms_where_there_are_several() -> None:
     parts, note = share_out(storms_of(*[30] * 10), TENTHS, 20, 300.0)
     assert lengths(parts) == {"train": 240, "val": 30, "test": 30}
     assert note == "splits of whole storms: 10 storms more than 20 frames apart"
+    tiny = share_out(storms_of(300, 3, 40), TENTHS, 20, 300.0)[0]  # val would get the storm of 3 of its 34 frames
+    assert min(lengths(tiny).values()) >= 30
+    tiny = share_out(storms_of(300, 40, 3), TENTHS, 20, 300.0)[0]
+    assert min(lengths(tiny).values()) >= 30
     uneven = share_out(storms_of(100, 20, 10, 15), TENTHS, 20, 300.0)[0]
     assert lengths(uneven) == {"train": 120, "val": 10, "test": 15}
     two = share_out(storms_of(100, 100), TENTHS, 20, 300.0)[0]  # too few storms: gaps
     assert lengths(two) == {"train": 128, "val": 16, "test": 16}
     thirds = share_out(storms_of(100, 100, 100), TENTHS, 20, 300.0)[0]  # a third would be too little to train on
     assert lengths(thirds) == {"train": 208, "val": 26, "test": 26}
+
+
+@pytest.mark.parametrize("gap", [1, 2, 3, 19])
+@pytest.mark.parametrize("count", range(1, 30))
+def test_few_frames_and_a_small_gap(gap: int, count: int) -> None:
+    parts, note = share_out(storms_of(count), TENTHS, gap, 300.0)
+    assert all(parts.values()) and sum(lengths(parts).values()) <= count
+    assert len(parts) == (3 if count >= 3 else 1)
+    if not note.startswith("warning"):
+        for one, two in itertools.pairwise(parts.values()):
+            assert (two[0].time - one[-1].time).total_seconds() > gap * 300
+
+
+def test_a_gap_of_one_frame_in_a_short_archive(tmp_path: Path) -> None:
+    write_gifs(tmp_path, radar_times(4))
+    plan = build("radar", tmp_path, "--crop", "none", "--split-gap", "1").plan()
+    assert {name: sum(event.length for event in events) for name, events in plan.splits.items()} == {
+        "train": 2,
+        "val": 1,
+        "test": 1,
+    }
 
 
 @given(

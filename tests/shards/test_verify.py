@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from shards import ManifestError, ShardError, open_store
+from shards.cli import main
 from shards.manifest import manifest_digest
 from shards.verify import verify
 from tests.support.clips import Clips, make_store
@@ -220,6 +221,15 @@ def test_a_key_in_two_splits(tar_store):
     edit_manifest(tar_store, lambda data: data["splits"].update(again=data["splits"]["test"]), seal=True)
     (problem,) = verify(tar_store)
     assert (problem.key, problem.what) == ("test-0000", "the key occurs twice, first in test/000000.tar")
+
+
+def test_a_store_named_by_a_file_url(tmp_path, tar_store, capsys):
+    url = f"file://{tar_store}"
+    for words in (["verify", url], ["verify", url, "--quick"], ["info", url], ["repack", url, str(tmp_path / "t")]):
+        assert main(words) == 0
+    assert "OK: all checksums match" in capsys.readouterr().out
+    (tar_store / TAR).unlink()
+    assert main(["verify", url]) == 5
 
 
 def test_no_manifest(tmp_path):

@@ -148,3 +148,31 @@ def test_what_waits_for_a_place_is_shown_and_cancel_ends_all(site: Site) -> None
     site.wait()
     assert sum((run / "checkpoint").exists() for run in site.runs()) == 2
     assert [lock.holder(run) for run in site.runs()] == [None] * 5
+
+
+def test_a_line_of_setup_that_fails_is_the_reason_of_the_runs(site: Site) -> None:
+    sweep_of(site, 2)
+    file = site.folder / "mine.yaml"
+    file.write_text("gpus_per_node: 0\ncpus_per_task: 1\nsetup: ['true', 'exit 4']\n")
+    code, output = site.sweep("--profile", file, "--pack", "2", "--wait")
+    assert code != 0
+    why = r"job \d+: setup: 'exit 4' ended the job on node node\d"
+    assert len(re.findall(rf"killed: .*\({why}\)", output)) == 2, output
+    site.wait()
+    assert len(re.findall(rf"{why}; run the sweep again to resume", status(site))) == 2
+    assert site.starts() == [0, 0]
+    submit(site, "--pack", "2", "--gpus-per-node", "0", "--wait")
+
+
+def test_jobs_that_were_there_are_followed_and_limited_in_runs(site: Site) -> None:
+    sweep_of(site, 6, steps=400)
+    pack = ("--pack", "2", "--gpus-per-node", "0", "--jobs", "2")
+    submit(site, *pack)
+    eventually(lambda: sum(live(run) for run in site.runs()) == 2)
+    with site.start("--wait", "--jobs", "4") as process:  # without --pack: the queue knows its places
+        eventually(lambda: sum(live(run) for run in site.runs()) == 4, 60)
+        site.sweep("--cancel")
+        output, _ = process.communicate(timeout=90)
+    assert re.search(r"array \d+ in the queue: 4 runs at a time from now on \(--jobs\), in 2 jobs of 2", output), output
+    assert len(set(re.findall(r"(modernn-\S+): running  step", output))) >= 2, output
+    site.wait()

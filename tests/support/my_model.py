@@ -57,6 +57,40 @@ class Forgetful(Recurrent):
         return made + self.calls, after
 
 
+class DrawnWidths(Widths):
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+
+class SecretlyDrawn(Recurrent):
+    """Draws its first state, and does not declare it."""
+
+    def init_state(self, batch: int, height: int, width: int, like: Tensor, noise: Noise | None) -> list[Tensor]:
+        first = super().init_state(batch, height, width, like, noise)
+        return first if noise is None else [noise.normal(*state.shape[1:]).to(state) for state in first]
+
+
+class Drawn(SecretlyDrawn):
+    stochastic = True
+
+    def __init__(self, options: DrawnWidths, shape: FrameSpec) -> None:
+        super().__init__(options, shape)
+
+
+class Noisy(Recurrent):
+    """Stochastic in the module alone."""
+
+    stochastic = True
+
+
+class SaysNoisy(Recurrent):
+    """Stochastic in the options alone."""
+
+    def __init__(self, options: DrawnWidths, shape: FrameSpec) -> None:
+        super().__init__(options, shape)
+
+
 class Untyped(StepModel):
     def __init__(self, options, shape) -> None:
         super().__init__()

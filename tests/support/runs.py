@@ -30,5 +30,5 @@ def write_run(path: Path, tree: Mapping[str, Any], *steps: int, best: int | None
         state, digest = TrainState(weights, {}, step), config.hash8(execution=False)
         commit.save(run.checkpoints, state, Progress(step, 8 * step), digest)
     if best is not None:
-        commit.mark_best(run.checkpoints, best)
+        commit.point(run.checkpoints, "best", best)
     return run

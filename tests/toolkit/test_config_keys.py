@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from pydantic.fields import FieldInfo
@@ -17,8 +17,8 @@ from tests.support.process import ROOT
 from toolkit.config import RunConfig, load_config, make_config
 from toolkit.config import renamed as config_renamed
 from toolkit.config.deepspeed_keys import ALLOWED, REFUSED, ZERO
-from toolkit.config.recipe import READ, keys_without_effect
 from toolkit.config.renamed import RENAMED
+from toolkit.config.sections import TrainConfig
 from toolkit.config.tree import flatten, nested, with_overrides
 from toolkit.errors import ConfigError
 from toolkit.models.registry import MODELS, Options
@@ -270,37 +270,19 @@ def test_deepspeed_keys_are_deepspeeds() -> None:
         assert re.search(rf"[\"']{name}[\"']", text) or name == "nebula", name
 
 
+def test_refused_deepspeed_keys_name_keys_that_exist() -> None:
+    for key, reason in REFUSED.items():
+        named = [name.strip(",") for name in reason.split(" from ")[-1].split() if "the toolkit sets it from" in reason]
+        for name in (name for name in named if name != "and"):
+            assert name.removeprefix("train.").partition(".")[0] in TrainConfig.model_fields, (key, name)
+    for name in ("optimizer", "weight_decay"):
+        assert name in REFUSED["optimizer"]
+    assert REFUSED["scheduler"].endswith("train.schedule")
+
+
 def test_the_config_imports_neither_torch_nor_deepspeed() -> None:
     import subprocess
     import sys
 
     code = "import sys, toolkit.config; sys.exit('torch' in sys.modules or 'deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("train", "unused"),
-    [
-        ({}, []),
-        ({"schedule": {"kind": "cosine", "warmup": 5, "final": 0.1}, "betas": [0.8, 0.9]}, []),
-        ({"schedule": {"final": 0.1}}, ["train.schedule.final (train.schedule.kind is constant)"]),
-        ({"loss": {"huber_delta": 0.2}}, ["train.loss.huber_delta (train.loss.kind is l2)"]),
-        (
-            {"sampling": {"kind": "sigmoid", "slope": 0.1}},
-            ["train.sampling.slope (train.sampling.kind is sigmoid)"],
-        ),
-        ({"momentum": 0.5}, ["train.momentum (train.optimizer is adam)"]),
-        ({"optimizer": "sgd", "betas": [0.8, 0.9]}, ["train.betas (train.optimizer is sgd)"]),
-        ({"init_from": {"strict": False}}, ["train.init_from.strict (train.init_from.path is empty)"]),
-        ({"init_from": {"freeze": ["a.*"]}}, []),
-    ],
-)
-def test_keys_of_a_recipe_without_effect_are_found(train: dict[str, object], unused: list[str]) -> None:
-    assert keys_without_effect(make_config({"train": train}, "test").train) == unused
-
-
-def test_every_choice_of_a_recipe_says_what_it_reads() -> None:
-    for section, read in READ.items():
-        assert set(read) == set(get_args(section.model_fields["kind"].annotation)), section
-        keys = {key for keys in read.values() for key in keys}
-        assert keys == set(section.model_fields) - {"kind"}, section

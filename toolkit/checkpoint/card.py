@@ -9,6 +9,7 @@ from typing import Any
 from shards.manifest import Manifest
 from toolkit import __version__
 from toolkit.config import RunConfig
+from toolkit.config.sections import TrainConfig
 from toolkit.models.base import count_parameters
 from toolkit.models.cost import count_macs
 from toolkit.models.plugins import entry_of
@@ -17,6 +18,7 @@ from toolkit.shipped import command
 from toolkit.table import Row, Table
 from toolkit.wording import computed_on
 
+OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
 COUNTS = ("events", "forecasts")  # kept beside the scores, but no scores
 
 
@@ -99,7 +101,7 @@ def _model(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> dic
         "paper": entry_of(config.model).paper,
         "parameters": f"{count_parameters(config.model, manifest.frames):,}",
         "multiply-accumulates": f"{macs:,} for one forward pass over {frames} frames" if trained else "",
-        "training": f"step {step:,} of {train.steps:,}, batch {train.batch}, Adam {train.lr:g}, {train.precision}, "
+        "training": f"step {step:,} of {train.steps:,}, batch {train.batch}, {_recipe(train)}, {train.precision}, "
         f"seed {config.seed}" + (f"; on {computed_on(env['trained_on'])}" if "trained_on" in env else "")
         if trained
         else "none",
@@ -107,6 +109,19 @@ def _model(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> dic
         "code": f"git `{git['commit']}`{dirty}" if git.get("commit") else "not from a git checkout",
         "versions": ", ".join(f"{name} {version}" for name, version in packages.items()),
     }
+
+
+def _recipe(train: TrainConfig) -> str:
+    """Return the optimizer and the loss, and what differs from the simplest recipe."""
+    source = Path(train.init_from.path).name
+    parts = {
+        f"{OPTIMIZERS[train.optimizer]} {train.lr:g}": True,
+        f"{train.schedule.kind} schedule": train.schedule.kind != "constant",
+        f"weight decay {train.weight_decay:g}": train.weight_decay,
+        f"loss {train.loss.kind}": True,
+        f"initial weights of {source}": source,
+    }
+    return ", ".join(text for text, shown in parts.items() if shown)
 
 
 def _scores(run: RunDir, step: int, averaged: bool) -> str:

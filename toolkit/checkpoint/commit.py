@@ -24,7 +24,7 @@ import torch
 
 from shards.filelock import lock_file
 from shards.fsync import flush
-from toolkit.atomic import remove, write_atomic
+from toolkit.atomic import free_space, remove, write_atomic
 from toolkit.checkpoint.checkpoint import (
     AVERAGE,
     MANIFEST,
@@ -44,8 +44,8 @@ logger = logging.getLogger(__name__)
 SPARE_BYTES = 1 << 20  # names, headers and JSON beside the tensors
 
 
-def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) -> Path:
-    """Write one complete checkpoint and point `latest` at it.
+def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) -> int:
+    """Write one complete checkpoint and point `latest` at it; return its size in bytes.
 
     Raises:
         CheckpointError: the disk is full, read-only or broken. What was there before is as it was.
@@ -73,6 +73,7 @@ def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) 
         files = {name: _write(temporary / name, partial(torch.save, tree)) for name, tree in tensors.items()}
         files["trainer.json"] = _write(temporary / "trainer.json", _text(json.dumps(record, indent=1) + "\n"))
         _write(temporary / MANIFEST, _text(manifest_text(files)))
+        written = sum(file.stat().st_size for file in temporary.iterdir())
         flush(temporary)
         _put_in_place(temporary, folder, progress.step)
         point(folder, "latest", progress.step)
@@ -85,10 +86,10 @@ def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) 
         with contextlib.suppress(OSError):
             remove(temporary)
         raise CheckpointError(
-            f"{final}: not written: {error.strerror or error} (needs {needed:,} bytes; {_free(folder)}). The "
+            f"{final}: not written: {error.strerror or error} (needs {needed:,} bytes; {free_space(folder)}). The "
             "checkpoints before it are untouched. Free space or repair the disk, then run the same command again"
         ) from error
-    return final
+    return written
 
 
 def _put_in_place(temporary: Path, folder: Path, step: int) -> None:
@@ -109,11 +110,6 @@ def point(folder: Path, pointer: str, step: int | None) -> None:
     else:
         write_atomic(folder / pointer, name_of(step) + "\n")
     flush(folder)
-
-
-def mark_best(folder: Path, step: int) -> None:
-    """Point `best` at a checkpoint."""
-    point(folder, "best", step)
 
 
 class _Sink:
@@ -167,14 +163,6 @@ def _check_room(folder: Path, needed: int) -> None:
     usage = shutil.disk_usage(folder)
     if usage.total and usage.free < needed:
         raise OSError(0, "not enough room")
-
-
-def _free(folder: Path) -> str:
-    """Return the free bytes of the file system that a folder is on or would be on, for a message."""
-    for place in (folder, *folder.parents):
-        with contextlib.suppress(OSError):
-            return f"{shutil.disk_usage(place).free:,} bytes are free in {place}"
-    return "free bytes unknown"
 
 
 def _delete(path: Path) -> bool:

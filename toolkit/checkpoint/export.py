@@ -29,6 +29,7 @@ from shards.recent import FRAME_OPTIONS
 from toolkit import __version__
 from toolkit.atomic import FileWriteError, clear_leftovers, replacing_tree, write_atomic
 from toolkit.checkpoint.card import model_card
+from toolkit.checkpoint.source import CONFIG
 from toolkit.checkpoint.weights import load_model, store_of_run, untrained_model
 from toolkit.config import RunConfig, make_config
 from toolkit.errors import CheckpointError, ConfigError
@@ -40,7 +41,7 @@ from toolkit.shipped import command
 from toolkit.wording import first_line
 
 EXPORT_VERSION = 1
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+WEIGHTS, CARD = "model.safetensors", "README.md"
 
 
 def export_run(run: RunDir, which: str, folder: Path) -> str:
@@ -142,7 +143,9 @@ def weights_digest(weights: dict[str, Tensor]) -> str:
 
 def _record(config: RunConfig, manifest: Manifest, step: int, weights: dict[str, Tensor]) -> dict[str, object]:
     tree = config.model_dump(mode="json")
-    tree["data"]["store"] = ""  # a path of the machine that trained
+    # Paths of the machine that trained; and nothing that starts from this export looks for the source of its weights.
+    tree["data"]["store"] = ""
+    tree["train"]["init_from"] = {"freeze": tree["train"]["init_from"]["freeze"]}
     return {
         "format": "modernn-toolkit model",
         "version": EXPORT_VERSION,

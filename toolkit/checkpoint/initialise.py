@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from toolkit.checkpoint.export import CONFIG, read_export
+from toolkit.checkpoint.export import read_export
+from toolkit.checkpoint.source import is_export
 from toolkit.checkpoint.weights import read_weights
 from toolkit.config.recipe import InitialisationConfig
+from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir
 from toolkit.wording import count, some
@@ -20,15 +22,17 @@ from toolkit.wording import count, some
 logger = logging.getLogger(__name__)
 
 
-def initialise(model: nn.Module, config: InitialisationConfig) -> None:
-    """Copy weights into a model that is not trained yet, and log what was taken over and what was not.
+def initialise(model: nn.Module, config: InitialisationConfig, world: World) -> None:
+    """Copy weights into a model that is not trained yet, and log what was taken over and what was not. Collective.
+
+    Rank 0 reads them for all ranks: the source may be a run that is still training, whose best checkpoint changes.
 
     Raises:
         ConfigError: `strict`, and a parameter is absent from the source, has another shape there, or the source has
             one that the model lacks; a pattern of `leave_out` that names nothing; a source that shares no parameter.
         CheckpointError: the source can't be read.
     """
-    source, origin = _read(config)
+    source, origin = world.run_on_rank_zero(lambda: _read(config))
     own = {name: parameter for name, parameter in model.state_dict().items() if torch.is_floating_point(parameter)}
     left_out = matching(config.leave_out, [*own, *source], "train.init_from.leave_out")
     shaped = {name for name in own if name in source and source[name].shape == own[name].shape}
@@ -60,34 +64,21 @@ def initialise(model: nn.Module, config: InitialisationConfig) -> None:
         logger.info("%s of the source are not used: %s", count(len(unknown), "tensor"), some(unknown))
 
 
-def check_source(config: InitialisationConfig) -> None:
-    """Check that there is a run or an export to start from, before a run directory is made.
-
-    Raises:
-        ConfigError: there is neither.
-    """
-    path = Path(config.path)
-    if config.path and not (path / CONFIG).exists():
-        try:
-            RunDir(path).config()
-        except ConfigError as error:
-            raise ConfigError(f"train.init_from.path: neither an export ({path / CONFIG}) nor a run: {error}") from None
-
-
-def freeze(model: nn.Module, config: InitialisationConfig) -> None:
-    """Exclude the parameters from training that `freeze` names.
+def freeze(model: nn.Module, config: InitialisationConfig) -> list[str]:
+    """Exclude the parameters from training that `freeze` names, and return them; those a model keeps fixed stay so.
 
     Raises:
         ConfigError: a pattern that names no parameter, or nothing is left to train.
     """
-    names = [name for name, _ in model.named_parameters()]
-    frozen = matching(config.freeze, names, "train.init_from.freeze")
-    if frozen and len(frozen) == len(names):
-        raise ConfigError(f"train.init_from.freeze {list(config.freeze)} names every parameter: none is left to train")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    if frozen:
-        logger.info("%s frozen: %s", count(len(frozen), "parameter"), some(sorted(frozen)))
+    named = dict(model.named_parameters())
+    frozen = sorted(matching(config.freeze, named, "train.init_from.freeze"))
+    for name in frozen:
+        named[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise ConfigError(
+            f"train.init_from.freeze {list(config.freeze)} names every parameter that is trained: none is left to train"
+        )
+    return frozen
 
 
 def matching(patterns: Sequence[str], names: Iterable[str], key: str) -> set[str]:
@@ -108,7 +99,7 @@ def matching(patterns: Sequence[str], names: Iterable[str], key: str) -> set[str
 def _read(config: InitialisationConfig) -> tuple[dict[str, Tensor], str]:
     """Return the weights of a run's checkpoint or of an export, and what they are, for messages."""
     path = Path(config.path)
-    if (path / CONFIG).exists():
+    if is_export(path):
         return read_export(path)[0].state_dict(), f"the export {path}"
     weights, step = read_weights(RunDir(path), config.checkpoint)
     return weights, f"{path} ({config.checkpoint}, step {step:,})"

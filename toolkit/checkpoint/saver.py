@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from toolkit.checkpoint.checkpoint import Progress, TrainState
-from toolkit.checkpoint.commit import mark_best, prune, save
+from toolkit.checkpoint.commit import point, prune, save
 from toolkit.config.sections import TrainConfig
 from toolkit.errors import CheckpointError
 from toolkit.wording import count
@@ -76,11 +76,14 @@ class Saver:
     def _save(self, state: TrainState, progress: Progress, last: bool) -> None:
         if self._saved and not self.folder.exists():
             logger.warning("%s: was removed while this run was training, with all its checkpoints", self.folder)
+        began = time.perf_counter()
         try:
-            save(self.folder, state, progress, self.config_hash)
+            written = save(self.folder, state, progress, self.config_hash)
             self._saved = True
+            seconds = time.perf_counter() - began
+            logger.info("checkpoint of step %d written in %.1f s: %s bytes", progress.step, seconds, f"{written:,}")
             if progress.best and progress.best["step"] == progress.step:
-                mark_best(self.folder, progress.step)
+                point(self.folder, "best", progress.step)
             keep = self.config.checkpoint
             prune(self.folder, progress.step, keep.keep_last, keep.keep_every)
         except CheckpointError as error:

@@ -6,15 +6,12 @@ toolkit/train/{schedule,criterion,sampling}.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from toolkit.config.paths import ExpandedPath
 from toolkit.models.registry import Options
-
-if TYPE_CHECKING:
-    from toolkit.config.sections import TrainConfig
 
 RainRate = Annotated[float, Field(gt=0, le=1e6)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
@@ -24,7 +21,8 @@ class ScheduleConfig(Options):
     """The learning rate as a function of the optimizer step; `train.lr` is its greatest value."""
 
     kind: Literal["constant", "cosine", "one_cycle", "step", "polynomial"] = Field(
-        "constant", description="shape of the decay; one_cycle also varies Adam's beta1, as torch's OneCycleLR does"
+        "constant",
+        description="shape of the decay; one_cycle also varies beta1 or the momentum, as torch's OneCycleLR does",
     )
     warmup: int = Field(
         0, ge=0, le=10**9, description="first optimizer steps, in which the rate rises linearly; not one_cycle"
@@ -118,49 +116,8 @@ class InitialisationConfig(Options):
     path: ExpandedPath = Field("", description="run directory or export (a folder with model.safetensors); empty: none")
     checkpoint: Literal["best", "last", "ema"] = Field("best", description="which of a run's")
     strict: bool = Field(
-        True, description="every parameter must be there with its shape; false: others keep their initialisation"
+        True,
+        description="the source must have the same parameters and shapes; false: others keep their initialisation",
     )
     leave_out: tuple[str, ...] = Field((), description="patterns (fnmatch) of parameters that are not taken over")
     freeze: tuple[str, ...] = Field((), description="patterns (fnmatch) of parameters that are not trained")
-
-
-# What each choice of a section reads; other keys of the section have no effect under it.
-READ: dict[type[Options], dict[str, tuple[str, ...]]] = {
-    ScheduleConfig: {
-        "constant": ("warmup",),
-        "cosine": ("warmup", "final"),
-        "polynomial": ("warmup", "final", "power"),
-        "step": ("warmup", "every", "factor"),
-        "one_cycle": ("rise", "start_divisor", "final_divisor"),
-    },
-    LossConfig: {
-        **dict.fromkeys(("l2", "l1", "l1+l2"), ("lead_times",)),
-        "huber": ("lead_times", "huber_delta"),
-        **dict.fromkeys(("balanced", "balanced_mse", "balanced_mae"), ("lead_times", "thresholds", "weights", "zr")),
-    },
-    SamplingConfig: {
-        "linear": ("start", "slope", "stop"),
-        **dict.fromkeys(("exponential", "sigmoid"), ("scale", "stop")),
-        "reverse": ("scale", "reverse_start", "stop"),
-    },
-}
-
-
-def keys_without_effect(train: TrainConfig) -> list[str]:
-    """Return the keys of a recipe that were set and have no effect beside the others, with the reason."""
-    given = train.model_dump(exclude_defaults=True)
-    found = []
-    for name, section in (("schedule", train.schedule), ("loss", train.loss), ("sampling", train.sampling)):
-        read = (*READ[type(section)][section.kind], "kind")
-        found += [
-            f"train.{name}.{key} (train.{name}.kind is {section.kind})"
-            for key in given.get(name, ())
-            if key not in read
-        ]
-    other = "betas" if train.optimizer == "sgd" else "momentum"
-    if other in given:
-        found.append(f"train.{other} (train.optimizer is {train.optimizer})")
-    if not train.init_from.path:
-        alone = [key for key in given.get("init_from", ()) if key != "freeze"]
-        found += [f"train.init_from.{key} (train.init_from.path is empty)" for key in alone]
-    return found

@@ -226,7 +226,7 @@ class TrainConfig(Options):
     zero: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage", json_schema_extra=EXECUTION)
     offload_optimizer: bool = Field(
         False,
-        description="keep Adam's state and do its step on the CPU; needs ZeRO 1, 2 or 3",
+        description="keep the optimizer's state and do its step on the CPU; needs ZeRO 1, 2 or 3",
         json_schema_extra=EXECUTION,
     )
     activation_checkpointing: ActivationCheckpointing = Field(
@@ -269,12 +269,11 @@ class TrainConfig(Options):
     on_nonfinite: Literal["raise", "skip"] = Field(
         "raise", description="loss or gradient not finite: `raise` ends the run, `skip` omits and counts that step"
     )
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], BeforeValidator(_as_list)] = Field(
+        ("tensorboard",), description="experiment trackers, see docs/trackers.md", json_schema_extra=COSMETIC
+    )
     images: int = Field(
-        4,
-        ge=0,
-        le=1000,
-        description="sequences drawn in TensorBoard at each validation",
-        json_schema_extra=COSMETIC,
+        4, ge=0, le=1000, description="sequences drawn by the trackers at each validation", json_schema_extra=COSMETIC
     )
     deepspeed: Annotated[dict[str, Any], AfterValidator(check_deepspeed)] = Field(
         {},

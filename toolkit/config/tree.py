@@ -5,6 +5,7 @@ toolkit/config/run.py describes how files, bases and `--set` are merged.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 
 from toolkit.config.renamed import with_new_names
 from toolkit.errors import ConfigError
-from toolkit.models.plugins import with_absolute_path
+from toolkit.models.plugins import check_names_no_file, with_absolute_path
 from toolkit.shipped import find_config, instead_of
 
 # The same YAML, read and written by libyaml where PyYAML was built with it: a sweep writes a thousand of them.
@@ -21,6 +22,10 @@ _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MOST_VALUES = 1_000_000  # aliases can make a small file describe more than fits into memory
 DEEPEST = 50
+MOST_LINKS = 40  # as Linux follows
+RUN_FILES = (  # one beside config.yaml: a run
+    "env.json", "state.json", "events.jsonl", "metrics.jsonl", "checkpoints", "submit.sbatch", "DONE", "FAILED"
+)  # fmt: skip
 
 
 class _DuplicateKeyError(yaml.YAMLError):
@@ -107,19 +112,35 @@ def read_tree(path: str | Path) -> dict[str, object]:
     return _read(find_config(Path(path)), trail=())
 
 
-def _read(path: Path, trail: tuple[Path, ...]) -> dict[str, object]:
+def is_of_a_run(path: Path) -> bool:
+    """Return whether a file, or any that it links to, is the config of a run directory or of an export."""
+    for _ in range(MOST_LINKS):
+        beside = {"config.yaml": RUN_FILES, "config.json": ("model.safetensors",)}.get(path.name, ())
+        if any(os.path.lexists(path.with_name(name)) for name in beside):
+            return True
+        if not path.is_symlink():
+            return False
+        path = path.parent / os.readlink(path)
+    return True  # links without an end: nothing can be read there
+
+
+def _read(path: Path, trail: tuple[Path, ...], of_a_run: bool = False) -> dict[str, object]:
+    of_a_run = of_a_run or is_of_a_run(path)  # so are its bases
     path = path.resolve()
     if path in trail:
         raise ConfigError(f"{path}: `base` leads back to itself: {' -> '.join(p.name for p in (*trail, path))}")
     named_by = f" (named by {trail[-1]})" if trail else ""
     tree = read_mapping(path, missing=f"no such file{named_by}")
     bases = tree.pop("base", [])
-    tree = with_absolute_path(with_new_names(tree, str(path)), path.parent)
+    tree = with_new_names(tree, str(path))
+    if of_a_run:
+        check_names_no_file(tree, path)
+    tree = with_absolute_path(tree, path.parent)
     merged: dict[str, object] = {}
     for base in [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str):
             raise ConfigError(f"{path}: base: must be a file name or a list of them, got {base!r}")
-        merged = merge(merged, _read(find_config(Path(base), path.parent), (*trail, path)))
+        merged = merge(merged, _read(find_config(Path(base), path.parent), (*trail, path), of_a_run))
     return merge(merged, tree)
 
 

@@ -50,6 +50,11 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def local_size(self) -> int:
+        """The number of ranks on this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Return the elementwise sum over ranks, on every rank."""
         if self.world_size > 1:

@@ -19,6 +19,7 @@ from toolkit.config import RunConfig
 from toolkit.data.windows import WindowSet
 from toolkit.errors import ConfigError
 from toolkit.evaluate.protocols import load_protocol
+from toolkit.models.plugins import UnloadedModel
 from toolkit.models.registry import StepOptions
 
 ALEXNET_VARIABLE = "MODERNN_ALEXNET"
@@ -44,11 +45,12 @@ def check_scoring(config: RunConfig, store: Store | None = None) -> None:
     thresholds = protocol.thresholds_for(asked.thresholds)
     if asked.lpips:
         _check_lpips_files()
-    if asked.ensemble_size > 1 and not model.stochastic:
+    unknown = isinstance(model, UnloadedModel)  # what it can is in its file
+    if asked.ensemble_size > 1 and not (model.stochastic or unknown):
         logger.warning(
             "eval.ensemble_size %d: %s is deterministic and makes one forecast", asked.ensemble_size, model.name
         )
-    if asked.analyse and not isinstance(model, StepOptions):
+    if asked.analyse and not (isinstance(model, StepOptions) or unknown):
         logger.warning("eval.analyse %d: %s has no recurrent state to analyse", asked.analyse, model.name)
     if store is None:
         return

@@ -22,7 +22,7 @@ from typing import Any
 from shards import open_store
 from shards.manifest import Scale
 from toolkit.atomic import clear_leftovers, replacing, write_atomic
-from toolkit.checkpoint.weights import load_model
+from toolkit.checkpoint.weights import load_model, store_of_run
 from toolkit.config import RunConfig
 from toolkit.data.windows import open_windows
 from toolkit.distributed.world import World
@@ -31,8 +31,9 @@ from toolkit.evaluate.check import check_scoring
 from toolkit.evaluate.ensemble import Ensemble
 from toolkit.evaluate.perceptual import load_lpips
 from toolkit.evaluate.protocols import load_protocol
-from toolkit.evaluate.request import Request, result_name, stored_requests
+from toolkit.evaluate.request import Request, result_name, stored_requests, with_store
 from toolkit.evaluate.run import SINGLE, evaluate_model, sample_frames
+from toolkit.evaluate.scoring import EVENT_RULE
 from toolkit.evaluate.table import ScoreTable, save_npz
 from toolkit.models.base import SequenceModel
 from toolkit.models.baselines import Persistence
@@ -54,7 +55,8 @@ class Evaluation:
             ConfigError: no store, an unknown split, windows longer than any event, or what `check_scoring` names.
         """
         self.run, self.request, self.world = run, request, world
-        self.own: RunConfig = run.config()
+        own = run.config()
+        self.own: RunConfig = with_store(own, store_of_run(run, own))
         self.config = request.config(self.own)
         self.name = result_name(self.own, self.config, request.limit)
         self.which = run.scored_checkpoints if request.which is None else request.which
@@ -122,6 +124,7 @@ class Evaluation:
 
     def _identity(self, model: SequenceModel, step: int) -> dict[str, object]:
         """Return what a result depends on: a result with equal values is not computed again."""
+        thresholds = list(self.protocol.thresholds_for(self.config.eval.thresholds))
         return {
             "version": RESULT_VERSION,
             "protocol": self.protocol.choices(),
@@ -132,7 +135,8 @@ class Evaluation:
             },
             "split": self.split,
             "step": step,
-            "thresholds": list(self.protocol.thresholds_for(self.config.eval.thresholds)),
+            "thresholds": thresholds,
+            "event_rule": EVENT_RULE if thresholds else None,
             "lpips": self.config.eval.lpips,
             "context": self.config.data.context,
             "stride": self.config.data.eval_stride,
@@ -266,8 +270,10 @@ def _as_record(table: ScoreTable) -> dict[str, object]:
 
 
 def _without_text(value: object) -> object:
-    """Leave out the description for reports, which may change between versions."""
-    return {key: item for key, item in value.items() if key != "text"} if isinstance(value, dict) else value
+    """Leave out the description for reports, which may change between versions, and a store's path: it has a digest."""
+    return (
+        {key: item for key, item in value.items() if key not in ("text", "path")} if isinstance(value, dict) else value
+    )
 
 
 def _described(scale: Scale) -> str:

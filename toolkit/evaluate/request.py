@@ -11,6 +11,7 @@ A result's name tells what differs from the run's own config, of the split alone
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,12 +41,25 @@ class Request:
     force: bool = False
 
     def config(self, own: RunConfig) -> RunConfig:
-        """Return the run's config with the values of this request.
+        """Return the run's config with the values of this request; a store's path is made absolute.
 
         Raises:
             ConfigError: values that a config can't have.
         """
-        return make_config(merge(own.model_dump(mode="json"), self.values), "evaluate") if self.values else own
+        if not self.values:
+            return own
+        made = make_config(merge(own.model_dump(mode="json"), self.values), "evaluate")
+        asked, there = _absolute(made.data.store), _absolute(own.data.store)
+        return with_store(made, own.data.store if asked == there else asked)
+
+
+def with_store(config: RunConfig, store: str) -> RunConfig:
+    """Return a config with another `data.store`."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"store": store})})
+
+
+def _absolute(store: str) -> str:
+    return store if not store or "://" in store else os.path.abspath(store)
 
 
 def stored_requests(run: RunDir) -> dict[str, Request]:

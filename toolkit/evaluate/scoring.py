@@ -19,6 +19,7 @@ from toolkit.evaluate.perceptual import LPIPS
 from toolkit.evaluate.protocols import Protocol
 from toolkit.evaluate.table import EVENTS, EXACT, INFLOW, MISSING, NONFINITE, ScoreTable, at
 
+EVENT_RULE = 2  # since 2026-11-26: a forecast is compared in the store's unit; before (no number) by its rounded code
 AVERAGED = ("mse", "mae", "psnr", "ssim")
 
 

@@ -25,7 +25,7 @@ from toolkit.evaluate.check import threshold_codes
 from toolkit.evaluate.diagrams import NEIGHBOURHOOD, neighbourhood_mean
 from toolkit.evaluate.scoring import threshold_level
 from toolkit.forecast.make import Forecast
-from toolkit.train.criterion import RATES
+from toolkit.train.check import RATES
 
 MARSHALL_PALMER = (200.0, 1.6)
 DRY = 0.1  # mm/h

@@ -14,7 +14,8 @@ import torch
 
 from shards import open_store
 from shards.manifest import FrameSpec, Scale
-from toolkit.checkpoint.export import CONFIG, frame_options, read_export
+from toolkit.checkpoint.export import frame_options, read_export
+from toolkit.checkpoint.source import CONFIG
 from toolkit.checkpoint.weights import load_model, store_of_run
 from toolkit.config import RunConfig
 from toolkit.errors import CheckpointError, ConfigError

@@ -91,7 +91,7 @@ def verification(forecast: Forecast, truth: Codes, thresholds: Sequence[float] =
     """
     pixels = float(np.prod(truth.shape[1:]))
     protocol = load_protocol(forecast.trained.config.eval.protocol)
-    span = forecast.scale.gain * forecast.scale.max_code
+    span = abs(forecast.scale.gain) * forecast.scale.max_code
 
     def rmse(mse: float | None) -> float | None:
         if mse is None:

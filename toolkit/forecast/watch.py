@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from shards.errors import ShardError, UsageError
 from shards.recent import Archive, Frame
@@ -49,14 +50,15 @@ class Watch:
     every: float
     patience: float
     context: int
-    _done: set[str] = field(default_factory=set)  # frames with a forecast, and those that the start passed over
+    _done: dict[str, datetime | None] = field(default_factory=dict)  # times of frames with a forecast, or passed over
     _skipped: dict[str, Signature] = field(default_factory=dict)  # what their context was when they were tried
     _before: dict[str, Stat] = field(default_factory=dict)  # what files were at the check before this one
     _now: dict[str, Stat] = field(default_factory=dict)  # and are at this one
     _failing_since: dict[str, float] = field(default_factory=dict)
     _started: bool = False
     _made: int = 0
-    _last_message: str = ""
+    _logged: set[str] = field(default_factory=set)  # at the check before this one, and not again at this one
+    _messages: set[str] = field(default_factory=set)  # of this check
 
     def run(self) -> int:
         """Watch until asked to stop; return the number of forecasts made."""
@@ -68,6 +70,7 @@ class Watch:
         return self._made
 
     def _check(self) -> None:
+        self._logged, self._messages = self._messages, set()
         try:
             archive = self.open_archive()
             series = archive.series()
@@ -90,6 +93,7 @@ class Watch:
         if series[-1].time is None:
             raise ConfigError("--watch: this archive has no time stamps, so new frames cannot be detected")
         self._before, self._now = self._now, {}
+        self._forget(series)
         if not self._started:
             self._start(archive, series)
             return
@@ -117,7 +121,7 @@ class Watch:
             if name in self._done:
                 break
         self._started = True
-        self._done |= {str(frame) for frame in series if str(frame) not in self._skipped}
+        self._done |= {str(frame): frame.time for frame in series if str(frame) not in self._skipped}
 
     def _try(self, archive: Archive, frame: Frame, context: Signature) -> None:
         """Make the forecast of a frame, unless it is there."""
@@ -136,8 +140,19 @@ class Watch:
                     self._skipped[name] = context
                     self._failing_since.pop(name)
                 return
-        self._done.add(name)
+        self._done[name] = frame.time
         self._skipped.pop(name, None)
+        self._failing_since.pop(name, None)
+
+    def _forget(self, series: tuple[Frame, ...]) -> None:
+        """Drop what is known of frames that were deleted: those before the first one that is there."""
+        first, there = series[0].time, {str(frame) for frame in series}
+        self._done = {
+            name: time for name, time in self._done.items() if name in there or (time and first and time > first)
+        }
+        for known in (self._skipped, self._failing_since):
+            for name in known.keys() - there:
+                known.pop(name)
 
     def _look(self, series: tuple[Frame, ...], place: int) -> Signature | None:
         """Return what the context of a frame is; None where one of its files has changed since the last check."""
@@ -155,9 +170,9 @@ class Watch:
         return True
 
     def _log_once(self, text: str, key: str = "") -> None:
-        if (key or text) != self._last_message:
+        if (key or text) not in self._logged | self._messages:
             logger.info("%s", text)
-        self._last_message = key or text
+        self._messages.add(key or text)
 
 
 def _stat(frame: Frame) -> Stat:

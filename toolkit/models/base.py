@@ -23,6 +23,7 @@ from toolkit.errors import ConfigError
 from toolkit.models.plugins import model_class
 from toolkit.models.registry import Options, StepOptions
 from toolkit.unroll import NO_CHECKPOINTING, Checkpointing, unroll
+from toolkit.wording import count
 
 State = Any  # any tree of tensors
 # The loss of predictions [B, P, C, H, W] of the last P of frames [B, T, C, H, W], over observed pixels (`Sampling`).
@@ -100,12 +101,14 @@ class SequenceModel(nn.Module, ABC):
         stochastic: forecasts under a generator differ from one another; False: an ensemble has equal members.
         loss_frames: `train.loss_frames`; models that predict the horizon only have no other frames in their loss.
         horizon: frames that `predict` gives by default: the horizon of training.
+        frame_spec: of the frames that it was built for; None: not by `build_model`.
     """
 
     checkpointing: Checkpointing = NO_CHECKPOINTING
     loss_frames: str = "all"
     stochastic: bool = False
     horizon: int | None = None
+    frame_spec: FrameSpec | None = None
 
     @abstractmethod
     def forward(self, frames: Tensor, context: int, sampling: Sampling) -> Rollout:
@@ -137,12 +140,19 @@ class SequenceModel(nn.Module, ABC):
             [samples, B, horizon, C, H, W], not clamped.
 
         Raises:
-            ConfigError: the context has another shape or holds integers; no horizon is known; what a model can't do.
+            ConfigError: the context has another shape, other channels, no frame or integers; no horizon is known; what
+                a model can't do.
         """
         if context.dim() != 5 or not context.is_floating_point():
             raise ConfigError(
                 f"predict takes floating-point frames [B, Tc, C, H, W] in 0..1, not {context.dtype} "
                 f"{list(context.shape)}: normalise codes (store.manifest.scale.normalise) and add what dimensions lack"
+            )
+        channels = context.shape[2] if self.frame_spec is None else self.frame_spec.channels
+        if 0 in context.shape or context.shape[2] != channels:
+            raise ConfigError(
+                f"predict takes at least 1 frame, of {count(channels, 'channel')}, not [B, Tc, C, H, W] = "
+                f"{list(context.shape)}: give frames like those of the model's store"
             )
         horizon = self.horizon if horizon is None else horizon
         if horizon is None or min(horizon, samples) < 1:
@@ -338,7 +348,8 @@ def build_model(
         checkpointing, loss_frames, horizon: attributes of `SequenceModel`.
 
     Raises:
-        ConfigError: a model from a file that was not given, or that keeps no contract.
+        ConfigError: a model from a file that was not given, or that keeps no contract; `stochastic` differs between
+            a model and its options.
     """
     named, own = model_class(options)
     made = named(own, shape)
@@ -349,6 +360,12 @@ def build_model(
         made = StepSequence(made, own.patch)
     if not isinstance(made, SequenceModel):
         raise ConfigError(f"{named.__name__}: must derive from StepModel or SequenceModel of toolkit.models.base")
+    if made.stochastic != own.stochastic:  # a login node names results by the options, and scoring follows the model
+        raise ConfigError(
+            f"{named.__name__}: `stochastic` is {made.stochastic} in the model and {own.stochastic} in its options: "
+            "set the attribute of the model and the property of the options class alike"
+        )
+    made.frame_spec = shape
     made.checkpointing, made.loss_frames, made.horizon = checkpointing, loss_frames, horizon
     return made
 

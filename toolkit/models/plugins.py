@@ -1,9 +1,10 @@
 """Models that the toolkit does not have: from a Python file of the user's, or from an installed package. Without torch.
 
 `model.name: my_model.py:ConvGRU` names a class in a file. A file runs only if the user names it: in a config, a
-sweep or `--set` that is given to a command, or by `--model-file`. In a run directory and in an export the name stands
-without its path, beside the SHA-256 of the file's text (`model.sha256`): nothing that such a folder holds makes a
-command run a file, and a file with another text is refused. docs/new-model.md has the rule and an example.
+sweep or `--set` that is given to a command, in a `base:` of these, or by `--model-file`. In a run directory and in an
+export the name stands without its path, beside the SHA-256 of the file's text (`model.sha256`): nothing that such a
+folder holds makes a command run a file, and a file with another text is refused. docs/new-model.md has the rule and an
+example.
 
 Options are read without running the rest of the file: only the options class, and what it needs, is executed, so that
 torch is imported only if the options need it.
@@ -116,6 +117,24 @@ def not_loaded(options: FileModel) -> ConfigError:
     )
 
 
+def check_names_no_file(tree: Mapping[str, object], path: Path) -> None:
+    """Check that a config of a run directory or an export names no file to run: only one that `model.sha256` pins.
+
+    Args:
+        tree: what the file at `path`, or a base of it, holds.
+
+    Raises:
+        ConfigError: it names one.
+    """
+    model = tree.get("model")
+    if isinstance(model, Mapping) and "sha256" not in model and (match := NAME.fullmatch(str(model.get("name", "")))):
+        raise ConfigError(
+            f"{path}: model.name {match[0]} names a file without its SHA-256, and no config that a run directory or an "
+            f"export holds makes a command run a file: read {match['path']}, then write model.sha256 (of sha256sum) "
+            f"beside the name and give --model-file {match['path']}, or copy this config to a folder of yours; {PAGE}"
+        )
+
+
 def with_absolute_path(tree: Mapping[str, object], folder: Path) -> dict[str, object]:
     """Return a config's tree in which the file of `model.name` is looked for in a folder; others stay as they are."""
     model = tree.get("model")
@@ -130,6 +149,8 @@ def with_absolute_path(tree: Mapping[str, object], folder: Path) -> dict[str, ob
 
 def with_loaded_file(tree: Mapping[str, object]) -> dict[str, object]:
     """Load the file that a config names which the user has given; `model.sha256` is then set.
+
+    No name from a run directory or an export gets here: `check_names_no_file` refuses it where configs are read.
 
     Raises:
         ConfigError: it can't be read.

@@ -1,6 +1,6 @@
 """A run directory: its layout, events, status, lock, heartbeats, metrics, and the record of a sweep of them.
 
-Imports no torch, and nothing of the toolkit but errors, atomic, wording, tree, config and signals.
+Imports no torch, and of the toolkit only config, the options of models, and modules of its root (errors, atomic, ...).
 """
 
 from toolkit.rundir.layout import (

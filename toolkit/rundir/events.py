@@ -106,13 +106,9 @@ def append_line(path: Path, line: bytes) -> None:
         os.close(descriptor)
 
 
-def note_start(run: Path, step: int, batch: int, ranks: int, gpus: int) -> int:
-    """Record this start of the training, before it writes its first state; returns how many there were before.
-
-    Rank 0 only.
-    """
+def note_start(run: Path, step: int, batch: int, ranks: int, gpus: int) -> None:
+    """Record this start of the training, before it writes its first state. Rank 0 only."""
     now, lock, before = time.time(), read_lock(run), read_object(run / "state.json", {"step": int, "updated": float})
-    starts = len(read_starts(run))
     moments = {"began": lock.get("started", now), "ready": now, "submitted": lock.get("submitted")}
     moments["last_time"] = before.get("updated")
     append_event(
@@ -125,7 +121,6 @@ def note_start(run: Path, step: int, batch: int, ranks: int, gpus: int) -> int:
         last_step=before.get("step"),
         **{name: None if moments[name] is None else timestamp(float(moments[name])) for name in MOMENTS},
     )
-    return starts
 
 
 def read_events(run: Path, *names: str) -> Iterator[dict[str, Any]]:

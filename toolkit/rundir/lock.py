@@ -33,6 +33,7 @@ from toolkit.errors import EXIT_BUSY, ToolkitError
 from toolkit.rundir.heartbeat import BEAT_S, beats_of
 from toolkit.rundir.records import Types, read_object
 from toolkit.shipped import command
+from toolkit.wording import first_line
 
 LOCK_NAME = "job.lock"
 TOKEN_VARIABLE = "MODERNN_JOB_TOKEN"  # noqa: S105  names the job, is no secret
@@ -63,6 +64,7 @@ class HeldLock:
     run: Path
     fd: int
     record: dict[str, Any]
+    _fault: str = ""  # of the last check
 
     @property
     def environment(self) -> dict[str, str]:
@@ -83,18 +85,35 @@ class HeldLock:
     def check(self) -> None:
         """Check that the lock is still ours: create and lock a deleted file again, and repair its record.
 
+        A file system that can't answer now is logged, and the next check decides.
+
         Raises:
             RunBusyError: somebody else has the file that is there now.
         """
+        fault = ""
+        try:
+            self._check()
+        except RunBusyError:
+            raise
+        except (OSError, ToolkitError) as error:
+            fault = first_line(error)
+            if fault != self._fault:
+                logger.warning("%s: can't be checked (%s); it is tried again", self.run / LOCK_NAME, fault)
+        self._fault = fault
+
+    def _check(self) -> None:
         path = self.run / LOCK_NAME
         if not _is_at(self.fd, path):
             logger.warning("%s: was deleted or replaced while this job held it; it is locked again", path)
             fd = _open(path)
-            if not lock_file(fd):
+            try:
+                if _is_at(self.fd, path):  # it is back, and would conflict with our own lock
+                    return
+                if not lock_file(fd):
+                    raise _busy(self.run, "and has replaced the lock of this job, whose file was deleted")
+                os.dup2(fd, self.fd, inheritable=False)  # the same number, for children that are still to be started
+            finally:
                 os.close(fd)
-                raise _busy(self.run, "and has replaced the lock of this job, whose file was deleted")
-            os.dup2(fd, self.fd, inheritable=False)  # under the same number, for children that are still to be started
-            os.close(fd)
             self.note()
         elif read_lock(self.run).get("token") != self.record["token"]:
             logger.warning("%s: was damaged; its record is written again", path)
@@ -185,9 +204,10 @@ def _open(path: Path) -> int:
 
 
 def _is_at(fd: int, path: Path) -> bool:
+    """Whether an open file is the one at a path. Raises OSError where the file system can't tell."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
-    except OSError:
+    except FileNotFoundError:
         return False
 
 
@@ -209,9 +229,10 @@ def _inherited(run: Path) -> int | None:
     """Return the open file of `lock_for_child`, once; None without one, or where it is another run's."""
     fd = int(os.environ.pop(FD_VARIABLE, "-1"))
     try:
-        return fd if fd >= 0 and os.path.samestat(os.fstat(fd), os.stat(run / LOCK_NAME)) else None
-    except OSError:
+        os.fstat(fd)
+    except OSError:  # no open file of this process
         return None
+    return fd if _is_at(fd, run / LOCK_NAME) else None
 
 
 def _lock(fd: int, run: Path, token: str | None) -> bool:

@@ -17,18 +17,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
+from yaml import YAMLError
 
 from shards.filelock import lock_file
 from toolkit.atomic import write_atomic
-from toolkit.config.tree import to_yaml
+from toolkit.config.tree import parse_yaml, to_yaml
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir
 from toolkit.shipped import command
 
 RECORD_NAME = "sweep.yaml"
-# The same safe subset of YAML, read by libyaml where PyYAML was built with it: ten times faster on 1,000 runs.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def read_record(root: Path) -> tuple[str, list[RecordedRun]]:
     """
     file = root / RECORD_NAME
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506  (a safe loader)
+        tree = parse_yaml(file.read_text(encoding="utf-8"))
         runs = [
             RecordedRun(
                 RunDir(root / _plain(item["dir"])),
@@ -78,7 +76,7 @@ def read_record(root: Path) -> tuple[str, list[RecordedRun]]:
             for item in tree["runs"]
         ]
         return str(tree["name"]), runs
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"{file}: not a sweep's record ({error}); write it again: {command('sweep', 'FILE')} with the sweep's file"
         ) from None

@@ -11,6 +11,7 @@ from toolkit.train.deepspeed_engine import DeepSpeedEngine
 from toolkit.train.deepspeed_settings import check_precision, share_of
 from toolkit.train.engine import Engine
 from toolkit.train.replicated import ReplicatedEngine
+from toolkit.wording import some
 
 
 def build_engine(model: SequenceModel, config: RunConfig, world: World, state: TrainState | None) -> Engine:
@@ -18,7 +19,7 @@ def build_engine(model: SequenceModel, config: RunConfig, world: World, state: T
 
     Raises:
         ConfigError: `train.graph: on` with settings or a model that can't be graphed; a precision that the device
-            lacks; a batch that the ranks don't divide.
+            lacks; a batch that the ranks don't divide; parameters that aren't trained, under ZeRO-3.
     """
     cfg = config.train
     check_precision(cfg, world.device)
@@ -28,6 +29,12 @@ def build_engine(model: SequenceModel, config: RunConfig, world: World, state: T
         raise ConfigError(f"train.graph on: {reason}; or train.graph=off")
     if state is not None:
         model.load_state_dict(state.weights)
+    fixed = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if cfg.zero == 3 and fixed:
+        raise ConfigError(
+            f"train.zero 3 partitions every parameter and can't be used with a model that keeps {some(fixed)} fixed: "
+            "set train.zero to 0, 1 or 2"
+        )
     share = share_of(cfg, world)
     engine: Engine
     if cfg.is_graphed(on_gpu):

@@ -1,15 +1,12 @@
 """The loss of predictions against observations (`train.loss`), over observed pixels, by rain rate and lead time.
 
-Each sample's loss is the weighted mean over its observed pixels, the batch's the mean over its samples: it does not
-depend on how a batch is divided. A sample without an observed pixel counts as 0. All of it runs on the device without
-waiting for it, so that it can be part of a CUDA graph.
+Each sample's loss is the mean of weight x error over its observed pixels, not divided by the sum of the weights; the
+batch's is the mean over its samples: it does not depend on how a batch is divided. A sample without an observed pixel
+counts as 0. All of it runs on the device without waiting for it, so that it can be part of a CUDA graph.
 """
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,55 +14,21 @@ from torch.nn import functional as F
 from shards import Scale
 from toolkit.config.recipe import LossConfig
 from toolkit.config.sections import TrainConfig
-from toolkit.errors import ConfigError
 from toolkit.models.base import Criterion, mean_square
-
-RATES = ("mm/h", "mm h-1", "kg m-2 h-1")
+from toolkit.train.check import check_lead_times, rain_levels
 
 
 def make_criterion(config: TrainConfig, scale: Scale, horizon: int) -> Criterion:
     """Return the loss that `train.loss` names, for a store of some scale.
 
     Raises:
-        ConfigError: a balanced loss on a store whose unit is no rain rate and no reflectivity; lead-time weights for
-            another number of frames.
+        ConfigError: as `check_lead_times` and `rain_levels`.
     """
     loss = config.loss
     if loss.kind == "l2" and loss.lead_times is None:
         return mean_square
-    if loss.lead_times is not None and len(loss.lead_times) != horizon:
-        raise ConfigError(
-            f"train.loss.lead_times has {len(loss.lead_times)} weights and data.horizon is {horizon}: give one weight "
-            "for each predicted frame"
-        )
-    levels = threshold_levels(loss, scale) if loss.kind.startswith("balanced") else ()
-    return WeightedLoss(loss, levels)
-
-
-def threshold_levels(loss: LossConfig, scale: Scale) -> tuple[float, ...]:
-    """Return where the weight of a balanced loss changes, in the models' unit: just below the first code of each range.
-
-    Raises:
-        ConfigError: the store's unit is neither a rain rate nor dBZ; its values fall as its codes rise.
-    """
-    unit = scale.physical_unit
-    if unit == "dBZ":
-        a, b = loss.zr
-        thresholds = [10.0 * math.log10(a * rate**b) for rate in loss.thresholds]
-    elif unit in RATES:
-        thresholds = list(loss.thresholds)
-    else:
-        raise ConfigError(
-            f"train.loss.kind {loss.kind} weights errors by rain rate, and this store holds {scale.quantity} in "
-            f"{unit}: use a store in mm/h or dBZ, or another train.loss.kind"
-        )
-    values = scale.to_physical(np.arange(scale.max_code + 1, dtype=np.uint8))
-    if (np.diff(values) < 0).any():
-        raise ConfigError(
-            f"train.loss.kind {loss.kind}: this store's values fall as its codes rise: convert the archive with a gain "
-            "above 0"
-        )
-    return tuple((float(np.searchsorted(values, value)) - 0.5) / scale.max_code for value in thresholds)
+    check_lead_times(loss, horizon)
+    return WeightedLoss(loss, rain_levels(loss, scale))
 
 
 class WeightedLoss:

@@ -44,7 +44,7 @@ class DeepSpeedEngine(Engine):
         model.to(world.device)
         compile_step(model, config)
         groups = trainable_groups(model, config)
-        optimizer = make_optimizer([[parameter for _, parameter in group] for group in groups], config)
+        optimizer = make_optimizer([(group.weight_decay, group.parameters) for group in groups], config)
         settings = deepspeed_config(config, share, self.parameter_count)
         self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=settings, dist_init_required=False

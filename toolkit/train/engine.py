@@ -26,7 +26,7 @@ from toolkit.distributed.world import World
 from toolkit.errors import NonFiniteError
 from toolkit.models.base import SequenceModel
 from toolkit.train.memory import explain_shortage
-from toolkit.train.optimizer import MOMENTS, set_rates
+from toolkit.train.optimizer import moments_of, set_rates
 from toolkit.wording import some
 
 MOST_SKIPS = 10  # this many steps in a row without an update are no accident
@@ -58,7 +58,7 @@ class Engine(ABC):
         self.skipped = 0
         self._skipped_in_a_row = 0
         self.parameter_count = sum(p.numel() for p in model.parameters())
-        self.moments = MOMENTS[config.optimizer]
+        self.moments = moments_of(config)
         self.average: list[Tensor] | None = None  # of `_held`, under `train.ema`
 
     @property
@@ -115,7 +115,7 @@ class Engine(ABC):
     def gather(self) -> TrainState | None:
         """Return the full state on rank 0, None on the others, which hold no copy of it. Collective."""
         weights = self._gather_weights()
-        moments = self._gather_moments() if self.step_count > self.skipped else {}
+        moments = self._gather_moments() if self.moments and self.step_count > self.skipped else {}
         average = None
         if self.average is not None:
             held = self._held()
@@ -182,9 +182,7 @@ class Engine(ABC):
     def _reduce_gradients(self) -> tuple[Tensor, int]:
         """Average gradients over ranks; return the norms of those that this rank holds, and how many ranks do."""
 
-    def _reduce_step_status(
-        self, loss: Tensor, norms: Tensor, copies: int, stop: bool, lacking: bool = False
-    ) -> Tensor:
+    def _reduce_step_status(self, loss: Tensor, norms: Tensor, copies: int, stop: bool, lacking: bool) -> Tensor:
         """Return the sum over ranks of [loss, is it not finite, stop?, squared gradient norm, no data?].
 
         float64 on the device, without a copy to the host. A loss that isn't finite counts as 0 in the first place, so

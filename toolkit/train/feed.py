@@ -7,7 +7,6 @@ at the same place, nothing is updated, and the steps before it can be saved.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 
 import torch
@@ -19,12 +18,11 @@ from toolkit.data.readers import log_shared_memory
 from toolkit.data.stalls import CalledWindows, Iterated, Reads
 from toolkit.distributed.world import World
 from toolkit.errors import EXIT_DATA, PeerError, StoppedError
-from toolkit.train.prepare import Data
+from toolkit.train.check import Data
 
 logger = logging.getLogger(__name__)
 
 STOP = "stop"  # the flag by which a rank that waits for data learns that another was asked to stop
-OF_WATCHDOG = 0.9  # how long to wait for data: less than the watchdog, which ends a run without saving
 
 
 class Feed:
@@ -33,6 +31,7 @@ class Feed:
     Args:
         step: that training starts from.
         is_asked_to_stop: whether this rank was.
+        begin_read: called before each read; returns how many seconds it may take.
 
     Attributes:
         batches: micro-batches in order; the profiler may put a wrapper around them.
@@ -48,17 +47,17 @@ class Feed:
         step: int,
         world: World,
         is_asked_to_stop: Callable[[], bool],
+        begin_read: Callable[[], float],
     ) -> None:
         self.config, self.share, self.world = config, share, world
         self.spec = data.store.manifest.frames
         self.fault: ValueError | None = None
         self._asked = is_asked_to_stop
-        self._first_step = self._step = step
         if world.local_rank == 0:
             frame_bytes = data.store.manifest.frames.bytes
             log_shared_memory(
                 config.data.num_workers,
-                int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+                world.local_size,
                 share.micro_batch * (config.data.context + config.data.horizon) * frame_bytes,
             )
         self._reads = Reads(self.is_stopping, world.device)
@@ -72,8 +71,8 @@ class Feed:
             kinds=config.data.augment,
             on_error=config.data.on_error,
         )
-        self.batches: Iterator[Batch] = Iterated(self._reads, read, self._longest_wait)
-        self.val = data.val and CalledWindows(self._reads, data.val, self._longest_wait)
+        self.batches: Iterator[Batch] = Iterated(self._reads, read, begin_read)
+        self.val = data.val and CalledWindows(self._reads, data.val, begin_read)
 
     def is_stopping(self) -> bool:
         """Whether any rank was asked to stop, as far as this one can know without waiting for them."""
@@ -82,13 +81,8 @@ class Feed:
             return True
         return self.world.is_flag_set(STOP)
 
-    def _longest_wait(self) -> float:
-        allowed = self.config.train.watchdog
-        return OF_WATCHDOG * (allowed.step if self._step > self._first_step else allowed.first_step)
-
     def fetch(self, step: int) -> list[Batch]:
         """Return the micro-batches of a step; placeholders where they can't be had, and `fault` is set."""
-        self._step = step
         try:
             batches = [next(self.batches) for _ in range(self.share.accumulation)]
         except ValueError as error:

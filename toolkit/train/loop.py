@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import time
 
@@ -18,7 +17,8 @@ from toolkit.config import RunConfig
 from toolkit.data.batches import Batch
 from toolkit.data.stalls import Reads
 from toolkit.distributed.world import World
-from toolkit.errors import EXIT_OK, EXIT_REQUEUE, NonFiniteError, PeerError, ToolkitError
+from toolkit.errors import EXIT_OK, EXIT_REQUEUE, NonFiniteError, PeerError, StoppedError, ToolkitError
+from toolkit.models.base import SequenceModel
 from toolkit.models.plugins import entry_of
 from toolkit.rundir import RunDir
 from toolkit.rundir.events import note_start
@@ -26,10 +26,11 @@ from toolkit.rundir.metrics import has_validation
 from toolkit.signals import StopRequest
 from toolkit.train import validation
 from toolkit.train.build import build_engine
+from toolkit.train.check import Data, open_data
 from toolkit.train.engine import Engine, StepResult
 from toolkit.train.feed import Feed
 from toolkit.train.loss import TrainingLoss
-from toolkit.train.prepare import Data, check_config, log_run_summary, open_data, restore
+from toolkit.train.prepare import check_config, log_run_summary, restore
 from toolkit.train.profile import Profiler
 from toolkit.train.record import ForwardTimer, Recorder
 from toolkit.train.sampling import teacher_rate
@@ -37,18 +38,19 @@ from toolkit.train.schedule import learning_rate
 from toolkit.train.size import check_readers
 from toolkit.train.watchdog import Watchdog
 from toolkit.unroll import give_memory_back
-from toolkit.wording import first_line
+from toolkit.wording import count, first_line, some
 
 logger = logging.getLogger(__name__)
 
 
-def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: int = 0) -> int:
+def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: int = 0, checked: bool = False) -> int:
     """Train a run to its last step, under a watchdog.
 
     Args:
         resume: `auto` (the newest whole checkpoint, or from scratch), `none` (from scratch; refused when there are
             checkpoints) or a step number.
         profile: number of steps to time and trace after a warm-up (toolkit/train/profile.py).
+        checked: `check_config` was called just now, when the run directory was made.
 
     Returns:
         EXIT_OK when the run is complete, EXIT_REQUEUE when it was asked to stop and can be resumed.
@@ -63,10 +65,11 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
         try:
             with Reads(lambda: bool(stop), world.device) as reads:
                 data = reads.call(lambda: open_data(config))
-            check_readers(config, data.store.manifest.frames, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-            world.run_on_rank_zero(lambda: check_config(config, data))
+            if not checked:
+                world.run_on_rank_zero(lambda: check_config(config, data))
             if not entry_of(config.model).trained:
                 return _without_training(run, world)
+            check_readers(config, data.store.manifest.frames, world.local_size)
             with Training(run, config, data, world, resume, stop, watchdog, profile) as training:
                 return training.fit()
         except NonFiniteError as error:
@@ -123,7 +126,7 @@ class Training:
         if self.recorder:
             self.saver = Saver(run.checkpoints, cfg, config.hash8(execution=False))
             log_run_summary(run, config, data, self.engine, self.step)
-        self.feed = Feed(config, data, self.engine.share, self.step, world, self._is_asked_to_stop)
+        self.feed = Feed(config, data, self.engine.share, self.step, world, self._is_asked_to_stop, watchdog.begin_read)
         self.profiler = None
         if profile:
             self.profiler = Profiler(run, config, data.store.manifest.frames, self.engine, world, profile)
@@ -137,8 +140,9 @@ class Training:
         model = untrained_model(self.config, self.data.store.manifest.frames)
         state, progress = restore(self.run, resume, self.world, self.data.store)
         if state is None and self.config.train.init_from.path:
-            initialise(model, self.config.train.init_from)
-        freeze(model, self.config.train.init_from)
+            initialise(model, self.config.train.init_from, self.world)
+        if frozen := freeze(model, self.config.train.init_from):
+            logger.info("%s frozen: %s", count(len(frozen), "parameter"), some(frozen))
         return build_engine(model, self.config, self.world, state), progress
 
     def __enter__(self) -> Training:
@@ -183,7 +187,7 @@ class Training:
                 logger.info(
                     "early stopping at step %d: no better validation since step %d", self.step, self.best["step"]
                 )
-            self.recorder.put_state("trained", self.step)
+            self.recorder.trained(self.step, self.best)
             self.run.mark_done()
         return EXIT_OK
 
@@ -290,6 +294,7 @@ class Training:
             raise
 
     def _score(self) -> bool | None:
+        """As `_validate`. Collective; what a user can repair is raised on every rank."""
         assert self.feed.val is not None
         if self.recorder:
             self.recorder.put_state("validating", self.step)
@@ -300,13 +305,36 @@ class Training:
             if scores is None:
                 return None
             improved = bool(scores) and (self.best is None or scores["mse"] < self.best["score"])
+            if improved:  # before what can fail: a checkpoint that is then saved holds it
+                self.best = {"step": self.step, "score": scores["mse"]}
             if self.recorder:
                 self.recorder.validation(self.step, scores, is_best=improved)
-                for index, (truth, prediction) in enumerate(validation.examples(config, windows, model, world)):
-                    self.recorder.images(self.step, f"val/{index}", truth, prediction)
-        if improved:
-            self.best = {"step": self.step, "score": scores["mse"]}
+            self._draw(model)
         return improved
+
+    def _draw(self, model: SequenceModel) -> None:
+        """Write forecasts of the first validation windows as pictures, on rank 0. Collective.
+
+        Raises:
+            ShardError, ToolkitError: on every rank; the windows can't be read. A stop only leaves out pictures.
+        """
+        fault: Exception | None = None
+        if self.recorder:
+            assert self.feed.val is not None
+            seconds = self.data.store.manifest.step_seconds
+            drawn = validation.pictures(self.config, self.feed.val, model, self.world, seconds)
+            try:
+                for index, picture in enumerate(drawn):
+                    self.recorder.image(self.step, f"val/{index}", picture)
+            except StoppedError:
+                logger.info("step %d: asked to stop, pictures of the validation are left out", self.step)
+            except (ShardError, ToolkitError) as error:
+                fault = error
+        told = self.world.broadcast(fault and str(fault))
+        if fault is not None:
+            raise fault
+        if told is not None:
+            raise ToolkitError(f"rank {self.world.rank} stops: rank 0 can't draw the validation: {told}")
 
     def _save(self, last: bool) -> None:
         """Save a checkpoint of this step; `last`: it is the last one of this process."""

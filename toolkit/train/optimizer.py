@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,28 +12,42 @@ from torch.optim import Optimizer
 from toolkit.config.sections import TrainConfig
 from toolkit.train.schedule import first_moment_decay, learning_rate
 
-MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+
+@dataclass(frozen=True)
+class Group:
+    """Trained parameters by name, and their weight decay."""
+
+    weight_decay: float
+    named: list[tuple[str, nn.Parameter]]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for _, parameter in self.named]
 
 
-def trainable_groups(model: nn.Module, config: TrainConfig) -> list[list[tuple[str, nn.Parameter]]]:
-    """Return the parameters that are trained, by name: those with weight decay, then biases and norms without it.
+def moments_of(config: TrainConfig) -> tuple[str, ...]:
+    """Return the names of what an optimizer keeps of each parameter; nothing for SGD without momentum."""
+    if config.optimizer == "sgd":
+        return ("momentum_buffer",) if config.momentum else ()
+    return "exp_avg", "exp_avg_sq"
 
-    Without weight decay there is one group.
+
+def trainable_groups(model: nn.Module, config: TrainConfig) -> list[Group]:
+    """Return the parameters that are trained: those with weight decay, then biases and norms without it.
+
+    Without weight decay there is one group. No group is empty.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not config.weight_decay:
-        return [named]
+        return [Group(0.0, named)]
     decayed = [item for item in named if item[1].dim() > 1 and not item[0].endswith("bias")]
     others = [item for item in named if item[1].dim() <= 1 or item[0].endswith("bias")]
-    return [group for group in (decayed, others) if group]
+    return [group for group in (Group(config.weight_decay, decayed), Group(0.0, others)) if group.named]
 
 
-def make_optimizer(groups: Sequence[Sequence[Tensor]], config: TrainConfig) -> Optimizer:
-    """Return the optimizer of a config; the first group has the weight decay, a second one has none."""
-    options = [
-        {"params": list(group), "weight_decay": 0.0 if number else config.weight_decay}
-        for number, group in enumerate(groups)
-    ]
+def make_optimizer(groups: Sequence[tuple[float, Sequence[Tensor]]], config: TrainConfig) -> Optimizer:
+    """Return the optimizer of a config for groups of (weight decay, what is updated)."""
+    options = [{"params": list(held), "weight_decay": decay} for decay, held in groups]
     if config.optimizer == "sgd":
         return torch.optim.SGD(options, lr=config.lr, momentum=config.momentum, fused=True)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
@@ -51,7 +66,7 @@ def set_rates(optimizer: Optimizer, config: TrainConfig, step: int) -> None:
 
 def state_of(weight: Tensor, updates: int, config: TrainConfig) -> dict[str, Tensor]:
     """Return an optimizer's state of one weight after `updates` updates, with moments of zero, to be filled."""
-    moments = {key: torch.zeros_like(weight) for key in MOMENTS[config.optimizer]}
+    moments = {key: torch.zeros_like(weight) for key in moments_of(config)}
     if config.optimizer == "sgd":
         return moments
     return {"step": torch.tensor(float(updates), device=weight.device), **moments}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
-from shards import Store, open_store
+from shards import Store
 from toolkit.checkpoint import checkpoint, commit
 from toolkit.checkpoint.checkpoint import TrainState
 from toolkit.config import RunConfig
-from toolkit.config.recipe import keys_without_effect
-from toolkit.data.windows import WindowSet, store_of
+from toolkit.data.windows import WindowSet
 from toolkit.distributed.device import facts, why_none
 from toolkit.distributed.world import World
 from toolkit.errors import CheckpointError, ConfigError
@@ -19,58 +17,31 @@ from toolkit.evaluate.check import check_scoring
 from toolkit.evaluate.perceptual import load_lpips
 from toolkit.models.plugins import entry_of
 from toolkit.rundir import RunDir
-from toolkit.train.criterion import make_criterion
+from toolkit.trackers import check_trackers
+from toolkit.train.check import Data, check_training, keys_without_effect
 from toolkit.train.engine import Engine
 from toolkit.wording import computed_on, count
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Data:
-    """The windows that a run trains and validates on; without a validation split `val` is None."""
-
-    store: Store
-    train: WindowSet
-    val: WindowSet | None
-
-
-def open_data(config: RunConfig) -> Data:
-    """Open the store of a config and cut its windows."""
-    data = config.data
-    # Under `skip` a shard that is cut or absent costs its own samples, not the whole split.
-    store = open_store(store_of(config), faults="reading" if data.on_error == "skip" else "opening")
-    length = data.context + data.horizon
-    train = WindowSet(store, data.train_split, length, data.train_stride, data.modes)
-    val = None
-    if data.val_split in store.splits:
-        try:
-            val = WindowSet(store, data.val_split, length, data.eval_stride, data.modes)
-        except ConfigError as error:
-            raise ConfigError(f"{error}, or train without a validation: data.val_split=none") from None
-    return Data(store, train, val)
-
-
 def check_config(config: RunConfig, data: Data) -> None:
-    """Check before training what its loss and the evaluation after it will need of config, store and machine.
+    """Check before training what it and the evaluation after it will need of config, store and machine.
 
     Other splits that hold no window are logged.
 
     Raises:
-        ConfigError: as `make_criterion` and `check_scoring`; `eval.lpips`, and its weights can't be had here.
+        ConfigError: as `check_training`, `check_scoring` and `check_trackers`; `eval.lpips`, and its weights can't be
+            had here.
     """
+    check_trackers(config)
     check_scoring(config, data.store)
     if config.eval.lpips:
         load_lpips()
     if entry_of(config.model).trained:
-        if config.train.patience is not None and data.val is None:
-            raise ConfigError(
-                f"train.patience {config.train.patience} counts validations, and {config.data.store} has no split "
-                f"{config.data.val_split!r}: set data.val_split, or leave train.patience out"
-            )
-        if unused := keys_without_effect(config.train):
+        check_training(config, data)
+        if unused := keys_without_effect(config, data.store.manifest.scale):
             logger.warning("without effect: %s", ", ".join(unused))
-        make_criterion(config.train, data.store.manifest.scale, config.data.horizon)
     length = config.data.context + config.data.horizon
     for split in data.store.splits:
         if split not in (config.data.train_split, config.data.val_split, config.eval.split):
@@ -121,7 +92,9 @@ def log_run_summary(run: RunDir, config: RunConfig, data: Data, engine: Engine, 
     share, cfg, device = engine.share, config.train, engine.world.device
     trained_on = facts(cfg, device)
     run.note_env(trained_on=trained_on)
-    windows = count(len(data.val) if data.val else 0, "validation window")
+    total = len(data.val) if data.val else 0
+    used = min(total, cfg.validate_samples or total)
+    windows = count(used, "validation window") + f" (the first of {total:,})" * (used < total)
     logger.info(
         f"{config.model.name}: {engine.parameter_count:,} parameters, {count(len(data.train), 'training window')}, "
         f"{windows}"

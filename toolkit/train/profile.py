@@ -1,8 +1,8 @@
 """Where a training step goes: `train --profile-steps N`.
 
-After a warm-up N steps are timed and traced; training continues unchanged. Nothing is in the way of a run that is
-not profiled: the engine's own methods are replaced by timed ones only here. On a GPU every phase waits for the device,
-so that its time is its own; a step is that much slower than otherwise.
+After a warm-up N steps are timed and traced; training continues unchanged. A run that is not profiled has no overhead:
+the engine's methods are replaced by timed ones only here. On a GPU every phase waits for the device, so that its time
+is its own; a step is that much slower than otherwise.
 
     profile/trace-NNNNNNNN.json.gz   Chrome trace of rank 0 (chrome://tracing, ui.perfetto.dev)
     profile/summary-NNNNNNNN.json    the printed figures
@@ -43,8 +43,8 @@ class Profiler:
 
     Args:
         engine: methods that are its phases are replaced by timed ones until the end.
+        shape: of the frames, by which the model's multiply-accumulates are counted.
         steps: how many steps, after the warm-up.
-        sequences: of this rank in one optimizer step.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Metrics logging: metrics.jsonl, TensorBoard, state.json and the log. Rank 0 only."""
+"""Metrics logging: metrics.jsonl, experiment trackers, state.json and the log. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from toolkit.errors import EXIT_REQUEUE
 from toolkit.rundir import RunDir
 from toolkit.rundir.events import append_event, append_line, read_starts
 from toolkit.rundir.metrics import forget_after
-from toolkit.train.scalars import Scalars
+from toolkit.trackers import Status, open_trackers
+from toolkit.trackers.base import Picture
 from toolkit.wording import count, duration, speed
 
 STATE_EVERY_S = 2.0
@@ -103,7 +104,8 @@ class Recorder:
         self.run, self.steps = run, steps
         self.meter = Meter(batch)
         forget_after(run.metrics_file, step)
-        self.scalars = Scalars(run.tensorboard, step)
+        self.trackers = open_trackers(run, step)
+        self._status: Status = "failed"  # unless it ends otherwise
         self._unwritten: list[bytes] = []
         self._state_at = 0.0
         self._logged_at = time.monotonic()
@@ -112,7 +114,7 @@ class Recorder:
         self.put_state("training", step)
 
     def train(self, step: int, values: Mapping[str, float], samples: str | None) -> None:
-        """After an optimizer step: a line and scalars if there is a fingerprint, and the state now and then.
+        """After an optimizer step: a line and points of curves if there is a fingerprint, and the state now and then.
 
         Args:
             samples: fingerprint of the global batch; equal ones mean the same samples in any number of ranks.
@@ -149,13 +151,10 @@ class Recorder:
             f"step {step:>{len(str(self.steps))}}/{self.steps}  validation: {shown}{'  (best)' if is_best else ''}"
         )
 
-    def images(self, step: int, name: str, truth: torch.Tensor, prediction: torch.Tensor) -> None:
-        """Truth above prediction, time to the right. Both [T, C, H, W] in 0..1."""
-        rows = [torch.cat(list(frames[:, :3].clamp(0, 1)), dim=-1) for frames in (truth, prediction)]
-        picture = torch.cat(rows, dim=-2).float().cpu()
-        if picture.shape[0] == 2:
-            picture = picture[:1]
-        self.scalars.image(name, picture, step)
+    def image(self, step: int, name: str, picture: Picture) -> None:
+        """Log a picture, uint8 [H, W, 3]."""
+        for tracker in self.trackers:
+            tracker.image(name, picture, step)
 
     def put_state(self, phase: str, step: int) -> None:
         """Rewrite state.json."""
@@ -170,21 +169,32 @@ class Recorder:
             peak_memory=peak_memory(),
         )
 
+    def trained(self, step: int, best: Mapping[str, Any] | None) -> None:
+        """After the last checkpoint of a complete training; `best`: step and score of its best validation."""
+        self.put_state("trained", step)
+        final = {} if best is None else {"best_mse": float(best["score"]), "best_step": float(best["step"])}
+        for tracker in self.trackers:
+            tracker.summary(final, step)
+        self._status = "finished"
+
     def stopped(self, step: int) -> None:
         """After the last checkpoint of a training that was asked to stop."""
         self.put_state("stopped", step)
+        self._status = "stopped"
         append_event(self.run.path, "stop", step=step, exit_code=EXIT_REQUEUE)
 
     def sync(self) -> None:
-        """Bring all lines and scalars to the disk: a checkpoint must not outlive the records that lead to it."""
+        """Bring all lines and event files to the disk: a checkpoint must not outlive the records that lead to it."""
         self._write()
         with contextlib.suppress(OSError):
             flush(self.run.metrics_file)
-        self.scalars.flush()
+        for tracker in self.trackers:
+            tracker.flush()
 
     def close(self) -> None:
         self._write()
-        self.scalars.close()
+        for tracker in self.trackers:
+            tracker.close(self._status)
 
     def _write(self) -> None:
         if not self._unwritten:
@@ -201,5 +211,5 @@ class Recorder:
         line = {"step": step, "kind": kind, **values, **more, "time": round(time.time(), 3)}
         self._unwritten.append(json.dumps(line).encode() + b"\n")
         self._write()
-        for name, value in values.items():
-            self.scalars.scalar(f"{kind}/{name}", value, step)
+        for tracker in self.trackers:
+            tracker.scalars({f"{kind}/{name}": value for name, value in values.items()}, step)

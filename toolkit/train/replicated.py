@@ -43,14 +43,15 @@ class ReplicatedEngine(Engine):
         self._model = model.to(world.device, torch.bfloat16 if low else None)
         compile_step(model, config)
         groups = trainable_groups(model, config)
-        self.names = [name for group in groups for name, _ in group]
-        self.parameters = [parameter for group in groups for _, parameter in group]
+        self.names = [name for group in groups for name, _ in group.named]
+        self.parameters = [parameter for group in groups for parameter in group.parameters]
         self.gradients = FlatTensor(self.parameters, self.parameters[0].dtype)
         for parameter, gradient in zip(self.parameters, self.gradients.views, strict=True):
             parameter.grad = gradient
-        plain = [[parameter for _, parameter in group] for group in groups]
-        self.masters = [Masters(group) for group in plain] if low else []
-        self.optimizer = make_optimizer([[part.weights] for part in self.masters] if low else plain, config)
+        self.masters = [Masters(group.parameters) for group in groups] if low else []
+        held = [[part.weights] for part in self.masters] if low else [group.parameters for group in groups]
+        decays = [group.weight_decay for group in groups]
+        self.optimizer = make_optimizer(list(zip(decays, held, strict=True)), config)
         if config.optimizer == "sgd":  # its first update would else not be left out where a gradient isn't finite
             for weight in self._held():
                 self.optimizer.state[weight] = state_of(weight, 0, config)

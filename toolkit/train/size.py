@@ -1,7 +1,7 @@
 """Refuse a training that can't fit into memory, by arithmetic, before any of that memory is asked for.
 
-A lower bound: what weights, gradients, Adam's state and the frames of a micro-batch take, without activations. The
-resource estimate (`plan`) knows those as well.
+A lower bound: what weights, gradients, the optimizer's state and the frames of a micro-batch take, without activations.
+The resource estimate (`plan`) knows those as well.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from pathlib import Path
 import torch
 
 from shards.manifest import FrameSpec
+from toolkit.checkpoint.initialise import freeze
 from toolkit.config import RunConfig
 from toolkit.data.readers import PREFETCH
 from toolkit.errors import ConfigError
-from toolkit.models.base import count_parameters
+from toolkit.models.base import build_model
 from toolkit.shipped import command
+from toolkit.train.optimizer import moments_of
 
 GB = 1e9
 READER_BYTES = 240e6  # of a reader process without its batches: mostly PyTorch's libraries
@@ -26,11 +28,17 @@ READER_BYTES = 240e6  # of a reader process without its batches: mostly PyTorch'
 def least_memory(config: RunConfig, shape: FrameSpec, ranks: int, gpu: bool) -> tuple[int, int]:
     """Return (bytes of the model and its optimizer on one rank, bytes of its frames in fp32), both at least."""
     train = config.train
-    numbers = count_parameters(config.model, shape)
+    with torch.device("meta"):
+        built = build_model(config.model, shape)
+    freeze(built, train.init_from)
+    present = sum(parameter.numel() for parameter in built.parameters())
+    trained = sum(parameter.numel() for parameter in built.parameters() if parameter.requires_grad)
     width = 2 if train.precision == "bf16" else 4
-    state = 0 if train.offload_optimizer and gpu else 8 + (4 if width == 2 else 0)
-    divided = [ranks if train.stage >= stage else 1 for stage in (3, 2, 1)]
-    model = sum(numbers * size // part for size, part in zip((width, width, state), divided, strict=True))
+    state = 4 * len(moments_of(train)) + 4 * (train.ema is not None) + 4 * (width == 2)
+    if train.offload_optimizer and gpu:
+        state = 0
+    sizes = (present * width, trained * width, trained * state)
+    model = sum(size // (ranks if train.stage >= stage else 1) for size, stage in zip(sizes, (3, 2, 1), strict=True))
     sequences = train.micro_batch or train.share(ranks)
     frames = sequences * (config.data.context + config.data.horizon)
     return model, 4 * frames * shape.channels * shape.height * shape.width
@@ -84,6 +92,6 @@ def check_size(config: RunConfig, shape: FrameSpec, ranks: int, device: torch.de
         keys = "the options of `model`" if model > frames else "train.batch, data.context or data.horizon"
         raise ConfigError(
             f"this run needs at least {(model + frames) / GB:,.1f} GB on {device} ({model / GB:,.1f} for weights, "
-            f"gradients and Adam's state, {frames / GB:,.1f} for frames), which has {available / GB:,.1f} GB: lower "
-            f"{keys}. Resource estimate: {command('plan', '--config', 'FILE')}"
+            f"gradients and the optimizer's state, {frames / GB:,.1f} for frames), which has {available / GB:,.1f} GB: "
+            f"lower {keys}. Resource estimate: {command('plan', '--config', 'FILE')}"
         )

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from shards import ShardError
 from toolkit.config import RunConfig
-from toolkit.data.windows import to_unit
 from toolkit.distributed.world import World
 from toolkit.errors import NonFiniteError, StoppedError, ToolkitError
 from toolkit.evaluate.protocols import load_protocol
-from toolkit.evaluate.run import Windows, evaluate_model
+from toolkit.evaluate.run import Windows, evaluate_model, predict
 from toolkit.evaluate.table import NONFINITE
 from toolkit.models.base import SequenceModel
 from toolkit.signals import StopRequest
+from toolkit.trackers.base import Picture
+from toolkit.trackers.picture import draw_forecast
 from toolkit.train.feed import STOP
 from toolkit.train.watchdog import Watchdog
 
@@ -55,9 +57,10 @@ def score(
             limit=config.train.validate_samples,
             progress=_until_stopped(world, step, stop, watchdog),
         )
-    except ToolkitError as error:
-        # Either ours, or what `evaluate_model` tells the ranks that were through when another one left.
-        if isinstance(error, StoppedError) or world.is_flag_set(STOP):
+    except (ShardError, ToolkitError) as error:
+        # On every rank: either ours, or what `evaluate_model` tells those that were through when another one left. The
+        # ranks agree on what it was, for a stop may come while one of them fails.
+        if world.any(isinstance(error, StoppedError)):
             return None
         raise
     computed = table.compute()
@@ -86,12 +89,14 @@ def _until_stopped(world: World, step: int, stop: StopRequest, watchdog: Watchdo
     return progress
 
 
-def examples(
-    config: RunConfig, windows: Windows, model: SequenceModel, world: World
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(truth, prediction) of the first validation windows, [T, C, H, W] in 0..1, context first in both."""
-    context, horizon = config.data.context, config.data.horizon
-    for index in range(min(config.train.images, len(windows))):
-        frames = to_unit(torch.from_numpy(windows[index].frames).to(world.device), windows.scale)
-        future = model.predict(frames[None, :context], horizon)[0, 0]
-        yield frames, torch.cat([frames[:context], future.float()])
+def pictures(
+    config: RunConfig, windows: Windows, model: SequenceModel, world: World, step_seconds: float | None
+) -> Iterator[Picture]:
+    """Draw forecasts of the first validation windows below the observations."""
+    context, horizon, scale = config.data.context, config.data.horizon, windows.scale
+    for index in range(min(config.train.images, len(windows)) if config.train.trackers else 0):
+        codes = windows[index].frames
+        given = torch.from_numpy(codes[None, :context]).to(world.device)
+        units = predict(model, given, horizon, scale)[0].clamp(0, 1)
+        forecast = torch.round(units * scale.max_code).to(torch.uint8).cpu().numpy()
+        yield draw_forecast(codes, forecast, scale, step_seconds)

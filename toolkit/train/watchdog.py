@@ -35,13 +35,15 @@ from typing import Any
 
 from toolkit.atomic import alive
 from toolkit.config.sections import WatchdogConfig
-from toolkit.errors import EXIT_FAILURE, EXIT_HANG, EXIT_MEANING, EXIT_OK, PeerError
+from toolkit.errors import EXIT_FAILURE, EXIT_HANG, EXIT_MEANING, EXIT_OK, EXIT_REQUEUE, PeerError, ToolkitError
 from toolkit.rundir import RunDir
-from toolkit.rundir.heartbeat import BEAT_S, Beat, beats_of, path_of, read_beat, stacks_of, write_beat
+from toolkit.rundir.heartbeat import BEAT_S, FOLDER, Beat, beats_of, path_of, read_beat, stacks_of, write_beat
 from toolkit.rundir.lock import RunBusyError, check_lock
+from toolkit.wording import first_line
 
 logger = logging.getLogger(__name__)
 SILENT_S = 20.0  # a heartbeat that old, while the training stands still, is a dead or frozen rank
+OF_ALLOWED = 0.9  # a read is given up before this thread would end the rank, which saves nothing
 LEAVE_S = 60.0  # for a process that has ended its training to be gone
 SLOW_TIMES = 2.0  # a rank's own time against the median of the others'
 SLOW_EXCESS_S = 0.1
@@ -73,7 +75,7 @@ class Watchdog:
         self._stacks: Any = None
 
     def __enter__(self) -> Watchdog:
-        (self.run.path / "heartbeat").mkdir(exist_ok=True)
+        (self.run.path / FOLDER).mkdir(exist_ok=True)
         self._stacks = open(stacks_of(self.run.path, self.rank), "a", encoding="utf-8")
         # `kill -QUIT` shows what a rank is doing even when it is stuck inside a C call, and then ends it.
         faulthandler.register(signal.SIGQUIT, file=self._stacks, all_threads=True, chain=True)
@@ -103,6 +105,21 @@ class Watchdog:
     def pulse(self) -> None:
         """Record progress of the training thread within a phase."""
         self._pulses += 1
+
+    @property
+    def _started(self) -> bool:
+        """A step of this training is finished."""
+        return self._now[0] > self._base
+
+    @property
+    def _allowed_s(self) -> float:
+        """Seconds without progress that are allowed in the present phase."""
+        return self.config.step if self._started else self.config.first_step
+
+    def begin_read(self) -> float:
+        """Record progress of the training thread, and return the seconds that it may wait for data from now on."""
+        self.pulse()
+        return OF_ALLOWED * self._allowed_s
 
     def own(self, seconds: float) -> None:
         """Record the time of one step on this rank, measured before it waits for others."""
@@ -140,7 +157,7 @@ class Watchdog:
     # What follows runs in the watchdog's thread.
 
     def _watch(self) -> None:
-        last, seen = time.monotonic(), self._progress()
+        last, seen, fault = time.monotonic(), self._progress(), ""
         while not self._leave.wait(self._beat_s):
             elapsed, last = time.monotonic() - last, time.monotonic()
             elapsed = min(elapsed, 2 * self._beat_s)  # this process, or all of the job, was suspended
@@ -151,15 +168,25 @@ class Watchdog:
                 if self._idle_s > LEAVE_S:
                     os._exit(self._end[1])  # a reader process or a collective won't let it go
                 continue
-            wrote = self._beat()
-            if self.rank == 0 and self._end is None:
-                self._check_lock()
-            gone = self._gone()
-            if gone is not None and self._end is None:
-                self._follow(gone)
-            verdict = self._look(elapsed, wrote)
-            if verdict is not None and self._end is None:
-                self._hang(verdict)
+            before, fault = fault, ""
+            try:
+                self._examine(elapsed)
+            except (OSError, ToolkitError) as error:  # of a file system that is away; this thread must not end
+                fault = first_line(error)
+                if fault != before:
+                    logger.warning("rank %d can't look at the others (%s); it is tried again", self.rank, fault)
+
+    def _examine(self, elapsed: float) -> None:
+        """Write the heartbeat, and end this rank where the lock or the heartbeats of others say so."""
+        wrote = self._beat()
+        if self.rank == 0 and self._end is None:
+            self._check_lock()
+        gone = self._gone()
+        if gone is not None and self._end is None:
+            self._follow(gone)
+        verdict = self._look(elapsed, wrote)
+        if verdict is not None and self._end is None:
+            self._hang(verdict)
 
     def _check_lock(self) -> None:
         """End this rank, and with it the others, where another job has taken the run; nothing of the run is touched."""
@@ -227,11 +254,10 @@ class Watchdog:
                 return f"{beat} is silent for {peer.silent_s:.0f} s: killed, frozen, or its node lost"
         if self.rank == 0:
             self._find_slow(beats)
-        started = self._now[0] > self._base
-        allowed = self.config.step if started else self.config.first_step
+        allowed = self._allowed_s
         if self._idle_s <= allowed:
             return None
-        key = "step" if started else "first_step"
+        key = "step" if self._started else "first_step"
         who, others = stuck(beats_of(self.run.path, self.training))
         return f"{who} made no progress for {allowed:g} s (train.watchdog.{key}){others}"
 
@@ -260,7 +286,7 @@ class Watchdog:
         self._end = (f"PeerError: {error}", error.exit_code)
         self._beat()
         with contextlib.suppress(OSError):
-            if self.run.failure() is None:
+            if error.exit_code != EXIT_REQUEUE and self.run.failure() is None:
                 self.run.mark_failed(f"rank {self.rank}: {self._end[0]}", error.exit_code)
         logger.error("%s", error)
         os._exit(error.exit_code)

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from launch.cli.console import main
 from launch.cli.parser import COMMANDS
 from tests.support.process import ROOT
+from toolkit.config import RunConfig
+from toolkit.rundir import RunDir
 
 SCRIPTS = sorted(set(COMMANDS) - {"shards"})
 # One checkpoint or several, and which there can be, is each command's own; what there is to watch too.
@@ -82,3 +85,21 @@ def test_a_login_node_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+REFUSED = [
+    ("report", ["--which", "last"], "--which goes with --paper"),
+    ("report", ["--paper", "--force"], "--paper always writes its tables: leave --force out"),
+    ("status", ["--json", "--efficiency"], "--json prints the state of runs, which --efficiency does not"),
+]
+
+
+@pytest.mark.parametrize(("command", "options", "message"), REFUSED)
+def test_an_option_without_effect_is_refused(
+    command: str, options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunDir.create(tmp_path / "run", RunConfig())
+    with pytest.raises(SystemExit) as ended:
+        main([command, str(tmp_path / "run"), *options])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err

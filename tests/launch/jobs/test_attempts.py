@@ -129,3 +129,55 @@ def test_only_runs_of_a_sweep_are_noted(tmp_path: Path) -> None:
     run.mark_failed("no")
     attempts.note_early_failure(run, time.time())
     assert not (tmp_path / attempts.EARLY_FAILURES).exists()
+
+
+def runs_that_failed(root: Path, *reasons: str) -> list[RunDir]:
+    """Note a failure of each run of a sweep as soon as it began."""
+    root.mkdir(exist_ok=True)
+    (root / "sweep.yaml").write_text("name: demo\nfile: demo.yaml\nruns: []\n")
+    runs = []
+    for seed, reason in enumerate(reasons):
+        runs.append(RunDir.create(root / f"run{seed}", make_config({"seed": seed}, "test")))
+        runs[-1].mark_failed(reason)
+        attempts.note_early_failure(runs[-1], time.time())
+    return runs
+
+
+def test_tabs_in_reasons_and_half_a_line_do_no_harm(tmp_path: Path) -> None:
+    root = tmp_path / "demo"
+    runs_that_failed(root, "no\tGPU")
+    with open(root / attempts.EARLY_FAILURES, "a") as file:
+        file.write("17000")  # a full disk
+    runs_that_failed(root, "no\tGPU", "no\tGPU", "no\tGPU")
+    assert str(attempts.why_stopped(root)).endswith("no more are begun: no GPU")
+    assert failing_nodes((root / attempts.EARLY_FAILURES).read_text(), 0)
+    (root / attempts.STOPPED).write_bytes(b"\xe9")
+    assert attempts.why_stopped(root) == "\ufffd"
+
+
+def test_a_file_of_failures_that_cannot_be_written_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tmp_path / "demo"
+    (root / attempts.EARLY_FAILURES).mkdir(parents=True)
+    runs_that_failed(root, "no GPU")
+    assert f"{attempts.EARLY_FAILURES}: can't be written (Is a directory)" in caplog.text
+
+
+def test_a_run_with_a_checkpoint_resumes_in_a_sweep_that_has_stopped(fakes: Fakes) -> None:
+    run = make_run(fakes, "none")
+    assert start(fakes, run, "7", 0) == 3
+    (fakes.folder / attempts.STOPPED).write_text("the first 3 runs failed")
+    before = attempts.latest_step(run)
+    assert start(fakes, run, "7", 1) == 3
+    assert attempts.latest_step(run) > before
+    (run.checkpoints / "latest").unlink()
+    assert start(fakes, run, "7", 2) == 0
+    assert len((run.path / "starts").read_text().splitlines()) == 2
+    run.mark_done()
+    assert start(fakes, run, "7", 3) == 0
+    assert run.scores()
+
+
+def test_starts_are_counted_by_a_damaged_lock_too(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(fakes, "none")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert attempts.count_starts(run, {"job": "7_0", "from_step": 0}) == {"from_step": 0, "idle_starts": 1}

@@ -107,7 +107,7 @@ def test_cancelled_local_jobs_end_at_their_own_pace(tmp_path: Path) -> None:
     submitter = LocalSubmitter(ranks=1, jobs=1, command=command_for(tmp_path, 60))
     first, second = submitter.submit(folders(tmp_path, 2))
     follow(submitter, lambda _: (first.run / "began").exists())
-    submitter.cancel()
+    submitter.interrupt()
     follow(submitter, all_ended)
     assert (first.run / "ended").read_text() == "stopped"
     assert not (second.run / "began").exists()
@@ -117,7 +117,7 @@ def test_cancel_in_the_first_moment_leaves_nothing_behind(tmp_path: Path) -> Non
     submitter = LocalSubmitter(ranks=1, jobs=1, command=command_for(tmp_path, 60))
     (job,) = submitter.submit(folders(tmp_path, 1))
     submitter.poll()
-    submitter.cancel()
+    submitter.interrupt()
     follow(submitter, all_ended)
     assert (job.run / "ended").read_text() == "stopped"
 
@@ -153,7 +153,7 @@ def test_cancelled_debug_job_gets_one_signal(tmp_path: Path) -> None:
     submitter = DebugSubmitter(ranks=1, command=command_for(tmp_path, 60))
     (job,) = submitter.submit(folders(tmp_path, 1))
     follow(submitter, lambda _: (job.run / "began").exists())
-    submitter.cancel()
+    submitter.interrupt()
     follow(submitter, all_ended)
     assert (job.run / "ended").read_text() == "stopped"
 
@@ -165,3 +165,20 @@ def test_a_run_that_another_job_has_is_not_started(tmp_path: Path) -> None:
         submitter.submit([run])
         assert list(submitter.poll().values()) == [JobState.ENDED]
     assert not (run / "logs").exists()
+
+
+def test_a_sweep_that_has_stopped_begins_only_what_has_a_checkpoint(tmp_path: Path) -> None:
+    submitter = LocalSubmitter(ranks=1, jobs=1, command=command_for(tmp_path, 0.1))
+    runs = folders(tmp_path, 3)
+    (tmp_path / "STOPPED").write_text("the first 3 runs failed")
+    (runs[1] / "checkpoints").mkdir()
+    (runs[1] / "checkpoints" / "latest").write_text("step-00000004")
+    submitter.submit(runs)
+    follow(submitter, all_ended)
+    assert [(run / "began").exists() for run in runs] == [False, True, False]
+
+
+def test_only_the_layer_with_logs_of_submitit_names_them(tmp_path: Path) -> None:
+    job = Job(tmp_path, 0)
+    assert "logs/submitit" in str(LocalSubmitter(1, 1).exit_reason(job))
+    assert "logs" not in str(DebugSubmitter(1).exit_reason(job))

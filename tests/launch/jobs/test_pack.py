@@ -203,6 +203,38 @@ def test_more_runs_than_gpus_share_them_by_mps_or_in_turns(packed: Packed) -> No
     assert began.split()[-1] == ended.split()[-1] and not Path(ended.split()[-1]).exists()
 
 
+SERVICE = """\
+#!/bin/bash
+if [ "$1" = -d ]; then
+  sleep 60 </dev/null &>/dev/null &
+  echo $! >{folder}/service
+else
+  kill -9 $(cat {folder}/service)
+fi
+"""
+
+
+def test_signals_of_the_step_do_not_end_mps(packed: Packed) -> None:
+    """Slurm sends them to all processes of a step; runs that write a checkpoint then need the service."""
+    packed.submit(2, 600, 600, gpus=1)
+    tools = packed.fakes.folder / "bin"
+    tools.mkdir()
+    (tools / "nvidia-cuda-mps-control").write_text(SERVICE.format(folder=packed.fakes.folder))
+    (tools / "nvidia-cuda-mps-control").chmod(0o755)
+    with packed.start(CUDA_VISIBLE_DEVICES="0", PATH=f"{tools}:/usr/bin:/bin") as process:
+        until(lambda: len(packed.live()) == 2)
+        service = int((packed.fakes.folder / "service").read_text())
+        assert os.getsid(service) not in (os.getsid(process.pid), os.getsid(0))
+        for number in (signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            os.kill(service, number)
+        time.sleep(0.2)
+        assert alive(socket.gethostname(), service)
+        process.send_signal(signal.SIGUSR2)
+        process.communicate(timeout=30)
+    assert process.returncode == 3
+    until(lambda: alive(socket.gethostname(), service) is False)
+
+
 def test_gpus_that_were_promised_and_are_not_there(packed: Packed) -> None:
     packed.submit(4, 2, gpus=4)
     code, output = packed.go(CUDA_VISIBLE_DEVICES="0,1")
@@ -219,3 +251,63 @@ def test_a_folder_that_is_no_packed_submission(tmp_path: Path) -> None:
         (tmp_path / "pack.json").write_text(text)
         with pytest.raises(ConfigError, match="cancel the sweep and submit it again"):
             read_pack(tmp_path)
+
+
+def damage_config(run: RunDir) -> None:
+    run.config_file.write_text("seed: [")
+
+
+def damage_scores(run: RunDir) -> None:
+    run.mark_done()
+    run.eval.write_text("a file")
+    run.config_file.write_text("model: {name: no-such}")
+
+
+def damage_logs(run: RunDir) -> None:
+    run.logs.write_text("a file")
+
+
+def damage_lock(run: RunDir) -> None:
+    (run.path / "job.lock").symlink_to("/nowhere/job.lock")
+
+
+@pytest.mark.parametrize("damage", [damage_config, damage_scores, damage_logs, damage_lock])
+def test_a_damaged_run_directory_ends_no_other_run(packed: Packed, damage: Callable[[RunDir], None]) -> None:
+    packed.submit(1, 2, 2, 2)
+    damage(packed.runs[0])
+    code, output = packed.go(SLURM_JOB_ID="12")
+    assert [run.done for run in packed.runs[1:]] == [True, True], output
+    if damage is damage_lock:  # repaired
+        assert (code, packed.runs[0].done) == (0, True)
+    else:
+        assert code == 1
+        assert f"{packed.runs[0].path}: can't be run: " in output
+        assert "can't be run: " in str(packed.runs[0].failure())
+
+
+def test_a_sweep_that_has_stopped_begins_no_runs_and_resumes_those_with_a_checkpoint(packed: Packed) -> None:
+    packed.submit(2, 3, 3, 3)
+    (packed.folder.parents[1] / "STOPPED").write_text("the first 3 runs failed")
+    packed.runs[1].checkpoints.mkdir()
+    (packed.runs[1].checkpoints / "latest").write_text("step-00000001")
+    code, output = packed.go()
+    assert code == 1
+    assert [run.done for run in packed.runs] == [False, True, False]
+    assert output.count("is not begun: the first 3 runs failed") == 2
+
+
+@pytest.mark.parametrize(
+    ("end", "cause"),
+    [
+        ({"ended": 2.0}, "job 9_0 did not finish it"),
+        ({}, "lost with job 9_0, which exited without a final status"),
+    ],
+)
+def test_why_a_run_begins_again_in_another_job(packed: Packed, end: dict[str, float], cause: str) -> None:
+    packed.submit(1, 2)
+    record = {"job": "9_0_0", "host": "node1", "started": 1.0, **end}
+    (packed.runs[0].path / "job.lock").write_text(json.dumps(record))
+    code, output = packed.go(SLURM_JOB_ID="14", SLURM_ARRAY_JOB_ID="9", SLURM_ARRAY_TASK_ID="1")
+    assert code == 0, output
+    (restart,) = read_restarts(packed.runs[0].path)
+    assert (restart.job, restart.start, restart.nodes, restart.cause) == ("9_1", 2, "node1", cause)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from launch.slurm.limits import seconds_of
+from launch.slurm.limits import own_file_system, seconds_of
 from launch.slurm.profile import Profile, overridden, read_profile
 from launch.slurm.refusals import explain
 from toolkit.errors import ConfigError
@@ -67,3 +69,15 @@ VIOLATES += "and/or time limits)"
 )
 def test_a_limit_is_named_as_what_it_is(message: str, hint: str) -> None:
     assert hint in explain("sbatch", message)
+
+
+def test_a_folder_of_this_machine_alone_is_noticed(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        "nas:/ / nfs rw 0 0\n/dev/vda /var xfs rw 0 0\ntmpfs /tmp tmpfs rw 0 0\nnas:/x /tmp/far nfs4 rw 0 0\n"
+    )
+    assert own_file_system(Path("/tmp/runs"), mounts) == "tmpfs"
+    assert own_file_system(Path("/var/runs"), mounts) == "xfs"
+    assert own_file_system(Path("/tmp/far/runs"), mounts) is None
+    assert own_file_system(Path("/home/runs"), mounts) is None
+    assert own_file_system(Path("/home/runs"), tmp_path / "absent") is None

@@ -222,3 +222,34 @@ def test_watching_asks_more_seldom_where_it_fails(site: Site) -> None:
 def test_the_last_line_of_a_requeued_job_holds() -> None:
     ends = read_ends("7_0|PREEMPTED|0:15|n1\n7_0|RUNNING|0:0|n2\n7_1|NODE_FAIL|1:0|n1\n7_1|COMPLETED|0:0|n2\n\n8|X\n")
     assert {name: end.state for name, end in ends.items()} == {"7_1": "COMPLETED"}
+
+
+def test_a_damaged_run_or_pack_leaves_the_others(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    folder = site.root / "slurm" / "0a1b2c3d"
+    (folder / "pack.json").write_text('{"places": 2, "ranks": 1, "gpus": 0}')
+    site.queue("4711_0|RUNNING|None|node0", "4711_1|PENDING|Priority|")
+    site.run(0).mark_done()
+    site.run(0).eval.mkdir()
+    for which in ("best", "last"):
+        (site.run(0).eval / f"test-{which}.json").write_text("{}")
+    site.run(0).config_file.write_text("seed: [")
+    views, _ = site.look()
+    assert [view.state for view in views][1:] == ["queued"] * 3
+    assert [view.reason for view in views[2:]] == ["job 4711_1: Priority (jobs of higher priority come first)"] * 2
+    (folder / "pack.json").write_text("")
+    views, _ = site.look()
+    assert [view.state for view in views][1:] == ["queued"] * 3
+    assert f"{folder / 'pack.json'}: can't be used" in caplog.text
+    assert status.main([str(site.root), "--efficiency"]) == 0
+
+
+def test_why_a_packed_job_failed_before_its_runs_began(site: Site) -> None:
+    folder = site.root / "slurm" / "0a1b2c3d"
+    (folder / "pack.json").write_text('{"places": 2, "ranks": 1, "gpus": 0}')
+    (folder / "logs").mkdir()
+    (folder / "logs" / "4711_0.failed").write_text("job 4711_0: setup: 'false' returned 1 on node n1\nmore\n")
+    site.tool("sacct", "4711_0|FAILED|2:0|n1\n4711_1|CANCELLED by 0|0:0|None assigned\n")
+    views, _ = site.look()
+    why = "job 4711_0: setup: 'false' returned 1 on node n1; run the sweep again to resume"
+    assert [view.reason for view in views[:2]] == [why] * 2
+    assert [view.label for view in views] == ["new", "new", "cancelled", "cancelled"]

@@ -15,8 +15,7 @@ import pytest
 from launch.slurm.client import submission_environment
 from launch.slurm.profile import Profile, read_profile
 from launch.slurm.refusals import explain
-from launch.slurm.script import Shape, array_text, command_text, pack_text, run_text
-from launch.slurm.submitter import own_file_system
+from launch.slurm.script import Shape, array_text, command_text, run_text
 from toolkit.errors import ConfigError
 from toolkit.shipped import PROFILES
 
@@ -36,7 +35,7 @@ def texts() -> dict[str, str]:
     plain = Profile()
     folder = SWEEP / "slurm" / "8c9d0e1f"
     array = array_text(
-        plain, Shape.of(plain, None, None, None), SWEEP, folder, "demo-8c9d0e1f", "0-99%10", ["4711"], HOME
+        plain, Shape.of(plain, None, None, None), SWEEP, folder, "demo-8c9d0e1f", "0-99%10", ["4711"], HOME, CODE
     )
     command = ["/venv/bin/python", "-m", "shards.part", "/data/.x.partial-1/jobs"]
     tasks = command_text(
@@ -53,7 +52,7 @@ def texts() -> dict[str, str]:
         numbered=True,
     )
     node = Profile(gpus_per_node=4, partition="gpu", time="12:00:00")
-    packed = pack_text(
+    packed = array_text(
         node,
         Shape.of(node, None, None, None, "auto"),
         SWEEP,
@@ -177,7 +176,7 @@ def test_an_array_runs_its_runs_wherever_they_lie(tmp_path: Path, name: str) -> 
     runs[1].mkdir()
     (runs[1] / "submit.sbatch").write_text('printf "%s" "$0"')
     (folder / "runs.txt").write_text("".join(f"{run}\n" for run in runs))
-    text = array_text(Profile(), Shape(1, 1, 1), sweep, folder, "demo-key", "0-1", [], tmp_path)
+    text = array_text(Profile(), Shape(1, 1, 1), sweep, folder, "demo-key", "0-1", [], tmp_path, CODE)
     done = run_bash(text, tmp_path, SLURM_ARRAY_TASK_ID="1")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{runs[1]}/submit.sbatch", "")
     done = run_bash(text, tmp_path, SLURM_ARRAY_TASK_ID="0")  # it isn't there
@@ -249,7 +248,7 @@ def test_no_path_begins_a_line_of_its_own(tmp_path: Path, end: str) -> None:
     shape = Shape(1, 1, 1)
     for make in (
         lambda: run_text(Profile(), shape, folder, folder / "run", CODE, ["python"], tmp_path),
-        lambda: array_text(Profile(), shape, folder, folder, "demo", None, [], tmp_path),
+        lambda: array_text(Profile(), shape, folder, folder, "demo", None, [], tmp_path, CODE),
         lambda: command_text(Profile(), 1, folder, "demo", ["python"], tmp_path, tmp_path, "demo"),
         lambda: run_text(Profile(account=f"a{end}touch RAN"), shape, SWEEP, RUN, CODE, ["python"], HOME),
     ):
@@ -306,18 +305,49 @@ def test_an_outer_jobs_environment_stays_outside(monkeypatch: pytest.MonkeyPatch
     assert shown == {"SLURM_CONF", "SBATCH_ACCOUNT"}  # the profile has a partition, and no account
 
 
-def test_a_folder_of_this_machine_alone_is_noticed(tmp_path: Path) -> None:
-    mounts = tmp_path / "mounts"
-    mounts.write_text(
-        "nas:/ / nfs rw 0 0\n/dev/vda /var xfs rw 0 0\ntmpfs /tmp tmpfs rw 0 0\nnas:/x /tmp/far nfs4 rw 0 0\n"
-    )
-    assert own_file_system(Path("/tmp/runs"), mounts) == "tmpfs"
-    assert own_file_system(Path("/var/runs"), mounts) == "xfs"
-    assert own_file_system(Path("/tmp/far/runs"), mounts) is None
-    assert own_file_system(Path("/home/runs"), mounts) is None
-    assert own_file_system(Path("/home/runs"), tmp_path / "absent") is None
-
-
 def test_a_refusal_without_a_hint_stands_as_it_is() -> None:
     message = "sbatch: error: Something new\nsbatch: error: Batch job submission failed: Something new"
     assert explain("sbatch", message) == "sbatch: Something new; Batch job submission failed: Something new"
+
+
+FAULTS = [
+    ("light: {time: 1h}", "light.time: write minutes, HH:MM:SS or D-HH:MM:SS, got '1h'"),
+    ("light: {sbatch: {output: x}}", "light.sbatch: output is set by the toolkit"),
+    ("light: {sbatch: {--partition: x}}", "light.sbatch: partition is a key of the profile itself"),
+    ("light: {cpus_per_tasks: 2}", "light.cpus_per_tasks: unknown key; did you mean cpus_per_task"),
+    ("light: {signal_s: 20}", "light.signal_s: unknown key"),
+    ("light: {cpus_per_task: 0}", "light.cpus_per_task: input should be greater than or equal to 1"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), FAULTS)
+def test_the_section_light_is_checked_as_the_rest_is(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        profile_of(tmp_path, text + "\n")
+
+
+def test_empty_keys_of_light_are_left_out(tmp_path: Path) -> None:
+    profile = profile_of(tmp_path, "partition: gpu\nenv: {A: ''}\nlight: {partition: , time: null, mem: ~}\n")
+    assert profile.light_request("60").partition == "gpu"
+    assert profile.light_request("60").time == "60"
+    assert profile.env == {"A": ""}
+    assert profile_of(tmp_path, "light: {sbatch: {--mail_user: me}}\n").light.sbatch == {"mail-user": "me"}
+
+
+def refusal(gpus: int, ranks: int | None, pack: str) -> str | None:
+    try:
+        Shape.of(Profile(gpus_per_node=gpus), None, None, ranks, pack)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("pack", ["auto", "1", "2", "3", "4", "6", "9"])
+def test_what_a_refused_pack_is_advised_is_accepted(pack: str) -> None:
+    for gpus in range(1, 9):
+        for ranks in (None, *range(1, 9)):
+            if message := refusal(gpus, ranks, pack):
+                advice = re.search(r"give --pack (\d+) --ranks (\d+), or --gpus-per-node (\d+)$", message)
+                assert advice, message
+                assert refusal(gpus, int(advice[2]), advice[1]) is None, message
+                assert refusal(int(advice[3]), ranks, pack) is None, message

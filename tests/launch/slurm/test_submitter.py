@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import pytest
 from launch import sweep
 from launch.jobs.local import JobState
 from launch.jobs.snapshot import Snapshot
-from launch.slurm import client
+from launch.slurm import client, queue
 from launch.slurm import submitter as slurm_submitter
 from launch.slurm.client import SlurmError
 from launch.slurm.profile import Profile
@@ -20,6 +21,7 @@ from launch.slurm.script import Shape
 from launch.slurm.submitter import SlurmSubmitter
 from tests.support.fakes import Fakes
 from tests.support.process import SLURM_TOOLS
+from toolkit.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -147,3 +149,65 @@ def test_no_slurm_here(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SlurmError, match=r"sbatch, squeue, scontrol not found here.* --cluster local runs on this"):
         sweep.main(["demo.yaml", "--cluster", "slurm"])
     assert not (fakes.folder / "runs").exists()
+
+
+def test_the_end_of_a_packed_job_is_that_of_the_job_that_took_the_run(site: Site) -> None:
+    submitter = SlurmSubmitter(site.folder / "runs" / "demo", Profile(gpus_per_node=0), Shape(1, 0, 1, pack=1))
+    submitter.check()
+    first, second, _ = submitter.submit(site.runs)
+    (site.folder / "job").write_text("JobId=1 JobState=FAILED Reason=NonZeroExitCode ExitCode=1:0 NodeList=n1\n")
+    logs = site.folders()[0] / "logs"
+    (logs / "4711_2.failed").write_text("job 4711_2: setup: 'false' returned 1 on node n1\n")
+    (first.run / "job.lock").write_text('{"job": "4711_2_0"}')
+    assert submitter.exit_reason(first) == "job 4711_2: setup: 'false' returned 1 on node n1"
+    assert submitter.exit_reason(second) == "FAILED, NonZeroExitCode, exit code 1:0, on n1"
+
+
+def test_jobs_of_a_packed_sweep_in_the_queue_are_limited_by_their_own_places(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, profile = site.folder / "runs" / "demo", Profile(gpus_per_node=0)
+    for run in site.runs:
+        (run / "config.yaml").write_text("seed: 1")
+    packed = SlurmSubmitter(root, profile, Shape(1, 0, 1, pack=2))
+    packed.check()
+    packed.submit(site.runs)
+    for throttle, jobs, runs in ((5, 2, 4), (1, 1, 2)):
+        single = SlurmSubmitter(root, profile, Shape(1, 0, 1), throttle)  # called without --pack
+        single.check()
+        single.adopt({run: job.name for run, job in single.queued().items()})
+        assert (site.folder / "calls").read_text().endswith(f"update jobid=4711 arraytaskthrottle={jobs}\n")
+        text = f"array 4711 in the queue: {runs} runs at a time from now on (--jobs), in {jobs} job"
+        assert text in capsys.readouterr().out
+
+
+def test_a_limit_below_a_packed_job_gives_numbers_that_fit(site: Site) -> None:
+    with pytest.raises(ConfigError, match=r"--jobs 2 is fewer .* of --pack 4 has: give --jobs 4 or more, or pack"):
+        SlurmSubmitter(site.folder / "runs" / "demo", Profile(), Shape(1, 4, 1, pack=4), 2).check()
+
+
+def test_an_sbatch_that_only_tests_and_does_not_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    environ = {"PATH": f"{site.folder}/bin"}
+    monkeypatch.setenv("PATH", environ["PATH"])
+    (site.folder / "bin" / "sbatch").write_text("#!/bin/bash\nexec /bin/sleep 5\n")
+    monkeypatch.setattr(client, "TIMEOUT_S", 0.3)
+    with pytest.raises(SlurmError, match=r"sbatch: no answer within 0.3 s"):
+        client.sbatch_test("text", environ)
+    (site.folder / "bin" / "sbatch").write_text("#!/bin/bash\necho 'sbatch: Job 5 to start at noon' >&2\n")
+    assert client.sbatch_test("text", environ) == "sbatch: Job 5 to start at noon"
+    (site.folder / "bin" / "sbatch").write_text("#!/bin/bash\nexit 1\n")
+    with pytest.raises(SlurmError, match="sbatch: exit code 1"):
+        client.sbatch_test("text", environ)
+    (site.folder / "bin" / "sbatch").unlink()
+    with pytest.raises(SlurmError, match="sbatch: No such file or directory: not on this machine's PATH"):
+        client.sbatch_test("text", environ)
+
+
+@pytest.mark.parametrize("error", [KeyError("uid not found"), OSError("No username set")])
+def test_a_user_without_a_name(site: Site, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail() -> str:
+        raise error
+
+    monkeypatch.setattr(client.getpass, "getuser", fail)
+    assert queue.owners(site.folder).split(",") == [str(os.getuid())]
+    assert site.submitter().queued() == {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import signal
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from launch.sweeps.plan import Item, collect_status, place
 from launch.sweeps.progress import Board
 from launch.sweeps.spec import plan_sweep
 from tests.support.process import ROOT
-from toolkit.rundir import RunDir
+from toolkit.rundir import RunDir, lock
 
 
 class Scripted(Submitter):
@@ -43,8 +45,9 @@ class Scripted(Submitter):
             self.acts.pop(0)(self)
         return dict.fromkeys(self.jobs, self.state)
 
-    def cancel(self) -> None:
-        self.cancelled = True
+    def interrupt(self) -> bool:
+        self.cancelled = not self.detached
+        return self.cancelled
 
     def exit_reason(self, job: Job) -> str | None:
         return "as the scheduler says"
@@ -99,3 +102,34 @@ def test_jobs_that_do_not_depend_on_the_command_are_left_at_the_first_signal(ite
         wait(items, jobs, submitter, Board(out))
     assert not submitter.cancelled
     assert "left: the jobs continue without this command" in out.getvalue()
+
+
+def test_a_job_that_was_in_the_queue_before_shows_what_its_run_does(items: list[Item]) -> None:
+    in_queue = types.SimpleNamespace(name="4711_0", state="RUNNING")
+    adopted = [dataclasses.replace(item, submitted=False, job=in_queue) for item in items]
+    submitter, out = Scripted(lambda _: None, end), io.StringIO()
+    jobs = submitter.submit([item.run.path for item in items])
+    board = Board(out, redraw=False)
+    with lock.hold(items[0].run.path, job="4711_0_0"):
+        items[0].run.write_state(phase="training", step=3, steps=9, seq_per_s=2.0)
+        submitter.acts.append(interrupt)
+        submitter.detached = True
+        with pytest.raises(KeyboardInterrupt):
+            wait(adopted, jobs, submitter, board)
+    assert f"{items[0].planned.name}: running  step 3/9" in out.getvalue()
+    assert f"{items[1].planned.name}: starting" in out.getvalue()
+
+
+def test_commands_that_follow_delete_nothing(items: list[Item], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["two.yaml", "--replace", "--limit=1", "--jobs", "2"]
+    items[0].run.mark_failed("no")
+    views = [item.read_status() for item in items]
+    outcome.report_outcome(items, views, items[0].run.path.parent, arguments)
+    output = capsys.readouterr().out
+    assert "To resume: python launch/sweep.py two.yaml --limit=1 --jobs 2\n" in output
+    assert "To retry them: python launch/sweep.py two.yaml --limit=1 --jobs 2 --retry failed\n" in output
+    for retry in (["--retry", "oom"], ["--retry=oom"]):
+        outcome.report_outcome(items, views, items[0].run.path.parent, ["two.yaml", *retry])
+        output = capsys.readouterr().out
+        assert "To resume: python launch/sweep.py two.yaml\n" in output
+        assert "them: python launch/sweep.py two.yaml --retry failed\n" in output

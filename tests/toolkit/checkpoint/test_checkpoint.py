@@ -7,7 +7,9 @@ import ctypes
 import fcntl
 import hashlib
 import json
+import logging
 import os
+import re
 import resource
 import shutil
 import signal
@@ -155,7 +157,7 @@ def run(tiny_config: Path, tmp_path: Path) -> RunDir:
     model = build_model(made.config().model, open_store(made.config().data.store).manifest.frames)
     for step in (2, 4, 6):
         commit.save(made.checkpoints, TrainState(model.state_dict(), {}, step), Progress(step, 4 * step), HASH)
-    commit.mark_best(made.checkpoints, 4)
+    commit.point(made.checkpoints, "best", 4)
     return made
 
 
@@ -222,7 +224,7 @@ def test_pointers_are_made_to_agree_with_the_checkpoint_that_training_goes_on_fr
     tmp_path: Path, logged: list[str]
 ) -> None:
     save(tmp_path, 2, 4, 6)
-    commit.mark_best(tmp_path, 6)
+    commit.point(tmp_path, "best", 6)
     progress = commit.repair(tmp_path, Progress(4, 32, {"step": 2, "score": 1.0}))
     assert progress.best == {"step": 2, "score": 1.0}
     assert (checkpoint.pointed(tmp_path, "latest"), checkpoint.pointed(tmp_path, "best")) == (4, 2)
@@ -236,7 +238,7 @@ def test_pointers_are_made_to_agree_with_the_checkpoint_that_training_goes_on_fr
 
 def test_what_is_kept(tmp_path: Path) -> None:
     save(tmp_path, *range(1, 10))
-    commit.mark_best(tmp_path, 2)
+    commit.point(tmp_path, "best", 2)
     assert commit.prune(tmp_path, 9, keep_last=2, keep_every=3) == [1, 4, 5, 7]
     assert steps_in(tmp_path) == [2, 3, 6, 8, 9]
     save(tmp_path, 4)  # training went back to step 3
@@ -401,7 +403,7 @@ def memory(tmp_path: Path) -> Iterator[Path]:
 
 def one_save(folder: Path, step: int) -> None:
     commit.save(folder, state_of(step), Progress(step, 8 * step, {"step": step, "score": 1.0}), HASH)
-    commit.mark_best(folder, step)
+    commit.point(folder, "best", step)
     commit.prune(folder, step, keep_last=2)
 
 
@@ -528,6 +530,17 @@ def test_a_background_save_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     assert bytes_in(tmp_path / "True") == bytes_in(tmp_path / "False")
 
 
+def test_each_checkpoint_is_logged_with_its_time_and_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    saver = saver_of(tmp_path)
+    with caplog.at_level(logging.INFO):
+        for step in (1, 2):
+            saver.save(state_of(step), Progress(step, 8 * step), last=False)
+        saver.close()
+    found = re.findall(r"checkpoint of step (\d+) written in \d+\.\d s: ([\d,]+) bytes", caplog.text)
+    sizes = [sum(file.stat().st_size for file in (tmp_path / checkpoint.name_of(step)).iterdir()) for step in (1, 2)]
+    assert found == [("1", f"{sizes[0]:,}"), ("2", f"{sizes[1]:,}")]
+
+
 def gate(monkeypatch: pytest.MonkeyPatch, module: object, function: str) -> threading.Event:
     """Let `function` begin only when the event is set."""
     event, call = threading.Event(), getattr(module, function)
@@ -552,8 +565,7 @@ def test_one_save_is_on_its_way_and_the_next_waits_and_says_so(
     saver.save(state_of(2), Progress(2, 16), last=False)
     assert time.perf_counter() - began > 0.2
     assert steps_in(tmp_path)[0] == 1
-    assert len(logged) == 1
-    assert "until the checkpoint of step 1 was written" in logged[0]
+    assert sum("until the checkpoint of step 1 was written" in text for text in logged) == 1
     saver.close()
     assert_whole(tmp_path, 2)
 

@@ -17,8 +17,11 @@ from launch.export import main
 from tests.support.models import SMALL, needing_extras
 from tests.support.runs import write_run
 from toolkit.atomic import FileWriteError
-from toolkit.checkpoint.export import CARD, CONFIG, WEIGHTS, load_exported
+from toolkit.checkpoint.export import CARD, WEIGHTS, load_exported
+from toolkit.checkpoint.source import CONFIG
 from toolkit.checkpoint.weights import load_model
+from toolkit.config import make_config
+from toolkit.config.recipe import InitialisationConfig
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel
 from toolkit.models.registry import MODELS
@@ -113,6 +116,29 @@ def test_the_card_says_what_it_is_and_where_scores_are_from(
     main(["--run", str(run.path), "--out", str(tmp_path / "six"), "--which", "last"])
     assert "its README.md is brought up to date" in capsys.readouterr().out
     assert "(only the first 1)" in (tmp_path / "six" / CARD).read_text()
+
+
+def test_an_export_names_its_recipe_and_no_source_of_weights(tiny_store: Path, tmp_path: Path) -> None:
+    """Else its config would look for a folder of the machine that trained."""
+    train = {
+        "optimizer": "adamw",
+        "weight_decay": 0.01,
+        "schedule": {"kind": "cosine"},
+        "loss": {"kind": "l1"},
+        "init_from": {"path": "/machine/runs/first", "checkpoint": "last", "freeze": ["cells.0.*"]},
+    }
+    data = {"store": str(tiny_store), "context": CONTEXT, "horizon": HORIZON}
+    tree = {"model": {"name": "convlstm", **SMALL["convlstm"]}, "data": data, "train": train}
+    run = write_run(tmp_path / "run", tree, 3)
+    main(["--run", str(run.path), "--out", str(tmp_path / "model")])
+    text = (tmp_path / "model" / CONFIG).read_text()
+    assert "/machine" not in text and str(tmp_path) not in text
+    config = make_config(json.loads(text)["config"], CONFIG)
+    assert config.train.init_from == InitialisationConfig(freeze=("cells.0.*",))
+    assert config.train.optimizer == "adamw"
+    card = (tmp_path / "model" / CARD).read_text()
+    assert "AdamW 0.0003, cosine schedule, weight decay 0.01, loss l1, initial weights of first, fp32" in card
+    assert "/machine" not in card
 
 
 def test_nothing_is_overwritten(

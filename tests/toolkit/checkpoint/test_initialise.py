@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,15 +14,20 @@ import torch
 from shards.manifest import FrameSpec
 from tests.support.runs import write_run
 from tests.support.training import call, weights_of
+from toolkit.checkpoint import commit
+from toolkit.checkpoint import initialise as initialisation
 from toolkit.checkpoint.export import export_run
 from toolkit.checkpoint.initialise import freeze, initialise
 from toolkit.checkpoint.weights import read_weights, untrained_model
 from toolkit.config import make_config
 from toolkit.config.recipe import InitialisationConfig
+from toolkit.distributed.world import World
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel
 from toolkit.rundir import RunDir
+from toolkit.train.build import build_engine
 
+ALONE = World(0, 1, 0, torch.device("cpu"))
 SMALL = {"name": "modernn", "layers": 2, "hidden": 4, "patch": 4}
 
 
@@ -46,25 +53,40 @@ def equal(model: SequenceModel, weights: dict[str, torch.Tensor]) -> list[str]:
 @pytest.mark.parametrize("which", ["best", "last"])
 def test_the_named_checkpoint_is_taken_over(run: RunDir, which: str) -> None:
     model = model_of()
-    initialise(model, of(run, checkpoint=which))
+    initialise(model, of(run, checkpoint=which), ALONE)
     weights, step = read_weights(run, which)
     assert step == {"best": 3, "last": 7}[which]
     assert equal(model, weights) == list(weights)
 
 
+def test_all_ranks_take_what_rank_0_has_read(run: RunDir, tmp_path: Path) -> None:
+    """Whatever `best` of the source is by the time that another rank looks, and whether it is there at all."""
+    read = initialisation._read(of(run))
+
+    class Follower(World):
+        def run_on_rank_zero(self, action: Callable[[], Any]) -> Any:
+            return read
+
+    commit.point(run.checkpoints, "best", 7)
+    for source in (of(run), of(tmp_path / "nowhere")):
+        model = model_of()
+        initialise(model, source, Follower(1, 2, 1, torch.device("cpu")))
+        assert equal(model, read_weights(run, "3")[0]) == list(model.state_dict())
+
+
 def test_an_export_is_taken_over(run: RunDir, tmp_path: Path) -> None:
     export_run(run, "last", tmp_path / "export")
     model = model_of()
-    initialise(model, of(tmp_path / "export"))
+    initialise(model, of(tmp_path / "export"), ALONE)
     assert len(equal(model, read_weights(run, "last")[0])) == len(model.state_dict())
 
 
 def test_another_number_of_slots_is_refused_or_named(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
     model = model_of(slots=2)
     with pytest.raises(ConfigError, match=r"parameters? of another shape: cell\.cells\.0\..*train\.init_from\.strict"):
-        initialise(model, of(run))
+        initialise(model, of(run), ALONE)
     with caplog.at_level(logging.INFO):
-        initialise(model, of(run, strict=False))
+        initialise(model, of(run, strict=False), ALONE)
     assert "keep their own initialisation: cell.cells.0." in caplog.text
     shared = [
         name for name, value in model.state_dict().items() if value.shape == read_weights(run, "best")[0][name].shape
@@ -75,7 +97,7 @@ def test_another_number_of_slots_is_refused_or_named(run: RunDir, caplog: pytest
 
 def test_parameters_left_out_keep_their_initialisation(run: RunDir) -> None:
     model, untouched = model_of(), model_of()
-    initialise(model, of(run, leave_out=["cell.cells.1.*"]))
+    initialise(model, of(run, leave_out=["cell.cells.1.*"]), ALONE)
     for name, value in model.state_dict().items():
         other = untouched.state_dict()[name] if name.startswith("cell.cells.1.") else read_weights(run, "best")[0][name]
         assert torch.equal(value, other), name
@@ -91,7 +113,7 @@ def test_parameters_left_out_keep_their_initialisation(run: RunDir) -> None:
 )
 def test_what_can_not_be_taken_over(run: RunDir, options: dict[str, object], message: str) -> None:
     with pytest.raises((ConfigError, CheckpointError), match=message):
-        initialise(model_of(), of(run, **options))
+        initialise(model_of(), of(run, **options), ALONE)
 
 
 def test_a_source_that_is_not_there_leaves_no_run_behind(tiny_config: Path, tmp_path: Path) -> None:
@@ -108,7 +130,7 @@ def test_a_source_that_is_not_there_leaves_no_run_behind(tiny_config: Path, tmp_
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere"):
-        initialise(model_of(), of(tmp_path / "nowhere"))
+        initialise(model_of(), of(tmp_path / "nowhere"), ALONE)
 
 
 def test_frozen_parameters() -> None:
@@ -120,6 +142,21 @@ def test_frozen_parameters() -> None:
         freeze(model, InitialisationConfig(freeze=("*",)))
     with pytest.raises(ConfigError, match=r"train\.zero 3"):
         make_config({"train": {"zero": 3, "init_from": {"path": "x", "freeze": ["*"]}}}, "test")
+
+
+def test_parameters_that_a_model_itself_keeps_fixed_stay_so() -> None:
+    model = model_of()
+    own = [name for name, _ in model.named_parameters() if name.startswith("cell.cells.1.")]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in own)
+    assert freeze(model, InitialisationConfig()) == []
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == own
+    config = make_config({"model": SMALL, "train": {"zero": 3}}, "test")
+    with pytest.raises(ConfigError, match=r"train\.zero 3 .* keeps cell\.cells\.1\."):
+        build_engine(model, config, ALONE, None)
+    rest = tuple(name for name, _ in model.named_parameters() if name not in own)
+    with pytest.raises(ConfigError, match="none is left to train"):
+        freeze(model, InitialisationConfig(freeze=rest))
 
 
 @pytest.mark.parametrize("engine", [["train.graph=on"], ["train.zero=0"], ["train.zero=1", "train.precision=bf16"]])

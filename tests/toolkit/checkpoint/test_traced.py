@@ -138,7 +138,14 @@ def test_the_example_serves_forecasts(served: tuple[str, StepSequence]) -> None:
     expected: Tensor = model.predict(torch.from_numpy(fractions)[None], 4)[0, 0]
     assert np.array_equal(post(address, codes, "?horizon=4"), expected.numpy())
     assert np.array_equal(post(address, fractions), expected[:2].numpy())
-    for frames, query in ((codes[:, 0], ""), (codes, "?horizon=0"), (codes, "?horizon=x"), (np.array([{}]), "")):
+    wrong = (codes[:, 0], codes.repeat(3, 1), codes[:0], codes[..., :0], np.array([{}]), np.array(["a"]))
+    cases = [(frames, "") for frames in wrong] + [(codes, "?horizon=0"), (codes, "?horizon=x")]
+    for frames, query in cases:
         with pytest.raises(urllib.error.HTTPError) as raised:
             post(address, frames, query)
         assert raised.value.code == 400 and raised.value.read()
+    archive = io.BytesIO()
+    np.savez(archive, codes)
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        urllib.request.urlopen(urllib.request.Request(f"{address}/forecast", archive.getvalue()), timeout=60)
+    assert raised.value.code == 400 and b"send one array as .npy" in raised.value.read()

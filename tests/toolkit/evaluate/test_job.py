@@ -19,6 +19,7 @@ from launch.train import main as train_main
 from tests.support.runs import write_run
 from toolkit.checkpoint.weights import read_weights
 from toolkit.errors import ConfigError
+from toolkit.evaluate.scoring import EVENT_RULE
 from toolkit.evaluate.table import ScoreTable
 from toolkit.report.data.aggregate import make_boards
 from toolkit.report.data.collect import Sweep, collect
@@ -174,6 +175,44 @@ def test_a_run_is_scored_in_several_ways_beside_each_other(make_run: Callable[..
         ("mixed-moving-mnist", "paper", 5),
         ("moving-mnist-file", "paper", 10),
     ]
+
+
+def test_another_store_is_named_from_another_folder_than_the_run_was_made_in(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_store.parent)
+    tree = {
+        "model": {"name": "convlstm", "layers": 1, "hidden": 4, "kernel": 3},
+        "data": {"store": tiny_store.name, "context": 3, "horizon": 3},
+        "eval": {"batch": 2, "show": 0},
+    }
+    run = write_run(tmp_path / "run", tree, 5)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "other").symlink_to(tiny_store)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    main(["--run", str(run.path), "--which", "last", "--store", "other"])
+    (written,) = run.eval.glob("test+store-other-*-last.json")
+    assert json.loads(written.read_text())["store"]["path"] == str(tmp_path / "elsewhere" / "other")
+    main(["--run", str(run.path), "--which", "last"])
+    own = run.eval / "test-last.json"
+    before = own.stat().st_mtime_ns
+    monkeypatch.chdir(tiny_store.parent)
+    main(["--run", str(run.path), "--which", "last"])
+    assert own.stat().st_mtime_ns == before
+
+
+def test_events_of_an_old_rule_are_scored_again(make_run: Callable[..., RunDir]) -> None:
+    run = make_run(5)
+    command = ["--run", str(run.path), "--which", "last"]
+    main(command)
+    file = run.eval / "test-last.json"
+    record = json.loads(file.read_text())
+    assert record.pop("event_rule") == EVENT_RULE
+    file.write_text(json.dumps(record))  # as it was before the rule
+    main(command)
+    assert json.loads(file.read_text())["event_rule"] == EVENT_RULE
+    main([*command, "--thresholds"])
+    assert json.loads((run.eval / "test+at-none-last.json").read_text())["event_rule"] is None
 
 
 def collect_run(run: RunDir) -> Sweep:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launch.sweeps.plan import check_scorings, collect_status
+from launch.sweeps.plan import check_configs, collect_status
 from launch.sweeps.spec import plan_sweep
 from launch.train import main as train
 from shards import open_store
@@ -82,7 +82,7 @@ def test_faults_of_scoring_are_found_before_training(
     (tmp_path / "demo.yaml").write_text("base: base.yaml\n")
     items = collect_status(plan_sweep(tmp_path / "demo.yaml"), tmp_path / "runs", ())
     with pytest.raises(ConfigError, match=message):
-        check_scorings(items)
+        check_configs(items)
     with pytest.raises(ConfigError, match=message):
         train(["--config", str(tmp_path / "base.yaml"), "--dry-run"])
     with pytest.raises(ConfigError, match=message):
@@ -101,6 +101,28 @@ def test_what_has_no_effect_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     check_scoring(make_config({"model": {"name": "simvp"}, "eval": {"ensemble_size": 5, "analyse": 9}}, "test"))
     assert "simvp is deterministic and makes one forecast" in caplog.text
     assert "simvp has no recurrent state" in caplog.text
+
+
+def test_a_model_whose_file_is_not_given_has_no_false_warnings(caplog: pytest.LogCaptureFixture) -> None:
+    model = {"name": "mine.py:Mine", "sha256": "0" * 64}
+    check_scoring(make_config({"model": model, "eval": {"ensemble_size": 5, "analyse": 9}}, "test"))
+    assert caplog.text == ""
+
+
+def test_a_relative_store_of_a_request_is_where_it_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, names = make_config({"model": SMALL, "data": {"store": "mine"}}, "test"), set[str]()
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        for store in ("other", str(tmp_path / folder / "other"), "./other"):
+            asked = Request(values={"data": {"store": store}}).config(own)
+            assert asked.data.store == str(tmp_path / folder / "other")
+            names.add(result_name(own, asked))
+        same = Request(values={"data": {"store": str(tmp_path / folder / "mine")}}).config(own)
+        assert result_name(own, same) == "test"
+    assert len(names) == 2
+    url = Request(values={"data": {"store": "https://x/y"}}).config(own)
+    assert url.data.store == "https://x/y"
 
 
 def test_a_sweep_under_another_protocol_scores_the_trained_run(tiny_store: Path, tmp_path: Path) -> None:

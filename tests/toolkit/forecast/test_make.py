@@ -16,11 +16,13 @@ from PIL import Image
 from launch.export import main as export
 from shards import open_store
 from shards.cli import main as shards
+from shards.errors import ShardError
 from shards.manifest import FrameSpec, Scale
 from shards.recent import Archive, open_archive
 from tests.support.archives import save, write_radar
 from tests.support.forecasts import START, SVG, MakeRun
 from tests.support.models import blobs
+from toolkit import predict
 from toolkit.config import make_config
 from toolkit.data.windows import to_unit
 from toolkit.errors import CheckpointError, ConfigError
@@ -142,6 +144,28 @@ def test_scores_are_those_of_the_evaluation(persistence: Trained, archive: Archi
     assert len(text) == 4 and text[0].startswith("lead min") and "RMSE dBZ" in text[0] and "csi@30" in text[0]
     assert text[3].split()[0] == "15"
     assert float(text[1].split()[1]) == pytest.approx(63.5 * square.mean() ** 0.5, abs=1e-3)
+
+
+def test_the_rmse_of_values_that_fall_with_their_codes_is_not_negative(persistence: Trained, archive: Archive) -> None:
+    frame = archive.series("2016-07-11T21:30")[-1]
+    asked = persistence.config.eval.model_copy(update={"thresholds": ()})
+    plain = dataclasses.replace(persistence, config=persistence.config.model_copy(update={"eval": asked}))
+    scale = dataclasses.replace(persistence.scale, gain=-persistence.scale.gain)
+    made = make_forecast(plain, archive, archive.up_to(frame, 4, 300.0), Request(lead=3))
+    truth = made.recoded(archive, archive.following(frame, 3, 300.0))
+    rising, falling = (
+        verification(dataclasses.replace(made, scale=each), truth) for each in (persistence.scale, scale)
+    )
+    assert falling["forecast"] == rising["forecast"]
+
+
+def test_python_closes_the_archive(make_run: MakeRun, radar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+    monkeypatch.setattr(Archive, "close", lambda self: closed.append(self))
+    assert predict(make_run(), radar, lead=2).values.shape[1] == 2
+    with pytest.raises(ShardError):
+        predict(make_run(), radar, at="1999-01-01T00:00")
+    assert len(closed) == 2
 
 
 def test_an_export_forecasts_without_run_and_store(make_run: MakeRun, radar: Path, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from shards.manifest import MANIFEST_NAME, manifest_digest
 from shards.recent import open_archive
 from tests.support.archives import write_radar
 from tests.support.forecasts import START, MakeRun
-from toolkit.checkpoint.export import CONFIG, export_run, load
+from toolkit.checkpoint.export import export_run, load
+from toolkit.checkpoint.source import CONFIG
 from toolkit.config import make_config
 from toolkit.rundir import RunDir
 

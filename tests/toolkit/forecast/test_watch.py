@@ -149,6 +149,33 @@ def test_what_has_a_forecast_gets_no_other_after_a_restart(station: Station) -> 
     assert station.check() == [3]
 
 
+def test_two_reasons_to_wait_are_logged_once_each(station: Station, caplog: pytest.LogCaptureFixture) -> None:
+    station.put(0, 1, 2)
+    station.check()
+    station.put(3, 6, text="half")
+    station.put(4, 5)
+    with caplog.at_level("INFO"):
+        station.check(6)
+    texts = [record.getMessage() for record in caplog.records if "waiting" in record.getMessage()]
+    assert len(texts) == len(set(texts)) and {"00003", "00006"} <= {text.rpartition("/")[2][:5] for text in texts}, (
+        texts
+    )
+
+
+def test_frames_that_were_deleted_are_forgotten(station: Station) -> None:
+    for number in range(40):
+        station.put(number, text="half" if number % 10 == 9 else "whole")
+        station.check()
+        station.clock += 11
+        station.check()
+        (station.folder / "in" / f"{number - 5:05d}").unlink(missing_ok=True)
+    made = list(station.made)
+    for known in (station.watch._done, station.watch._skipped, station.watch._failing_since):
+        assert len(known) <= 6
+    station.put(30)  # an old frame again: it has its forecast
+    assert station.check(4) == [] and station.made == made
+
+
 @pytest.mark.parametrize("call", ["open", "fsync", "replace"])
 def test_a_full_disk_at_any_write_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str

@@ -17,7 +17,7 @@ from toolkit.checkpoint.checkpoint import TrainState
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import RunConfig, make_config
 from toolkit.errors import ConfigError
-from toolkit.models.base import Noise, Sampling, SequenceModel
+from toolkit.models.base import Noise, Sampling, SequenceModel, build_model
 from toolkit.models.registry import MODELS
 
 CONTEXT, HORIZON = 10, 30
@@ -90,6 +90,14 @@ def test_as_many_frames_as_in_training_unless_told() -> None:
 def test_what_can_not_be_predicted_is_said(frames: torch.Tensor, horizon: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         made(CASES["convlstm"], 8, 8)[0].predict(frames, horizon)
+
+
+@pytest.mark.parametrize("case", ["convlstm", "simvp", "persistence"])
+@pytest.mark.parametrize("shape", [(1, 4, 3, 16, 16), (1, 0, 1, 16, 16), (0, 4, 1, 16, 16), (1, 4, 1, 0, 16)])
+def test_frames_of_another_shape_are_refused(case: str, shape: tuple[int, ...]) -> None:
+    model = build_model(make_config({"model": {"name": case}}, "test").model, FrameSpec(1, 16, 16)).eval()
+    with pytest.raises(ConfigError, match=r"at least 1 frame, of 1 channel, not \[B, Tc, C, H, W\] = "):
+        model.predict(torch.zeros(shape), 2)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if MODELS[CASES[case]["name"]].trained])

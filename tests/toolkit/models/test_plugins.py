@@ -189,6 +189,21 @@ def test_check_model_passes_and_fails(mine: Path, monkeypatch: pytest.MonkeyPatc
         check_model("my_model.py:Forgetful", (1, 8, 8), layers=1, hidden=4)
 
 
+@pytest.mark.parametrize("name", ["Noisy", "SaysNoisy"])
+def test_a_model_is_stochastic_by_its_options_too(mine: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(write(mine / "mine.yaml", f"my_model.py:{name}", layers=1, hidden=4), typed=True)
+    model, options = (True, False) if name == "Noisy" else (False, True)
+    with pytest.raises(ConfigError, match=f"`stochastic` is {model} in the model and {options} in its options"):
+        build_model(config.model, FrameSpec(1, 8, 8))
+
+
+def test_check_model_compares_the_members(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mine)
+    check_model("my_model.py:Drawn", (1, 8, 8), learn=False, layers=1, hidden=4)
+    with pytest.raises(AssertionError, match="members of an ensemble differ, and `stochastic` is False"):
+        check_model("my_model.py:SecretlyDrawn", (1, 8, 8), layers=1, hidden=4)
+
+
 class PackagedOptions(StepOptions):
     name: Literal["packaged"] = "packaged"
     kernel: int = 3

@@ -184,3 +184,72 @@ def test_a_deleted_lock_does_not_let_a_second_training_in(tmp_path: Path, monkey
     claimed = claim(tmp_path)  # nothing changes any more
     assert claimed is not None
     claimed.release()
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.EACCES, errno.ENOENT])
+def test_a_file_system_that_can_not_answer_for_a_moment_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    """The lock's file is there all the time: locking it once more would conflict with this process's own lock."""
+    path, stat = tmp_path / lock.LOCK_NAME, os.stat
+    faults: list[int] = []
+
+    def faulty(file: Any, *more: Any, **named: Any) -> Any:
+        if file == path and faults:
+            raise OSError(faults.pop(), os.strerror(code), str(path))
+        return stat(file, *more, **named)
+
+    with hold(tmp_path, job="a") as held:
+        inode = path.stat().st_ino
+        monkeypatch.setattr(os, "stat", faulty)
+        for _ in range(2):
+            faults.append(code)
+            held.check()
+        held.check()
+        assert not faults and path.stat().st_ino == inode
+        found = lock.holder(tmp_path)
+        assert found is not None and found["job"] == "a"
+    assert caplog.text.count("can't be checked") == (0 if code == errno.ENOENT else 1)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC])
+def test_a_deleted_lock_that_can_not_be_made_again_is_tried_at_the_next_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    path, plain = tmp_path / lock.LOCK_NAME, os.open
+
+    def refuse(*_: Any, **__: Any) -> int:
+        raise OSError(code, os.strerror(code), str(path))
+
+    with hold(tmp_path, job="a") as held:
+        path.unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refuse)
+            for _ in range(3):
+                held.check()
+        assert caplog.text.count("can't be checked") == 1 and not path.exists()
+        assert os.open is plain
+        held.check()
+        found = lock.holder(tmp_path)
+        assert found is not None and found["job"] == "a"
+
+
+def test_an_inherited_lock_is_not_mistaken_for_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fd = lock.lock_for_child(tmp_path)
+    assert fd is not None
+    path, stat = tmp_path / lock.LOCK_NAME, os.stat
+
+    def stale(file: Any, *more: Any, **named: Any) -> Any:
+        if file == path:
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return stat(file, *more, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setenv(lock.FD_VARIABLE, str(fd))
+        patch.setattr(os, "stat", stale)
+        with pytest.raises(OSError, match="Stale"):
+            claim(tmp_path)
+    monkeypatch.setenv(lock.FD_VARIABLE, str(fd))
+    held = claim(tmp_path)
+    assert held is not None
+    held.release()

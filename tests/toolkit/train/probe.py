@@ -57,7 +57,7 @@ def probe(config: str, settings: list[str], world: World) -> dict[str, Any]:
             if number < len(own) - 1:
                 engine.wrapped.step()
         norms, copies = norms_of(engine.held_gradients()), 1 if engine.partitioned else world.world_size
-        told.append(engine._check(engine._reduce_step_status(torch.zeros(()), norms, copies, False)).grad_norm)
+        told.append(engine._check(engine._reduce_step_status(torch.zeros(()), norms, copies, False, False)).grad_norm)
         engine.discard_gradients() if unwanted else engine.wrapped.step()
         engine.step_count += 1
         used.append(engine.wrapped.get_global_grad_norm())

@@ -14,7 +14,8 @@ from toolkit.config.recipe import LossConfig
 from toolkit.config.sections import TrainConfig
 from toolkit.errors import ConfigError
 from toolkit.models.base import mean_square
-from toolkit.train.criterion import make_criterion, threshold_levels
+from toolkit.train.check import rain_levels
+from toolkit.train.criterion import make_criterion
 
 UNIT = Scale("intensity", "1", 0.0, 1 / 255)
 RAIN = Scale("rain rate", "mm/h", 0.0, 0.25, max_code=254, missing_code=255)
@@ -84,10 +85,12 @@ def test_balanced_losses_weight_by_rain_rate(scale: Scale) -> None:
 
 
 def test_the_weight_changes_at_the_first_code_of_a_range() -> None:
-    levels = threshold_levels(LossConfig(kind="balanced"), RAIN)
-    codes = np.arange(255)
-    for level, threshold in zip(levels, (2, 5, 10, 30), strict=True):
-        assert ((codes / 254 >= level) == (codes * 0.25 >= threshold)).all()
+    for most, gain in ((254, 0.25), (65_000, 0.001)):  # of codes of 8 and of 16 bits
+        levels = rain_levels(LossConfig(kind="balanced"), Scale("rain rate", "mm/h", 0.0, gain, most, most + 1))
+        codes = np.arange(most + 1)
+        values = (codes.astype(np.float32) * gain).astype(np.float32)
+        for level, threshold in zip(levels, (2, 5, 10, 30), strict=True):
+            assert ((codes / most >= level) == (values >= threshold)).all()
 
 
 def test_lead_times_are_weighted() -> None:

@@ -126,6 +126,15 @@ def test_a_store_that_stalls_too_long_ends_the_run_after_a_checkpoint(
     assert "no data for 18 s" in str(RunDir(run).failure())
 
 
+@pytest.mark.parametrize("fault", ["stall 0 5 2.5", "stall-val 0 0 2.5"])
+def test_slow_reads_in_a_row_are_no_hang(pool: ProcessPool, config: Path, tmp_path: Path, fault: str) -> None:
+    """Of the micro-batches of a step, and of the windows of a batch of the validation."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    options = ["train.watchdog.step=4", "train.micro_batch=1", "eval.batch=2", "train.steps=6"]
+    (pid,) = start(pool, 1, config, run, log, fault, *options)
+    assert pool.wait(pid, 300) == 0, told(log, 1)
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize(("fault", "step"), [("damage", 3), ("damage-val", 5)])
 def test_damaged_data_end_the_run_after_a_checkpoint(

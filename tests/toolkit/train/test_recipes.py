@@ -18,6 +18,7 @@ GRAPH = "train.graph=on"
 COSINE = "train.schedule={kind: cosine, warmup: 2, final: 0.1}"
 ADAMW = ["train.optimizer=adamw", "train.weight_decay=0.1", COSINE]
 SGD = ["train.optimizer=sgd", "train.lr=0.5", "train.weight_decay=0.01", "train.schedule={kind: step, every: 2}"]
+PLAIN_SGD = ["train.optimizer=sgd", "train.momentum=0", "train.lr=0.5", "train.weight_decay=0.01"]
 ONE_CYCLE = ["train.schedule.kind=one_cycle", "train.loss.kind=l1+l2"]
 HUBER = ["train.loss={kind: huber, lead_times: [1, 3]}", "train.sampling={kind: reverse, reverse_start: 1, stop: 4}"]
 STAGE3 = ["train.zero=3", "train.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}"]
@@ -30,6 +31,11 @@ RECIPES = [
     SGD,
     [*SGD, GRAPH],
     [*SGD, "train.zero=2"],
+    PLAIN_SGD,
+    [*PLAIN_SGD, GRAPH],
+    [*PLAIN_SGD, "train.zero=2"],
+    [*PLAIN_SGD, *STAGE3],
+    [*PLAIN_SGD, "train.schedule.kind=one_cycle", GRAPH, "train.precision=bf16"],
     ONE_CYCLE,
     [*HUBER, GRAPH],
     [*ADAMW, GRAPH, "train.precision=bf16"],

@@ -74,10 +74,11 @@ def test_a_gpu_that_is_not_there_is_refused(tiny_config: Path, tmp_path: Path) -
 def test_tensorboard_has_scalars_and_predicted_frames(finished: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(finished / "tb"), size_guidance={"images": 0, "scalars": 0})
+    events = EventAccumulator(str(finished / "tb"), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
-    assert events.Images("val/0")[0].width == 8 * 16
+    assert [event.step for event in events.Images("val/0")] == [3, 6]
+    assert events.Tensors("config/text_summary")
 
 
 def test_what_is_done_is_not_done_again(finished: Path) -> None:

@@ -26,6 +26,11 @@ def test_least_memory_counts_what_a_rank_holds() -> None:
     assert least_memory(config_of(zero=3, batch=8), SHAPE, 4, gpu=True)[0] == 4 * numbers
     assert least_memory(config_of(zero=1, offload_optimizer=True), SHAPE, 1, gpu=True)[0] == 8 * numbers
     assert least_memory(config_of(zero=1, offload_optimizer=True), SHAPE, 1, gpu=False)[0] == 16 * numbers
+    assert least_memory(config_of(optimizer="sgd"), SHAPE, 1, gpu=True)[0] == 12 * numbers
+    assert least_memory(config_of(optimizer="sgd", momentum=0), SHAPE, 1, gpu=True)[0] == 8 * numbers
+    assert least_memory(config_of(ema=0.9), SHAPE, 1, gpu=True)[0] == 20 * numbers
+    frozen = least_memory(config_of(init_from={"freeze": ["cell.cells.0.*"]}), SHAPE, 1, gpu=True)[0]
+    assert 4 * numbers < frozen < 16 * numbers and frozen % 4 == 0
     assert least_memory(config_of(batch=8), SHAPE, 4, gpu=True)[1] == frames // 4
     assert least_memory(config_of(micro_batch=1), SHAPE, 1, gpu=True)[1] == frames // 8
 

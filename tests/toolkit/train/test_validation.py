@@ -1,21 +1,32 @@
-"""Validation of windows in which nothing was observed."""
+"""Validation while a run trains: windows without an observation, pictures, and errors that all ranks see."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 
-from shards import Scale
+from shards import Scale, StoreError
 from toolkit.config import make_config
 from toolkit.data.windows import Window
 from toolkit.distributed.world import World
-from toolkit.errors import NonFiniteError
+from toolkit.errors import NonFiniteError, StalledError, StoppedError, ToolkitError
+from toolkit.models.base import SequenceModel
 from toolkit.models.baselines import Persistence
 from toolkit.signals import StopRequest
 from toolkit.train import validation
+from toolkit.train.engine import Engine
+from toolkit.train.feed import Feed
+from toolkit.train.loop import Training
+from toolkit.train.record import Recorder
+from toolkit.train.watchdog import Watchdog
 
 
 class Windows:
@@ -59,3 +70,78 @@ def test_a_forecast_that_is_not_finite_still_ends_the_run() -> None:
 
     with pytest.raises(NonFiniteError, match="step 7: predictions"):
         score(Broken(), 100)  # type: ignore[arg-type]
+
+
+class Rank(World):
+    """One of two ranks; what the others tell is given."""
+
+    others_stopped = False
+    told_by_rank_0: str | None = None
+
+    def any(self, flag: bool) -> bool:
+        return flag or self.others_stopped
+
+    def broadcast(self, value: Any) -> Any:
+        return value if self.is_main else self.told_by_rank_0
+
+
+def rank_of(number: int, **told: object) -> Rank:
+    return cast(Rank, type("Told", (Rank,), told)(number, 1, number, torch.device("cpu")))
+
+
+def training_on(world: World) -> Training:
+    """A training on one rank of which `_score` is called, without an engine and files."""
+    made = Training.__new__(Training)
+    model = cast(SequenceModel, Persistence())
+    made.config = make_config({"data": {"context": 2, "horizon": 2}, "train": {"images": 2}}, "test")
+    made.world, made.step, made.best, made.stop = world, 7, None, StopRequest()
+    made.watchdog = cast(Watchdog, Nobody())
+    made.engine = cast(Engine, SimpleNamespace(gathered_parameters=lambda: nullcontext(model)))
+    made.feed = cast(Feed, SimpleNamespace(val=Windows(100)))
+    made.recorder = cast(Recorder, MagicMock()) if world.is_main else None
+    return made
+
+
+@pytest.mark.parametrize("error", [StalledError("no data"), StoreError("damaged")], ids=str)
+def test_pictures_that_can_not_be_drawn_end_all_ranks_with_the_best_score_noted(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> Iterator[object]:
+        raise error
+        yield
+
+    monkeypatch.setattr(validation, "examples", fail)
+    monkeypatch.setattr(validation, "score", lambda *_: {"mse": 0.25})
+    first, second = training_on(rank_of(0)), training_on(rank_of(1, told_by_rank_0=str(error)))
+    with pytest.raises(type(error)):
+        first._score()
+    with pytest.raises(ToolkitError, match=f"rank 1 stops: rank 0 can't draw the validation: {error}"):
+        second._score()
+    assert first.best == second.best == {"step": 7, "score": 0.25}
+
+
+def test_a_stop_while_pictures_are_drawn_leaves_them_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> Iterator[object]:
+        raise StoppedError("asked to stop while waiting for data")
+        yield
+
+    monkeypatch.setattr(validation, "examples", stop)
+    monkeypatch.setattr(validation, "score", lambda *_: {"mse": 0.25})
+    for number in (0, 1):
+        training = training_on(rank_of(number))
+        assert training._score() is True
+        assert training.best == {"step": 7, "score": 0.25}
+
+
+def test_a_stop_on_another_rank_cuts_the_validation_of_a_rank_that_fails_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else one rank would save for the error, and the others for the stop."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise StoreError("damaged")
+
+    monkeypatch.setattr(validation, "evaluate_model", fail)
+    assert training_on(rank_of(1, others_stopped=True))._score() is None
+    with pytest.raises(StoreError):
+        training_on(rank_of(1))._score()

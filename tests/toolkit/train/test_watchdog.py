@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from launch.train import _note_failure
 from toolkit.atomic import alive
 from toolkit.config import RunConfig
 from toolkit.config.sections import WatchdogConfig
-from toolkit.errors import EXIT_DATA, EXIT_HANG, PeerError
+from toolkit.errors import EXIT_DATA, EXIT_HANG, EXIT_REQUEUE, PeerError, ToolkitError
 from toolkit.rundir import RunDir
 from toolkit.rundir.heartbeat import Beat, beats_of, clear_beats, path_of, read_beat, write_beat
 from toolkit.train import watchdog
@@ -177,3 +179,60 @@ def test_a_failed_collective_is_blamed_on_the_rank_that_is_the_cause(
     assert error.exit_code == EXIT_HANG
     assert watch.peer_error(PeerError("known")) is None
     assert watch.peer_error(KeyError("a bug")) is None
+
+
+@pytest.mark.parametrize(
+    "error", [ToolkitError("job.lock: can't be opened"), OSError(errno.ESTALE, "Stale file handle")], ids=str
+)
+@pytest.mark.parametrize("broken", ["check_lock", "beats_of"])
+def test_a_file_system_that_is_away_does_not_end_the_watchdog(
+    watch: Watchdog,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    broken: str,
+    error: Exception,
+) -> None:
+    """Its thread continues: heartbeats, and the time without progress, are what they would have been."""
+    calls: list[object] = []
+
+    def fail(*_: object) -> dict[int, Beat]:
+        calls.append(error)
+        if len(calls) < 5:
+            raise error
+        watch._leave.set()
+        return {}
+
+    monkeypatch.setattr(watchdog, broken, fail)
+    watch._beat_s, watch._silent_s = 0.01, -1.0
+    watch._watch()
+    assert len(calls) >= 5
+    told = capsys.readouterr().err
+    assert told.count("it is tried again") == 1, told
+
+
+def test_a_rank_that_follows_a_stopped_one_does_not_mark_the_run_as_failed(
+    watch: Watchdog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where some ranks still open the store, with nothing to save, when the job is asked to stop."""
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    watch._follow(PeerError("rank 0 ends because rank 1 was stopped", EXIT_REQUEUE))
+    assert codes == [EXIT_REQUEUE]
+    assert watch.run.failure() is None
+    _note_failure(watch.run, 0, PeerError("rank 0 ends because rank 1 was stopped", EXIT_REQUEUE))
+    assert watch.run.failure() is None
+    _note_failure(watch.run, 0, PeerError("rank 0 ends because rank 1 failed", EXIT_DATA))
+    assert "rank 1 failed" in str(watch.run.failure())
+
+
+def test_a_read_may_take_less_than_the_watchdog_allows_in_the_same_phase(watch: Watchdog) -> None:
+    """And its wait begins anew with each read, as a validation makes many without a step between."""
+    first, later = watch.config.first_step, watch.config.step
+    assert first != later
+    watch.begin(3)
+    before = watch._progress()
+    assert watch.begin_read() == pytest.approx(0.9 * first)
+    assert watch._progress() != before
+    watch.at(4, "between steps")
+    watch.at(4, "validation")
+    assert watch.begin_read() == pytest.approx(0.9 * later)

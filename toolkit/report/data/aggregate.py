@@ -18,7 +18,7 @@ from toolkit.rundir import ALWAYS, CHECKPOINTS
 
 OVERALL = ""  # the mode that means all sequences
 PERSISTENCE = "persistence (baseline)"  # a model in a sweep may have the name `persistence`
-SINGLE = {"label": "one forecast"}  # instead of the description of an ensemble
+SINGLE = "one forecast"  # instead of the label of an ensemble
 Direction = Literal["lower", "higher", "one", "none"]
 
 
@@ -70,7 +70,7 @@ class GroupScores:
     @property
     def label(self) -> str:
         """The group, and how its ensemble was scored."""
-        return f"{self.group} ({self.ensemble['label']})" if self.ensemble else self.group
+        return _label(self.group, str(self.ensemble["label"]) if self.ensemble else "")
 
     @property
     def competes(self) -> bool:
@@ -87,7 +87,7 @@ class Board:
     modes: tuple[str, ...]
     mode_counts: Mapping[str, int]
     rows: tuple[GroupScores, ...]
-    results: Mapping[tuple[str, str, int], Result]  # (group, which, seed)
+    results: Mapping[tuple[str, str, int], Result]  # (label of the row, which, seed)
 
     @property
     def checkpoints(self) -> list[str]:
@@ -99,12 +99,19 @@ class Board:
 
 
 def make_boards(sweep: Sweep) -> list[Board]:
-    """Group the results of finished runs into boards; the board with the most results is first."""
+    """Group the results of finished runs into boards; the one with the most of the runs' own scorings is first."""
     members: dict[str, list[tuple[Run, Result]]] = {}
     for run in sweep.runs:
         for result in run.scored:
             members.setdefault(result.comparable, []).append((run, result))
-    return [_board(sweep, found) for found in sorted(members.values(), key=len, reverse=True)]
+    order = sorted(
+        members.values(), key=lambda found: (sum(_is_own(*each) for each in found), len(found)), reverse=True
+    )
+    return [_board(sweep, found) for found in order]
+
+
+def _is_own(run: Run, result: Result) -> bool:
+    return result.name == run.split
 
 
 def describe_metric(key: str, facts: Facts) -> Metric | None:
@@ -149,15 +156,23 @@ def _board(sweep: Sweep, members: list[tuple[Run, Result]]) -> Board:
     metrics = tuple(metric for key in keys if (metric := describe_metric(key, facts)) is not None)
     modes = tuple(sorted(facts["modes"]))
     rows = []
-    scored = {result.which for _, result in members}
-    shown = [which for which in CHECKPOINTS if which in ALWAYS or which in scored]
-    for which in shown:
+    scored, own = {result.which for _, result in members}, any(_is_own(*each) for each in members)
+    baseline = max((result.data["persistence"] for _, result in members), key=lambda found: len(found["overall"]))
+    for which in CHECKPOINTS:
+        expected = own and which in ALWAYS  # a scoring of another kind has what was asked for
+        if which not in scored and not expected:
+            continue
         for group in sweep.groups:
+            here: dict[str, dict[int, Result]] = {}
+            for run, result in members:
+                if (run.group, which) == (group, result.which):
+                    here.setdefault(result.variant, {})[run.seed] = result
+            if not here and expected:
+                here[""] = {}
             runs = [run for run in sweep.runs if run.group == group]
-            here = {run.seed: result for run, result in members if run.group == group and result.which == which}
-            rows.append(_row(group, which, runs, here, metrics, modes))
-        rows.append(_baseline(which, facts, metrics, modes))
-    results = {(run.group, result.which, run.seed): result for run, result in members}
+            rows += [_row(group, which, runs, here, variant, metrics, modes) for variant in here]
+        rows.append(_baseline(which, baseline, metrics, modes))
+    results = {(_label(run.group, result.variant), result.which, run.seed): result for run, result in members}
     return Board(facts, metrics, modes, facts["mode_counts"], tuple(_with_best(rows, metrics, modes)), results)
 
 
@@ -165,18 +180,15 @@ def _row(
     group: str,
     which: str,
     runs: list[Run],
-    results: Mapping[int, Result],
+    variants: Mapping[str, Mapping[int, Result]],
+    variant: str,
     metrics: tuple[Metric, ...],
     modes: tuple[str, ...],
 ) -> GroupScores:
+    data = {seed: result.data for seed, result in sorted(variants[variant].items())}
+    reasons = {seed: f"scored as {other or SINGLE}" for other, found in variants.items() for seed in found}
     elsewhere = f"no {which} score with this protocol, data and split"
-    data = {seed: result.data for seed, result in sorted(results.items())}
-    ensemble = next((found.get("ensemble") for found in data.values()), None)
-    other = [seed for seed, found in data.items() if found.get("ensemble") != ensemble]
-    missing = {run.seed: run.problem or elsewhere for run in runs if run.seed not in data}
-    if not data and which not in ALWAYS:  # no run of the group keeps a moving average
-        missing = {}
-    missing |= {seed: f"scored as {(data.pop(seed).get('ensemble') or SINGLE)['label']}" for seed in other}
+    missing = {run.seed: run.problem or reasons.get(run.seed, elsewhere) for run in runs if run.seed not in data}
     return GroupScores(
         group=group,
         which=which,
@@ -186,12 +198,12 @@ def _row(
         parameters=next((found.get("parameters") for found in data.values()), None),
         cells=_cells(data, metrics, modes),
         leads=_leads(data, metrics),
-        ensemble=ensemble,
+        ensemble=next((found.get("ensemble") for found in data.values()), None),
     )
 
 
-def _baseline(which: str, facts: Facts, metrics: tuple[Metric, ...], modes: tuple[str, ...]) -> GroupScores:
-    data = {0: facts["persistence"]}
+def _baseline(which: str, scores: Facts, metrics: tuple[Metric, ...], modes: tuple[str, ...]) -> GroupScores:
+    data = {0: scores}
     return GroupScores(PERSISTENCE, which, (), (), {}, 0, _cells(data, metrics, modes), _leads(data, metrics))
 
 
@@ -218,17 +230,27 @@ def _values(data: Mapping[int, Mapping[str, object]], key: str, mode: str) -> di
         return found["overall"] if mode == OVERALL else found["modes"].get(mode, {})
 
     known = {seed: (scores(found), _stored(found, key)) for seed, found in data.items()}
-    return {seed: found[name] for seed, (found, name) in known.items() if name in found}
+    return {seed: _as(key, name, found[name]) for seed, (found, name) in known.items() if name in found}
 
 
 def _stored(found: Facts, key: str) -> str:
-    """Return the name of a score in a result: the CRPS of a deterministic forecast is its absolute error."""
-    return "mae" if key == "crps" and key not in found["overall"] else key
+    """Return what a result has for a score: a deterministic forecast's CRPS is its absolute error, an RMSE may lack."""
+    return {"crps": "mae", "rmse": "mse"}.get(key, key) if key not in found["overall"] else key
+
+
+def _as(key: str, name: str, value: float | None) -> float | None:
+    """Return a score from what is stored for it: results from before 2026-11-25 have no RMSE."""
+    return math.sqrt(value) if value is not None and (key, name) == ("rmse", "mse") else value
 
 
 def _of_lead(found: Facts, key: str, lead: int) -> float | None:
-    values = found["leads"].get(_stored(found, key))
-    return None if values is None else values[lead]
+    name = _stored(found, key)
+    values = found["leads"].get(name)
+    return None if values is None else _as(key, name, values[lead])
+
+
+def _label(group: str, variant: str) -> str:
+    return f"{group} ({variant})" if variant else group
 
 
 def _score(values: Mapping[int, float | None]) -> Score:

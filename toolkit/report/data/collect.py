@@ -38,14 +38,34 @@ class Result:
     folder: Path
 
     @property
+    def split(self) -> str:
+        """The split that it is of, by its name."""
+        return self.name.partition("+")[0]
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """A key of its place in the tables."""
+        return self.which, self.comparable, self.variant
+
+    @property
+    def metrics(self) -> set[str]:
+        """The names of its scores."""
+        return set(self.data["overall"])
+
+    @property
     def table(self) -> Path:
         """The file of scores per sequence and lead time."""
         return self.folder / f"{self.name}-{self.which}.table.npz"
 
     @property
+    def variant(self) -> str:
+        """How an ensemble was scored; empty for one forecast."""
+        return str((self.data.get("ensemble") or {}).get("label", ""))
+
+    @property
     def comparable(self) -> str:
         """A key, equal for comparable results: same protocol, data, split and task."""
-        keys = ("protocol", "split", "thresholds", "context", "horizon", "stride", "limit", "n")
+        keys = ("protocol", "split", "thresholds", "event_rule", "context", "horizon", "stride", "limit", "n")
         kept: dict[str, object] = {key: self.data.get(key) for key in keys}
         kept["exclude_inflow"] = bool(self.data.get("exclude_inflow"))
         kept["protocol"] = {key: value for key, value in dict(self.data["protocol"]).items() if key != "text"}
@@ -61,6 +81,7 @@ class Run:
         name, group, seed, settings: as planned by the sweep; seeds of one `group` are aggregated.
         standing: a state of toolkit/rundir/status.py, or `missing` if there is no directory.
         problem: why its scores are not in the tables; None if they are.
+        split: that its config scores, and so the name of its own result.
         elapsed_s: from the first to the last line of its log, including time in the queue.
         rate: training sequences per second, last logged value.
         peak_memory: bytes, of rank 0 in training: allocated on the GPU, or resident memory of the process.
@@ -83,6 +104,7 @@ class Run:
     val: Curve = ()
     results: tuple[Result, ...] = ()
     env: Mapping[str, Any] = field(default_factory=dict)
+    split: str = ""
 
     @property
     def scored(self) -> tuple[Result, ...]:
@@ -181,7 +203,16 @@ def _read_run(recorded: RecordedRun) -> Run:
         val=val,
         results=results,
         env=run.read_env(),
+        split=_own_split(run),
     )
+
+
+def _own_split(run: RunDir) -> str:
+    try:
+        return run.config().eval.split
+    except ConfigError as error:
+        logger.warning("%s: its own scoring is not known: %s", run.path, first_line(str(error)))
+        return ""
 
 
 def _problem(run: RunDir, view: RunView, results: tuple[Result, ...]) -> str | None:
@@ -200,25 +231,36 @@ def _problem(run: RunDir, view: RunView, results: tuple[Result, ...]) -> str | N
 
 
 def _read_results(run: RunDir) -> list[Result]:
-    """Return the run's own results first; one of another scoring is left out where its column has a value already."""
+    """Return the run's own results first. Of two that differ in their metrics alone, the one with more is kept."""
     results: list[Result] = []
     for stem, path in run.scores().items():
         name, _, which = stem.rpartition("-")
         if which not in CHECKPOINTS:
             continue
-        data, split = read_result(path), name.partition("+")[0]
+        data = read_result(path)
         if data.get("version") != RESULT_VERSION:
             raise ToolkitError(
                 f"{path}: written in version {data.get('version')}, this report reads {RESULT_VERSION}; "
-                f"score it again: " + command("evaluate", "--run", run.path, "--split", split, "--force")
+                + _scored_again(run, name, path)
             )
         samples = path.with_name(f"{stem}.samples.npz")
         result = Result(name, which, data, samples if samples.exists() else None, path.parent)
-        if any((known.which, known.comparable) == (which, result.comparable) for known in results):
-            logger.info("not in the tables: %s: the run's own result has its column", path)
-        else:
+        same = [place for place, known in enumerate(results) if known.key == result.key]
+        if not same:
             results.append(result)
+        elif results[same[0]].metrics < result.metrics and results[same[0]].data.get("step") == data.get("step"):
+            results[same[0]] = result
+        else:
+            logger.info("not in the tables: %s: %s has its scores", path, results[same[0]].name)
     return results
+
+
+def _scored_again(run: RunDir, name: str, path: Path) -> str:
+    """Return what to do about a result that can't be used: `name` tells a scoring that is not the run's own."""
+    split, other, _ = name.partition("+")
+    if other:
+        return f"delete it; how to score again as its name tells: {command('evaluate', '--help')}"
+    return "score it again: " + command("evaluate", "--run", run.path, "--split", split, "--force")
 
 
 def _read_metrics(path: Path) -> tuple[Curve, Curve, int | None, float | None, float | None]:

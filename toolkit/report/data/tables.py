@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from toolkit.report.data.aggregate import OVERALL, Board, GroupScores, Metric, Score
+from toolkit.report.data.collect import Facts
 from toolkit.table import Cell, Kind, Row, Table
 from toolkit.wording import count
 
@@ -15,7 +16,8 @@ FIXED_DECIMALS = {"psnr": 2, "snr": 2, "spread_skill": 2} | dict.fromkeys(
 )
 CSV_COLUMNS = (
     "protocol", "store", "split", "checkpoint", "group", "mode", "metric", "mean", "std", "n", "planned", "best",
-    "undefined_seeds", "missing_seeds", "parameters", "ensemble",
+    "undefined_seeds", "missing_seeds", "parameters", "ensemble", "context", "horizon", "thresholds", "event_rule",
+    "exclude_inflow", "stride", "limit", "sequences", "store_digest", "store_path",
 )  # fmt: skip
 ARROWS = {"lower": " ↓", "higher": " ↑", "one": " → 1", "none": ""}
 NOT_DEFINED = "n/a"
@@ -38,10 +40,12 @@ def mode_table(board: Board, metric: Metric, checkpoints: Sequence[str] | None =
     """Return one score by mode, with checkpoints side by side."""
     modes, checkpoints = (OVERALL, *board.modes), checkpoints or board.checkpoints
     rows = []
-    for pair in zip(*(board.rows_at(which) for which in checkpoints), strict=True):
-        label = " | ".join(dict.fromkeys(row.label for row in pair))
-        cells = (score_cell(board, row, metric, mode) for row in pair for mode in modes)
-        rows.append(Row((label, *cells), _kind(pair[0])))
+    found = {(row.label, row.which): row for which in checkpoints for row in board.rows_at(which)}
+    for label, kind in {label: _kind(row) for (label, _), row in found.items()}.items():
+        pair = (found.get((label, which)) for which in checkpoints)
+        cells = (score_cell(board, row, metric, mode) if row else "–" for row in pair for mode in modes)
+        rows.append(Row((label, *cells), kind))
+    rows.sort(key=lambda row: row.kind == "baseline")
     titles = [mode or "all" for mode in modes] * len(checkpoints)
     groups = [("", 1), *((CHECKPOINT_TITLES[which], len(modes)) for which in checkpoints)]
     return Table(("Model", *titles), rows, groups)
@@ -52,12 +56,16 @@ def _kind(row: GroupScores) -> Kind:
 
 
 def score_cell(board: Board, row: GroupScores, metric: Metric, mode: str = OVERALL) -> Cell:
-    """Return `44.67` with the detail `± 0.31`, `± –` for one seed; the baseline has no seeds and so no deviation."""
+    """Return `44.67` with the detail `± 0.31`, `± –` for one seed; the baseline has no seeds and so no deviation.
+
+    Where only some seeds of the row have the score, the detail has their number: `± 0.31 (2 of 3)`.
+    """
     score, digits = row.cells[metric.key, mode], column_decimals(board, metric)
     if score.mean is None:
         return Cell(NOT_DEFINED if score.undefined else "–")
     deviation = "–" if score.std is None else f"{score.std:.{digits}f}"
-    return Cell(f"{score.mean:.{digits}f}", "" if row.baseline else f"± {deviation}", best=score.best)
+    fewer = f" ({len(score.values)} of {len(row.seeds)})" * (len(score.values) < len(row.seeds))
+    return Cell(f"{score.mean:.{digits}f}", "" if row.baseline else f"± {deviation}{fewer}", best=score.best)
 
 
 def decimals(metric: Metric, scores: Sequence[Score]) -> int:
@@ -72,6 +80,58 @@ def decimals(metric: Metric, scores: Sequence[Score]) -> int:
 def column_decimals(board: Board, metric: Metric) -> int:
     """Return the number of decimals for all values of a metric on a board."""
     return decimals(metric, [row.cells[metric.key, mode] for row in board.rows for mode in (OVERALL, *board.modes)])
+
+
+def missing_notes(board: Board) -> list[str]:
+    """Return the seeds that are missing in means, each once, with the reason and, unless all, the checkpoints."""
+    absent: dict[str, list[str]] = {}
+    for row in board.rows:
+        for seed, reason in row.missing.items():
+            absent.setdefault(f"{row.label}: seed {seed} is missing, {reason}", []).append(row.which)
+    return [
+        text if len(where) == len(board.checkpoints) else f"{text} ({', '.join(where)})"
+        for text, where in absent.items()
+    ]
+
+
+def board_titles(boards: Sequence[Board]) -> list[str]:
+    """Return what tells each board from the others: protocol, store and split, and what else differs; "" for one board.
+
+    `paper, moving-mnist test, thresholds 30 35, 10 → 20 frames`
+    """
+    if len(boards) == 1:
+        return [""]
+    named = [_scoring(board.facts) for board in boards]
+    return [
+        ", ".join(
+            text
+            for key, text in own.items()
+            if text and (key in ("protocol", "data") or any(other.get(key) != text for other in named))
+        )
+        for own in named
+    ]
+
+
+def _scoring(facts: Facts) -> dict[str, str]:
+    """Return what a board's scores depend on, as texts by kind."""
+    chosen = facts["thresholds"]
+    rule = f"event rule {facts.get('event_rule') or 1}" if chosen else ""
+    protocol = {
+        key: value for key, value in facts["protocol"].items() if key not in ("name", "title", "source", "text")
+    }
+    return {
+        "protocol": facts["protocol"]["name"],
+        "data": f"{facts['store']['name']} {facts['split']}",
+        "store": f"store {facts['store']['digest'][:12]}",
+        "thresholds": "thresholds " + (" ".join(f"{threshold:g}" for threshold in chosen) or "none"),
+        "rule": rule,
+        "frames": f"{facts['context']} → {facts['horizon']} frames",
+        "stride": f"stride {facts.get('stride') or 'default'}",
+        "inflow": "without inflow pixels" if facts.get("exclude_inflow") else "",
+        "limit": f"the first {facts['limit']:,}" if facts.get("limit") else "",
+        "n": count(facts["n"], "sequence"),
+        **{f"protocol.{key}": f"{key} {value}" for key, value in protocol.items()},
+    }
 
 
 def seeds_text(row: GroupScores) -> str:
@@ -112,6 +172,9 @@ def _csv_line(board: Board, row: GroupScores, key: str, mode: str, score: Score)
             *(facts["protocol"]["name"], facts["store"]["name"], facts["split"], row.which, row.group, mode or "all"),
             *(key, score.mean, score.std, *seeds, int(score.best), None if row.baseline else undefined),
             *(" ".join(map(str, row.missing)), row.parameters, row.ensemble and row.ensemble["label"]),
+            *(facts["context"], facts["horizon"], " ".join(f"{k:g}" for k in facts["thresholds"])),
+            *(facts.get(name) for name in ("event_rule", "exclude_inflow", "stride", "limit", "n")),
+            *(facts["store"]["digest"], facts["store"]["path"]),
         )
     )
 
@@ -119,8 +182,8 @@ def _csv_line(board: Board, row: GroupScores, key: str, mode: str, score: Score)
 def to_markdown(title: str, boards: Sequence[Board]) -> str:
     """Return tables of rounded means; the best of a column is bold."""
     parts = [f"# {title}\n"] + ([] if boards else ["No run has been evaluated yet.\n"])
-    for board in boards:
-        facts = board.facts
+    for board, scoring in zip(boards, board_titles(boards), strict=True):
+        facts, under = board.facts, f" ({scoring})" if scoring else ""
         parts.append(
             f"Protocol `{facts['protocol']['name']}`, {facts['store']['name']}, split `{facts['split']}`, "
             f"{count(facts['n'], 'sequence')}, {facts['context']} → {facts['horizon']} frames. "
@@ -128,13 +191,9 @@ def to_markdown(title: str, boards: Sequence[Board]) -> str:
         )
         for which in board.checkpoints:
             name = CHECKPOINT_TITLES[which]
-            parts += [f"## {name}\n", score_table(board, (which,)).to_markdown()]
+            parts += [f"## {name}{under}\n", score_table(board, (which,)).to_markdown()]
             for metric in board.metrics if board.modes else ():
-                parts += [f"### {heading(metric)} by mode, {name.lower()}\n"]
+                parts += [f"### {heading(metric)} by mode, {name.lower()}{under}\n"]
                 parts += [mode_table(board, metric, (which,)).to_markdown()]
-        parts += [
-            f"- missing: {row.group} seed {seed}: {reason}\n"
-            for row in board.rows_at("best")
-            for seed, reason in row.missing.items()
-        ]
+        parts += [f"- {note}\n" for note in missing_notes(board)]
     return "\n".join(parts)

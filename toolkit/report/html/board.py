@@ -6,7 +6,7 @@ from typing import Any
 
 from toolkit.report.data.aggregate import Board
 from toolkit.report.data.collect import Sweep
-from toolkit.report.data.tables import heading, mode_table, score_table
+from toolkit.report.data.tables import heading, missing_notes, mode_table, score_table
 from toolkit.report.html.diagrams import diagrams
 from toolkit.report.html.ensembles import ensembles
 from toolkit.report.html.figures import lead_figure
@@ -32,18 +32,16 @@ INFLOW_RULE = (
 )
 
 
-def board_section(sweep: Sweep, board: Board, number: int, several: bool) -> dict[str, Any]:
+def board_section(sweep: Sweep, board: Board, number: int, title: str) -> dict[str, Any]:
     """Return the values of `board.html`.
 
     Args:
         number: index of the board on the page; facts of the first one are in the page header.
-        several: there are other boards, so headings include the protocol and store.
+        title: what tells it from other boards (`board_titles`); empty if there are none.
     """
-    facts = board.facts
-    pixels = ", without inflow pixels" if facts.get("exclude_inflow") else ""
     return {
         "suffix": f"-{number + 1}" if number else "",
-        "name": f": {facts['protocol']['name']}, {facts['store']['name']} {facts['split']}{pixels}" if several else "",
+        "name": title and f": {title}",
         "facts": board_facts(board),
         "scores": score_table(board),
         "notes": _notes(board),
@@ -51,7 +49,7 @@ def board_section(sweep: Sweep, board: Board, number: int, several: bool) -> dic
         "leads": lead_figure(board, sweep.groups, _first_scored(board)),
         "ensembles": ensembles(board, sweep.groups),
         "diagrams": diagrams(board, sweep.groups),
-        "frames": frames(sweep, board),
+        "frames": frames(board),
     }
 
 
@@ -96,12 +94,4 @@ def _notes(board: Board) -> list[str]:
             notes.append(f"{group} seed {seed}, {which}: {'; '.join(found)}")
     if any(score.undefined for row in board.rows for score in row.cells.values()):
         notes.append("n/a: undefined, because no event reached the threshold or a prediction is not finite.")
-    absent: dict[str, list[str]] = {}
-    for row in board.rows:
-        for seed, reason in row.missing.items():
-            absent.setdefault(f"{row.group}: seed {seed} is missing, {reason}", []).append(row.which)
-    notes += [
-        text if len(where) == len(board.checkpoints) else f"{text} ({', '.join(where)})"
-        for text, where in absent.items()
-    ]
-    return notes
+    return notes + missing_notes(board)

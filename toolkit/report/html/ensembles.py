@@ -25,9 +25,9 @@ from toolkit.report.html.figures import (
     chart,
     draw_band,
     grid,
-    lead_label,
+    label_lead_times,
     legend,
-    looks,
+    row_looks,
 )  # fmt: skip
 from toolkit.table import Row, Table
 
@@ -60,21 +60,21 @@ def _rows(board: Board) -> list[GroupScores]:
 
 def _histograms(board: Board, row: GroupScores) -> list[Facts]:
     """Return `ranks` of the result of each seed."""
-    found = (board.results[row.group, row.which, seed].data.get("ranks") for seed in row.seeds)
+    found = (board.results[row.label, row.which, seed].data.get("ranks") for seed in row.seeds)
     return [ranks for ranks in found if ranks]
 
 
 def _spread(board: Board, rows: Sequence[GroupScores], groups: Sequence[str]) -> Chart:
-    style, facts = looks(groups), board.facts
+    style, facts = row_looks(rows, groups), board.facts
     with matplotlib.rc_context(STYLE):
         figure, (both, ratio) = grid(2)
         for row in rows:
-            look = style[row.group]
+            look = style[row.label]
             for key, dashes, what in (
                 ("rmse_of_mean", "-", "RMSE of the ensemble mean"),
                 ("spread", DASHES[1], "spread"),
             ):
-                draw_band(both, facts, row.leads[key], look, f"{row.group}: {what}", dashes)
+                draw_band(both, facts, row.leads[key], look, f"{row.label}: {what}", dashes)
             draw_band(ratio, facts, row.leads["spread_skill"], look, None, "-")
         both.set_title("Spread and RMSE of the ensemble mean")
         both.set_ylim(bottom=0)
@@ -83,8 +83,7 @@ def _spread(board: Board, rows: Sequence[GroupScores], groups: Sequence[str]) ->
         low, high = ratio.get_ylim()
         ratio.set_ylim(min(0, low), max(1.1, high))
         for axis in (both, ratio):
-            axis.set_xlabel(lead_label(board.facts))
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            label_lead_times(axis, board.facts)
         legend(figure, both)
         caption = (
             "Mean over seeds, band: ± one sample standard deviation. For a reliable ensemble the lines coincide and "
@@ -109,10 +108,10 @@ def _ranks(board: Board, row: GroupScores) -> Chart:
         legend(figure, axes[0])
         members = row.ensemble["samples"] if row.ensemble else 0
         caption = (
-            f"{row.group}: rank of the observation among {members} members, summed over seeds, relative to a reliable "
+            f"{row.label}: rank of the observation among {members} members, summed over seeds, relative to a reliable "
             "ensemble (1)."
         )
-        return chart(figure, f"Rank histograms of {row.group}", caption)
+        return chart(figure, f"Rank histograms of {row.label}", caption)
 
 
 def _histogram(axis: Axes, title: str, overall: Sequence[Any], leads: Sequence[Any]) -> None:

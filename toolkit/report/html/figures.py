@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from toolkit.report.data.aggregate import PERSISTENCE, Board, Score
+from toolkit.report.data.aggregate import PERSISTENCE, Board, GroupScores, Score
 from toolkit.report.data.collect import Curve, Facts, Run, Sweep
 from toolkit.report.data.tables import CHECKPOINT_TITLES
 from toolkit.report.html.pictures import data_uri
@@ -89,6 +89,20 @@ def looks(groups: Sequence[str]) -> dict[str, Look]:
     }
 
 
+def row_looks(rows: Sequence[GroupScores], groups: Sequence[str]) -> dict[str, Look]:
+    """Return the style of each row by its label: its group's, with other lines for a group's further scorings."""
+    style, found, met = looks(groups), dict[str, Look](), dict[str, int]()
+    for row in rows:
+        if row.baseline:
+            found[row.label] = Look(BASELINE_COLOUR, ":", "")
+            continue
+        own, later = style[row.group], met.get(row.group, 0)
+        dashes, marker = DASHES.index(own.dashes) + 3 * later, MARKERS.index(own.marker) + later
+        found[row.label] = Look(own.colour, DASHES[dashes % len(DASHES)], MARKERS[marker % len(MARKERS)])
+        met[row.group] = later + 1
+    return found
+
+
 def loss_figure(sweep: Sweep) -> Chart | None:
     """Draw training loss and validation MSE: median over seeds, min-max band. None without data."""
     panels = [
@@ -124,15 +138,14 @@ def lead_figure(board: Board, groups: Sequence[str], which: str) -> Chart | None
     rows = [row for row in board.rows_at(which) if row.baseline or row.seeds]
     if not any(row.seeds for row in rows) or not metrics:
         return None
-    style = {PERSISTENCE: Look(BASELINE_COLOUR, ":", ""), **looks(groups)}
+    style = row_looks(rows, groups)
     with matplotlib.rc_context(STYLE):
         figure, axes = grid(len(metrics))
         for place, (axis, metric) in enumerate(zip(axes, metrics, strict=True)):
             for row in rows:
-                draw_band(axis, board.facts, row.leads[metric.key], style[row.group], row.group)
+                draw_band(axis, board.facts, row.leads[metric.key], style[row.label], row.label)
             axis.set_title(metric.label)
-            axis.set_xlabel(lead_label(board.facts))
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            label_lead_times(axis, board.facts)
             if place == 0:
                 legend(figure, axis)
         caption = (
@@ -190,9 +203,10 @@ def lead_times(facts: Facts) -> NDArray[np.float64]:
     return np.arange(1, int(facts["horizon"]) + 1, dtype=np.float64) * np.float64(time_unit(facts)[0])
 
 
-def lead_label(facts: Facts) -> str:
-    """Return the axis label of `lead_times`."""
-    return f"lead time ({time_unit(facts)[1]})"
+def label_lead_times(axis: Axes, facts: Facts) -> None:
+    """Label the horizontal axis of `lead_times`, with ticks at whole numbers, also of a single lead time."""
+    axis.set_xlabel(f"lead time ({time_unit(facts)[1]})")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def time_unit(facts: Facts) -> tuple[float, str]:

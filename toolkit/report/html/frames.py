@@ -8,7 +8,7 @@ from typing import Any
 
 from shards.manifest import Codes, Scale
 from toolkit.report.data.aggregate import Board
-from toolkit.report.data.collect import Facts, Sweep
+from toolkit.report.data.collect import Facts
 from toolkit.report.data.samples import Sample, load_samples
 from toolkit.report.html.animation import gif_uri
 from toolkit.report.html.figures import time_unit
@@ -23,12 +23,12 @@ from toolkit.report.html.pictures import (
 from toolkit.rundir import CHECKPOINTS
 
 SHORT = {"minutes": " min", "seconds": " s", "frames": ""}
-Shown = tuple[str, int, str, dict[str, Sample], Scale]  # group, seed, checkpoint (and ensemble rule), frames, scale
+Shown = tuple[str, int, str, dict[str, Sample], Scale]  # label, seed, checkpoint, frames, scale
 
 
-def frames(sweep: Sweep, board: Board) -> dict[str, Any] | None:
+def frames(board: Board) -> dict[str, Any] | None:
     """Return the values of `frames.html`; None if no evaluation kept frames."""
-    shown = _choose(sweep, board)
+    shown = _choose(board)
     if not shown:
         return None
     *_, first, scale = shown[0]
@@ -46,20 +46,19 @@ def frames(sweep: Sweep, board: Board) -> dict[str, Any] | None:
     }
 
 
-def _choose(sweep: Sweep, board: Board) -> list[Shown]:
-    """Choose for every group the best checkpoint (or else the last), and the lowest seed with frames."""
+def _choose(board: Board) -> list[Shown]:
+    """Choose for every row the best checkpoint (or else the last), and the lowest seed with frames."""
     chosen: list[Shown] = []
-    for group in sweep.groups:
+    for label in dict.fromkeys(row.label for row in board.rows):
         candidates = [
             (CHECKPOINTS.index(which), seed, result)
             for (owner, which, seed), result in board.results.items()
-            if owner == group and result.samples is not None
+            if owner == label and result.samples is not None
         ]
         if candidates:
             place, seed, result = min(candidates, key=lambda candidate: candidate[:2])
             assert result.samples is not None
-            how = f", {ensemble['label']}" if (ensemble := result.data.get("ensemble")) else ""
-            chosen.append((group, seed, CHECKPOINTS[place] + how, *load_samples(result.samples)))
+            chosen.append((label, seed, CHECKPOINTS[place], *load_samples(result.samples)))
     return chosen
 
 

@@ -5,6 +5,7 @@ The templates contain all text and escape every value.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from toolkit.report.data.aggregate import Board
 from toolkit.report.data.collect import Run, Sweep
+from toolkit.report.data.tables import board_titles
 from toolkit.report.html.board import board_section
 from toolkit.report.html.collapse import collapse
 from toolkit.report.html.figures import loss_figure
@@ -54,7 +56,9 @@ def report_page(sweep: Sweep, boards: Sequence[Board], made: str) -> str:
         made=made,
         problems=[(run.name, run.problem) for run in sweep.runs if run.problem is not None],
         others=count(sweep.others, "run directory", "run directories") if sweep.others else "",
-        boards=[board_section(sweep, board, number, len(boards) > 1) for number, board in enumerate(boards)],
+        boards=[
+            board_section(sweep, *each) for each in zip(boards, itertools.count(), board_titles(boards), strict=False)
+        ],
         collapse=collapse(sweep),
         losses=loss_figure(sweep),
         runs=Table(RUN_COLUMNS, [_run(run) for run in sweep.runs], prose=True),

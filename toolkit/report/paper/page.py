@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from toolkit.evaluate.protocols import known_protocols, load_protocol
 from toolkit.report.data.aggregate import PERSISTENCE, make_boards
 from toolkit.report.data.collect import Sweep
-from toolkit.report.data.tables import ARROWS
+from toolkit.report.data.tables import ARROWS, board_titles
 from toolkit.report.html.collapse import collapse
 from toolkit.report.html.ensembles import ensembles
 from toolkit.report.html.frames import frames
@@ -114,13 +114,14 @@ def to_html(sweep: Sweep, tables: Sequence[FilledTable], which: str) -> str:
         }
         for filled in tables
     ]
+    made = make_boards(sweep)
     boards = [
         {
-            "store": board.facts["store"]["name"],
+            "title": title or board.facts["store"]["name"],
             "ensembles": ensembles(board, sweep.groups),
-            "frames": frames(sweep, board),
+            "frames": frames(board),
         }
-        for board in make_boards(sweep)
+        for board, title in zip(made, board_titles(made), strict=True)
     ]
     return fill(
         "paper.html", name=sweep.name, how=HOW, which=which, tables=shown, collapse=collapse(sweep), boards=boards

@@ -178,9 +178,10 @@ class _Runs:
             return f"{group} seed {seed} is not in the sweep"
         if run.problem is not None:
             return f"{run.name}: {run.problem}"
-        result = next((result for result in run.scored if result.which == self.which), None)
+        own = (found for found in run.scored if found.which == self.which and run.split in ("", found.split))
+        result = next(own, None)
         if result is None:
-            return f"{run.name}: no {self.which} score"
+            return f"{run.name}: no {self.which} score of {run.split}"
         known, by = self._comparable.setdefault(data, (result.comparable, run.name))
         if result.comparable != known:
             raise ToolkitError(

@@ -12,6 +12,7 @@ import pytest
 from launch.report import main
 from tests.support.synthetic import DBZ, noise_scene, write_run, write_sweep
 from toolkit.report.build import build_report
+from toolkit.report.html.figures import grid, label_lead_times
 
 
 class Links(HTMLParser):
@@ -98,6 +99,16 @@ def test_radar_has_its_scale_and_its_clock(tmp_path: Path) -> None:
     assert "starts 2015-05-15 23:45:00 UTC" in page
     assert "error (forecast − observation) dBZ" in page
     assert "CSI ≥ 30 dBZ" in page
+
+
+@pytest.mark.parametrize("leads", [1, 2, 3, 10])
+def test_lead_times_have_whole_ticks(leads: int) -> None:
+    figure, (axis,) = grid(1)
+    axis.plot(range(1, leads + 1), [1.0] * leads, marker="o")
+    label_lead_times(axis, {"horizon": leads, "step_seconds": None})
+    figure.draw_without_rendering()
+    assert all(tick == int(tick) for tick in axis.get_xticks())
+    assert axis.get_xlabel() == "lead time (frames)"
 
 
 def test_runs_beside_the_plan_are_mentioned(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,6 +95,20 @@ def cells(table: FilledTable) -> list[tuple[str, str, float | None, float | None
     ]
 
 
+def test_the_split_of_the_runs_config_is_shown(tmp_path: Path) -> None:
+    write_paper_runs(tmp_path)
+    before = cells(filled(tmp_path)["1"])
+    for file in list(tmp_path.glob("*/eval/test-best.json")):
+        record = json.loads(file.read_text())
+        record["overall"] = dict.fromkeys(record["overall"], 1000000.0)
+        for other in ("dev-best.json", "train-best.json", "test+openstl-best.json"):
+            file.with_name(other).write_text(json.dumps({**record, "split": other.partition("-")[0]}))
+    assert cells(filled(tmp_path)["1"]) == before
+    for file in list(tmp_path.glob("mmnist-modernn-seed1/eval/test*.json")):
+        file.unlink()
+    assert "no best score of test" in str(filled(tmp_path)["1"].cells)
+
+
 def test_the_papers_own_arithmetic(tmp_path: Path) -> None:
     """Table 2 is the plain mean of Table 1's modes; Table 7's overall weighs its seasons 42 to 58."""
     write_paper_runs(tmp_path)

@@ -1,0 +1,76 @@
+"""Work of a cluster's job as JSON: what comes back is what was given, or it is refused."""
+
+import dataclasses
+import json
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from shards import UsageError
+from shards.plain import from_plain, to_plain
+
+
+class Empty:
+    def __eq__(self, other):
+        return type(other) is Empty
+
+    def __hash__(self):
+        return 0
+
+
+class WithFields:
+    def __init__(self, folder="", side=4):
+        self.folder, self.side = folder, side
+
+
+class WithSlots:
+    __slots__ = ("side",)
+
+    def __init__(self):
+        self.side = 4
+
+
+@dataclasses.dataclass
+class WithMore:
+    side: int
+    area: int = dataclasses.field(init=False, default=0)
+
+    def __post_init__(self):
+        self.area = self.side**2
+
+
+def returned(value):
+    return from_plain(json.loads(json.dumps(to_plain(value))), __name__)
+
+
+def test_what_can_be_made_again_comes_back():
+    assert returned([Empty(), (1, 2.5, "x"), np.float32(3), WithMore(3)]) == [Empty(), (1, 2.5, "x"), 3, WithMore(3)]
+    assert (returned(WithFields()).side, returned(WithSlots()).side) == (4, 4)
+
+
+def changed(value, **fields):
+    for name, field in fields.items():
+        setattr(value, name, field)
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        WithFields("data"),
+        WithFields(side=5),
+        changed(WithFields(), more=1),
+        changed(WithSlots(), side=5),
+        changed(WithMore(3), area=1),
+        changed(WithMore(3), more=1),
+        {1: {2}}[1],
+        b"bytes",
+        Fraction(1, 3),
+        lambda: 1,
+        np.zeros(2),
+    ],
+)
+def test_what_would_lose_something_is_refused(value):
+    with pytest.raises(UsageError, match=r"can't be handed to the jobs of a cluster .* or use --workers"):
+        to_plain({"a": [value]})

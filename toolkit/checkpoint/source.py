@@ -1,0 +1,30 @@
+"""The run or export whose weights a training starts from (`train.init_from`). Does not import torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from toolkit.config.recipe import InitialisationConfig
+from toolkit.errors import ConfigError
+from toolkit.rundir import RunDir
+
+CONFIG = "config.json"  # of an export
+
+
+def is_export(path: str | Path) -> bool:
+    """Return whether a folder holds an exported model."""
+    return (Path(path) / CONFIG).exists()
+
+
+def check_source(config: InitialisationConfig) -> None:
+    """Check that there is a run or an export to start from, before a run directory is made.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    path = Path(config.path)
+    if config.path and not is_export(path):
+        try:
+            RunDir(path).config()
+        except ConfigError as error:
+            raise ConfigError(f"train.init_from.path: neither an export ({path / CONFIG}) nor a run: {error}") from None

@@ -1,0 +1,200 @@
+"""Feed a tracking service from a thread: a network that is slow or gone neither delays nor ends a training.
+
+`<run>/<service>.json` holds the id of the run there, so that a resumed training continues it, and how many records of
+metrics.jsonl it has. Records are sent from that file: those of a time without network follow later, by the same process
+or by the next start or evaluation of the run, and steps that are made again after a kill are not sent again, as records
+depend on the step alone. Pictures are sent once or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+from toolkit.atomic import write_atomic
+from toolkit.config import RunConfig
+from toolkit.rundir import RunDir
+from toolkit.rundir.metrics import read_metrics
+from toolkit.rundir.records import keep_typed, read_object
+from toolkit.trackers.base import Picture, Scored, Status, without_secrets
+from toolkit.wording import count, first_line
+
+logger = logging.getLogger(__name__)
+RETRY_S = 60.0  # after the service has refused something
+CLOSE_S = 20.0  # a job that is stopped has half a minute
+MOST_WAITING = 1_000  # tasks; more are left out
+NOT_VALUES = ("step", "kind", "samples", "time")
+TYPES = {"id": str, "records": int, "closed": int, "scores": dict}
+
+
+class Service(Protocol):
+    """A tracking service. Every method may take long, and raise anything."""
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None: ...
+    def image(self, name: str, picture: Picture, step: int) -> None: ...
+    def summary(self, values: Mapping[str, float], step: int) -> None: ...
+    def scores(self, scored: Scored) -> None: ...
+    def close(self, status: Status) -> None: ...
+
+
+# Connects to the run of a record, or to a new one, whose id it puts there; the record is saved after each task.
+Connect = Callable[[RunDir, RunConfig, dict[str, Any]], Service]
+Task = Callable[[Service], None]
+
+
+class Background:
+    """A `Tracker` that hands everything to a service in another thread."""
+
+    def __init__(self, name: str, run: RunDir, connect: Connect) -> None:
+        self.name, self.run = name, run
+        self.file = run.path / f"{name}.json"
+        self.record = {"records": 0, **keep_typed(read_object(self.file), TYPES)}
+        self._connect = connect
+        self._config: RunConfig = run.config()
+        self._service: Service | None = None
+        self._tasks: queue.Queue[tuple[Task, bool] | None] = queue.Queue(MOST_WAITING)
+        self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
+        self._metrics = MetricsTail(run)
+        self._status: Status = "failed"
+        self._failed, self._retry_at, self._left_out = False, 0.0, 0
+
+    def config(self, config: RunConfig) -> None:
+        """Do nothing: the service gets it when it is connected."""
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Send what metrics.jsonl has and the service has not."""
+        self._submit(self._catch_up, lost=False)
+
+    def image(self, name: str, picture: Picture, step: int) -> None:
+        """Send a picture."""
+        self._submit(lambda service: service.image(name, picture, step))
+
+    def summary(self, values: Mapping[str, float], step: int) -> None:
+        """Send the final numbers."""
+        self._submit(lambda service: service.summary(values, step))
+
+    def scores(self, scored: Scored) -> None:
+        """Send an evaluation, unless the service has these very scores."""
+
+        def send(service: Service) -> None:
+            service.scores(scored)
+            self.record["scores"] = {**self.record.get("scores", {}), scored.name: scored.digest}
+
+        if self.record.get("scores", {}).get(scored.name) != scored.digest:
+            self._submit(send, lost=False)
+
+    def flush(self) -> None:
+        """Do nothing: metrics.jsonl is on the disk."""
+
+    def close(self, status: Status) -> None:
+        """Wait a while for what is left; where there was nothing to send, the service isn't called."""
+        if self._thread.ident is None:
+            return
+        self._status = status
+        with contextlib.suppress(queue.Full):
+            self._tasks.put(None, timeout=CLOSE_S)
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            logger.warning(
+                "%s: still busy after %g s, and not waited for: %s. The next start or evaluation of this run sends the "
+                "records",
+                *(self.name, CLOSE_S, self._unsent()),
+            )
+
+    def _submit(self, task: Task, lost: bool = True) -> None:
+        """Queue a task; `lost`: what it sends can't be sent later."""
+        if self._thread.ident is None:
+            self._thread.start()
+        try:
+            self._tasks.put_nowait((task, lost))
+        except queue.Full:
+            self._left_out += lost
+
+    def _work(self) -> None:
+        while (item := self._tasks.get()) is not None:
+            task, lost = item
+            if time.monotonic() < self._retry_at or not self._try(task):
+                self._left_out += lost
+        self._try(self._catch_up)
+        self._try(lambda service: service.close(self._status))
+        unsent = self._metrics.behind(self.record["records"])
+        if self._failed and (unsent or self._left_out):
+            logger.warning(
+                "%s: %s. The next start or evaluation of this run sends the records", self.name, self._unsent()
+            )
+
+    def _unsent(self) -> str:
+        records = count(self._metrics.behind(self.record["records"]), "record")
+        return f"{records} of {self.run.metrics_file.name} not sent, {count(self._left_out, 'other item')} left out"
+
+    def _try(self, task: Task) -> bool:
+        """Call the service; return whether it took the task. What it raises is logged once for a training."""
+        try:
+            if self._service is None:
+                self._service = self._connect(self.run, self._config, self.record)
+                self._save()
+            task(self._service)
+            self._save()
+        except (Exception, SystemExit) as error:
+            level = logging.DEBUG if self._failed else logging.WARNING
+            logger.log(
+                level,
+                "%s: %s: %s; left out, and tried again every %g s",
+                *(self.name, type(error).__name__, without_secrets(first_line(error)), RETRY_S),
+            )
+            self._failed, self._retry_at = True, time.monotonic() + RETRY_S
+            return False
+        return True
+
+    def _catch_up(self, service: Service) -> None:
+        for record in self._metrics.after(self.record["records"]):
+            values = {f"{record['kind']}/{key}": value for key, value in record.items() if key not in NOT_VALUES}
+            service.scalars(values, record["step"])
+            self.record["records"] += 1
+            self._save()
+
+    def _save(self) -> None:
+        write_atomic(self.file, json.dumps(self.record) + "\n")
+
+
+class MetricsTail:
+    """The records of a run's metrics.jsonl, which only grows while a training writes it."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.path = run.metrics_file
+        self._offset = self._number = 0  # of the first record that was not taken
+
+    def after(self, sent: int) -> Iterator[dict[str, Any]]:
+        """Yield the records from number `sent` on; one whose taker raises is yielded again by the next call."""
+        if not self.path.is_file():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # still being written
+                record = _parse(line)
+                if record and self._number >= sent:
+                    yield record
+                self._offset += len(line)
+                self._number += bool(record)
+
+    def behind(self, sent: int) -> int:
+        """Return how many records there are beyond the first `sent`."""
+        return max(0, sum(1 for _ in read_metrics(self.path)) - sent)
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """Return the record in a line; empty where `read_metrics` leaves it out."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    found = keep_typed(record, {"step": int, "kind": str}) if isinstance(record, dict) else {}
+    return found if "step" in found and "kind" in found else {}

@@ -1,0 +1,176 @@
+"""The windows of a training, and what it needs of its config and store, checked before it is submitted or started.
+
+Does not import torch: a sweep checks its runs on the login node.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards import Scale, Store, open_store
+from toolkit.checkpoint.source import is_export
+from toolkit.config import RunConfig
+from toolkit.config.recipe import LossConfig, SamplingConfig, ScheduleConfig
+from toolkit.config.sections import TrainConfig
+from toolkit.data.windows import WindowSet, store_of
+from toolkit.errors import ConfigError
+from toolkit.models.registry import Options, SimVPOptions, SVGOptions, TrajGRUOptions
+
+RATES = ("mm/h", "mm h-1", "kg m-2 h-1")
+
+# What each choice of a section reads; other keys of the section have no effect under it.
+READ: dict[type[Options], dict[str, tuple[str, ...]]] = {
+    ScheduleConfig: {
+        "constant": ("warmup",),
+        "cosine": ("warmup", "final"),
+        "polynomial": ("warmup", "final", "power"),
+        "step": ("warmup", "every", "factor"),
+        "one_cycle": ("rise", "start_divisor", "final_divisor"),
+    },
+    LossConfig: {
+        **dict.fromkeys(("l2", "l1", "l1+l2"), ("lead_times",)),
+        "huber": ("lead_times", "huber_delta"),
+        **dict.fromkeys(("balanced", "balanced_mse", "balanced_mae"), ("lead_times", "thresholds", "weights", "zr")),
+    },
+    SamplingConfig: {
+        "linear": ("start", "slope", "stop"),
+        **dict.fromkeys(("exponential", "sigmoid"), ("scale", "stop")),
+        "reverse": ("scale", "reverse_start", "stop"),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """The windows that a run trains and validates on; without a validation split `val` is None."""
+
+    store: Store
+    train: WindowSet
+    val: WindowSet | None
+
+
+def open_data(config: RunConfig) -> Data:
+    """Open the store of a config and cut its windows.
+
+    Raises:
+        ShardError: the store can't be read.
+        ConfigError: no such training split, or a split without a window of context + horizon frames.
+    """
+    data = config.data
+    # Under `skip` a shard that is cut or absent costs its own samples, not the whole split.
+    store = open_store(store_of(config), faults="reading" if data.on_error == "skip" else "opening")
+    length = data.context + data.horizon
+    train = WindowSet(store, data.train_split, length, data.train_stride, data.modes)
+    val = None
+    if data.val_split in store.splits:
+        try:
+            val = WindowSet(store, data.val_split, length, data.eval_stride, data.modes)
+        except ConfigError as error:
+            raise ConfigError(f"{error}, or train without a validation: data.val_split=none") from None
+    return Data(store, train, val)
+
+
+def check_training(config: RunConfig, data: Data) -> None:
+    """Check what a training needs of its store.
+
+    Raises:
+        ConfigError: a patience without a validation split; what `rain_levels` and `check_lead_times` name.
+    """
+    if config.train.patience is not None and data.val is None:
+        raise ConfigError(
+            f"train.patience {config.train.patience} counts validations, and {config.data.store} has no split "
+            f"{config.data.val_split!r}: set data.val_split, or leave train.patience out"
+        )
+    check_lead_times(config.train.loss, config.data.horizon)
+    rain_levels(config.train.loss, data.store.manifest.scale)
+
+
+def check_lead_times(loss: LossConfig, horizon: int) -> None:
+    """Check that there is one weight for each predicted frame of the horizon.
+
+    Raises:
+        ConfigError: with both numbers.
+    """
+    if loss.lead_times is not None and len(loss.lead_times) != horizon:
+        raise ConfigError(
+            f"train.loss.lead_times has {len(loss.lead_times)} weights and data.horizon is {horizon}: give one weight "
+            "for each predicted frame"
+        )
+
+
+def rain_levels(loss: LossConfig, scale: Scale) -> tuple[float, ...]:
+    """Return where the weight of a balanced loss changes, in the models' unit: just below the first code of each range.
+
+    Empty for other losses.
+
+    Raises:
+        ConfigError: the store's unit is neither a rain rate nor dBZ; its values fall as its codes rise.
+    """
+    if not loss.kind.startswith("balanced"):
+        return ()
+    unit = scale.physical_unit
+    if unit == "dBZ":
+        a, b = loss.zr
+        thresholds = [10.0 * math.log10(a * rate**b) for rate in loss.thresholds]
+    elif unit in RATES:
+        thresholds = list(loss.thresholds)
+    else:
+        raise ConfigError(
+            f"train.loss.kind {loss.kind} weights errors by rain rate, and this store holds {scale.quantity} in "
+            f"{unit}: use a store in mm/h or dBZ, or another train.loss.kind"
+        )
+    values = scale.to_physical(np.arange(scale.max_code + 1, dtype=np.min_scalar_type(scale.max_code)))
+    if (np.diff(values) < 0).any():
+        raise ConfigError(
+            f"train.loss.kind {loss.kind}: this store's values fall as its codes rise: convert the archive with a gain "
+            "above 0"
+        )
+    return tuple((float(np.searchsorted(values, value)) - 0.5) / scale.max_code for value in thresholds)
+
+
+def keys_without_effect(config: RunConfig, scale: Scale | None = None) -> list[str]:
+    """Return the keys of `train` that were set and have no effect beside the others, with the reason.
+
+    Args:
+        scale: of the store; None: not at hand, and what depends on it is not looked at.
+    """
+    train, model = config.train, config.model
+    given = train.model_dump(exclude_defaults=True)
+    found = []
+    for name, section in (("schedule", train.schedule), ("loss", train.loss), ("sampling", train.sampling)):
+        read = (*READ[type(section)][section.kind], "kind")
+        found += [
+            f"train.{name}.{key} (train.{name}.kind is {section.kind})"
+            for key in given.get(name, ())
+            if key not in read
+        ]
+    if train.loss.kind.startswith("balanced") and "zr" in given["loss"] and scale and scale.physical_unit in RATES:
+        found.append(f"train.loss.zr (the store is in {scale.physical_unit})")
+    if "sampling" in given and isinstance(model, SVGOptions | TrajGRUOptions | SimVPOptions):
+        found.append(f"train.sampling ({model.name} has no inputs that scheduled sampling could replace)")
+    if "loss_frames" in given and isinstance(model, TrajGRUOptions | SimVPOptions):
+        found.append(f"train.loss_frames ({model.name} predicts the horizon alone)")
+    return [*found, *_of_optimizer(train, given), *_of_source(train, given)]
+
+
+def _of_optimizer(train: TrainConfig, given: dict[str, object]) -> list[str]:
+    used, other = ("momentum", "betas") if train.optimizer == "sgd" else ("betas", "momentum")
+    found = [f"train.{other} (train.optimizer is {train.optimizer})"] if other in given else []
+    first = train.momentum if used == "momentum" else train.betas[0]
+    default = TrainConfig.model_fields[used].default
+    if train.schedule.kind == "one_cycle" and first and first != (default if used == "momentum" else default[0]):
+        which = "train.momentum" if used == "momentum" else "train.betas[0]"
+        found.append(f"{which} (train.schedule.kind is one_cycle, which varies it)")
+    return found
+
+
+def _of_source(train: TrainConfig, given: dict[str, object]) -> list[str]:
+    keys = train.init_from.model_dump(exclude_defaults=True)
+    if not train.init_from.path:
+        return [f"train.init_from.{key} (train.init_from.path is empty)" for key in keys if key != "freeze"]
+    if "checkpoint" in keys and is_export(train.init_from.path):
+        return ["train.init_from.checkpoint (train.init_from.path is an export)"]
+    return []
