@@ -30,7 +30,7 @@ from toolkit.report.html.figures import (
     chart,
     grid,
     legend,
-    looks,
+    row_looks,
 )  # fmt: skip
 
 OBSERVATION = Look("#000000", "-", "")
@@ -45,16 +45,16 @@ CAPTION = (
 
 
 def diagrams(board: Board, groups: Sequence[str]) -> list[Chart]:
-    """Return one figure per threshold, of the first seed of each group and of persistence; none without thresholds."""
+    """Return one figure per threshold, of the first seed of each row and of persistence; none without thresholds."""
     rows = {which: [row for row in board.rows_at(which) if row.seeds] for which in board.checkpoints}
     which = next((name for name, found in rows.items() if found), None)
     if which is None:
         return []
-    results = {row.group: board.results[row.group, which, row.seeds[0]].data for row in rows[which]}
-    drawn = {group: data["diagrams"] for group, data in results.items() if data.get("diagrams")}
+    results = {row.label: board.results[row.label, which, row.seeds[0]].data for row in rows[which]}
+    drawn = {label: data["diagrams"] for label, data in results.items() if data.get("diagrams")}
     if not drawn:
         return []
-    style = {**looks(groups), PERSISTENCE: BASELINE}
+    style = {**row_looks(rows[which], groups), PERSISTENCE: BASELINE}
     baseline = next((data["persistence"].get("diagrams") for data in results.values() if data.get("diagrams")), None)
     lines = {**drawn, **({PERSISTENCE: baseline} if baseline else {})}
     ways = "; ".join(
