@@ -111,17 +111,17 @@ def sums_of(
     compared = Compared(prediction, codes, scale, protocol, inflow)
     seen = torch.ones_like(codes, dtype=torch.bool) if compared.mask is None else compared.mask
     scales = _scales(codes.shape[-2:])
-    counted = BoxSums(seen, NEIGHBOURHOOD).at(NEIGHBOURHOOD).clamp(min=1) if probability is None else None
+    counted = BoxSums(seen, NEIGHBOURHOOD).at(NEIGHBOURHOOD).clamp(min=1)
     found: dict[str, list[Tensor]] = {name: [] for name in ("bins", "reached", "all", "fss_error", "fss_reference")}
     for threshold, code in zip(thresholds, threshold_codes(thresholds, scale), strict=True):
         level = threshold_level(threshold, code, scale)
         forecast, event = (compared.predicted >= level) & seen, (codes >= code) & seen
-        boxes = [BoxSums(events, max(*scales, NEIGHBOURHOOD)) for events in (forecast, event)]
+        boxes, event_boxes = (BoxSums(events, max(*scales, NEIGHBOURHOOD)) for events in (forecast, event))
         if probability is None:
-            share = boxes[0].at(NEIGHBOURHOOD).double() / counted
+            share = boxes.at(NEIGHBOURHOOD).double() / counted
         else:
             share = probability(level)
-        for name, values in (_probabilities(share, event, seen) | _fractions(*boxes, scales)).items():
+        for name, values in (_probabilities(share, event, seen) | _fractions(boxes, event_boxes, scales)).items():
             found[name].append(values)
     sums = {name: torch.stack(values, 1).cpu().numpy().astype(np.float64) for name, values in found.items()}
     fields = (frames.masked_fill(~seen, 0.0) for frames in (compared.predicted, compared.truth))
