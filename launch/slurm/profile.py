@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 DEFAULT = "default"
+NULLS = ("", "null", "~")  # as texts
 # What launch/slurm/script.py sets itself: a second value would break jobs or the finding of them.
 OWNED = (
     *("array", "chdir", "comment", "error", "export", "input", "job-name", "nodes", "ntasks", "ntasks-per-node"),
@@ -29,6 +30,11 @@ OWNED = (
 )
 
 
+# What a sweep file, or an entry of its `list`, may ask for instead of the profile; the rest is the cluster's.
+PER_RUN = (
+    *("partition", "account", "qos", "constraint", "exclude", "time", "mem", "nodes", "gpus_per_node", "gpu_type"),
+    *("cpus_per_task", "pack", "signal_s", "max_restarts"),
+)
 # Of the profile's `sbatch`: what a small job shares with those on GPUs, and what it never asks for.
 LIGHT_OPTIONS = ("clusters", "mail-type", "mail-user", "wckey", "nice", "reservation")
 WHOLE_NODES = ("exclusive", "oversubscribe", "gres", "gpus", "gpus-per-task", "mem-per-gpu", "cpus-per-gpu")
@@ -173,12 +179,38 @@ def read_profile(name: str | None) -> Profile:
 
 
 def _without_nulls(tree: dict[str, object]) -> dict[str, object]:
-    given = {key: value for key, value in tree.items() if value not in ("", "null", "~")}
+    given = {key: value for key, value in tree.items() if value not in NULLS}
     light = given.get("light")  # an empty variable of `env` is one
     return {**given, "light": _without_nulls(light)} if isinstance(light, dict) else given
 
 
-def overridden(profile: Profile, given: Mapping[str, str | None]) -> Profile:
+def check_resources(value: object) -> dict[str, object]:
+    """Return the `resources` of a sweep file or one of its entries; null stands for the cluster's own default.
+
+    Args:
+        value: a mapping of keys of a profile to texts.
+
+    Raises:
+        ValueError: with every unknown key and every value that can't be used.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"must be a mapping such as {{time: 6:00:00, mem: 32G}}, got {value!r}")
+    given = {str(key): None if text in NULLS else text for key, text in value.items()}
+    faults = []
+    for key in given.keys() - PER_RUN:
+        known = "a profile's alone" if key in Profile.model_fields else "unknown key"
+        faults.append(f"{key}: {known}; {nearest(key, PER_RUN) or 'known here: ' + ', '.join(PER_RUN)}")
+    own = {key: text for key, text in given.items() if key in PER_RUN}
+    try:
+        profile = Profile.model_validate(own)
+    except ValidationError as error:
+        faults += [_explain(fault) for fault in error.errors()]
+    if faults:
+        raise ValueError("; ".join(sorted(faults)))
+    return {key: getattr(profile, key) for key in own}
+
+
+def overridden(profile: Profile, given: Mapping[str, object]) -> Profile:
     """Return a profile with the keys that the command line gives.
 
     Raises:
