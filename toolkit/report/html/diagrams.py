@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from toolkit.report.data.aggregate import PERSISTENCE, Board
 from toolkit.report.data.collect import Facts
 from toolkit.report.data.tables import CHECKPOINT_TITLES
-from toolkit.report.html.figures import BASELINE_COLOUR, STYLE, Chart, Look, chart, grid, legend, looks
+from toolkit.report.html.figures import BASELINE_COLOUR, STYLE, Chart, Look, chart, grid, legend, row_looks
 
 OBSERVATION = Look("#000000", "-", "")
 BASELINE = Look(BASELINE_COLOUR, ":", "")
@@ -37,11 +37,11 @@ def diagrams(board: Board, groups: Sequence[str]) -> list[Chart]:
     which = next((name for name, found in rows.items() if found), None)
     if which is None:
         return []
-    results = {row.group: board.results[row.group, which, row.seeds[0]].data for row in rows[which]}
-    drawn = {group: data["diagrams"] for group, data in results.items() if data.get("diagrams")}
+    results = {row.label: board.results[row.label, which, row.seeds[0]].data for row in rows[which]}
+    drawn = {label: data["diagrams"] for label, data in results.items() if data.get("diagrams")}
     if not drawn:
         return []
-    style = {**looks(groups), PERSISTENCE: BASELINE}
+    style = {**row_looks(rows[which], groups), PERSISTENCE: BASELINE}
     baseline = next((data["persistence"]["diagrams"] for data in results.values() if data.get("diagrams")), None)
     lines = {**drawn, **({PERSISTENCE: baseline} if baseline else {})}
     ways = "; ".join(
