@@ -193,6 +193,8 @@ def check_resources(value: object) -> dict[str, object]:
     Raises:
         ValueError: with every unknown key and every value that can't be used.
     """
+    if value in NULLS:
+        return {}
     if not isinstance(value, dict):
         raise ValueError(f"must be a mapping such as {{time: 6:00:00, mem: 32G}}, got {value!r}")
     given = {str(key): None if text in NULLS else text for key, text in value.items()}
@@ -210,13 +212,16 @@ def check_resources(value: object) -> dict[str, object]:
     return {key: getattr(profile, key) for key in own}
 
 
-def overridden(profile: Profile, given: Mapping[str, object]) -> Profile:
-    """Return a profile with the keys that the command line gives.
+def overridden(profile: Profile, given: Mapping[str, object], nulls: bool = False) -> Profile:
+    """Return a profile with the keys that the command line, or a sweep file, gives.
+
+    Args:
+        nulls: None is a value, too: the cluster's own default.
 
     Raises:
         ConfigError: a value that can't be used.
     """
-    update = {key: value for key, value in given.items() if value is not None}
+    update = {key: value for key, value in given.items() if nulls or value is not None}
     try:
         return Profile.model_validate({**profile.model_dump(), **update})
     except ValidationError as error:
