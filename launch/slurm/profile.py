@@ -5,6 +5,7 @@ A profile is no part of a run's identity: the same run may resume under another 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
 
+from launch.slurm.variables import faults_of, misspelled
 from toolkit.errors import ConfigError
 from toolkit.models.registry import Options
 from toolkit.shipped import PROFILES
@@ -20,6 +22,8 @@ from toolkit.wording import nearest
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
+
+logger = logging.getLogger(__name__)
 
 DEFAULT = "default"
 NULLS = ("", "null", "~")  # as texts
@@ -143,9 +147,8 @@ class Profile(Options):
     @field_validator("env")
     @classmethod
     def _are_names(cls, value: dict[str, str]) -> dict[str, str]:
-        for key in value:
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-                raise ValueError(f"{key!r} is no name of a variable")
+        if faults := faults_of(value):
+            raise ValueError("; ".join(faults))
         return value
 
 
@@ -169,13 +172,16 @@ def read_profile(name: str | None) -> Profile:
     if not isinstance(tree, dict | None | str) or (isinstance(tree, str) and tree):
         raise ConfigError(f"{file}: must hold keys and values; known keys: {', '.join(Profile.model_fields)}")
     try:
-        return Profile.model_validate(_without_nulls(tree or {}))
+        profile = Profile.model_validate(_without_nulls(tree or {}))
     except ValidationError as error:
         lines = "\n".join(f"  {_explain(fault)}" for fault in error.errors())
         raise ConfigError(
             f"{file}: {error.error_count()} fault{'s' * (error.error_count() > 1)}\n{lines}\n"
             f"Known keys: {', '.join(Profile.model_fields)}; slurm/README.md explains them."
         ) from None
+    for note in misspelled(profile.env):
+        logger.warning("%s: env: %s", file, note)
+    return profile
 
 
 def _without_nulls(tree: dict[str, object]) -> dict[str, object]:
