@@ -29,19 +29,20 @@ from toolkit.report.html.figures import (
     time_unit,
 )
 from toolkit.report.html.page import fill
-from toolkit.report.html.pictures import frame_key
+from toolkit.report.html.pictures import chosen_leads, frame_key
 from toolkit.table import Row, Table
 from toolkit.wording import count
 
+TICKS = 6
 TITLES = {FORECAST: "forecast", "persistence": "persistence", "optical_flow": "optical flow"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of pictures: (path, alternative text), or None where there is none yet."""
+    """A row of pictures: path, and alternative text; no path where there is none."""
 
     title: str
-    pictures: Sequence[tuple[str, str] | None]
+    pictures: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,12 @@ def moment(stamp: str) -> datetime:
     return datetime.strptime(stamp, "%Y%m%dT%H%M%SZ")
 
 
-def shown(entry: Entry, present: set[str], looks: Looks, full: bool) -> Shown:
+def shown(entry: Entry, present: set[str], looks: Looks, newest: datetime, full: bool) -> Shown:
     """Return a forecast as it is shown.
 
     Args:
         present: names of the pictures that are there.
+        newest: time of the newest frame.
         full: also members and probabilities.
     """
     reference, step = moment(entry.stamp), timedelta(seconds=looks.step_seconds)
@@ -102,15 +104,14 @@ def shown(entry: Entry, present: set[str], looks: Looks, full: bool) -> Shown:
     lines = []
     for title, what in rows:
         names = [(lead, entry.name(f"{what}-{lead:02d}.png")) for lead in entry.shown]
-        lines.append(
-            Line(
-                title,
-                [
-                    (f"{FORECASTS}/{name}", f"{title}, {clock} UTC, {after}") if name in present else None
-                    for (_, name), (clock, after) in zip(names, times, strict=True)
-                ],
-            )
-        )
+        cells = [
+            (f"{FORECASTS}/{name}", f"{title}, {clock} UTC, {after}")
+            if name in present
+            else ("", "no frame" if reference + (lead - 0.5) * step < newest else "not yet observed")
+            for (lead, name), (clock, after) in zip(names, times, strict=True)
+        ]
+        if any(path for path, _ in cells) or not full:
+            lines.append(Line(title, cells))
     done = count(len(entry.scored()), "lead time")
     return Shown(f"{reference:%Y-%m-%d %H:%M} UTC", f"{FORECASTS}/{entry.name('.nc')}", times, lines, done)
 
@@ -139,6 +140,7 @@ def score_chart(curves: dict[str, Curves], looks: Looks, scorer: Scorer) -> Char
             if name != "rmse":
                 axis.set_ylim(min(0.0, axis.get_ylim()[0]), 1.02)
             label_lead_times(axis, facts)
+            axis.set_xticks(leads[chosen_leads(scorer.lead, TICKS)])
             if place == 0:
                 axis.set_ylim(bottom=0)
                 legend(figure, axis)

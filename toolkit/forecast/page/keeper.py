@@ -35,7 +35,7 @@ from toolkit.forecast.trained import Trained
 from toolkit.forecast.watch import Feed
 from toolkit.models.plugins import entry_of
 from toolkit.report.html.pictures import chosen_leads
-from toolkit.wording import count, duration
+from toolkit.wording import count, duration, some
 
 logger = logging.getLogger(__name__)
 
@@ -259,7 +259,7 @@ class Page:
         problems = [
             *(f"{name}: {text}" for name, text in self.folder.damaged.items()),
             *(f"{what}: {text}" for what, text in self._problems.items()),
-            *(f"{name}: no forecast: {reason}" for name, reason in reversed([*feed.skipped.items()])),
+            *_without_forecast(feed.skipped),
             *reversed(_gaps(known, step, moment(min(self.entries)) if self.entries else None)),
             *early,
         ]
@@ -267,7 +267,8 @@ class Page:
             problems = [*problems[:MOST_PROBLEMS], f"and {len(problems) - MOST_PROBLEMS:,} more, see the log"]
         newest, waiting = "none", list(feed.waiting)
         if known:
-            newest = f"{known[-1]:%Y-%m-%d %H:%M} UTC, {duration((now - known[-1]).total_seconds())} old then"
+            age = duration((now - known[-1]).total_seconds())
+            newest = f"{known[-1]:%Y-%m-%d %H:%M} UTC, {age} old when this was written"
             due = known[-1] + timedelta(seconds=step)
             late = (now - due).total_seconds()
             overdue = f", overdue by {duration(late)}" if late > step else ""
@@ -280,7 +281,8 @@ class Page:
     def _html(self, feed: Feed, shows: Mapping[str, Any]) -> str:
         entries = [self.entries[stamp] for stamp in sorted(self.entries, reverse=True)]
         present = {item.name for item in self.folder.forecasts.iterdir()}
-        views = [shown(entry, present, self.looks, place == 0) for place, entry in enumerate(entries)]
+        newest = max((frame.time for frame in feed.frames if frame.time), default=datetime.min)
+        views = [shown(entry, present, self.looks, newest, place == 0) for place, entry in enumerate(entries)]
         signature = self._signature()
         if signature != self._drawn[0]:
             curves = {method: self.scorer.curves(entries, method) for method in METHODS}
@@ -311,6 +313,14 @@ class Page:
             toolkit=f"ModeRNN toolkit {__version__}",
             **self._drawn[1],
         )
+
+
+def _without_forecast(skipped: Mapping[str, str]) -> list[str]:
+    """Return the frames without a forecast, newest first; those with the same reason together."""
+    frames: dict[str, list[str]] = {}
+    for name, reason in reversed([*skipped.items()]):
+        frames.setdefault(reason, []).append(name)
+    return [f"{some(names, 3)}: no forecast: {reason}" for reason, names in frames.items()]
 
 
 def _gaps(times: list[datetime], step: float, since: datetime | None) -> list[str]:
