@@ -218,7 +218,7 @@ def _submitter(options: argparse.Namespace, root: Path, command: JobCommand) -> 
         keys = ("partition", "account", "qos", "time", "mem")
         profile = overridden(read_profile(options.profile), {key: getattr(options, key) for key in keys})
         shape = Shape.of(profile, options.nodes, options.gpus_per_node, options.ranks, options.pack)
-        return SlurmSubmitter(root, profile, shape, options.jobs, command, options.after)
+        return SlurmSubmitter(root, profile, shape, options.jobs, command, options.after, options.evaluate_apart)
     ranks = options.ranks or 1
     if options.cluster == "debug":
         return DebugSubmitter(ranks, command)

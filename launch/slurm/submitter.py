@@ -14,13 +14,11 @@ was written before; how a run stands is read from its directory.
 from __future__ import annotations
 
 import dataclasses
-import re
-import secrets
 import shutil
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from launch.jobs import snapshot
@@ -43,15 +41,16 @@ from launch.slurm.queue import (
     REPORT,
     SUBMISSIONS,
     failure_of,
+    is_evaluation,
     is_of,
     is_report,
-    job_names,
     job_of_array,
     owners,
     runs_of,
     submission_of,
 )
 from launch.slurm.script import Shape, array_text, command_text, run_text
+from launch.slurm.submission import Call, Submission, Work, awaited, evaluated_apart, names_of, planned_calls
 from toolkit.atomic import write_atomic
 from toolkit.errors import ConfigError
 from toolkit.rundir import lock
@@ -59,26 +58,6 @@ from toolkit.shipped import command as typed
 from toolkit.wording import count, first_line, some
 
 POLL_S = 5.0
-
-
-@dataclass(frozen=True)
-class Submission:
-    """Jobs that one call of sbatch made."""
-
-    folder: Path
-    job: str
-    runs: tuple[Path, ...]
-    places: int = 1  # runs of a job
-
-    @property
-    def size(self) -> int:
-        """Return the number of its jobs."""
-        return -(-len(self.runs) // self.places)
-
-    def jobs(self) -> list[tuple[Path, str]]:
-        """Return its runs with the job of each, as squeue shows it; of a packed one the job that it was meant for."""
-        names = job_names(self.job, len(self.runs), self.places)
-        return list(zip(self.runs, names, strict=True))
 
 
 class SlurmSubmitter(Submitter):
@@ -94,12 +73,17 @@ class SlurmSubmitter(Submitter):
         throttle: int | None = None,
         command: JobCommand = job_command,
         after: Sequence[str] = (),
+        evaluate_apart: bool = False,
     ) -> None:
         """
         Args:
             root: the sweep's directory.
             throttle: most runs at a time; None: as many as the cluster likes.
             after: jobs, or folders of sweeps, that have to end before the jobs begin.
+            evaluate_apart: each run is evaluated by a job of its own, which begins when its training has succeeded.
+
+        Raises:
+            ConfigError: packed jobs whose runs are to be evaluated apart.
         """
         self.root = root.resolve()
         self.profile = profile
@@ -107,8 +91,11 @@ class SlurmSubmitter(Submitter):
         self.throttle = throttle
         self.command = command
         self.after = after
+        self.evaluate_apart = evaluate_apart
+        if evaluate_apart:
+            evaluated_apart(profile, shape)
         self._names: dict[Job, str] = {}
-        self._packed: set[Job] = set()  # those that share their job with others
+        self._evaluations: list[str] = []  # jobs that evaluate what other ones train
         self._states: dict[Job, JobState] = {}
         self._absent: dict[Job, int] = {}
         self._asked_at = 0.0
@@ -163,18 +150,19 @@ class SlurmSubmitter(Submitter):
         """
         self.check()
         lines = []
-        for number, part in enumerate(self._parts(runs), 1):
+        for number, call in enumerate(self._calls([run.resolve() for run in runs]), 1):
             folder = self.root / SUBMISSIONS / f"submission-{number}"
-            text = self._text(part, folder, folder.name, [], self.root / "code" / "snapshot")
-            lines += ["", f"# {folder}/submit.sbatch: {count(len(part), 'run')}", text] if show else []
-            lines += [client.sbatch_test(text, client.submission_environment(self.profile))] if test else []
+            code = self.root / "code" / "snapshot"
+            text = self._text(call, folder, folder.name, [], code, "TRAINING" if call.apart else None)
+            lines += ["", f"# {folder}/submit.sbatch: {count(len(call.runs), 'run')}", text] if show else []
+            tested = self._text(call, folder, folder.name, [], code)  # no job there yet to wait for
+            lines += [client.sbatch_test(tested, client.submission_environment(call.work.profile))] if test else []
         return lines
 
     def adopt(self, queued: Mapping[Path, str]) -> list[Job]:
         if self.throttle:
             self._throttle_queued(self.throttle)
-        there = runs_of(self.root, self._queue)
-        return [self._follow(run, name, run in there and there[run].packed) for run, name in queued.items()]
+        return [self._follow(run, name) for run, name in queued.items()]
 
     def _throttle_queued(self, runs: int) -> None:
         """Apply --jobs to what is in the queue already; Slurm knows it of each array alone, and counts jobs."""
@@ -209,24 +197,37 @@ class SlurmSubmitter(Submitter):
         changed = [run.name for run in runs if snapshot.point(run, copy.path)]
         if changed:
             print(f"note: these resume with changed code ({copy.path.name}): {some(changed)}")
-        run_concurrently(lambda run: self._write_text(run, copy.path), runs)
+        calls = self._calls(runs)
+        for call in calls:
+            write = partial(self._write_text, code=copy.path, work=call.work)
+            run_concurrently(write, call.runs)
         submissions: list[Submission] = []
-        ending = [*self._ending(), *self._awaited()]
+        evaluations: list[Submission] = []  # of runs that the submission before trains
+        ending = [*self._ending(), *awaited(self.after)]
         try:
-            for part in self._parts(runs):
-                submissions.append(self._submit_part(part, [*ending, *self._predecessor(submissions)]))
+            for call in calls:
+                if call.apart:
+                    evaluations.append(self._submit_part(call.runs, [], call.work, submissions[-1].job))
+                else:
+                    after = [*ending, *self._predecessor(submissions)]
+                    submissions.append(self._submit_part(call.runs, after, call.work))
         except BaseException:
-            client.cancel([submission.job for submission in submissions])
+            client.cancel([submission.job for submission in (*evaluations, *submissions)])
             raise
-        self._throttled |= {submission.job for submission in submissions}
-        packed = self.shape.pack is not None
-        jobs = [self._follow(run, name, packed) for submission in submissions for run, name in submission.jobs()]
-        names = ", ".join(submission.job for submission in submissions)
+        self._evaluations += [submission.job for submission in evaluations]
+        self._throttled |= {submission.job for submission in (*submissions, *evaluations)}
+        jobs = [self._follow(run, name) for submission in submissions for run, name in submission.jobs()]
+        names, kind = names_of(submissions)
         number = sum(submission.size for submission in submissions)
-        kind = "array" if number > len(submissions) else "job"
         places = f" of {count(number, 'job')} with {count(self.shape.pack, 'place')}" if self.shape.pack else ""
-        print(f"submitted {count(len(runs), 'run')} as {kind}{'s' * (len(submissions) > 1)} {names}{places}")
+        print(f"submitted {count(len(runs), 'run')} as {kind} {names}{places}")
+        if evaluations:
+            names, kind = names_of(evaluations)
+            print(f"evaluation: {kind} {names}; each job begins when the training of its run has succeeded")
         return jobs
+
+    def _calls(self, runs: Sequence[Path]) -> list[Call]:
+        return planned_calls(self.profile, self.shape, self.evaluate_apart, runs, self._parts)
 
     def submit_report(self, fresh: bool) -> None:
         """Submit the job that makes the report when all jobs of the sweep have ended, however; a refusal is logged.
@@ -243,7 +244,12 @@ class SlurmSubmitter(Submitter):
         folder.mkdir(parents=True, exist_ok=True)
         python = self.profile.python or sys.executable
         command = [python, str(copy.path / "launch" / "report.py"), str(self.root)]
-        after = sorted({job.partition("_")[0] for job in self._names.values()}, key=int)
+        names = [
+            *self._names.values(),
+            *self._evaluations,
+            *(job.base for job in self._queue if is_of(self.root, job) and is_evaluation(job)),
+        ]
+        after = sorted({name.partition("_")[0] for name in names}, key=int)
         light, comment = self.profile.light_request("60"), str(self.root)
         cpus = light.cpus_per_task
         text = command_text(light, cpus, folder, name, command, copy.path, Path.cwd(), comment, after=after)
@@ -266,14 +272,13 @@ class SlurmSubmitter(Submitter):
         except SlurmError as error:
             print(f"{error}\nasking again", file=sys.stderr, flush=True)
             return dict(self._states)
-        names = {job.name: job for job in queue}
-        shared = runs_of(self.root, queue) if self._packed else {}
-        for job, name in self._names.items():
-            entry = shared.get(job.run) if job in self._packed else names.get(name)
+        there = runs_of(self.root, queue)
+        for job in self._names:
+            entry = there.get(job.run)
             # Twice absent is ended: meanwhile a shared file system has shown what the job wrote last.
             self._absent[job] = 0 if entry else self._absent[job] + 1
             if entry:
-                waits = entry.waiting or (job in self._packed and lock.holder(job.run) is None)
+                waits = entry.waiting or (entry.packed and lock.holder(job.run) is None)
                 self._states[job] = JobState.QUEUED if waits else JobState.RUNNING
             elif self._absent[job] > 1:
                 self._states[job] = JobState.ENDED
@@ -284,18 +289,16 @@ class SlurmSubmitter(Submitter):
         name = job_of_array(job.run, self._names[job])
         return failure_of(self.root, name) or client.exit_reason(name)
 
-    def _follow(self, run: Path, name: str, packed: bool) -> Job:
+    def _follow(self, run: Path, name: str) -> Job:
         job = Job(run, len(self._names))
-        if packed:
-            self._packed.add(job)
         self._names[job], self._states[job], self._absent[job] = name, JobState.QUEUED, 0
         return job
 
-    def _write_text(self, run: Path, code: Path) -> None:
+    def _write_text(self, run: Path, code: Path, work: Work) -> None:
         (run / "logs").mkdir(exist_ok=True)
-        command = self._there(code, self.command(run, 1, True))
-        text = run_text(self.profile, self.shape.alone, self.root, run, code, command, Path.cwd())
-        write_atomic(run / "submit.sbatch", text)
+        command = self._there(code, [*self.command(run, 1, True), *work.options])
+        text = run_text(work.profile, work.shape.alone, self.root, run, code, command, Path.cwd())
+        write_atomic(run / work.text, text)
 
     def _there(self, code: Path, command: Sequence[str]) -> list[str]:
         """Return a command of this checkout as the nodes have it: of the copy of the code, by the profile's Python."""
@@ -319,7 +322,9 @@ class SlurmSubmitter(Submitter):
         if shape.pack:
             jobs = f"in {count(number, 'job')} {jobs}"
             what = f"a job runs {shape.pack} of {count(shape.ranks, 'rank')} side by side on a node with {gpus}"
-        return [f"{count(runs, 'run')} {jobs}, {what}{throttle}"]
+        request = evaluated_apart(self.profile, shape)[1].shape if self.evaluate_apart else None
+        apart = [f"each is evaluated in a job of its own with {count(request.gpus_per_node, 'GPU')}"] if request else []
+        return [f"{count(runs, 'run')} {jobs}, {what}{throttle}", *apart]
 
     def _parts(self, runs: Sequence[Path]) -> list[Sequence[Path]]:
         size = max(1, self.array_size) * (self.shape.pack or 1)
@@ -340,35 +345,19 @@ class SlurmSubmitter(Submitter):
         left = {job.base for job in mine if job.state != ENDING}
         return sorted({job.name if job.base in left else job.base for job in mine if job.state == ENDING})
 
-    def _awaited(self) -> list[str]:
-        """Return the jobs that --after names: by their numbers, or those that a sweep's folder has in the queue.
-
-        Raises:
-            ConfigError: neither a job nor a sweep.
-        """
-        found: list[str] = []
-        for name in self.after:
-            root = Path(name).resolve()
-            if re.fullmatch(r"\d+(_\d+)?", name):
-                found.append(name)
-            elif (root / SUBMISSIONS).is_dir():
-                jobs = [job for job in client.queue(owners(root)) if is_of(root, job) and not is_report(root, job)]
-                found += sorted({job.base for job in jobs})
-            else:
-                raise ConfigError(f"--after {name}: neither the number of a job nor the folder of a sweep on a cluster")
-        return found
-
-    def _submit_part(self, runs: Sequence[Path], after: Sequence[str]) -> Submission:
-        key, shape = secrets.token_hex(4), self.shape
+    def _submit_part(
+        self, runs: Sequence[Path], after: Sequence[str], work: Work, trained_by: str | None = None
+    ) -> Submission:
+        key, shape = work.new_key(), work.shape
         folder, name = self.root / SUBMISSIONS / key, f"{self.root.name}-{key}"
         (folder / "logs" if shape.pack else folder).mkdir(parents=True)
         write_atomic(folder / RUNS, "".join(f"{run}\n" for run in runs))
         if shape.pack:
             Pack(shape.pack, shape.ranks, shape.gpus_per_node).write(folder)
-        text = self._text(runs, folder, name, after, runs[0].joinpath("code").resolve())
+        text = self._text(Call(runs, work), folder, name, after, runs[0].joinpath("code").resolve(), trained_by)
         write_atomic(folder / "submit.sbatch", text)
         try:
-            job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(self.profile))
+            job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(work.profile))
         except BaseException as error:
             # An answer may have been lost on its way, or a Ctrl-C was quicker: the job may be there all the same.
             accepted = [job.base for job in client.queue() if job.job_name == name]
@@ -380,15 +369,18 @@ class SlurmSubmitter(Submitter):
         write_atomic(folder / "job", job + "\n")
         return Submission(folder, job, tuple(runs), shape.pack or 1)
 
-    def _text(self, runs: Sequence[Path], folder: Path, name: str, after: Sequence[str], code: Path) -> str:
-        shape = self.shape
-        number = -(-len(runs) // (shape.pack or 1))
+    def _text(
+        self, call: Call, folder: Path, name: str, after: Sequence[str], code: Path, trained_by: str | None = None
+    ) -> str:
+        profile, shape = call.work.profile, call.work.shape
+        number = -(-len(call.runs) // (shape.pack or 1))
         throttle = f"%{self._jobs_at_a_time}" if self.throttle else ""
         array = f"0-{number - 1}{throttle}" if number > 1 else None
         cwd = Path.cwd()
         packed = [sys.executable, str(PACK_SCRIPT), str(folder), *self._job_script()] if shape.pack else []
         command = self._there(code, packed)
-        return array_text(self.profile, shape, self.root, folder, name, array, after, cwd, code, command)
+        texts = (command, call.work.text, trained_by)
+        return array_text(profile, shape, self.root, folder, name, array, after, cwd, code, *texts)
 
     def _job_script(self) -> list[str]:
         """Return the option of pack.py that names the script of a run's job, where that isn't ours."""
