@@ -48,7 +48,7 @@ $(READY): setup.py $(CONSTRAINTS)
 
 demo: $(READY)
 	$(BIN)/python -m shards convert moving-mnist $(DEMO_STORE) $(if $(DIGITS),--digits $(DIGITS)) \
-		--size 32 --train 600 --val 16 --test 64
+		--modes 1 --size 24 --digit-size 15 --length 15 --train 3000 --val 64 --test 128
 	$(BIN)/python launch/sweep.py configs/sweeps/demo.yaml --cluster local --runs $(DEMO_RUNS) \
 		--set data.store=$(DEMO_STORE)
 	$(BIN)/python launch/report.py $(DEMO_RUNS)/demo

@@ -39,6 +39,8 @@ ARCHIVES = {
 }
 # What only one model needs.
 MODELS = {"pysteps": ["pysteps>=1.17", "opencv-python-headless>=4.8"]}  # built from source: needs a C compiler
+# Experiment trackers beside TensorBoard. MLflow's client without its server and data science packages: 4 MB.
+TRACKERS = {"wandb": ["wandb>=0.31"], "mlflow": ["mlflow-skinny>=3.17", "sqlalchemy>=2.0", "alembic>=1.13"]}
 # Exports as ONNX, and their comparison with the model.
 EXPORT = {"onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]}
 DEV = [
@@ -90,6 +92,7 @@ setup(
     extras_require={
         **ARCHIVES,
         **MODELS,
+        **TRACKERS,
         **EXPORT,
         "all": sorted({name for extra in ARCHIVES.values() for name in extra}),
         "dev": DEV,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import re
 import sys
@@ -25,7 +24,6 @@ from launch.cli.parser import (
 )
 from launch.cli.runs import find_run
 from launch.export import checkpoint_name
-from toolkit.atomic import write_atomic
 from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import RunDir
 from toolkit.shipped import command
@@ -154,8 +152,8 @@ def _add_verification(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="compare with the observation after --at: scores by lead time, also in FILE.verify.json; the observation "
-        "in pictures",
+        help="compare with the observation after --at: scores by lead time, also in FILE.verify.json, diagrams in "
+        "FILE.verify.png; the observation in pictures",
     )
     parser.add_argument(
         "--thresholds",
@@ -339,7 +337,7 @@ def _make(task: Task, archive: Archive, frame: Frame) -> None:
     from toolkit.forecast.files import check_output, write_forecast
     from toolkit.forecast.make import check_fits, make_forecast
     from toolkit.forecast.picture import draw
-    from toolkit.forecast.verify import as_text, verification
+    from toolkit.forecast.verify import as_text, save_verification, verification
 
     data, *pictures = task.paths(frame)
     check_output(data, task.overwrite)
@@ -359,9 +357,7 @@ def _make(task: Task, archive: Archive, frame: Frame) -> None:
         truth = forecast.recoded(archive, following)
         made = verification(forecast, truth, task.thresholds)
         print(as_text(made))
-        written.append(data.with_suffix(".verify.json"))
-        data.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(written[-1], json.dumps(made, indent=1) + "\n")
+        written += save_verification(made, data)
     for picture in pictures:
         draw(forecast, picture, truth)
     write_forecast(forecast, data, task.products)

@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from shards import log
 from tests.support.fakes import Fakes
 from tests.support.process import ROOT, asks_for_gpus
+
+settings.register_profile("busy", deadline=None)  # other processes may have the cores
+settings.load_profile("busy")
 
 # A shell starts what it puts in the background deaf to Ctrl-C, and so would be all processes that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -165,7 +165,7 @@ def frames_of(config: RunConfig, given: str | None) -> tuple[tuple[int, int, int
         shape = (int(match[1]), int(match[2]), int(match[3])) if match else (0, 0, 0)
         if 0 in shape:
             raise ConfigError(
-                f"--frames {given}: write it as channels x height x width, each at least 1, for example 1x384x384"
+                f"--frames {given}: write it as channels x height x width, for example 1x384x384, each at least 1"
             )
         return shape, "--frames"
     stored = stored_shape(config.data.store)

@@ -83,7 +83,7 @@ def holds_numbers(dtype: str) -> bool:
 
 def read_header(file: IO[bytes], size: int, objects: bool = False) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Read the header of an npy file of `size` bytes: shape, whether in Fortran's order, type. Raises NUMPY_ERRORS,
-    also where the file can't hold what the header says, and for Python objects, unless `objects` are to be passed over.
+    also where the file can't hold what the header says, and for Python objects, unless `objects` are to be left out.
     """
     version = npy_format.read_magic(file)
     read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0

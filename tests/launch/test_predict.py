@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from launch.predict import main
 from shards.errors import UsageError
@@ -39,7 +41,12 @@ def test_a_forecast_beside_what_came(
     words = ["--out", str(tmp_path / "f.nc"), "--picture", str(tmp_path / "f.png"), "--tile", "16", "--overlap", "4"]
     assert predict(make_run(), radar, "--at", "2016-07-11T21:30", "--lead", "2", "--verify", *words) == 0
     out = capsys.readouterr()
-    assert out.out.splitlines()[-3:] == [str(tmp_path / name) for name in ("f.nc", "f.png", "f.verify.json")]
+    written = ("f.nc", "f.png", "f.verify.json", "f.verify.png")
+    assert out.out.splitlines()[-4:] == [str(tmp_path / name) for name in written]
+    diagrams = json.loads((tmp_path / "f.verify.json").read_text())["diagrams"]
+    assert diagrams["forecast"]["overall"] == diagrams["persistence"]["overall"] != {}  # the model is persistence
+    with Image.open(tmp_path / "f.verify.png") as image:
+        assert image.width > 800 and len(image.convert("RGB").getcolors(1 << 20)) > 20
     assert "RMSE dBZ" in out.out and "2016-07-11T21:15:00Z to 2016-07-11T21:30:00Z" in out.err
     with xarray.open_dataset(tmp_path / "f.nc") as data:
         assert data.time.values[0] == np.datetime64("2016-07-11T21:35") and data.time.size == 2

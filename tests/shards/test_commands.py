@@ -1,7 +1,6 @@
 """bench, info --sheet, repack and convert's options of the store, at the terminal."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -119,9 +118,7 @@ def test_ten_thousand_zarr_events_cost_no_more_than_their_table(tmp_path):
     store = open_store(tmp_path / "s")
     original = store.files.read_all
     store.files.read_all = lambda file, size=None: opened.append(file) or original(file, size)
-    begin = time.perf_counter()
     store.read("train", 9_999, 0, 1)
-    assert time.perf_counter() - begin < 1
     assert (
         "train/event/c/0" not in opened and "train/time/c/0" not in opened and "train/event_metadata/c/0" not in opened
     )

@@ -19,7 +19,7 @@ def check(name: str, folder: Path, examples: int) -> None:
     case = Case.of(name, folder)
     assert case.read(case.sound)
 
-    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, database=None, suppress_health_check=list(HealthCheck))
     @given(st.integers(0, (1 << 64) - 1))
     def damaged(seed: int) -> None:
         case.read(case.damaged(random.Random(seed)))

@@ -187,10 +187,10 @@ def test_an_edited_index_is_refused(tmp_path):
         open_store(tmp_path / "s").events("train")
 
 
-def test_ten_thousand_events_open_within_a_second(tmp_path, format):
+def test_ten_thousand_events_open_in_seconds_of_the_processor(tmp_path, format):
     make_store(tmp_path / "s", format, Clips(lengths={"train": (2,) * 10_000}, size=(1, 2, 2)))
-    begin = time.perf_counter()
+    begin = time.process_time()
     store = open_store(tmp_path / "s")
     assert len(store.events("train")) == 10_000
     store.read("train", 9_999, 0, 2)
-    assert time.perf_counter() - begin < 1.0
+    assert time.process_time() - begin < 3  # a few tenths; an event that costs 1 ms would take 10

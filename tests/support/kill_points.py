@@ -21,7 +21,7 @@ from tests.support.clips import Clips
 POINTS = {
     "a shard is written": (shards.writer.HashedFile, "__exit__"),
     "a shard is in its place": (shards.writer, "record"),
-    "all shards are written": (shards.convert, "_manifest"),
+    "all shards are written": (shards.convert, "_split_info"),
     "the store is put in place": (shards.convert, "put_in_place"),
     "files are flushed": (shards.partial, "flush"),
     "the store is renamed": (shards.partial, "_flush_parent"),

@@ -286,3 +286,14 @@ def test_the_config_imports_neither_torch_nor_deepspeed() -> None:
 
     code = "import sys, toolkit.config; sys.exit('torch' in sys.modules or 'deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_model_named_as_a_key_is_does_not_hide_the_key() -> None:
+    """`steps` is a model too; pydantic names models in the path of a fault."""
+    assert "steps" in MODELS
+    with pytest.raises(ConfigError, match=r"\n  train\.steps: input should be a valid integer"):
+        make_config({"train": {"steps": "many"}}, "test")
+    with pytest.raises(ConfigError, match=r"\n  model\.slots: input should be a valid integer"):
+        make_config({"model": {"name": "modernn", "slots": "many"}}, "test")
+    with pytest.raises(ConfigError, match=r"\n  model\.name: "):
+        make_config({"model": {"name": "modern"}}, "test")

@@ -219,7 +219,9 @@ def make_config(tree: Mapping[str, object], origin: str, typed: bool = False) ->
 
 
 def _explain(fault: ErrorDetails, tree: Mapping[str, Any]) -> str:
-    path = [part for part in fault["loc"] if part not in MODELS]  # pydantic puts the union's tag into the path
+    path = list(fault["loc"])
+    if path[:1] == ["model"] and {*path[1:2]} & {*MODELS}:  # pydantic puts the union's tag into the path
+        del path[1]
     key = ".".join(str(part) for part in path)
     if fault["type"] == "extra_forbidden":
         known = _known_keys(path[:-1], tree)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from shards.manifest import Codes
+from toolkit.atomic import replacing, write_atomic
 from toolkit.data.windows import to_unit
+from toolkit.evaluate.diagrams import Diagrams, sums_of
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.evaluate.scoring import new_table, score_batch
 from toolkit.forecast.make import Forecast
+from toolkit.report.html.diagrams import png
 from toolkit.table import Row, Table
 
 Curves = Mapping[str, list[float | None]]
@@ -49,15 +54,40 @@ def _curves(forecast: Forecast, units: NDArray[np.float32], truth: Codes, thresh
     return table.compute().leads
 
 
-def verification(forecast: Forecast, truth: Codes, thresholds: Sequence[float] = ()) -> dict[str, object]:
+def diagrams_of(forecast: Forecast, truth: Codes, thresholds: Sequence[float] = ()) -> dict[str, Any]:
+    """Return the verification diagrams of forecast and persistence, by name; none without thresholds.
+
+    Args:
+        truth, thresholds: as in `scores`.
+    """
+    steps, chosen = len(truth), tuple(thresholds or _thresholds(forecast))
+    if not chosen:
+        return {}
+    protocol = load_protocol(forecast.trained.config.eval.protocol)
+    members = torch.from_numpy(forecast.units[:, None, :steps])
+    last = to_unit(torch.from_numpy(forecast.context[-1:]), forecast.scale).numpy()
+    codes, missing = (torch.from_numpy(each)[None] for each in (truth, forecast.missing[:steps]))
+    made: dict[str, Any] = {}
+    for name, predicted in (
+        ("forecast", members),
+        ("persistence", torch.from_numpy(np.repeat(last, steps, 0))[None, None]),
+    ):
+        size = len(predicted)
+        share = None if size == 1 else lambda level: (members >= level).double().mean(0)
+        sums = sums_of(predicted.mean(0), codes, forecast.scale, protocol, chosen, share, missing)
+        made[name] = Diagrams(chosen, size, truth.shape[-2:], {0: sums}).compute()
+    return made if all(made.values()) else {}
+
+
+def verification(forecast: Forecast, truth: Codes, thresholds: Sequence[float] = ()) -> dict[str, Any]:
     """Return the scores of a forecast by lead time, as they are saved beside it: RMSE in the archive's unit, and CSI.
 
     Args:
         truth, thresholds: as in `scores`.
 
     Returns:
-        `lead_minutes` (null without a clock), `unit`, `thresholds`, counts of pixels, and for `forecast` and
-        `persistence` one list per metric; null where it is undefined.
+        `lead_minutes` (null without a clock), `unit`, `thresholds`, counts of pixels, for `forecast` and
+        `persistence` one list per metric, null where it is undefined, and `diagrams`.
     """
     pixels = float(np.prod(truth.shape[1:]))
     protocol = load_protocol(forecast.trained.config.eval.protocol)
@@ -69,7 +99,7 @@ def verification(forecast: Forecast, truth: Codes, thresholds: Sequence[float] =
         return float(span * (mse / pixels if protocol.error_reduction == "sum" else mse) ** 0.5)
 
     minutes = None if forecast.step_seconds is None else forecast.step_seconds / 60
-    made: dict[str, object] = {
+    made: dict[str, Any] = {
         "reference": None if forecast.reference is None else f"{forecast.reference:%Y-%m-%dT%H:%M:%SZ}",
         "lead_minutes": None if minutes is None else [minutes * (lead + 1) for lead in range(len(truth))],
         "unit": forecast.scale.unit,
@@ -80,7 +110,24 @@ def verification(forecast: Forecast, truth: Codes, thresholds: Sequence[float] =
     for name, curves in zip(("forecast", "persistence"), scores(forecast, truth, thresholds), strict=True):
         csi = {key: curves[key] for key in sorted(curves) if key.startswith("csi@") and "/" not in key}
         made[name] = {"rmse": [rmse(mse) for mse in curves["mse"]], **csi}
+    made["diagrams"] = diagrams_of(forecast, truth, thresholds)
     return made
+
+
+def save_verification(made: Mapping[str, Any], data: Path) -> list[Path]:
+    """Write what `verification` gave beside a forecast, FILE.verify.json, and its diagrams, FILE.verify.png.
+
+    Returns:
+        The files.
+    """
+    text, picture = data.with_suffix(".verify.json"), data.with_suffix(".verify.png")
+    data.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(text, json.dumps(made, indent=1) + "\n")
+    if not made["diagrams"]:
+        return [text]
+    with replacing(picture) as file:
+        file.write(png(made["diagrams"], "" if made["unit"] == "1" else made["unit"]))
+    return [text, picture]
 
 
 def as_text(made: Mapping[str, Any]) -> str:

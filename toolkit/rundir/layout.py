@@ -7,6 +7,7 @@
       checkpoints/step-00001000/  latest  best
       logs/                            one file per job and rank
       metrics.jsonl   tb/              one line per logged step; TensorBoard
+      wandb.json  mlflow.json  wandb/  the run's id there and what was sent; files of W&B (toolkit/trackers)
       events.jsonl                     one line per start, stop, restart, failure and end (events.py)
       state.json  DONE | FAILED        how the run stands (status.py): no scheduler is needed to know
       heartbeat/rank-N.json            what each rank last did; rank-N.stacks: where a hung one was

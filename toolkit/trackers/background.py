@@ -27,7 +27,7 @@ from toolkit.wording import count, first_line
 
 logger = logging.getLogger(__name__)
 RETRY_S = 60.0  # after the service has refused something
-CLOSE_S = 20.0  # a job that is stopped has half a minute
+CLOSE_S: dict[Status, float] = {"finished": 20.0, "stopped": 5.0, "failed": 5.0}  # a stopped job has half a minute
 MOST_WAITING = 1_000  # tasks; more are left out
 NOT_VALUES = ("step", "kind", "samples", "time")
 TYPES = {"id": str, "records": int, "closed": int, "scores": dict}
@@ -63,6 +63,7 @@ class Background:
         self._metrics = MetricsTail(run)
         self._status: Status = "failed"
         self._failed, self._retry_at, self._left_out = False, 0.0, 0
+        self._abandoned = False
 
     def config(self, config: RunConfig) -> None:
         """Do nothing: the service gets it when it is connected."""
@@ -76,8 +77,7 @@ class Background:
         self._submit(lambda service: service.image(name, picture, step))
 
     def summary(self, values: Mapping[str, float], step: int) -> None:
-        """Send the final numbers."""
-        self._submit(lambda service: service.summary(values, step))
+        """Do nothing: `close` sends them from metrics.jsonl, or the next one."""
 
     def scores(self, scored: Scored) -> None:
         """Send an evaluation, unless the service has these very scores."""
@@ -93,18 +93,22 @@ class Background:
         """Do nothing: metrics.jsonl is on the disk."""
 
     def close(self, status: Status) -> None:
-        """Wait a while for what is left; where there was nothing to send, the service isn't called."""
-        if self._thread.ident is None:
-            return
+        """Wait a while for what is left; where nothing is to be sent, the service isn't called."""
         self._status = status
+        if self._thread.ident is None:
+            if not self._metrics.behind(self.record["records"]):
+                return
+            self._thread.start()
+        end = time.monotonic() + CLOSE_S[status]
         with contextlib.suppress(queue.Full):
-            self._tasks.put(None, timeout=CLOSE_S)
-        self._thread.join(CLOSE_S)
+            self._tasks.put(None, timeout=CLOSE_S[status])
+        self._thread.join(max(0.0, end - time.monotonic()))
         if self._thread.is_alive():
+            self._abandoned = True
             logger.warning(
                 "%s: still busy after %g s, and not waited for: %s. The next start or evaluation of this run sends the "
                 "records",
-                *(self.name, CLOSE_S, self._unsent()),
+                *(self.name, CLOSE_S[status], self._unsent()),
             )
 
     def _submit(self, task: Task, lost: bool = True) -> None:
@@ -122,9 +126,11 @@ class Background:
             if time.monotonic() < self._retry_at or not self._try(task):
                 self._left_out += lost
         self._try(self._catch_up)
+        if self._status == "finished":
+            self._try(self._summarise)
         self._try(lambda service: service.close(self._status))
         unsent = self._metrics.behind(self.record["records"])
-        if self._failed and (unsent or self._left_out):
+        if self._failed and not self._abandoned and (unsent or self._left_out):
             logger.warning(
                 "%s: %s. The next start or evaluation of this run sends the records", self.name, self._unsent()
             )
@@ -159,6 +165,13 @@ class Background:
             self.record["records"] += 1
             self._save()
 
+    def _summarise(self, service: Service) -> None:
+        """Send the best validation, once."""
+        best = None if self.record.get("summarised") else self._metrics.best()
+        if best:
+            service.summary({"best_mse": float(best["mse"]), "best_step": float(best["step"])}, best["step"])
+            self.record["summarised"] = True
+
     def _save(self) -> None:
         write_atomic(self.file, json.dumps(self.record) + "\n")
 
@@ -184,6 +197,11 @@ class MetricsTail:
                     yield record
                 self._offset += len(line)
                 self._number += bool(record)
+
+    def best(self) -> dict[str, Any] | None:
+        """Return the last validation that was better than all before."""
+        found = [record for record in read_metrics(self.path) if record["kind"] == "val" and record.get("best")]
+        return found[-1] if found and isinstance(found[-1].get("mse"), int | float) else None
 
     def behind(self, sent: int) -> int:
         """Return how many records there are beyond the first `sent`."""

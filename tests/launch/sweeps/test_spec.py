@@ -283,7 +283,7 @@ def test_missing_file_lists_what_is_there(configs: Path) -> None:
 AXIS = st.lists(st.integers(1, 9), min_size=1, max_size=4, unique=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(slots=AXIS, batch=AXIS, context=AXIS, seeds=AXIS, entries=st.integers(1, 3), dropped=st.integers(1, 9))
 def test_counts(
     tmp_path_factory: pytest.TempPathFactory,

@@ -13,7 +13,7 @@ import torch
 
 from shards.manifest import FrameSpec
 from tests.support.runs import write_run
-from tests.support.training import call, weights_of
+from tests.support.training import Train, call, weights_of
 from toolkit.checkpoint import commit
 from toolkit.checkpoint import initialise as initialisation
 from toolkit.checkpoint.export import export_run
@@ -183,3 +183,16 @@ def test_fine_tuning_leaves_frozen_parameters_and_stops_early(
         assert torch.equal(value, expected) if frozen else torch.allclose(value, expected, rtol=0.01), name
     again = call("--run", second)
     assert again.returncode == 0 and "already trained" in again.stderr
+
+
+def test_two_ranks_start_from_the_weights_that_rank_0_has_read(
+    tiny_config: Path, train_on: Train, tmp_path: Path
+) -> None:
+    base = ["data.context=2", "data.horizon=2", "train.steps=2"]
+    source = f"train.init_from={{path: {tmp_path / 'first'}, checkpoint: last, freeze: ['cell.cells.0.*']}}"
+    jobs = [("first", base), ("second", [*base, source, "train.graph=on"])]
+    train_on([{"config": str(tiny_config), "set": keys, "run": str(tmp_path / name)} for name, keys in jobs], 2)
+    before, after = weights_of(tmp_path / "first", 2), weights_of(tmp_path / "second", 2)
+    frozen = {name for name in before if name.startswith("cell.cells.0.")}
+    assert frozen <= {name for name in before if torch.equal(before[name], after[name])} < set(before)
+    assert frozen

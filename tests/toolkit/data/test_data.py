@@ -100,7 +100,7 @@ def test_every_window_once_an_epoch(count: int, seed: int, epoch: int) -> None:
     assert sorted(seen) == list(range(count))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     count=st.integers(1, 13),
     world=st.sampled_from([1, 2, 3, 4]),

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.scoring import DBZ, PAPER, Dice, evaluate, members_of, noise_windows
@@ -68,7 +68,6 @@ def test_more_members_are_never_worse_in_the_selecting_metric() -> None:
 
 
 @given(costs=st.lists(st.lists(st.sampled_from([1.0, 2.0, 3.0, torch.inf]), min_size=3, max_size=3), min_size=1))
-@settings(deadline=None)
 def test_the_first_of_equals_is_kept(costs: list[list[float]]) -> None:
     best = BestMember()
     for place, cost in enumerate(costs):

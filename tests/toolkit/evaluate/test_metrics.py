@@ -94,7 +94,7 @@ def test_masked_ssim_is_the_mean_over_windows_without_missing_pixels() -> None:
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @given(seed=st.integers(0, 2**31), channels=st.integers(1, 3), masked=st.booleans())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_errors_equal_plain_loops(reduction: metrics.Reduction, seed: int, channels: int, masked: bool) -> None:
     prediction, truth = frames(seed, channels=channels) / 255, frames(seed + 1, channels=channels) / 255
     mask = frames(seed + 2, channels=channels) > 100 if masked else None
@@ -125,7 +125,7 @@ def test_psnr_is_scikit_images_and_exact_frames_are_capped() -> None:
 
 
 @given(seed=st.integers(0, 2**31), masked=st.booleans())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_contingency_equals_counting(seed: int, masked: bool) -> None:
     forecast, observed = frames(seed) > 128, frames(seed + 1) > 128
     mask = frames(seed + 2) > 60 if masked else None

@@ -41,7 +41,7 @@ def integral(members: np.ndarray, truth: float) -> float:
     members=st.lists(st.sampled_from([0.0, 0.1, 0.25, 1.0]) | st.floats(-1, 2, width=32), min_size=2, max_size=9),
     truth=st.sampled_from([0.0, 0.25, 1.0]) | st.floats(0, 1, width=32),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_crps_is_the_integral_over_the_distribution_function(members: list[float], truth: float) -> None:
     values = np.array(members, np.float32)
     standard, fair = (float(score) for score in crps(torch.from_numpy(values), torch.tensor(truth)))

@@ -200,7 +200,7 @@ def explained(scores: Scores, cells: Cells, name: str) -> bool:
 
 
 @given(seed=st.integers(0, 2**31), faults=st.sets(st.sampled_from(["nan", "inf", "-inf", "huge", "missing", "dry"])))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_no_nan_or_infinity_is_left_unannounced(seed: int, faults: set[str]) -> None:
     """Whatever comes in: results are numbers or None, and for each None a count says why."""
     random = np.random.default_rng(seed)

@@ -39,7 +39,7 @@ def filled(count: int, members: list[int] | None = None) -> ScoreTable:
 
 
 @given(parts=st.lists(st.integers(0, 4), min_size=1, max_size=40), order=st.randoms())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_partition_merges_to_identical_bits(parts: list[int], order: object) -> None:
     count = len(parts)
     whole = filled(count).compute()

@@ -19,7 +19,7 @@ def frames(height: int, width: int) -> torch.Tensor:
     return torch.rand(1, 2, 1, height, width, generator=torch.Generator().manual_seed(height * width))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(2, 40), st.data())
 def test_what_is_covariant_is_the_same_to_the_last_bit(height: int, width: int, tile: int, data: st.DataObject) -> None:
     overlap = data.draw(st.integers(0, tile // 2))
@@ -34,7 +34,7 @@ def test_what_is_covariant_is_the_same_to_the_last_bit(height: int, width: int, 
     assert max(max(size) for size in sizes[:-1]) <= tile
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 300), st.integers(2, 64), st.data())
 def test_tiles_cover_the_frame_and_share_what_was_asked(size: int, tile: int, data: st.DataObject) -> None:
     overlap = data.draw(st.integers(0, tile // 2))

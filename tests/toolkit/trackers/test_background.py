@@ -53,7 +53,7 @@ class Kept:
         self.got.append((step, name))
 
     def summary(self, values: Mapping[str, float], step: int) -> None:
-        self.got.append((step, "summary"))
+        self.got.append((f"summary of {step}", dict(values)))
 
     def scores(self, scored: Scored) -> None:
         self.got.append((scored.step, scored.name))
@@ -76,7 +76,11 @@ def write(run: RunDir, *steps: int) -> None:
 
 
 def steps_of(service: Kept) -> list[int]:
-    return [item[0] for item in service.got if isinstance(item, tuple) and isinstance(item[1], dict)]
+    return [
+        item[0]
+        for item in service.got
+        if isinstance(item, tuple) and isinstance(item[0], int) and isinstance(item[1], dict)
+    ]
 
 
 def test_a_resumed_run_continues_its_id_and_sends_no_step_again(run: RunDir) -> None:
@@ -120,6 +124,10 @@ def test_a_service_that_fails_is_logged_once_and_gets_all_records_later(
     service = Kept()
     service.refused = 1_000
     write(run, 1, 2, 3)
+    with run.metrics_file.open("a") as file:
+        file.write(
+            '{"step": 3, "kind": "val", "mse": 0.5, "best": 1.0}\n{"step": 6, "kind": "val", "mse": 2, "best": 0.0}\n'
+        )
     tracker = Background("fake", run, service.connect)
     tracker.scalars({}, 3)
     tracker.image("val/0", PICTURE, 3)
@@ -129,13 +137,14 @@ def test_a_service_that_fails_is_logged_once_and_gets_all_records_later(
     assert warnings[0].startswith(
         "fake: ConnectionError: no route to https://***@host: $MLFLOW_TRACKING_TOKEN; left out"
     )
-    assert "3 records of metrics.jsonl not sent, 1 other item left out" in warnings[1]
+    assert "5 records of metrics.jsonl not sent, 1 other item left out" in warnings[1]
     service.refused = 0
     caplog.clear()
-    again = Background("fake", run, service.connect)
-    again.scores(SCORED)
-    again.close("finished")
-    assert steps_of(service) == [1, 2, 3]
+    for _ in range(2):
+        again = Background("fake", run, service.connect)
+        again.close("finished")
+    assert steps_of(service) == [1, 2, 3, 3, 6]
+    assert service.got[-2:] == [("summary of 3", {"best_mse": 0.5, "best_step": 3.0}), "finished"]
     assert not caplog.records
 
 
@@ -157,7 +166,7 @@ def test_an_outage_in_between_loses_no_record(run: RunDir, monkeypatch: pytest.M
 def test_a_service_that_hangs_is_not_waited_for(
     run: RunDir, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "CLOSE_S", 0.2)
+    monkeypatch.setitem(background.CLOSE_S, "finished", 0.2)
     monkeypatch.setattr(background, "MOST_WAITING", 3)
     service = Kept()
     service.hangs = threading.Event()

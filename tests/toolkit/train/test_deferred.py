@@ -189,7 +189,7 @@ def test_the_records_stay_within_their_bound() -> None:
 SIZES = st.integers(1, 7)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_single_convolutions(data: st.DataObject) -> None:
     groups = data.draw(st.integers(1, 3), "groups")

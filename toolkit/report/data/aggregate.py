@@ -94,6 +94,11 @@ class Board:
         """Return the checkpoints of its rows: best, last, and ema where some run keeps a moving average."""
         return list(dict.fromkeys(row.which for row in self.rows))
 
+    @property
+    def first_scored(self) -> str:
+        """Return the first checkpoint that has a score."""
+        return next((row.which for row in self.rows if row.seeds), self.checkpoints[0])
+
     def rows_at(self, which: str) -> list[GroupScores]:
         return [row for row in self.rows if row.which == which]
 
@@ -267,19 +272,30 @@ def mean_and_std(values: list[float]) -> tuple[float | None, float | None]:
 
 
 def _with_best(rows: list[GroupScores], metrics: tuple[Metric, ...], modes: tuple[str, ...]) -> list[GroupScores]:
-    """Mark the best mean of each column among the rows of one checkpoint, the baseline included."""
+    """Mark the best mean of each column among the rows of one checkpoint, the baseline included.
+
+    Only one whose gap to the next mean exceeds the standard deviation over seeds of both is marked.
+    """
     marked = [dict(row.cells) for row in rows]
     for which, metric, mode in itertools.product(CHECKPOINTS, metrics, (OVERALL, *modes)):
         key = (metric.key, mode)
-        badness = {
-            place: _badness(mean, metric.direction)
+        ordered = sorted(
+            (_badness(mean, metric.direction), place)
             for place, row in enumerate(rows)
             if row.which == which and row.competes and (mean := row.cells[key].mean) is not None
-        }
-        if metric.direction != "none" and len(badness) > 1:
-            for place, bad in badness.items():
-                marked[place][key] = replace(marked[place][key], best=bad == min(badness.values()))
+        )
+        if metric.direction != "none" and len(ordered) > 1:
+            first, second = (rows[place] for _, place in ordered[:2])
+            best = ordered[0][0] < ordered[1][0] and _exceeds_spread(first, second, key)
+            marked[ordered[0][1]][key] = replace(first.cells[key], best=best)
     return [replace(row, cells=cells) for row, cells in zip(rows, marked, strict=True)]
+
+
+def _exceeds_spread(first: GroupScores, second: GroupScores, key: tuple[str, str]) -> bool:
+    """Return whether two means differ by more than the standard deviation over seeds of both; False if unknown."""
+    one, other = first.cells[key], second.cells[key]
+    known = [score.std for score in (one, other) if score.std is not None]
+    return bool(known) and one.mean is not None and other.mean is not None and abs(one.mean - other.mean) > max(known)
 
 
 def _badness(mean: float, direction: Direction) -> float:

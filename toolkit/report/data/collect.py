@@ -13,6 +13,7 @@ from typing import Any
 from toolkit.config import RunConfig
 from toolkit.config.tree import flatten
 from toolkit.errors import ConfigError, ToolkitError
+from toolkit.models.plugins import FileModel, entry_of
 from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir, read_result
 from toolkit.rundir.metrics import read_metrics
 from toolkit.rundir.records import keep_typed
@@ -82,6 +83,7 @@ class Run:
         standing: a state of toolkit/rundir/status.py, or `missing` if there is no directory.
         problem: why its scores are not in the tables; None if they are.
         split: that its config scores, and so the name of its own result.
+        lr, batch: of its training; None without one.
         elapsed_s: from the first to the last line of its log, including time in the queue.
         rate: training sequences per second, last logged value.
         peak_memory: bytes, of rank 0 in training: allocated on the GPU, or resident memory of the process.
@@ -105,6 +107,8 @@ class Run:
     results: tuple[Result, ...] = ()
     env: Mapping[str, Any] = field(default_factory=dict)
     split: str = ""
+    lr: float | None = None
+    batch: int | None = None
 
     @property
     def scored(self) -> tuple[Result, ...]:
@@ -203,16 +207,19 @@ def _read_run(recorded: RecordedRun) -> Run:
         val=val,
         results=results,
         env=run.read_env(),
-        split=_own_split(run),
+        **_settings(run),
     )
 
 
-def _own_split(run: RunDir) -> str:
+def _settings(run: RunDir) -> dict[str, Any]:
+    """Return what the report shows of a run's config."""
     try:
-        return run.config().eval.split
+        config = run.config()
     except ConfigError as error:
-        logger.warning("%s: its own scoring is not known: %s", run.path, first_line(str(error)))
-        return ""
+        logger.warning("%s: its split, learning rate and batch are not known: %s", run.path, first_line(str(error)))
+        return {}
+    trained = isinstance(config.model, FileModel) or entry_of(config.model).trained
+    return {"split": config.eval.split} | ({"lr": config.train.lr, "batch": config.train.batch} if trained else {})
 
 
 def _problem(run: RunDir, view: RunView, results: tuple[Result, ...]) -> str | None:

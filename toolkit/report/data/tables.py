@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from toolkit.report.data.aggregate import OVERALL, Board, GroupScores, Metric, Score
 from toolkit.report.data.collect import Facts
+from toolkit.report.data.verdict import answer, few_sequences
 from toolkit.table import Cell, Kind, Row, Table
 from toolkit.wording import count
 
@@ -181,14 +182,16 @@ def _csv_line(board: Board, row: GroupScores, key: str, mode: str, score: Score)
 
 def to_markdown(title: str, boards: Sequence[Board]) -> str:
     """Return tables of rounded means; the best of a column is bold."""
-    parts = [f"# {title}\n"] + ([] if boards else ["No run has been evaluated yet.\n"])
+    first = answer(boards[0], boards[0].first_scored) if boards else "No run has been evaluated yet."
+    parts = [f"# {title}\n"] + [f"{first}\n"] * bool(first)
     for board, scoring in zip(boards, board_titles(boards), strict=True):
         facts, under = board.facts, f" ({scoring})" if scoring else ""
         parts.append(
             f"Protocol `{facts['protocol']['name']}`, {facts['store']['name']}, split `{facts['split']}`, "
             f"{count(facts['n'], 'sequence')}, {facts['context']} → {facts['horizon']} frames. "
-            "Mean ± sample standard deviation over seeds; bold: best of its column.\n"
+            "Mean ± sample standard deviation over seeds; bold: best of its column, by more than the deviation.\n"
         )
+        parts += [f"{warning}\n"] if (warning := few_sequences(board)) else []
         for which in board.checkpoints:
             name = CHECKPOINT_TITLES[which]
             parts += [f"## {name}{under}\n", score_table(board, (which,)).to_markdown()]

@@ -7,6 +7,7 @@ from typing import Any
 from toolkit.report.data.aggregate import Board
 from toolkit.report.data.collect import Sweep
 from toolkit.report.data.tables import heading, missing_notes, mode_table, score_table
+from toolkit.report.data.verdict import few_sequences
 from toolkit.report.html.diagrams import diagrams
 from toolkit.report.html.ensembles import ensembles
 from toolkit.report.html.figures import lead_figure
@@ -44,18 +45,14 @@ def board_section(sweep: Sweep, board: Board, number: int, title: str) -> dict[s
         "name": title and f": {title}",
         "facts": board_facts(board),
         "scores": score_table(board),
+        "few": few_sequences(board),
         "notes": _notes(board),
         "modes": [(heading(metric), mode_table(board, metric)) for metric in board.metrics if board.modes],
-        "leads": lead_figure(board, sweep.groups, _first_scored(board)),
+        "leads": lead_figure(board, sweep.groups, board.first_scored),
         "ensembles": ensembles(board, sweep.groups),
         "diagrams": diagrams(board, sweep.groups),
         "frames": frames(board),
     }
-
-
-def _first_scored(board: Board) -> str:
-    names = board.checkpoints
-    return next((name for name in names if any(row.seeds for row in board.rows_at(name))), names[0])
 
 
 def board_facts(board: Board) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Definitions: toolkit/evaluate/diagrams.py.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,11 +15,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from numpy.typing import NDArray
+from PIL import Image
 
 from toolkit.report.data.aggregate import PERSISTENCE, Board
 from toolkit.report.data.collect import Facts
 from toolkit.report.data.tables import CHECKPOINT_TITLES
-from toolkit.report.html.figures import BASELINE_COLOUR, STYLE, Chart, Look, chart, grid, legend, looks
+from toolkit.report.html.figures import (
+    BASELINE_COLOUR,
+    COLOURS,
+    MARKERS,
+    STYLE,
+    Chart,
+    Look,
+    chart,
+    grid,
+    legend,
+    row_looks,
+)  # fmt: skip
 
 OBSERVATION = Look("#000000", "-", "")
 BASELINE = Look(BASELINE_COLOUR, ":", "")
@@ -32,17 +45,17 @@ CAPTION = (
 
 
 def diagrams(board: Board, groups: Sequence[str]) -> list[Chart]:
-    """Return one figure per threshold, of the first seed of each group and of persistence; none without thresholds."""
+    """Return one figure per threshold, of the first seed of each row and of persistence; none without thresholds."""
     rows = {which: [row for row in board.rows_at(which) if row.seeds] for which in board.checkpoints}
     which = next((name for name, found in rows.items() if found), None)
     if which is None:
         return []
-    results = {row.group: board.results[row.group, which, row.seeds[0]].data for row in rows[which]}
-    drawn = {group: data["diagrams"] for group, data in results.items() if data.get("diagrams")}
+    results = {row.label: board.results[row.label, which, row.seeds[0]].data for row in rows[which]}
+    drawn = {label: data["diagrams"] for label, data in results.items() if data.get("diagrams")}
     if not drawn:
         return []
-    style = {**looks(groups), PERSISTENCE: BASELINE}
-    baseline = next((data["persistence"]["diagrams"] for data in results.values() if data.get("diagrams")), None)
+    style = {**row_looks(rows[which], groups), PERSISTENCE: BASELINE}
+    baseline = next((data["persistence"].get("diagrams") for data in results.values() if data.get("diagrams")), None)
     lines = {**drawn, **({PERSISTENCE: baseline} if baseline else {})}
     ways = "; ".join(
         f"{', '.join(name for name in lines if lines[name]['probability'] == way)}: {way}"
@@ -56,6 +69,24 @@ def diagrams(board: Board, groups: Sequence[str]) -> list[Chart]:
             figure = draw(lines, style, place, event)
             made.append(chart(figure, f"Verification diagrams, {event}", f"{event[0].upper()}{event[1:]}. {caption}"))
         return made
+
+
+def png(lines: Mapping[str, Any], unit: str) -> bytes:
+    """Return the panels of all thresholds below each other as a PNG; forecast and persistence have fixed styles."""
+    style = {"forecast": Look(COLOURS[0], "-", MARKERS[0]), "persistence": BASELINE}
+    thresholds = next(iter(lines.values()))["thresholds"]
+    pages = []
+    with matplotlib.rc_context(STYLE):
+        for place, threshold in enumerate(thresholds):
+            out = io.BytesIO()
+            draw(lines, style, place, f"event ≥ {threshold:g} {unit}".rstrip()).savefig(out, format="png", dpi=110)
+            pages.append(Image.open(out).convert("RGB"))
+    whole = Image.new("RGB", (pages[0].width, sum(page.height for page in pages)))
+    for number, page in enumerate(pages):
+        whole.paste(page, (0, sum(before.height for before in pages[:number])))
+    packed = io.BytesIO()
+    whole.save(packed, format="PNG", optimize=True)
+    return packed.getvalue()
 
 
 def unit_of(facts: Facts) -> str:

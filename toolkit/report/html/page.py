@@ -13,7 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from toolkit.report.data.aggregate import Board
 from toolkit.report.data.collect import Run, Sweep
+from toolkit.report.data.costs import cost_table
 from toolkit.report.data.tables import board_titles
+from toolkit.report.data.verdict import answer
 from toolkit.report.html.board import board_section
 from toolkit.report.html.collapse import collapse
 from toolkit.report.html.figures import loss_figure
@@ -51,6 +53,8 @@ def report_page(sweep: Sweep, boards: Sequence[Board], made: str) -> str:
     return fill(
         "report.html",
         name=sweep.name,
+        answer=answer(boards[0], boards[0].first_scored) if boards else "",
+        costs=cost_table(sweep),
         lede=f"{models}, {seeds}: {counted:,} of {count(len(sweep.runs), 'run')} finished and evaluated.",
         provenance=_provenance(sweep),
         made=made,

@@ -79,7 +79,7 @@ def test_ensembles_are_told_and_those_chosen_by_the_truth_are_never_marked(sweep
     assert "| slots4 (best of 100 by PSNR) | 2 |" in (sweep / "report" / "table.md").read_text()
     rows = [row for row in read_csv(sweep) if (row["metric"], row["mode"], row["checkpoint"]) == ("mse", "all", "best")]
     assert {row["group"]: row["best"] for row in rows}["slots4"] == "0"  # it has the least MSE
-    assert sum(row["best"] == "1" for row in rows) == 1
+    assert sum(row["best"] == "1" for row in rows) == 0  # slots1 has one seed, so its lead over persistence is unknown
     assert {row["ensemble"] for row in rows} == {"", "best of 100 by PSNR"}
     for seed in (1, 2):
         score_as(sweep, "slots4", seed, Ensemble(100, "mean"))

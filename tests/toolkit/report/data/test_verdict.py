@@ -1,0 +1,93 @@
+"""The first line of a report: by how much the best is better, or that the seeds can't tell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.support.synthetic import noise_scene, write_run, write_sweep
+from toolkit.report.build import build_report
+from toolkit.report.data.aggregate import make_boards
+from toolkit.report.data.collect import collect
+from toolkit.report.data.costs import cost_table
+from toolkit.report.data.verdict import answer, few_sequences, paired_interval
+
+
+def write_scores(root: Path, scores: dict[str, list[float]]) -> None:
+    """One run for each group and seed, whose best checkpoint has a given overall MSE; persistence has 100."""
+    runs = []
+    for group, values in scores.items():
+        for seed, value in enumerate(values, 1):
+            run = write_run(root / f"{group}-seed{seed}", group, seed, noise_scene(), 1.0)
+            file = run.eval / "test-best.json"
+            record = json.loads(file.read_text())
+            record["overall"]["mse"], record["persistence"]["overall"]["mse"] = value, 100.0
+            file.write_text(json.dumps(record))
+            runs.append((run.path.name, group, seed))
+    write_sweep(root, "demo", runs)
+
+
+def first_line(root: Path) -> str:
+    (board,) = make_boards(collect(root))
+    return answer(board, "best")
+
+
+def test_the_paired_interval_is_students() -> None:
+    values = np.array([-1.0, -1.4, -0.7, -1.2])
+    expected = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
+    assert paired_interval(list(values)) == pytest.approx(expected)
+    assert paired_interval([1.0]) is None and paired_interval([]) is None
+
+
+def test_a_difference_in_every_seed_is_told_with_its_interval(tmp_path: Path) -> None:
+    write_scores(tmp_path, {"a": [50, 60, 70], "b": [51, 61.5, 71.2]})  # the seeds vary more than the models differ
+    assert first_line(tmp_path) == (
+        "a is better than b: MSE -1.233 (-2.0 %), 95 % interval -1.858 to -0.6082 over 3 seeds, paired."
+    )
+    page = build_report(tmp_path, None).read_text()
+    assert "a is better than b: MSE -1.233" in page.partition("</header>")[0]
+    assert "a is better than b: MSE -1.233" in (tmp_path / "report" / "table.md").read_text().splitlines()[2]
+    (board,) = make_boards(collect(tmp_path))
+    assert not any(row.cells["mse", ""].best for row in board.rows_at("best"))  # the gap is within the spread
+
+
+def test_what_the_seeds_can_not_tell_is_said(tmp_path: Path) -> None:
+    write_scores(tmp_path / "x", {"a": [50, 60, 70], "b": [52, 57, 75]})
+    assert first_line(tmp_path / "x").startswith("No significant difference between a and b: MSE -1.333")
+    write_scores(tmp_path / "y", {"a": [50], "b": [80]})
+    assert first_line(tmp_path / "y").startswith(
+        "Too few seeds to compare a and b: MSE -30 (-37.5 %), over 1 seed that both have"
+    )
+    (board,) = make_boards(collect(tmp_path / "y"))
+    assert not any(row.cells["mse", ""].best for row in board.rows_at("best"))
+
+
+def test_the_baseline_takes_part(tmp_path: Path) -> None:
+    write_scores(tmp_path / "x", {"a": [50, 52]})
+    assert first_line(tmp_path / "x").startswith("a is better than persistence (baseline): MSE -49 (-49.0 %)")
+    write_scores(tmp_path / "y", {"a": [130, 132]})
+    assert first_line(tmp_path / "y").startswith("persistence (baseline) is better than a: MSE -31 (-23.7 %)")
+
+
+def test_few_sequences_are_warned_of(sweep: Path) -> None:
+    (board,) = make_boards(collect(sweep))
+    assert few_sequences(board).startswith("Only 4 sequences scored")
+    assert "Only 4 sequences scored" in build_report(sweep, None).read_text()
+    for file in sweep.glob("*/eval/test-*.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "n": 1000}))
+    (board,) = make_boards(collect(sweep))
+    assert few_sequences(board) == ""
+
+
+def test_the_costs_of_each_model_are_in_a_table(sweep: Path) -> None:
+    (sweep / "slots4-seed1" / "state.json").write_text(json.dumps({"peak_memory": 3 * 2**30}))
+    rows = {str(row.cells[0]): row.cells[1:] for row in cost_table(collect(sweep)).rows}
+    config = collect(sweep).runs[0]
+    assert (config.lr, config.batch) == (3e-4, 8)
+    assert rows["slots4"] == ("127,456", "0.0003", "8", "0.0426 to 0.0444", "3.00", "0.75")
+    assert rows["convlstm"][0] == rows["convlstm"][-1] == "–"  # not evaluated
+    assert "Learning rate" in build_report(sweep, None).read_text()
