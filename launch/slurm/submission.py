@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch.jobs.job import EVALUATE, TRAIN
 from launch.slurm import client
-from launch.slurm.profile import Profile
-from launch.slurm.queue import EVALUATION, SUBMISSIONS, is_of, is_report, job_names, owners
-from launch.slurm.script import EVALUATION_TEXT, RUN_TEXT, Shape
+from launch.slurm.queue import SUBMISSIONS, is_of, is_report, job_names, owners
+from launch.slurm.request import Request, describe_submitted
+from launch.slurm.script import Shape
 from toolkit.errors import ConfigError
 from toolkit.models.plugins import entry_of
 from toolkit.rundir import RunDir
@@ -25,100 +24,64 @@ class Submission:
     folder: Path
     job: str
     runs: tuple[Path, ...]
-    places: int = 1  # runs of a job
+    request: Request
 
     @property
     def size(self) -> int:
         """Return the number of its jobs."""
-        return -(-len(self.runs) // self.places)
+        return -(-len(self.runs) // self.request.pack)
 
     def jobs(self) -> list[tuple[Path, str]]:
         """Return its runs with the job of each, as squeue shows it; of a packed one the job that it was meant for."""
-        names = job_names(self.job, len(self.runs), self.places)
+        names = job_names(self.job, len(self.runs), self.request.pack)
         return list(zip(self.runs, names, strict=True))
 
 
-@dataclass(frozen=True)
-class Work:
-    """What the job of a run does, and what it requests."""
-
-    profile: Profile
-    shape: Shape
-    only: str | None = None  # `train` or `evaluate`; None: both
-
-    @property
-    def text(self) -> str:
-        """Return the name of its batch script in the run directory."""
-        return EVALUATION_TEXT if self.only == EVALUATE else RUN_TEXT
-
-    @property
-    def options(self) -> list[str]:
-        """Return the options of launch/jobs/job.py."""
-        return ["--only", self.only] if self.only else []
-
-    def new_key(self) -> str:
-        """Return a name for the folder of a submission."""
-        return (EVALUATION if self.only == EVALUATE else "") + secrets.token_hex(4)
-
-
-def evaluated_apart(profile: Profile, shape: Shape) -> tuple[Work, Work]:
-    """Return what trains runs and what evaluates them, in jobs of their own.
+def check_apart(request: Request) -> None:
+    """Refuse packed jobs whose runs are to be evaluated apart.
 
     Raises:
-        ConfigError: packed jobs, whose places do not stay free while a run is evaluated.
+        ConfigError: naming both options.
     """
-    if shape.pack:
+    if request.shape.pack:
         raise ConfigError(
-            f"--evaluate-apart with --pack {shape.pack} (or `pack` in the profile): a packed run is evaluated in its "
-            "place, while the other places of the job train: leave one of them out"
+            f"--evaluate-apart with --pack {request.shape.pack} (or `pack` in a profile or `resources`): a packed run "
+            "is evaluated in its place, while the other places of the job train: leave one of them out"
         )
-    gpus = min(1, shape.gpus_per_node)
-    request = profile.evaluation_request(gpu=bool(gpus))
-    alone = Shape(1, gpus, 1, asks_for_gpus=shape.asks_for_gpus)
-    return Work(profile, shape, TRAIN), Work(request, alone, EVALUATE)
+
+
+def evaluation_of(request: Request) -> Request:
+    """Return what the evaluations of runs ask for, in jobs of their own."""
+    gpus = min(1, request.shape.gpus_per_node)
+    shape = Shape(1, gpus, 1, asks_for_gpus=request.shape.asks_for_gpus)
+    return replace(request, profile=request.profile.evaluation_request(gpu=bool(gpus)), shape=shape, only=EVALUATE)
 
 
 @dataclass(frozen=True)
 class Call:
     """What sbatch is called for."""
 
+    request: Request
     runs: Sequence[Path]
-    work: Work
     apart: bool = False  # the call before trains these runs
 
 
-def planned_calls(
-    profile: Profile,
-    shape: Shape,
-    evaluate_apart: bool,
-    runs: Sequence[Path],
-    parts: Callable[[Sequence[Path]], list[Sequence[Path]]],
-) -> list[Call]:
-    """Return the calls of sbatch for runs; a run without a training to do is only evaluated, where that is apart.
-
-    Args:
-        parts: splits runs into those of one call.
-    """
+def planned_calls(parts: Sequence[tuple[Request, Sequence[Path]]], evaluate_apart: bool) -> list[Call]:
+    """Return the calls of sbatch for runs; a run without a training to do is only evaluated, where that is apart."""
     if not evaluate_apart:
-        return [Call(part, Work(profile, shape)) for part in parts(runs)]
-    training, evaluation = evaluated_apart(profile, shape)
-    trained = [run for run in runs if _needs_training(RunDir(run))]
+        return [Call(request, part) for request, part in parts]
     calls: list[Call] = []
-    for part in parts(trained):
-        calls += [Call(part, training), Call(part, evaluation, apart=True)]
-    left = set(trained)
-    return calls + [Call(part, evaluation) for part in parts([run for run in runs if run not in left])]
+    for request, part in parts:
+        training, evaluation = replace(request, only=TRAIN), evaluation_of(request)
+        trained = [run for run in part if _needs_training(RunDir(run))]
+        scored = [run for run in part if run not in set(trained)]
+        calls += [Call(training, trained), Call(evaluation, trained, apart=True)] if trained else []
+        calls += [Call(evaluation, scored)] if scored else []
+    return calls
 
 
 def _needs_training(run: RunDir) -> bool:
     return not run.done and entry_of(run.config().model).trained
-
-
-def names_of(submissions: Sequence[Submission]) -> tuple[str, str]:
-    """Return the jobs of submissions, and what they are: `array`, `jobs`."""
-    several = sum(submission.size for submission in submissions) > len(submissions)
-    names = ", ".join(submission.job for submission in submissions)
-    return names, ("array" if several else "job") + "s" * (len(submissions) > 1)
 
 
 def awaited(names: Sequence[str]) -> list[str]:
@@ -138,3 +101,16 @@ def awaited(names: Sequence[str]) -> list[str]:
         else:
             raise ConfigError(f"--after {name}: neither the number of a job nor the folder of a sweep on a cluster")
     return found
+
+
+def descriptions(submissions: Sequence[Submission]) -> list[str]:
+    """Return what was submitted, a line for each request."""
+    lines: list[str] = []
+    done: list[Request] = []
+    for request in [one.request for one in submissions]:
+        if request not in done:
+            done.append(request)
+            own = [one for one in submissions if one.request == request]
+            runs = sum(len(one.runs) for one in own)
+            lines.append(describe_submitted(request, runs, [one.job for one in own], sum(one.size for one in own)))
+    return lines

@@ -9,8 +9,10 @@ import pytest
 from launch.slurm.limits import own_file_system, seconds_of
 from launch.slurm.profile import Light, Profile, overridden, read_profile
 from launch.slurm.refusals import explain
+from launch.slurm.request import Request
 from launch.slurm.script import Shape, array_text
-from launch.slurm.submission import evaluated_apart
+from launch.slurm.submission import check_apart, evaluation_of
+from launch.slurm.variables import KNOWN, faults_of, misspelled
 from toolkit.errors import ConfigError
 
 
@@ -99,12 +101,12 @@ def test_an_evaluation_apart_asks_for_one_gpu_of_the_trainings_nodes_or_none() -
 
 def test_packed_runs_are_not_evaluated_apart() -> None:
     with pytest.raises(ConfigError, match=r"a packed run is evaluated in its place.*leave one of them out"):
-        evaluated_apart(Profile(gpus_per_node=4), Shape(1, 4, 1, 4))
+        check_apart(Request(Profile(gpus_per_node=4), Shape(1, 4, 1, 4)))
 
 
 def test_an_evaluation_waits_for_its_own_training_alone(tmp_path: Path) -> None:
-    training, evaluation = evaluated_apart(Profile(gpus_per_node=4, nodes=2), Shape(2, 4, 8))
-    assert (training.text, training.options) == ("submit.sbatch", ["--only", "train"])
+    evaluation = evaluation_of(Request(Profile(gpus_per_node=4, nodes=2), Shape(2, 4, 8)))
+    assert (evaluation.text, evaluation.options) == ("evaluate.sbatch", ["--only", "evaluate"])
     assert evaluation.shape == Shape(1, 1, 1)
     for array, kind in (("0-3", "aftercorr"), (None, "afterok")):
         options = (array, ["12"], tmp_path, tmp_path, (), evaluation.text, "4711")
@@ -112,3 +114,46 @@ def test_an_evaluation_waits_for_its_own_training_alone(tmp_path: Path) -> None:
         assert f"#SBATCH --dependency={kind}:4711,afterany:12\n" in text
         assert "#SBATCH --kill-on-invalid-dep=yes\n" in text
         assert 'exec bash "$run/evaluate.sbatch"' in text
+
+
+def test_names_that_cannot_be_variables_are_all_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("env: {1ST: a, NCCL-DEBUG: b, 'A B': c, MASTER_PORT: 1, FINE: d}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_profile(str(file))
+    text = str(caught.value)
+    assert all(f"{name!r} is no name of a variable" in text for name in ("1ST", "NCCL-DEBUG", "A B"))
+    assert "MASTER_PORT is set by the launcher for each rank" in text
+    assert "FINE" not in text.partition("got")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("OMP_NUM_THREAD", "OMP_NUM_THREADS"),
+        ("OMP_NUM_THRAEDS", "OMP_NUM_THREADS"),
+        ("omp_num_threads", "OMP_NUM_THREADS"),
+        ("NCCL_SOCKET_IFNAMES", "NCCL_SOCKET_IFNAME"),
+        ("NCLL_DEBUG", "NCCL_DEBUG"),
+        ("CUDA_VISIBLE_DEVICE", "CUDA_VISIBLE_DEVICES"),
+        ("TORCH_DISTRIBUTE_DEBUG", "TORCH_DISTRIBUTED_DEBUG"),
+        ("PYTORCH_CUDA_ALOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
+        ("MODERN_TRITON", "MODERNN_TRITON"),
+        ("MODERNN_RENDEZVOUS", "MODERNN_RENDEZVOUS_S"),
+        ("MODERNN_THREADS", "the toolkit reads MODERNN_ALEXNET, "),
+    ],
+)
+def test_a_misspelled_variable_is_reported_with_the_near_one(
+    name: str, near: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"env: {{{name}: 1, NCCL_DEBUG: INFO, http_proxy: x, MY_LAB_SCRATCH: y, NCCL_FANCY_NEW: z}}\n")
+    with caplog.at_level("WARNING", "launch"):
+        assert read_profile(str(file)).env[name] == "1"
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"{file}: env: {name}: ") and near in message
+
+
+def test_known_variables_are_not_taken_for_one_another() -> None:
+    assert misspelled(KNOWN) == []
+    assert faults_of(KNOWN) == []
