@@ -21,8 +21,8 @@ from launch.jobs.local import DebugSubmitter, LocalSubmitter
 from launch.jobs.machine import Machine
 from launch.jobs.submitter import Job, JobCommand, Submitter, job_command, run_concurrently
 from launch.slurm.client import SlurmError
-from launch.slurm.profile import overridden, read_profile
-from launch.slurm.script import Shape
+from launch.slurm.profile import read_profile
+from launch.slurm.request import Requests
 from launch.slurm.submitter import SlurmSubmitter
 from launch.sweeps.cancel import cancel
 from launch.sweeps.options import PAPER, as_axis, parse, without_options
@@ -70,7 +70,8 @@ def _run(options: argparse.Namespace, arguments: Sequence[str], command: JobComm
         return EXIT_OK
     sweep = _Sweep(plan, root, _submitter(options, root, command), options)
     items = sweep.items(every_round=True)
-    check_ranks(items, sweep.submitter.ranks_per_run)
+    sweep.check_room()
+    check_ranks(items, sweep.submitter)
     if options.dry_run:
         print("\n".join(sweep.dry_run()))
         return EXIT_OK
@@ -104,10 +105,17 @@ class _Sweep:
         self.chosen = selected(plan, options.only, options.without)
         self.submitted: set[str] = set()  # hashes of the runs that this command has submitted
         self.round = 0
-        pack = submitter.runs_per_job
-        if options.keep_submitted and options.keep_submitted < pack:
+
+    def check_room(self) -> None:
+        """Check that --keep-submitted has room for one job.
+
+        Raises:
+            ConfigError: it has not.
+        """
+        pack, room = self.submitter.runs_per_job, self.options.keep_submitted
+        if room and room < pack:
             raise ConfigError(
-                f"--keep-submitted {options.keep_submitted} is fewer runs than one job of --pack {pack} has: give "
+                f"--keep-submitted {room} is fewer runs than one job of --pack {pack} has: give "
                 f"--keep-submitted {pack} or more"
             )
 
@@ -121,13 +129,15 @@ class _Sweep:
         options = self.options
         queued = self.submitter.queued() if ask else None
         items = collect_status(self.plan, self.root, options.retry, queued, options.replace, self.submitted)
+        self.submitter.assign({item.path: item.planned.resources for item in items})
         left = sum(item.submitted and item.planned.hash8 in self.chosen for item in items)
         limit = left if options.limit is None else min(left, options.limit - len(self.submitted))
         if options.keep_submitted and not every_round:
             room = max(0, options.keep_submitted - sum(item.job is not None for item in items))
             # Jobs of several runs are submitted full; only the last one may have places that stay free.
             if limit > room:
-                return narrowed(items, self.chosen, room - room % self.submitter.runs_per_job, KEEP)
+                waiting = [item.path for item in items if item.submitted and item.planned.hash8 in self.chosen]
+                return narrowed(items, self.chosen, room, KEEP, self.submitter.fitting(waiting[:limit], room))
         return narrowed(items, self.chosen, limit)
 
     def submit_all(self) -> tuple[list[Item], list[Job]]:
@@ -215,10 +225,9 @@ def _ask(runs: int, yes: bool) -> None:
 
 def _submitter(options: argparse.Namespace, root: Path, command: JobCommand) -> Submitter:
     if options.cluster == "slurm":
-        keys = ("partition", "account", "qos", "time", "mem")
-        profile = overridden(read_profile(options.profile), {key: getattr(options, key) for key in keys})
-        shape = Shape.of(profile, options.nodes, options.gpus_per_node, options.ranks, options.pack)
-        return SlurmSubmitter(root, profile, shape, options.jobs, command, options.after)
+        keys = ("partition", "account", "qos", "time", "mem", "nodes", "gpus_per_node", "pack")
+        requests = Requests(read_profile(options.profile), {key: getattr(options, key) for key in keys}, options.ranks)
+        return SlurmSubmitter(root, requests, options.jobs, command, options.after)
     ranks = options.ranks or 1
     if options.cluster == "debug":
         return DebugSubmitter(ranks, command)

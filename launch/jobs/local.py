@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +20,7 @@ from launch.jobs.machine import Machine
 from launch.jobs.submitter import Job, JobCommand, JobState, Submitter, job_command
 from shards.filelock import lock_file
 from toolkit.rundir import RunDir, lock
+from toolkit.wording import count
 
 NO_TIMEOUT_MIN = 10 * 365 * 24 * 60  # submitit's local default would end a job after two minutes
 WATCHERS = ".watching"  # <sweep>/.watching/HOST-PID, locked by each sweep.py that waits for jobs of this machine
@@ -36,9 +37,16 @@ class _LocalLayer(Submitter):
         self._states: dict[Job, JobState] = {}
         self._slots: dict[int, tuple[Job, _Started]] = {}
         self._cancelled = False
+        self._noted = False
 
-    @property
-    def ranks_per_run(self) -> int:
+    def assign(self, resources: Mapping[Path, Mapping[str, object]]) -> None:
+        keys = sorted({key for own in resources.values() for key in own})
+        if keys and not self._noted:
+            runs = sum(bool(own) for own in resources.values())
+            print(f"note: resources of {count(runs, 'run')} ({', '.join(keys)}) hold on a cluster only: ignored here")
+        self._noted = True
+
+    def ranks_of(self, run: Path) -> int:
         return self.ranks
 
     def submit(self, runs: Sequence[Path]) -> list[Job]:

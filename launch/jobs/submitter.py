@@ -68,21 +68,27 @@ class Submitter(ABC):
 
     detached = False  # True: jobs continue without the command that submitted them, which need not wait
 
-    @property
+    def assign(self, resources: Mapping[Path, Mapping[str, object]]) -> None:  # noqa: B027  for clusters
+        """Note what the sweep file asks for its runs, by keys of a cluster's profile."""
+
     @abstractmethod
-    def ranks_per_run(self) -> int:
-        """Processes that train one run."""
+    def ranks_of(self, run: Path) -> int:
+        """Return how many processes train a run."""
 
     @property
     def runs_per_job(self) -> int:
-        """Runs that one job of a scheduler's queue has room for."""
+        """Most runs that one job of a scheduler's queue has room for."""
         return 1
+
+    def fitting(self, runs: Sequence[Path], room: int) -> Collection[Path]:
+        """Return the first runs, `room` at most, that make full jobs."""
+        return runs[:room]
 
     def check(self) -> None:  # noqa: B027  nothing can be missing by default
         """Raise an error if this machine cannot submit, before anything is made."""
 
-    def announce(self, runs: int) -> list[str]:
-        """Return lines that say how that many runs become jobs."""
+    def announce(self, runs: Sequence[Path]) -> list[str]:
+        """Return lines that say how runs become jobs."""
         return []
 
     def queued(self) -> Mapping[Path, QueueEntry]:

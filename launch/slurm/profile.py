@@ -5,6 +5,7 @@ A profile is no part of a run's identity: the same run may resume under another 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
 
+from launch.slurm.variables import faults_of, misspelled
 from toolkit.errors import ConfigError
 from toolkit.models.registry import Options
 from toolkit.shipped import PROFILES
@@ -21,7 +23,10 @@ from toolkit.wording import nearest
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+logger = logging.getLogger(__name__)
+
 DEFAULT = "default"
+NULLS = ("", "null", "~")  # as texts
 # What launch/slurm/script.py sets itself: a second value would break jobs or the finding of them.
 OWNED = (
     *("array", "chdir", "comment", "error", "export", "input", "job-name", "nodes", "ntasks", "ntasks-per-node"),
@@ -29,6 +34,11 @@ OWNED = (
 )
 
 
+# What a sweep file, or an entry of its `list`, may ask for instead of the profile; the rest is the cluster's.
+PER_RUN = (
+    *("partition", "account", "qos", "constraint", "exclude", "time", "mem", "nodes", "gpus_per_node", "gpu_type"),
+    *("cpus_per_task", "pack", "signal_s", "max_restarts"),
+)
 # Of the profile's `sbatch`: what a small job shares with those on GPUs, and what it never asks for.
 LIGHT_OPTIONS = ("clusters", "mail-type", "mail-user", "wckey", "nice", "reservation")
 WHOLE_NODES = ("exclusive", "oversubscribe", "gres", "gpus", "gpus-per-task", "mem-per-gpu", "cpus-per-gpu")
@@ -137,9 +147,8 @@ class Profile(Options):
     @field_validator("env")
     @classmethod
     def _are_names(cls, value: dict[str, str]) -> dict[str, str]:
-        for key in value:
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-                raise ValueError(f"{key!r} is no name of a variable")
+        if faults := faults_of(value):
+            raise ValueError("; ".join(faults))
         return value
 
 
@@ -163,28 +172,62 @@ def read_profile(name: str | None) -> Profile:
     if not isinstance(tree, dict | None | str) or (isinstance(tree, str) and tree):
         raise ConfigError(f"{file}: must hold keys and values; known keys: {', '.join(Profile.model_fields)}")
     try:
-        return Profile.model_validate(_without_nulls(tree or {}))
+        profile = Profile.model_validate(_without_nulls(tree or {}))
     except ValidationError as error:
         lines = "\n".join(f"  {_explain(fault)}" for fault in error.errors())
         raise ConfigError(
             f"{file}: {error.error_count()} fault{'s' * (error.error_count() > 1)}\n{lines}\n"
             f"Known keys: {', '.join(Profile.model_fields)}; slurm/README.md explains them."
         ) from None
+    for note in misspelled(profile.env):
+        logger.warning("%s: env: %s", file, note)
+    return profile
 
 
 def _without_nulls(tree: dict[str, object]) -> dict[str, object]:
-    given = {key: value for key, value in tree.items() if value not in ("", "null", "~")}
+    given = {key: value for key, value in tree.items() if value not in NULLS}
     light = given.get("light")  # an empty variable of `env` is one
     return {**given, "light": _without_nulls(light)} if isinstance(light, dict) else given
 
 
-def overridden(profile: Profile, given: Mapping[str, str | None]) -> Profile:
-    """Return a profile with the keys that the command line gives.
+def check_resources(value: object) -> dict[str, object]:
+    """Return the `resources` of a sweep file or one of its entries; null stands for the cluster's own default.
+
+    Args:
+        value: a mapping of keys of a profile to texts.
+
+    Raises:
+        ValueError: with every unknown key and every value that can't be used.
+    """
+    if value in NULLS:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError(f"must be a mapping such as {{time: 6:00:00, mem: 32G}}, got {value!r}")
+    given = {str(key): None if text in NULLS else text for key, text in value.items()}
+    faults = []
+    for key in given.keys() - PER_RUN:
+        known = "a profile's alone" if key in Profile.model_fields else "unknown key"
+        faults.append(f"{key}: {known}; {nearest(key, PER_RUN) or 'known here: ' + ', '.join(PER_RUN)}")
+    own = {key: text for key, text in given.items() if key in PER_RUN}
+    try:
+        profile = Profile.model_validate(own)
+    except ValidationError as error:
+        faults += [_explain(fault) for fault in error.errors()]
+    if faults:
+        raise ValueError("; ".join(sorted(faults)))
+    return {key: getattr(profile, key) for key in own}
+
+
+def overridden(profile: Profile, given: Mapping[str, object], nulls: bool = False) -> Profile:
+    """Return a profile with the keys that the command line, or a sweep file, gives.
+
+    Args:
+        nulls: None is a value, too: the cluster's own default.
 
     Raises:
         ConfigError: a value that can't be used.
     """
-    update = {key: value for key, value in given.items() if value is not None}
+    update = {key: value for key, value in given.items() if nulls or value is not None}
     try:
         return Profile.model_validate({**profile.model_dump(), **update})
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Sweeps on a Slurm cluster: a sweep is one array, a job is a run directory.
+"""Sweeps on a Slurm cluster: the runs of a sweep that ask for the same are one array, a job is a run directory.
 
     runs/<sweep>/slurm/<key>/      one submission; <key> is in its jobs' name, so that squeue alone tells what is queued
       submit.sbatch  runs.txt      array task n runs line n + 1
@@ -13,7 +13,7 @@ was written before; how a run stands is read from its directory.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import re
 import secrets
 import shutil
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.jobs import snapshot
-from launch.jobs.pack import PACK_SCRIPT, RUNS, Pack, find_pack
+from launch.jobs.pack import PACK_SCRIPT, RUNS, Pack
 from launch.jobs.submitter import (
     ENDING,
     JOB_SCRIPT,
@@ -38,7 +38,7 @@ from launch.jobs.submitter import (
 from launch.slurm import client
 from launch.slurm.client import QueuedJob, SlurmError
 from launch.slurm.limits import check_time, own_file_system
-from launch.slurm.profile import Profile
+from launch.slurm.profile import overridden
 from launch.slurm.queue import (
     REPORT,
     SUBMISSIONS,
@@ -49,8 +49,9 @@ from launch.slurm.queue import (
     job_of_array,
     owners,
     runs_of,
-    submission_of,
 )
+from launch.slurm.queued import QueuedJobs
+from launch.slurm.request import Own, Request, Requests, describe, describe_submitted
 from launch.slurm.script import Shape, array_text, command_text, run_text
 from toolkit.atomic import write_atomic
 from toolkit.errors import ConfigError
@@ -68,16 +69,16 @@ class Submission:
     folder: Path
     job: str
     runs: tuple[Path, ...]
-    places: int = 1  # runs of a job
+    request: Request
 
     @property
     def size(self) -> int:
         """Return the number of its jobs."""
-        return -(-len(self.runs) // self.places)
+        return -(-len(self.runs) // self.request.pack)
 
     def jobs(self) -> list[tuple[Path, str]]:
         """Return its runs with the job of each, as squeue shows it; of a packed one the job that it was meant for."""
-        names = job_names(self.job, len(self.runs), self.places)
+        names = job_names(self.job, len(self.runs), self.request.pack)
         return list(zip(self.runs, names, strict=True))
 
 
@@ -89,8 +90,7 @@ class SlurmSubmitter(Submitter):
     def __init__(
         self,
         root: Path,
-        profile: Profile,
-        shape: Shape,
+        requests: Requests,
         throttle: int | None = None,
         command: JobCommand = job_command,
         after: Sequence[str] = (),
@@ -98,12 +98,12 @@ class SlurmSubmitter(Submitter):
         """
         Args:
             root: the sweep's directory.
+            requests: what its jobs ask for.
             throttle: most runs at a time; None: as many as the cluster likes.
             after: jobs, or folders of sweeps, that have to end before the jobs begin.
         """
         self.root = root.resolve()
-        self.profile = profile
-        self.shape = shape
+        self.requests = requests
         self.throttle = throttle
         self.command = command
         self.after = after
@@ -114,15 +114,20 @@ class SlurmSubmitter(Submitter):
         self._asked_at = 0.0
         self._queue: list[QueuedJob] = []
         self._copy: snapshot.Snapshot | None = None
-        self._throttled: set[str] = set()  # arrays that --jobs holds for
+        self._in_queue = QueuedJobs(self.root, throttle, requests.given)
 
-    @property
-    def ranks_per_run(self) -> int:
-        return self.shape.ranks
+    def assign(self, resources: Mapping[Path, Own]) -> None:
+        self.requests.assign(resources)
+
+    def ranks_of(self, run: Path) -> int:
+        return self.requests.of(run).shape.ranks
 
     @property
     def runs_per_job(self) -> int:
-        return self.shape.pack or 1
+        return max(request.pack for request in self.requests.all())
+
+    def fitting(self, runs: Sequence[Path], room: int) -> Collection[Path]:
+        return self.requests.fitting(runs, room)
 
     def check(self) -> None:
         """Find out whether this machine can submit, before anything is made.
@@ -133,14 +138,17 @@ class SlurmSubmitter(Submitter):
         client.check_installed()
         settings = client.configuration()
         self.array_size = client.max_array_size(settings)
-        if self.shape.gpus_per_node and settings.get("SelectType") == "select/linear":
+        requests = self.requests.all()
+        if any(request.shape.gpus_per_node for request in requests) and settings.get("SelectType") == "select/linear":
             print("note: this cluster gives nodes whole (select/linear): jobs use the GPUs of theirs without asking")
-            self.shape = dataclasses.replace(self.shape, asks_for_gpus=False)
-        check_time(self.profile)
-        if self.throttle and self.shape.pack and self.throttle < self.shape.pack:
+            self.requests.asks_for_gpus = False
+        for request in requests:
+            check_time(request.profile)
+        pack = self.runs_per_job
+        if self.throttle and self.throttle < pack:
             raise ConfigError(
-                f"--jobs {self.throttle} is fewer runs at a time than one job of --pack {self.shape.pack} has: give "
-                f"--jobs {self.shape.pack} or more, or pack fewer runs"
+                f"--jobs {self.throttle} is fewer runs at a time than one job of --pack {pack} has: give "
+                f"--jobs {pack} or more, or pack fewer runs"
             )
         if kind := own_file_system(self.root):
             print(f"note: {self.root} is in this machine's own storage ({kind}): can the nodes see it? (--runs DIR)")
@@ -163,34 +171,23 @@ class SlurmSubmitter(Submitter):
         """
         self.check()
         lines = []
-        for number, part in enumerate(self._parts(runs), 1):
+        for number, (request, part) in enumerate(self._parts(runs), 1):
             folder = self.root / SUBMISSIONS / f"submission-{number}"
-            text = self._text(part, folder, folder.name, [], self.root / "code" / "snapshot")
-            lines += ["", f"# {folder}/submit.sbatch: {count(len(part), 'run')}", text] if show else []
-            lines += [client.sbatch_test(text, client.submission_environment(self.profile))] if test else []
+            text = self._text(request, len(part), folder, folder.name, [], self.root / "code" / "snapshot")
+            lines += ["", f"# {folder}/submit.sbatch: {count(len(part), 'run')}{request.note}", text] if show else []
+            lines += [client.sbatch_test(text, client.submission_environment(request.profile))] if test else []
         return lines
 
     def adopt(self, queued: Mapping[Path, str]) -> list[Job]:
-        if self.throttle:
-            self._throttle_queued(self.throttle)
+        self._in_queue.apply(self._queue, self._wanted)
         there = runs_of(self.root, self._queue)
         return [self._follow(run, name, run in there and there[run].packed) for run, name in queued.items()]
 
-    def _throttle_queued(self, runs: int) -> None:
-        """Apply --jobs to what is in the queue already; Slurm knows it of each array alone, and counts jobs."""
-        waiting = [job for job in self._queue if job.waiting and "_" in job.name and is_of(self.root, job)]
-        arrays = {job.base: job for job in waiting}
-        for base in sorted(arrays.keys() - self._throttled, key=int):
-            self._throttled.add(base)
-            pack = find_pack(submission_of(self.root, arrays[base]))
-            places = pack.places if pack else 1
-            jobs = max(1, runs // places)
-            note = f", in {count(jobs, 'job')} of {places}" if pack else ""
-            try:
-                client.call("scontrol", "update", f"jobid={base}", f"arraytaskthrottle={jobs}")
-                print(f"array {base} in the queue: {jobs * places} runs at a time from now on (--jobs){note}")
-            except SlurmError as error:
-                print(f"note: --jobs has no effect on array {base} in the queue: {first_line(error)}")
+    def _wanted(self, run: Path, folder: Path) -> tuple[str, Pack | None]:
+        """Return the text that a run in the queue would be submitted by now, and how it would be packed."""
+        request = self.requests.of(run)
+        text = self._text(request, 1, folder, folder.name, [], (run / "code").resolve())
+        return text, _pack_of(request.shape)
 
     def submit(self, runs: Sequence[Path]) -> list[Job]:
         """Submit runs in as few arrays as the controller allows.
@@ -213,20 +210,22 @@ class SlurmSubmitter(Submitter):
         submissions: list[Submission] = []
         ending = [*self._ending(), *self._awaited()]
         try:
-            for part in self._parts(runs):
-                submissions.append(self._submit_part(part, [*ending, *self._predecessor(submissions)]))
+            for request, part in self._parts(runs):
+                after = [*ending, *self._predecessors(submissions, request)]
+                submissions.append(self._submit_part(part, request, after))
         except BaseException:
             client.cancel([submission.job for submission in submissions])
             raise
-        self._throttled |= {submission.job for submission in submissions}
-        packed = self.shape.pack is not None
-        jobs = [self._follow(run, name, packed) for submission in submissions for run, name in submission.jobs()]
-        names = ", ".join(submission.job for submission in submissions)
-        number = sum(submission.size for submission in submissions)
-        kind = "array" if number > len(submissions) else "job"
-        places = f" of {count(number, 'job')} with {count(self.shape.pack, 'place')}" if self.shape.pack else ""
-        print(f"submitted {count(len(runs), 'run')} as {kind}{'s' * (len(submissions) > 1)} {names}{places}")
-        return jobs
+        self._in_queue.done |= {submission.job for submission in submissions}
+        for request, part in self.requests.groups(runs):
+            own = [one for one in submissions if one.request == request]
+            jobs, number = [one.job for one in own], sum(one.size for one in own)
+            print(describe_submitted(request, len(part), jobs, number))
+        return [
+            self._follow(run, name, submission.request.shape.pack is not None)
+            for submission in submissions
+            for run, name in submission.jobs()
+        ]
 
     def submit_report(self, fresh: bool) -> None:
         """Submit the job that makes the report when all jobs of the sweep have ended, however; a refusal is logged.
@@ -241,16 +240,17 @@ class SlurmSubmitter(Submitter):
         copy = self._copy or snapshot.take(self.root)
         folder = self.root / SUBMISSIONS / REPORT
         folder.mkdir(parents=True, exist_ok=True)
-        python = self.profile.python or sys.executable
+        profile = overridden(self.requests.profile, self.requests.given)
+        python = profile.python or sys.executable
         command = [python, str(copy.path / "launch" / "report.py"), str(self.root)]
         after = sorted({job.partition("_")[0] for job in self._names.values()}, key=int)
-        light, comment = self.profile.light_request("60"), str(self.root)
+        light, comment = profile.light_request("60"), str(self.root)
         cpus = light.cpus_per_task
         text = command_text(light, cpus, folder, name, command, copy.path, Path.cwd(), comment, after=after)
         write_atomic(folder / "submit.sbatch", text)
         try:
             client.cancel(old)
-            job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(self.profile))
+            job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(profile))
         except SlurmError as error:
             print(f"note: no job for the report ({first_line(error)}): {typed('report', self.root)}")
             return
@@ -293,46 +293,45 @@ class SlurmSubmitter(Submitter):
 
     def _write_text(self, run: Path, code: Path) -> None:
         (run / "logs").mkdir(exist_ok=True)
-        command = self._there(code, self.command(run, 1, True))
-        text = run_text(self.profile, self.shape.alone, self.root, run, code, command, Path.cwd())
+        request = self.requests.of(run)
+        command = self._on_node(request, code, self.command(run, 1, True))
+        text = run_text(request.profile, request.shape.alone, self.root, run, code, command, Path.cwd())
         write_atomic(run / "submit.sbatch", text)
 
-    def _there(self, code: Path, command: Sequence[str]) -> list[str]:
+    def _on_node(self, request: Request, code: Path, command: Sequence[str]) -> list[str]:
         """Return a command of this checkout as the nodes have it: of the copy of the code, by the profile's Python."""
         replaced = {str(script): str(code / script.relative_to(snapshot.ROOT)) for script in (JOB_SCRIPT, PACK_SCRIPT)}
-        replaced[sys.executable] = self.profile.python or sys.executable
+        replaced[sys.executable] = request.profile.python or sys.executable
         return [replaced.get(word, word) for word in command]
 
-    def announce(self, runs: int) -> list[str]:
-        """Return how that many runs become jobs; without arrays where no Slurm answers."""
-        shape = self.shape
-        number = -(-runs // (shape.pack or 1))
-        try:
+    def announce(self, runs: Sequence[Path]) -> list[str]:
+        """Return how runs become jobs; without arrays where no Slurm answers."""
+        size = None
+        with contextlib.suppress(SlurmError):
             client.check_installed()
             size = max(1, client.max_array_size())
-            jobs = f"in {count(-(-number // size), 'array')} (of at most {size})"
-        except SlurmError:
-            jobs = "(no Slurm answers here that says how long an array may be)"
-        throttle = f", {self.throttle} runs at a time" if self.throttle else ""
-        gpus = count(shape.gpus_per_node, "GPU") if shape.gpus_per_node else "no GPUs"
-        what = f"a run on {count(shape.nodes, 'node')} with {gpus}"
-        if shape.pack:
-            jobs = f"in {count(number, 'job')} {jobs}"
-            what = f"a job runs {shape.pack} of {count(shape.ranks, 'rank')} side by side on a node with {gpus}"
-        return [f"{count(runs, 'run')} {jobs}, {what}{throttle}"]
+        return [describe(request, len(part), size, self.throttle) for request, part in self.requests.groups(runs)]
 
-    def _parts(self, runs: Sequence[Path]) -> list[Sequence[Path]]:
-        size = max(1, self.array_size) * (self.shape.pack or 1)
-        return [runs[first : first + size] for first in range(0, len(runs), size)]
+    def _parts(self, runs: Sequence[Path]) -> list[tuple[Request, Sequence[Path]]]:
+        """Return the runs of each call of sbatch: those of one request, as many as an array may have."""
+        parts: list[tuple[Request, Sequence[Path]]] = []
+        for request, those in self.requests.groups(runs):
+            size = max(1, self.array_size) * request.pack
+            parts += [(request, those[first : first + size]) for first in range(0, len(those), size)]
+        return parts
 
-    def _predecessor(self, submissions: Sequence[Submission]) -> list[str]:
-        """Return the job that the next one waits for. A throttle holds within an array; so arrays run one by one."""
-        lanes = 1 if self.array_size > 1 else self._jobs_at_a_time
-        return [submissions[-lanes].job] if lanes and self.throttle and len(submissions) >= lanes else []
+    def _predecessors(self, submissions: Sequence[Submission], request: Request) -> list[str]:
+        """Return the jobs that the next one waits for. A throttle holds within an array; so arrays run one by one."""
+        if not self.throttle or not submissions:
+            return []
+        lanes = 1 if self.array_size > 1 else self._jobs_at_a_time(request)
+        own = [one.job for one in submissions if one.request == request]
+        if len(own) >= (lanes or 1):
+            return [own[-(lanes or 1)]]
+        return [one.job for one in submissions if one.request != request]
 
-    @property
-    def _jobs_at_a_time(self) -> int | None:
-        return self.throttle and max(1, self.throttle // (self.shape.pack or 1))
+    def _jobs_at_a_time(self, request: Request) -> int | None:
+        return self.throttle and max(1, self.throttle // request.pack)
 
     def _ending(self) -> list[str]:
         """Return jobs of the sweep that end at this moment: what is submitted now waits until they are gone."""
@@ -358,17 +357,17 @@ class SlurmSubmitter(Submitter):
                 raise ConfigError(f"--after {name}: neither the number of a job nor the folder of a sweep on a cluster")
         return found
 
-    def _submit_part(self, runs: Sequence[Path], after: Sequence[str]) -> Submission:
-        key, shape = secrets.token_hex(4), self.shape
+    def _submit_part(self, runs: Sequence[Path], request: Request, after: Sequence[str]) -> Submission:
+        key, pack = secrets.token_hex(4), _pack_of(request.shape)
         folder, name = self.root / SUBMISSIONS / key, f"{self.root.name}-{key}"
-        (folder / "logs" if shape.pack else folder).mkdir(parents=True)
+        (folder / "logs" if pack else folder).mkdir(parents=True)
         write_atomic(folder / RUNS, "".join(f"{run}\n" for run in runs))
-        if shape.pack:
-            Pack(shape.pack, shape.ranks, shape.gpus_per_node).write(folder)
-        text = self._text(runs, folder, name, after, runs[0].joinpath("code").resolve())
+        if pack:
+            pack.write(folder)
+        text = self._text(request, len(runs), folder, name, after, runs[0].joinpath("code").resolve())
         write_atomic(folder / "submit.sbatch", text)
         try:
-            job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(self.profile))
+            job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(request.profile))
         except BaseException as error:
             # An answer may have been lost on its way, or a Ctrl-C was quicker: the job may be there all the same.
             accepted = [job.base for job in client.queue() if job.job_name == name]
@@ -378,19 +377,22 @@ class SlurmSubmitter(Submitter):
                 raise
             job = accepted[0]
         write_atomic(folder / "job", job + "\n")
-        return Submission(folder, job, tuple(runs), shape.pack or 1)
+        return Submission(folder, job, tuple(runs), request)
 
-    def _text(self, runs: Sequence[Path], folder: Path, name: str, after: Sequence[str], code: Path) -> str:
-        shape = self.shape
-        number = -(-len(runs) // (shape.pack or 1))
-        throttle = f"%{self._jobs_at_a_time}" if self.throttle else ""
+    def _text(self, request: Request, runs: int, folder: Path, name: str, after: Sequence[str], code: Path) -> str:
+        number = -(-runs // request.pack)
+        throttle = f"%{self._jobs_at_a_time(request)}" if self.throttle else ""
         array = f"0-{number - 1}{throttle}" if number > 1 else None
-        cwd = Path.cwd()
+        cwd, profile, shape = Path.cwd(), request.profile, request.shape
         packed = [sys.executable, str(PACK_SCRIPT), str(folder), *self._job_script()] if shape.pack else []
-        command = self._there(code, packed)
-        return array_text(self.profile, shape, self.root, folder, name, array, after, cwd, code, command)
+        command = self._on_node(request, code, packed)
+        return array_text(profile, shape, self.root, folder, name, array, after, cwd, code, command)
 
     def _job_script(self) -> list[str]:
         """Return the option of pack.py that names the script of a run's job, where that isn't ours."""
         script = self.command(self.root, 1, True)[1]
         return [] if script == str(JOB_SCRIPT) else ["--job", script]
+
+
+def _pack_of(shape: Shape) -> Pack | None:
+    return Pack(shape.pack, shape.ranks, shape.gpus_per_node) if shape.pack else None

@@ -55,6 +55,11 @@ class Item:
     left_out: str = ""  # why it isn't submitted, though there is something to do
 
     @property
+    def path(self) -> Path:
+        """Return its directory, as submitters know it."""
+        return self.run.path.resolve()
+
+    @property
     def active(self) -> bool:
         """Whether there is something to wait for: it is submitted now, has a job in the queue, or is worked on."""
         return self.submitted or self.before.live or self.job is not None
@@ -207,14 +212,19 @@ def format_plan(plan: SweepPlan, items: Sequence[Item], hours: Sequence[float | 
     return [head, *render(header, rows)]
 
 
-def estimate(items: Sequence[Item], tflops: float | None, ranks: int) -> tuple[list[float | None], str]:
-    """Each run's hours, where they can be known, and a line on those that are to be done."""
+def estimate(items: Sequence[Item], tflops: float | None, ranks: Sequence[int]) -> tuple[list[float | None], str]:
+    """Each run's hours, where they can be known, and a line on those that are to be done; `ranks` are of each run."""
     # A run is as fast as one that differs in the seed alone.
     rates = {item.planned.group: item.before.rate for item in items if item.before.rate}
-    hours = [hours_of(item.planned.config, rates.get(item.planned.group), tflops, ranks) for item in items]
-    planned = [value for item, value in zip(items, hours, strict=True) if item.submitted]
-    known = [value for value in planned if value is not None]
-    effort = f"{sum(known) * ranks:,.0f} rank-hours of training on {count(ranks, 'rank')} each"
+    hours = [
+        hours_of(item.planned.config, rates.get(item.planned.group), tflops, number)
+        for item, number in zip(items, ranks, strict=True)
+    ]
+    planned = [(value, number) for item, value, number in zip(items, hours, ranks, strict=True) if item.submitted]
+    known = [value * number for value, number in planned if value is not None]
+    numbers = sorted({number for _, number in planned} or set(ranks))
+    each = f"{numbers[0]} to {numbers[-1]} ranks" if len(numbers) > 1 else count(numbers[0], "rank")
+    effort = f"{sum(known):,.0f} rank-hours of training on {each} each"
     text = f"{count(len(planned), 'run')} to do: {effort}"
     if len(known) < len(planned):
         text += (
@@ -227,12 +237,12 @@ def estimate(items: Sequence[Item], tflops: float | None, ranks: int) -> tuple[l
 def dry_run(plan: SweepPlan, items: Sequence[Item], submitter: Submitter, tflops: float | None) -> list[str]:
     """Return the lines of `--dry-run`: the plan with what each run needs, the jobs it would become, the hours."""
     check_configs(items)
-    hours, effort = estimate(items, tflops, submitter.ranks_per_run)
-    arrays = submitter.announce(sum(item.submitted for item in items))
+    hours, effort = estimate(items, tflops, [submitter.ranks_of(item.path) for item in items])
+    arrays = submitter.announce([item.path for item in items if item.submitted])
     return [*format_plan(plan, items, hours), *arrays, effort, "dry run: nothing was made or submitted"]
 
 
-def check_ranks(items: Sequence[Item], ranks: int) -> None:
+def check_ranks(items: Sequence[Item], submitter: Submitter) -> None:
     """Check that the ranks of every run to be submitted divide its batch: one message instead of one from every job.
 
     Raises:
@@ -242,7 +252,7 @@ def check_ranks(items: Sequence[Item], ranks: int) -> None:
     for item in items:
         if item.submitted and entry_of(item.planned.config.model).trained:
             try:
-                item.planned.config.train.share(ranks)
+                item.planned.config.train.share(submitter.ranks_of(item.path))
             except ConfigError as error:
                 faults[str(error)] = faults.get(str(error), 0) + 1
     if faults:

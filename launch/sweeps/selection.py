@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from launch.sweeps.plan import Item
 from launch.sweeps.spec import PlannedRun, SweepPlan
@@ -67,13 +68,23 @@ def _as_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
-def narrowed(items: Sequence[Item], chosen: Collection[str], limit: int | None, option: str = "--limit") -> list[Item]:
-    """Return the items with what is not chosen, or beyond the limit that `option` sets, not submitted."""
+def narrowed(
+    items: Sequence[Item],
+    chosen: Collection[str],
+    limit: int | None,
+    option: str = "--limit",
+    now: Collection[Path] | None = None,
+) -> list[Item]:
+    """Return the items with what is not chosen, or beyond the limit that `option` sets, not submitted.
+
+    Args:
+        now: the runs that are submitted, where these are not the first ones.
+    """
     left = len(items) if limit is None else limit
     result = []
     for item in items:
         wanted = item.planned.hash8 in chosen
-        taken = item.submitted and wanted and left > 0
+        taken = item.submitted and wanted and left > 0 and (now is None or item.path in now)
         left -= taken
         note = "" if wanted else "not chosen"
         if item.submitted and wanted and not taken:

@@ -10,6 +10,7 @@
     grid: {train.lr: [1e-3, 3e-4]}  # every combination
     zip: {data.context: [10, 5], data.horizon: [10, 15]}             # in step
     exclude: [{model.name: convlstm, train.lr: 1e-3}]                # runs for which all of these hold
+    resources: {time: 6:00:00, mem: 32G}  # what its jobs ask of a cluster, over the profile; also in an entry of `list`
 
     include: [a.yaml, b.yaml]       # instead of all these but `name`: the runs of other sweep files
 
@@ -22,17 +23,28 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from launch.sweeps.naming import label_runs
+from launch.sweeps.values import (
+    MOST_RUNS,
+    Axes,
+    Dotted,
+    Files,
+    Items,
+    Name,
+    Resources,
+    Seeds,
+    as_entries,
+    in_step,
+    with_texts,
+)
 from toolkit.config import RunConfig, make_config
-from toolkit.config.renamed import new_names
 from toolkit.config.tree import flatten, is_of_a_run, lay, merge, read_mapping, read_tree, with_overrides
 from toolkit.errors import ConfigError
 from toolkit.models.plugins import with_absolute_path
@@ -43,78 +55,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 SHOWN_FAULTS = 10  # a fault in `set` is in every run: the first few are enough
-MOST_RUNS = 100_000
 Settings = Mapping[str, object]  # {"train.lr": 1e-3}
-
-
-def _files(value: object) -> object:
-    names = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"must be a file name or a list of them, got {value!r}")
-    return names
-
-
-def _seeds(value: object) -> object:
-    if value is None:
-        return ()
-    if type(value) is int and 1 <= value <= MOST_RUNS:
-        return range(1, value + 1)
-    if isinstance(value, list) and value and all(type(seed) is int and seed >= 0 for seed in value):
-        return value
-    raise ValueError(f"must be a list of whole numbers, or n for 1 to n (at most {MOST_RUNS:,}), got {value!r}")
-
-
-def _items(value: object) -> list[object]:
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"must be a list of at least one item, got {value!r}")
-    return value
-
-
-def _settings(value: object, info: ValidationInfo) -> object:
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"must be a mapping such as {{train.lr: 1e-3}}, got {value!r}")
-    return new_names(flatten(value), str(info.context))
-
-
-def _axes(value: object, info: ValidationInfo) -> object:
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or not value:
-        raise ValueError(f"must be a mapping of keys to lists, got {value!r}")
-    return new_names({str(key): values for key, values in value.items()}, str(info.context))
-
-
-def _in_step(axes: dict[str, list[object]]) -> dict[str, list[object]]:
-    if len({len(values) for values in axes.values()}) > 1:
-        lengths = ", ".join(f"{key} has {len(values)}" for key, values in axes.items())
-        raise ValueError(f"lists that go in step need one length; {lengths}")
-    return axes
-
-
-def _entries(value: object) -> object:
-    if value is None:
-        return ({"where": "the base"},)
-    return [
-        {"where": f"list, entry {number}", **item} if isinstance(item, dict) else item
-        for number, item in enumerate(_items(value), 1)
-    ]
-
-
-def _name(value: object) -> object:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", value):
-        raise ValueError(
-            f"{value!r} can't be a folder name; use at most 100 letters, digits, '.', '_', '+' and '-', the first a "
-            "letter or digit"
-        )
-    return value
-
-
-Files = Annotated[tuple[str, ...], BeforeValidator(_files)]
-Dotted = Annotated[dict[str, Any], BeforeValidator(_settings)]
-Axes = Annotated[dict[str, Annotated[list[Any], BeforeValidator(_items)]], BeforeValidator(_axes)]
-Name = Annotated[str, BeforeValidator(_name)]
 
 
 class Entry(BaseModel, frozen=True):
@@ -123,6 +64,7 @@ class Entry(BaseModel, frozen=True):
     where: str
     label: Name | None = Field(None, alias="name")
     base: Files = ()
+    resources: Resources = {}
     settings: Dotted = {}
 
     @model_validator(mode="before")
@@ -130,7 +72,7 @@ class Entry(BaseModel, frozen=True):
     def _with_settings(cls, value: object) -> object:
         if not isinstance(value, dict):
             raise ValueError(f"must be a mapping such as {{model.slots: 4}}, got {value!r}")
-        own = {key: value[key] for key in ("where", "name", "base") if key in value}
+        own = {key: value[key] for key in ("where", "name", "base", "resources") if key in value}
         return {**own, "settings": {key: item for key, item in value.items() if key not in own}}
 
 
@@ -141,12 +83,13 @@ class SweepSpec(BaseModel, frozen=True, extra="forbid"):
     name: Name
     include: Files = ()
     base: Files = ()
-    seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = ()
+    seeds: Seeds = ()
     common: Dotted = Field({}, alias="set")
-    entries: Annotated[tuple[Entry, ...], BeforeValidator(_entries)] = Field((Entry(where="the base"),), alias="list")
+    entries: Annotated[tuple[Entry, ...], BeforeValidator(as_entries)] = Field((Entry(where="the base"),), alias="list")
     grid: Axes = {}
-    zip: Annotated[Axes, AfterValidator(_in_step)] = {}
-    exclude: Annotated[tuple[Dotted, ...], BeforeValidator(_items)] = ()
+    zip: Annotated[Axes, AfterValidator(in_step)] = {}
+    exclude: Annotated[tuple[Dotted, ...], Items] = ()
+    resources: Resources = {}
 
     @property
     def size(self) -> int:
@@ -168,7 +111,8 @@ class PlannedRun:
     """One run of a sweep.
 
     `settings` holds what varies over the sweep, by dotted key; `group` is the name without the seed. `scorings` are
-    configs that differ in `eval` alone: the run is trained once and scored by each.
+    configs that differ in `eval` alone: the run is trained once and scored by each. `resources` are keys of a cluster's
+    profile, and no part of its identity.
     """
 
     name: str
@@ -178,6 +122,7 @@ class PlannedRun:
     config: RunConfig
     hash8: str
     scorings: tuple[RunConfig, ...] = ()
+    resources: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -240,6 +185,8 @@ def read_spec(path: Path) -> SweepSpec:
         raise ConfigError(
             f"{path}: is the config of one run: {command('train')} --config {path}, or name it under `base:` of a sweep"
         )
+    if "resources" in tree or "list" in tree:
+        tree = with_texts(tree, path)
     faults = ["file: unknown key; known here: " + ", ".join(KEYS)] if "file" in tree else []
     mixed = sorted(set(tree) & set(KEYS) - {"name", "include"})
     if "include" in tree and mixed:
@@ -275,6 +222,7 @@ class _Found:
         self.configs: dict[str, tuple[RunConfig, Entry]] = {}  # by hash
         self.trainings: dict[str, str] = {}  # hash without `eval` -> hash of the first such config, which is the run's
         self.scorings: dict[str, dict[str, RunConfig]] = {}  # hash of the run -> others, by hash
+        self.resources: dict[str, tuple[Mapping[str, object], str]] = {}  # of the run, and who asks for them
         self.faults: dict[str, None] = {}  # in order, each once
         self.points = self.duplicates = self.excluded = 0
 
@@ -295,14 +243,18 @@ class _Found:
             if any(fits):
                 self.excluded += 1
                 continue
-            self._keep(config, entry)
+            self._keep(config, entry, spec)
         for exclude in excludes:
             if exclude.faults and exclude.asked == len(exclude.faults):
                 self.faults[f"{spec.file}: exclude, entry {exclude.number} fits no run: {exclude.faults[0]}"] = None
 
-    def _keep(self, config: RunConfig, entry: Entry) -> None:
+    def _keep(self, config: RunConfig, entry: Entry, spec: SweepSpec) -> None:
         hash8 = config.hash8()
         run = self.trainings.setdefault(config.hash8(scoring=False), hash8)
+        asked, where = {**spec.resources, **entry.resources}, f"{spec.file}: {entry.where}"
+        known, first = self.resources.setdefault(run, (asked, where))
+        if asked != known:
+            self.faults[f"{where}: one run with other resources in {first}: {asked} and {known}; give it one"] = None
         others = self.scorings.setdefault(run, {})
         self.duplicates += hash8 in self.configs or hash8 in others
         if run == hash8:
@@ -395,6 +347,7 @@ def _named(file: Path, found: _Found) -> tuple[PlannedRun, ...]:
             config=config.model_copy(update={"name": label.name}),
             hash8=hash8,
             scorings=tuple(found.scorings[hash8].values()),
+            resources=found.resources[hash8][0],
         )
         for (hash8, (config, _)), label in zip(configs.items(), labels, strict=True)
     )

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from shards.manifest import Scale
 from toolkit.evaluate import metrics
@@ -109,24 +110,60 @@ def sums_of(
     """
     compared = Compared(prediction, codes, scale, protocol, inflow)
     seen = torch.ones_like(codes, dtype=torch.bool) if compared.mask is None else compared.mask
+    scales = _scales(codes.shape[-2:])
+    counted = BoxSums(seen, NEIGHBOURHOOD).at(NEIGHBOURHOOD).clamp(min=1)
     found: dict[str, list[Tensor]] = {name: [] for name in ("bins", "reached", "all", "fss_error", "fss_reference")}
     for threshold, code in zip(thresholds, threshold_codes(thresholds, scale), strict=True):
         level = threshold_level(threshold, code, scale)
-        forecast, event = compared.predicted >= level, codes >= code
-        share = (
-            neighbourhood_mean(forecast.double(), seen, NEIGHBOURHOOD) if probability is None else probability(level)
-        )
-        for name, values in _probabilities(share, event, seen).items():
+        forecast, event = (compared.predicted >= level) & seen, (codes >= code) & seen
+        boxes, event_boxes = (BoxSums(events, max(*scales, NEIGHBOURHOOD)) for events in (forecast, event))
+        if probability is None:
+            share = boxes.at(NEIGHBOURHOOD).double() / counted
+        else:
+            share = probability(level)
+        for name, values in (_probabilities(share, event, seen) | _fractions(boxes, event_boxes, scales)).items():
             found[name].append(values)
-        terms = [metrics.fractions(forecast, event, side, seen) for side in _scales(codes.shape[-2:])]
-        found["fss_error"].append(torch.stack([error.sum(0) for error, _ in terms], -1))
-        found["fss_reference"].append(torch.stack([reference.sum(0) for _, reference in terms], -1))
     sums = {name: torch.stack(values, 1).cpu().numpy().astype(np.float64) for name, values in found.items()}
     fields = (frames.masked_fill(~seen, 0.0) for frames in (compared.predicted, compared.truth))
     sums["spectra"] = np.stack([_spectra(frames, scale) for frames in fields], 1)
     sums["frames"] = np.full((codes.shape[1], 1), codes.shape[0] * codes.shape[2], dtype=np.float64)
     sums["nonfinite"] = compared.nonfinite.sum(0).cpu().numpy().astype(np.float64)
     return sums
+
+
+class BoxSums:
+    """Counts of events in the squares around each pixel, for any side up to `largest`; outside there is none."""
+
+    def __init__(self, events: Tensor, largest: int) -> None:
+        """
+        Args:
+            events: bool [B, T, C, H, W].
+            largest: odd.
+        """
+        self._size, self._margin = events.shape[-2:], largest // 2
+        margin = self._margin
+        padded = F.pad(events.to(torch.int32), (margin + 1, margin, margin + 1, margin))
+        self._running = padded.cumsum(-1, dtype=torch.int32).cumsum(-2, dtype=torch.int32)
+
+    def at(self, side: int) -> Tensor:
+        """Return the counts in squares of an odd side, int32 [B, T, C, H, W]."""
+        running = self._running
+        for axis, length in zip((-2, -1), self._size, strict=True):
+            first, last = self._margin - side // 2, self._margin + side // 2 + 1
+            running = running.narrow(axis, last, length) - running.narrow(axis, first, length)
+        return running
+
+
+def _fractions(forecast: BoxSums, event: BoxSums, scales: Sequence[int]) -> dict[str, Tensor]:
+    """Return the terms of FSS (`metrics.fractions`) by scale, the sums over the batch of means over a frame, [T, S]."""
+    terms = {"fss_error": list[Tensor](), "fss_reference": list[Tensor]()}
+    for side in scales:
+        one, other = forecast.at(side), event.at(side)
+        squares = (one - other).square(), one.square() + other.square()
+        for name, square in zip(terms, squares, strict=True):
+            total = square.flatten(2).sum(-1, dtype=torch.int64).sum(0).double()
+            terms[name].append(total / (side**4 * square[0, 0].numel()))
+    return {name: torch.stack(values, -1) for name, values in terms.items()}
 
 
 def neighbourhood_mean(share: Tensor, seen: Tensor, side: int) -> Tensor:
@@ -139,33 +176,35 @@ def _probabilities(share: Tensor, event: Tensor, seen: Tensor) -> dict[str, Tens
     """Return, by lead time: of each bin the sum of probabilities, events and pixels [T, 3, 10]; events and other pixels
     at or above each limit [T, 10, 2]; all events and other pixels [T, 2].
     """
-    bins, reached, every = [], [], []
+    edges, limits = (torch.from_numpy(values).to(share.device) for values in (EDGES, LIMITS))
+    bins, reached = [], []
     for lead in range(share.shape[1]):
         there = seen[:, lead]
         chance, happened = share[:, lead][there], event[:, lead][there].double()
-        place = torch.bucketize(chance, torch.from_numpy(EDGES).to(chance.device)) - 1  # (edge, next edge]
+        place = torch.bucketize(chance, edges) - 1  # (edge, next edge]
         weights = (chance, happened, torch.ones_like(chance))
-        bins.append(torch.stack([torch.bincount(place, w, len(EDGES) - 1) for w in weights]))
-        above = [chance >= limit for limit in LIMITS]
-        reached.append(
-            torch.stack([torch.stack([happened[a].sum(), (~happened.bool()[a]).double().sum()]) for a in above])
-        )
-        every.append(torch.stack([happened.sum(), (1 - happened).sum()]))
-    return {"bins": torch.stack(bins), "reached": torch.stack(reached), "all": torch.stack(every)}
+        bins.append(torch.stack([torch.bincount(place, weight, len(EDGES) - 1) for weight in weights]))
+        passed = torch.bucketize(chance, limits, right=True)  # how many limits it reaches
+        counts = [torch.bincount(passed, weight, len(LIMITS) + 1) for weight in (happened, 1 - happened)]
+        reached.append(torch.stack(counts, -1).flip(0).cumsum(0).flip(0))
+    at_least = torch.stack(reached)
+    return {"bins": torch.stack(bins), "reached": at_least[:, 1:], "all": at_least[:, 0]}
 
 
 def _spectra(frames: Tensor, scale: Scale) -> NDArray[np.float64]:
     """Return radially averaged power spectra [T, R], summed over the batch and channels."""
     values = scale.offset + scale.gain * scale.max_code * frames.double()
-    power = torch.fft.fft2(values).abs().square() / values[0, 0, 0].numel()
+    power = torch.fft.rfft2(values).abs().square() / values[0, 0, 0].numel()
     height, width = frames.shape[-2:]
-    down, across = (np.fft.fftfreq(side) * side for side in (height, width))
+    down, across = np.fft.fftfreq(height) * height, np.arange(width // 2 + 1)
     ring = np.sqrt(down[:, None] ** 2 + across**2).round().astype(np.int64).ravel()
-    longer = max(height, width)
-    rings = longer // 2 + longer % 2
-    total = power.sum((0, 2)).flatten(1).cpu().numpy()
+    # Of a real field's transform one half is computed: columns but the first and the middle one stand for two.
+    twice = np.where((across == 0) | (2 * across == width), 1.0, 2.0)
+    number = np.broadcast_to(twice, (height, len(twice))).ravel()
+    rings = max(height, width) // 2 + max(height, width) % 2
+    total = power.sum((0, 2)).flatten(1).cpu().numpy() * number
     sums = np.stack([np.bincount(ring, row, rings)[:rings] for row in total])
-    return np.asarray(sums / np.maximum(np.bincount(ring, minlength=rings)[:rings], 1))
+    return np.asarray(sums / np.maximum(np.bincount(ring, number, rings)[:rings], 1))
 
 
 def _scales(shape: Sequence[int]) -> tuple[int, ...]:

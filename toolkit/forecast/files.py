@@ -168,6 +168,8 @@ def _probability(forecast: Forecast, products: Products) -> tuple[dict[str, Any]
     if side > 1:
         attributes["cell_methods"] = "area: mean"
     about = {"long_name": f"threshold of {scale.quantity}", "units": scale.unit}
+    if scale.quantity in STANDARD_NAMES:
+        about["standard_name"] = STANDARD_NAMES[scale.quantity]
     coordinates = {"threshold": ("threshold", np.array(products.thresholds), about)}
     return {"exceedance_probability": (dims, values, attributes)}, coordinates
 

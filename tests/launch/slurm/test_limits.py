@@ -9,6 +9,7 @@ import pytest
 from launch.slurm.limits import own_file_system, seconds_of
 from launch.slurm.profile import Profile, overridden, read_profile
 from launch.slurm.refusals import explain
+from launch.slurm.variables import KNOWN, faults_of, misspelled
 from toolkit.errors import ConfigError
 
 
@@ -81,3 +82,46 @@ def test_a_folder_of_this_machine_alone_is_noticed(tmp_path: Path) -> None:
     assert own_file_system(Path("/tmp/far/runs"), mounts) is None
     assert own_file_system(Path("/home/runs"), mounts) is None
     assert own_file_system(Path("/home/runs"), tmp_path / "absent") is None
+
+
+def test_names_that_cannot_be_variables_are_all_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("env: {1ST: a, NCCL-DEBUG: b, 'A B': c, MASTER_PORT: 1, FINE: d}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_profile(str(file))
+    text = str(caught.value)
+    assert all(f"{name!r} is no name of a variable" in text for name in ("1ST", "NCCL-DEBUG", "A B"))
+    assert "MASTER_PORT is set by the launcher for each rank" in text
+    assert "FINE" not in text.partition("got")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("OMP_NUM_THREAD", "OMP_NUM_THREADS"),
+        ("OMP_NUM_THRAEDS", "OMP_NUM_THREADS"),
+        ("omp_num_threads", "OMP_NUM_THREADS"),
+        ("NCCL_SOCKET_IFNAMES", "NCCL_SOCKET_IFNAME"),
+        ("NCLL_DEBUG", "NCCL_DEBUG"),
+        ("CUDA_VISIBLE_DEVICE", "CUDA_VISIBLE_DEVICES"),
+        ("TORCH_DISTRIBUTE_DEBUG", "TORCH_DISTRIBUTED_DEBUG"),
+        ("PYTORCH_CUDA_ALOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
+        ("MODERN_TRITON", "MODERNN_TRITON"),
+        ("MODERNN_RENDEZVOUS", "MODERNN_RENDEZVOUS_S"),
+        ("MODERNN_THREADS", "the toolkit reads MODERNN_ALEXNET, "),
+    ],
+)
+def test_a_misspelled_variable_is_reported_with_the_near_one(
+    name: str, near: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"env: {{{name}: 1, NCCL_DEBUG: INFO, http_proxy: x, MY_LAB_SCRATCH: y, NCCL_FANCY_NEW: z}}\n")
+    with caplog.at_level("WARNING", "launch"):
+        assert read_profile(str(file)).env[name] == "1"
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"{file}: env: {name}: ") and near in message
+
+
+def test_known_variables_are_not_taken_for_one_another() -> None:
+    assert misspelled(KNOWN) == []
+    assert faults_of(KNOWN) == []

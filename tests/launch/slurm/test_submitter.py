@@ -17,7 +17,7 @@ from launch.slurm import client, queue
 from launch.slurm import submitter as slurm_submitter
 from launch.slurm.client import SlurmError
 from launch.slurm.profile import Profile
-from launch.slurm.script import Shape
+from launch.slurm.request import Requests
 from launch.slurm.submitter import SlurmSubmitter
 from tests.support.fakes import Fakes
 from tests.support.process import SLURM_TOOLS
@@ -36,7 +36,7 @@ class Site:
         (self.folder / f"{tool}.sh").write_text(text + "\n")
 
     def submitter(self) -> SlurmSubmitter:
-        made = SlurmSubmitter(self.folder / "runs" / "demo", Profile(), Shape(1, 1, 1))
+        made = SlurmSubmitter(self.folder / "runs" / "demo", Requests(Profile()))
         made.check()
         return made
 
@@ -152,7 +152,7 @@ def test_no_slurm_here(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_end_of_a_packed_job_is_that_of_the_job_that_took_the_run(site: Site) -> None:
-    submitter = SlurmSubmitter(site.folder / "runs" / "demo", Profile(gpus_per_node=0), Shape(1, 0, 1, pack=1))
+    submitter = SlurmSubmitter(site.folder / "runs" / "demo", Requests(Profile(gpus_per_node=0, pack="1")))
     submitter.check()
     first, second, _ = submitter.submit(site.runs)
     (site.folder / "job").write_text("JobId=1 JobState=FAILED Reason=NonZeroExitCode ExitCode=1:0 NodeList=n1\n")
@@ -169,11 +169,11 @@ def test_jobs_of_a_packed_sweep_in_the_queue_are_limited_by_their_own_places(
     root, profile = site.folder / "runs" / "demo", Profile(gpus_per_node=0)
     for run in site.runs:
         (run / "config.yaml").write_text("seed: 1")
-    packed = SlurmSubmitter(root, profile, Shape(1, 0, 1, pack=2))
+    packed = SlurmSubmitter(root, Requests(profile, {"pack": "2"}))
     packed.check()
     packed.submit(site.runs)
     for throttle, jobs, runs in ((5, 2, 4), (1, 1, 2)):
-        single = SlurmSubmitter(root, profile, Shape(1, 0, 1), throttle)  # called without --pack
+        single = SlurmSubmitter(root, Requests(profile), throttle)  # called without --pack
         single.check()
         single.adopt({run: job.name for run, job in single.queued().items()})
         assert (site.folder / "calls").read_text().endswith(f"update jobid=4711 arraytaskthrottle={jobs}\n")
@@ -183,7 +183,7 @@ def test_jobs_of_a_packed_sweep_in_the_queue_are_limited_by_their_own_places(
 
 def test_a_limit_below_a_packed_job_gives_numbers_that_fit(site: Site) -> None:
     with pytest.raises(ConfigError, match=r"--jobs 2 is fewer .* of --pack 4 has: give --jobs 4 or more, or pack"):
-        SlurmSubmitter(site.folder / "runs" / "demo", Profile(), Shape(1, 4, 1, pack=4), 2).check()
+        SlurmSubmitter(site.folder / "runs" / "demo", Requests(Profile(gpus_per_node=4, pack="4")), 2).check()
 
 
 def test_an_sbatch_that_only_tests_and_does_not_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

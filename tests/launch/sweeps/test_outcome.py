@@ -32,8 +32,7 @@ class Scripted(Submitter):
         self.jobs: list[Job] = []
         self.cancelled = False
 
-    @property
-    def ranks_per_run(self) -> int:
+    def ranks_of(self, run: Path) -> int:
         return 1
 
     def submit(self, runs: Sequence[Path]) -> list[Job]:

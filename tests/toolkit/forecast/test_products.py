@@ -79,6 +79,7 @@ def test_products_are_in_the_same_file(forecast: Forecast, tmp_path: Path, suffi
         chance, rain = data["exceedance_probability"], data["accumulation"]
         assert chance.dims == ("threshold", "time", "y", "x") and chance.attrs["units"] == "1"
         assert data.threshold.values.tolist() == [20.0, 30.0] and data.threshold.attrs["units"] == "dBZ"
+        assert data.threshold.attrs["standard_name"] == "equivalent_reflectivity_factor"
         side = 5 if members > 1 else 15
         np.testing.assert_array_equal(chance.values[1], probability(forecast, 30.0, side)[:, 0])
         assert chance.attrs["cell_methods"] == "area: mean" and f"{side} x {side} pixels" in chance.attrs["comment"]

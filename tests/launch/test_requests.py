@@ -1,0 +1,257 @@
+"""Runs of one sweep that ask a cluster for different resources, by stand-ins for Slurm; options on queued jobs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from launch import sweep
+from launch.jobs.pack import read_pack
+from launch.jobs.snapshot import Snapshot
+from launch.slurm import submitter as slurm_submitter
+from launch.slurm.queue import runs_of
+from launch.slurm.queued import options_of
+from tests.support.fakes import Fakes
+from tests.support.process import SLURM_TOOLS
+from toolkit.errors import ConfigError, ToolkitError
+from toolkit.rundir import RunDir
+
+MIXED = """
+base: base.yaml
+seeds: 2
+resources: {time: 6:00:00, mem: 8G}
+list:
+  - {name: digits}
+  - {name: radar, train.steps: 4, resources: {time: 2-00:00:00, gpus_per_node: 2, partition: big}}
+  - {name: digits2, train.steps: 5, resources: {mem: 8G}}
+"""
+
+
+class Cluster:
+    """A folder with a sweep file and stand-ins for Slurm's commands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = folder / "runs" / "demo"
+
+    def go(self, *arguments: str) -> int:
+        report = () if {"--dry-run", "--cancel"} & {*arguments} else ("--no-report",)
+        return sweep.main(["demo.yaml", "--cluster", "slurm", *report, *arguments])
+
+    def calls(self) -> str:
+        file = self.folder / "calls"
+        return file.read_text() if file.exists() else ""
+
+    def submissions(self) -> dict[str, tuple[list[str], dict[str, str]]]:
+        """Return job -> (names of its runs, its options of sbatch)."""
+        found = {}
+        for file in self.root.glob("slurm/*/job"):
+            runs = [Path(line).name.rpartition("-")[0] for line in (file.parent / "runs.txt").read_text().splitlines()]
+            found[file.read_text().strip()] = (runs, options_of((file.parent / "submit.sbatch").read_text()))
+        return dict(sorted(found.items()))
+
+    def change(self, job: str, state: str) -> None:
+        """Set the state of jobs in the queue whose line begins with `job`."""
+        file = self.folder / "queue"
+        lines = file.read_text().splitlines()
+        changed = [line.replace(" PENDING ", f" {state} ") if line.startswith(job) else line for line in lines]
+        file.write_text("\n".join(changed) + "\n")
+
+
+@pytest.fixture
+def site(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    shutil.copytree(SLURM_TOOLS, fakes.folder / "bin", ignore=shutil.ignore_patterns("sinfo", "srun"))
+    monkeypatch.setenv("PATH", f"{fakes.folder}/bin:/usr/bin:/bin")
+    monkeypatch.chdir(fakes.folder)
+    monkeypatch.setattr(slurm_submitter.snapshot, "take", lambda sweep: Snapshot(fakes.folder / "code", (), None))
+    fakes.sweep_file(MIXED)
+    made = Cluster(fakes.folder)
+    answer = "id=$((4711 + $(ls -d runs/demo/slurm/*/ | wc -l))); accept $id; echo Submitted batch job $id"
+    (fakes.folder / "sbatch.sh").write_text(answer + "\n")
+    (fakes.folder / "squeue.sh").write_text("")
+    return made
+
+
+def test_each_request_is_an_array_of_its_own(site: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    assert site.go("--account", "weather") == 0
+    (_, (digits, one)), (_, (radar, other)) = site.submissions().items()
+    assert digits == ["digits-seed1", "digits-seed2", "digits2-seed1", "digits2-seed2"]
+    assert radar == ["radar-seed1", "radar-seed2"]
+    assert (one["time"], one["mem"], one["gpus-per-node"], one["array"]) == ("6:00:00", "8G", "1", "0-3")
+    assert "partition" not in one
+    assert (other["time"], other["mem"], other["gpus-per-node"]) == ("2-00:00:00", "8G", "2")
+    assert (other["partition"], other["account"], other["ntasks-per-node"]) == ("big", "weather", "2")
+    output = capsys.readouterr().out
+    assert "submitted 4 runs as array 4712; resources: mem: 8G, time: 6:00:00\n" in output
+    assert "submitted 2 runs as array 4713; resources: gpus_per_node: 2, mem: 8G, partition: big" in output
+    for folder in site.root.glob("*/submit.sbatch"):  # what a requeue runs again, or a person by hand
+        text = options_of(folder.read_text())
+        assert text["time"] == ("2-00:00:00" if "radar" in folder.parent.name else "6:00:00")
+    assert site.go("--account", "weather") == 0
+    output = capsys.readouterr().out
+    assert output.count("is in the queue (PENDING)") == 6 and "note: no effect" not in output
+
+
+def test_the_command_line_is_over_the_sweep_file(site: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    assert site.go("--dry-run", "--show", "--time", "30", "--gpus-per-node", "1", "--partition", "main") == 0
+    output = capsys.readouterr().out
+    assert output.count("#SBATCH --time=30\n") == output.count("#SBATCH --array=0-5\n") == 1  # all ask for the same
+    assert re.search(r"6 runs in 1 array .* with 1 GPU; resources: mem: 8G\n", output)
+    assert site.go("--dry-run", "--show") == 0
+    output = capsys.readouterr().out
+    assert "submission-1/submit.sbatch: 4 runs; resources: mem: 8G, time: 6:00:00" in output
+    assert "submission-2/submit.sbatch: 2 runs; resources: gpus_per_node: 2" in output
+    assert "of training on 1 to 2 ranks each" in output
+    assert not site.root.exists()
+
+
+def test_a_run_that_is_submitted_again_keeps_its_request(site: Cluster) -> None:
+    site.go()
+    (site.folder / "queue").write_text("")
+    for run in site.root.glob("radar-seed2*"):
+        RunDir(run).mark_failed("killed")
+    site.go("--retry", "failed", "--only", "radar-seed2")
+    runs, options = site.submissions()["4714"]
+    assert (runs, options["time"], options["partition"]) == (["radar-seed2"], "2-00:00:00", "big")
+
+
+def test_arrays_of_all_requests_share_the_limit_of_jobs(site: Cluster) -> None:
+    site.go("--jobs", "2")
+    (_, one), (_, other) = site.submissions().values()
+    assert (one["array"], other["array"]) == ("0-3%2", "0-1%2")
+    assert other["dependency"] == "afterany:4712"
+
+
+def test_packed_jobs_hold_runs_of_one_request(site: Cluster, fakes: Fakes) -> None:
+    fakes.sweep_file(
+        MIXED.replace("mem: 8G}\nlist", "mem: 8G, gpus_per_node: 4, pack: 4}\nlist").replace("s: 2", "s: 3")
+    )
+    site.go()
+    (digits, one), (radar, _) = site.submissions().values()
+    assert (len(digits), one["array"]) == (6, "0-1")
+    packs = {folder: read_pack(folder.parent) for folder in site.root.glob("slurm/*/pack.json")}
+    assert sorted((pack.places, pack.ranks, pack.gpus) for pack in packs.values() if pack) == [(4, 1, 2), (4, 1, 4)]
+    queue = slurm_submitter.client.queue()
+    names = {run.name.rpartition("-")[0]: job.name for run, job in runs_of(site.root, queue).items()}
+    assert {names[run] for run in radar} == {"4713"}
+    assert {names[run] for run in digits} == {"4712_0", "4712_1"}
+
+
+def test_full_jobs_of_every_request_are_kept_submitted(
+    site: Cluster, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes.sweep_file(
+        "base: base.yaml\nseeds: 3\nlist:\n  - {resources: {gpus_per_node: 2, pack: 2}}\n"
+        "  - {train.steps: 4, resources: {gpus_per_node: 3, pack: 3}}\n"
+    )
+    taken: list[int] = []
+
+    def look(seconds: float) -> None:
+        taken.extend(len(runs) for runs, _ in list(site.submissions().values())[len(taken) :])
+        (site.folder / "queue").write_text("")
+        for folder in site.root.glob("*/config.yaml"):
+            run = RunDir(folder.parent)
+            run.mark_done()
+            run.eval.mkdir(exist_ok=True)
+            for which in run.scored_checkpoints:
+                (run.eval / f"{run.config().eval.split}-{which}.json").write_text("{}")
+
+    monkeypatch.setattr(sweep.time, "sleep", look)
+    with pytest.raises(ConfigError, match="--keep-submitted 2 is fewer runs than one job of --pack 3 has"):
+        site.go("--keep-submitted", "2")
+    site.go("--keep-submitted", "4")
+    assert taken == [3]  # 2 + 1 fill two jobs; three more don't fit
+
+
+def test_requests_that_cannot_be_met_are_refused_before_anything_is_made(site: Cluster, fakes: Fakes) -> None:
+    fakes.sweep_file(
+        "base: base.yaml\nlist:\n  - {resources: {pack: 3, gpus_per_node: 4}}\n"
+        "  - {train.steps: 4, resources: {pack: 2, nodes: 2}}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        site.go()
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("resources (gpus_per_node: 4, pack: 3) of steps3-") and "1 would stay idle" in first
+    assert second.startswith("resources (nodes: 2, pack: 2) of steps4-") and "--nodes is 2" in second
+    fakes.sweep_file("base: base.yaml\nlist: [{seed: 1}, {seed: 2, resources: {time: 1}}]\n")
+    with pytest.raises(ToolkitError, match=r"is 1 \(60 s\), and `signal_s` is 120"):
+        site.go()
+    fakes.sweep_file("base: base.yaml\nlist: [{seed: 1}, {seed: 2, resources: {nodes: 3}}]\n")
+    with pytest.raises(ConfigError, match=r"3 ranks.*\(1 run\)|batch.*3"):
+        site.go()
+    assert not site.root.exists()
+
+
+def test_resources_have_no_meaning_on_this_machine_which_is_noted_once(site: Cluster, fakes: Fakes) -> None:
+    fakes.sweep_file("base: base.yaml\nlist: [{seed: 1, resources: {time: 5, mem: 1G}}]\n")
+    code, output = fakes.sweep("demo.yaml")
+    assert code == 0, output
+    note = "note: resources of 1 run (mem, time) hold on a cluster only: ignored here\n"
+    assert output.count("note: resources") == output.count(note) == 1
+
+
+def test_options_are_applied_to_jobs_that_wait(site: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    site.go()
+    site.change("4712_0", "RUNNING")
+    site.go("--time", "90", "--qos", "low")
+    calls = [line for line in site.calls().splitlines() if line.startswith("update")]
+    assert calls == [
+        "update jobid=4712_[1,2,3] timelimit=90",
+        "update jobid=4712_[1,2,3] qos=low",
+        "update jobid=4713 timelimit=90",
+        "update jobid=4713 qos=low",
+    ]
+    output = capsys.readouterr().out
+    assert "job 4712 in the queue: time 90 from now on (3 waiting; 1 that run keep theirs)\n" in output
+    assert "job 4713 in the queue: qos low from now on (2 waiting)\n" in output
+    assert "note: no effect" not in output
+    assert {options["time"] for _, options in site.submissions().values()} == {"90"}
+    site.go("--time", "90", "--qos", "low")  # as they are now
+    assert len([line for line in site.calls().splitlines() if line.startswith("update")]) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        (("--nodes", "2"), "nodes 1 (now: 2)"),
+        (("--mem", "9G"), "mem 8G (now: 9G)"),
+        (("--gpus-per-node", "4", "--pack", "4"), "pack none (now: 4 x 1 rank)"),
+    ],
+)
+def test_what_slurm_cannot_change_is_reported_with_the_command(
+    site: Cluster, options: tuple[str, ...], kept: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.go()
+    site.change("4713", "RUNNING")
+    capsys.readouterr()
+    site.go(*options)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: no effect")]
+    assert len(lines) == 2
+    assert lines[0].startswith("note: no effect on job 4712 in the queue, which keeps ") and kept in lines[0]
+    assert lines[0].endswith("to apply it: scancel --state=PENDING 4712, then give this command again")
+    assert lines[1].startswith("note: no effect on job 4713 that runs, which keeps ")
+    assert lines[1].endswith("to apply it: scancel 4713, then give this command again")
+    assert "update" not in site.calls()
+
+
+def test_another_profile_is_reported(site: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    site.go()
+    profile = site.folder / "other.yaml"
+    profile.write_text("constraint: h100\ncpus_per_task: 2\n")
+    site.go("--profile", str(profile))
+    output = capsys.readouterr().out
+    assert output.count("constraint none (now: h100)") == output.count("cpus-per-task 4 (now: 2)") == 2
+
+
+def test_a_refused_change_is_reported(site: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    site.go()
+    tool = site.folder / "bin" / "scontrol"
+    text = tool.read_text()
+    tool.write_text(text.replace("case $* in", "case $* in\n  *qos=*) echo no >&2; exit 1 ;;"))
+    site.go("--qos", "high")
+    output = capsys.readouterr().out
+    assert "note: --qos has no effect on job 4712 in the queue: scontrol: no; to apply it: scancel --state" in output
+    assert "high" not in {options.get("qos") for _, options in site.submissions().values()}
