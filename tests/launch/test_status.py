@@ -285,3 +285,15 @@ def test_a_reader_that_goes_away_is_no_error(run: RunDir) -> None:
     command = f"{sys.executable} {ROOT}/launch/status.py {run.path} {run.path} | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stderr == ""
+
+
+def test_a_start_that_has_written_nothing_yet_shows_no_speed_of_the_one_before(run: RunDir) -> None:
+    write(run)
+    assert read_status(run).rate == 38.21
+    time.sleep(0.01)
+    with lock.hold(run.path, job="local-8"):
+        view = read_status(run)
+        assert view.held
+        assert (view.rate, view.eta_s, view.data_wait) == (None, None, None)
+        write(run)
+        assert read_status(run).rate == 38.21

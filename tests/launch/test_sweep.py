@@ -88,6 +88,15 @@ def test_failed_runs_are_named_and_wait_for_retry(fakes: Fakes) -> None:
     assert starts(failed) == 2
 
 
+def test_ranks_that_do_not_divide_the_batch_are_refused_once_for_all_runs(fakes: Fakes) -> None:
+    file = str(fakes.sweep_file("base: base.yaml\nseeds: 51\ngrid: {model.slots: [1, 2, 4]}\nset: {train.batch: 8}\n"))
+    code, output = fakes.sweep(file, "--ranks", "3")
+    assert code == 2
+    assert "153 runs" in output
+    assert len(re.findall(r"batch", output)) < 5, output  # one message, not one of each run
+    assert not fakes.runs()
+
+
 def test_debug_streams_the_output_through(fakes: Fakes) -> None:
     code, output = fakes.sweep(str(fakes.sweep_file(TWO)), "--cluster", "debug")
     assert code == 0
