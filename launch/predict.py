@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.cli.forecasts import add_watch, check_together
 from launch.cli.parser import (
     add_device,
     add_model_file,
@@ -34,7 +35,9 @@ logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from shards.recent import Archive, Frame
+    from toolkit.forecast.hook import Command
     from toolkit.forecast.make import Request
+    from toolkit.forecast.page.keeper import Page
     from toolkit.forecast.products import Products
     from toolkit.forecast.trained import Trained
 
@@ -46,6 +49,7 @@ EXAMPLES = """\
   python launch/predict.py RUN --input stores/radar --ensemble-size 20           an ensemble (SVG, steps)
   python launch/predict.py RUN --input ~/mch --probability 20 30 --accumulation  and products in the same file
   python launch/predict.py RUN --input /data/incoming --out out/rain.nc --watch
+  python launch/predict.py RUN --input /data/incoming --watch --page /var/www/nowcast --keep 24
 
 after a lone --: options of the archive's source, as of `python -m shards convert SOURCE --help`; what the run's own
 archive was converted with (crop, size, ...) holds without them
@@ -66,6 +70,8 @@ class Task:
     products: Products
     verify: bool
     thresholds: tuple[float, ...]  # of events in the verification; none: those of the run's config
+    page: Page | None
+    command: Command | None
 
     def paths(self, frame: Frame) -> tuple[Path, ...]:
         """Return the files of the forecast for a frame."""
@@ -74,6 +80,10 @@ class Task:
             path.with_name(f"{path.stem}-{stamp}{path.suffix}") if stamped else path
             for path, stamped in zip(self.outputs, self.stamped, strict=True)
         )
+
+    def has(self, frame: Frame) -> bool:
+        """Return whether a frame has a forecast; a page has none of frames before those that it keeps."""
+        return self.paths(frame)[0].exists() if self.page is None else self.page.has(frame)
 
 
 def _split(argv: Sequence[str] | None) -> tuple[list[str], int]:
@@ -87,12 +97,12 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     parser = make_parser("predict.py", "Forecast the frames that follow the latest ones of an archive.", EXAMPLES)
     add_run(parser, "a run, whose name may be shortened, or the folder of an exported model")
     add_renamed(parser, "--checkpoint", "--run", "run_option", metavar="RUN")
-    for add in (_add_input, _add_output, _add_verification, _add_products, _add_ensemble, _add_tiles, _add_watch):
+    for add in (_add_input, _add_output, _add_verification, _add_products, _add_ensemble, _add_tiles, add_watch):
         add(parser)
     add_device(parser, "auto: a GPU where there is one")
     add_model_file(parser)
     arguments = parser.parse_args(words[:cut])
-    _check_together(arguments)
+    check_together(arguments)
     arguments.model = _model_of(run_given(arguments))
     return arguments, words[cut + 1 :]
 
@@ -212,54 +222,6 @@ def _add_tiles(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_watch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--watch", action="store_true", help="watch the folder: one forecast per new frame, until SIGTERM or Ctrl-C"
-    )
-    parser.add_argument(
-        "--every", type=float, metavar="S", help="with --watch: polling interval in seconds (default: 5)"
-    )
-    parser.add_argument(
-        "--patience",
-        type=float,
-        metavar="S",
-        help="with --watch: seconds to wait until a new file can be read (default: 60)",
-    )
-
-
-# An option has no effect without the one it belongs to.
-NEEDED = {
-    "thresholds": "verify",
-    "neighbourhood": "probability",
-    "zr": "accumulation",
-    "overlap": "tile",
-    "every": "watch",
-    "patience": "watch",
-}
-DEFAULTS = {"thresholds": (), "probability": (), "zr": (200, 1.6), "seed": 0, "overlap": 32, "every": 5, "patience": 60}
-
-
-def _check_together(arguments: argparse.Namespace) -> None:
-    """Refuse options that have no effect, or contradict each other; then fill in defaults.
-
-    Raises:
-        ConfigError: names both options.
-    """
-    for option, needed in NEEDED.items():
-        if getattr(arguments, option) is not None and not getattr(arguments, needed):
-            raise ConfigError(f"--{option} has no effect without --{needed}: add --{needed}, or omit --{option}")
-    if arguments.seed is not None and arguments.ensemble_size == 1:
-        raise ConfigError("--seed has no effect without --ensemble-size above 1: add it, or omit --seed")
-    if arguments.watch and (arguments.at or arguments.verify):
-        raise ConfigError("--watch forecasts the newest frames: leave --at and --verify out")
-    for option, value in DEFAULTS.items():
-        if getattr(arguments, option) is None:
-            setattr(arguments, option, value)
-    for option, numbers in {"every": [arguments.every], "patience": [arguments.patience], "zr": arguments.zr}.items():
-        if not min(numbers) > 0:
-            raise ConfigError(f"--{option} {' '.join(f'{number:g}' for number in numbers)}: must be above 0")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit code."""
     arguments, options = _arguments(argv)
@@ -271,6 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from shards.recent import open_archive
     from toolkit.forecast.files import check_output
     from toolkit.forecast.picture import check_picture
+    from toolkit.forecast.watch import Feed
 
     output = arguments.out or Path("forecast.nc")
     stamped = (arguments.watch or arguments.out is None, *[arguments.watch] * len(arguments.picture))
@@ -286,7 +249,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.watch:
         return _watch(task, open_now, stop, arguments)
     archive = open_now()
-    _make(task, archive, archive.series(arguments.at)[-1])
+    frame = archive.series(arguments.at)[-1]
+    if task.page is not None and task.has(frame):
+        logger.info("%s: has a forecast, or is older than those that are kept", frame)
+    else:
+        _make(task, archive, frame)
+    if task.page is not None:
+        task.page.update(Feed(archive, archive.series()))
     return EXIT_OK
 
 
@@ -314,7 +283,9 @@ def _check_source(arguments: argparse.Namespace, trained: Trained, argv: Sequenc
 
 def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: tuple[bool, ...]) -> Task:
     from toolkit.distributed.device import choose, set_arithmetic
-    from toolkit.forecast.make import Request
+    from toolkit.forecast.hook import Command
+    from toolkit.forecast.make import Request, check_request
+    from toolkit.forecast.page.keeper import Page
     from toolkit.forecast.products import Products
     from toolkit.forecast.trained import load_trained
 
@@ -328,7 +299,15 @@ def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: tup
     probability, zr = tuple(arguments.probability), tuple(arguments.zr)
     products = Products(probability, arguments.neighbourhood, arguments.accumulation, zr)
     verified = arguments.verify, tuple(arguments.thresholds)
-    return Task(trained, request, outputs, stamped, arguments.overwrite, products, *verified)
+    check_request(trained, request)
+    products.check(trained.scale, trained.step_seconds or 1.0)  # the archive's, where the model has none
+    given, page = arguments.on_forecast, None
+    hook = None if given is None else Command.parse(given, arguments.on_forecast_limit)
+    if arguments.page is not None:
+        options = (products, verified[1], arguments.input, arguments.watch)
+        page = Page(arguments.page, arguments.keep, trained, request, *options)
+        outputs = (page.data, *outputs[1:])
+    return Task(trained, request, outputs, stamped, arguments.overwrite, products, *verified, page, hook)
 
 
 def _make(task: Task, archive: Archive, frame: Frame) -> None:
@@ -360,8 +339,13 @@ def _make(task: Task, archive: Archive, frame: Frame) -> None:
         written += save_verification(made, data)
     for picture in pictures:
         draw(forecast, picture, truth)
+    entry = None if task.page is None else task.page.prepare(forecast)
     write_forecast(forecast, data, task.products)
+    if task.page is not None and entry is not None:
+        task.page.publish(entry)
     print("\n".join(str(path) for path in (data, *pictures, *written)), flush=True)
+    if task.command is not None:
+        task.command.run(data)
 
 
 def _watch(task: Task, open_now: partial[Archive], stop: StopRequest, arguments: argparse.Namespace) -> int:
@@ -370,11 +354,12 @@ def _watch(task: Task, open_now: partial[Archive], stop: StopRequest, arguments:
     watch = Watch(
         open_archive=open_now,
         make=lambda archive, frame: _make(task, archive, frame),
-        is_written=lambda frame: task.paths(frame)[0].exists(),
+        is_written=task.has,
         should_stop=lambda: bool(stop),
         every=arguments.every,
         patience=arguments.patience,
         context=task.trained.config.data.context,
+        on_check=(lambda feed: None) if task.page is None else task.page.update,
     )
     made = watch.run()
     logger.info("%s: stopped after %s", stop.name, count(made, "forecast"))

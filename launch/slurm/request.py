@@ -123,7 +123,7 @@ class Requests:
                 if len(taken) + len(job) > room:
                     break
                 taken += job
-        return taken
+        return set(taken)
 
 
 def _text(own: Own) -> str:

@@ -140,13 +140,18 @@ def check_fits(trained: Trained, archive: Archive, request: Request) -> None:
             f"{archive.where}: the time step is {step:g} s, the model was trained on {known:g} s, so motion per frame "
             "would differ. Train on such an archive, or pass `-- --step SECONDS` if the time step is detected wrongly"
         )
-    if request.keep_inflow and not isinstance(ours.model, Advection):
+    check_request(trained, request)
+
+
+def check_request(trained: Trained, request: Request) -> None:
+    """Raise ConfigError for a request that the model does not support."""
+    if request.keep_inflow and not isinstance(trained.model, Advection):
         raise ConfigError(
-            f"--keep-inflow: {ours.config.model.name} does not move the last frame, so it has no inflow: omit it"
+            f"--keep-inflow: {trained.config.model.name} does not move the last frame, so it has no inflow: omit it"
         )
-    if request.samples > 1 and not ours.model.stochastic:
+    if request.samples > 1 and not trained.model.stochastic:
         raise ConfigError(
-            f"--ensemble-size {request.samples}: {ours.config.model.name} is deterministic, all members would be "
+            f"--ensemble-size {request.samples}: {trained.config.model.name} is deterministic, all members would be "
             "equal: omit --ensemble-size, or use a stochastic model such as svg_lp"
         )
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -29,6 +29,24 @@ Stat = tuple[int, int] | None  # size and modification time of a file; None: it 
 Signature = tuple[tuple[str, Stat], ...]  # of the frames of a context
 
 
+@dataclass(frozen=True)
+class Feed:
+    """The state of an archive at a check.
+
+    Attributes:
+        archive, frames: None and empty where it can't be opened.
+        waiting: what is waited for.
+        skipped: why frames have no forecast, by frame.
+        is_settled: whether the file of a frame is unchanged since the check before this one.
+    """
+
+    archive: Archive | None
+    frames: tuple[Frame, ...]
+    waiting: tuple[str, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    is_settled: Callable[[Frame], bool] = lambda _: True
+
+
 @dataclass
 class Watch:
     """The state of a watched folder.
@@ -41,6 +59,7 @@ class Watch:
         every: seconds between checks.
         patience: seconds to retry files that cannot be read.
         context: frames that a forecast is made from.
+        on_check: is called after each check.
     """
 
     open_archive: Callable[[], Archive]
@@ -50,8 +69,10 @@ class Watch:
     every: float
     patience: float
     context: int
+    on_check: Callable[[Feed], None] = lambda _: None
     _done: dict[str, datetime | None] = field(default_factory=dict)  # times of frames with a forecast, or passed over
     _skipped: dict[str, Signature] = field(default_factory=dict)  # what their context was when they were tried
+    _reasons: dict[str, str] = field(default_factory=dict)  # why they were skipped
     _before: dict[str, Stat] = field(default_factory=dict)  # what files were at the check before this one
     _now: dict[str, Stat] = field(default_factory=dict)  # and are at this one
     _failing_since: dict[str, float] = field(default_factory=dict)
@@ -71,23 +92,30 @@ class Watch:
 
     def _check(self) -> None:
         self._logged, self._messages = self._messages, set()
+        archive, series = self._open()
+        try:
+            if archive is not None:
+                self._forecast_new(archive, series)
+            waiting = sorted(text.removeprefix("waiting: ") for text in self._messages)
+            self.on_check(Feed(archive, series, tuple(waiting), dict(self._reasons), self._is_settled))
+        except FileWriteError as error:
+            self._log_once(f"waiting: {error}", key=f"{error.filename}: {error.errno}")  # free bytes vary
+        finally:
+            if archive is not None:
+                archive.close()
+
+    def _open(self) -> tuple[Archive | None, tuple[Frame, ...]]:
+        """Return the archive and its frames; None and no frames where it can't be opened."""
         try:
             archive = self.open_archive()
-            series = archive.series()
+            return archive, archive.series()
         except ConfigError:
             raise
         except ShardError as error:  # still empty, or a file that is being written
             self._log_once(f"waiting: {error}")
-            return
         except Exception as error:  # of a library that reads such a file
             self._log_once(f"waiting: the archive can't be opened ({type(error).__name__}: {error})")
-            return
-        try:
-            self._forecast_new(archive, series)
-        except FileWriteError as error:
-            self._log_once(f"waiting: {error}", key=f"{error.filename}: {error.errno}")  # free bytes vary
-        finally:
-            archive.close()
+        return None, ()
 
     def _forecast_new(self, archive: Archive, series: tuple[Frame, ...]) -> None:
         if series[-1].time is None:
@@ -133,16 +161,16 @@ class Watch:
             except UsageError as error:  # too few frames, or a gap among them
                 if name not in self._skipped:
                     logger.warning("%s: skipped until its context is complete: %s", frame, error)
-                self._skipped[name] = context
+                self._skipped[name], self._reasons[name] = context, str(error)
                 return
             except ShardError as error:
                 if self._gave_up(frame, error):
-                    self._skipped[name] = context
+                    self._skipped[name], self._reasons[name] = context, str(error)
                     self._failing_since.pop(name)
                 return
         self._done[name] = frame.time
-        self._skipped.pop(name, None)
-        self._failing_since.pop(name, None)
+        for known in (self._skipped, self._reasons, self._failing_since):
+            known.pop(name, None)
 
     def _forget(self, series: tuple[Frame, ...]) -> None:
         """Drop what is known of frames that were deleted: those before the first one that is there."""
@@ -150,16 +178,20 @@ class Watch:
         self._done = {
             name: time for name, time in self._done.items() if name in there or (time and first and time > first)
         }
-        for known in (self._skipped, self._failing_since):
+        for known in (self._skipped, self._reasons, self._failing_since):
             for name in known.keys() - there:
                 known.pop(name)
 
     def _look(self, series: tuple[Frame, ...], place: int) -> Signature | None:
         """Return what the context of a frame is; None where one of its files has changed since the last check."""
         context = series[max(0, place + 1 - self.context) : place + 1]
-        looked = tuple((str(frame), self._now.setdefault(str(frame), _stat(frame))) for frame in context)
-        settled = (self._before.get(name, ()) == stat for name, stat in looked)
-        return looked if all(settled) else None
+        settled = [self._is_settled(frame) for frame in context]  # of all: each is compared at the next check
+        return tuple((str(frame), self._now[str(frame)]) for frame in context) if all(settled) else None
+
+    def _is_settled(self, frame: Frame) -> bool:
+        """Return whether the file of a frame is as it was at the check before this one."""
+        stat = self._now.setdefault(str(frame), _stat(frame))
+        return self._before.get(str(frame), ()) == stat
 
     def _gave_up(self, frame: Frame, error: ShardError) -> bool:
         since = self._failing_since.setdefault(str(frame), time.monotonic())

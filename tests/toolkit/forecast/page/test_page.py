@@ -1,0 +1,320 @@
+"""A nowcast page that a watch keeps: what it shows, deletes and survives. Checks happen when the test says so."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from launch.predict import main
+from shards.recent import open_archive
+from tests.support.archives import write_gif
+from tests.support.forecasts import START, SVG, MakeRun
+from toolkit.atomic import FileWriteError
+from toolkit.errors import ConfigError
+from toolkit.forecast.files import write_forecast
+from toolkit.forecast.make import Request, make_forecast
+from toolkit.forecast.page.keeper import Page
+from toolkit.forecast.products import Products
+from toolkit.forecast.trained import Trained, load_trained
+from toolkit.forecast.verify import scores
+from toolkit.forecast.watch import Watch
+
+pytest.importorskip("xarray")
+STEP = timedelta(minutes=5)
+
+
+class Links(HTMLParser):
+    """The files that a page refers to, and whether every element is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links, self.open, self.ids = list[str](), list[str](), set[str]()
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        self.links += [value for name, value in attrs if name in ("src", "href") and value]
+        self.ids |= {value for name, value in attrs if name == "id" and value}
+        if tag not in ("meta", "img", "br", "rect"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("rect",):
+            assert self.open.pop() == tag
+
+
+@dataclass
+class Station:
+    """A radar, and the page that is kept of it."""
+
+    folder: Path
+    trained: Trained
+    keep: int = 4
+    members: int = 1
+    thresholds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.input, self.output = self.folder / "<in> & co", self.folder / "page"
+        self.page: Page | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start the watch, also again after it was killed."""
+        if self.page is not None:
+            self.page.folder.unlock()  # the kernel does, of a killed process
+        self.request = Request(3, self.members)
+        self.page = Page(
+            self.output, self.keep, self.trained, self.request, Products(), self.thresholds, str(self.input), True
+        )
+        opened = lambda: open_archive(self.input, self.trained.archive)  # noqa: E731
+        self.watch = Watch(
+            opened, self.make, self.page.has, lambda: False, 1.0, 0.0, 4, on_check=lambda feed: self.page.update(feed)
+        )
+
+    def make(self, archive, frame) -> None:
+        forecast = make_forecast(self.trained, archive, archive.up_to(frame, 4, 300.0), self.request)
+        entry = self.page.prepare(forecast)
+        write_forecast(forecast, self.output / "forecasts" / entry.name(".nc"))
+        self.page.publish(entry)
+
+    def scan(self, *numbers: int, whole: bool = True) -> None:
+        """Frames of rain that moves and grows."""
+        y, x = np.mgrid[:24, :32]
+        for number in numbers:
+            rain = 150 * np.exp(-((x - 8 - number) ** 2 + (y - 12) ** 2) / 40)
+            path = write_gif(self.input, START + number * STEP, rain.astype(np.uint8))
+            if not whole:
+                path.write_bytes(path.read_bytes()[:200])
+
+    def check(self, times: int = 2) -> None:
+        for _ in range(times):
+            self.watch._check()
+
+    def names(self, suffix: str) -> list[str]:
+        return sorted(item.name for item in (self.output / "forecasts").glob(f"*{suffix}"))
+
+    @property
+    def html(self) -> str:
+        return (self.output / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def station(tmp_path: Path, persistence: Trained) -> Station:
+    return Station(tmp_path, persistence)
+
+
+def stamp(number: int) -> str:
+    return f"{START + number * STEP:%Y%m%dT%H%M%SZ}"
+
+
+def test_the_page_shows_forecasts_observations_scores_and_the_feed(station: Station) -> None:
+    station.input.mkdir()
+    station.check()
+    assert "No forecast yet." in station.html and "No observation has arrived yet" in station.html
+    for number in range(9):
+        station.scan(number)
+        station.check()
+    page = Links(station.html)
+    assert page.open == [] and {"latest", "verification", "earlier"} <= page.ids
+    for link in page.links:
+        assert link.startswith(("data:", "#")) or (station.output / link).is_file(), link
+        assert link[:1] != "#" or link[1:] in page.ids
+    assert not re.search(r"https?://", re.sub(r"data:[^\"]*", "", station.html))
+    assert "&lt;in&gt; &amp; co" in station.html and "<in>" not in station.html
+    assert station.names(".nc") == [f"forecast-{stamp(number)}.nc" for number in (5, 6, 7, 8)]
+    assert f"{START + 9 * STEP:%Y-%m-%d %H:%M} UTC" in station.html  # waited for
+    for text in ("RMSE (dBZ)", "CSI ≥ 30 dBZ", "FSS ≥ 30 dBZ", "+5 min", "+15 min", "not yet observed"):
+        assert text in station.html
+    latest = station.output / "latest.nc"
+    assert latest.read_bytes() == (station.output / "forecasts" / station.names(".nc")[-1]).read_bytes()
+    assert (station.output / "latest.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_scores_are_those_of_predict_verify(station: Station) -> None:
+    """Of the frames that all methods predict; here persistence is the model, so both are the same."""
+    station.scan(*range(4))
+    station.check()
+    station.scan(4, 5, 6)
+    station.check()
+    entry = station.page.entries[stamp(3)]
+    assert entry.scored() == {1, 2, 3} and not (station.output / "forecasts" / entry.name(".npz")).exists()
+    curves = station.page.scorer.curves([entry], "forecast")
+    assert curves == station.page.scorer.curves([entry], "persistence")
+    archive = open_archive(station.input, station.trained.archive)
+    frame = archive.series(f"{START + 3 * STEP:%Y-%m-%dT%H:%M}")[-1]
+    forecast = make_forecast(station.trained, archive, archive.up_to(frame, 4, 300.0), station.request)
+    truth = forecast.recoded(archive, archive.following(frame, 3, 300.0))
+    expected, _ = scores(forecast, truth)
+    excluded = station.page.scorer.excluded([entry])
+    assert excluded > 0 and f"Not scored: {excluded:,} observed pixels" in station.html
+    assert all(abs(a - b) < 0.05 for a, b in zip(curves["csi@30"], expected["csi@30"], strict=True))
+    assert curves["rmse"][0] < curves["rmse"][1] < curves["rmse"][2]
+    flow = station.page.scorer.curves([entry], "optical_flow")
+    assert flow["rmse"][2] < curves["rmse"][2]  # the rain moves by a pixel each frame
+
+
+def test_gaps_and_damaged_files_are_named(station: Station) -> None:
+    station.scan(*range(4))
+    station.check()
+    station.scan(5)
+    station.check()
+    station.scan(6, whole=False)
+    station.check(3)
+    assert "1 frame missing between 2016-07-11 21:00:00 and 2016-07-11 21:10:00 UTC" in station.html
+    assert "21:10:00Z: no forecast" in station.html and "21:15:00Z" in station.html
+    station.scan(4, 6)
+    station.check(3)
+    assert "missing between" not in station.html and "no forecast" not in station.html
+
+
+def test_a_killed_watch_starts_again_from_its_files(station: Station) -> None:
+    station.scan(*range(4))
+    station.check()
+    station.scan(4)
+    station.check()
+    forecasts = station.output / "forecasts"
+    pid = 4_000_000  # beyond the largest there is
+    (forecasts / f".x.nc.{os.uname().nodename}-{pid}-0123abcd.tmp").write_bytes(b"half")
+    half = stamp(5)
+    record = json.loads((forecasts / f"forecast-{stamp(4)}.json").read_text())
+    record |= {"stamp": half, "scores": {}, "files": [f"forecast-{half}-forecast-01.png"]}
+    (forecasts / f"forecast-{half}.json").write_text(json.dumps(record))
+    (forecasts / f"forecast-{half}-forecast-01.png").write_bytes(b"half")
+    before = {name: (forecasts / name).stat().st_mtime_ns for name in station.names(".nc")}
+    known = station.page.entries[stamp(3)].scores
+    station.start()
+    assert station.page.entries[stamp(3)].scores == known and len(known["forecast"]) == 1
+    assert not station.names(f"{half}*") and not list(forecasts.glob(".*"))
+    station.check()
+    assert before == {name: (forecasts / name).stat().st_mtime_ns for name in station.names(".nc")}
+    station.scan(5)
+    station.check()
+    assert station.page.entries[stamp(3)].scored() == {1, 2} and len(station.names(".nc")) == 3
+
+
+def test_only_its_own_files_are_deleted(station: Station) -> None:
+    station.scan(*range(4))
+    station.check()
+    mine = [station.output / "notes.txt", station.output / "forecasts" / f"forecast-{stamp(3)}-notes.png"]
+    for path in mine:
+        path.write_text("mine")
+    record = station.output / "forecasts" / f"forecast-{stamp(3)}.json"
+    tampered = json.loads(record.read_text())
+    for number in range(4, 12):
+        station.scan(number)
+        station.check()
+    assert len(station.names(".nc")) == 4 and all(path.exists() for path in mine)
+    tampered |= {"stamp": stamp(20), "files": ["../notes.txt"]}
+    (station.output / "forecasts" / f"forecast-{stamp(20)}.json").write_text(json.dumps(tampered))
+    station.start()
+    station.check()
+    assert mine[0].exists() and f"forecast-{stamp(20)}.json: is not the record of a forecast" in station.html
+
+
+def test_a_full_disk_is_waited_out(
+    station: Station, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    station.scan(*range(4))
+    station.check()
+    before = station.html
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    station.scan(4)
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", full)
+        station.check(3)
+    assert station.html == before and "No space left on device" in caplog.text
+    station.check()
+    assert stamp(4) in station.page.entries and station.html != before
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda page: page.write_text(""), "is a file"),
+        (lambda page: (page.mkdir(), (page / "thesis.tex").write_text("")), "holds thesis.tex and no page.json"),
+        (lambda page: (page / "forecasts" / "a").mkdir(parents=True), "holds forecasts and no page.json"),
+        (lambda page: (page.mkdir(), (page / "page.json").write_text("{")), "page.json: is not a JSON object"),
+        (lambda page: (page.mkdir(), (page / "page.json").write_text('{"lead": 9}')), "lead is 9, this command has 3"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused(
+    tmp_path: Path, persistence: Trained, prepare: Callable[[Path], object], message: str
+) -> None:
+    prepare(tmp_path / "page")
+    with pytest.raises(ConfigError, match=message):
+        Station(tmp_path, persistence)
+
+
+def test_a_second_process_and_unusable_thresholds_are_refused(station: Station) -> None:
+    with pytest.raises(ConfigError, match="another process writes to it"):
+        Station(station.folder, station.trained)
+    with pytest.raises(ConfigError, match="--thresholds: 300 is outside of this store"):
+        Station(station.folder / "other", station.trained, thresholds=(300.0,))
+    assert not (station.folder / "other" / "page").exists()
+
+
+def test_members_and_probabilities_of_an_ensemble(tmp_path: Path, make_run: MakeRun) -> None:
+    trained = load_trained(make_run("svg_lp", **SVG), "last", torch.device("cpu"))
+    station = Station(tmp_path, trained, members=2, thresholds=(5.0, 20.0))
+    station.input.mkdir()
+    for number in range(5):
+        y, x = np.mgrid[:32, :32]
+        write_gif(station.input, START + number * STEP, (90 + x + y + number).astype(np.uint8))
+        station.check()
+    assert station.names("-member2-03.png") and station.names("-probability2-01.png")
+    for text in ("ensemble mean", "member 2", "P(≥ 5 dBZ)", "share of members", "FSS ≥ 20 dBZ"):
+        assert text in station.html
+    assert Links(station.html).open == []
+
+
+def test_one_forecast_without_a_watch(make_run: MakeRun, radar: Path, tmp_path: Path) -> None:
+    words = ["--run", str(make_run()), "--input", str(radar), "--page", str(tmp_path / "page"), "--keep", "2"]
+    assert main([*words, "--at", "2016-07-11T21:30"]) == 0
+    text = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    assert "Verified: 3 lead times" in text and "Forecast from 2016-07-11 21:30 UTC" in text
+    (data,) = (tmp_path / "page" / "forecasts").glob("*.nc")
+    made = data.stat().st_mtime_ns
+    assert main([*words, "--at", "2016-07-11T21:30"]) == 0  # as a cron job without a new frame
+    assert data.stat().st_mtime_ns == made
+    shutil.rmtree(tmp_path / "page" / "forecasts")
+    assert main([*words]) == 0
+    with pytest.raises(ConfigError, match="leave --out and --verify out"):
+        main([*words, "--out", "x.nc"])
+    with pytest.raises(ConfigError, match="archive is"):
+        main([*words[:2], "--input", str(tmp_path), *words[4:]])
+
+
+def test_the_page_is_written_once_a_minute_without_news(station: Station) -> None:
+    """The page is written again after a minute without a new frame, not at each check."""
+    station.scan(*range(4))
+    station.check(3)
+    index = station.output / "index.html"
+    before = index.stat().st_mtime_ns
+    station.check()
+    assert index.stat().st_mtime_ns == before
+    station.page._written = station.page._written[0], station.page._written[1] - 61
+    station.check(1)
+    assert index.stat().st_mtime_ns > before
+
+
+def test_a_page_that_cannot_be_written_names_the_file(tmp_path: Path, persistence: Trained) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    (tmp_path / "page").mkdir(mode=0o500)
+    with pytest.raises(FileWriteError, match="page"):
+        Station(tmp_path, persistence)
