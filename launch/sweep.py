@@ -40,6 +40,7 @@ from launch.sweeps.plan import (
 from launch.sweeps.progress import Board
 from launch.sweeps.selection import narrowed, selected
 from launch.sweeps.spec import SweepPlan, plan_sweep
+from toolkit.atomic import describe_owner
 from toolkit.errors import EXIT_OK, EXIT_REQUEUE, ConfigError, ToolkitError
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.sweep import preparing, write_record
@@ -246,20 +247,10 @@ def _explained(error: OSError, runs: Path) -> _FileError:
         errno.EDQUOT: "your quota is used up: free some space, then give the same command again",
         errno.EROFS: "it can only be read: --runs DIR puts the runs elsewhere",
     }
-    denied = (
-        f"{_owner(Path(str(where)))}: ask for the right to write there, or put your own runs elsewhere (--runs DIR)"
-    )
+    whose = describe_owner(Path(str(where)))
+    denied = f"{whose}: ask for the right to write there, or put your own runs elsewhere (--runs DIR)"
     hint = hints.get(error.errno or 0, denied if isinstance(error, PermissionError) else "see --runs DIR")
     return _FileError(f"{where}: {error.strerror or error}; {hint}")
-
-
-def _owner(path: Path) -> str:
-    for folder in (path, *path.absolute().parents):
-        try:
-            return f"{folder} belongs to {folder.owner()}, group {folder.group()}"
-        except (OSError, KeyError):
-            continue
-    return str(path)
 
 
 if __name__ == "__main__":

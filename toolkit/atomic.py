@@ -41,10 +41,20 @@ class FileWriteError(OSError):
         after = f" after {self.size:,} bytes" if self.size else ""
         full = self.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, 0)
         advice = "free space or repair the disk, then run the same command again" if full else "choose another place"
+        if self.errno in (errno.EACCES, errno.EPERM):
+            return f"{self.filename}: not written: {self.strerror}; {describe_owner(Path(self.filename))}: {advice}"
         return (
             f"{self.filename}: not written: {self.strerror}{after}; {free_space(Path(self.filename))}. What was there "
             f"before is untouched: {advice}"
         )
+
+
+def describe_owner(path: Path) -> str:
+    """Return whose a path is, in words; of one that isn't there the folder that it would be in."""
+    for folder in (path, *path.absolute().parents):
+        with contextlib.suppress(OSError, KeyError):  # the latter: a number without a name
+            return f"{folder} belongs to {folder.owner()}, group {folder.group()}"
+    return str(path)
 
 
 def free_space(path: Path) -> str:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.filelock import lock_file
-from toolkit.atomic import alive, move_aside
+from toolkit.atomic import alive, describe_owner, move_aside
 from toolkit.errors import EXIT_BUSY, ToolkitError
 from toolkit.rundir.heartbeat import BEAT_S, beats_of
 from toolkit.rundir.records import Types, read_object
@@ -200,7 +200,8 @@ def _open(path: Path) -> int:
             if not path.parent.is_dir():
                 raise ToolkitError(f"{path}: can't be made: there is no folder {path.parent}") from None
         except OSError as error:
-            raise ToolkitError(f"{path}: can't be opened for writing ({error.strerror})") from None
+            whose = f"; {describe_owner(path)}" if isinstance(error, PermissionError) else ""
+            raise ToolkitError(f"{path}: can't be opened for writing ({error.strerror}){whose}") from None
 
 
 def _is_at(fd: int, path: Path) -> bool:
