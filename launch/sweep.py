@@ -227,7 +227,7 @@ def _submitter(options: argparse.Namespace, root: Path, command: JobCommand) -> 
     if options.cluster == "slurm":
         keys = ("partition", "account", "qos", "time", "mem", "nodes", "gpus_per_node", "pack")
         requests = Requests(read_profile(options.profile), {key: getattr(options, key) for key in keys}, options.ranks)
-        return SlurmSubmitter(root, requests, options.jobs, command, options.after)
+        return SlurmSubmitter(root, requests, options.jobs, command, options.after, options.evaluate_apart)
     ranks = options.ranks or 1
     if options.cluster == "debug":
         return DebugSubmitter(ranks, command)

@@ -24,7 +24,7 @@ from launch.jobs.attempts import count_starts, going_in_circles, note_early_fail
 from launch.jobs.ranks import SignalRelay, meaning, run_ranks
 from toolkit.distributed import slurm
 from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE
-from toolkit.models.plugins import FileModel
+from toolkit.models.plugins import FileModel, entry_of
 from toolkit.rundir import RunDir
 from toolkit.rundir.heartbeat import beats_of
 from toolkit.rundir.lock import LOCK_NAME, HeldLock, RunBusyError, hold, read_lock
@@ -32,6 +32,7 @@ from toolkit.rundir.mend import mend
 from toolkit.rundir.status import missing_scores
 
 SCRIPTS = Path(__file__).resolve().parents[1]  # with train.py and evaluate.py
+TRAIN, EVALUATE = "train", "evaluate"
 LOG_WAIT_S = 10.0
 logger = logging.getLogger(__name__)
 WAIT_S = 0.2  # between two looks at the run's lock
@@ -46,7 +47,9 @@ def job_id() -> str:
     return f"local-{local}" if local else slurm.job_name() or f"hand-{os.getpid()}"
 
 
-def run_job(run: RunDir, ranks: int = 1, scripts: Path = SCRIPTS, log_files: bool = False) -> int:
+def run_job(
+    run: RunDir, ranks: int = 1, scripts: Path = SCRIPTS, log_files: bool = False, only: str | None = None
+) -> int:
     """Train and score a run directory as its only job.
 
     Args:
@@ -54,15 +57,19 @@ def run_job(run: RunDir, ranks: int = 1, scripts: Path = SCRIPTS, log_files: boo
         ranks: processes to train with.
         scripts: the folder with train.py and evaluate.py.
         log_files: send the output to files in the run's `logs/` instead of this process's output.
+        only: `train`: another job evaluates the run; `evaluate`: another job trains it, so that an unfinished training
+            is left alone.
 
     Returns:
-        0 when the run is trained and scored, 3 when it was stopped and is to be run again, else what failed.
+        0 when the run is trained and scored, or as far as `only` asks, 3 when it was stopped and is to be run again,
+        else what failed.
 
     Raises:
         ConfigError: when the folder is not a run directory.
         RunBusyError: when another job has it.
     """
-    split = run.config().eval.split
+    config = run.config()
+    split = config.eval.split
     task = slurm.task()
     if task is not None and task.rank > 0:
         return _train_along(run, task, scripts, log_files)
@@ -77,9 +84,12 @@ def run_job(run: RunDir, ranks: int = 1, scripts: Path = SCRIPTS, log_files: boo
         mend(run)
         job = _Job(run, relay, lock, log_files, task)
         code = EXIT_OK
-        if not run.done:
+        unready = only == EVALUATE and not run.done and entry_of(config.model).trained
+        if unready:
+            logger.warning("%s: its training has not finished: it is not evaluated", run.path)
+        elif not run.done:
             code = job.train(before, [str(scripts / "train.py"), *_run_given(run)], ranks)
-        if code == EXIT_OK and missing_scores(run, split):
+        if code == EXIT_OK and not unready and only != TRAIN and missing_scores(run, split):
             code = job.phase("evaluate", [str(scripts / "evaluate.py"), *_run_given(run)], 1)
             if code == EXIT_OK:
                 code = _mark_scored(run, split)
@@ -230,7 +240,7 @@ class _Job:
 
 def main(argv: Sequence[str] | None = None, scripts: Path = SCRIPTS) -> int:
     options = _parse(argv)
-    return run_job(RunDir(options.run), options.ranks, scripts, options.log_files)
+    return run_job(RunDir(options.run), options.ranks, scripts, options.log_files, options.only)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -240,6 +250,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the run directory")
     parser.add_argument("--ranks", type=positive, default=1, metavar="N", help="processes to train with (default: 1)")
     parser.add_argument("--log-files", action="store_true", help="write the output to RUN_DIR/logs instead of here")
+    parser.add_argument(
+        "--only",
+        choices=(TRAIN, EVALUATE),
+        help="one of the two; evaluate: nothing is done while the training has not finished",
+    )
     return parser.parse_args(argv)
 
 

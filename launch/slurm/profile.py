@@ -130,7 +130,7 @@ class Profile(Options):
         """
         update = {key: value for key, value in self.light.model_dump().items() if value is not None}
         update.setdefault("time", time)
-        if self.mem is not None and re.fullmatch(r"0[KMGT]?", self.mem):
+        if self._takes_all_memory:
             update.setdefault("mem", None)
         kept = {key: value for key, value in self.sbatch.items() if key not in WHOLE_NODES}
         if self.gpus_per_node:
@@ -138,6 +138,24 @@ class Profile(Options):
             kept = {key: value for key, value in kept.items() if key in LIGHT_OPTIONS}
         update |= {"gpus_per_node": 0, "gpu_type": None, "nodes": 1, "sbatch": {**kept, **self.light.sbatch}}
         return self.model_copy(update=update)
+
+    def evaluation_request(self, gpu: bool) -> Profile:
+        """Return the profile for the evaluation of a run in a job of its own: one rank, and the time of a training.
+
+        Without a GPU it is a small job, as `light` has it. With one it needs the nodes of the trainings: partition,
+        account, QOS and constraint are theirs, but neither whole nodes nor all their memory.
+        """
+        small = self.light_request(self.time).model_copy(update={"time": self.time})
+        if not gpu:
+            return small
+        theirs = ("partition", "account", "qos", "constraint", "gpu_type", "cpus_per_task")
+        kept = {key: value for key, value in self.sbatch.items() if key not in WHOLE_NODES}
+        update = {"gpus_per_node": 1, "mem": None if self._takes_all_memory else self.mem, "sbatch": kept}
+        return small.model_copy(update={**{key: getattr(self, key) for key in theirs}, **update})
+
+    @property
+    def _takes_all_memory(self) -> bool:
+        return self.mem is not None and re.fullmatch(r"0[KMGT]?", self.mem) is not None
 
     @field_validator("pack")
     @classmethod

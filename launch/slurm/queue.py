@@ -29,6 +29,7 @@ from toolkit.rundir.status import RunView
 from toolkit.wording import duration, first_line
 
 SUBMISSIONS = "slurm"  # folder of a sweep: slurm/<key>/ is one submission, <key> ends the name of its jobs
+EVALUATION = "evaluation"  # how <key> begins where jobs evaluate runs that others train
 REPORT = "report"  # what stands for <key> in the name of the job that makes the report
 PATIENCE_S = 10.0
 SHARE = 20  # of the time that --watch watches, at most 1/20 is spent asking
@@ -86,12 +87,24 @@ def is_report(root: Path, job: QueuedJob) -> bool:
     return job.job_name == f"{root.name}-{REPORT}" and job.comment == str(root)
 
 
+def is_evaluation(job: QueuedJob) -> bool:
+    """Return whether a job evaluates a run that another one trains."""
+    return job.job_name.rpartition("-")[2].startswith(EVALUATION)
+
+
+def _precedence(job: QueuedJob) -> int:
+    """Of several jobs of a run the training counts, then the evaluation that waits for it, then one that ends."""
+    return 0 if job.state == ENDING else 1 if is_evaluation(job) else 2
+
+
 def runs_of(root: Path, jobs: Sequence[QueuedJob]) -> dict[Path, QueuedJob]:
     """Return which runs of a sweep have which jobs. A job is known by its name, whose end is a submission's folder."""
+    # An evaluation whose training has failed is about to be dropped.
+    jobs = [job for job in jobs if not (is_evaluation(job) and job.reason.startswith("DependencyNever"))]
     found: dict[Path, QueuedJob] = {}
     lists: dict[Path, list[Path]] = {}
     packed: dict[Path, list[QueuedJob]] = {}
-    for job in jobs:
+    for job in sorted(jobs, key=_precedence):
         folder = submission_of(root, job)
         if (folder / RUNS).exists():
             runs = lists.setdefault(folder, listed_runs(folder))
@@ -288,7 +301,8 @@ def why_waiting(job: QueuedJob) -> str:
     word = job.reason.partition(",")[0].strip("()")
     known = next((text for key, text in WORDS.items() if word.startswith(key)), None)
     state = "" if job.state == "PENDING" else f" {job.state}"
-    return f"job {job.name}{state}: {word}" + (f" ({known})" if known else "")
+    kind = "evaluation, " if is_evaluation(job) else ""
+    return f"{kind}job {job.name}{state}: {word}" + (f" ({known})" if known else "")
 
 
 def job_name(view: RunView) -> str | None:
@@ -300,7 +314,9 @@ def job_name(view: RunView) -> str | None:
 def submissions(root: Path) -> dict[Path, str]:
     """Return the last submitted job of each run of a sweep."""
     found: dict[Path, str] = {}
-    for file in sorted((root / SUBMISSIONS).glob("*/job"), key=lambda file: file.stat().st_mtime):
+    files = (root / SUBMISSIONS).glob("*/job")
+    # A training comes after the evaluation that was submitted with it.
+    for file in sorted(files, key=lambda file: (not file.parent.name.startswith(EVALUATION), file.stat().st_mtime)):
         job, runs = file.read_text(encoding="utf-8", errors="replace").strip(), listed_runs(file.parent)
         pack = find_pack(file.parent)
         found |= dict(zip(runs, job_names(job, len(runs), pack.places if pack else 1), strict=True))

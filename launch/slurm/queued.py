@@ -23,7 +23,7 @@ from toolkit.wording import count, first_line
 UPDATED = {"time": "timelimit", "partition": "partition", "qos": "qos", "account": "account"}  # key -> scontrol's
 SCRIPT = "submit.sbatch"
 # Options of sbatch that differ between submissions of the same request.
-ITS_OWN = ("job-name", "array", "output", "error", "dependency", "comment", "chdir", "open-mode")
+ITS_OWN = ("job-name", "array", "output", "error", "dependency", "kill-on-invalid-dep", "comment", "chdir", "open-mode")
 Wanted = Callable[[Path, Path], tuple[str, Pack | None]]
 """(run, folder of its submission) -> the text that it would be submitted by now, and how it would be packed."""
 

@@ -9,8 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from launch.jobs.job import EVALUATE
 from launch.slurm.profile import Profile, overridden
-from launch.slurm.script import Shape
+from launch.slurm.script import EVALUATION_TEXT, RUN_TEXT, Shape
 from toolkit.errors import ConfigError
 from toolkit.wording import count, some
 
@@ -24,11 +25,23 @@ class Request:
     profile: Profile
     shape: Shape
     own: str = field(default="", compare=False)  # what the sweep file asks for, as text
+    only: str | None = None  # what a job does with its run: `train` or `evaluate`; None: both
 
     @property
     def note(self) -> str:
         """Return what the sweep file asks for, as the end of a line."""
-        return f"; resources: {self.own}" if self.own else ""
+        what = f"; resources: {self.own}" if self.own else ""
+        return what + ("; evaluation, in jobs of their own" if self.only == EVALUATE else "")
+
+    @property
+    def text(self) -> str:
+        """Return the name of a job's batch script in the run directory."""
+        return EVALUATION_TEXT if self.only == EVALUATE else RUN_TEXT
+
+    @property
+    def options(self) -> list[str]:
+        """Return the options of launch/jobs/job.py."""
+        return ["--only", self.only] if self.only else []
 
     @property
     def pack(self) -> int:
@@ -110,7 +123,7 @@ class Requests:
                 if len(taken) + len(job) > room:
                     break
                 taken += job
-        return taken
+        return set(taken)
 
 
 def _text(own: Own) -> str:

@@ -20,6 +20,8 @@ from launch.slurm.profile import Profile
 from toolkit.errors import ConfigError
 from toolkit.wording import count
 
+RUN_TEXT, EVALUATION_TEXT = "submit.sbatch", "evaluate.sbatch"  # of a run directory
+
 JOB = """\
 run={run}
 code={code}
@@ -51,11 +53,11 @@ ARRAY = """\
 runs={runs}
 line=$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))
 run=$(sed -n "${{line}}p" "$runs")
-if [ ! -r "$run/submit.sbatch" ]; then
+if [ ! -r "$run/{text}" ]; then
   echo "error: node $(hostname) can't see '$run', line $line of $runs" >&2
   exit 2
 fi
-exec bash "$run/submit.sbatch" """
+exec bash "$run/{text}" """
 
 COMMAND = """\
 home={cwd}
@@ -172,16 +174,24 @@ class Executor(submitit.SlurmExecutor):
 def run_text(
     profile: Profile, shape: Shape, sweep: Path, run: Path, code: Path, command: Sequence[str], cwd: Path
 ) -> str:
-    """`<run>/submit.sbatch`; `command` is what each rank runs, its Python first, which finds causes too."""
+    """Return `<run>/submit.sbatch` or `evaluate.sbatch`; each rank runs `command`, whose Python finds causes too."""
     body = _job_body(profile, shape, run, code, command, cwd)
     executor = _executor(profile, shape, sweep, run.name, cwd, run / "logs" / "sbatch-%j.log")
     return executor.text(body)
 
 
-def _of_array(folder: Path, array: str | None, after: Sequence[str]) -> tuple[Path, dict[str, str | None]]:
+def _of_array(
+    folder: Path, array: str | None, after: Sequence[str], trained_by: str | None = None
+) -> tuple[Path, dict[str, str | None]]:
     """Return the log of the jobs of an array, and its options of sbatch."""
-    dependency = f"afterany:{':'.join(after)}" if after else None
-    return folder / ("%A_%a.log" if array else "%j.log"), {"array": array, "dependency": dependency}
+    conditions = [f"{'aftercorr' if array else 'afterok'}:{trained_by}"] if trained_by else []
+    conditions += [f"afterany:{':'.join(after)}"] if after else []
+    more = {
+        "array": array,
+        "dependency": ",".join(conditions) or None,
+        "kill-on-invalid-dep": "yes" if trained_by else None,  # else it would wait for a failed training permanently
+    }
+    return folder / ("%A_%a.log" if array else "%j.log"), more
 
 
 def _job_body(profile: Profile, shape: Shape, run: Path, code: Path, command: Sequence[str], cwd: Path) -> str:
@@ -215,6 +225,8 @@ def array_text(
     cwd: Path,
     code: Path,
     command: Sequence[str] = (),
+    text: str = RUN_TEXT,
+    trained_by: str | None = None,
 ) -> str:
     """`<sweep>/slurm/<key>/submit.sbatch`: a job runs the submit.sbatch of line n + 1 of runs.txt beside it.
 
@@ -223,10 +235,13 @@ def array_text(
         after: jobs that have to end first.
         code: the snapshot of the code.
         command: of a packed submission: launch/jobs/pack.py of the folder, its Python first, which runs what waits.
+        text: the batch script of each run.
+        trained_by: the job, or the array of as many tasks, each of which has to succeed before the one that evaluates
+            its run; where it fails, that one is dropped.
     """
-    single = ARRAY.format(runs=shlex.quote(str(folder / "runs.txt"))).rstrip()
+    single = ARRAY.format(runs=shlex.quote(str(folder / "runs.txt")), text=text).rstrip()
     body = _job_body(profile, shape, folder, code, command, cwd) if command else single
-    output, more = _of_array(folder, array, after)
+    output, more = _of_array(folder, array, after, trained_by)
     return _executor(profile, shape, sweep, name, cwd, output, **more).text(body)
 
 

@@ -14,16 +14,16 @@ was written before; how a run stands is read from its directory.
 from __future__ import annotations
 
 import contextlib
-import re
 import secrets
 import shutil
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from launch.jobs import snapshot
+from launch.jobs.job import EVALUATE
 from launch.jobs.pack import PACK_SCRIPT, RUNS, Pack
 from launch.jobs.submitter import (
     ENDING,
@@ -40,19 +40,21 @@ from launch.slurm.client import QueuedJob, SlurmError
 from launch.slurm.limits import check_time, own_file_system
 from launch.slurm.profile import overridden
 from launch.slurm.queue import (
+    EVALUATION,
     REPORT,
     SUBMISSIONS,
     failure_of,
+    is_evaluation,
     is_of,
     is_report,
-    job_names,
     job_of_array,
     owners,
     runs_of,
 )
 from launch.slurm.queued import QueuedJobs
-from launch.slurm.request import Own, Request, Requests, describe, describe_submitted
+from launch.slurm.request import Own, Request, Requests, describe
 from launch.slurm.script import Shape, array_text, command_text, run_text
+from launch.slurm.submission import Submission, awaited, check_apart, descriptions, evaluation_of, planned_calls
 from toolkit.atomic import write_atomic
 from toolkit.errors import ConfigError
 from toolkit.rundir import lock
@@ -60,26 +62,6 @@ from toolkit.shipped import command as typed
 from toolkit.wording import count, first_line, some
 
 POLL_S = 5.0
-
-
-@dataclass(frozen=True)
-class Submission:
-    """Jobs that one call of sbatch made."""
-
-    folder: Path
-    job: str
-    runs: tuple[Path, ...]
-    request: Request
-
-    @property
-    def size(self) -> int:
-        """Return the number of its jobs."""
-        return -(-len(self.runs) // self.request.pack)
-
-    def jobs(self) -> list[tuple[Path, str]]:
-        """Return its runs with the job of each, as squeue shows it; of a packed one the job that it was meant for."""
-        names = job_names(self.job, len(self.runs), self.request.pack)
-        return list(zip(self.runs, names, strict=True))
 
 
 class SlurmSubmitter(Submitter):
@@ -94,6 +76,7 @@ class SlurmSubmitter(Submitter):
         throttle: int | None = None,
         command: JobCommand = job_command,
         after: Sequence[str] = (),
+        evaluate_apart: bool = False,
     ) -> None:
         """
         Args:
@@ -101,14 +84,16 @@ class SlurmSubmitter(Submitter):
             requests: what its jobs ask for.
             throttle: most runs at a time; None: as many as the cluster likes.
             after: jobs, or folders of sweeps, that have to end before the jobs begin.
+            evaluate_apart: each run is evaluated by a job of its own, which begins when its training has succeeded.
         """
         self.root = root.resolve()
         self.requests = requests
         self.throttle = throttle
         self.command = command
         self.after = after
+        self.evaluate_apart = evaluate_apart
         self._names: dict[Job, str] = {}
-        self._packed: set[Job] = set()  # those that share their job with others
+        self._evaluations: list[str] = []  # jobs that evaluate what other ones train
         self._states: dict[Job, JobState] = {}
         self._absent: dict[Job, int] = {}
         self._asked_at = 0.0
@@ -118,6 +103,8 @@ class SlurmSubmitter(Submitter):
 
     def assign(self, resources: Mapping[Path, Own]) -> None:
         self.requests.assign(resources)
+        for request in self.requests.all() if self.evaluate_apart else ():
+            check_apart(request)
 
     def ranks_of(self, run: Path) -> int:
         return self.requests.of(run).shape.ranks
@@ -171,21 +158,24 @@ class SlurmSubmitter(Submitter):
         """
         self.check()
         lines = []
-        for number, (request, part) in enumerate(self._parts(runs), 1):
-            folder = self.root / SUBMISSIONS / f"submission-{number}"
-            text = self._text(request, len(part), folder, folder.name, [], self.root / "code" / "snapshot")
-            lines += ["", f"# {folder}/submit.sbatch: {count(len(part), 'run')}{request.note}", text] if show else []
+        for number, call in enumerate(planned_calls(self._parts(runs), self.evaluate_apart), 1):
+            folder, code = self.root / SUBMISSIONS / f"submission-{number}", self.root / "code" / "snapshot"
+            request, size = call.request, len(call.runs)
+            text = self._text(request, size, folder, folder.name, [], code, "TRAINING" if call.apart else None)
+            lines += ["", f"# {folder}/submit.sbatch: {count(size, 'run')}{request.note}", text] if show else []
+            text = self._text(request, size, folder, folder.name, [], code)  # without the job that isn't there yet
             lines += [client.sbatch_test(text, client.submission_environment(request.profile))] if test else []
         return lines
 
     def adopt(self, queued: Mapping[Path, str]) -> list[Job]:
         self._in_queue.apply(self._queue, self._wanted)
-        there = runs_of(self.root, self._queue)
-        return [self._follow(run, name, run in there and there[run].packed) for run, name in queued.items()]
+        return [self._follow(run, name) for run, name in queued.items()]
 
     def _wanted(self, run: Path, folder: Path) -> tuple[str, Pack | None]:
         """Return the text that a run in the queue would be submitted by now, and how it would be packed."""
         request = self.requests.of(run)
+        if folder.name.startswith(EVALUATION):
+            request = evaluation_of(request)
         text = self._text(request, 1, folder, folder.name, [], (run / "code").resolve())
         return text, _pack_of(request.shape)
 
@@ -206,26 +196,26 @@ class SlurmSubmitter(Submitter):
         changed = [run.name for run in runs if snapshot.point(run, copy.path)]
         if changed:
             print(f"note: these resume with changed code ({copy.path.name}): {some(changed)}")
-        run_concurrently(lambda run: self._write_text(run, copy.path), runs)
+        calls = planned_calls(self._parts(runs), self.evaluate_apart)
+        for call in calls:
+            run_concurrently(partial(self._write_text, code=copy.path, request=call.request), call.runs)
         submissions: list[Submission] = []
-        ending = [*self._ending(), *self._awaited()]
+        evaluations: list[Submission] = []  # of runs that the submission before trains
+        ending = [*self._ending(), *awaited(self.after)]
         try:
-            for request, part in self._parts(runs):
-                after = [*ending, *self._predecessors(submissions, request)]
-                submissions.append(self._submit_part(part, request, after))
+            for call in calls:
+                if call.apart:
+                    evaluations.append(self._submit_part(call.runs, call.request, [], submissions[-1].job))
+                else:
+                    after = [*ending, *self._predecessors(submissions, call.request)]
+                    submissions.append(self._submit_part(call.runs, call.request, after))
         except BaseException:
-            client.cancel([submission.job for submission in submissions])
+            client.cancel([submission.job for submission in (*evaluations, *submissions)])
             raise
-        self._in_queue.done |= {submission.job for submission in submissions}
-        for request, part in self.requests.groups(runs):
-            own = [one for one in submissions if one.request == request]
-            jobs, number = [one.job for one in own], sum(one.size for one in own)
-            print(describe_submitted(request, len(part), jobs, number))
-        return [
-            self._follow(run, name, submission.request.shape.pack is not None)
-            for submission in submissions
-            for run, name in submission.jobs()
-        ]
+        self._evaluations += [submission.job for submission in evaluations]
+        self._in_queue.done |= {submission.job for submission in (*submissions, *evaluations)}
+        print("\n".join(descriptions([*submissions, *evaluations])))
+        return [self._follow(run, name) for submission in submissions for run, name in submission.jobs()]
 
     def submit_report(self, fresh: bool) -> None:
         """Submit the job that makes the report when all jobs of the sweep have ended, however; a refusal is logged.
@@ -243,7 +233,9 @@ class SlurmSubmitter(Submitter):
         profile = overridden(self.requests.profile, self.requests.given)
         python = profile.python or sys.executable
         command = [python, str(copy.path / "launch" / "report.py"), str(self.root)]
-        after = sorted({job.partition("_")[0] for job in self._names.values()}, key=int)
+        queued = [job.base for job in self._queue if is_of(self.root, job) and is_evaluation(job)]
+        names = [*self._names.values(), *self._evaluations, *queued]
+        after = sorted({name.partition("_")[0] for name in names}, key=int)
         light, comment = profile.light_request("60"), str(self.root)
         cpus = light.cpus_per_task
         text = command_text(light, cpus, folder, name, command, copy.path, Path.cwd(), comment, after=after)
@@ -266,14 +258,13 @@ class SlurmSubmitter(Submitter):
         except SlurmError as error:
             print(f"{error}\nasking again", file=sys.stderr, flush=True)
             return dict(self._states)
-        names = {job.name: job for job in queue}
-        shared = runs_of(self.root, queue) if self._packed else {}
-        for job, name in self._names.items():
-            entry = shared.get(job.run) if job in self._packed else names.get(name)
+        there = runs_of(self.root, queue)
+        for job in self._names:
+            entry = there.get(job.run)
             # Twice absent is ended: meanwhile a shared file system has shown what the job wrote last.
             self._absent[job] = 0 if entry else self._absent[job] + 1
             if entry:
-                waits = entry.waiting or (job in self._packed and lock.holder(job.run) is None)
+                waits = entry.waiting or (entry.packed and lock.holder(job.run) is None)
                 self._states[job] = JobState.QUEUED if waits else JobState.RUNNING
             elif self._absent[job] > 1:
                 self._states[job] = JobState.ENDED
@@ -284,19 +275,16 @@ class SlurmSubmitter(Submitter):
         name = job_of_array(job.run, self._names[job])
         return failure_of(self.root, name) or client.exit_reason(name)
 
-    def _follow(self, run: Path, name: str, packed: bool) -> Job:
+    def _follow(self, run: Path, name: str) -> Job:
         job = Job(run, len(self._names))
-        if packed:
-            self._packed.add(job)
         self._names[job], self._states[job], self._absent[job] = name, JobState.QUEUED, 0
         return job
 
-    def _write_text(self, run: Path, code: Path) -> None:
+    def _write_text(self, run: Path, code: Path, request: Request) -> None:
         (run / "logs").mkdir(exist_ok=True)
-        request = self.requests.of(run)
-        command = self._on_node(request, code, self.command(run, 1, True))
+        command = self._on_node(request, code, [*self.command(run, 1, True), *request.options])
         text = run_text(request.profile, request.shape.alone, self.root, run, code, command, Path.cwd())
-        write_atomic(run / "submit.sbatch", text)
+        write_atomic(run / request.text, text)
 
     def _on_node(self, request: Request, code: Path, command: Sequence[str]) -> list[str]:
         """Return a command of this checkout as the nodes have it: of the copy of the code, by the profile's Python."""
@@ -310,7 +298,10 @@ class SlurmSubmitter(Submitter):
         with contextlib.suppress(SlurmError):
             client.check_installed()
             size = max(1, client.max_array_size())
-        return [describe(request, len(part), size, self.throttle) for request, part in self.requests.groups(runs)]
+        groups = self.requests.groups(runs)
+        lines = [describe(request, len(part), size, self.throttle) for request, part in groups]
+        apart = [(evaluation_of(request), part) for request, part in groups if self.evaluate_apart]
+        return lines + [describe(request, len(part), size, self.throttle) for request, part in apart]
 
     def _parts(self, runs: Sequence[Path]) -> list[tuple[Request, Sequence[Path]]]:
         """Return the runs of each call of sbatch: those of one request, as many as an array may have."""
@@ -339,32 +330,17 @@ class SlurmSubmitter(Submitter):
         left = {job.base for job in mine if job.state != ENDING}
         return sorted({job.name if job.base in left else job.base for job in mine if job.state == ENDING})
 
-    def _awaited(self) -> list[str]:
-        """Return the jobs that --after names: by their numbers, or those that a sweep's folder has in the queue.
-
-        Raises:
-            ConfigError: neither a job nor a sweep.
-        """
-        found: list[str] = []
-        for name in self.after:
-            root = Path(name).resolve()
-            if re.fullmatch(r"\d+(_\d+)?", name):
-                found.append(name)
-            elif (root / SUBMISSIONS).is_dir():
-                jobs = [job for job in client.queue(owners(root)) if is_of(root, job) and not is_report(root, job)]
-                found += sorted({job.base for job in jobs})
-            else:
-                raise ConfigError(f"--after {name}: neither the number of a job nor the folder of a sweep on a cluster")
-        return found
-
-    def _submit_part(self, runs: Sequence[Path], request: Request, after: Sequence[str]) -> Submission:
+    def _submit_part(
+        self, runs: Sequence[Path], request: Request, after: Sequence[str], trained_by: str | None = None
+    ) -> Submission:
         key, pack = secrets.token_hex(4), _pack_of(request.shape)
+        key = EVALUATION + key if request.only == EVALUATE else key
         folder, name = self.root / SUBMISSIONS / key, f"{self.root.name}-{key}"
         (folder / "logs" if pack else folder).mkdir(parents=True)
         write_atomic(folder / RUNS, "".join(f"{run}\n" for run in runs))
         if pack:
             pack.write(folder)
-        text = self._text(request, len(runs), folder, name, after, runs[0].joinpath("code").resolve())
+        text = self._text(request, len(runs), folder, name, after, runs[0].joinpath("code").resolve(), trained_by)
         write_atomic(folder / "submit.sbatch", text)
         try:
             job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(request.profile))
@@ -379,14 +355,24 @@ class SlurmSubmitter(Submitter):
         write_atomic(folder / "job", job + "\n")
         return Submission(folder, job, tuple(runs), request)
 
-    def _text(self, request: Request, runs: int, folder: Path, name: str, after: Sequence[str], code: Path) -> str:
+    def _text(
+        self,
+        request: Request,
+        runs: int,
+        folder: Path,
+        name: str,
+        after: Sequence[str],
+        code: Path,
+        trained_by: str | None = None,
+    ) -> str:
         number = -(-runs // request.pack)
         throttle = f"%{self._jobs_at_a_time(request)}" if self.throttle else ""
         array = f"0-{number - 1}{throttle}" if number > 1 else None
         cwd, profile, shape = Path.cwd(), request.profile, request.shape
         packed = [sys.executable, str(PACK_SCRIPT), str(folder), *self._job_script()] if shape.pack else []
         command = self._on_node(request, code, packed)
-        return array_text(profile, shape, self.root, folder, name, array, after, cwd, code, command)
+        texts = (command, request.text, trained_by)
+        return array_text(profile, shape, self.root, folder, name, array, after, cwd, code, *texts)
 
     def _job_script(self) -> list[str]:
         """Return the option of pack.py that names the script of a run's job, where that isn't ours."""

@@ -18,7 +18,7 @@ from launch.jobs.local import WATCHERS
 from launch.jobs.submitter import ENDING
 from launch.slurm import client
 from launch.slurm.client import SlurmError
-from launch.slurm.queue import SUBMISSIONS, is_of, is_report, owners, runs_of
+from launch.slurm.queue import SUBMISSIONS, is_evaluation, is_of, is_report, owners, runs_of
 from shards.filelock import lock_file
 from toolkit.rundir import lock
 from toolkit.rundir.sweep import preparing, read_runs
@@ -70,9 +70,10 @@ class _Ended:
         report = [job for job in queue if is_report(root, job)]
         jobs = [job for job in queue if job not in report]
         if not self.dry_run:
-            # The report's job first: the end of the others would start it.
+            # First what waits for others: their end would start the report, and drop the evaluations.
             client.cancel([job.base for job in report])
-            client.cancel(sorted({job.base for job in jobs}, key=int))
+            client.cancel(sorted({job.base for job in jobs if is_evaluation(job)}, key=int))
+            client.cancel(sorted({job.base for job in jobs if not is_evaluation(job)}, key=int))
         verb, lines, ran = self._words("cancelled", "cancel"), [], False
         of_runs = runs_of(root, jobs)
         for base in sorted({job.base for job in jobs}, key=int):
@@ -82,7 +83,8 @@ class _Ended:
             kinds = Counter("ran" if live else "waited" for live in at_work)
             ran |= kinds["ran"] > 0
             parts = [f"{count(number, 'run')} {kind}" for kind, number in sorted(kinds.items())]
-            lines.append(f"{verb} job {base}: {', '.join(parts)}")
+            what = " (evaluation)" if any(is_evaluation(job) for job in jobs if job.base == base) else ""
+            lines.append(f"{verb} job {base}{what}: {', '.join(parts)}")
         if ran and not self.dry_run:
             lines.append("what ran writes a checkpoint, if it can within the cluster's KillWait")
         return lines + [f"{verb} job {job.base}: the report" for job in report]

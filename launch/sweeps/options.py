@@ -29,7 +29,19 @@ EXAMPLES = """\
   python launch/sweep.py configs/sweeps/paper.yaml --cluster slurm --profile gpu --pack auto   # one GPU a run
   python launch/sweep.py configs/sweeps/paper.yaml --cluster slurm --keep-submitted 20         # a limit on jobs"""
 ON_SLURM = (
-    *("profile", "nodes", "gpus_per_node", "wait", "keep_submitted", "after", "show", "test", "no_queue", "report"),
+    *(
+        "profile",
+        "nodes",
+        "gpus_per_node",
+        "evaluate_apart",
+        "wait",
+        "keep_submitted",
+        "after",
+        "show",
+        "test",
+        "no_queue",
+        "report",
+    ),
     *("partition", "account", "qos", "time", "mem"),
 )
 
@@ -123,6 +135,12 @@ def _add_slurm(parser: argparse.ArgumentParser) -> None:
     )
     cluster.add_argument(
         "--after", action="append", default=[], metavar="JOB|DIR", help="begin when that job, or that sweep's, ended"
+    )
+    cluster.add_argument(
+        "--evaluate-apart",
+        action="store_true",
+        help="evaluate each run in a small job of its own, with at most one GPU, that begins when the training has "
+        "succeeded",
     )
     cluster.add_argument(
         "--no-report", dest="report", action="store_false", help="no job that makes the report when all others ended"

@@ -57,7 +57,7 @@ def test_each_run_has_its_own_request_also_after_a_requeue(site: Site) -> None:
 
 def test_packed_jobs_of_two_requests(site: Site) -> None:
     text = MIXED.replace("train.steps: 3}", "train.steps: 3, resources: {pack: 2, gpus_per_node: 2}}")
-    site.fakes.sweep_file(text.replace("train.steps: 200", "train.steps: 3"))
+    site.fakes.sweep_file(text.replace("train.steps: 200", "train.steps: 4"))
     output = submit(site, "--jobs", "2", "--wait")
     assert re.search(
         r"submitted 2 runs as job \d+ of 1 job with 2 places; resources: gpus_per_node: 2, pack: 2", output
@@ -70,7 +70,7 @@ def test_packed_jobs_of_two_requests(site: Site) -> None:
 
 
 def test_options_change_jobs_that_wait_and_leave_those_that_run(site: Site) -> None:
-    site.fakes.sweep_file("base: base.yaml\nseeds: 3\nset: {train.steps: 300}\n")
+    site.fakes.sweep_file("base: base.yaml\nseeds: 3\nset: {train.steps: 6000}\n")
     submit(site, "--jobs", "1")
     eventually(lambda: any(live(run) for run in site.runs()), 60)
     output = submit(site, "--time", "50", "--partition", "low")
@@ -78,7 +78,7 @@ def test_options_change_jobs_that_wait_and_leave_those_that_run(site: Site) -> N
     assert f"job {base} in the queue: time 50 from now on (2 waiting; 1 that run keep theirs)" in output, output
     assert f"job {base} in the queue: partition low from now on (2 waiting; 1 that run keep theirs)" in output
     first, *others = (facts(site, f"{base}_{index}") for index in range(3))
-    assert (first["TimeLimit"], first["Partition"]) == ("01:00:00", "main")
+    assert (first["TimeLimit"], first["Partition"]) == ("02:00:00", "main")
     assert [(one["TimeLimit"], one["Partition"]) for one in others] == [("00:50:00", "low")] * 2
     output = submit(site, "--nodes", "2", "--ranks", "4", "--gpus-per-node", "2")
     assert re.search(rf"note: no effect on job {base} in the queue, which keeps .*nodes 1 \(now: 2\)", output), output

@@ -256,6 +256,11 @@ class TrainConfig(Options):
     )
     sampling: SamplingConfig = Field(SamplingConfig(), description="scheduled sampling of future input frames")
     validate_every: Steps = Field(2_000, description="optimizer steps between validations (which select the best)")
+    best_by: str = Field(
+        "mse",
+        description="score of a validation that selects the checkpoint `best` and that `patience` counts by: mse, mae, "
+        "rmse, psnr, ssim, or of events at a threshold csi@30, hss@30, fss@30/5, mean_csi",
+    )
     validate_samples: int | None = Field(
         None, ge=1, le=MOST_STEPS, description="number of first windows of the split to validate on; null: all"
     )

@@ -37,8 +37,10 @@ from toolkit.evaluate.scoring import EVENT_RULE
 from toolkit.evaluate.table import ScoreTable, save_npz
 from toolkit.models.base import SequenceModel
 from toolkit.models.baselines import Persistence
+from toolkit.models.cost import count_macs
+from toolkit.models.plugins import entry_of
 from toolkit.rundir import RESULT_VERSION, RunDir
-from toolkit.wording import count, duration, speed
+from toolkit.wording import count, duration, first_line, speed
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +176,7 @@ class Evaluation:
             "step_seconds": manifest.step_seconds,
             "frames": list(manifest.frames.shape),
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "macs": self._macs(),
             "seconds": round(seconds, 3),
             "world_size": self.world.world_size,
             **_as_record(table),
@@ -184,6 +187,17 @@ class Evaluation:
             self._keep_frames(which, model, table)
         write_atomic(self.file(which, ".json"), json.dumps(record, indent=1, allow_nan=False) + "\n")
         self._announce(which, scores.overall, scores.announced)
+
+    def _macs(self) -> int | None:
+        """Return the multiply-accumulates of a forecast; None, which is logged, if they can't be counted."""
+        model, data = self.own.model, self.config.data
+        if not entry_of(model).trained:
+            return None
+        try:
+            return count_macs(model, self.store.manifest.frames, data.context, data.horizon)
+        except (RuntimeError, NotImplementedError, TypeError) as error:  # of a user's own: it reads values, say
+            logger.warning("%s: its GMACs are not known: %s", model.name, first_line(str(error)))
+            return None
 
     def _keep_frames(self, which: str, model: SequenceModel, table: ScoreTable) -> None:
         data = self.config.data

@@ -3,7 +3,7 @@
     runs/<sweep>/<name>-<hash8>/
       config.yaml  env.json            resolved config; versions, git state, command, what it was trained on
       model.py                         a model from a file: a copy of it, which the run's jobs use
-      submit.sbatch                    (Slurm) a text that one can sbatch again by hand
+      submit.sbatch  evaluate.sbatch   (Slurm) texts that one can sbatch again by hand
       checkpoints/step-00001000/  latest  best
       logs/                            one file per job and rank
       metrics.jsonl   tb/              one line per logged step; TensorBoard

@@ -167,9 +167,10 @@ class Background:
 
     def _summarise(self, service: Service) -> None:
         """Send the best validation, once."""
-        best = None if self.record.get("summarised") else self._metrics.best()
+        by = self._config.train.best_by
+        best = None if self.record.get("summarised") else self._metrics.best(by)
         if best:
-            service.summary({"best_mse": float(best["mse"]), "best_step": float(best["step"])}, best["step"])
+            service.summary({f"best_{by}": float(best[by]), "best_step": float(best["step"])}, best["step"])
             self.record["summarised"] = True
 
     def _save(self) -> None:
@@ -198,10 +199,10 @@ class MetricsTail:
                 self._offset += len(line)
                 self._number += bool(record)
 
-    def best(self) -> dict[str, Any] | None:
-        """Return the last validation that was better than all before."""
+    def best(self, by: str) -> dict[str, Any] | None:
+        """Return the last validation that was better than all before by a score."""
         found = [record for record in read_metrics(self.path) if record["kind"] == "val" and record.get("best")]
-        return found[-1] if found and isinstance(found[-1].get("mse"), int | float) else None
+        return found[-1] if found and isinstance(found[-1].get(by), int | float) else None
 
     def behind(self, sent: int) -> int:
         """Return how many records there are beyond the first `sent`."""

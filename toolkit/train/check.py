@@ -17,6 +17,7 @@ from toolkit.config.recipe import LossConfig, SamplingConfig, ScheduleConfig
 from toolkit.config.sections import TrainConfig
 from toolkit.data.windows import WindowSet, store_of
 from toolkit.errors import ConfigError
+from toolkit.evaluate.selection import check_best_by
 from toolkit.models.registry import Options, SimVPOptions, SVGOptions, TrajGRUOptions
 
 RATES = ("mm/h", "mm h-1", "kg m-2 h-1")
@@ -77,13 +78,15 @@ def check_training(config: RunConfig, data: Data) -> None:
     """Check what a training needs of its store.
 
     Raises:
-        ConfigError: a patience without a validation split; what `rain_levels` and `check_lead_times` name.
+        ConfigError: a patience without a validation split; what `check_best_by`, `rain_levels` and `check_lead_times`
+            name.
     """
     if config.train.patience is not None and data.val is None:
         raise ConfigError(
             f"train.patience {config.train.patience} counts validations, and {config.data.store} has no split "
             f"{config.data.val_split!r}: set data.val_split, or leave train.patience out"
         )
+    check_best_by(config)
     check_lead_times(config.train.loss, config.data.horizon)
     rain_levels(config.train.loss, data.store.manifest.scale)
 

@@ -18,6 +18,7 @@ from toolkit.data.batches import Batch
 from toolkit.data.stalls import Reads
 from toolkit.distributed.world import World
 from toolkit.errors import EXIT_OK, EXIT_REQUEUE, NonFiniteError, PeerError, StoppedError, ToolkitError
+from toolkit.evaluate.selection import is_better
 from toolkit.models.base import SequenceModel
 from toolkit.models.plugins import entry_of
 from toolkit.rundir import RunDir
@@ -121,7 +122,7 @@ class Training:
             note_start(
                 run.path, self.step, cfg.batch, world.world_size, world.world_size * (world.device.type == "cuda")
             )
-        self.recorder = Recorder(run, self.step, cfg.steps, cfg.batch) if world.is_main else None
+        self.recorder = Recorder(run, self.step, cfg.steps, cfg.batch, cfg.best_by) if world.is_main else None
         self.saver = None
         if self.recorder:
             self.saver = Saver(run.checkpoints, cfg, config.hash8(execution=False))
@@ -185,7 +186,7 @@ class Training:
             if self.step < cfg.steps:
                 assert self.best is not None
                 logger.info(
-                    "early stopping at step %d: no better validation since step %d", self.step, self.best["step"]
+                    "early stopping at step %d: no better %s since step %d", self.step, cfg.best_by, self.best["step"]
                 )
             self.recorder.trained(self.step, self.best)
             self.run.mark_done()
@@ -304,9 +305,10 @@ class Training:
             scores = validation.score(model, windows, config, world, self.step, self.stop, self.watchdog)
             if scores is None:
                 return None
-            improved = bool(scores) and (self.best is None or scores["mse"] < self.best["score"])
+            by = config.train.best_by
+            improved = by in scores and (self.best is None or is_better(by, scores[by], self.best["score"]))
             if improved:  # before what can fail: a checkpoint that is then saved holds it
-                self.best = {"step": self.step, "score": scores["mse"]}
+                self.best = {"step": self.step, "score": scores[by]}
             if self.recorder:
                 self.recorder.validation(self.step, scores, is_best=improved)
             self._draw(model)

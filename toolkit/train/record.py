@@ -100,8 +100,8 @@ class Recorder:
     A disk that refuses a record ends no training: it is logged, kept, and written with the next one.
     """
 
-    def __init__(self, run: RunDir, step: int, steps: int, batch: int) -> None:
-        self.run, self.steps = run, steps
+    def __init__(self, run: RunDir, step: int, steps: int, batch: int, best_by: str = "mse") -> None:
+        self.run, self.steps, self.best_by = run, steps, best_by
         self.meter = Meter(batch)
         forget_after(run.metrics_file, step)
         self.trackers = open_trackers(run, step)
@@ -148,7 +148,8 @@ class Recorder:
         self.put_state("training", step)
         shown = "  ".join(f"{name} {value:.5g}" for name, value in scores.items())
         logger.info(
-            f"step {step:>{len(str(self.steps))}}/{self.steps}  validation: {shown}{'  (best)' if is_best else ''}"
+            f"step {step:>{len(str(self.steps))}}/{self.steps}  validation: {shown}"
+            + (f"  (best {self.best_by})" if is_best else "")
         )
 
     def image(self, step: int, name: str, picture: Picture) -> None:
@@ -172,7 +173,7 @@ class Recorder:
     def trained(self, step: int, best: Mapping[str, Any] | None) -> None:
         """After the last checkpoint of a complete training; `best`: step and score of its best validation."""
         self.put_state("trained", step)
-        final = {} if best is None else {"best_mse": float(best["score"]), "best_step": float(best["step"])}
+        final = {} if best is None else {f"best_{self.best_by}": float(best["score"]), "best_step": float(best["step"])}
         for tracker in self.trackers:
             tracker.summary(final, step)
         self._status = "finished"

@@ -71,6 +71,9 @@ def score(
         return {}
     if "mse" not in scores:
         raise NonFiniteError(f"step {step}: predictions of validation windows are not finite. Lower train.lr")
+    by = config.train.best_by
+    if by not in scores and world.is_main:
+        logger.warning("step %d: train.best_by %s is undefined in this validation, which can't be the best", step, by)
     return scores
 
 

@@ -59,6 +59,26 @@ def test_only_scores_what_is_trained(fakes: Fakes) -> None:
     assert not missing_scores(run, "test")
 
 
+def test_a_job_of_one_phase_leaves_the_other_alone(fakes: Fakes, caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run(fakes)
+    assert run_job(run, scripts=fakes.scripts, only="evaluate") == 0
+    assert "its training has not finished: it is not evaluated" in caplog.text
+    assert (starts(run), run.scores()) == (0, {})
+    assert run_job(run, scripts=fakes.scripts, only="train") == 0
+    assert (starts(run), run.scores()) == (1, {})
+    assert read_status(run).state == "trained"
+    assert run_job(run, scripts=fakes.scripts, only="evaluate") == 0
+    assert read_status(run).state == "done"
+    assert starts(run) == 1
+
+
+def test_a_model_without_training_is_evaluated_by_the_job_that_evaluates(fakes: Fakes) -> None:
+    tree = {"model": {"name": "persistence"}, "data": {"store": "store"}, "train": {"steps": 3}}
+    run = RunDir.create(fakes.folder / "run", make_config(tree, "test"))
+    assert run_job(run, scripts=fakes.scripts, only="evaluate") == 0
+    assert run.done and run.scores()
+
+
 def test_scores_older_than_the_end_of_training_are_made_again(fakes: Fakes) -> None:
     run = make_run(fakes)
     assert run_job(run, scripts=fakes.scripts) == 0

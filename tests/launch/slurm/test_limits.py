@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from launch.slurm.limits import own_file_system, seconds_of
-from launch.slurm.profile import Profile, overridden, read_profile
+from launch.slurm.profile import Light, Profile, overridden, read_profile
 from launch.slurm.refusals import explain
+from launch.slurm.request import Request
+from launch.slurm.script import Shape, array_text
+from launch.slurm.submission import check_apart, evaluation_of
 from launch.slurm.variables import KNOWN, faults_of, misspelled
 from toolkit.errors import ConfigError
 
@@ -82,6 +85,35 @@ def test_a_folder_of_this_machine_alone_is_noticed(tmp_path: Path) -> None:
     assert own_file_system(Path("/tmp/far/runs"), mounts) is None
     assert own_file_system(Path("/home/runs"), mounts) is None
     assert own_file_system(Path("/home/runs"), tmp_path / "absent") is None
+
+
+def test_an_evaluation_apart_asks_for_one_gpu_of_the_trainings_nodes_or_none() -> None:
+    shipped = read_profile("gpu")
+    request = shipped.evaluation_request(gpu=True)
+    assert (request.partition, request.constraint, request.gpus_per_node, request.nodes) == ("gpu", "h100", 1, 1)
+    assert (request.mem, request.time, request.cpus_per_task) == (None, "1-00:00:00", 12)
+    assert request.sbatch == {"mail-type": "FAIL"}  # not exclusive
+    small = shipped.model_copy(update={"light": Light(partition="cpu", time="30", mem="8G", cpus_per_task=2)})
+    request = small.evaluation_request(gpu=False)
+    assert (request.partition, request.gpus_per_node, request.mem) == ("cpu", 0, "8G")
+    assert request.time == "1-00:00:00"  # of the report's 30 minutes an evaluation could take more
+
+
+def test_packed_runs_are_not_evaluated_apart() -> None:
+    with pytest.raises(ConfigError, match=r"a packed run is evaluated in its place.*leave one of them out"):
+        check_apart(Request(Profile(gpus_per_node=4), Shape(1, 4, 1, 4)))
+
+
+def test_an_evaluation_waits_for_its_own_training_alone(tmp_path: Path) -> None:
+    evaluation = evaluation_of(Request(Profile(gpus_per_node=4, nodes=2), Shape(2, 4, 8)))
+    assert (evaluation.text, evaluation.options) == ("evaluate.sbatch", ["--only", "evaluate"])
+    assert evaluation.shape == Shape(1, 1, 1)
+    for array, kind in (("0-3", "aftercorr"), (None, "afterok")):
+        options = (array, ["12"], tmp_path, tmp_path, (), evaluation.text, "4711")
+        text = array_text(evaluation.profile, evaluation.shape, tmp_path, tmp_path, "demo-evaluation1a", *options)
+        assert f"#SBATCH --dependency={kind}:4711,afterany:12\n" in text
+        assert "#SBATCH --kill-on-invalid-dep=yes\n" in text
+        assert 'exec bash "$run/evaluate.sbatch"' in text
 
 
 def test_names_that_cannot_be_variables_are_all_refused(tmp_path: Path) -> None:

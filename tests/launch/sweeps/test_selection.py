@@ -88,6 +88,7 @@ def test_axes_from_the_command_line(fakes: Fakes) -> None:
         (["--cancel", "--retry", "oom", "--jobs", "2"], "leave --jobs, --retry out"),
         (["--cancel", "--cluster", "slurm", "--no-report", "--wait"], "leave --no-report, --wait out"),
         (["--no-report"], "--no-report goes with --cluster slurm"),
+        (["--evaluate-apart"], "--evaluate-apart goes with --cluster slurm"),
         (["--cluster", "debug", "--no-report"], "--no-report goes with --cluster slurm"),
         (["--tflops", "3"], "--tflops goes with --dry-run"),
         (["--jobs", "2", "--pack", "auto"], "--jobs 2 and --pack auto are both the number of runs at a time"),

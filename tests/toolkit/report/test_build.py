@@ -14,6 +14,7 @@ from tests.support.synthetic import noise_scene, write_run
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.report.build import SOURCES, build_report
 from toolkit.report.data.collect import collect
+from toolkit.rundir import RunDir
 
 
 def test_nothing_changed_nothing_done(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,8 +42,30 @@ def test_a_single_run_and_a_folder_without_a_record(sweep: Path) -> None:
     assert "1 model, 1 seed: 1 of 1 run finished and evaluated" in page
     (sweep / "sweep.yaml").unlink()
     found = collect(sweep)
-    assert found.groups == ["convlstm", "modernn slots 1", "modernn slots default"]
+    assert found.groups == ["convlstm-seed1", "slots1", "slots4"]
     assert [run.seed for run in found.runs] == [1, 1, 2, 1, 2]
+    assert [dict(run.settings) for run in found.runs][::2] == [
+        {"model.name": "convlstm"},
+        {"model.name": "modernn", "model.slots": 1},
+        {"model.name": "modernn", "model.slots": "default"},
+    ]
+
+
+def test_runs_made_by_hand_are_named_as_their_directories(tmp_path: Path) -> None:
+    scene, other = noise_scene(), {"name": "modernn", "slots": 1}
+    for name, seed, model in (
+        ("a/try", 1, None),  # one seed, twice: not a second seed of the first
+        ("b/try", 1, None),
+        ("high-seed1", 1, other),
+        ("high-seed2", 2, other),
+        ("final", 3, {"name": "convlstm"}),
+    ):
+        write_run(tmp_path / name, "x", seed, scene, 1.0, model=model)
+    made = RunDir(tmp_path / "final").config()
+    (tmp_path / "final").rename(tmp_path / f"final-{made.hash8()}")
+    found = collect(tmp_path)
+    assert found.groups == ["a/try", "b/try", "final", "high"]
+    assert [run.seed for run in found.runs if run.group == "high"] == [1, 2]
 
 
 def test_faults_of_use_are_named(tmp_path: Path, sweep: Path) -> None:

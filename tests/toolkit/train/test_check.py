@@ -33,6 +33,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "patience": ({"train": {"patience": 2}, "data": {"val_split": "none"}}, "train.patience 2 counts validations"),
     "training split": ({"data": {"train_split": "tarin"}}, "no split 'tarin'"),
     "lead times": ({"train": {"loss": {"lead_times": [1, 2]}}}, "has 2 weights and data.horizon is 3"),
+    "best score": ({"train": {"best_by": "csi@30"}}, "train.best_by: 'csi@30' is no score .* known .*: mse, mae, rmse"),
     "rain rates": ({"train": {"loss": {"kind": "balanced"}}}, "use a store in mm/h or dBZ"),
 }
 

@@ -22,6 +22,7 @@ from toolkit.models.base import SequenceModel
 from toolkit.models.baselines import Persistence
 from toolkit.signals import StopRequest
 from toolkit.train import validation
+from toolkit.train.check import Data
 from toolkit.train.engine import Engine
 from toolkit.train.feed import Feed
 from toolkit.train.loop import Training
@@ -94,6 +95,7 @@ def training_on(world: World) -> Training:
     made = Training.__new__(Training)
     model = cast(SequenceModel, Persistence())
     made.config = make_config({"data": {"context": 2, "horizon": 2}, "train": {"images": 2}}, "test")
+    made.data = cast(Data, SimpleNamespace(store=SimpleNamespace(manifest=SimpleNamespace(step_seconds=None))))
     made.world, made.step, made.best, made.stop = world, 7, None, StopRequest()
     made.watchdog = cast(Watchdog, Nobody())
     made.engine = cast(Engine, SimpleNamespace(gathered_parameters=lambda: nullcontext(model)))
@@ -110,7 +112,7 @@ def test_pictures_that_can_not_be_drawn_end_all_ranks_with_the_best_score_noted(
         raise error
         yield
 
-    monkeypatch.setattr(validation, "examples", fail)
+    monkeypatch.setattr(validation, "pictures", fail)
     monkeypatch.setattr(validation, "score", lambda *_: {"mse": 0.25})
     first, second = training_on(rank_of(0)), training_on(rank_of(1, told_by_rank_0=str(error)))
     with pytest.raises(type(error)):
@@ -125,7 +127,7 @@ def test_a_stop_while_pictures_are_drawn_leaves_them_out(monkeypatch: pytest.Mon
         raise StoppedError("asked to stop while waiting for data")
         yield
 
-    monkeypatch.setattr(validation, "examples", stop)
+    monkeypatch.setattr(validation, "pictures", stop)
     monkeypatch.setattr(validation, "score", lambda *_: {"mse": 0.25})
     for number in (0, 1):
         training = training_on(rank_of(number))
@@ -145,3 +147,28 @@ def test_a_stop_on_another_rank_cuts_the_validation_of_a_rank_that_fails_meanwhi
     assert training_on(rank_of(1, others_stopped=True))._score() is None
     with pytest.raises(StoreError):
         training_on(rank_of(1))._score()
+
+
+def test_the_best_checkpoint_is_selected_by_the_score_of_the_config(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = training_on(rank_of(0))
+    training.config = make_config(
+        {"data": {"context": 2, "horizon": 2}, "eval": {"thresholds": [30]}, "train": {"best_by": "csi@30"}}, "test"
+    )
+    found = [{"mse": 3.0, "csi@30": 0.25}, {"mse": 2.0, "csi@30": 0.125}, {"mse": 4.0, "csi@30": 0.5}, {"mse": 1.0}]
+    for step, improved in ((1, True), (2, False), (3, True), (4, False)):
+        training.step = step
+        monkeypatch.setattr(validation, "score", lambda *_: found[training.step - 1])
+        assert training._score() is improved
+    assert training.best == {"step": 3, "score": 0.5}
+
+
+def test_an_undefined_score_selects_nothing_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    config = {"data": {"context": 2, "horizon": 2}, "eval": {"thresholds": [30]}, "train": {"best_by": "csi@30"}}
+    training = training_on(rank_of(0))
+    training.config = make_config(config, "test")
+    with caplog.at_level(logging.WARNING):
+        assert training._score() is False  # no event at or above 30 dBZ, so no CSI
+    assert "step 7: train.best_by csi@30 is undefined in this validation" in caplog.text
+    assert training.best is None

@@ -88,6 +88,7 @@ class Board:
     mode_counts: Mapping[str, int]
     rows: tuple[GroupScores, ...]
     results: Mapping[tuple[str, str, int], Result]  # (label of the row, which, seed)
+    best_by: tuple[str, ...] = ()  # labels of the scores that selected the best checkpoints
 
     @property
     def checkpoints(self) -> list[str]:
@@ -178,7 +179,10 @@ def _board(sweep: Sweep, members: list[tuple[Run, Result]]) -> Board:
             rows += [_row(group, which, runs, here, variant, metrics, modes) for variant in here]
         rows.append(_baseline(which, baseline, metrics, modes))
     results = {(_label(run.group, result.variant), result.which, run.seed): result for run, result in members}
-    return Board(facts, metrics, modes, facts["mode_counts"], tuple(_with_best(rows, metrics, modes)), results)
+    selecting = dict.fromkeys(run.best_by for run, _ in members if run.best_by)
+    best_by = tuple(metric.label for key in selecting if (metric := describe_metric(key, facts)) is not None)
+    marked = tuple(_with_best(rows, metrics, modes))
+    return Board(facts, metrics, modes, facts["mode_counts"], marked, results, best_by)
 
 
 def _row(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ class Run:
         standing: a state of toolkit/rundir/status.py, or `missing` if there is no directory.
         problem: why its scores are not in the tables; None if they are.
         split: that its config scores, and so the name of its own result.
-        lr, batch: of its training; None without one.
+        lr, batch, best_by: of its training; None without one.
         elapsed_s: from the first to the last line of its log, including time in the queue.
         rate: training sequences per second, last logged value.
         peak_memory: bytes, of rank 0 in training: allocated on the GPU, or resident memory of the process.
@@ -109,6 +110,7 @@ class Run:
     split: str = ""
     lr: float | None = None
     batch: int | None = None
+    best_by: str | None = None
 
     @property
     def scored(self) -> tuple[Result, ...]:
@@ -150,10 +152,10 @@ def collect(folder: Path) -> Sweep:
             f"{folder}: no sweep.yaml and no run directory below it; start runs: {command('sweep', 'FILE')}"
         )
     configs = [RunDir(path).config() for path in found]
-    labels = _label_groups(configs)
+    labels = _label_groups(folder, found, configs)
     runs = tuple(
-        _read_run(RecordedRun(RunDir(path), path.name, label, config.seed))
-        for path, label, config in zip(found, labels, configs, strict=True)
+        _read_run(RecordedRun(RunDir(path), path.name, label, config.seed, settings))
+        for path, label, config, settings in zip(found, labels, configs, _differing(configs), strict=True)
     )
     order = {group: place for place, group in enumerate(dict.fromkeys(labels))}
     return Sweep(folder.resolve().name, folder, tuple(sorted(runs, key=lambda run: (order[run.group], run.seed))), 0)
@@ -169,20 +171,45 @@ def _find_runs(folder: Path) -> list[Path]:
     return found
 
 
-def _label_groups(configs: list[RunConfig]) -> list[str]:
-    """Return names for runs without a sweep: the model, and settings (except the seed) that differ between its runs."""
-    flat = []
-    for config in configs:
-        values = flatten(config.identity())
-        values.pop("seed", None)
-        flat.append(values)
-    labels = []
+def _label_groups(folder: Path, found: Sequence[Path], configs: Sequence[RunConfig]) -> list[str]:
+    """Return the groups of runs without a sweep, named as their directories, without hash and seed where that is clear.
+
+    Runs whose configs differ in the seed alone are one group; runs with the same seed are groups of their own.
+    """
+    alike: dict[str, list[int]] = {}
+    for place, config in enumerate(configs):
+        values = {key: value for key, value in config.identity().items() if key != "seed"}
+        alike.setdefault(json.dumps(values, sort_keys=True), []).append(place)
+    groups = []
+    for places in alike.values():
+        distinct = len({configs[place].seed for place in places}) == len(places)
+        groups += [places] if distinct else [[place] for place in places]
+    names = [_group_name([(found[place].resolve().name, configs[place]) for place in places]) for places in groups]
+    labels = [""] * len(found)
+    for places, name in zip(groups, names, strict=True):
+        paths = ", ".join(str(found[place].relative_to(folder)) for place in places)
+        for place in places:
+            labels[place] = name if names.count(name) == 1 else paths
+    return labels
+
+
+def _group_name(runs: Sequence[tuple[str, RunConfig]]) -> str:
+    names = [name.removesuffix(f"-{config.hash8()}") for name, config in runs]
+    if len(runs) == 1:
+        return names[0]
+    stems = (re.sub(rf"[-_. ]?(seed|s)[-_]?0*{runs[place][1].seed}$", "", name) for place, name in enumerate(names))
+    return ", ".join(dict.fromkeys(stem or name for stem, name in zip(stems, names, strict=True)))
+
+
+def _differing(configs: Sequence[RunConfig]) -> list[dict[str, object]]:
+    """Return the model of each run, and the settings (except the seed) that differ between runs of its model."""
+    flat = [flatten(config.identity()) for config in configs]
+    found = []
     for own in flat:
         alike = [other for other in flat if other["model.name"] == own["model.name"]]
-        differing = sorted({key for other in alike for key in {*own, *other} if own.get(key) != other.get(key)})
-        shown = [f"{key.rpartition('.')[2]} {own.get(key, 'default')}" for key in differing]
-        labels.append(" ".join([str(own["model.name"]), *shown]))
-    return labels
+        keys = {key for other in alike for key in {*own, *other} if own.get(key) != other.get(key)} - {"seed"}
+        found.append({key: own.get(key, "default") for key in ("model.name", *sorted(keys))})
+    return found
 
 
 def _read_run(recorded: RecordedRun) -> Run:
@@ -216,10 +243,11 @@ def _settings(run: RunDir) -> dict[str, Any]:
     try:
         config = run.config()
     except ConfigError as error:
-        logger.warning("%s: its split, learning rate and batch are not known: %s", run.path, first_line(str(error)))
+        logger.warning("%s: its split and settings of training are not known: %s", run.path, first_line(str(error)))
         return {}
     trained = isinstance(config.model, FileModel) or entry_of(config.model).trained
-    return {"split": config.eval.split} | ({"lr": config.train.lr, "batch": config.train.batch} if trained else {})
+    shown = {name: getattr(config.train, name) for name in ("lr", "batch", "best_by")} if trained else {}
+    return {"split": config.eval.split, **shown}
 
 
 def _problem(run: RunDir, view: RunView, results: tuple[Result, ...]) -> str | None:
@@ -286,7 +314,5 @@ def _read_metrics(path: Path) -> tuple[Curve, Curve, int | None, float | None, f
             best_step = step if line.get("best") else best_step
         if "time" in line:
             times.append(float(line["time"]))
-    if best_step is None and val:
-        best_step = min(val, key=lambda step: val[step])
     elapsed = max(times) - min(times) if times else None
     return tuple(sorted(train.items())), tuple(sorted(val.items())), best_step, elapsed, rates[-1] if rates else None

@@ -8,7 +8,8 @@ from toolkit.report.data.collect import Run, Sweep
 from toolkit.table import Row, Table
 
 COLUMNS = (
-    "Model", "Parameters", "Learning rate", "Batch", "Training, s/sequence", "Peak memory (GiB)", "Scoring, s/sequence"
+    "Model", "Parameters", "GMACs/sequence", "Learning rate", "Batch", "Training, s/sequence", "Peak memory (GiB)",
+    "Scoring, s/sequence",
 )  # fmt: skip
 GIB = 2**30
 
@@ -23,6 +24,7 @@ def cost_table(sweep: Sweep) -> Table:
                 (
                     group,
                     _range((_own(run, "parameters") for run in runs), "{:,.0f}".format),
+                    _range(map(_gmacs, runs), "{:,.3g}".format),
                     _range((run.lr for run in runs), "{:g}".format),
                     _range((run.batch for run in runs), "{:,.0f}".format),
                     _range((1 / run.rate if run.rate else None for run in runs), "{:.3g}".format),
@@ -36,6 +38,12 @@ def cost_table(sweep: Sweep) -> Table:
 
 def _own(run: Run, name: str) -> float | None:
     return next((float(result.data[name]) for result in run.results if result.data.get(name) is not None), None)
+
+
+def _gmacs(run: Run) -> float | None:
+    """Return the multiply-accumulates of a forecast; results from before 2026-11-26 have none."""
+    macs = _own(run, "macs")
+    return None if macs is None else macs / 1e9
 
 
 def _scoring(run: Run) -> float | None:

@@ -18,23 +18,53 @@ FIXED_DECIMALS = {"psnr": 2, "snr": 2, "spread_skill": 2} | dict.fromkeys(
 CSV_COLUMNS = (
     "protocol", "store", "split", "checkpoint", "group", "mode", "metric", "mean", "std", "n", "planned", "best",
     "undefined_seeds", "missing_seeds", "parameters", "ensemble", "context", "horizon", "thresholds", "event_rule",
-    "exclude_inflow", "stride", "limit", "sequences", "store_digest", "store_path",
+    "exclude_inflow", "stride", "limit", "sequences", "store_digest", "store_path", "seed_values",
 )  # fmt: skip
 ARROWS = {"lower": " ↓", "higher": " ↑", "one": " → 1", "none": ""}
 NOT_DEFINED = "n/a"
 
 
-def score_table(board: Board, checkpoints: Sequence[str] | None = None) -> Table:
-    """Return the headline scores over all sequences: a row for each group, a block for each of several checkpoints."""
-    metrics = [metric for metric in board.metrics if metric.headline]
+def checkpoint_title(board: Board, which: str) -> str:
+    """Return the name of a checkpoint; of the best one with the score of the validation that selected it."""
+    by = f" (by {', '.join(board.best_by)})" if which == "best" and board.best_by else ""
+    return CHECKPOINT_TITLES[which] + by
+
+
+def score_table(board: Board, checkpoints: Sequence[str] | None = None, headline: bool = True) -> Table:
+    """Return scores over all sequences: a row for each group, a block for each of several checkpoints.
+
+    Args:
+        headline: the main scores; False: the others.
+    """
+    metrics = [metric for metric in board.metrics if metric.headline == headline]
     rows, checkpoints = [], checkpoints or board.checkpoints
     for which in checkpoints:
         if len(checkpoints) > 1:
-            rows.append(Row((CHECKPOINT_TITLES[which],), "block"))
+            rows.append(Row((checkpoint_title(board, which),), "block"))
         for row in board.rows_at(which):
             cells = (score_cell(board, row, metric) for metric in metrics)
             rows.append(Row((row.label, seeds_text(row), size_text(row), *cells), _kind(row)))
     return Table(("Model", "Seeds", "Parameters", *map(heading, metrics)), rows)
+
+
+def seed_table(board: Board) -> Table:
+    """Return the scores over all sequences of each seed, that the means of `score_table` are of."""
+    rows = []
+    for which in board.checkpoints:
+        if len(board.checkpoints) > 1:
+            rows.append(Row((checkpoint_title(board, which),), "block"))
+        for row in board.rows_at(which):
+            for seed in row.seeds:
+                cells = (_seed_value(board, row, metric, seed) for metric in board.metrics)
+                rows.append(Row((row.label, seed, *cells)))
+    return Table(("Model", "Seed", *map(heading, board.metrics)), rows)
+
+
+def _seed_value(board: Board, row: GroupScores, metric: Metric, seed: int) -> str:
+    score = row.cells[metric.key, OVERALL]
+    if seed in score.values:
+        return f"{score.values[seed]:.{column_decimals(board, metric)}f}"
+    return NOT_DEFINED if seed in score.undefined else "–"
 
 
 def mode_table(board: Board, metric: Metric, checkpoints: Sequence[str] | None = None) -> Table:
@@ -48,7 +78,7 @@ def mode_table(board: Board, metric: Metric, checkpoints: Sequence[str] | None =
         rows.append(Row((label, *cells), kind))
     rows.sort(key=lambda row: row.kind == "baseline")
     titles = [mode or "all" for mode in modes] * len(checkpoints)
-    groups = [("", 1), *((CHECKPOINT_TITLES[which], len(modes)) for which in checkpoints)]
+    groups = [("", 1), *((checkpoint_title(board, which), len(modes)) for which in checkpoints)]
     return Table(("Model", *titles), rows, groups)
 
 
@@ -176,6 +206,7 @@ def _csv_line(board: Board, row: GroupScores, key: str, mode: str, score: Score)
             *(facts["context"], facts["horizon"], " ".join(f"{k:g}" for k in facts["thresholds"])),
             *(facts.get(name) for name in ("event_rule", "exclude_inflow", "stride", "limit", "n")),
             *(facts["store"]["digest"], facts["store"]["path"]),
+            None if row.baseline else " ".join(f"{seed}:{value}" for seed, value in score.values.items()),
         )
     )
 
@@ -193,10 +224,10 @@ def to_markdown(title: str, boards: Sequence[Board]) -> str:
         )
         parts += [f"{warning}\n"] if (warning := few_sequences(board)) else []
         for which in board.checkpoints:
-            name = CHECKPOINT_TITLES[which]
+            name = checkpoint_title(board, which)
             parts += [f"## {name}{under}\n", score_table(board, (which,)).to_markdown()]
             for metric in board.metrics if board.modes else ():
-                parts += [f"### {heading(metric)} by mode, {name.lower()}{under}\n"]
+                parts += [f"### {heading(metric)} by mode, {name[0].lower()}{name[1:]}{under}\n"]
                 parts += [mode_table(board, metric, (which,)).to_markdown()]
         parts += [f"- {note}\n" for note in missing_notes(board)]
     return "\n".join(parts)

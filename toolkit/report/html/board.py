@@ -6,12 +6,13 @@ from typing import Any
 
 from toolkit.report.data.aggregate import Board
 from toolkit.report.data.collect import Sweep
-from toolkit.report.data.tables import heading, missing_notes, mode_table, score_table
+from toolkit.report.data.tables import heading, missing_notes, mode_table, score_table, seed_table
 from toolkit.report.data.verdict import few_sequences
 from toolkit.report.html.diagrams import diagrams
 from toolkit.report.html.ensembles import ensembles
 from toolkit.report.html.figures import lead_figure
 from toolkit.report.html.frames import frames
+from toolkit.table import Table
 from toolkit.wording import count
 
 STATUS_TEXT = {
@@ -45,14 +46,24 @@ def board_section(sweep: Sweep, board: Board, number: int, title: str) -> dict[s
         "name": title and f": {title}",
         "facts": board_facts(board),
         "scores": score_table(board),
+        "others": score_table(board, headline=False) if not all(metric.headline for metric in board.metrics) else None,
+        "seeds": seed_table(board),
         "few": few_sequences(board),
         "notes": _notes(board),
-        "modes": [(heading(metric), mode_table(board, metric)) for metric in board.metrics if board.modes],
+        "modes": _mode_tables(board, headline=True),
+        "other_modes": _mode_tables(board, headline=False),
         "leads": lead_figure(board, sweep.groups, board.first_scored),
         "ensembles": ensembles(board, sweep.groups),
         "diagrams": diagrams(board, sweep.groups),
         "frames": frames(board),
     }
+
+
+def _mode_tables(board: Board, headline: bool) -> list[tuple[str, Table]]:
+    """Return a table of each score by mode; none where a single mode repeats the scores over all sequences."""
+    if len(board.modes) < 2 and set(board.mode_counts.values()) <= {board.facts["n"]}:
+        return []
+    return [(heading(metric), mode_table(board, metric)) for metric in board.metrics if metric.headline == headline]
 
 
 def board_facts(board: Board) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from toolkit.report.data.aggregate import PERSISTENCE, Board
 from toolkit.report.data.collect import Facts
-from toolkit.report.data.tables import CHECKPOINT_TITLES
+from toolkit.report.data.tables import checkpoint_title
 from toolkit.report.html.figures import (
     BASELINE_COLOUR,
     COLOURS,
@@ -61,7 +61,7 @@ def diagrams(board: Board, groups: Sequence[str]) -> list[Chart]:
         f"{', '.join(name for name in lines if lines[name]['probability'] == way)}: {way}"
         for way in dict.fromkeys(made["probability"] for made in lines.values())
     )
-    caption = f"{CHECKPOINT_TITLES[which]}, first seed. Probability: {ways}. {CAPTION}"
+    caption = f"{checkpoint_title(board, which)}, first seed. Probability: {ways}. {CAPTION}"
     with matplotlib.rc_context(STYLE):
         made = []
         for place, threshold in enumerate(board.facts["thresholds"]):

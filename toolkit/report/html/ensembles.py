@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from toolkit.report.data.aggregate import Board, GroupScores
 from toolkit.report.data.collect import Facts
-from toolkit.report.data.tables import CHECKPOINT_TITLES, heading, score_cell
+from toolkit.report.data.tables import checkpoint_title, heading, score_cell
 from toolkit.report.html.figures import (
     COLOURS,
     DASHES,
@@ -43,7 +43,7 @@ def ensembles(board: Board, groups: Sequence[str]) -> dict[str, Any] | None:
     metrics = [metric for metric in board.metrics if metric.key in SHOWN]
     lines = [Row((row.label, *(score_cell(board, row, metric) for metric in metrics))) for row in rows]
     return {
-        "checkpoint": CHECKPOINT_TITLES[rows[0].which],
+        "checkpoint": checkpoint_title(board, rows[0].which),
         "table": Table(("Model", *map(heading, metrics)), lines),
         "charts": [_spread(board, rows, groups), *(_ranks(board, row) for row in rows)],
     }

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from toolkit.report.data.aggregate import PERSISTENCE, Board, GroupScores, Score
 from toolkit.report.data.collect import Curve, Facts, Run, Sweep
-from toolkit.report.data.tables import CHECKPOINT_TITLES
+from toolkit.report.data.tables import checkpoint_title
 from toolkit.report.html.pictures import data_uri
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -149,7 +149,7 @@ def lead_figure(board: Board, groups: Sequence[str], which: str) -> Chart | None
             if place == 0:
                 legend(figure, axis)
         caption = (
-            f"{CHECKPOINT_TITLES[which]}: mean over seeds, band: ± one sample standard deviation. "
+            f"{checkpoint_title(board, which)}: mean over seeds, band: ± one sample standard deviation. "
             f"Dotted: {PERSISTENCE}."
         )
         return chart(figure, "Scores over lead time, one line per model", caption)

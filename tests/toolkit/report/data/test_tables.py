@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from tests.support.report import read_csv, score_as
 from tests.support.synthetic import noise_scene, write_run
@@ -47,6 +48,38 @@ def test_markdown_and_page_round_the_numbers_of_the_csv(sweep: Path) -> None:
     assert f'<b>{mean}</b><span class="sd">± {std} <span' in page
     single = float(rows["best", "slots1", "all", "ssim"]["mean"])
     assert f"| {single:.3f} ± – |" in markdown
+
+
+def test_the_seeds_of_each_mean_can_be_seen(sweep: Path) -> None:
+    page = build_report(sweep, None).read_text()
+    found = [json.loads((sweep / f"slots4-seed{seed}/eval/test-best.json").read_text()) for seed in (1, 2)]
+    folded = page[page.index("<summary>Scores of each seed</summary>") :]
+    for seed, result in enumerate(found, 1):
+        line = folded[folded.index("<th>slots4</th>") :].split("</tr>")[seed - 1]
+        assert f"<td>{seed}</td>" in line
+        assert (
+            f"<td>{result['overall']['mse']:.2f}</td>" in line and f"<td>{result['overall']['ssim']:.3f}</td>" in line
+        )
+    rows = {(row["checkpoint"], row["group"], row["mode"], row["metric"]): row for row in read_csv(sweep)}
+    values = rows["best", "slots4", "1 digits", "far@30"]["seed_values"].split()
+    assert values == [f"{seed}:{result['modes']['1 digits']['far@30']}" for seed, result in enumerate(found, 1)]
+    assert rows["best", PERSISTENCE, "all", "mse"]["seed_values"] == ""
+
+
+def test_scores_beyond_the_main_ones_can_be_unfolded(sweep: Path) -> None:
+    page = build_report(sweep, None).read_text()
+    others = page[page.index("<summary>Other scores</summary>") :].partition("</details>")[0]
+    assert all(f"<th>{title}" in others or f">{title}" in others for title in ("POD ≥ 30", "FAR ≥ 30", "HSS ≥ 30"))
+    assert "SSIM" not in others
+
+
+def test_the_score_that_selects_the_best_checkpoint_is_named(sweep: Path) -> None:
+    assert "Best-validation checkpoint (by MSE)" in build_report(sweep, None).read_text()
+    for file in sweep.glob("slots*/config.yaml"):
+        config = yaml.safe_load(file.read_text())
+        file.write_text(yaml.safe_dump({**config, "train": {**config["train"], "best_by": "csi@30"}}))
+    assert "Best-validation checkpoint (by CSI ≥ 30)" in build_report(sweep, None).read_text()
+    assert "## Best-validation checkpoint (by CSI ≥ 30)" in (sweep / "report" / "table.md").read_text()
 
 
 def test_undefined_scores_are_said_not_hidden(tmp_path: Path) -> None:

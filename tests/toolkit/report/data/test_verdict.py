@@ -85,9 +85,12 @@ def test_few_sequences_are_warned_of(sweep: Path) -> None:
 
 def test_the_costs_of_each_model_are_in_a_table(sweep: Path) -> None:
     (sweep / "slots4-seed1" / "state.json").write_text(json.dumps({"peak_memory": 3 * 2**30}))
+    for file in sweep.glob("slots4-*/eval/test-*.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "macs": 12_345_678_901}))
     rows = {str(row.cells[0]): row.cells[1:] for row in cost_table(collect(sweep)).rows}
     config = collect(sweep).runs[0]
     assert (config.lr, config.batch) == (3e-4, 8)
-    assert rows["slots4"] == ("127,456", "0.0003", "8", "0.0426 to 0.0444", "3.00", "0.75")
+    assert rows["slots4"] == ("127,456", "12.3", "0.0003", "8", "0.0426 to 0.0444", "3.00", "0.75")
+    assert rows["slots1"][1] == "–"  # a result from before they were counted
     assert rows["convlstm"][0] == rows["convlstm"][-1] == "–"  # not evaluated
     assert "Learning rate" in build_report(sweep, None).read_text()

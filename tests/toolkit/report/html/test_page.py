@@ -89,6 +89,16 @@ def test_a_sweep_without_any_score_still_has_a_page(tmp_path: Path) -> None:
     assert "data:image/svg+xml" in page  # the losses so far
 
 
+def test_tables_by_mode_are_left_out_where_one_mode_has_all_sequences(sweep: Path, tmp_path: Path) -> None:
+    page = build_report(sweep, None).read_text()
+    assert "Scores by mode" in page
+    folded = page[page.index("<summary>Other scores by mode</summary>") :].partition("</details>")[0]
+    assert "POD ≥ 30" in folded and "SSIM" not in folded
+    scene = noise_scene()
+    write_run(tmp_path / "one" / "a-seed1", "a", 1, replace(scene, modes=("1-digit",) * len(scene.modes)), 1.0)
+    assert "Scores by mode" not in build_report(tmp_path / "one", None).read_text()
+
+
 def test_radar_has_its_scale_and_its_clock(tmp_path: Path) -> None:
     scene = noise_scene(size=100, scale=DBZ, thresholds=(30.0,), step_seconds=300.0)
     write_run(tmp_path / "r" / "a-seed1", "a", 1, scene, 1.0)
