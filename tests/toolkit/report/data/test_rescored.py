@@ -121,7 +121,7 @@ def test_tables_beside_each_other_have_different_titles(sweep: Path) -> None:
     page = build_report(sweep, None).read_text()
     markdown = (sweep / "report" / "table.md").read_text()
     for title in titles:
-        assert f"Scores: {title}" in page and f"## Best-validation checkpoint ({title})" in markdown
+        assert f"Scores: {title}" in page and f"## Best-validation checkpoint (by MSE) ({title})" in markdown
     found = {tuple(row[name] for name in ("context", "thresholds", "limit", "store_path")) for row in read_csv(sweep)}
     assert len(found) == 5
 
