@@ -192,6 +192,8 @@ class Page:
         wanted: dict[Frame, list[tuple[Entry, int]]] = {}
         for frame, entry, lead in self._matches(feed):
             wanted.setdefault(frame, []).append((entry, lead))
+        known = {str(frame) for frame in wanted} | self.entries.keys()
+        self._problems = {what: text for what, text in self._problems.items() if what in known}
         loaded: dict[str, Fields] = {}
         for frame, pairs in wanted.items():
             if not feed.is_settled(frame):

@@ -157,7 +157,7 @@ def test_scores_are_those_of_predict_verify(station: Station) -> None:
     forecast = make_forecast(station.trained, archive, archive.up_to(frame, 4, 300.0), station.request)
     truth = forecast.recoded(archive, archive.following(frame, 3, 300.0))
     expected, _ = scores(forecast, truth)
-    excluded = station.page.scorer.excluded([entry])
+    excluded = station.page.scorer.excluded(station.page.entries.values())
     assert excluded > 0 and f"Not scored: {excluded:,} observed pixels" in station.html
     assert all(abs(a - b) < 0.05 for a, b in zip(curves["csi@30"], expected["csi@30"], strict=True))
     assert curves["rmse"][0] < curves["rmse"][1] < curves["rmse"][2]
