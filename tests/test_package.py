@@ -64,7 +64,7 @@ def test_an_installed_toolkit_works_in_any_folder(home: Path, tmp_path: Path) ->
     assert call(command, "--version", cwd=tmp_path) == f"modernn-toolkit {toolkit.__version__}\n"
     assert "usage: toolkit status" in call(command, "status", "--help", cwd=tmp_path)
     plan = call(command, "sweep", "configs/sweeps/demo.yaml", "--dry-run", cwd=tmp_path)
-    assert "demo: 6 runs" in plan and "203,904" in plan  # the planner's table is inside too
+    assert "demo: 4 runs" in plan and "203,904" in plan  # the planner's table is inside too
     assert "modernn_released" in call(command, "train", "--list-models", cwd=tmp_path)
     (tmp_path / "mine.yaml").write_text("base: configs/demo.yaml\ntrain: {steps: 7}\n")
     assert "steps: 7" in call(command, "train", "--config", "mine.yaml", "--print-config", cwd=tmp_path)

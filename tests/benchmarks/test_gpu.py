@@ -121,10 +121,10 @@ def test_what_is_refused(options: list[str], said: str, tmp_path: Path) -> None:
     assert process.returncode == 2
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 def test_the_first_parts_on_a_cpu(tmp_path: Path) -> None:
-    process = start(tmp_path, "--seconds", "150", "--parts", "tests,environment")
-    printed = process.communicate(timeout=190)[0]
+    process = start(tmp_path, "--seconds", "250", "--limit", "environment=120", "--parts", "tests,environment")
+    printed = process.communicate(timeout=290)[0]
     assert process.returncode == 0, printed + (tmp_path / "gpu.log").read_text()
     found = results(tmp_path)
     assert {name: facts["code"] for name, facts in found["parts"].items()} == {"environment": 0, "tests": 0}

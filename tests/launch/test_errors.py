@@ -28,7 +28,7 @@ MISTAKES = {
     "wrong key": (f"train --config {DEMO} --set train.stepz=3", 2, "train.stepz: unknown key; did you mean steps?"),
     "wrong value": (f"train --config {DEMO} --set train.steps=many", 2, "train.steps: ", "got 'many'"),
     "no value": (f"train --config {DEMO} --set train.steps", 2, "write it as section.key=value"),
-    "no store of a sweep": (f"sweep {SWEEP}", 2, "needed by 6 runs", "--set data.store=FOLDER"),
+    "no store of a sweep": (f"sweep {SWEEP}", 2, "needed by 4 runs", "--set data.store=FOLDER"),
     "no run": ("evaluate --run nowhere", 2, "no such run or folder; python launch/status.py FOLDER"),
     "sweep as run": ("evaluate --run runs/demo", 2, "runs in there: one-12345678"),
     "no runs": ("status nowhere", 2, "no such run or folder"),

@@ -69,7 +69,7 @@ def test_the_rate_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + '\n{"half')
     found = planned(capsys, *DEMO, "--run", str(tmp_path))
     assert found["sequences_per_s"] == 3.0
-    assert found["hours"] == pytest.approx(200 * 8 / 3.0 / 3600)
+    assert found["hours"] == pytest.approx(400 * 8 / 3.0 / 3600)
 
 
 def test_without_frames_or_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,14 +109,14 @@ def test_a_sweep_foresees_its_hours(tmp_path: Path, capsys: pytest.CaptureFixtur
     file = ROOT / "configs" / "sweeps" / "demo.yaml"
     asked = [str(file), "--dry-run", "--runs", str(tmp_path)]
     assert sweep.main([*asked, "--set", f"data.store={tmp_path / 'none'}"]) == 0
-    assert "6 runs to do: 0 rank-hours of training on 1 rank each, and 6 runs unknown" in capsys.readouterr().out
+    assert "4 runs to do: 0 rank-hours of training on 1 rank each, and 4 runs unknown" in capsys.readouterr().out
     (tmp_path / "manifest.json").write_text(json.dumps({"frames": {"channels": 1, "height": 64, "width": 64}}))
-    # 200 steps of 8 sequences, three forward passes of two operations a MAC at 1 GFLOP/s on each of two ranks.
+    # 400 steps of 8 sequences, three forward passes of two operations a MAC at 1 GFLOP/s on each of two ranks.
     assert sweep.main([*asked, "--set", f"data.store={tmp_path}", "--tflops", "0.001", "--ranks", "2"]) == 0
     *rows, effort, _ = capsys.readouterr().out.splitlines()[2:]
-    expected = [200 * 8 * 6 * float(row.split()[4]) / 2 / 3600 for row in rows]
+    expected = [400 * 8 * 6 * float(row.split()[4]) / 2 / 3600 for row in rows]
     assert [float(row.split()[6].replace(",", "")) for row in rows] == pytest.approx(expected, rel=0.15)
-    told = re.fullmatch(r"6 runs to do: ([\d,]+) rank-hours of training on 2 ranks each", effort)
+    told = re.fullmatch(r"4 runs to do: ([\d,]+) rank-hours of training on 2 ranks each", effort)
     assert told and float(told[1].replace(",", "")) == pytest.approx(2 * sum(expected), rel=0.15)
 
 
