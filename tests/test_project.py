@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
 import subprocess
@@ -123,6 +124,22 @@ def test_the_apptainer_image_gets_what_setup_installs_and_nothing_else_of_a_chec
 
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="as root only; others are shown the command")
+def test_packages_of_slurm_that_can_not_be_installed_are_an_error(tmp_path: Path) -> None:
+    apt = tmp_path / "apt-get"
+    apt.write_text(
+        "#!/bin/sh\n[ $1 = update ] || { echo 'E: Could not get lock /var/lib/dpkg/lock-frontend' >&2; exit 100; }\n"
+    )
+    apt.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "DEVCLUSTER": str(tmp_path / "cluster")}
+    command = [ROOT / "slurm" / "devcluster" / "cluster", "install"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Could not get lock" in done.stderr
+    assert "not installed (see above); when that is repaired: " in done.stdout + done.stderr
+    assert "not up" not in done.stdout + done.stderr
 
 
 def test_every_python_that_setup_allows_has_one_version_of_each_pin() -> None:

@@ -88,6 +88,19 @@ def test_failed_runs_are_named_and_wait_for_retry(fakes: Fakes) -> None:
     assert starts(failed) == 2
 
 
+def test_a_failed_evaluation_is_evaluated_again_and_not_trained(fakes: Fakes) -> None:
+    file = str(
+        fakes.sweep_file("base: base.yaml\nset: {train.deepspeed: {comms_logger: {prof_ops: ['fake: no-score']}}}\n")
+    )
+    assert fakes.sweep(file)[0] == 1
+    (run,) = fakes.runs()
+    assert (run / "DONE").exists() and starts(run) == 1
+    _, output = fakes.sweep(file, "--retry", "failed", "--dry-run")
+    assert "evaluate again" in output and "train again" not in output
+    fakes.sweep(file, "--retry", "failed")
+    assert starts(run) == 1
+
+
 def test_ranks_that_do_not_divide_the_batch_are_refused_once_for_all_runs(fakes: Fakes) -> None:
     file = str(fakes.sweep_file("base: base.yaml\nseeds: 51\ngrid: {model.slots: [1, 2, 4]}\nset: {train.batch: 8}\n"))
     code, output = fakes.sweep(file, "--ranks", "3")

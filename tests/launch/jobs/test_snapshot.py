@@ -70,6 +70,19 @@ def test_outside_git_the_package_folders_are_copied(checkout: Path, tmp_path: Pa
     assert names(copy.path) == {"launch/jobs/job.py", "toolkit/a.py", "shards/b.py", "configs/d.yaml", MARK}
 
 
+def test_the_checkout_of_another_user_is_copied_without_its_commit_and_that_is_logged(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git then refuses it as it does another user's
+    copy = take(tmp_path / "sweep", checkout)
+    assert json.loads((copy.path / MARK).read_text())["commit"] is None
+    assert "(dubious ownership): the code is copied without its commit; to record it: git config --global --add " in (
+        caplog.text
+    )
+    assert f"safe.directory {checkout}" in caplog.text
+    assert {"launch/jobs/job.py", "toolkit/a.py", "shards/b.py"} <= names(copy.path)
+
+
 def test_installed_below_a_checkout_of_other_things(checkout: Path, tmp_path: Path) -> None:
     """As `.venv/lib/python3.12/site-packages` below a project under git, which ignores it."""
     (checkout / ".gitignore").write_text("/.venv/\n")
