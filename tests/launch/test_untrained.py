@@ -64,7 +64,7 @@ def test_a_sweep_of_a_floor_is_scored_without_training(
     assert table.count("no training") == 1
     assert "1 runs: 1 done" in table
     page = build_report(root, None).read_text()
-    assert page.count("0 (no training)") == 2  # two checkpoints
+    assert page.count("0 (no training)") == 4  # of two checkpoints: scores and costs
     assert "| 0 (no training) |" in (root / "report" / "table.md").read_text()
     with open(root / "report" / "table.csv", newline="") as file:
         (row,) = (row for row in csv.DictReader(file) if row["parameters"] == "0" and row["n"] and is_headline(row))
