@@ -9,7 +9,7 @@ from launch.cli.runs import find_run
 from toolkit.errors import EXIT_OK
 
 EXAMPLES = """\
-  python launch/analyse.py runs/demo/modernn-slots4-seed1-1a2b3c4d
+  python launch/analyse.py runs/demo/modernn-seed1-1a2b3c4d
   python launch/analyse.py RUN --which best --split test --limit 300
 
 writes into RUN/analysis

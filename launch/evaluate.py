@@ -23,7 +23,7 @@ from toolkit.rundir.sweep import in_sweep
 from toolkit.shipped import command
 
 EXAMPLES = """\
-  python launch/evaluate.py runs/demo/modernn-slots4-seed1-1a2b3c4d
+  python launch/evaluate.py runs/demo/modernn-seed1-1a2b3c4d
   python launch/evaluate.py RUN --which best --split val --limit 100
   python launch/evaluate.py RUN --protocol openstl --thresholds 0.3 0.5 --lpips      scored in another way
   python launch/evaluate.py RUN --store stores/mmnist-test --horizon 30              and on other data

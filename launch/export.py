@@ -13,7 +13,7 @@ from toolkit.errors import EXIT_OK, ConfigError
 from toolkit.rundir import CHECKPOINTS
 
 EXAMPLES = """\
-  python launch/export.py runs/demo/modernn-slots4-seed1-1a2b3c4d --out models/modernn
+  python launch/export.py runs/demo/modernn-seed1-1a2b3c4d --out models/modernn
   python launch/export.py RUN --out FOLDER --which 4000      # the checkpoint of a step
   python launch/export.py RUN --out FOLDER --format onnx     # and the forecast as one graph, FOLDER/model.onnx
 

@@ -15,7 +15,7 @@ from toolkit.rundir.status import read_status
 
 LINES = 50
 EXAMPLES = """\
-  python launch/logs.py runs/demo/modernn-slots4-seed1          # a name may be shortened to its unique beginning
+  python launch/logs.py runs/demo/modernn-seed1          # a name may be shortened to its unique beginning
   python launch/logs.py RUN -f                                 # follow, across restarts; ends with the run
   python launch/logs.py RUN --rank 3 --lines 500                # the log of rank 3
   python launch/logs.py RUN --list                              # list the log files

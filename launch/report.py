@@ -13,7 +13,7 @@ from toolkit.rundir import CHECKPOINTS
 EXAMPLES = """\
   python launch/report.py runs/demo                  # writes runs/demo/report/index.html, table.csv, table.md
   python launch/report.py runs/demo --out shown      # in another folder
-  python launch/report.py runs/demo/modernn-slots4-seed1-1a2b3c4d    # a single run
+  python launch/report.py runs/demo/modernn-seed1-1a2b3c4d    # a single run
   python launch/report.py --paper runs/paper         # the paper's Tables 1-7 with these runs' numbers beside its own:
                                                      # HTML, Markdown, CSV and LaTeX in runs/paper/report/paper"""
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   python launch/train.py --config configs/demo.yaml                       one process
   torchrun --nproc_per_node 2 launch/train.py --config configs/demo.yaml  two ranks, the same global batch
-  python launch/train.py runs/demo/modernn-slots4-seed1-1a2b3c4d          start or resume a run directory
+  python launch/train.py runs/demo/modernn-seed1-1a2b3c4d          start or resume a run directory
   torchrun --nproc_per_node 2 launch/train.py RUN
   python launch/train.py --config configs/demo.yaml --set train.lr=1e-4 --dry-run
   python launch/train.py --list-models                                    list the models
