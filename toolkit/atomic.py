@@ -65,6 +65,20 @@ def free_space(path: Path) -> str:
     return "free bytes unknown"
 
 
+def check_writable(folder: Path) -> None:
+    """Check that files can be made in a folder, which is made if it isn't there.
+
+    Raises:
+        FileWriteError: they can't.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileWriteError(error, folder) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise FileWriteError(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), folder)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file that replaces `path` atomically: a reader sees the old bytes or the new ones.

@@ -61,6 +61,19 @@ def test_a_folder_that_can_be_read_only(fakes: Fakes, theirs: Path) -> None:
     assert sorted(theirs.rglob("*")) == before
 
 
+def test_that_a_folder_takes_no_files_is_known_before_they_are_computed(tmp_path: Path) -> None:
+    code = (
+        f"from toolkit.atomic import check_writable; from pathlib import Path; check_writable(Path({str(tmp_path)!r}))"
+    )
+    done = subprocess.run(
+        [*AS_NOBODY, sys.executable, "-c", code],
+        env={**one_thread(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert f"{tmp_path}: not written: Permission denied; {tmp_path} belongs to root, group root" in done.stderr
+
+
 def test_a_folder_that_a_group_shares(fakes: Fakes, theirs: Path) -> None:
     for path in (theirs.parent, *theirs.parent.rglob("*")):
         if not path.is_symlink():

@@ -21,7 +21,7 @@ from typing import Any
 
 from shards import open_store
 from shards.manifest import Scale
-from toolkit.atomic import clear_leftovers, replacing, write_atomic
+from toolkit.atomic import check_writable, clear_leftovers, replacing, write_atomic
 from toolkit.checkpoint.weights import load_model, store_of_run
 from toolkit.config import RunConfig
 from toolkit.data.windows import open_windows
@@ -108,6 +108,7 @@ class Evaluation:
             if which not in wanted:
                 logger.info("%s: already evaluated at step %s", self.file(which, ".json"), f"{loaded[which][1]:,}")
         if wanted:
+            self.world.run_on_rank_zero(lambda: check_writable(self.run.eval))  # before minutes of work
             if self.world.is_main:
                 self.run.write_state(phase="evaluating")
             persistence = _as_record(self._score(Persistence(), "persistence"))
@@ -302,6 +303,7 @@ def evaluate_run(run: RunDir, request: Request, world: World) -> list[Path]:
     Raises:
         ConfigError: a checkpoint that is not scored, or a config that does not fit the store.
         CheckpointError: there is no such checkpoint.
+        FileWriteError: results can't be written into the run directory; raised before anything is scored.
     """
     check_which(run, request.which)
     world.run_on_rank_zero(lambda: _clear(run))

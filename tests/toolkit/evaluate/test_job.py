@@ -17,8 +17,10 @@ from launch.evaluate import main
 from launch.export import main as export_main
 from launch.train import main as train_main
 from tests.support.runs import write_run
+from toolkit.atomic import FileWriteError
 from toolkit.checkpoint.weights import read_weights
 from toolkit.errors import ConfigError
+from toolkit.evaluate import job
 from toolkit.evaluate.scoring import EVENT_RULE
 from toolkit.evaluate.table import ScoreTable
 from toolkit.report.data.aggregate import make_boards
@@ -266,6 +268,16 @@ def test_faults_of_use_are_named(make_run: Callable[..., RunDir], tmp_path: Path
         main(["--run", str(run.path), "--which", "worst"])
     with pytest.raises(ConfigError, match="no split 'tset'"):
         main(["--run", str(run.path), "--split", "tset"])
+
+
+def test_where_results_can_not_be_written_nothing_is_scored(
+    make_run: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(4, best=4)
+    monkeypatch.setattr("os.access", lambda folder, mode: folder != run.eval)  # root may write everywhere
+    monkeypatch.setattr(job.Evaluation, "_score", None)  # would be a TypeError
+    with pytest.raises(FileWriteError, match=f"{run.eval}: not written: Permission denied"):
+        main(["--run", str(run.path)])
 
 
 def test_two_ranks_write_what_one_writes(make_run: Callable[..., RunDir]) -> None:
