@@ -186,7 +186,10 @@ class Training:
             if self.step < cfg.steps:
                 assert self.best is not None
                 logger.info(
-                    "early stopping at step %d: no better %s since step %d", self.step, cfg.best_by, self.best["step"]
+                    "early stopping at step %d: no better validation %s since step %d",
+                    self.step,
+                    cfg.best_by,
+                    self.best["step"],
                 )
             self.recorder.trained(self.step, self.best)
             self.run.mark_done()

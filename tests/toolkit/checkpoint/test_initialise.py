@@ -174,7 +174,7 @@ def test_fine_tuning_leaves_frozen_parameters_and_stops_early(
     more = [part for setting in tuning for part in ("--set", setting)]
     done = call("--config", tiny_config, *options, *more, "--out", second)
     assert done.returncode == 0, done.stderr
-    assert "early stopping at step 6: no better validation since step 2" in done.stderr, done.stderr
+    assert "early stopping at step 6: no better validation mse since step 2" in done.stderr, done.stderr
     assert (second / "DONE").exists() and json.loads((second / "state.json").read_text())["step"] == 6
     before, after = weights_of(first, 2), weights_of(second, 6)
     for name, value in after.items():
