@@ -128,7 +128,7 @@ def interrupted(folder: Path, format: str, at: str = "train-0015") -> list[str]:
     return told
 
 
-def mended(folder: Path, format: str, **options) -> list[str]:
+def resumed(folder: Path, format: str, **options) -> list[str]:
     told: list[str] = []
     whole = Clips(lengths=source().lengths)
     convert(whole, folder, format=format, arguments={"source": "c"}, shard_mb=SHARD_MB, report=told.append, **options)
@@ -140,7 +140,7 @@ def test_what_is_finished_outlives_an_error(tmp_path, format):
     assert said.startswith(f"finished shards are kept in {tmp_path}/.s.partial-")
     kept = len(records(tmp_path))
     assert kept > 1
-    assert mended(tmp_path / "s", format)[0].startswith(f"resuming: {kept} of ")
+    assert resumed(tmp_path / "s", format)[0].startswith(f"resuming: {kept} of ")
     assert verify(tmp_path / "s") == [] and [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
@@ -162,15 +162,15 @@ def test_a_finished_shard_that_was_damaged_since_is_written_again(tmp_path, form
         shard.unlink()
     else:
         os.truncate(records(tmp_path)[0], 40)
-    mended(tmp_path / "s", format)
-    mended(tmp_path / "t", format)
+    resumed(tmp_path / "s", format)
+    resumed(tmp_path / "t", format)
     assert tree(tmp_path / "s") == tree(tmp_path / "t")
 
 
 def test_other_arguments_begin_anew_and_remove_the_rest_when_done(tmp_path):
     interrupted(tmp_path / "s", "webdataset")
     (left,) = tmp_path.iterdir()
-    told = mended(tmp_path / "s", "zarr")
+    told = resumed(tmp_path / "s", "zarr")
     assert told == [f"removing what an interrupted conversion left: {left}"]
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
@@ -179,7 +179,7 @@ def test_another_program_does_not_go_on(tmp_path, monkeypatch):
     """Half of a store from one version of a source and half from another would be nobody's archive."""
     interrupted(tmp_path / "s", "webdataset")
     monkeypatch.setattr("shards.partial.inspect.getfile", lambda kind: __file__)
-    assert not any("going on" in line for line in mended(tmp_path / "s", "webdataset"))
+    assert not any("going on" in line for line in resumed(tmp_path / "s", "webdataset"))
 
 
 def test_jobs_on_a_local_cluster_write_the_same_bytes(tmp_path, whole):

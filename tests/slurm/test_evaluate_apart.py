@@ -30,20 +30,6 @@ def apart(site: Site) -> Site:
     return site
 
 
-def sweep_of(site: Site, runs: int, steps: int = 3, more: str = "") -> None:
-    site.fakes.sweep_file(f"base: base.yaml\nseeds: {runs}\nset: {{train.steps: {steps}}}\n{more}")
-
-
-def submit(site: Site, *options: object) -> str:
-    code, output = site.sweep(*options)
-    assert code == 0, output
-    return output
-
-
-def status(site: Site) -> str:
-    return site.cluster.run(sys.executable, LAUNCH / "status.py", site.folder / "runs" / "demo")
-
-
 def evaluations(run: Path) -> int:
     file = run / "evaluations"
     return len(file.read_text().splitlines()) if file.exists() else 0
@@ -54,15 +40,15 @@ def states(site: Site) -> list[str]:
 
 
 def test_training_and_evaluation_are_jobs_of_their_own(apart: Site) -> None:
-    sweep_of(apart, 3)
+    apart.sweep_of(3)
     (apart.folder / "hold").touch()
-    output = submit(apart, "--evaluate-apart")
+    output = apart.submit("--evaluate-apart")
     training, evaluation = re.findall(r"array (\d+)", output)
     runs = apart.runs()
     eventually(lambda: all(evaluations(run) for run in runs))
     assert {job.partition("_")[0] for job in apart.cluster.queue()} == {evaluation}
-    assert status(apart).count("evaluating") == 3 + 1
-    assert len(re.findall(r"evaluating +wait: ", submit(apart, "--evaluate-apart"))) == 3
+    assert apart.status().count("evaluating") == 3 + 1
+    assert len(re.findall(r"evaluating +wait: ", apart.submit("--evaluate-apart"))) == 3
     (apart.folder / "hold").unlink()
     apart.wait()
     assert states(apart) == ["done"] * 3
@@ -73,23 +59,23 @@ def test_training_and_evaluation_are_jobs_of_their_own(apart: Site) -> None:
     )
     shown = apart.cluster.run(sys.executable, LAUNCH / "logs.py", runs[0], "--list")
     assert f"{training}_0" in shown and f"{evaluation}_0" in shown
-    assert "3 of 3 done, nothing to do" in submit(apart, "--evaluate-apart")
+    assert "3 of 3 done, nothing to do" in apart.submit("--evaluate-apart")
 
 
 def test_a_failed_training_is_not_evaluated_and_its_retry_is(apart: Site) -> None:
     script = apart.fakes.scripts / "train.py"
     broken = (
-        "if 'seed: 2' in config and not (run / 'mended').exists(): os.kill(os.getpid(), signal.SIGKILL)\nwhile step"
+        "if 'seed: 2' in config and not (run / 'repaired').exists(): os.kill(os.getpid(), signal.SIGKILL)\nwhile step"
     )
     script.write_text(script.read_text().replace("while step", broken, 1))
-    sweep_of(apart, 3)
+    apart.sweep_of(3)
     code, output = apart.sweep("--evaluate-apart", "--wait")
     assert code == 1 and "2 of 3 done" in output, output
     apart.wait()  # the evaluation of the failed run has been dropped
     runs = apart.runs()
     assert [evaluations(run) for run in runs] == [1, 0, 1]
     assert states(apart) == ["done", "failed", "done"]
-    (runs[1] / "mended").touch()
+    (runs[1] / "repaired").touch()
     code, output = apart.sweep("--evaluate-apart", "--retry", "failed", "--wait")
     assert code == 0 and "3 of 3 done" in output, output
     assert [evaluations(run) for run in runs] == [1, 1, 1]
@@ -97,8 +83,8 @@ def test_a_failed_training_is_not_evaluated_and_its_retry_is(apart: Site) -> Non
 
 @pytest.mark.parametrize("how", ["signal", "requeue"])
 def test_a_requeue_of_the_training_keeps_its_evaluation(apart: Site, how: str) -> None:
-    sweep_of(apart, 2, steps=150)
-    submit(apart, "--evaluate-apart")
+    apart.sweep_of(2, steps=150)
+    apart.submit("--evaluate-apart")
     runs = apart.runs()
     eventually(lambda: all(live(run) for run in runs))
     job = str(read_lock(runs[0])["job"]).rpartition("_")[0]
@@ -113,9 +99,9 @@ def test_a_requeue_of_the_training_keeps_its_evaluation(apart: Site, how: str) -
 
 
 def test_a_requeue_of_the_evaluation_runs_it_again(apart: Site) -> None:
-    sweep_of(apart, 1)
+    apart.sweep_of(1)
     (apart.folder / "hold").touch()
-    submit(apart, "--evaluate-apart")
+    apart.submit("--evaluate-apart")
     (run,) = apart.runs()
     eventually(lambda: evaluations(run) == 1)
     (job,) = apart.cluster.queue()
@@ -128,33 +114,33 @@ def test_a_requeue_of_the_evaluation_runs_it_again(apart: Site) -> None:
 
 
 def test_cancel_ends_both_and_what_is_trained_is_only_evaluated(apart: Site) -> None:
-    sweep_of(apart, 2, steps=4)
+    apart.sweep_of(2, steps=4)
     (apart.folder / "hold").touch()
-    submit(apart, "--evaluate-apart")
+    apart.submit("--evaluate-apart")
     runs = apart.runs()
     eventually(lambda: all(evaluations(run) for run in runs))
-    assert re.fullmatch(r"cancelled job \d+ \(evaluation\): 2 runs ran\n.*\n", submit(apart, "--cancel"))
+    assert re.fullmatch(r"cancelled job \d+ \(evaluation\): 2 runs ran\n.*\n", apart.submit("--cancel"))
     apart.wait()
     (apart.folder / "hold").unlink()
-    output = submit(apart, "--evaluate-apart")
+    output = apart.submit("--evaluate-apart")
     assert output.count(" trained ") == 2 and output.count("as array") == 1, output
     apart.wait()
     assert states(apart) == ["done", "done"] and apart.starts() == [1, 1]
-    sweep_of(apart, 4, steps=4)
+    apart.sweep_of(4, steps=4)
     held = apart.folder / "held.yaml"
     held.write_text("gpus_per_node: 0\ncpus_per_task: 1\nsbatch: {hold: true}\n")
-    submit(apart, "--evaluate-apart", "--profile", held)
+    apart.submit("--evaluate-apart", "--profile", held)
     assert len(apart.cluster.queue()) == 4
-    cancelled = submit(apart, "--cancel")
+    cancelled = apart.submit("--cancel")
     assert cancelled.count("2 runs waited") == 2 and cancelled.count("(evaluation)") == 1, cancelled
     eventually(lambda: apart.cluster.queue() == [])
 
 
 def test_the_report_waits_for_the_evaluation(apart: Site) -> None:
     there = Site(apart.cluster, apart.fakes, report=True)
-    sweep_of(there, 2)
+    there.sweep_of(2)
     (there.folder / "hold").touch()
-    output = submit(there, "--evaluate-apart")
+    output = there.submit("--evaluate-apart")
     _, evaluation = re.findall(r"array (\d+)", output)
     eventually(lambda: all(evaluations(run) for run in there.runs()))
     waiting = there.cluster.run("squeue", "--noheader", "--name=demo-report", "--format=%E")

@@ -15,12 +15,6 @@ from toolkit.rundir import RunDir
 from toolkit.rundir.status import read_status
 
 
-def submit(site: Site, *options: object, **environment: str) -> str:
-    code, output = site.sweep(*options, **environment)
-    assert code == 0, output
-    return output
-
-
 def profile(site: Site, text: str) -> Path:
     file = site.folder / "mine.yaml"
     file.write_text(f"gpus_per_node: 0\ncpus_per_task: 1\n{text}\n")
@@ -42,7 +36,7 @@ def test_a_time_in_which_no_step_fits_is_refused(site: Site, text: str, said: st
     assert code == 2
     assert re.search(said, output), output
     assert site.cluster.queue() == []
-    submit(site, "--profile", profile(site, text), "--time", "20")
+    site.submit("--profile", profile(site, text), "--time", "20")
 
 
 def test_cancelled_and_submitted_again_at_once(site: Site) -> None:
@@ -50,14 +44,14 @@ def test_cancelled_and_submitted_again_at_once(site: Site) -> None:
     script = site.fakes.scripts / "train.py"
     script.write_text(script.read_text().replace("if stop:", "if stop and not time.sleep(2):"))
     site.fakes.sweep_file("base: base.yaml\nseeds: 2\nset: {train.steps: 500}\n")
-    submit(site)
+    site.submit()
     one, other = site.runs()
     eventually(lambda: live(one) and live(other))
-    would = submit(site, "--cancel", "--dry-run")
+    would = site.submit("--cancel", "--dry-run")
     assert re.fullmatch(r"would cancel job \d+: 2 runs ran\n", would)
     assert live(one)
-    assert "2 runs ran" in submit(site, "--cancel")
-    output = submit(site)
+    assert "2 runs ran" in site.submit("--cancel")
+    output = site.submit()
     assert "submitted 2 runs as array" in output
     site.wait()
     assert [read_status(RunDir(run)).state for run in (one, other)] == ["done", "done"]
@@ -66,12 +60,12 @@ def test_cancelled_and_submitted_again_at_once(site: Site) -> None:
 
 def test_cancel_finds_a_text_submitted_by_hand_and_jobs_whose_folder_is_gone(site: Site) -> None:
     held = profile(site, "sbatch: {hold: true}")
-    submit(site, "--profile", held)
+    site.submit("--profile", held)
     run = site.runs()[0]
     site.cluster.run("sbatch", run / "submit.sbatch")
     assert len(site.cluster.queue()) == 4
     (site.folder / "runs" / "demo").rename(site.folder / "elsewhere")
-    output = submit(site, "--cancel")
+    output = site.submit("--cancel")
     assert output.count("cancelled job") == 2, output
     eventually(lambda: site.cluster.queue() == [])
 
@@ -79,18 +73,18 @@ def test_cancel_finds_a_text_submitted_by_hand_and_jobs_whose_folder_is_gone(sit
 def test_the_callers_shell_does_not_change_what_is_asked(site: Site) -> None:
     held = profile(site, "sbatch: {hold: true}")
     shell = {"SQUEUE_STATES": "RUNNING", "SQUEUE_FORMAT": "%A", "SQUEUE_USERS": "nobody", "SCANCEL_STATE": "RUNNING"}
-    submit(site, "--profile", held, **shell)
-    assert submit(site, "--profile", held, **shell).count("is in the queue (PENDING)") == 3
+    site.submit("--profile", held, **shell)
+    assert site.submit("--profile", held, **shell).count("is in the queue (PENDING)") == 3
     assert len(site.cluster.queue()) == 3
-    assert "3 runs waited" in submit(site, "--cancel", **shell)
+    assert "3 runs waited" in site.submit("--cancel", **shell)
     eventually(lambda: site.cluster.queue() == [])
 
 
 def test_jobs_applies_to_what_is_queued(site: Site) -> None:
     held = profile(site, "sbatch: {hold: true}")
-    submit(site, "--profile", held)
+    site.submit("--profile", held)
     assert re.search(
-        r"array \d+ in the queue: 2 runs at a time from now on", submit(site, "--profile", held, "--jobs", 2)
+        r"array \d+ in the queue: 2 runs at a time from now on", site.submit("--profile", held, "--jobs", 2)
     )
     (base,) = {job.partition("_")[0] for job in site.cluster.queue()}
     assert "ArrayTaskThrottle=2" in site.cluster.run("scontrol", "show", "job", base)
@@ -98,14 +92,14 @@ def test_jobs_applies_to_what_is_queued(site: Site) -> None:
 
 def test_after_another_job_and_what_sbatch_would_say(site: Site) -> None:
     job = site.cluster.run("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true").strip()
-    output = submit(site, "--dry-run", "--show", "--test", "--after", job)
+    output = site.submit("--dry-run", "--show", "--test", "--after", job)
     assert output.count("#SBATCH --array=0-2") == 1
     assert re.search(r"Job \d+ to start at ", output)
     assert "dry run: nothing was made or submitted" in output
-    submit(site, "--after", job)
+    site.submit("--after", job)
     assert f"afterany:{job}" in site.cluster.run("squeue", "--noheader", "--format=%E")
-    assert submit(site, "--dry-run").count("wait: job") == 3
-    assert "wait: job" not in submit(site, "--dry-run", "--no-queue")
+    assert site.submit("--dry-run").count("wait: job") == 3
+    assert "wait: job" not in site.submit("--dry-run", "--no-queue")
 
 
 REFUSED = [
@@ -142,11 +136,11 @@ def test_more_runs_than_one_may_submit(limited: DevCluster, site: Site) -> None:
     assert "QOSMaxSubmitJobPerUserLimit" in output
     assert "--limit N submits N runs at most, --keep-submitted N" in output
     assert "`time`" not in output
-    output = submit(there, "--limit", 2)
+    output = there.submit("--limit", 2)
     assert "submitted 2 runs" in output and output.count("later: --limit") == 4
     script = site.fakes.scripts / "fake_sweep.py"
     script.write_text("from launch import sweep\nsweep.FEED_S = 1.0\n" + script.read_text())
-    submit(there, "--keep-submitted", 3, "--wait")
+    there.submit("--keep-submitted", 3, "--wait")
     assert all(RunDir(run).done for run in there.runs())
     assert there.starts() == [1] * 6
 
@@ -157,7 +151,7 @@ def test_nodes_that_are_given_whole(new_cluster: Callable[..., DevCluster], site
     site.fakes.sweep_file("base: base.yaml\nseeds: 6\nset: {train.steps: 40}\n")
     file = site.folder / "whole.yaml"
     file.write_text("gpus_per_node: 4\ncpus_per_task: 1\npack: auto\ncontainer: env CUDA_VISIBLE_DEVICES=0,1,2,3\n")
-    output = submit(there, "--profile", file)
+    output = there.submit("--profile", file)
     assert "this cluster gives nodes whole (select/linear)" in output
     assert "of 2 jobs with 4 places" in output
     there.wait()

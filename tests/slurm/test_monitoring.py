@@ -18,10 +18,6 @@ from toolkit.rundir import lock
 LAUNCH = ROOT / "launch"
 
 
-def status(site: Site, *options: str) -> str:
-    return site.cluster.run(sys.executable, LAUNCH / "status.py", site.folder / "runs" / "demo", *options)
-
-
 def hold(site: Site) -> Path:
     profile = site.folder / "held.yaml"
     profile.write_text("cpus_per_task: 1\nsbatch: {hold: true}\n")
@@ -30,7 +26,7 @@ def hold(site: Site) -> Path:
 
 def test_what_waits_is_shown_with_its_reason_and_cancelled_once(site: Site) -> None:
     assert site.sweep("--profile", hold(site))[0] == 0
-    shown = status(site)
+    shown = site.status()
     assert len(re.findall(r"queued +job \d+_\d: JobHeldUser \(held; scontrol release lets it go\)", shown)) == 3
     for file in site.folder.glob("runs/demo/slurm/*/job"):  # killed between sbatch and its record
         file.unlink()
@@ -39,7 +35,7 @@ def test_what_waits_is_shown_with_its_reason_and_cancelled_once(site: Site) -> N
     assert re.fullmatch(r"cancelled job \d+: 3 runs waited\n", output)
     assert site.cluster.queue() == []
     assert site.sweep("--cancel") == (0, "runs/demo: no live job; nothing to cancel\n")
-    assert "3 runs: 3 new" in status(site)
+    assert "3 runs: 3 new" in site.status()
 
 
 def test_running_jobs_are_cancelled_with_a_checkpoint_and_their_end_is_told(site: Site) -> None:
@@ -47,11 +43,11 @@ def test_running_jobs_are_cancelled_with_a_checkpoint_and_their_end_is_told(site
     site.sweep()
     (run,) = site.runs()
     eventually(lambda: live(run))
-    assert re.search(r"running +\d+/3000", status(site))
+    assert re.search(r"running +\d+/3000", site.status())
     assert "1 run ran\nwhat ran writes a checkpoint" in site.sweep("--cancel")[1]
     site.wait()
     assert (run / "checkpoint").exists()
-    shown = status(site)
+    shown = site.status()
     assert "interrupted" in shown
     assert "no accounting on this cluster" in shown
 

@@ -83,6 +83,20 @@ class Site:
             output, _ = process.communicate(timeout=90)
         return process.returncode, output
 
+    def sweep_of(self, runs: int, steps: int = 3, more: str = "") -> None:
+        """Write the sweep file: that many seeds, and more of its keys."""
+        self.fakes.sweep_file(f"base: base.yaml\nseeds: {runs}\nset: {{train.steps: {steps}}}\n{more}")
+
+    def submit(self, *options: object, **environment: str) -> str:
+        """The output of a `sweep` that succeeds."""
+        code, output = self.sweep(*options, **environment)
+        assert code == 0, output
+        return output
+
+    def status(self, *options: str) -> str:
+        """What launch/status.py prints of the sweep."""
+        return self.cluster.run(sys.executable, ROOT / "launch" / "status.py", self.folder / "runs" / "demo", *options)
+
     def runs(self) -> list[Path]:
         return self.fakes.runs()
 

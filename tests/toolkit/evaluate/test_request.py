@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from launch.sweeps.plan import check_configs, collect_status
+from launch.sweeps.plan import collect_status
 from launch.sweeps.spec import plan_sweep
-from launch.train import main as train
 from shards import open_store
 from shards.manifest import FrameSpec
+from tests.support.refused import is_refused_everywhere
 from tests.support.runs import write_run
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
@@ -79,15 +79,7 @@ def test_faults_of_scoring_are_found_before_training(
     (tmp_path / "base.yaml").write_text(str(tree).replace("'", '"').replace("True", "true"))
     with pytest.raises(ConfigError, match=message):
         check_scoring(make_config(tree, "test"), open_store(str(tiny_store)))
-    (tmp_path / "demo.yaml").write_text("base: base.yaml\n")
-    items = collect_status(plan_sweep(tmp_path / "demo.yaml"), tmp_path / "runs", ())
-    with pytest.raises(ConfigError, match=message):
-        check_configs(items)
-    with pytest.raises(ConfigError, match=message):
-        train(["--config", str(tmp_path / "base.yaml"), "--dry-run"])
-    with pytest.raises(ConfigError, match=message):
-        train(["--config", str(tmp_path / "base.yaml"), "--out", str(tmp_path / "run")])
-    assert not (tmp_path / "run").exists()
+    is_refused_everywhere(tmp_path / "base.yaml", message)
 
 
 @needs_lpips

@@ -14,6 +14,7 @@ from launch.sweeps.plan import check_configs, collect_status
 from launch.sweeps.spec import plan_sweep
 from launch.train import main as train
 from shards import Scale
+from tests.support.refused import is_refused_everywhere
 from tests.support.runs import write_run
 from tests.support.training import call
 from toolkit.checkpoint.source import CONFIG
@@ -50,15 +51,7 @@ def tree_of(store: Path, values: dict[str, Any]) -> dict[str, Any]:
 def test_a_training_that_must_fail_is_refused_before_it_starts(fault: str, tiny_store: Path, tmp_path: Path) -> None:
     values, message = FAULTS[fault]
     (tmp_path / "base.yaml").write_text(json.dumps(tree_of(tiny_store, values)))
-    (tmp_path / "demo.yaml").write_text("base: base.yaml\n")
-    items = collect_status(plan_sweep(tmp_path / "demo.yaml"), tmp_path / "runs", ())
-    with pytest.raises(ConfigError, match=message):
-        check_configs(items)
-    with pytest.raises(ConfigError, match=message):
-        train(["--config", str(tmp_path / "base.yaml"), "--dry-run"])
-    with pytest.raises(ConfigError, match=message):
-        train(["--config", str(tmp_path / "base.yaml"), "--out", str(tmp_path / "run")])
-    assert not (tmp_path / "run").exists()
+    is_refused_everywhere(tmp_path / "base.yaml", message)
 
 
 def test_a_run_that_is_trained_needs_no_source_any_more(tiny_store: Path, tmp_path: Path) -> None:

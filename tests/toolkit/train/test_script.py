@@ -193,7 +193,7 @@ def test_mistakes_get_one_message_and_a_code(
     assert done.returncode == code, done.stderr
     assert re.search(message, done.stderr)
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "run").exists()  # the mended command finds no half run in its way
+    assert not (tmp_path / "run").exists()  # the corrected command finds no half run in its way
 
 
 def test_a_folder_that_holds_something_else_is_refused(tiny_config: Path, tmp_path: Path, finished: Path) -> None:
