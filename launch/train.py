@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from launch.cli.parser import add_model_file, add_renamed, add_run, make_parser, positive, run_given, run_script
 from launch.cli.runs import find_run
 from toolkit.config import RunConfig, load_config
-from toolkit.errors import EXIT_FAILURE, EXIT_OK, EXIT_REQUEUE, ConfigError, PeerError
+from toolkit.errors import EXIT_OK, EXIT_REQUEUE, ConfigError, PeerError, exit_code_of
 from toolkit.models.plugins import FileModel, entry_of, entry_points
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   python launch/train.py --config configs/demo.yaml                       one process
   torchrun --nproc_per_node 2 launch/train.py --config configs/demo.yaml  two ranks, the same global batch
-  python launch/train.py runs/demo/modernn-seed1-1a2b3c4d          start or resume a run directory
+  python launch/train.py runs/demo/modernn-seed1-1a2b3c4d                 start or resume a run directory
   torchrun --nproc_per_node 2 launch/train.py RUN
   python launch/train.py --config configs/demo.yaml --set train.lr=1e-4 --dry-run
   python launch/train.py --list-models                                    list the models
@@ -121,7 +121,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
     return config
 
 
-def _dry_run(config: RunConfig) -> int:
+def _dry_run(config: RunConfig, new: bool) -> int:
     from shards.manifest import FrameSpec
     from toolkit.checkpoint.source import check_source
     from toolkit.evaluate.check import check_scoring
@@ -130,13 +130,14 @@ def _dry_run(config: RunConfig) -> int:
     from toolkit.train.check import open_data
     from toolkit.train.prepare import check_config
 
-    check_trackers(config)
-    check_source(config.train.init_from)
+    if new and entry_of(config.model).trained:
+        check_source(config.train.init_from)
     if "://" in config.data.store or (config.data.store and Path(config.data.store).exists()):
         data = open_data(config)
         check_config(config, data)
         shape, where, assumed = data.store.manifest.frames, config.data.store, False
     else:
+        check_trackers(config)
         check_scoring(config)
         shape, where, assumed = FrameSpec(1, 64, 64), "no store yet: 64x64 frames of one channel assumed", True
     print(f"model       {config.model.name} ({', '.join(f'{k} {v}' for k, v in config.model if k != 'name')})")
@@ -166,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(config.to_yaml(), end="")
         return EXIT_OK
     if arguments.dry_run:
-        return _dry_run(config)
+        return _dry_run(config, new=arguments.run is None)
     first = os.environ.get("RANK", "0") == "0"
     stop = StopRequest(
         "stopping at the end of this step, with a checkpoint; Ctrl-C again ends it at once" if first else ""
@@ -245,7 +246,7 @@ def _check(config: RunConfig, world: World) -> None:
 
 
 def _note_failure(run: RunDir, rank: int, error: Exception) -> None:
-    code = int(getattr(error, "exit_code", EXIT_FAILURE))
+    code = exit_code_of(error)
     if code == EXIT_REQUEUE:  # this rank was stopped before it had anything to save, or another one that it waited for
         return
     # The failure of the rank that caused it is kept; a rank that ends because of another writes one only if none did.

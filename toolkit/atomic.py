@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -42,7 +43,9 @@ class FileWriteError(OSError):
         full = self.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, 0)
         advice = "free space or repair the disk, then run the same command again" if full else "choose another place"
         if self.errno in (errno.EACCES, errno.EPERM):
-            return f"{self.filename}: not written: {self.strerror}; {describe_owner(Path(self.filename))}: {advice}"
+            path = Path(self.filename)  # a file is replaced by another of its folder
+            whose = describe_owner(path if path.is_dir() else path.parent)
+            return f"{self.filename}: not written: {self.strerror}; {whose}: {advice}"
         return (
             f"{self.filename}: not written: {self.strerror}{after}; {free_space(Path(self.filename))}. What was there "
             f"before is untouched: {advice}"
@@ -73,10 +76,10 @@ def check_writable(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise FileWriteError(error, folder) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise FileWriteError(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), folder)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,11 @@ class ToolkitError(ValueError):
     exit_code = EXIT_FAILURE
 
 
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code of a command that ends with an error, of this toolkit, of shards or any other."""
+    return int(getattr(error, "exit_code", EXIT_FAILURE))
+
+
 class ConfigError(ToolkitError):
     """An invalid config, option or override."""
 
@@ -73,6 +78,10 @@ class PeerError(ToolkitError):
     def __init__(self, text: str, exit_code: int = EXIT_FAILURE) -> None:
         super().__init__(text)
         self.exit_code = exit_code
+
+
+class PeerFaultError(PeerError):
+    """Another rank failed, and all ranks know it at this same point: they can still act together."""
 
 
 class MemoryShortageError(ToolkitError):

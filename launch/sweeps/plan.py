@@ -297,9 +297,8 @@ def check_configs(items: Sequence[Item]) -> None:
     for item in items:
         trains, new = item.replaced or not item.run.done, item.replaced or item.before.state == "new"
         for config in (item.planned.config, *item.planned.scorings) if item.submitted else ():
-            train = config.train
-            parts = (config.model, config.data, config.eval, train.init_from, train.loss)
-            key = json.dumps([trains, new, train.patience, train.trackers, *(part.model_dump() for part in parts)])
+            parts = (config.model, config.data, config.train, config.eval)  # not the seed
+            key = json.dumps([trains, new, *(part.model_dump(mode="json") for part in parts)])
             if key in checked:
                 continue
             checked.add(key)

@@ -193,6 +193,10 @@ def test_paths_of_stores_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert store("$SCRATCH/x") == store("${SCRATCH}/x") == "/scratch/x"
     assert store("s3://bucket/~$x") == "s3://bucket/~$x"
     assert store("a~b") == "a~b"
+    source = make_config({"train": {"init_from": {"path": "~/x"}}}, "t")
+    assert source.train.init_from.path == "~/x"  # as written: a run's identity doesn't depend on $HOME
+    with pytest.raises(ConfigError, match=r"train\.init_from\.path: \$NOWHERE_SET is not set"):
+        make_config({"train": {"init_from": {"path": "$NOWHERE_SET/x"}}}, "t")
     with pytest.raises(ConfigError, match=r"data\.store: \$NOWHERE_SET is not set"):
         store("$NOWHERE_SET/x")
     with pytest.raises(ConfigError, match=r"data\.store: ~nobody-here has no home"):

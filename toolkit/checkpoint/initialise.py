@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from toolkit.checkpoint.export import read_export
 from toolkit.checkpoint.source import is_export
 from toolkit.checkpoint.weights import read_weights
+from toolkit.config.paths import expanded
 from toolkit.config.recipe import InitialisationConfig
 from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
@@ -75,9 +76,8 @@ def freeze(model: nn.Module, config: InitialisationConfig) -> list[str]:
     for name in frozen:
         named[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in named.values()):
-        raise ConfigError(
-            f"train.init_from.freeze {list(config.freeze)} names every parameter that is trained: none is left to train"
-        )
+        names = f"train.init_from.freeze {list(config.freeze)} names every parameter that is trained"
+        raise ConfigError(f"{names if frozen else 'the model keeps all its parameters fixed'}: none is left to train")
     return frozen
 
 
@@ -98,7 +98,7 @@ def matching(patterns: Sequence[str], names: Iterable[str], key: str) -> set[str
 
 def _read(config: InitialisationConfig) -> tuple[dict[str, Tensor], str]:
     """Return the weights of a run's checkpoint or of an export, and what they are, for messages."""
-    path = Path(config.path)
+    path = Path(expanded(config.path))
     if is_export(path):
         return read_export(path)[0].state_dict(), f"the export {path}"
     weights, step = read_weights(RunDir(path), config.checkpoint)

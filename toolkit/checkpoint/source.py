@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from toolkit.config.paths import expanded
 from toolkit.config.recipe import InitialisationConfig
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir
@@ -13,18 +14,25 @@ CONFIG = "config.json"  # of an export
 
 def is_export(path: str | Path) -> bool:
     """Return whether a folder holds an exported model."""
-    return (Path(path) / CONFIG).exists()
+    return (Path(expanded(str(path))) / CONFIG).exists()
 
 
 def check_source(config: InitialisationConfig) -> None:
-    """Check that there is a run or an export to start from, before a run directory is made.
+    """Check that there is a run with a checkpoint, or an export, to start from, before a run directory is made.
+
+    Whether its weights fit the model is found out when they are read.
 
     Raises:
         ConfigError: there is neither.
     """
-    path = Path(config.path)
+    path = Path(expanded(config.path))
     if config.path and not is_export(path):
+        run = RunDir(path)
         try:
-            RunDir(path).config()
+            run.config()
         except ConfigError as error:
             raise ConfigError(f"train.init_from.path: neither an export ({path / CONFIG}) nor a run: {error}") from None
+        if not any(run.checkpoints.glob("step-*")):
+            raise ConfigError(
+                f"train.init_from.path: {run.checkpoints}: holds no checkpoint: train that run first, or name another"
+            )

@@ -1,4 +1,4 @@
-"""Paths in a config: `~` and `$NAME` are expanded when it is read, so that a job finds what the user meant."""
+"""Paths in a config: `~` and `$NAME` in them are expanded, so that a job finds what the user meant."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 
-def _expanded(path: str) -> str:
-    """Return a path with ~ and $NAME replaced; a URL as it is."""
+def expanded(path: str) -> str:
+    """Return a path with ~ and $NAME replaced; a URL as it is.
+
+    Raises:
+        ValueError: a name that is not set, a user without a home directory.
+    """
     if "://" in path:
         return path
     path = os.path.expandvars(path)
@@ -22,4 +26,11 @@ def _expanded(path: str) -> str:
     return home
 
 
-ExpandedPath = Annotated[str, AfterValidator(_expanded)]
+def _checked(path: str) -> str:
+    expanded(path)
+    return path
+
+
+ExpandedPath = Annotated[str, AfterValidator(expanded)]
+WrittenPath = Annotated[str, AfterValidator(_checked)]
+"""Kept as it is written, and checked: for `expanded` where it is used. A run's identity does not depend on $HOME."""

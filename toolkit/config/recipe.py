@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from toolkit.config.paths import ExpandedPath
+from toolkit.config.paths import WrittenPath
 from toolkit.models.registry import Options
 
 RainRate = Annotated[float, Field(gt=0, le=1e6)]
@@ -113,7 +113,11 @@ class SamplingConfig(Options):
 class InitialisationConfig(Options):
     """Weights to start from, of another run or export; the optimizer starts at step 0."""
 
-    path: ExpandedPath = Field("", description="run directory or export (a folder with model.safetensors); empty: none")
+    path: WrittenPath = Field(
+        "",
+        description="run directory or export (a folder with model.safetensors); ~ and $NAME are expanded, a relative "
+        "path is relative to the working directory; empty: none",
+    )
     checkpoint: Literal["best", "last", "ema"] = Field("best", description="which of a run's")
     strict: bool = Field(
         True,

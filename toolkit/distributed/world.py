@@ -53,7 +53,7 @@ class World:
     @property
     def local_size(self) -> int:
         """The number of ranks on this machine."""
-        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return _ranks_here()
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Return the elementwise sum over ranks, on every rank."""
@@ -143,14 +143,17 @@ def init_world(
     devices.set_arithmetic(train)
     device = devices.choose(train.device, local_rank)
     if "OMP_NUM_THREADS" not in os.environ:
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _ranks_here()))
     store = None
     if (size > 1 or group) and not distributed.is_initialized():
         # No port is opened for a lone process.
         store = meet(rank, size, stop) if size > 1 else distributed.HashStore()  # type: ignore[attr-defined]
         _join(rank, size, device, store, timeout)
     return World(rank, size, local_rank, device, store)
+
+
+def _ranks_here() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _join(rank: int, size: int, device: torch.device, store: Store, timeout: timedelta) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, distributed, nn
 
 from shards.manifest import Scale
 from toolkit.data.windows import Window, observed, to_unit
-from toolkit.errors import ConfigError, ToolkitError
+from toolkit.errors import ConfigError, PeerFaultError, exit_code_of
 from toolkit.evaluate import protocols
 from toolkit.evaluate.check import threshold_codes
 from toolkit.evaluate.diagrams import Diagrams, sums_of
@@ -201,14 +201,16 @@ def evaluate_model(
 
 def _gather(table: ScoreTable, failure: Exception | None, rank: int, world: int) -> ScoreTable:
     """Return the complete table on every rank; raise on all if one rank failed, so that none waits for it."""
-    own_error = None if failure is None else f"{type(failure).__name__}: {failure}"
+    own_error = None if failure is None else (f"{type(failure).__name__}: {failure}", exit_code_of(failure))
     gathered: list[Any] = [None] * world
     distributed.all_gather_object(gathered, (own_error, table))
     if failure is not None:
         raise failure
     for other, (error, _) in enumerate(gathered):
         if error is not None:
-            raise ToolkitError(f"rank {rank} stops: evaluation failed on rank {other}: {error}")
+            raise PeerFaultError(
+                f"rank {rank} ends because the evaluation failed on rank {other}: {error[0]}", error[1]
+            )
     merged = gathered[0][1]
     for _, part in gathered[1:]:
         merged.merge(part)

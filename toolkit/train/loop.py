@@ -17,7 +17,16 @@ from toolkit.config import RunConfig
 from toolkit.data.batches import Batch
 from toolkit.data.stalls import Reads
 from toolkit.distributed.world import World
-from toolkit.errors import EXIT_OK, EXIT_REQUEUE, NonFiniteError, PeerError, StoppedError, ToolkitError
+from toolkit.errors import (
+    EXIT_OK,
+    EXIT_REQUEUE,
+    NonFiniteError,
+    PeerError,
+    PeerFaultError,
+    StoppedError,
+    ToolkitError,
+    exit_code_of,
+)
 from toolkit.evaluate.selection import is_better
 from toolkit.models.base import SequenceModel
 from toolkit.models.plugins import entry_of
@@ -184,12 +193,14 @@ class Training:
                 return self._leave()
         if self.recorder:
             if self.step < cfg.steps:
-                assert self.best is not None
+                since = self.best["step"] if self.best else 0
                 logger.info(
-                    "early stopping at step %d: no better validation %s since step %d",
-                    self.step,
+                    "early stopping at step %d: no better validation %s since step %d", self.step, cfg.best_by, since
+                )
+            if self.best is None and self.data.val is not None:
+                logger.warning(
+                    "no validation had train.best_by %s: there is no best checkpoint, and the last one is taken for it",
                     cfg.best_by,
-                    self.best["step"],
                 )
             self.recorder.trained(self.step, self.best)
             self.run.mark_done()
@@ -271,9 +282,10 @@ class Training:
     def _is_complete(self) -> bool:
         """Whether this was the last step, or `train.patience` is exhausted."""
         cfg = self.config.train
-        if cfg.patience is None or self.best is None:
+        if cfg.patience is None:
             return self.step == cfg.steps
-        return self.step == cfg.steps or self.step - self.best["step"] >= cfg.patience * cfg.validate_every
+        since = self.best["step"] if self.best else 0
+        return self.step == cfg.steps or self.step - since >= cfg.patience * cfg.validate_every
 
     def _is_validated(self) -> bool:
         """Whether this step is one whose model is validated."""
@@ -293,7 +305,7 @@ class Training:
         try:
             return self._score()
         except (ShardError, ToolkitError) as error:
-            if not isinstance(error, (NonFiniteError, PeerError)):
+            if not isinstance(error, (NonFiniteError, PeerError)) or isinstance(error, PeerFaultError):
                 self._save_before(error)
             raise
 
@@ -335,11 +347,12 @@ class Training:
                 logger.info("step %d: asked to stop, pictures of the validation are left out", self.step)
             except (ShardError, ToolkitError) as error:
                 fault = error
-        told = self.world.broadcast(fault and str(fault))
+        told = self.world.broadcast(None if fault is None else (str(fault), exit_code_of(fault)))
         if fault is not None:
             raise fault
         if told is not None:
-            raise ToolkitError(f"rank {self.world.rank} stops: rank 0 can't draw the validation: {told}")
+            text = f"rank {self.world.rank} ends because rank 0 can't draw the validation: {told[0]}"
+            raise PeerFaultError(text, told[1])
 
     def _save(self, last: bool) -> None:
         """Save a checkpoint of this step; `last`: it is the last one of this process."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -274,7 +276,11 @@ def test_where_results_can_not_be_written_nothing_is_scored(
     make_run: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(4, best=4)
-    monkeypatch.setattr("os.access", lambda folder, mode: folder != run.eval)  # root may write everywhere
+
+    def refuse(dir: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(dir / "x"))
+
+    monkeypatch.setattr("toolkit.atomic.tempfile.TemporaryFile", refuse)  # root may write everywhere
     monkeypatch.setattr(job.Evaluation, "_score", None)  # would be a TypeError
     with pytest.raises(FileWriteError, match=f"{run.eval}: not written: Permission denied"):
         main(["--run", str(run.path)])

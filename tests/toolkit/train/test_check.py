@@ -47,6 +47,28 @@ def tree_of(store: Path, values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("order", [["mse", "csi@99"], ["csi@99", "mse"]])
+def test_every_value_of_a_sweep_is_checked(order: list[str], tiny_store: Path, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(json.dumps(tree_of(tiny_store, {})))
+    (tmp_path / "demo.yaml").write_text(f"base: base.yaml\ngrid: {{train.best_by: {json.dumps(order)}}}\n")
+    with pytest.raises(ConfigError, match=r"train\.best_by: 'csi@99' is no score"):
+        check_configs(collect_status(plan_sweep(tmp_path / "demo.yaml"), tmp_path / "runs", ()))
+
+
+def test_a_run_without_a_checkpoint_is_no_source(tiny_store: Path, tmp_path: Path) -> None:
+    source = RunDir.create(tmp_path / "source", make_config(tree_of(tiny_store, {}), "t"))
+    (tmp_path / "base.yaml").write_text(
+        json.dumps(tree_of(tiny_store, {"train": {"init_from": {"path": str(source.path)}}}))
+    )
+    is_refused_everywhere(tmp_path / "base.yaml", "checkpoints: holds no checkpoint: train that run first")
+
+
+def test_a_dry_run_refuses_no_source_that_is_not_needed(tiny_store: Path, tmp_path: Path) -> None:
+    tree = tree_of(tiny_store, {"train": {"init_from": {"path": "/nowhere"}}}) | {"model": {"name": "persistence"}}
+    (tmp_path / "base.yaml").write_text(json.dumps(tree))
+    assert train(["--config", str(tmp_path / "base.yaml"), "--dry-run"]) == 0
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_training_that_must_fail_is_refused_before_it_starts(fault: str, tiny_store: Path, tmp_path: Path) -> None:
     values, message = FAULTS[fault]

@@ -17,7 +17,7 @@ from shards import Scale, StoreError
 from toolkit.config import make_config
 from toolkit.data.windows import Window
 from toolkit.distributed.world import World
-from toolkit.errors import NonFiniteError, StalledError, StoppedError, ToolkitError
+from toolkit.errors import NonFiniteError, PeerFaultError, StalledError, StoppedError
 from toolkit.models.base import SequenceModel
 from toolkit.models.baselines import Persistence
 from toolkit.signals import StopRequest
@@ -114,11 +114,12 @@ def test_pictures_that_can_not_be_drawn_end_all_ranks_with_the_best_score_noted(
 
     monkeypatch.setattr(validation, "pictures", fail)
     monkeypatch.setattr(validation, "score", lambda *_: {"mse": 0.25})
-    first, second = training_on(rank_of(0)), training_on(rank_of(1, told_by_rank_0=str(error)))
+    first, second = training_on(rank_of(0)), training_on(rank_of(1, told_by_rank_0=(str(error), 5)))
     with pytest.raises(type(error)):
         first._score()
-    with pytest.raises(ToolkitError, match=f"rank 1 stops: rank 0 can't draw the validation: {error}"):
+    with pytest.raises(PeerFaultError, match=f"rank 1 ends because rank 0 can't draw the validation: {error}") as told:
         second._score()
+    assert told.value.exit_code == 5  # of the rank that caused it, whose reason stays in FAILED
     assert first.best == second.best == {"step": 7, "score": 0.25}
 
 
@@ -172,3 +173,15 @@ def test_an_undefined_score_selects_nothing_and_is_logged(caplog: pytest.LogCapt
         assert training._score() is False  # no event at or above 30 dBZ, so no CSI
     assert "step 7: train.best_by csi@30 is undefined in this validation" in caplog.text
     assert training.best is None
+
+
+def test_a_score_that_is_never_defined_does_not_switch_patience_off() -> None:
+    training = training_on(rank_of(0))
+    asked = {"patience": 2, "validate_every": 2, "best_by": "csi@0.5", "steps": 50}
+    training.config = make_config({"train": asked}, "test")
+    training.best = None
+    done = []
+    for step in (2, 3, 4):
+        training.step = step
+        done.append(training._is_complete())
+    assert done == [False, False, True]
