@@ -111,13 +111,9 @@ def make_boards(sweep: Sweep) -> list[Board]:
         for result in run.scored:
             members.setdefault(result.comparable, []).append((run, result))
     order = sorted(
-        members.values(), key=lambda found: (sum(_is_own(*each) for each in found), len(found)), reverse=True
+        members.values(), key=lambda found: (sum(result.own for _, result in found), len(found)), reverse=True
     )
     return [_board(sweep, found) for found in order]
-
-
-def _is_own(run: Run, result: Result) -> bool:
-    return result.name == run.split
 
 
 def describe_metric(key: str, facts: Facts) -> Metric | None:
@@ -162,7 +158,7 @@ def _board(sweep: Sweep, members: list[tuple[Run, Result]]) -> Board:
     metrics = tuple(metric for key in keys if (metric := describe_metric(key, facts)) is not None)
     modes = tuple(sorted(facts["modes"]))
     rows = []
-    scored, own = {result.which for _, result in members}, any(_is_own(*each) for each in members)
+    scored, own = {result.which for _, result in members}, any(result.own for _, result in members)
     baseline = max((result.data["persistence"] for _, result in members), key=lambda found: len(found["overall"]))
     for which in CHECKPOINTS:
         expected = own and which in ALWAYS  # a scoring of another kind has what was asked for
