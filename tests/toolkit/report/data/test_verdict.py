@@ -83,6 +83,16 @@ def test_few_sequences_are_warned_of(sweep: Path) -> None:
     assert few_sequences(board) == ""
 
 
+def test_costs_that_could_not_be_counted_are_named_with_the_reason(sweep: Path) -> None:
+    for file in sweep.glob("slots4-*/eval/test-*.json"):
+        record = {**json.loads(file.read_text()), "macs": None, "macs_not_counted": "ValueError: no <values>"}
+        file.write_text(json.dumps(record))
+    cells = {str(row.cells[0]): row.cells[2] for row in cost_table(collect(sweep)).rows}
+    assert (cells["slots4"], cells["slots1"]) == ("not counted", "–")
+    page = build_report(sweep, None).read_text()
+    assert page.count("slots4: GMACs are not counted: ValueError: no &lt;values&gt;") == 1
+
+
 def test_the_costs_of_each_model_are_in_a_table(sweep: Path) -> None:
     (sweep / "slots4-seed1" / "state.json").write_text(json.dumps({"peak_memory": 3 * 2**30}))
     for file in sweep.glob("slots4-*/eval/test-*.json"):
