@@ -203,7 +203,8 @@ def _group_name(runs: Sequence[tuple[str, RunConfig]]) -> str:
     names = [name.removesuffix(f"-{config.hash8()}") for name, config in runs]
     if len(runs) == 1:
         return names[0]
-    stems = (re.sub(rf"[-_. ]?(seed|s)[-_]?0*{runs[place][1].seed}$", "", name) for place, name in enumerate(names))
+    suffix = r"([-_. ]?seed|(^|[-_. ])s)[-_]?0*"  # not the s of `classes1`
+    stems = (re.sub(rf"{suffix}{runs[place][1].seed}$", "", name) for place, name in enumerate(names))
     return ", ".join(dict.fromkeys(stem or name for stem, name in zip(stems, names, strict=True)))
 
 
