@@ -15,6 +15,7 @@ from shards.manifest import Codes
 from toolkit.atomic import replacing, write_atomic
 from toolkit.data.windows import to_unit
 from toolkit.evaluate.diagrams import Diagrams, sums_of
+from toolkit.evaluate.probabilistic import Members
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.evaluate.scoring import new_table, score_batch
 from toolkit.forecast.make import Forecast
@@ -73,8 +74,12 @@ def diagrams_of(forecast: Forecast, truth: Codes, thresholds: Sequence[float] = 
         ("persistence", torch.from_numpy(np.repeat(last, steps, 0))[None, None]),
     ):
         size = len(predicted)
-        share = None if size == 1 else lambda level: (members >= level).double().mean(0)
-        sums = sums_of(predicted.mean(0), codes, forecast.scale, protocol, chosen, share, missing)
+        kept = None
+        if size > 1:
+            kept = Members(size, codes, forecast.scale, protocol, 0, missing)
+            for member in predicted:
+                kept.add(member)
+        sums = sums_of(predicted.mean(0), codes, forecast.scale, protocol, chosen, kept, missing)
         made[name] = Diagrams(chosen, size, truth.shape[-2:], {0: sums}).compute()
     return made if all(made.values()) else {}
 
