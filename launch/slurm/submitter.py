@@ -54,7 +54,7 @@ from launch.slurm.queue import (
 from launch.slurm.queued import QueuedJobs
 from launch.slurm.request import Own, Request, Requests, describe
 from launch.slurm.script import Shape, array_text, command_text, run_text
-from launch.slurm.submission import Submission, awaited, check_apart, descriptions, evaluation_of, planned_calls
+from launch.slurm.submission import Call, Submission, awaited, check_apart, descriptions, evaluation_of, planned_calls
 from toolkit.atomic import write_atomic
 from toolkit.errors import ConfigError
 from toolkit.rundir import lock
@@ -93,6 +93,7 @@ class SlurmSubmitter(Submitter):
         self.after = after
         self.evaluate_apart = evaluate_apart
         self._names: dict[Job, str] = {}
+        self._scored: frozenset[Path] = frozenset()
         self._evaluations: list[str] = []  # jobs that evaluate what other ones train
         self._states: dict[Job, JobState] = {}
         self._absent: dict[Job, int] = {}
@@ -101,8 +102,9 @@ class SlurmSubmitter(Submitter):
         self._copy: snapshot.Snapshot | None = None
         self._in_queue = QueuedJobs(self.root, throttle, requests.given)
 
-    def assign(self, resources: Mapping[Path, Own]) -> None:
+    def assign(self, resources: Mapping[Path, Own], scored: Collection[Path] = ()) -> None:
         self.requests.assign(resources)
+        self._scored = frozenset(scored)
         for request in self.requests.all() if self.evaluate_apart else ():
             check_apart(request)
 
@@ -158,7 +160,7 @@ class SlurmSubmitter(Submitter):
         """
         self.check()
         lines = []
-        for number, call in enumerate(planned_calls(self._parts(runs), self.evaluate_apart), 1):
+        for number, call in enumerate(self._calls(runs, self.array_size), 1):
             folder, code = self.root / SUBMISSIONS / f"submission-{number}", self.root / "code" / "snapshot"
             request, size = call.request, len(call.runs)
             text = self._text(request, size, folder, folder.name, [], code, "TRAINING" if call.apart else None)
@@ -196,7 +198,7 @@ class SlurmSubmitter(Submitter):
         changed = [run.name for run in runs if snapshot.point(run, copy.path)]
         if changed:
             print(f"note: these resume with changed code ({copy.path.name}): {some(changed)}")
-        calls = planned_calls(self._parts(runs), self.evaluate_apart)
+        calls = self._calls(runs, self.array_size)
         for call in calls:
             run_concurrently(partial(self._write_text, code=copy.path, request=call.request), call.runs)
         submissions: list[Submission] = []
@@ -298,18 +300,12 @@ class SlurmSubmitter(Submitter):
         with contextlib.suppress(SlurmError):
             client.check_installed()
             size = max(1, client.max_array_size())
-        groups = self.requests.groups(runs)
-        lines = [describe(request, len(part), size, self.throttle) for request, part in groups]
-        apart = [(evaluation_of(request), part) for request, part in groups if self.evaluate_apart]
-        return lines + [describe(request, len(part), size, self.throttle) for request, part in apart]
+        # The arrays of a request are one line.
+        return [describe(call.request, len(call.runs), size, self.throttle) for call in self._calls(runs, None)]
 
-    def _parts(self, runs: Sequence[Path]) -> list[tuple[Request, Sequence[Path]]]:
-        """Return the runs of each call of sbatch: those of one request, as many as an array may have."""
-        parts: list[tuple[Request, Sequence[Path]]] = []
-        for request, those in self.requests.groups(runs):
-            size = max(1, self.array_size) * request.pack
-            parts += [(request, those[first : first + size]) for first in range(0, len(those), size)]
-        return parts
+    def _calls(self, runs: Sequence[Path], array_size: int | None) -> list[Call]:
+        """Return the calls of sbatch for runs."""
+        return planned_calls(self.requests.groups(runs), array_size, self.evaluate_apart, self._scored)
 
     def _predecessors(self, submissions: Sequence[Submission], request: Request) -> list[str]:
         """Return the jobs that the next one waits for. A throttle holds within an array; so arrays run one by one."""

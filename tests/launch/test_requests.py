@@ -255,3 +255,54 @@ def test_a_refused_change_is_reported(site: Cluster, capsys: pytest.CaptureFixtu
     output = capsys.readouterr().out
     assert "note: --qos has no effect on job 4712 in the queue: scontrol: no; to apply it: scancel --state" in output
     assert "high" not in {options.get("qos") for _, options in site.submissions().values()}
+
+
+APART = """
+base: base.yaml
+list:
+  - {name: a}
+  - {name: b, train.steps: 4}
+  - {name: c, model.name: persistence}
+"""
+
+
+def parts(output: str) -> list[tuple[str, str, str]]:
+    """Return the submissions that --show printed: number of runs, the text of their runs, the condition."""
+    texts = re.split(r"^# .*/submit.sbatch: ", output, flags=re.MULTILINE)[1:]
+    names = [re.search(r"\$run/(\w+)\.sbatch", text) for text in texts]
+    return [
+        (text.split("\n")[0].split(";")[0], name[1] if name else "", options_of(text).get("dependency", ""))
+        for text, name in zip(texts, names, strict=True)
+    ]
+
+
+def test_a_preview_of_evaluations_apart_is_what_is_submitted(
+    site: Cluster, fakes: Fakes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fakes.sweep_file(APART)
+    arguments = ("--gpus-per-node", "0", "--evaluate-apart")
+    for queue in ((), ("--no-queue",)):
+        assert site.go("--dry-run", "--show", "--test", *queue, *arguments) == 0
+        output = capsys.readouterr().out
+        assert parts(output) == [
+            ("2 runs", "submit", ""),
+            ("2 runs", "evaluate", "aftercorr:TRAINING"),
+            ("1 run", "evaluate", ""),
+        ]
+        lines = [line for line in output.splitlines() if "in 1 array" in line]
+        assert [line.split(" in ")[0] for line in lines] == ["2 runs", "2 runs", "1 run"]
+        assert ["; evaluation" in line for line in lines] == [False, True, True]
+    assert not site.root.exists()
+    site.go(*arguments)
+    assert [runs for runs, _ in site.submissions().values()] == [["a", "b"], ["a", "b"], ["c"]]
+    (site.folder / "queue").write_text("")
+    for file in site.root.glob("*/config.yaml"):
+        RunDir(file.parent).mark_done()
+    site.go("--dry-run", "--show", *arguments)
+    assert parts(capsys.readouterr().out) == [("3 runs", "evaluate", "")]
+    site.go("--dry-run", "--show", "--replace", *arguments)  # the runs are done, and will not be any more
+    assert [part[:2] for part in parts(capsys.readouterr().out)] == [
+        ("2 runs", "submit"),
+        ("2 runs", "evaluate"),
+        ("1 run", "evaluate"),
+    ]
