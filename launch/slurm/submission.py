@@ -48,6 +48,11 @@ def check_apart(request: Request) -> None:
         )
 
 
+def training_of(request: Request) -> Request:
+    """Return what the trainings of runs ask for, which other jobs evaluate."""
+    return replace(request, only=TRAIN)
+
+
 def evaluation_of(request: Request) -> Request:
     """Return what the evaluations of runs ask for, in jobs of their own."""
     gpus = min(1, request.shape.gpus_per_node)
@@ -83,7 +88,7 @@ def planned_calls(
         if not evaluate_apart:
             calls += [Call(request, part) for part in _arrays(request, runs, array_size)]
             continue
-        training, evaluation = replace(request, only=TRAIN), evaluation_of(request)
+        training, evaluation = training_of(request), evaluation_of(request)
         for part in _arrays(training, [run for run in runs if run not in scored], array_size):
             calls += [Call(training, part), Call(evaluation, part, apart=True)]
         evaluated = [run for run in runs if run in scored]

@@ -2,6 +2,7 @@
 
     runs/<sweep>/slurm/<key>/      one submission; <key> is in its jobs' name, so that squeue alone tells what is queued
       submit.sbatch  runs.txt      array task n runs line n + 1
+      request.json                 what its jobs ask for; see launch/slurm/queued.py
       pack.json                    or, where jobs run several runs each: how many; see launch/jobs/pack.py
       logs/4711_0_0_batch.log      and the log of such a job's batch script
       job                          its id, for people
@@ -51,10 +52,19 @@ from launch.slurm.queue import (
     owners,
     runs_of,
 )
-from launch.slurm.queued import QueuedJobs
+from launch.slurm.queued import QueuedJobs, write_record
 from launch.slurm.request import Own, Request, Requests, describe
-from launch.slurm.script import Shape, array_text, command_text, run_text
-from launch.slurm.submission import Call, Submission, awaited, check_apart, descriptions, evaluation_of, planned_calls
+from launch.slurm.script import array_text, command_text, run_text
+from launch.slurm.submission import (
+    Call,
+    Submission,
+    awaited,
+    check_apart,
+    descriptions,
+    evaluation_of,
+    planned_calls,
+    training_of,
+)
 from toolkit.atomic import write_atomic
 from toolkit.errors import ConfigError
 from toolkit.rundir import lock
@@ -173,13 +183,12 @@ class SlurmSubmitter(Submitter):
         self._in_queue.apply(self._queue, self._wanted)
         return [self._follow(run, name) for run, name in queued.items()]
 
-    def _wanted(self, run: Path, folder: Path) -> tuple[str, Pack | None]:
-        """Return the text that a run in the queue would be submitted by now, and how it would be packed."""
-        request = self.requests.of(run)
-        if folder.name.startswith(EVALUATION):
-            request = evaluation_of(request)
-        text = self._text(request, 1, folder, folder.name, [], (run / "code").resolve())
-        return text, _pack_of(request.shape)
+    def _wanted(self, runs: Sequence[Path], job: QueuedJob) -> list[tuple[Request, list[Path]]]:
+        """Return the requests by which runs in the queue, of those that are planned, would be submitted now."""
+        groups = self.requests.groups([run for run in runs if self.requests.plans(run)])
+        if is_evaluation(job):
+            return [(evaluation_of(request), those) for request, those in groups]
+        return [(training_of(request) if self.evaluate_apart else request, those) for request, those in groups]
 
     def submit(self, runs: Sequence[Path]) -> list[Job]:
         """Submit runs in as few arrays as the controller allows.
@@ -329,8 +338,8 @@ class SlurmSubmitter(Submitter):
     def _submit_part(
         self, runs: Sequence[Path], request: Request, after: Sequence[str], trained_by: str | None = None
     ) -> Submission:
-        key, pack = secrets.token_hex(4), _pack_of(request.shape)
-        key = EVALUATION + key if request.only == EVALUATE else key
+        key, shape = (EVALUATION if request.only == EVALUATE else "") + secrets.token_hex(4), request.shape
+        pack = Pack(shape.pack, shape.ranks, shape.gpus_per_node) if shape.pack else None
         folder, name = self.root / SUBMISSIONS / key, f"{self.root.name}-{key}"
         (folder / "logs" if pack else folder).mkdir(parents=True)
         write_atomic(folder / RUNS, "".join(f"{run}\n" for run in runs))
@@ -338,6 +347,7 @@ class SlurmSubmitter(Submitter):
             pack.write(folder)
         text = self._text(request, len(runs), folder, name, after, runs[0].joinpath("code").resolve(), trained_by)
         write_atomic(folder / "submit.sbatch", text)
+        write_record(folder, request.record)
         try:
             job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(request.profile))
         except BaseException as error:
@@ -374,7 +384,3 @@ class SlurmSubmitter(Submitter):
         """Return the option of pack.py that names the script of a run's job, where that isn't ours."""
         script = self.command(self.root, 1, True)[1]
         return [] if script == str(JOB_SCRIPT) else ["--job", script]
-
-
-def _pack_of(shape: Shape) -> Pack | None:
-    return Pack(shape.pack, shape.ranks, shape.gpus_per_node) if shape.pack else None
