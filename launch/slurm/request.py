@@ -117,6 +117,11 @@ class Requests:
         """Return the different requests of the runs that were assigned; without any, that of the profile."""
         return [request for request, _ in self.groups(list(self._owns))] or [self.of()]
 
+    def usual(self) -> Request:
+        """Return the request of most runs that were assigned, of several the first."""
+        groups = self.groups(list(self._owns))
+        return max(groups, key=lambda group: len(group[1]))[0] if groups else self.of()
+
     def groups(self, runs: Sequence[Path]) -> list[tuple[Request, list[Path]]]:
         """Return runs by their request, in the order in which each comes first."""
         found: list[tuple[Request, list[Path]]] = []

@@ -39,7 +39,6 @@ from launch.jobs.submitter import (
 from launch.slurm import client
 from launch.slurm.client import QueuedJob, SlurmError
 from launch.slurm.limits import check_time, own_file_system
-from launch.slurm.profile import overridden
 from launch.slurm.queue import (
     EVALUATION,
     REPORT,
@@ -199,11 +198,7 @@ class SlurmSubmitter(Submitter):
         if not runs:
             return []
         runs = [run.resolve() for run in runs]
-        copy = self._copy = snapshot.take(self.root)
-        if copy.commit is None:
-            print(f"note: the code in {snapshot.ROOT} is not under version control: copied as it is, without a commit")
-        if copy.untracked:
-            print(f"note: copied though git doesn't know them: {some(copy.untracked)}")
+        copy = self._code()
         changed = [run.name for run in runs if snapshot.point(run, copy.path)]
         if changed:
             print(f"note: these resume with changed code ({copy.path.name}): {some(changed)}")
@@ -216,7 +211,8 @@ class SlurmSubmitter(Submitter):
         try:
             for call in calls:
                 if call.apart:
-                    evaluations.append(self._submit_part(call.runs, call.request, [], submissions[-1].job))
+                    after = self._predecessors(evaluations, call.request)
+                    evaluations.append(self._submit_part(call.runs, call.request, after, submissions[-1].job))
                 else:
                     after = [*ending, *self._predecessors(submissions, call.request)]
                     submissions.append(self._submit_part(call.runs, call.request, after))
@@ -228,6 +224,16 @@ class SlurmSubmitter(Submitter):
         print("\n".join(descriptions([*submissions, *evaluations])))
         return [self._follow(run, name) for submission in submissions for run, name in submission.jobs()]
 
+    def _code(self) -> snapshot.Snapshot:
+        """Return the copy of the code that all jobs of this command run, which is made at the first call."""
+        if self._copy is None:
+            copy = self._copy = snapshot.take(self.root)
+            if copy.commit is None:
+                print(f"note: the code in {snapshot.ROOT} is not under version control: copied, without a commit")
+            if copy.untracked:
+                print(f"note: copied though git doesn't know them: {some(copy.untracked)}")
+        return self._copy
+
     def submit_report(self, fresh: bool) -> None:
         """Submit the job that makes the report when all jobs of the sweep have ended, however; a refusal is logged.
 
@@ -238,10 +244,9 @@ class SlurmSubmitter(Submitter):
         old = [job.name for job in self._queue if is_report(self.root, job) and job.waiting]
         if old and not fresh:
             return
-        copy = self._copy or snapshot.take(self.root)
+        copy, profile = self._code(), self.requests.usual().profile
         folder = self.root / SUBMISSIONS / REPORT
         folder.mkdir(parents=True, exist_ok=True)
-        profile = overridden(self.requests.profile, self.requests.given)
         python = profile.python or sys.executable
         command = [python, str(copy.path / "launch" / "report.py"), str(self.root)]
         queued = [job.base for job in self._queue if is_of(self.root, job) and is_evaluation(job)]
@@ -253,7 +258,7 @@ class SlurmSubmitter(Submitter):
         write_atomic(folder / "submit.sbatch", text)
         try:
             client.cancel(old)
-            job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(profile))
+            job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(light))
         except SlurmError as error:
             print(f"note: no job for the report ({first_line(error)}): {typed('report', self.root)}")
             return

@@ -454,3 +454,44 @@ def test_jobs_without_a_record_are_reported(site: Cluster, capsys: pytest.Captur
     assert [line.partition(",")[0] for line in notes(capsys)] == [
         f"note: job {job} is of an earlier version" for job in (4712, 4713)
     ]
+
+
+def test_trainings_and_evaluations_have_a_limit_each(site: Cluster, fakes: Fakes) -> None:
+    fakes.sweep_file(
+        "base: base.yaml\nseeds: 3\nlist: [{name: a}, {train.steps: 4, resources: {time: 5}},"
+        " {name: c, model.name: persistence}]\n"
+    )
+    site.go("--jobs", "2", "--gpus-per-node", "0", "--evaluate-apart")
+    arrays = [(one.get("array"), one.get("dependency")) for _, one in site.submissions().values()]
+    assert arrays == [
+        ("0-2%2", None),
+        ("0-2%2", "aftercorr:4712"),
+        (None, "afterany:4712"),  # a model without training is one run of three seeds
+        ("0-2%2", "afterany:4712:4714"),
+        ("0-2%2", "aftercorr:4715,afterany:4713"),
+    ]
+
+
+def test_the_report_asks_for_what_most_runs_do(site: Cluster, fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = site.folder / "bin" / "sbatch"
+    tool.write_text(tool.read_text().replace("accept()", 'echo "$SBATCH_PARTITION" >>partitions\naccept()', 1))
+    text = "base: base.yaml\n%slist: [{seed: 1, resources: {account: other}}, {seed: 2}, {seed: 3}]\n"
+    arguments = ["demo.yaml", "--cluster", "slurm", "--profile", profile_of(site, "account: none\n")[1]]
+    monkeypatch.setenv("SBATCH_PARTITION", "elsewhere")  # takes precedence over the batch script
+
+    def report(*more: str) -> tuple[str | None, ...]:
+        shutil.rmtree(site.root, ignore_errors=True)
+        (site.folder / "queue").write_text("")
+        sweep.main([*arguments, *more])
+        options = options_of((site.root / "slurm" / "report" / "submit.sbatch").read_text())
+        variable = (site.folder / "partitions").read_text().splitlines()[-1]
+        keys = ("account", "partition", "qos", "time", "mem", "gpus-per-node")
+        return (variable, *(options.get(key) for key in keys))
+
+    fakes.sweep_file(text % "resources: {account: proj, partition: big, qos: long, time: 2-0, mem: 0}\n")
+    assert report() == ("", "proj", "big", "long", "60", None, None)
+    assert report("--account", "mine") == ("", "mine", "big", "long", "60", None, None)
+    fakes.sweep_file(text % "")
+    assert report() == ("elsewhere", "none", None, None, "60", None, None)
+    profile_of(site, "light: {partition: cpu}\n")
+    assert report() == ("", None, "cpu", None, "60", None, None)
