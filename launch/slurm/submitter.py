@@ -47,9 +47,10 @@ from launch.slurm.queue import (
     is_evaluation,
     is_of,
     is_report,
-    job_of_array,
+    last_job,
     owners,
     runs_of,
+    submitted_jobs,
 )
 from launch.slurm.queued import QueuedJobs, write_record
 from launch.slurm.request import Own, Request, Requests, describe
@@ -288,8 +289,8 @@ class SlurmSubmitter(Submitter):
 
     def exit_reason(self, job: Job) -> str | None:
         """Return why its job failed, as its batch script wrote it, or how Slurm says that it ended."""
-        name = job_of_array(job.run, self._names[job])
-        return failure_of(self.root, name) or client.exit_reason(name)
+        name = last_job(job.run, self._names[job], submitted_jobs(self.root, evaluations=True).get(job.run))
+        return name and (failure_of(self.root, name) or client.exit_reason(name))
 
     def _follow(self, run: Path, name: str) -> Job:
         job = Job(run, len(self._names))
