@@ -104,7 +104,7 @@ class Requests:
         if text not in self._made:
             profile = overridden(overridden(self.profile, own, nulls=True), self.given)
             used = _text({key: value for key, value in own.items() if key not in self.given})
-            made = Request(profile, Shape.of(profile, None, None, self.ranks), used)
+            made = Request(profile, Shape.of(profile, self.ranks), used)
             self._made[text] = next((known for known in self._made.values() if known == made), made)
         found = self._made[text]
         return found if self.asks_for_gpus else replace(found, shape=replace(found.shape, asks_for_gpus=False))
