@@ -65,8 +65,8 @@ class Scored:
             )
         except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise ToolkitError(
-                f"{path}: is not an evaluation ({type(error).__name__}: {error}); delete it and evaluate the run again: "
-                + command("evaluate", "--run", path.parents[1])
+                f"{path}: no evaluation ({type(error).__name__}: {error}); delete it and evaluate the run again: "
+                f"{command('evaluate', '--run', path.parents[1])}"
             ) from None
 
     def by_lead(self) -> Iterator[tuple[int, dict[str, float]]]:

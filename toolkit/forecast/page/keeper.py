@@ -23,7 +23,7 @@ from toolkit.atomic import replacing, write_atomic
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate.check import threshold_codes
 from toolkit.evaluate.protocols import load_protocol
-from toolkit.forecast.make import Forecast, Request, read_frames, recoded
+from toolkit.forecast.make import Forecast, Request, read_recoded
 from toolkit.forecast.page import pictures
 from toolkit.forecast.page.fields import METHODS, Fields, fields_of
 from toolkit.forecast.page.folder import STEM, Entry, PageFolder
@@ -199,11 +199,11 @@ class Page:
             if not feed.is_settled(frame):
                 continue
             try:
-                own = feed.archive.description.scale
-                codes = recoded(read_frames(feed.archive, [frame]), own, self.trained.scale)[0][0]
+                found = read_recoded(feed.archive, [frame], self.trained.scale)
             except ShardError as error:
                 self._note(str(frame), f"observation can't be read: {error}")
                 continue
+            codes, seen = found.codes[0], found.seen[0]
             self._problems.pop(str(frame), None)
             for entry, lead in pairs:
                 try:
@@ -213,13 +213,13 @@ class Page:
                         raise ToolkitError(
                             f"the forecast has frames of {fields.excluded.shape[1:]}, the observation of {codes.shape}"
                         )
-                    made = self.scorer.score(fields, lead - 1, codes)
+                    made = self.scorer.score(fields, lead - 1, codes, seen)
                 except ToolkitError as error:
                     self._note(entry.stamp, f"not verified: {error}")
                     continue
                 if lead in entry.shown:
                     pictures.save(
-                        pictures.observation(codes, self.trained.scale),
+                        pictures.observation(codes, seen, self.trained.scale),
                         self._file(entry, f"-observation-{lead:02d}.png"),
                     )
                 for method, columns in made.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from launch.predict import main
 from shards.recent import open_archive
@@ -163,6 +165,28 @@ def test_scores_are_those_of_predict_verify(station: Station) -> None:
     assert curves["rmse"][0] < curves["rmse"][1] < curves["rmse"][2]
     flow = station.page.scorer.curves([entry], "optical_flow")
     assert flow["rmse"][2] < curves["rmse"][2]  # the rain moves by a pixel each frame
+
+
+@pytest.mark.parametrize("has_code", [True, False])
+def test_missing_pixels_are_neither_zeros_nor_scored(tmp_path: Path, persistence: Trained, has_code: bool) -> None:
+    """Of the observation, and of the last frame, which persistence repeats; also without a code for them."""
+    code = persistence.scale.missing_code if has_code else None
+    trained = dataclasses.replace(persistence, scale=dataclasses.replace(persistence.scale, missing_code=code))
+    station = Station(tmp_path, trained)
+    for number in range(6):
+        rain = np.full((24, 32), 100, np.uint8)
+        rain[2 * number : 2 * number + 2] = 255  # of frame 3: rows 6 and 7; of frame 4: 8 and 9
+        write_gif(station.input, START + number * STEP, rain)
+        if number in (3, 5):
+            station.check()
+    cells = station.page.entries[stamp(3)].scores["persistence"]
+    for lead in ("1", "2"):
+        assert [cells[lead][name] for name in ("mse", "missing_pixels")] == [0.0, 64]
+        assert cells[lead]["inflow_pixels"] >= 64  # two rows of the last frame, and what flows in
+    with Image.open(station.output / "forecasts" / f"forecast-{stamp(3)}-observation-01.png") as image:
+        pixels = np.array(image.convert("RGB"))
+    grey = (pixels == (0xC4, 0xC4, 0xC4)).all(-1)
+    assert grey[8:10].all() and grey.sum() == 64
 
 
 def test_gaps_and_damaged_files_are_named(station: Station) -> None:
