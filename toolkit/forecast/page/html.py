@@ -78,6 +78,15 @@ class Looks:
     mean: bool
     side: int
 
+    @property
+    def probability(self) -> str:
+        """Return what P is."""
+        parts = ["members"] * self.mean
+        parts += [f"the {self.side} x {self.side} pixels around each pixel"] * (self.side > 1)
+        if not parts:
+            return "1 where the forecast is at or above the threshold, 0 elsewhere"
+        return f"share of {' and of '.join(parts)} at or above the threshold"
+
 
 def moment(stamp: str) -> datetime:
     """Return the time of a stamp."""

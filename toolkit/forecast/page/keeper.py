@@ -234,7 +234,12 @@ class Page:
         """Yield the frames that unverified lead times predict."""
         step = timedelta(seconds=self.looks.step_seconds)
         oldest = moment(min(self.entries)) if self.entries else None
-        frames = [frame for frame in feed.frames if frame.time and oldest and frame.time > oldest]
+        now = _now()
+        frames = [
+            frame
+            for frame in feed.frames
+            if frame.time and oldest and frame.time > oldest and self._is_past(frame.time, now)
+        ]
         for entry in self.entries.values():
             done = entry.scored()
             for frame in frames:
@@ -253,10 +258,13 @@ class Page:
         return [(entry.stamp, sorted(entry.scored())) for entry in self.entries.values()]
 
     def _state(self, feed: Feed) -> Index:
-        """Return what the page says about the archive: `feed` without, `newest` and `waiting` with the time of day."""
+        """Return what the page says about the archive: `feed` without, `newest` and `waiting` with the time of day.
+
+        `last` is the time of the newest frame; frames with a time in the future are problems.
+        """
         now, step = _now(), self.looks.step_seconds
         times = [frame.time for frame in feed.frames if frame.time is not None]
-        known = [moment for moment in times if moment <= now + timedelta(seconds=step)]
+        known = [when for when in times if self._is_past(when, now)]
         early = [f"{when}: a time in the future" for when in times[len(known) :]]
         problems = [
             *(f"{name}: {text}" for name, text in self.folder.damaged.items()),
@@ -278,13 +286,17 @@ class Page:
         elif not waiting:
             waiting = ["a first frame"]
         told = [known[-1:], feed.waiting, problems]
-        return {"newest": newest, "waiting": waiting, "problems": problems, "feed": told, "now": now}
+        last = known[-1] if known else datetime.min
+        return {"last": last, "newest": newest, "waiting": waiting, "problems": problems, "feed": told, "now": now}
+
+    def _is_past(self, when: datetime, now: datetime) -> bool:
+        """Return whether a frame can be of that time; clocks may differ by a time step."""
+        return when <= now + timedelta(seconds=self.looks.step_seconds)
 
     def _html(self, feed: Feed, shows: Mapping[str, Any]) -> str:
         entries = [self.entries[stamp] for stamp in sorted(self.entries, reverse=True)]
         present = {item.name for item in self.folder.forecasts.iterdir()}
-        newest = max((frame.time for frame in feed.frames if frame.time), default=datetime.min)
-        views = [shown(entry, present, self.looks, newest, place == 0) for place, entry in enumerate(entries)]
+        views = [shown(entry, present, self.looks, shows["last"], place == 0) for place, entry in enumerate(entries)]
         signature = self._signature()
         if signature != self._drawn[0]:
             curves = {method: self.scorer.curves(entries, method) for method in METHODS}

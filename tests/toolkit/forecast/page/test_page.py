@@ -27,6 +27,8 @@ from toolkit.atomic import FileWriteError
 from toolkit.errors import ConfigError
 from toolkit.forecast.files import write_forecast
 from toolkit.forecast.make import Request, make_forecast
+from toolkit.forecast.page import keeper
+from toolkit.forecast.page.html import Looks
 from toolkit.forecast.page.keeper import Page
 from toolkit.forecast.products import Products
 from toolkit.forecast.trained import Trained, load_trained
@@ -201,6 +203,42 @@ def test_gaps_and_damaged_files_are_named(station: Station) -> None:
     station.scan(4, 6)
     station.check(3)
     assert "missing between" not in station.html and "no forecast" not in station.html
+
+
+def test_a_time_in_the_future_is_not_the_newest_frame(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named, but no lead time before it counts as missed, and it verifies nothing."""
+    monkeypatch.setattr(keeper, "_now", lambda: START + 4 * STEP)
+    station.scan(*range(4))
+    station.check()
+    station.scan(4, 6)
+    station.check()
+    assert f"{START + 6 * STEP}: a time in the future" in station.html
+    assert station.html.count(">no frame<") == 0 and station.html.count(">not yet observed<") == 2
+    assert station.page.entries[stamp(3)].scored() == {1}
+    monkeypatch.setattr(keeper, "_now", lambda: START + 6 * STEP)
+    station.check()
+    assert station.page.entries[stamp(3)].scored() == {1, 3} and station.html.count(">no frame<") == 2
+
+
+@pytest.mark.parametrize(
+    ("mean", "side", "text"),
+    [
+        (True, 1, "share of members at or above the threshold"),
+        (True, 15, "share of members and of the 15 x 15 pixels around each pixel at or above the threshold"),
+        (False, 15, "share of the 15 x 15 pixels around each pixel at or above the threshold"),
+        (False, 1, "1 where the forecast is at or above the threshold, 0 elsewhere"),
+    ],
+)
+def test_what_a_probability_is(mean: bool, side: int, text: str) -> None:
+    assert Looks("rain", "mm/h", "model", 300.0, mean, side).probability == text
+
+
+def test_the_heading_keeps_the_case_of_names(tmp_path: Path, persistence: Trained) -> None:
+    scale = dataclasses.replace(persistence.scale, quantity="vertically integrated liquid, SEVIR level")
+    station = Station(tmp_path, dataclasses.replace(persistence, scale=scale))
+    station.input.mkdir()
+    station.check()
+    assert "<h1>Vertically integrated liquid, SEVIR level</h1>" in station.html
 
 
 def test_a_killed_watch_starts_again_from_its_files(station: Station) -> None:
