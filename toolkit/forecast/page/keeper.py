@@ -11,7 +11,7 @@ import itertools
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from shards.errors import ShardError
 from shards.recent import Frame
 from toolkit import __version__
 from toolkit.atomic import replacing, write_atomic
+from toolkit.checkpoint.export import weights_digest
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate.check import threshold_codes
 from toolkit.evaluate.protocols import load_protocol
@@ -58,12 +59,14 @@ class Page:
         thresholds: tuple[float, ...],
         archive: str,
         live: bool,
+        source: str | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         """
         Args:
             keep: number of forecasts that are kept.
             thresholds: of events in the verification, in the store's unit; none: those of the run's config.
-            archive: its path.
+            archive, source, options: its path, and how it is read, as for `shards.recent.open_archive`.
             live: whether the page is updated until the process ends.
 
         Raises:
@@ -88,6 +91,11 @@ class Page:
         self.keep, self.trained, self.archive, self.live = keep, trained, archive, live
         several = request.samples > 1
         self.probabilities = list(products.thresholds or (self.thresholds if several else ()))
+        if products.neighbourhood is not None and not self.probabilities:
+            raise ConfigError(
+                "--neighbourhood has no effect: there are no thresholds to show probabilities of: add --probability or "
+                "--thresholds, or omit --neighbourhood"
+            )
         self.side = products.side(request.samples)
         shape = (trained.frames.height, trained.frames.width)
         self.scorer = Scorer(protocol, scale, request.lead, tuple(self.thresholds), min(shape))
@@ -101,17 +109,35 @@ class Page:
         )
         settings = {
             "model": trained.title,
+            "weights": weights_digest({name: value.cpu() for name, value in trained.model.state_dict().items()}),
             "archive": str(Path(archive).absolute()),
+            "source": source,
+            "source_options": list(options),
             "lead": request.lead,
             "ensemble_size": request.samples,
+            "seed": request.seed,
+            "tile": request.tile,
+            "overlap": request.overlap,
+            "keep_inflow": request.keep_inflow,
             "thresholds": list(self.thresholds),
             "unit": scale.unit,
+            "probability": self.probabilities,
+            "neighbourhood": self.side,
+            "accumulation": products.accumulation,
+            "zr": list(products.zr),
         }
         self.folder = PageFolder(folder, settings)
         self.entries = self.folder.entries
         for entry in self.entries.values():
             if not self.scorer.is_sound(entry):
-                logger.warning("%s: scores of another form are dropped and computed again", entry.name(".json"))
+                again = self._file(entry, ".npz").exists()
+                logger.warning(
+                    "%s: its scores have an unexpected form and are left out; %s",
+                    entry.name(".json"),
+                    "they are computed again from the observations that are still in the archive"
+                    if again
+                    else f"they can't be computed again, as {entry.name('.npz')} is deleted once all are there",
+                )
                 entry.scores = {}
         self._problems: dict[str, str] = {}  # by frame or forecast, in verification
         self._latest = ""  # stamp of latest.nc
@@ -155,6 +181,7 @@ class Page:
     def publish(self, entry: Entry) -> None:
         """Take over a forecast whose data are written; the newest one becomes latest.nc and latest.png."""
         self.entries[entry.stamp] = entry
+        self.folder.damaged.pop(entry.name(".json"), None)
         self._replace_latest()
 
     def update(self, feed: Feed) -> None:
