@@ -189,6 +189,7 @@ def test_missing_pixels_are_neither_zeros_nor_scored(tmp_path: Path, persistence
         pixels = np.array(image.convert("RGB"))
     grey = (pixels == (0xC4, 0xC4, 0xC4)).all(-1)
     assert grey[8:10].all() and grey.sum() == 64
+    assert ">no data<" in station.html
 
 
 def test_gaps_and_damaged_files_are_named(station: Station) -> None:
