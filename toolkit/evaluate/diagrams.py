@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shards.manifest import Scale
+from toolkit.data.windows import numbers
 from toolkit.evaluate import metrics
 from toolkit.evaluate.check import threshold_codes
 from toolkit.evaluate.protocols import Protocol
@@ -115,7 +116,7 @@ def sums_of(
     found: dict[str, list[Tensor]] = {name: [] for name in ("bins", "reached", "all", "fss_error", "fss_reference")}
     for threshold, code in zip(thresholds, threshold_codes(thresholds, scale), strict=True):
         level = threshold_level(threshold, code, scale)
-        forecast, event = (compared.predicted >= level) & seen, (codes >= code) & seen
+        forecast, event = (compared.predicted >= level) & seen, (numbers(codes) >= code) & seen
         boxes, event_boxes = (BoxSums(events, max(*scales, NEIGHBOURHOOD)) for events in (forecast, event))
         if probability is None:
             share = boxes.at(NEIGHBOURHOOD).double() / counted

@@ -66,7 +66,7 @@ class Forecast:
         units: output of the model, clamped to 0..1; 0 where a pixel flows in.
         unseen: pixels without an observation in the context.
         inflow: pixels that flow in from outside the observed area, in any member.
-        context: codes of the model's scale, uint8 [Tc, C, H, W]; `times`: of these frames.
+        context: codes of the model's scale, [Tc, C, H, W]; `times`: of these frames.
         reference: time of the last observation, UTC; None if the archive has no time stamps.
     """
 
@@ -105,8 +105,8 @@ class Forecast:
         return recoded(read_frames(archive, frames), archive.description.scale, self.scale)[0]
 
     def mean_codes(self) -> Codes:
-        """Return the ensemble mean as codes, uint8 [T, C, H, W], with the missing code where there is no value."""
-        codes = np.rint(self.units.mean(0) * self.scale.max_code).astype(np.uint8)
+        """Return the ensemble mean as codes [T, C, H, W], with the missing code where there is no value."""
+        codes = np.rint(self.units.mean(0) * self.scale.max_code).astype(self.scale.code_type)
         if self.scale.missing_code is not None:
             codes[self.missing] = self.scale.missing_code
         return codes
@@ -192,7 +192,7 @@ def make_forecast(trained: Trained, archive: Archive, frames: Sequence[Frame], r
 
 
 def read_frames(archive: Archive, frames: Sequence[Frame]) -> Codes:
-    """Return frames of an archive, uint8 [L, C, H, W].
+    """Return frames of an archive as codes [L, C, H, W].
 
     Raises:
         ShardError: one can't be read. A file that is still being written makes its library fail in ways of its own.
@@ -214,7 +214,7 @@ def recoded(codes: Codes, scale: Scale, wanted: Scale) -> tuple[Codes, NDArray[n
     seen = np.ones(codes.shape, dtype=bool) if scale.missing_code is None else codes != scale.missing_code
     if scale == wanted:
         return codes, seen
-    values = scale.to_physical(np.arange(256, dtype=np.uint8))
+    values = scale.to_physical(np.arange(np.iinfo(codes.dtype).max + 1, dtype=codes.dtype))
     absent = np.isnan(values)
     table = wanted.to_code(np.where(absent, wanted.to_physical(np.zeros(1, np.uint8))[0], values))
     if wanted.missing_code is not None:

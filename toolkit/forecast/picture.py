@@ -48,7 +48,7 @@ def draw(forecast: Forecast, path: Path, truth: Codes | None = None) -> None:
     """Draw a forecast into `path`, atomically.
 
     Args:
-        truth: codes of the observations, uint8 [T', C, H, W], T' at most the lead; drawn next to the forecast.
+        truth: codes of the observations, [T', C, H, W], T' at most the lead; drawn next to the forecast.
     """
     check_picture(path, overwrite=True)
     data = _gif(forecast, truth) if path.suffix == ".gif" else _png(forecast, truth)

@@ -28,7 +28,7 @@ def scores(forecast: Forecast, truth: Codes, thresholds: Sequence[float] = ()) -
     """Score forecast and persistence over lead time, on the pixels that have a forecast, by the run's protocol.
 
     Args:
-        truth: codes of the observations in the model's scale, uint8 [T', C, H, W]; T' lead times are scored.
+        truth: codes of the observations in the model's scale, [T', C, H, W]; T' lead times are scored.
         thresholds: of events, in the store's unit; none: those of the run's config.
     """
     steps = len(truth)

@@ -59,7 +59,7 @@ class Scorer:
 
         Args:
             place: of the lead time, from 0.
-            codes: of the observation, uint8 [C, H, W].
+            codes: of the observation, [C, H, W].
         """
         table, found = self._table(1), dict[str, Columns]()
         truth, excluded = torch.from_numpy(codes)[None, None], torch.from_numpy(fields.excluded[place])[None, None]
