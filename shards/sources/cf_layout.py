@@ -364,6 +364,7 @@ def coding(
     raise UsageError(
         f"{layout.variable} is in {unit or 'no stated unit'}, which says not how to code it; "
         "give the range of its values, such as --range 0,60"
+        + ("" if packed is None else ", or keep the file's own numbers with --dtype uint16")
     )
 
 

@@ -13,9 +13,11 @@ from shards import ManifestError, Scale, SourceError, UsageError, decode_npy, op
 from shards.cli import main
 from shards.colours import code_colours, palette, upper_bits
 from shards.manifest import FrameSpec, Manifest
+from shards.plain import from_plain, to_plain
 from shards.recent import open_archive
 from shards.repack import repack
 from shards.sources.cf_layout import opened
+from shards.sources.radar import READERS
 from shards.sources.radar_readers import DBZ, FINE_DBZ, own_scale
 from tests.support import archives
 from tests.support.archives import radar_times
@@ -301,6 +303,12 @@ def test_images_whose_numbers_are_no_brightness_are_refused(tmp_path, dtype, cap
 # Radar
 
 
+def test_finer_readers_are_handed_to_the_jobs_of_a_cluster():
+    for name, reader in READERS.items():
+        finer = dataclasses.replace(reader, scale=FINE_DBZ)
+        assert from_plain(json.loads(json.dumps(to_plain(finer))), "shards") == finer, name
+
+
 def test_all_values_of_dbz_are_values_of_the_finer_scale():
     codes = np.arange(255, dtype=np.uint8)
     assert np.array_equal(FINE_DBZ.to_code(DBZ.to_physical(codes)), 258 * codes.astype(np.uint16))
@@ -409,7 +417,7 @@ def test_a_float_variable_in_a_range(tmp_path, name):
     assert np.nanmax(np.abs(found - values)) <= 140 / 65534 / 2 + 2e-5
 
 
-def test_a_packed_variable_keeps_its_own_codes(tmp_path):
+def test_a_packed_variable_keeps_its_own_codes(tmp_path, capsys):
     xarray = pytest.importorskip("xarray")
     packed = np.random.default_rng(0).integers(-32767, 32767, (6, 12, 10)).astype(np.int16)
     packed[:, 0, 0] = -32768
@@ -417,6 +425,8 @@ def test_a_packed_variable_keeps_its_own_codes(tmp_path):
     array = xarray.DataArray(packed, dims=("time", "y", "x"), coords={"time": times, "y": np.arange(12.0)[::-1]})
     array.attrs = {"units": "K", "scale_factor": 0.01, "add_offset": 400.0, "_FillValue": np.int16(-32768)}
     xarray.Dataset({"tb": array}).to_netcdf(tmp_path / "t.nc", engine="h5netcdf")
+    assert main(["convert", "cf", str(tmp_path / "t.nc"), str(tmp_path / "no")]) == UsageError.exit_code
+    assert "with --dtype uint16" in capsys.readouterr().err
     store = convert("cf", tmp_path / "t.nc", tmp_path / "s", *WIDE)
     scale = store.manifest.scale
     assert (scale.gain, scale.max_code, scale.missing_code) == (0.01, 65534, 65535)
