@@ -246,7 +246,7 @@ def test_weights_of_a_balanced_loss_change_at_the_same_rates() -> None:
 
 def test_a_forecast_from_uint16(tmp_path: Path, stores: dict[str, Path]) -> None:
     xarray = pytest.importorskip("xarray")
-    archive, made = stores["radar-uint8"].parent / "radar", {}
+    archive, made, verified = stores["radar-uint8"].parent / "radar", {}, {}
     for dtype in ("uint8", "uint16"):
         data = {"store": str(stores[f"radar-{dtype}"]), "context": 4, "horizon": 3}
         tree = {"name": "two", "model": small("convlstm"), "data": data, "eval": {"thresholds": [30]}}
@@ -254,18 +254,21 @@ def test_a_forecast_from_uint16(tmp_path: Path, stores: dict[str, Path]) -> None
         for name, given in (("archive", archive), ("store", stores[f"radar-{dtype}"])):
             out = tmp_path / f"{dtype}-{name}.nc"
             command = ["--run", str(run), "--input", str(given), "--out", str(out), "--probability", "20"]
-            assert predict_command([*command, "--picture", str(out.with_suffix(".png"))]) == 0
+            command += ["--at", "2016-07-11T23:30", "--verify", "--picture", str(out.with_suffix(".png"))]
+            assert predict_command(command) == 0
+            verified[dtype, name] = json.loads(out.with_suffix(".verify.json").read_text())
             with xarray.open_dataset(out) as data:
                 made[dtype, name] = data.load()
     for name in ("archive", "store"):
         xarray.testing.assert_equal(made["uint16", name], made["uint8", name])
+        assert verified["uint16", name] == verified["uint8", name]
     one = load_trained(tmp_path / "run-uint16", "best", torch.device("cpu"))
     assert one.scale == FINE_DBZ and one.frames.dtype == "uint16" and one.archive["dtype"] == "uint16"
     # Its context is coded as in training; an archive or store of uint8 is recoded.
     assert open_archive(archive, one.archive).description.frames.dtype == "uint16"
     out = tmp_path / "mixed.nc"
     command = ["--run", str(tmp_path / "run-uint16"), "--input", str(stores["radar-uint8"]), "--out", str(out)]
-    assert predict_command([*command, "--probability", "20"]) == 0
+    assert predict_command([*command, "--probability", "20", "--at", "2016-07-11T23:30"]) == 0
     with xarray.open_dataset(out) as data:
         xarray.testing.assert_equal(data.load(), made["uint8", "store"])
 
