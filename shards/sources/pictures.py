@@ -196,14 +196,15 @@ def _depth(path: Path, image: Image.Image, dtype: str) -> int:
         return 8
     brightness = image.mode.startswith("I") or (image.mode in ("RGB", "RGBA", "LA") and image.format in PIXELS)
     if not (wide and brightness) or bits > 16 or ";32" in raw or re.search(";16B?S", raw):
-        what = "numbers that are no brightness of 8 or 16 bits"
-        advice = "the meaning of its numbers has to be given"
+        advice = (
+            "which --dtype uint16 takes only as grey, or colours of PNG and TIFF; if its numbers have another meaning"
+        )
     elif dtype == "uint8":
-        what = "more than 8 bits a pixel and channel"
-        advice = "a store of uint8 can't hold them: add --dtype uint16; if the meaning of its numbers is to be given"
+        advice = "a store of uint8 can't hold them: add --dtype uint16; if its numbers are no brightness"
     else:
         return 16
     raise SourceError(
-        f"{path}: {what} (Pillow's kind {image.mode}, stored as {raw or 'unknown'}); {advice}: save them as arrays "
-        "(convert arrays --range LOW,HIGH), or write a source of ten lines, see docs/new-dataset.md"
+        f"{path}: more than 8 bits a pixel and channel (Pillow's kind {image.mode}, stored as {raw or 'unknown'}), "
+        f"{advice}: save them as arrays (convert arrays --range LOW,HIGH), or write a source of ten lines, see "
+        "docs/new-dataset.md"
     )
