@@ -89,7 +89,6 @@ def convert(
         raise UsageError(f"--skip-limit {skip_limit}: a number of frames, 0 or more")
     description, plan = source.describe(), source.plan()
     _check_plan(plan)
-    _check_unpacked(plan, description, encoding)
     skipped: Mapping[str, object] = {}
     if skip_limit is not None:
         plan, damages = without_damaged(source, plan, skip_limit, workers, getattr(source, "skipped", ()))
@@ -101,6 +100,7 @@ def convert(
         conversion["encoding"] = encoding
     conversion["plan_sha256"] = plan_sha256 or digest
     _check_manifest(_manifest(description, conversion, format, encoding))
+    _check_unpacked(plan, description, encoding)
     standing = _look_at_target(output, conversion, overwrite)
     if standing is not None:
         remove_partials(output)

@@ -24,6 +24,7 @@ from shards.errors import SourceError, UnnamedSourceError, UsageError
 from shards.georeference import Grid
 from shards.manifest import MANIFEST_NAME, Codes
 from shards.sources import SOURCES, Description, PlannedEvent, Source, SourceEntry, cf
+from shards.sources.base import add_dtype_argument, check_dtype
 from shards.sources.choose import guess
 from shards.sources.custom import custom_entry
 from shards.sources.inputs import plural
@@ -32,7 +33,7 @@ from shards.store import Event, Store, open_store
 
 # Options of a conversion that say what a frame is; the others say where it is from and how events are divided.
 FRAME_OPTIONS = (
-    *("crop", "size", "channels", "reader", "dbz", "variable", "group", "range", "no_echo", "missing"),
+    *("crop", "size", "channels", "reader", "dbz", "variable", "group", "range", "no_echo", "missing", "dtype"),
     *("quantity", "unit", "band", "radar", "product", "name_pattern", "time_format"),
 )
 # Options of radar archives that only make sense with the reader that they were given for.
@@ -83,7 +84,7 @@ class Archive:
         cf.forget_opened()
 
     def read(self, frames: Sequence[Frame]) -> Codes:
-        """Return frames, uint8 [L, C, H, W]. Raises SourceError or StoreError for a frame that can't be read."""
+        """Return frames as codes [L, C, H, W]. Raises SourceError or StoreError for a frame that can't be read."""
         parts = []
         for _, group in itertools.groupby(frames, key=lambda frame: frame.key):
             same = list(group)
@@ -242,6 +243,7 @@ def _build(entry: SourceEntry, name: str, path: Path, recorded: Mapping[str, Any
     parser = argparse.ArgumentParser(prog=f"... -- (options of {name})", allow_abbrev=False)
     parser.add_argument("input")
     entry.add_arguments(parser)
+    add_dtype_argument(parser)
     words = [str(path), *options]
     known = {action.dest for action in parser._actions}
     taken = {key: value for key, value in recorded.items() if key in known and key in FRAME_OPTIONS}
@@ -256,6 +258,7 @@ def _build(entry: SourceEntry, name: str, path: Path, recorded: Mapping[str, Any
         args = parser.parse_args(words)
         args.event_frames = 1
         source = entry.build(args)
+    check_dtype(args, source.describe())
     return source
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.clock import times_of_frames
-from shards.colours import norm_and_colours
+from shards.colours import norm_and_colours, upper_bits
 from shards.errors import UsageError
 from shards.manifest import Scale
 from shards.store import Event, Store
@@ -48,7 +48,7 @@ def draw_sheet(store: Store, file: Path, rows: int = 8) -> None:
         scale = store.manifest.scale
         bar = figure.colorbar(shown, ax=list(axes), shrink=min(1.0, 3.5 / height), pad=0.01)
         if scale.mapping is not None:  # colours are linear in codes, as in every other picture
-            codes = np.linspace(0, scale.max_code, 6).round().astype(np.uint8)
+            codes = np.linspace(0, scale.max_code, 6).round().astype(scale.code_type)
             places = (scale.offset + scale.gain * codes).tolist()
             bar.set_ticks(places, labels=[f"{value:.3g}" for value in scale.to_physical(codes)])
         bar.set_label(_scale_label(scale), fontsize=8)
@@ -92,7 +92,7 @@ def _draw_event(ax: Axes, store: Store, split: str, event: Event) -> AxesImage:
     if spec.channels == 3:
         strip: npt.NDArray[np.generic] = np.full((height, step * COLUMNS, 3), 255, dtype=np.uint8)
         for i, frame in enumerate(frames):
-            strip[:, i * step : i * step + width] = frame.transpose(1, 2, 0)
+            strip[:, i * step : i * step + width] = upper_bits(frame).transpose(1, 2, 0)
         shown = ax.imshow(strip, interpolation="nearest")
     else:
         strip = np.full((height, step * COLUMNS), np.nan, dtype=np.float32)

@@ -2,7 +2,7 @@
 
     store = open_store("stores/mmnist")
     event = store.events("train")[7]
-    frames = store.read("train", event.index, 0, 10)    # uint8 [10, C, H, W]
+    frames = store.read("train", event.index, 0, 10)    # codes [10, C, H, W]
 
 A store may be handed to other processes, by fork or pickle: each opens its own files, when it first needs them.
 """
@@ -100,7 +100,7 @@ class Store(ABC):
         return events
 
     def read(self, split: str, index: int, start: int, stop: int) -> Codes:
-        """Read frames [start, stop) of event `index` of `split`: uint8 [stop - start, C, H, W], contiguous, a copy.
+        """Read frames [start, stop) of event `index` of `split`: codes [stop - start, C, H, W], contiguous, a copy.
 
         Raises UsageError for frames that aren't there, and StoreError, naming shard, key and byte, where the bytes
         aren't those that were written.

@@ -210,13 +210,15 @@ def read_event(source: Source, planned: PlannedEvent, spec: FrameSpec, scale: Sc
     """
     raw = source.read(planned)
     expected = (planned.length, *spec.shape)
-    if raw.frames.dtype != np.uint8 or raw.frames.shape != expected:
+    if raw.frames.dtype != spec.code_type or raw.frames.shape != expected:
         raise SourceError(
             f"event {planned.key}: the source gave {raw.frames.dtype} {list(raw.frames.shape)}, "
-            f"planned were uint8 {list(expected)}; repair the source"
+            f"planned were {spec.dtype} {list(expected)}; repair the source"
         )
     frames = np.ascontiguousarray(raw.frames)
-    any_code_stands_for_something = scale.max_code == 255 or (scale.max_code, scale.missing_code) == (254, 255)
+    largest = np.iinfo(spec.code_type).max
+    above_all = largest - (scale.missing_code == largest)
+    any_code_stands_for_something = scale.max_code >= above_all
     missing = changes = 0
     before: npt.NDArray[np.bool_] | None = None
     for frame in frames:  # one at a time: a mask of a whole event would be as large as the event

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from shards.errors import SourceError, UsageError
 from shards.georeference import Grid, grid_of
-from shards.manifest import SourceInfo
+from shards.manifest import Scale, SourceInfo
 from shards.sources.inputs import need, plural, unreadable
 from shards.sources.radar_readers import (
     DBZ,
@@ -33,6 +33,7 @@ from shards.sources.radar_readers import (
     coded,
     content,
     number_in,
+    own_scale,
     rain_to_dbz,
     table_of,
     time_in,
@@ -55,6 +56,7 @@ class Meaning:
     undetect: float | None
     unit: str
     rate: float | None
+    lowest: float = DBZ.offset  # of what was observed without an echo
 
     def to_dbz(self, numbers: npt.NDArray[Any]) -> Values:
         """Return the dBZ of a band's numbers, NaN where missing."""
@@ -64,7 +66,7 @@ class Meaning:
         if self.rate is not None:
             values = rain_to_dbz(values * self.rate)
         if self.undetect is not None:
-            values[numbers == self.undetect] = DBZ.offset
+            values[numbers == self.undetect] = self.lowest
         return values
 
 
@@ -77,7 +79,7 @@ class GeoTiff:
     unit: str | None = None
 
     name = "geotiff"
-    scale = DBZ
+    scale: Scale = DBZ
     step_seconds = 300.0
     crop = "none"
     looks_like = "201609281445_FIN-DBZ-3067-250M.tif"
@@ -103,13 +105,21 @@ class GeoTiff:
             south = image.transform.e > 0
             place = f"{image.crs} {tuple(round(number, 3) for number in tuple(image.transform)[:6])}"
         if raw.dtype.kind == "u" and raw.dtype.itemsize <= 2:
-            table = table_of(meaning.to_dbz(np.arange(256**raw.dtype.itemsize, dtype=raw.dtype)))
+            table = table_of(meaning.to_dbz(np.arange(256**raw.dtype.itemsize, dtype=raw.dtype)), self.scale)
             codes, clipped = table.apply(raw)
         else:
-            codes, clipped = coded(raw, meaning.to_dbz)
+            codes, clipped = coded(raw, meaning.to_dbz, self.scale)
         time = _time(items)
         facts = {"quantity": items.get("quantity", ("", ""))[0], "unit": meaning.unit, "grid": place}
         return Composite(codes[::-1].copy() if south else codes, clipped, time, facts)
+
+    def own_scale(self, path: Path) -> Scale | None:
+        """Return the scale of the file's own reflectivities of 16 bits; None for others."""
+        with _opened(path) as image:
+            band = self._band(path, image)
+            meaning = self._meaning(path, image, band, _items(image, band))
+            dtype = np.dtype(image.dtypes[band - 1])
+        return own_scale(dtype, meaning.gain, meaning.offset) if meaning.rate is None else None
 
     def grid(self, path: Path) -> Grid | None:
         """Return the grid by the geokeys. Raises SourceError where the image is turned or has none."""
@@ -173,7 +183,7 @@ class GeoTiff:
         )
         if image.nodatavals[band - 1] is not None:
             nodata = image.nodatavals[band - 1]
-        return Meaning(gain, offset, nodata, undetect, unit or UNSTATED, rate)
+        return Meaning(gain, offset, nodata, undetect, unit or UNSTATED, rate, self.scale.offset)
 
 
 class _opened:

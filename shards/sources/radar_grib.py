@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.georeference import LONGLAT, Grid, grid_of
-from shards.manifest import SourceInfo
+from shards.manifest import Scale, SourceInfo
 from shards.sources.inputs import need, unreadable
 from shards.sources.radar_readers import (
     DBZ,
@@ -29,6 +30,7 @@ from shards.sources.radar_readers import (
 RATE = (209, 6, 1)  # discipline, category, number of PrecipRate in NSSL's tables
 
 
+@dataclass(frozen=True)
 class Mrms:
     """MRMS on 7000 x 3500 pixels of 0.01 degrees, every 2 minutes; GRIB2, gzipped or not.
 
@@ -38,7 +40,7 @@ class Mrms:
     """
 
     name = "mrms"
-    scale = DBZ
+    scale: Scale = DBZ
     step_seconds = 120.0
     crop = "128,1280,384,384"  # the northern Great Plains; the centre of the grid is often dry
     looks_like = "PrecipRate_00.00_20190610-000000.grib2"
@@ -71,7 +73,7 @@ class Mrms:
         if name is not None and rain != name.product.startswith("preciprate"):
             what = "rain" if rain else "not PrecipRate"
             raise unlike(path, "parameter", f"{about['parameter']} ({what})", f"that of {name.product}, its name")
-        codes, clipped = coded(values, _rain if rain else _reflectivity)
+        codes, clipped = coded(values, _rain if rain else _reflectivity, self.scale)
         facts = {"parameter": str(about["parameter"]), "grid": str(about["grid"])}
         return Composite(codes, clipped, timestamp(about["time"], "%Y%m%d%H%M"), facts)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from shards.errors import SourceError
 from shards.georeference import Grid, grid_of
-from shards.manifest import SourceInfo
+from shards.manifest import Scale, SourceInfo
 from shards.sources import hdf
 from shards.sources.radar_readers import (
     DBZ,
@@ -33,6 +34,7 @@ from shards.sources.radar_readers import (
 )
 
 
+@dataclass(frozen=True)
 class Knmi:
     """KNMI's Dutch composites: 700 x 765 km, uint16 or uint8 with a calibration formula: millimetres in five minutes,
     or dBZ.
@@ -41,7 +43,7 @@ class Knmi:
     """
 
     name = "knmi"
-    scale = DBZ
+    scale: Scale = DBZ
     step_seconds = 300.0
     crop = "240,176,384,384"  # 88 % observed; no square of 384 has all
     looks_like = "RAD_NL25_RAC_RT_201008260000.h5"
@@ -79,10 +81,10 @@ class Knmi:
             place = self._place(path, file)
         missing = tuple(sorted(int(number_in(path, "calibration", value)) for value in absent if value is not None))
         if "[DBZ]" in quantity.upper():
-            codes, clipped = _table(raw.dtype.str, gain, offset, 0.0, missing).apply(_unsigned(raw))
+            codes, clipped = _table(raw.dtype.str, gain, offset, 0.0, missing, self.scale).apply(_unsigned(raw))
         elif "[MM]" in quantity.upper():
             seconds = (end - start).total_seconds() if start and end and end > start else self.step_seconds
-            codes, clipped = _table(raw.dtype.str, gain, offset, seconds, missing).apply(_unsigned(raw))
+            codes, clipped = _table(raw.dtype.str, gain, offset, seconds, missing, self.scale).apply(_unsigned(raw))
         else:
             raise unlike(path, "image_geo_parameter", quantity or "absent", "rain in [MM] or reflectivity in [DBZ]")
         facts = {"quantity": quantity, **({} if place is None else {"grid": str(place)})}
@@ -129,6 +131,7 @@ def _knmi_time(overview: Any, which: str) -> datetime | None:
     return timestamp(text.split(".")[0].strip(), "%d-%b-%Y;%H:%M:%S")
 
 
+@dataclass(frozen=True)
 class Bom:
     """Rainfields of the Australian Bureau of Meteorology: 512 x 512 pixels of 500 m, millimetres of rain as int16 with
     CF's scale_factor; prcp-cscn is of 6 minutes, prcp-c10 of 10, and the file's two times say it.
@@ -137,7 +140,7 @@ class Bom:
     """
 
     name = "bom"
-    scale = DBZ
+    scale: Scale = DBZ
     step_seconds = 360.0
     crop = "384"
     looks_like = "2_20180616_100000.prcp-cscn.nc"
@@ -175,7 +178,7 @@ class Bom:
             raise unlike(path, "station_id", station, f"{radar}, as the file's name says")
         gain, offset = number_in(path, "scale_factor", gain), number_in(path, "add_offset", offset)
         missing = () if fill is None else (int(number_in(path, "_FillValue", fill)),)
-        codes, clipped = _table(raw.dtype.str, gain, offset, float(seconds), missing).apply(_unsigned(raw))
+        codes, clipped = _table(raw.dtype.str, gain, offset, float(seconds), missing, self.scale).apply(_unsigned(raw))
         facts = {"accumulation": f"{seconds} s", **({} if station is None else {"station_id": str(station)})}
         if mapping:
             facts["grid"] = str(mapping)
@@ -206,7 +209,7 @@ def _unsigned(raw: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 @functools.lru_cache(maxsize=8)
-def _table(dtype: str, gain: float, offset: float, seconds: float, missing: tuple[int, ...]) -> Table:
+def _table(dtype: str, gain: float, offset: float, seconds: float, missing: tuple[int, ...], scale: Scale) -> Table:
     """Return the amounts gain * raw + offset, in mm of `seconds`, or of dBZ where that is 0: there are but 65,536
     different ones. By the unsigned number that has the same bits.
     """
@@ -214,4 +217,4 @@ def _table(dtype: str, gain: float, offset: float, seconds: float, missing: tupl
     numbers = np.arange(256**kind.itemsize).astype(f"u{kind.itemsize}").view(kind.newbyteorder("="))
     values = gain * numbers.astype(np.float64) + offset
     values[np.isin(numbers, missing)] = np.nan
-    return table_of(rain_to_dbz(values * (3600 / seconds)) if seconds else values)
+    return table_of(rain_to_dbz(values * (3600 / seconds)) if seconds else values, scale)

@@ -4,6 +4,7 @@ authors. Pillow and gzip read them. See radar_readers.py for what a reader is.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,6 +19,7 @@ from shards.sources.radar_readers import (
     DBZ,
     Composite,
     FileName,
+    Table,
     content,
     named,
     rain_to_dbz,
@@ -29,6 +31,7 @@ from shards.sources.radar_readers import (
 AUTHORS_DBZ = Scale(quantity="radar reflectivity", unit="dBZ", offset=15.0, gain=0.5)  # (p + 30) / 2
 
 
+@dataclass(frozen=True)
 class MeteoSwissGif:
     """MeteoSwiss AQC composites as GIF: 710 x 640 km, 5 minutes, palette indexes that stand for rain rates.
 
@@ -37,7 +40,7 @@ class MeteoSwissGif:
     """
 
     name = "meteoswiss"
-    scale = DBZ
+    scale: Scale = DBZ
     step_seconds = 300.0
     crop = "384"  # all of it observed
     looks_like = "AQC151351545F_00005.801.gif"
@@ -49,13 +52,6 @@ class MeteoSwissGif:
         url="https://github.com/pySTEPS/pysteps-data",
     )
     _name = re.compile(r"AQC(\d{2})(\d{3})(\d{2})(\d{2})[A-Z]_(.*)\.gif", re.IGNORECASE)
-
-    def __init__(self) -> None:
-        index = np.arange(256)
-        rate = 12 * (10 ** ((index - 71.5) / 20) / 316) ** (1 / 1.5)
-        rate[(index < 2) | (index > 250)] = 0.0
-        rate[255] = np.nan
-        self._table = table_of(rain_to_dbz(rate, a=316, b=1.5))
 
     def parse(self, name: str) -> FileName | None:
         """Return the time: AQC, two digits of the year, three of the day in the year, hour and minute; a letter of the
@@ -71,7 +67,7 @@ class MeteoSwissGif:
 
     def read(self, path: Path) -> Composite:
         """Return palette indexes through the table; L is a palette that is the identity."""
-        return Composite(*self._table.apply(read_image(path, ["GIF"], ("P", "L"))))
+        return Composite(*_swiss_table(self.scale).apply(read_image(path, ["GIF"], ("P", "L"))))
 
     def grid(self, path: Path) -> Grid | None:
         """Return Swiss coordinates (CH1903, EPSG:21781), 255 to 965 km east, -160 to 480 km north: no file names it."""
@@ -79,6 +75,16 @@ class MeteoSwissGif:
         return grid_of(x, y, "EPSG:21781")
 
 
+@functools.lru_cache(maxsize=2)
+def _swiss_table(scale: Scale) -> Table:
+    index = np.arange(256)
+    rate = 12 * (10 ** ((index - 71.5) / 20) / 316) ** (1 / 1.5)
+    rate[(index < 2) | (index > 250)] = 0.0
+    rate[255] = np.nan
+    return table_of(rain_to_dbz(rate, a=316, b=1.5), scale)
+
+
+@dataclass(frozen=True)
 class FmiPgm:
     """FMI's Finnish composites: gzipped PGM (P5) of dBZ in half steps from -32, 255 outside the radars' reach.
 
@@ -86,7 +92,7 @@ class FmiPgm:
     """
 
     name = "fmi"
-    scale = DBZ
+    scale: Scale = DBZ
     step_seconds = 300.0
     crop = "384"
     looks_like = "201609281600_fmi.radar.composite.lowest_FIN_SUOMI1.pgm.gz"
@@ -119,7 +125,8 @@ class FmiPgm:
         missing = header.get("missingval", "255")
         value = np.arange(256)
         absent = int(missing) if missing.isdecimal() else 255
-        codes, clipped = table_of(np.where(value == absent, np.nan, (value - 64) / 2)).apply(read_pgm(path, data))
+        table = table_of(np.where(value == absent, np.nan, (value - 64) / 2), self.scale)
+        codes, clipped = table.apply(read_pgm(path, data))
         names = ("producttype", "param", "bottomleft", "topright")
         facts: dict[str, str] = {name: header[name] for name in names if name in header}
         return Composite(codes, clipped, timestamp(header.get("obstime", ""), "%Y%m%d%H%M"), facts)
@@ -179,8 +186,8 @@ def read_pgm(path: Path, data: bytes) -> Codes:
 class GreyImages:
     """The layout that the ModeRNN authors' loader reads: grey images ANYTHING_YYYYmmddHHMMSS.png, in any folders.
 
-    Codes are kept as they are. What they mean no image says; it is dBZ = (p + 30) / 2, as the authors' evaluation has
-    it, unless the user says otherwise.
+    Codes are kept as they are, of 8 bits, or of 16 where the scale is. What they mean no image says; it is
+    dBZ = (p + 30) / 2, as the authors' evaluation has it, unless the user says otherwise.
     """
 
     name = "images"
@@ -203,11 +210,11 @@ class GreyImages:
 
     def read(self, path: Path) -> Composite:
         """Return the grey values; more than the scale's greatest that aren't missing are clipped to it."""
-        codes = read_image(path, modes=("L",))
+        codes = read_image(path, modes=("L",), dtype=self.scale.code_type.name)
         above = codes > self.scale.max_code
         if self.scale.missing_code is not None:
             above &= codes != self.scale.missing_code
-        return Composite(np.where(above, self.scale.max_code, codes).astype(np.uint8), int(np.count_nonzero(above)))
+        return Composite(np.where(above, self.scale.max_code, codes).astype(codes.dtype), int(np.count_nonzero(above)))
 
     def grid(self, path: Path) -> Grid | None:
         """Return nothing: an image names none."""

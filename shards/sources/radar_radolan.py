@@ -19,7 +19,7 @@ import numpy as np
 
 from shards.errors import SourceError
 from shards.georeference import Grid, grid_of, project
-from shards.manifest import SourceInfo
+from shards.manifest import Scale, SourceInfo
 from shards.sources.inputs import by, unreadable
 from shards.sources.radar_readers import (
     DBZ,
@@ -55,11 +55,12 @@ class Header:
     begin: int  # of the cells
 
 
+@dataclass(frozen=True)
 class Radolan:
     """See the module's docstring. Z = 200 R^1.6."""
 
     name = "radolan"
-    scale = DBZ
+    scale: Scale = DBZ
     step_seconds = 300.0
     crop = "none"
     looks_like = "raa01-ry_10000-1605292355-dwd---bin"
@@ -92,7 +93,7 @@ class Radolan:
         if found != size or not size:
             raise unreadable(path, f"{by(header.shape)} cells are {size} bytes, it has {found}")
         cells = np.frombuffer(data, kind, offset=header.begin)
-        table = _dbz_table() if one_byte else _rain_table(header.precision, header.minutes)
+        table = _dbz_table(self.scale) if one_byte else _rain_table(header.precision, header.minutes, self.scale)
         codes, clipped = table.apply(cells.reshape(header.shape)[::-1])
         facts = {"product": header.product, "interval": f"{header.minutes} min", "precision": f"{header.precision:g}"}
         return Composite(np.ascontiguousarray(codes), clipped, header.time, facts)
@@ -144,14 +145,14 @@ def read_header(path: Path, data: bytes) -> Header:
 
 
 @functools.lru_cache(maxsize=1)
-def _dbz_table() -> Table:
+def _dbz_table(scale: Scale) -> Table:
     value = np.arange(256)
-    return table_of(np.where(value >= 249, np.nan, value / 2 - 32.5))
+    return table_of(np.where(value >= 249, np.nan, value / 2 - 32.5), scale)
 
 
 @functools.lru_cache(maxsize=4)
-def _rain_table(precision: float, minutes: int) -> Table:
+def _rain_table(precision: float, minutes: int, scale: Scale) -> Table:
     cell = np.arange(65536)
     amount = precision * (cell & 0xFFF) * np.where(cell & 0x4000, -1, 1)
     amount[(cell & 0xA000) != 0] = np.nan  # no data, clutter
-    return table_of(rain_to_dbz(amount * (60 / minutes)))
+    return table_of(rain_to_dbz(amount * (60 / minutes)), scale)

@@ -1,8 +1,10 @@
 """What a reader of radar composites is: one small class per format, each turning a file into codes.
 
 Most give dBZ in quarters: code = round(dBZ / 0.25), 0..254 for 0..63.5 dBZ; no echo is 0 and no observation 255. What
-lies above 63.5 dBZ is counted as clipped; echoes below 0 dBZ become 0. A reader knows its file names, its own numbers
-and its own Z-R relation; what is common to all archives (runs, splits, crops) is radar.py's. Row 0 is north.
+lies above 63.5 dBZ is counted as clipped; echoes below 0 dBZ become 0. With uint16 a code is 1/1032 dBZ, 258 of them to
+a quarter; where files have linear 16-bit numbers of their own, codes are those (`own_scale`). A reader knows its file
+names, its own numbers and its own Z-R relation; what is common to all archives (runs, splits, crops) is radar.py's. Row
+0 is north.
 
 Readers: radar_pictures.py (MeteoSwiss GIF, FMI PGM, grey images), radar_hdf.py (KNMI, BoM), radar_odim.py,
 radar_geotiff.py, radar_radolan.py, radar_grib.py (MRMS).
@@ -11,6 +13,7 @@ radar_geotiff.py, radar_radolan.py, radar_grib.py (MRMS).
 from __future__ import annotations
 
 import bz2
+import dataclasses
 import gzip
 import math
 import re
@@ -30,7 +33,8 @@ from shards.manifest import Codes, Scale, SourceInfo
 from shards.sources.inputs import unreadable
 
 DBZ = Scale(quantity="radar reflectivity", unit="dBZ", offset=0.0, gain=0.25, max_code=254, missing_code=255)
-HIGHEST = DBZ.offset + DBZ.gain * (DBZ.max_code + 0.5)  # what is above is clipped
+# All values of DBZ are values of it too.
+FINE_DBZ = dataclasses.replace(DBZ, gain=DBZ.gain / 258, max_code=258 * DBZ.max_code, missing_code=65535)
 PACKED = (".gz", ".bz2")  # of one file; read as it is
 LARGEST = 2 << 30  # bytes that a packed file may unpack to
 LARGEST_SIDE = 1 << 20  # pixels
@@ -56,7 +60,7 @@ class Composite:
     """One file as read.
 
     Attributes:
-        codes: uint8 [height, width] of the reader's scale.
+        codes: [height, width] of the reader's scale.
         clipped: pixels whose value lies above the scale.
         time: what the file's header says, UTC; None where it doesn't.
         facts: of the header (quantity, unit, projection, ...), which all files of an archive share.
@@ -121,23 +125,39 @@ class Table:
         return np.asarray(self.codes[raw]), int(np.count_nonzero(self.above[raw])) if self.above.any() else 0
 
 
-def table_of(dbz: Values) -> Table:
+def table_of(dbz: Values, scale: Scale) -> Table:
     """Return the table of the dBZ that numbers 0, 1, ... stand for; NaN is missing."""
-    return Table(DBZ.to_code(dbz), np.nan_to_num(dbz) > HIGHEST)
+    return Table(scale.to_code(dbz), np.nan_to_num(dbz) > _highest(scale))
 
 
-def coded(raw: npt.NDArray[Any], to_dbz: Callable[[npt.NDArray[Any]], Values]) -> tuple[Codes, int]:
+def _highest(scale: Scale) -> float:
+    """Return the value above which values are clipped."""
+    return scale.offset + scale.gain * (scale.max_code + 0.5)
+
+
+def own_scale(dtype: np.dtype[Any], gain: float, offset: float) -> Scale | None:
+    """Return the scale of a file's own numbers, dBZ = offset + gain * number up to 63.5 dBZ; None where they aren't
+    unsigned and of 16 bits.
+    """
+    if dtype.kind != "u" or dtype.itemsize != 2 or gain <= 0:
+        return None
+    top = DBZ.offset + DBZ.gain * DBZ.max_code
+    greatest = min(65534, math.floor((top - offset) / gain + 1e-9))
+    return dataclasses.replace(FINE_DBZ, offset=offset, gain=gain, max_code=greatest) if greatest > 255 else None
+
+
+def coded(raw: npt.NDArray[Any], to_dbz: Callable[[npt.NDArray[Any]], Values], scale: Scale) -> tuple[Codes, int]:
     """Return the codes of raw numbers [height, width], whose dBZ (NaN where missing) `to_dbz` gives, and how many were
     clipped.
 
     In parts: all the intermediate numbers of 24 million pixels would be a gigabyte.
     """
-    codes, clipped = np.empty(raw.shape, dtype=np.uint8), 0
+    codes, clipped = np.empty(raw.shape, dtype=scale.code_type), 0
     parts = max(1, raw.size >> 20)
     for rows, target in zip(np.array_split(raw, parts), np.array_split(codes, parts), strict=True):
         dbz = to_dbz(rows)
-        target[:] = DBZ.to_code(dbz)
-        clipped += int(np.count_nonzero(np.nan_to_num(dbz) > HIGHEST))
+        target[:] = scale.to_code(dbz)
+        clipped += int(np.count_nonzero(np.nan_to_num(dbz) > _highest(scale)))
     return codes, clipped
 
 

@@ -82,7 +82,8 @@ class Evaluation:
                 f"{self.config.data.store}: frames have {count(here.frames.channels, 'channel')}, those that "
                 f"{self.run.path} was trained on {trained.frames.channels}: use a store with as many"
             )
-        if trained.scale != here.scale and self.world.is_main:
+        fed = [(_described(store.scale), store.scale.mapping) for store in (trained, here)]  # whatever the codes are
+        if fed[0] != fed[1] and self.world.is_main:
             logger.warning(
                 "%s: values are %s, the model was trained on %s: its forecasts are taken as the former",
                 self.config.data.store, _described(here.scale), _described(trained.scale),
