@@ -62,6 +62,11 @@ def check_plan(plan: Plan) -> None:
                     f"{split}: event {event.key}: its mode, run, run_offset or start_time is none that a store can "
                     f"hold: {ascii(_row(event))[:200]}; repair the source"
                 )
+            if event.by_frame and not _lists_frames(event):
+                raise SourceError(
+                    f"{split}: event {event.key}: by_frame says that its recipe lists one text for each of "
+                    f"{event.length} frames, it is {ascii(event.recipe)[:200]}; repair the source"
+                )
             if event.key <= before:
                 raise SourceError(
                     f"{split}: the key {event.key!r} comes after {before!r}; a source gives ascending keys"
@@ -70,6 +75,13 @@ def check_plan(plan: Plan) -> None:
                 raise SourceError(f"the key {event.key!r} occurs in two splits; repair the source")
             before = event.key
             seen.add(event.key)
+
+
+def _lists_frames(event: PlannedEvent) -> bool:
+    if not isinstance(event.recipe, tuple) or not event.recipe:
+        return False
+    listed = event.listed
+    return isinstance(listed, tuple) and len(listed) == event.length and all(isinstance(part, str) for part in listed)
 
 
 def _row(event: PlannedEvent) -> tuple[int, str | None, str, int, str | None]:

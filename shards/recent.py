@@ -275,10 +275,9 @@ def _of_source(source: Source, path: Path) -> Archive:
 
 def _file_of(path: Path, event: PlannedEvent, place: int) -> Path | None:
     """Return the file of a frame, where the source's recipe is a name for each (cf's with #POSITION)."""
-    recipe = event.recipe
-    if not isinstance(recipe, tuple) or len(recipe) != event.length or not isinstance(recipe[place], str):
+    if not event.listed:
         return None
-    file = path / recipe[place].partition("#")[0]
+    file = path / event.listed[place].partition("#")[0]
     return file if file.is_file() else None
 
 

@@ -23,11 +23,17 @@ _RAIN = re.compile(
     r"(?<![a-zA-Z])rain|Rain|(?<![A-Z])RAIN|(?i:precip(?!itable)|snowfall)"  # not terrain, nor precipitable water
     r"|(?i:(?<![a-z])(acrr|tp|pr|prate|qpe|rr)(?![a-z]))"
 )
+_NO_RAIN = re.compile(
+    r"(?i:height|altitude|column|velocity|speed|diameter|(?<![a-z])(tops?|base|bottom|level|line|path)(?![a-z]))"
+)
 
 
 def says_rain(*names: object) -> bool:
-    """Return whether one of a variable's names or descriptions says that it is rain."""
-    return any(_RAIN.search(str(name)) for name in names)
+    """Return whether one of a variable's names or descriptions says that it is rain, and none that it is a property of
+    it: the height where it begins, how fast it falls, the water in a column of air.
+    """
+    texts = [str(name) for name in names]
+    return any(map(_RAIN.search, texts)) and not any(map(_NO_RAIN.search, texts))
 
 
 def _short(unit: str) -> str:
