@@ -20,6 +20,7 @@ from shards.damaged import DEFAULT_LIMIT
 from shards.errors import ShardError, UsageError, printable
 from shards.sources import SOURCES, SourceEntry
 from shards.sources.choose import AUTO, resolve
+from shards.writing import FileWriteError
 
 # Options of `convert` that don't change what is written, or that the manifest records elsewhere.
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except ShardError as error:
         print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except FileWriteError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         print(

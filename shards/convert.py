@@ -40,7 +40,8 @@ from shards.sources.base import Description, Plan, PlannedEvent, Source
 from shards.store import open_store
 from shards.verify import stray_files, verify
 from shards.workers import run_jobs
-from shards.writer import ShardResult, StorePlan, StoreWriter, recorded
+from shards.writer import HashedFile, ShardResult, StorePlan, StoreWriter, recorded
+from shards.writing import writes
 
 
 @dataclass(frozen=True)
@@ -107,16 +108,20 @@ def convert(
         return Outcome(standing, already_complete=True)
     for note in plan.notes:
         report(note)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    with writes(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
     with partial_folder(output, partial_code(conversion, digest, source), report) as folder:
         writer = _writer(format, _store_plan(folder, description, plan, int(shard_mb * 1e6), encoding))
         results = _write(writer, source, workers, cluster, report)
-        files = writer.finish(results)
+        with writes(writer.plan.store):
+            files = writer.finish(results)
         splits = {split: _split_info(split, events, results) for split, events in writer.plan.splits.items()}
         manifest = _manifest(description, conversion, format, encoding, splits, files)
         _check_manifest(manifest)
-        (writer.plan.store / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-        put_in_place(writer.plan.store, output)
+        with HashedFile(writer.plan.store / MANIFEST_NAME, writer.plan.work) as file:
+            file.write(manifest.to_json().encode())
+        with writes(output):
+            put_in_place(writer.plan.store, output)
     for warning in (*warnings_of(manifest), *overlap_warnings(open_store(output))):
         report(f"warning: {warning}")
     return Outcome(manifest, already_complete=False)
