@@ -13,7 +13,7 @@ import pytest
 from tests.support.archives import image_sequence
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST = 6  # points of a format and fault; all of them when slow tests run
+MOST = 6  # points of a format and fault, evenly spaced
 NAMED = (
     r"error: {folder}/?(\.s\.partial-[0-9a-f]{{12}}(/(store|done)\S*)?|s)?: not written: {why}.* bytes are free in "
     r".*run the same command again"
@@ -55,9 +55,3 @@ def check(found: list[dict], fault: str, folder: Path) -> None:
 @pytest.mark.parametrize("fault", ["full", "large", "kill"])
 def test_at_some_writes(tmp_path, format, fault):
     check(faults(tmp_path, format, fault, MOST), fault, tmp_path / "stores")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", ["full", "large", "kill"])
-def test_at_every_write(tmp_path, format, fault):
-    check(faults(tmp_path, format, fault, 100_000), fault, tmp_path / "stores")
