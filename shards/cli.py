@@ -22,6 +22,7 @@ from shards.manifest import DTYPES
 from shards.sources import SOURCES, SourceEntry
 from shards.sources.base import add_dtype_argument, check_dtype, dtype_of
 from shards.sources.choose import AUTO, resolve
+from shards.writing import FileWriteError
 
 # Options of `convert` that don't change what is written, or that the manifest records elsewhere.
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except ShardError as error:
         print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except FileWriteError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         print(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from shards.clock import times_of_frames
 from shards.colours import norm_and_colours, upper_bits
 from shards.errors import UsageError
 from shards.manifest import Scale
@@ -127,8 +126,7 @@ def _missing_patch(left: float, width: int, height: int) -> Rectangle:
 
 def _moment(store: Store, split: str, event: Event, place: int) -> str:
     """Return the time of a frame, or its number where there is no clock."""
-    own = store.metadata(split, event.index).get("times")
-    times = times_of_frames(event.length, event.start_time, own, store.manifest.step_seconds)
+    times = store.times(split, event.index)
     return f"frame {place}" if times is None else f"{times[place]:%Y-%m-%d %H:%M:%S}".removesuffix(":00")
 
 

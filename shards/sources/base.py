@@ -44,6 +44,17 @@ class PlannedEvent:
     start_time: str | None = None  # of the first frame, ISO-8601 UTC
     times: tuple[str, ...] | None = None  # of every frame, only where the steps aren't all equal
     recipe: Any = None  # what the source needs to read it; plain data whose repr says all
+    # Whether `recipe`, or its first part, is a tuple of one text for each frame: then `read` takes any part of that
+    # tuple as an event, and --on-error skip can leave out single frames.
+    by_frame: bool = field(default=False, repr=False)
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """What the recipe lists for each frame; nothing if it doesn't."""
+        if not self.by_frame:
+            return ()
+        listed: tuple[str, ...] = self.recipe if all(isinstance(part, str) for part in self.recipe) else self.recipe[0]
+        return listed
 
 
 @dataclass(frozen=True)

@@ -35,12 +35,13 @@ from shards.sources.cf_layout import (
     own_packing,
     period_of,
     place_of,
+    spans_of,
     text_of,
     valid_limits,
 )
 from shards.sources.geometry import Geometry, add_geometry_arguments, parse_crop, parse_size
 from shards.sources.inputs import Listing, by, plural, walk
-from shards.sources.radar_readers import DBZ, FINE_DBZ, rain_to_dbz
+from shards.sources.radar_readers import DBZ, FINE_DBZ, check_pixels, rain_to_dbz
 from shards.sources.sequences import kept
 
 if TYPE_CHECKING:
@@ -114,9 +115,10 @@ class CfArchive:
             ordered = places == list(range(places[0], places[0] + len(places)))
             where = slice(places[0], places[-1] + 1) if ordered else places
             part = layout.upright(array).isel({layout.time: where})
+            check_pixels(self.path / name, part.shape[1:])
             values = np.array(part.values, dtype=np.float64)
             low, high = valid_limits(array)
-        except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, IndexError, RuntimeError, MemoryError) as error:
             if isinstance(error, SourceError):
                 raise
             raise SourceError(
@@ -196,6 +198,7 @@ def _build(args: argparse.Namespace) -> Source:
     first = _first_readable(path, names, args)
     data = opened(path / first, args.group)
     layout = layout_of(path / first, data, args.variable)
+    check_pixels(path / first, layout.shape)
     args.variable = layout.variable
     info = _source_info(path, dict(data.attrs))
     place, why = place_of(data, layout)
@@ -232,14 +235,15 @@ def _build(args: argparse.Namespace) -> Source:
 
 
 def _first_readable(path: Path, names: list[str], args: argparse.Namespace) -> str:
-    """Return the first file; with `--on-error skip` the first that can be opened, or the last."""
+    """Return the first file; with `--on-error skip` the first that holds the variable, or frames at all."""
     if getattr(args, "on_error", "stop") != "skip":
         return names[0]
-    for name in names[:-1]:
+    for name in names:
         with suppress(SourceError):
-            opened(path / name, args.group)
-            return name
-    return names[-1]
+            spans = spans_of(opened(path / name, args.group))
+            if spans and args.variable in (None, *spans):
+                return name
+    return names[0]
 
 
 def _frames(

@@ -135,14 +135,19 @@ def is_zarr(path: Path) -> bool:
     return path.is_dir() and any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
 
 
+def spans_of(data: Dataset) -> dict[str, tuple[str, bool]]:
+    """Return the variables that could be frames: the time of each, and whether the file is one frame."""
+    times = {name for name in data.variables if data[name].ndim == 1 and data[name].dtype.kind == "M"}
+    moment = _scalar_time(data)
+    return {str(name): span for name, array in data.data_vars.items() if (span := _span(array, times, moment))}
+
+
 def layout_of(path: Path, data: Dataset, variable: str | None) -> Layout:
     """Find the variable: the one asked for, or the only one that has time and two more dimensions.
 
     Raises UsageError that lists what the dataset holds.
     """
-    times = {name for name in data.variables if data[name].ndim == 1 and data[name].dtype.kind == "M"}
-    moment = _scalar_time(data)
-    spans = {str(name): span for name, array in data.data_vars.items() if (span := _span(array, times, moment))}
+    spans = spans_of(data)
     holds = ", ".join(f"{name}{list(array.dims)}" for name, array in data.data_vars.items()) or "nothing"
     if variable is None and len(spans) != 1:
         raise UsageError(

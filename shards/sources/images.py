@@ -30,6 +30,8 @@ ABSENT = Picture((0, 0), False, False, 1)  # a file that can't be read, and has 
 class Images(Sequences):
     """A scanned folder; a sequence's payload is the tuple of its files, or of `FILE#PAGE`."""
 
+    by_frame = True
+
     def read(self, event: PlannedEvent) -> RawEvent:
         """Decode, crop and resize, [L, C, height, width]; `details` name the folder."""
         files: tuple[str, ...] = event.recipe

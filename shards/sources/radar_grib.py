@@ -19,10 +19,12 @@ from shards.sources.radar_readers import (
     Composite,
     FileName,
     Values,
+    check_pixels,
     coded,
     content,
     named,
     rain_to_dbz,
+    side_in,
     timestamp,
     unlike,
 )
@@ -65,7 +67,7 @@ class Mrms:
         """Return the first message of the file; its header says whether it is rain or reflectivity."""
         eccodes = _eccodes()
         try:
-            values, about = first_message(eccodes, content(path))
+            values, about = first_message(eccodes, path, content(path, _promised))
         except (ValueError, eccodes.CodesInternalError) as error:
             raise unreadable(path, error) from None
         rain = about["parameter"] == RATE
@@ -81,7 +83,7 @@ class Mrms:
         """Return the latitudes and longitudes of the first message."""
         eccodes = _eccodes()
         try:
-            handle = eccodes.codes_new_from_message(content(path))
+            handle = eccodes.codes_new_from_message(content(path, _promised))
         except eccodes.CodesInternalError as error:
             raise unreadable(path, error) from None
         try:
@@ -89,7 +91,7 @@ class Mrms:
                 float(eccodes.codes_get(handle, f"{name}GridPointInDegrees"))
                 for name in ("latitudeOfFirst", "latitudeOfLast", "longitudeOfFirst", "longitudeOfLast")
             )
-            rows, columns = (int(eccodes.codes_get(handle, name)) for name in ("Nj", "Ni"))
+            rows, columns = (side_in(path, name, eccodes.codes_get(handle, name)) for name in ("Nj", "Ni"))
         finally:
             eccodes.codes_release(handle)
         north, south = max(north, south), min(north, south)  # frames begin in the north, whatever the file does
@@ -111,7 +113,13 @@ def _reflectivity(values: npt.NDArray[Any]) -> Values:
     return np.where(values <= -998, np.nan, values)
 
 
-def first_message(eccodes: ModuleType, data: bytes) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
+def _promised(path: Path, data: bytes) -> int:
+    """Return how long a GRIB2 file of one message is by its header; what is no such header is left to eccodes."""
+    whole = len(data) >= 16 and data[:4] == b"GRIB" and data[7] == 2
+    return int.from_bytes(data[8:16], "big") if whole else len(data)
+
+
+def first_message(eccodes: ModuleType, path: Path, data: bytes) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
     """Return the first message's grid, [rows, columns], row 0 in the north, and what it says of itself: parameter (its
     three numbers), time and grid. Raises ValueError for another kind.
     """
@@ -123,6 +131,7 @@ def first_message(eccodes: ModuleType, data: bytes) -> tuple[npt.NDArray[np.floa
         if eccodes.codes_get(handle, "iScansNegatively"):
             raise ValueError("a grid that runs from east to west")
         shape = (eccodes.codes_get(handle, "Nj"), eccodes.codes_get(handle, "Ni"))
+        check_pixels(path, shape)  # a grid of one value has any size in a few bytes
         names = ("discipline", "parameterCategory", "parameterNumber")
         about: dict[str, Any] = {"parameter": tuple(int(eccodes.codes_get(handle, name)) for name in names)}
         about["time"] = f"{eccodes.codes_get(handle, 'dataDate')}{eccodes.codes_get(handle, 'dataTime'):04d}"

@@ -24,6 +24,9 @@ from shards.sources.radar_readers import (
     Composite,
     FileName,
     Table,
+    check_pixels,
+    code_in,
+    gain_in,
     named,
     number_in,
     rain_to_dbz,
@@ -32,6 +35,8 @@ from shards.sources.radar_readers import (
     timestamp,
     unlike,
 )
+
+LATEST = 1 << 36  # seconds since 1970: the year 4147
 
 
 @dataclass(frozen=True)
@@ -67,19 +72,20 @@ class Knmi:
         """Read the numbers by the file's own calibration."""
         with hdf.opened(path, "reading KNMI radar files") as file:
             data = hdf.dataset(file, "image1/image_data", (None, None), ("uint8", "uint16"))
+            check_pixels(path, data.shape)
             calibration = file["image1/calibration"].attrs if "image1/calibration" in file else {}
             formula = hdf.scalar(calibration, "calibration_formulas", "")
             match = re.fullmatch(r"GEO\s*=\s*([-\d.eE]+)\s*\*\s*PV\s*\+?\s*([-\d.eE]+)", str(formula))
             if match is None:
                 raise SourceError(f"{path}: the calibration is {formula!r}, expected GEO=0.01*PV+0.0; another product?")
             quantity = str(hdf.scalar(file["image1"].attrs, "image_geo_parameter", ""))
-            gain, offset = float(match[1]), float(match[2])
+            gain, offset = gain_in(path, "calibration", match[1]), number_in(path, "calibration", match[2])
             raw = np.ascontiguousarray(data[...])
             absent = {hdf.scalar(calibration, f"calibration_{why}") for why in ("missing_data", "out_of_image")}
             overview = file["overview"].attrs if "overview" in file else {}
             start, end = (_knmi_time(overview, name) for name in ("start", "end"))
             place = self._place(path, file)
-        missing = tuple(sorted(int(number_in(path, "calibration", value)) for value in absent if value is not None))
+        missing = tuple(sorted(code_in(path, "calibration", value) for value in absent if value is not None))
         if "[DBZ]" in quantity.upper():
             codes, clipped = _table(raw.dtype.str, gain, offset, 0.0, missing, self.scale).apply(_unsigned(raw))
         elif "[MM]" in quantity.upper():
@@ -123,7 +129,7 @@ def _in_metres(proj: str) -> str:
         number = float(match[2])
         return f"+{match[1]}={number * 1000 if number < 1e5 else number:.12g}"
 
-    return re.sub(r"\+([ab])=([\d.]+)", metres, proj)
+    return re.sub(r"\+([ab])=(\d+(?:\.\d*)?)", metres, proj)
 
 
 def _knmi_time(overview: Any, which: str) -> datetime | None:
@@ -161,10 +167,13 @@ class Bom:
         """Return the accumulation divided by its period."""
         with hdf.opened(path, "reading the Bureau's netCDF files") as file:
             data = hdf.dataset(file, "precipitation", (None, None), ("int16",))
+            check_pixels(path, data.shape)
             end = int(hdf.dataset(file, "valid_time")[()])
             seconds = end - int(hdf.dataset(file, "start_time")[()])
             if seconds <= 0:
                 raise SourceError(f"{path}: valid_time is {seconds} s after start_time; was the file edited?")
+            if not 0 <= end < LATEST:
+                raise unlike(path, "valid_time", end, f"seconds since 1970, below {LATEST}")
             raw = np.ascontiguousarray(data[...])
             fill = hdf.scalar(data.attrs, "_FillValue")
             gain, offset = hdf.scalar(data.attrs, "scale_factor", 1.0), hdf.scalar(data.attrs, "add_offset", 0.0)
@@ -176,8 +185,8 @@ class Bom:
         radar = name.radar if (name := self.parse(path.name)) else ""
         if station is not None and radar and number_in(path, "station_id", station) != int(radar):
             raise unlike(path, "station_id", station, f"{radar}, as the file's name says")
-        gain, offset = number_in(path, "scale_factor", gain), number_in(path, "add_offset", offset)
-        missing = () if fill is None else (int(number_in(path, "_FillValue", fill)),)
+        gain, offset = gain_in(path, "scale_factor", gain), number_in(path, "add_offset", offset)
+        missing = () if fill is None else (code_in(path, "_FillValue", fill),)
         codes, clipped = _table(raw.dtype.str, gain, offset, float(seconds), missing, self.scale).apply(_unsigned(raw))
         facts = {"accumulation": f"{seconds} s", **({} if station is None else {"station_id": str(station)})}
         if mapping:

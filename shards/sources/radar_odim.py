@@ -28,7 +28,9 @@ from shards.sources.radar_readers import (
     FileName,
     Values,
     bare,
+    check_pixels,
     coded,
+    gain_in,
     number_in,
     own_scale,
     rain_to_dbz,
@@ -93,11 +95,13 @@ class Odim:
         with hdf.opened(path, "reading ODIM HDF5") as file:
             top = self._header(path, file)
             field = self._field(path, file)
-            raw = hdf.dataset(file, field.path, (None, None))[...]
+            data = hdf.dataset(file, field.path, (None, None))
+            check_pixels(path, data.shape)
+            raw = data[...]
             where = _where(file, field.path)
         what = field.what
         gain, offset = (
-            number_in(path, "gain", what.get("gain"), 1.0),
+            gain_in(path, "gain", what.get("gain"), 1.0),
             number_in(path, "offset", what.get("offset"), 0.0),
         )
         nodata, undetect = (

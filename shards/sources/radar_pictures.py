@@ -20,8 +20,11 @@ from shards.sources.radar_readers import (
     Composite,
     FileName,
     Table,
+    check_pixels,
+    code_in,
     content,
     named,
+    number_in,
     rain_to_dbz,
     table_of,
     timestamp,
@@ -115,16 +118,15 @@ class FmiPgm:
         """Return numbers through the table. Raises SourceError for a product that the header says isn't
         reflectivity.
         """
-        data = content(path)
+        data = content(path, pgm_bytes)
         header = pgm_comments(data)
         kind, quantity = header.get("producttype", ""), header.get("param", "")
         if kind and kind.lower() not in self._types:
             raise unlike(path, "producttype", kind, f"one of reflectivity ({', '.join(self._types).upper()})")
         if quantity and not re.search("reflectivity|dbz", quantity, re.IGNORECASE):
             raise unlike(path, "param", quantity, "reflectivity")
-        missing = header.get("missingval", "255")
         value = np.arange(256)
-        absent = int(missing) if missing.isdecimal() else 255
+        absent = code_in(path, "missingval", header.get("missingval", "255"))
         table = table_of(np.where(value == absent, np.nan, (value - 64) / 2), self.scale)
         codes, clipped = table.apply(read_pgm(path, data))
         names = ("producttype", "param", "bottomleft", "topright")
@@ -135,7 +137,7 @@ class FmiPgm:
         """Return a polar stereographic grid between the header's corners. The figure of the earth and the false origin
         aren't in the file: they are those that pysteps has for it.
         """
-        data = content(path)
+        data = content(path, pgm_bytes)
         header = pgm_comments(data)
         if header.get("type") != "stereographic" or "bottomleft" not in header or "topright" not in header:
             return None
@@ -146,11 +148,18 @@ class FmiPgm:
             "+y_0=3395677.920 +no_defs"
         )
         (left, bottom), (right, top) = (
-            project(proj, float(header[name].split()[0]), float(header[name].split()[1]))
-            for name in ("bottomleft", "topright")
+            project(proj, *_corner(path, name, header[name])) for name in ("bottomleft", "topright")
         )
         wide, high = (right - left) / width, (top - bottom) / height
         return grid_of(left + wide * (np.arange(width) + 0.5), top - high * (np.arange(height) + 0.5), proj)
+
+
+def _corner(path: Path, name: str, text: str) -> tuple[float, float]:
+    """Return longitude and latitude."""
+    parts = text.split()
+    if len(parts) < 2:
+        raise unlike(path, name, text, "a longitude and a latitude")
+    return number_in(path, name, parts[0]), number_in(path, name, parts[1])
 
 
 def pgm_comments(data: bytes) -> dict[str, str]:
@@ -165,18 +174,31 @@ def pgm_comments(data: bytes) -> dict[str, str]:
     return found
 
 
-def read_pgm(path: Path, data: bytes) -> Codes:
-    """Return the pixels of a binary PGM of 8 bits, uint8 [height, width]; comments may stand anywhere in its header.
-
-    Raises SourceError that names `path` for another format, and for a file shorter than its header says.
-    """
+def _pgm_header(path: Path, data: bytes) -> tuple[int, int, int]:
+    """Return width, height and the byte at which the pixels begin. Raises SourceError."""
     match = re.match(rb"P5\s(?:\s*#[^\n]*\n)*\s*(\d+)\s(?:\s*#[^\n]*\n)*\s*(\d+)\s(?:\s*#[^\n]*\n)*\s*(\d+)\s", data)
-    if match is None:
+    if match is None or max(map(len, match.groups())) > 9:
         raise unreadable(path, f"no binary PGM: it begins with {data[:12]!r}, should with P5 and three numbers")
     width, height, greatest = (int(group) for group in match.groups())
     if not 0 < greatest < 256:
         raise unreadable(path, f"its greatest value is {greatest}, should be 255 at most")
-    body = data[match.end() :]
+    check_pixels(path, (height, width))
+    return width, height, match.end()
+
+
+def pgm_bytes(path: Path, data: bytes) -> int:
+    """Return how long a PGM is by its header. Raises SourceError."""
+    width, height, begin = _pgm_header(path, data)
+    return begin + width * height
+
+
+def read_pgm(path: Path, data: bytes) -> Codes:
+    """Return the pixels of a binary PGM of 8 bits, uint8 [height, width]; comments may stand anywhere in its header.
+
+    Raises SourceError that names `path` for another format, and for a file that isn't as long as its header says.
+    """
+    width, height, begin = _pgm_header(path, data)
+    body = data[begin:]
     if len(body) != width * height:
         raise unreadable(path, f"{width}x{height} pixels are {width * height} bytes, it has {len(body)}")
     return np.frombuffer(body, dtype=np.uint8).reshape(height, width)

@@ -10,6 +10,7 @@ reader is.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,6 +27,7 @@ from shards.sources.radar_readers import (
     Composite,
     FileName,
     Table,
+    check_pixels,
     content,
     named,
     rain_to_dbz,
@@ -81,15 +83,14 @@ class Radolan:
 
     def read(self, path: Path) -> Composite:
         """Return the cells through a table, rows turned."""
-        data = content(path)
+        data = content(path, _promised)
         header = read_header(path, data)
         name = self.parse(path.name)
         if name is not None and name.product.upper() != header.product:
             raise unlike(path, "product", header.product, f"{name.product.upper()}, as the file's name says")
         one_byte = header.product in REFLECTIVITY
         kind = np.dtype(np.uint8 if one_byte else "<u2")
-        rows, columns = header.shape
-        size, found = rows * columns * kind.itemsize, len(data) - header.begin
+        size, found = math.prod(header.shape) * kind.itemsize, len(data) - header.begin
         if found != size or not size:
             raise unreadable(path, f"{by(header.shape)} cells are {size} bytes, it has {found}")
         cells = np.frombuffer(data, kind, offset=header.begin)
@@ -100,7 +101,7 @@ class Radolan:
 
     def grid(self, path: Path) -> Grid | None:
         """Return the grid by the number of rows and columns, which say where DWD's grids lie; None for another."""
-        header = read_header(path, content(path))
+        header = read_header(path, content(path, _promised))
         if header.shape not in GRIDS:
             return None
         left, below = GRIDS[header.shape]
@@ -109,6 +110,13 @@ class Radolan:
         across = x - 1000 * left + 1000 * (np.arange(columns) + 0.5)
         down = y - 1000 * below + 1000 * (np.arange(rows)[::-1] + 0.5)
         return grid_of(across, down, STEREO)
+
+
+def _promised(path: Path, data: bytes) -> int:
+    """Return how long a file is by its header. Raises SourceError."""
+    header = read_header(path, data)
+    check_pixels(path, header.shape)
+    return header.begin + math.prod(header.shape) * (1 if header.product in REFLECTIVITY else 2)
 
 
 def read_header(path: Path, data: bytes) -> Header:

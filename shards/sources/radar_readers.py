@@ -18,7 +18,7 @@ import gzip
 import math
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -29,15 +29,15 @@ import numpy.typing as npt
 
 from shards.errors import SourceError
 from shards.georeference import Grid
-from shards.manifest import Codes, Scale, SourceInfo
-from shards.sources.inputs import unreadable
+from shards.manifest import LARGEST_SIDE, Codes, Scale, SourceInfo
+from shards.sources.inputs import by, unreadable
 
 DBZ = Scale(quantity="radar reflectivity", unit="dBZ", offset=0.0, gain=0.25, max_code=254, missing_code=255)
 # All values of DBZ are values of it too.
 FINE_DBZ = dataclasses.replace(DBZ, gain=DBZ.gain / 258, max_code=258 * DBZ.max_code, missing_code=65535)
 PACKED = (".gz", ".bz2")  # of one file; read as it is
-LARGEST = 2 << 30  # bytes that a packed file may unpack to
-LARGEST_SIDE = 1 << 20  # pixels
+LARGEST = 1 << 29  # bytes of a file, unpacked: more is no composite's
+LARGEST_PIXELS = 1 << 27  # of a composite: MRMS, the largest, has a fifth
 PIECE = 1 << 20  # bytes that are unpacked at a time
 _TIME = re.compile(
     r"(?<!\d)((?:19|20)\d\d)(?P<s>[-_]?)([01]\d)(?P=s)([0-3]\d)"
@@ -210,24 +210,36 @@ def bare(name: str) -> str:
     return next((lower.removesuffix(ending) for ending in PACKED if lower.endswith(ending)), lower)
 
 
-def content(path: Path) -> bytes:
-    """Return a file's bytes, unpacked where its name ends in .gz or .bz2, all members of it. Raises SourceError that
-    names it.
+def content(path: Path, promised: Callable[[Path, bytes], int] | None = None) -> bytes:
+    """Return a file's bytes, unpacked where its name ends in .gz or .bz2, all members of it.
+
+    Args:
+        promised: returns how many bytes the header says that the file has, from its first ones (1 MiB at most): no more
+            are unpacked.
+
+    Raises:
+        SourceError: an unreadable file, or one of more bytes than promised, or than LARGEST; it names the file.
     """
     openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
-    opener = openers.get(path.suffix.lower())
+    data, most, why = bytearray(), LARGEST, "the most that is read"
     try:
-        if opener is None:
-            return path.read_bytes()
-        data = bytearray()
-        with opener(path, "rb") as file:
-            while piece := file.read(PIECE):
+        with openers.get(path.suffix.lower(), open)(path, "rb") as file:
+            while piece := file.read(min(PIECE, most + 1 - len(data))):
                 data += piece
-                if len(data) > LARGEST:
-                    raise unreadable(path, f"more than {LARGEST >> 20} MiB unpacked")
+                if promised is not None and len(data) == len(piece):
+                    size = promised(path, bytes(piece))
+                    most, why = min(most, size), why if size > most else "what its header promises"
+                if len(data) > most:
+                    raise unreadable(path, f"more than {most} bytes unpacked, {why}")
         return bytes(data)
     except (OSError, EOFError, zlib.error) as error:
         raise unreadable(path, error) from None
+
+
+def check_pixels(path: Path, shape: Sequence[int]) -> None:
+    """Refuse a composite of more than LARGEST_PIXELS before memory is taken for it. Raises SourceError."""
+    if math.prod(shape) > LARGEST_PIXELS or max(shape, default=0) > LARGEST_SIDE:
+        raise unlike(path, "size", by(shape), f"{LARGEST_PIXELS} pixels at most, and sides of {LARGEST_SIDE}")
 
 
 def number_in(path: Path, what: str, value: object, otherwise: float | None = None, finite: bool = True) -> float:
@@ -236,11 +248,27 @@ def number_in(path: Path, what: str, value: object, otherwise: float | None = No
         return otherwise
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise unlike(path, what, repr(value)[:60], "a number") from None
+    except (TypeError, ValueError, OverflowError):
+        raise unlike(path, what, f"{value!r:.60}", "a number") from None
     if finite and not math.isfinite(number):
         raise unlike(path, what, number, "a finite number")
     return number
+
+
+def gain_in(path: Path, what: str, value: object, otherwise: float | None = None) -> float:
+    """Return a header's gain, or `otherwise`. Raises SourceError for 0 too, which makes all values equal."""
+    gain = number_in(path, what, value, otherwise)
+    if gain == 0:
+        raise unlike(path, what, gain, "a number that isn't 0")
+    return gain
+
+
+def code_in(path: Path, what: str, value: object) -> int:
+    """Return the number by which a header marks pixels. Raises SourceError for a fraction."""
+    code = number_in(path, what, value)
+    if code != int(code):
+        raise unlike(path, what, code, "a whole number")
+    return int(code)
 
 
 def side_in(path: Path, what: str, value: object) -> int:

@@ -61,6 +61,7 @@ class Sequences:
     geometry: Geometry
     step_seconds: float | None
     options: SequenceOptions
+    by_frame = False  # of its events
     notes: tuple[str, ...]
     missing: bool = False
     dtype: str = "uint8"
@@ -113,6 +114,7 @@ class Sequences:
                 start_time=iso(times[0]) if times else None,
                 times=self._irregular(times),
                 recipe=self.recipe(sequence, offset, length),
+                by_frame=self.by_frame,
             )
 
     def _irregular(self, times: tuple[datetime, ...]) -> tuple[str, ...] | None:
