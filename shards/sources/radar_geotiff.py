@@ -190,7 +190,7 @@ class GeoTiff:
             gain, offset, nodata, _marker(path, "undetect", items), unit or UNSTATED, rate, self.scale.offset
         )
 
-    def _rate(self, path: Path, unit: str, told: Sequence[str]) -> float:
+    def _rate(self, path: Path, unit: str, texts: Sequence[str]) -> float:
         """Return what turns `unit` into mm/h. Raises SourceError for a unit that isn't a rain rate's, or for one of
         much else that neither --unit nor any of the texts `texts` calls rain.
         """
