@@ -73,7 +73,7 @@ def draw(rows: dict[str, torch.Tensor], context: torch.Tensor, chosen: list[int]
         if name == "observed":
             pictures |= dict(zip(axes[1:], (context[index, place - 1] for place in PAST), strict=False))
         for axis, picture in pictures.items():
-            axis.imshow(picture.mean(0), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(picture.mean(0).numpy(), cmap="gray", vmin=0, vmax=1)
     figure.savefig(out, dpi=72, bbox_inches="tight")
 
 
