@@ -27,8 +27,9 @@ from pydantic import (
     model_validator,
 )
 
+from toolkit.config.data import COSMETIC, DataConfig
 from toolkit.config.renamed import original_names, with_new_names
-from toolkit.config.sections import COSMETIC, DataConfig, EvalConfig, TrainConfig
+from toolkit.config.sections import EvalConfig, TrainConfig
 from toolkit.config.tree import read_tree, to_yaml, with_overrides
 from toolkit.errors import ConfigError
 from toolkit.models.plugins import (

@@ -24,6 +24,7 @@ from shards.manifest import Scale
 from toolkit.atomic import check_writable, clear_leftovers, replacing, write_atomic
 from toolkit.checkpoint.weights import load_model, store_of_run
 from toolkit.config import RunConfig
+from toolkit.config.channels import check_names, input_frames, target_frames
 from toolkit.data.windows import open_windows
 from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
@@ -77,11 +78,13 @@ class Evaluation:
     def _compare_stores(self) -> None:
         """Check that the model can read another store's frames; what its numbers mean may differ, which is logged."""
         trained, here = open_store(self.own.data.store).manifest, self.store.manifest
-        if trained.frames.channels != here.frames.channels:
+        known = input_frames(self.own.data, trained.frames)
+        if known.channels != self.windows.frames.channels:
             raise ConfigError(
-                f"{self.config.data.store}: frames have {count(here.frames.channels, 'channel')}, those that "
-                f"{self.run.path} was trained on {trained.frames.channels}: use a store with as many"
+                f"{self.config.data.store}: frames have {count(self.windows.frames.channels, 'channel')}, those that "
+                f"{self.run.path} was trained on {known.channels}: use a store with as many"
             )
+        check_names(known, self.windows.frames, self.config.data.store)
         if trained.scale != here.scale and self.world.is_main:
             logger.warning(
                 "%s: values are %s, the model was trained on %s: its forecasts are taken as the former",
@@ -111,7 +114,9 @@ class Evaluation:
             self.world.run_on_rank_zero(lambda: check_writable(self.run.eval))  # before minutes of work
             if self.world.is_main:
                 self.run.write_state(phase="evaluating")
-            persistence = _as_record(self._score(Persistence(), "persistence"))
+            baseline = Persistence()
+            baseline.set_channels(self.windows.channels)
+            persistence = _as_record(self._score(baseline, "persistence"))
             done: dict[tuple[int, bool], str] = {}
             for which, step in wanted.items():
                 weights = step, which == "ema"  # the moving average is of the last step, and has other weights
@@ -147,8 +152,9 @@ class Evaluation:
             "limit": self.request.limit,
             "ensemble": self._ensemble(model).described(),
             "show": self.config.eval.show,
-            # left out where it is false, so that results from before it stay valid
+            # left out where they are not set, so that results from before it stay valid
             **({"exclude_inflow": True} if self.config.eval.exclude_inflow else {}),
+            **({"targets": list(self.windows.channels.target_names)} if self.windows.channels is not None else {}),
         }
 
     def _is_there(self, which: str, model: SequenceModel, step: int) -> bool:
@@ -175,7 +181,7 @@ class Evaluation:
             "unit": manifest.scale.unit,
             "quantity": manifest.scale.quantity,
             "step_seconds": manifest.step_seconds,
-            "frames": list(manifest.frames.shape),
+            "frames": list(target_frames(self.config.data, manifest.frames).shape),
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "macs": self._macs(),
             "seconds": round(seconds, 3),
@@ -195,7 +201,7 @@ class Evaluation:
         if not entry_of(model).trained:
             return None
         try:
-            return count_macs(model, self.store.manifest.frames, data.context, data.horizon)
+            return count_macs(model, self.windows.frames, data.context, data.horizon)
         except (RuntimeError, NotImplementedError, TypeError) as error:  # of a user's own: it reads values, say
             logger.warning("%s: its GMACs are not known: %s", model.name, first_line(str(error)))
             return None

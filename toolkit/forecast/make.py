@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from shards import ShardError, SourceError
 from shards.georeference import Grid
-from shards.manifest import Codes, Scale, Values
+from shards.manifest import Codes, FrameSpec, Scale, Values
 from shards.mappings import MAPPINGS
 from shards.recent import Archive, Frame
 from shards.sources.inputs import by
+from toolkit.config.channels import check_names
 from toolkit.data.windows import to_unit
 from toolkit.errors import ConfigError
 from toolkit.forecast.tiles import predict_tiled
@@ -59,7 +60,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A forecast with its context and metadata.
+    """A forecast with its context and metadata; C channels: the targets.
 
     Attributes:
         values: float32 [S, T, C, H, W] in `scale.physical_unit`, NaN for missing pixels.
@@ -101,8 +102,9 @@ class Forecast:
         ]
 
     def recoded(self, archive: Archive, frames: Sequence[Frame]) -> Codes:
-        """Return other frames of the archive as codes of the model's scale, for example the observations."""
-        return recoded(read_frames(archive, frames), archive.description.scale, self.scale)[0]
+        """Return the targets of other frames of the archive as codes of the model's scale, such as the observations."""
+        codes = recoded(read_frames(archive, frames), archive.description.scale, self.scale)[0]
+        return codes[:, self.trained.targets]
 
     def mean_codes(self) -> Codes:
         """Return the ensemble mean as codes, uint8 [T, C, H, W], with the missing code where there is no value."""
@@ -132,8 +134,9 @@ def check_fits(trained: Trained, archive: Archive, request: Request) -> None:
     if theirs.frames.channels != ours.frames.channels:
         raise ConfigError(
             f"{archive.where}: frames with {count(theirs.frames.channels, 'channel')}, the model was trained on "
-            f"{ours.frames.channels}: choose another --input"
+            f"{ours.frames.channels}{_named(ours.frames)}: choose another --input"
         )
+    check_names(ours.frames, theirs.frames, archive.where)
     step, known = theirs.step_seconds, ours.step_seconds
     if step is not None and known is not None and abs(step / known - 1) > STEP_TOLERANCE:
         raise ConfigError(
@@ -141,6 +144,10 @@ def check_fits(trained: Trained, archive: Archive, request: Request) -> None:
             "would differ. Train on such an archive, or pass `-- --step SECONDS` if the time step is detected wrongly"
         )
     check_request(trained, request)
+
+
+def _named(frames: FrameSpec) -> str:
+    return f" ({', '.join(frames.names)})" if frames.names else ""
 
 
 def check_request(trained: Trained, request: Request) -> None:
@@ -165,9 +172,10 @@ def make_forecast(trained: Trained, archive: Archive, frames: Sequence[Frame], r
     """
     check_fits(trained, archive, request)
     codes, seen = recoded(read_frames(archive, frames), archive.description.scale, trained.scale)
+    inputs, targets = trained.inputs, trained.targets
     reference = frames[-1].time
-    units, inflow = _predict(trained, codes, seen[-1], request, reference)
-    unseen: NDArray[np.bool_] = np.asarray(~seen.any(0))
+    units, inflow = _predict(trained, codes[:, inputs], seen[-1, inputs], request, reference)
+    unseen: NDArray[np.bool_] = np.asarray(~seen[:, targets].any(0))
     if inflow.any():
         logger.info(
             "%s of %s pixels (%.1f %%; at the last lead time %.1f %%) flow in from outside the observed area and are "
@@ -180,7 +188,7 @@ def make_forecast(trained: Trained, archive: Archive, frames: Sequence[Frame], r
         units=units,
         unseen=unseen,
         inflow=inflow,
-        context=codes,
+        context=codes[:, targets],
         times=tuple(frame.time for frame in frames),
         step_seconds=trained.step_seconds or described.step_seconds,
         scale=trained.scale,
@@ -230,10 +238,11 @@ def _predict(
     """Predict [S, T, C, H, W] in 0..1, one member at a time; all tiles of a member use the same random numbers.
 
     Args:
+        codes: of the inputs, [Tc, C, H, W].
         observed: [C, H, W], where the last context frame has an observation.
 
     Returns:
-        The members, and the inflow [T, C, H, W] of any of them.
+        The members, and the inflow [T, C, H, W] of any of them, both of the targets.
     """
     device = next((p.device for p in trained.model.parameters()), torch.device("cpu"))
     unit = to_unit(torch.from_numpy(codes), trained.scale)[None]

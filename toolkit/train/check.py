@@ -64,11 +64,11 @@ def open_data(config: RunConfig) -> Data:
     # Under `skip` a shard that is cut or absent costs its own samples, not the whole split.
     store = open_store(store_of(config), faults="reading" if data.on_error == "skip" else "opening")
     length = data.context + data.horizon
-    train = WindowSet(store, data.train_split, length, data.train_stride, data.modes)
+    train = WindowSet(store, data.train_split, length, data.train_stride, data.modes, data)
     val = None
     if data.val_split in store.splits:
         try:
-            val = WindowSet(store, data.val_split, length, data.eval_stride, data.modes)
+            val = WindowSet(store, data.val_split, length, data.eval_stride, data.modes, data)
         except ConfigError as error:
             raise ConfigError(f"{error}, or train without a validation: data.val_split=none") from None
     return Data(store, train, val)
@@ -78,17 +78,33 @@ def check_training(config: RunConfig, data: Data) -> None:
     """Check what a training needs of its store.
 
     Raises:
-        ConfigError: a patience without a validation split; what `check_best_by`, `rain_levels` and `check_lead_times`
-            name.
+        ConfigError: a patience without a validation split; a static channel that changes in time; what `check_best_by`,
+            `rain_levels` and `check_lead_times` name.
     """
     if config.train.patience is not None and data.val is None:
         raise ConfigError(
             f"train.patience {config.train.patience} counts validations, and {config.data.store} has no split "
             f"{config.data.val_split!r}: set data.val_split, or leave train.patience out"
         )
+    _check_static(data.train)
     check_best_by(config)
     check_lead_times(config.train.loss, config.data.horizon)
     rain_levels(config.train.loss, data.store.manifest.scale)
+
+
+def _check_static(windows: WindowSet) -> None:
+    """Check that the static channels of the first window do not change in time."""
+    choice = windows.channels
+    if choice is None or not choice.static:
+        return
+    window = windows[0]
+    for place in choice.static:
+        changing = int((window.frames[:, place] != window.frames[:1, place]).sum())
+        if changing:
+            raise ConfigError(
+                f"data.static: {choice.names[place]} changes in time, in {changing:,} pixels of window {window.key} of "
+                f"{windows.store.path}: leave it out of data.static"
+            )
 
 
 def check_lead_times(loss: LossConfig, horizon: int) -> None:
