@@ -35,7 +35,7 @@ from toolkit.errors import ConfigError
 from toolkit.evaluate.check import check_scoring
 from toolkit.models.base import count_parameters
 from toolkit.plan.cost import key_of, measured
-from toolkit.train.check import check_training, open_data
+from toolkit.train.check import check_training, keys_without_effect, open_data
 
 NAMES = ["ir", "wv", "radar"]
 CHOSEN: dict[str, Any] = {"inputs": ["radar", "ir"], "targets": ["radar"]}
@@ -166,6 +166,16 @@ def test_lpips_and_dry_run_count_the_targets(store: Store, tmp_path: Path, capsy
     out = capsys.readouterr().out
     assert "frames      2 x 16 x 16" in out
     assert "channels    radar, ir; predicted: radar" in out
+
+
+def test_a_rule_beyond_the_context_without_such_inputs_is_reported(store: Store) -> None:
+    def unused(**data: Any) -> list[str]:
+        chosen = config(store, beyond="zero", **data)
+        return keys_without_effect(chosen, choice=open_data(chosen).train.channels)
+
+    assert unused() == []
+    nothing = ["data.beyond (every input is a target or static)"]
+    assert unused(inputs=None, targets=None) == unused(static=["ir"]) == nothing
 
 
 def test_a_window_has_inputs_and_observations(store: Store) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from shards import Scale, Store, open_store
 from toolkit.checkpoint.source import is_export
 from toolkit.config import RunConfig
+from toolkit.config.channels import ChannelChoice
 from toolkit.config.recipe import LossConfig, SamplingConfig, ScheduleConfig
 from toolkit.config.sections import TrainConfig
 from toolkit.data.windows import WindowSet, store_of
@@ -150,11 +151,14 @@ def rain_levels(loss: LossConfig, scale: Scale) -> tuple[float, ...]:
     return tuple((float(np.searchsorted(values, value)) - 0.5) / scale.max_code for value in thresholds)
 
 
-def keys_without_effect(config: RunConfig, scale: Scale | None = None) -> list[str]:
-    """Return the keys of `train` that were set and have no effect beside the others, with the reason.
+def keys_without_effect(
+    config: RunConfig, scale: Scale | None = None, choice: ChannelChoice | None = None
+) -> list[str]:
+    """Return the keys of `train`, and `data.beyond`, that were set and have no effect, with the reason.
 
     Args:
         scale: of the store; None: not at hand, and what depends on it is not looked at.
+        choice: the channels of the run.
     """
     train, model = config.train, config.model
     given = train.model_dump(exclude_defaults=True)
@@ -172,7 +176,17 @@ def keys_without_effect(config: RunConfig, scale: Scale | None = None) -> list[s
         found.append(f"train.sampling ({model.name} has no inputs that scheduled sampling could replace)")
     if "loss_frames" in given and isinstance(model, TrajGRUOptions | SimVPOptions):
         found.append(f"train.loss_frames ({model.name} predicts the horizon alone)")
-    return [*found, *_of_optimizer(train, given), *_of_source(train, given)]
+    return [*found, *_of_channels(config, choice), *_of_optimizer(train, given), *_of_source(train, given)]
+
+
+def _of_channels(config: RunConfig, choice: ChannelChoice | None) -> list[str]:
+    if config.data.beyond == type(config.data).model_fields["beyond"].default:
+        return []
+    if choice is None or not set(choice.only_inputs) - set(choice.static):
+        return ["data.beyond (every input is a target or static)"]
+    if isinstance(config.model, TrajGRUOptions):
+        return [f"data.beyond ({config.model.name} reads nothing after the context)"]
+    return []
 
 
 def _of_optimizer(train: TrainConfig, given: dict[str, object]) -> list[str]:
