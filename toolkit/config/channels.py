@@ -9,44 +9,15 @@ what can't be known when a forecast is made is never shown.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from toolkit.config.data import DataConfig
 from toolkit.errors import ConfigError
+from toolkit.models.choice import ChannelChoice
 
 if TYPE_CHECKING:
     from shards.manifest import FrameSpec
-
-
-@dataclass(frozen=True)
-class ChannelChoice:
-    """The channels of a run.
-
-    Attributes:
-        inputs: indices in the frames of the store, in the order in which the model reads them.
-        targets: indices among the inputs, in the order in which forecasts hold them.
-        held: indices among the inputs of those that keep their last observation after the context; what is neither a
-            target nor held is 0 there.
-        names: of the inputs, or of each its index in the store.
-        static: indices among the inputs.
-    """
-
-    inputs: tuple[int, ...]
-    targets: tuple[int, ...]
-    held: tuple[int, ...]
-    names: tuple[str, ...]
-    static: tuple[int, ...] = ()
-
-    @property
-    def target_names(self) -> tuple[str, ...]:
-        """Return the names of the targets."""
-        return tuple(self.names[place] for place in self.targets)
-
-    @property
-    def only_inputs(self) -> tuple[int, ...]:
-        """Return the indices among the inputs of those that are not predicted."""
-        return tuple(place for place in range(len(self.inputs)) if place not in self.targets)
 
 
 def choose_channels(data: DataConfig, frames: FrameSpec, where: str) -> ChannelChoice | None:

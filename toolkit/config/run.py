@@ -216,7 +216,7 @@ def make_config(tree: Mapping[str, object], origin: str, typed: bool = False) ->
         sweep = f"\nThis is a sweep file: {command('sweep', origin)}" * bool(
             set(tree) & {"seeds", "list", "grid", "zip", "include"}
         )
-        raise ConfigError(f"{origin}: {count}\n{lines}\nSee toolkit/config/sections.py for every key.{sweep}") from None
+        raise ConfigError(f"{origin}: {count}\n{lines}\nSee toolkit/config/ for every key.{sweep}") from None
 
 
 def _explain(fault: ErrorDetails, tree: Mapping[str, Any]) -> str:

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from shards.manifest import FrameSpec
-from toolkit.config.channels import ChannelChoice
 from toolkit.errors import ConfigError
 from toolkit.models.channels import ReadsChannels
+from toolkit.models.choice import ChannelChoice
 from toolkit.models.plugins import model_class
 from toolkit.models.registry import Options, StepOptions
 from toolkit.unroll import NO_CHECKPOINTING, Checkpointing, unroll

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from toolkit.config.channels import ChannelChoice
 from toolkit.errors import ConfigError
+from toolkit.models.choice import ChannelChoice
 from toolkit.unroll import with_channels
 
 

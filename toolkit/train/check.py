@@ -13,12 +13,12 @@ import numpy as np
 from shards import Scale, Store, open_store
 from toolkit.checkpoint.source import is_export
 from toolkit.config import RunConfig
-from toolkit.config.channels import ChannelChoice
 from toolkit.config.recipe import LossConfig, SamplingConfig, ScheduleConfig
 from toolkit.config.sections import TrainConfig
 from toolkit.data.windows import WindowSet, store_of
 from toolkit.errors import ConfigError
 from toolkit.evaluate.selection import check_best_by
+from toolkit.models.choice import ChannelChoice
 from toolkit.models.registry import Options, SimVPOptions, SVGOptions, TrajGRUOptions
 
 RATES = ("mm/h", "mm h-1", "kg m-2 h-1")
