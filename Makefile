@@ -1,6 +1,7 @@
 # `make demo` and `make test` need Python >= 3.10, make and git; they make their own environment in .venv.
 #
-#   make demo                    shards, a small sweep, evaluation and a report page, in minutes on two cores
+#   make demo                    shards, a small sweep, evaluation, a report page; another of weights that were
+#                                trained longer (configs/pretrained), fine-tuned: minutes on two cores
 #   make demo DIGITS=FOLDER      the same with MNIST's original idx files instead of scikit-learn's digits
 #   make test                    the tests;  make test-all  the slow ones too;  make coverage  what they reach
 #   make test TESTS=FOLDER       some of them; what pytest takes
@@ -51,7 +52,10 @@ demo: $(READY)
 		--modes 1 --size 24 --digit-size 15 --length 15 --train 3000 --val 64 --test 128
 	$(BIN)/python launch/sweep.py configs/sweeps/demo.yaml --cluster local --runs $(DEMO_RUNS) \
 		--set data.store=$(DEMO_STORE)
+	$(BIN)/python launch/sweep.py configs/sweeps/pretrained.yaml --cluster local --runs $(DEMO_RUNS) \
+		--set data.store=$(DEMO_STORE)
 	$(BIN)/python launch/report.py $(DEMO_RUNS)/demo
+	$(BIN)/python launch/report.py $(DEMO_RUNS)/pretrained
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(TESTS)

@@ -21,6 +21,7 @@ from launch.train import main as train
 from shards.errors import UsageError
 from shards.info import describe, summary
 from shards.manifest import FrameSpec, Manifest
+from shards.recent import open_archive
 from shards.repack import repack
 from shards.store import Store
 from tests.support.clips import Clips, make_store
@@ -33,6 +34,10 @@ from toolkit.config.channels import choose_channels, input_frames, target_frames
 from toolkit.data.windows import open_windows, to_unit
 from toolkit.errors import ConfigError
 from toolkit.evaluate.check import check_scoring
+from toolkit.forecast.make import Request, make_forecast
+from toolkit.forecast.page.fields import fields_of
+from toolkit.forecast.trained import load_trained
+from toolkit.forecast.verify import verification
 from toolkit.models.base import count_parameters
 from toolkit.plan.cost import key_of, measured
 from toolkit.train.check import check_training, keys_without_effect, open_data
@@ -285,6 +290,22 @@ def test_forecasts_hold_the_targets(store: Store, tmp_path: Path, source: str) -
         assert made["noise"].attrs["channel"] == "radar"
         assert made["noise"].shape[0] == 2
     assert (tmp_path / "forecast.png").stat().st_size > 1000
+
+
+def test_a_forecast_is_verified_with_the_targets(store: Store, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tree(store), 3)
+    trained = load_trained(run.path, "last", torch.device("cpu"))
+    archive = open_archive(str(store.path), trained.archive)
+    frames = archive.series()[-6:]
+    forecast = make_forecast(trained, archive, frames[:4], Request(lead=2))
+    truth = forecast.recoded(archive, frames[4:])
+    codes = archive.read(frames)
+    assert np.array_equal(forecast.context.codes, codes[:4, [2]])
+    assert np.array_equal(truth.codes, codes[4:, [2]])
+    expected = trained.model.predict(to_unit(torch.from_numpy(codes[:4, [2, 0]]), trained.scale)[None], 2)[0, 0]
+    assert torch.equal(torch.from_numpy(forecast.units[0]), expected.clamp(0, 1))
+    assert verification(forecast, truth, (50,))["pixels"] == 2 * 256
+    assert set(fields_of(forecast).values["optical_flow"].shape) == {2, 1, 16}
 
 
 def test_an_archive_with_other_channels_is_refused(store: Store, tmp_path: Path) -> None:

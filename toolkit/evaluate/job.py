@@ -183,7 +183,7 @@ class Evaluation:
             "step_seconds": manifest.step_seconds,
             "frames": list(target_frames(self.config.data, manifest.frames).shape),
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "macs": self._macs(),
+            **self._macs(),
             "seconds": round(seconds, 3),
             "world_size": self.world.world_size,
             **_as_record(table),
@@ -195,16 +195,17 @@ class Evaluation:
         write_atomic(self.file(which, ".json"), json.dumps(record, indent=1, allow_nan=False) + "\n")
         self._announce(which, scores.overall, scores.announced)
 
-    def _macs(self) -> int | None:
-        """Return the multiply-accumulates of a forecast; None, which is logged, if they can't be counted."""
+    def _macs(self) -> dict[str, object]:
+        """Return the multiply-accumulates of a forecast as `macs`; None, with the reason, if they can't be counted."""
         model, data = self.own.model, self.config.data
         if not entry_of(model).trained:
-            return None
+            return {"macs": None}
         try:
-            return count_macs(model, self.windows.frames, data.context, data.horizon)
-        except (RuntimeError, NotImplementedError, TypeError) as error:  # of a user's own: it reads values, say
-            logger.warning("%s: its GMACs are not known: %s", model.name, first_line(str(error)))
-            return None
+            return {"macs": count_macs(model, self.windows.frames, data.context, data.horizon)}
+        except Exception as error:  # a user's model may fail in any way where no tensor has values: its scores stay
+            reason = f"{type(error).__name__}: {first_line(str(error))}"
+            logger.warning("%s: its multiply-accumulates are not counted: %s", model.name, reason)
+            return {"macs": None, "macs_not_counted": reason}
 
     def _keep_frames(self, which: str, model: SequenceModel, table: ScoreTable) -> None:
         data = self.config.data

@@ -190,9 +190,8 @@ def evaluate_model(
             columns = score_batch(made.prediction, made.truth, windows.scale, protocol, thresholds, lpips, made.inflow)
             columns |= made.members.scores() if made.members else {}
             if table.diagrams is not None:
-                probability = made.members.probability if made.members else None
                 table.diagrams.sums[number] = sums_of(
-                    made.prediction, made.truth, windows.scale, protocol, thresholds, probability, made.inflow
+                    made.prediction, made.truth, windows.scale, protocol, thresholds, made.members, made.inflow
                 )
             cut = made.windows
             table.update(made.indices, [window.key for window in cut], [window.mode for window in cut], columns)

@@ -163,9 +163,13 @@ def _events(compared: Compared, codes: Tensor, threshold: float, code: int, scal
     for side in compared.protocol.event_pools:
         table = metrics.contingency(forecast, event, compared.mask, side)
         columns |= {at(name, threshold, side): getattr(table, name) for name in EVENTS}
-    for window in compared.protocol.fss_windows:
-        error, reference = metrics.fractions(forecast, event, window, compared.mask)
-        columns |= {at("fss_error", threshold, window): error, at("fss_reference", threshold, window): reference}
+    if windows := compared.protocol.fss_windows:
+        seen = (events if compared.mask is None else events & compared.mask for events in (forecast, event))
+        boxes, event_boxes = (metrics.BoxSums(events, max(windows)) for events in seen)
+        for window in windows:
+            terms = zip(("fss_error", "fss_reference"), metrics.fractions(boxes, event_boxes, window), strict=True)
+            whole = window**4 * codes[0, 0].numel()
+            columns |= {at(name, threshold, window): term.double() / whole for name, term in terms}
     return columns
 
 
