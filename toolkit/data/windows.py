@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import Event, Scale, ShardError, Store, StoreError, TransportError, open_store
+from shards.manifest import FrameSpec
 from toolkit.config import RunConfig
 from toolkit.config.channels import choose_channels, input_frames
 from toolkit.config.data import DataConfig
@@ -46,7 +47,6 @@ class WindowSet:
 
     Attributes:
         channels: the choice of the run; None: all channels of the store, as they are.
-        frames: of the windows.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class WindowSet:
         self.store, self.split, self.length = store, split, length
         self.scale: Scale = store.manifest.scale
         self.channels = None if data is None else choose_channels(data, store.manifest.frames, str(store.path))
-        self.frames = store.manifest.frames if data is None else input_frames(data, store.manifest.frames)
+        self._data = data
         if split not in store.splits:
             raise ConfigError(f"{store.path}: no split {split!r}; it has {', '.join(store.splits)}")
         self._events = [event for event in store.events(split) if modes is None or event.mode in modes]
@@ -84,6 +84,12 @@ class WindowSet:
             )
         self._after = {(event.run, event.run_offset): event for event in self._events}
         self._starts = self._cut(length, stride or length)
+
+    @property
+    def frames(self) -> FrameSpec:
+        """Return the frames of the windows: those of the store with the channels that are read."""
+        frames = self.store.manifest.frames
+        return frames if self._data is None else input_frames(self._data, frames)
 
     def _cut(self, length: int, stride: int) -> list[tuple[int, int]]:
         """Return (index in self._events, first frame) of every window."""
