@@ -7,6 +7,7 @@
 #   make test TESTS=FOLDER       some of them; what pytest takes
 #   make slurm-test              those on a real Slurm of this machine; slurm/devcluster/cluster install gets it
 #   make check                   formatting, lint, types, spelling
+#   make docs                    the documentation as a site, into site/
 #   make bench                   measurements, into benchmarks/
 #   make gpu                     on a CUDA device: the tests for it, the numbers, rates and memory of the models there
 #   make wheels                  into wheels/: what a machine with a GPU and no network lacks beside its PyTorch
@@ -40,7 +41,7 @@ SITE := .offline
 GPU_READY := $(if $(OFFLINE),$(SITE)/ready,$(READY))
 GPU_PYTHON := $(if $(OFFLINE),PYTHONPATH=$(CURDIR):$(CURDIR)/$(SITE) $(PYTHON),$(BIN)/python)
 
-.PHONY: demo test test-all slurm-test coverage check format bench wheels gpu clean
+.PHONY: demo test test-all slurm-test coverage check format docs bench wheels gpu clean
 
 $(READY): setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
@@ -83,6 +84,9 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(READY)
+	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs . site
+
 bench: $(READY)
 	$(BIN)/python benchmarks/unroll.py
 	$(BIN)/python benchmarks/shards.py
@@ -106,4 +110,4 @@ gpu: $(GPU_READY)
 	$(GPU_PYTHON) benchmarks/gpu.py --seconds $(GPU_SECONDS) --out $(OUT) $(GPU_OPTIONS)
 
 clean:
-	rm -rf .venv $(SITE) wheels build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv $(SITE) wheels build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

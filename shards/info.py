@@ -25,6 +25,7 @@ def summary(path: str | Path) -> dict[str, Any]:
             "channels": manifest.frames.channels,
             "height": manifest.frames.height,
             "width": manifest.frames.width,
+            "dtype": manifest.frames.dtype,
             **({"names": list(manifest.frames.names)} if manifest.frames.names else {}),
         },
         "step_seconds": manifest.step_seconds,
@@ -71,7 +72,7 @@ def describe(path: str | Path) -> str:
     step = f", every {data['step_seconds']:g} s" if data["step_seconds"] else ""
     lines = [
         f"{path}: {data['name']} ({data['format']}, {data['encoding']})",
-        f"frames   {frames['channels']} x {frames['height']} x {frames['width']} uint8{step}",
+        f"frames   {frames['channels']} x {frames['height']} x {frames['width']} {frames['dtype']}{step}",
         *([f"channels {', '.join(frames['names'])}"] if "names" in frames else []),
         f"scale    {_scale(manifest.scale)}",
         *_grid(manifest.grid),

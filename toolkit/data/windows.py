@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shards import Event, Scale, ShardError, Store, StoreError, TransportError, open_store
-from shards.manifest import FrameSpec
+from shards.manifest import Codes, FrameSpec
 from toolkit.config import RunConfig
 from toolkit.config.channels import choose_channels, input_frames
 from toolkit.config.data import DataConfig
@@ -29,15 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Window:
-    """One sample: frames uint8 [T, C, H, W] of the inputs, a key unique in its store, and the label of its mode."""
+    """One sample: frames of codes [T, C, H, W] of the inputs, a key unique in its store, and the label of its mode."""
 
-    frames: NDArray[np.uint8]
+    frames: Codes
     key: str
     mode: str | None
     targets: tuple[int, ...] | None = None  # channels that are predicted; None: all
 
     @property
-    def observations(self) -> NDArray[np.uint8]:
+    def observations(self) -> Codes:
         """Return what is predicted and scored, [T, C of the targets, H, W]."""
         return self.frames if self.targets is None else self.frames[:, self.targets]
 
@@ -149,7 +148,7 @@ class WindowSet:
             return Window(frames, key, event.mode)
         return Window(frames[:, self.channels.inputs], key, event.mode, self.channels.targets)
 
-    def _read(self, event: Event, start: int, stop: int) -> NDArray[np.uint8]:
+    def _read(self, event: Event, start: int, stop: int) -> Codes:
         """Return frames of an event.
 
         Raises:
@@ -217,13 +216,18 @@ def store_of(config: RunConfig) -> str:
     return store
 
 
+def numbers(codes: torch.Tensor) -> torch.Tensor:
+    """Return codes in a type that PyTorch compares: uint8, or int32 for uint16, which it only copies and converts."""
+    return codes if codes.dtype.itemsize == 1 else codes.int()
+
+
 def observed(codes: torch.Tensor, scale: Scale) -> torch.Tensor | None:
     """Return a mask: True for observed, False for missing pixels; None if the scale has no missing code."""
-    return None if scale.missing_code is None else codes != scale.missing_code
+    return None if scale.missing_code is None else numbers(codes) != scale.missing_code
 
 
 def to_unit(codes: torch.Tensor, scale: Scale) -> torch.Tensor:
-    """Convert uint8 codes to float32 in 0..1 (code / max_code); missing pixels become 0."""
+    """Convert codes to float32 in 0..1 (code / max_code); missing pixels become 0."""
     values = codes.float() / scale.max_code
     seen = observed(codes, scale)
     return values if seen is None else values.masked_fill(~seen, 0.0)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards.manifest import Scale
+from toolkit.data.windows import numbers
 from toolkit.evaluate.check import threshold_codes
 from toolkit.evaluate.metrics import BoxSums, fractions
 from toolkit.evaluate.probabilistic import Members
@@ -114,7 +115,7 @@ def sums_of(
     found: dict[str, list[Tensor]] = {name: [] for name in ("bins", "reached", "all", "fss_error", "fss_reference")}
     for threshold, code in zip(thresholds, threshold_codes(thresholds, scale), strict=True):
         level = threshold_level(threshold, code, scale)
-        forecast, event = (compared.predicted >= level) & seen, (codes >= code) & seen
+        forecast, event = (compared.predicted >= level) & seen, (numbers(codes) >= code) & seen
         boxes, event_boxes = (BoxSums(events, max(*scales, NEIGHBOURHOOD)) for events in (forecast, event))
         share = boxes.at(NEIGHBOURHOOD).double() / counted if members is None else members.probability(level)
         squares = zip(*(fractions(boxes, event_boxes, side) for side in scales), strict=True)

@@ -85,7 +85,8 @@ class Evaluation:
                 f"{self.run.path} was trained on {known.channels}: use a store with as many"
             )
         check_names(known, self.windows.frames, self.config.data.store)
-        if trained.scale != here.scale and self.world.is_main:
+        fed = [(_described(store.scale), store.scale.mapping) for store in (trained, here)]  # whatever the codes are
+        if fed[0] != fed[1] and self.world.is_main:
             logger.warning(
                 "%s: values are %s, the model was trained on %s: its forecasts are taken as the former",
                 self.config.data.store, _described(here.scale), _described(trained.scale),

@@ -138,7 +138,7 @@ def _ssim_block(first: Tensor, second: Tensor, data_range: float, window: int, m
 def _window_sum(frames: Tensor, window: int) -> Tensor:
     """Sum over all windows inside the frames, separably: [N, C, H, W] -> [N, C, H - window + 1, W - window + 1].
 
-    For integers (uint8 levels and their products) the sums are exact in float64, in any order of addition.
+    For integers (levels and their products) the sums are exact in float64, in any order of addition.
     """
     height, width = (side - window + 1 for side in frames.shape[-2:])
     rows = frames[..., :height, :].clone()

@@ -61,7 +61,7 @@ class Members:
         """
         Args:
             count: N, at least 2.
-            codes: the observation, uint8 [B, T, C, H, W].
+            codes: the observation, [B, T, C, H, W].
             number: batch number, seeds the ranks of ties.
             inflow: see `Compared`.
 

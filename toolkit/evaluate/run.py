@@ -225,7 +225,7 @@ def _gather(table: ScoreTable, failure: Exception | None, rank: int, world: int)
 def predict(
     model: Predictor, codes: Tensor, horizon: int, scale: Scale, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Return one forecast of the targets float32 [B, horizon, C, H, W], not clamped, from context codes uint8
+    """Return one forecast of the targets float32 [B, horizon, C, H, W], not clamped, from context codes
     [B, Tc, C, H, W] of the inputs.
 
     A module is in evaluation mode during the call.
@@ -246,7 +246,7 @@ def inflow_of(codes: Tensor, horizon: int, scale: Scale) -> Tensor:
     options): no extrapolation can know them. The mask depends on the context alone, so it is the same for all models.
 
     Args:
-        codes: context of the targets, uint8 [B, Tc, C, H, W].
+        codes: context of the targets, [B, Tc, C, H, W].
 
     Returns:
         bool [B, horizon, C, H, W].
@@ -274,8 +274,8 @@ def sample_frames(
     They are the forecasts that were scored; the other arguments are those of `evaluate_model`.
 
     Returns:
-        context [S, Tc, C, H, W], truth and prediction [S, horizon, C, H, W] of the targets as codes (uint8;
-        predictions rounded to 0..max_code); index, key, mode, time [S] (of the first frame, "" without time stamps);
+        context [S, Tc, C, H, W], truth and prediction [S, horizon, C, H, W] of the targets as codes
+        (predictions rounded to 0..max_code); index, key, mode, time [S] (of the first frame, "" without time stamps);
         mse [S], the mean over the frames of a sequence; scale, a JSON text.
     """
     indices = table.first_of_modes(show)
@@ -287,7 +287,7 @@ def sample_frames(
     for number, places in itertools.groupby(sorted(indices), key=lambda index: index // batch):
         made = batches.forecast(number)
         values = torch.nan_to_num(made.prediction, nan=0.0).clamp(0.0, 1.0) * windows.scale.max_code
-        shown = values.round().to(torch.uint8).cpu().numpy()
+        shown = values.round().cpu().numpy().astype(made.windows[0].frames.dtype)
         for index in places:
             row = index - made.indices.start
             cut[index], predicted[index] = made.windows[row], shown[row]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards.manifest import Scale
-from toolkit.data.windows import observed, to_unit
+from toolkit.data.windows import numbers, observed, to_unit
 from toolkit.evaluate import metrics
 from toolkit.evaluate.check import threshold_codes
 from toolkit.evaluate.ensemble import cost_of
@@ -53,7 +53,7 @@ class Compared:
 
     Args:
         prediction: [B, T, C, H, W] in the models' unit (code / max_code), as returned by the model.
-        codes: uint8 of the same shape, the observation.
+        codes: of the same shape, the observation.
         inflow: bool of the same shape, pixels that are not scored although they are observed; None: all are scored.
 
     Attributes:
@@ -158,7 +158,7 @@ def score_batch(
 
 def _events(compared: Compared, codes: Tensor, threshold: float, code: int, scale: Scale) -> dict[str, Tensor]:
     """Return a threshold's columns: the forecast is compared in the store's unit, the observation by its code."""
-    forecast, event = compared.predicted >= threshold_level(threshold, code, scale), codes >= code
+    forecast, event = compared.predicted >= threshold_level(threshold, code, scale), numbers(codes) >= code
     columns: dict[str, Tensor] = {}
     for side in compared.protocol.event_pools:
         table = metrics.contingency(forecast, event, compared.mask, side)

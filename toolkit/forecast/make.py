@@ -131,8 +131,8 @@ class Forecast:
         return read_recoded(archive, frames, self.scale).select(self.trained.targets)
 
     def mean_codes(self) -> Codes:
-        """Return the ensemble mean as codes, uint8 [T, C, H, W], with the missing code where there is no value."""
-        codes = np.rint(self.units.mean(0) * self.scale.max_code).astype(np.uint8)
+        """Return the ensemble mean as codes [T, C, H, W], with the missing code where there is no value."""
+        codes = np.rint(self.units.mean(0) * self.scale.max_code).astype(self.scale.code_type)
         if self.scale.missing_code is not None:
             codes[self.missing] = self.scale.missing_code
         return codes
@@ -222,7 +222,7 @@ def make_forecast(trained: Trained, archive: Archive, frames: Sequence[Frame], r
 
 
 def read_frames(archive: Archive, frames: Sequence[Frame]) -> Codes:
-    """Return frames of an archive, uint8 [L, C, H, W].
+    """Return frames of an archive as codes [L, C, H, W].
 
     Raises:
         ShardError: one can't be read. A file that is still being written makes its library fail in ways of its own.
@@ -249,7 +249,7 @@ def recoded(codes: Codes, scale: Scale, wanted: Scale) -> tuple[Codes, NDArray[n
     seen = np.ones(codes.shape, dtype=bool) if scale.missing_code is None else codes != scale.missing_code
     if scale == wanted:
         return codes, seen
-    values = scale.to_physical(np.arange(256, dtype=np.uint8))
+    values = scale.to_physical(np.arange(np.iinfo(codes.dtype).max + 1, dtype=codes.dtype))
     absent = np.isnan(values)
     table = wanted.to_code(np.where(absent, wanted.to_physical(np.zeros(1, np.uint8))[0], values))
     if wanted.missing_code is not None:

@@ -101,5 +101,5 @@ def pictures(
         window = windows[index]
         given = torch.from_numpy(window.frames[None, :context]).to(world.device)
         units = predict(model, given, horizon, scale)[0].clamp(0, 1)
-        forecast = torch.round(units * scale.max_code).to(torch.uint8).cpu().numpy()
+        forecast = torch.round(units * scale.max_code).cpu().numpy().astype(window.frames.dtype)
         yield draw_forecast(window.observations, forecast, scale, step_seconds)

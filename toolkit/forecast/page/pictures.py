@@ -38,7 +38,7 @@ def frames_of(forecast: Forecast, places: list[int], thresholds: list[float], si
     for place in places:
         yield f"-forecast-{place + 1:02d}.png", _grey(_colours(means[place], scale), missing[place])
         for member in range(pictured_members(forecast)):
-            codes = np.rint(forecast.units[member, place] * scale.max_code).astype(np.uint8)
+            codes = np.rint(forecast.units[member, place] * scale.max_code).astype(scale.code_type)
             yield f"-member{member + 1}-{place + 1:02d}.png", _grey(_colours(codes, scale), missing[place])
     for number, threshold in enumerate(thresholds, 1):
         found = probability(forecast, threshold, side)[:, 0]

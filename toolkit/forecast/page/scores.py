@@ -60,7 +60,7 @@ class Scorer:
 
         Args:
             place: of the lead time, from 0.
-            codes, seen: of the observation, uint8 and bool [C, H, W].
+            codes, seen: of the observation, codes and bool [C, H, W].
         """
         table, found = self._table(1), dict[str, Columns]()
         excluded = fields.excluded[place]
