@@ -98,7 +98,7 @@ def read_export(path: str | Path, model_file: Path | None = None) -> tuple[Seque
         if model_file is not None:
             check_model_file(config, model_file, str(folder))
             config = make_config(record["config"], origin)
-        shape = FrameSpec(**record["frames"])
+        shape = frames_of(record)
         expected = str(record["weights"]["sha256"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: damaged, no usable {error}; export the run again") from None
@@ -152,7 +152,7 @@ def _record(config: RunConfig, manifest: Manifest, step: int, weights: dict[str,
         "toolkit": __version__,
         "run": {"name": config.name, "hash": config.hash8(), "step": step},
         "config": tree,
-        "frames": dataclasses.asdict(manifest.frames),
+        "frames": {key: value for key, value in dataclasses.asdict(manifest.frames).items() if value != ()},
         "scale": dataclasses.asdict(manifest.scale),
         "step_seconds": manifest.step_seconds,
         "archive": frame_options(manifest),
@@ -163,6 +163,12 @@ def _record(config: RunConfig, manifest: Manifest, step: int, weights: dict[str,
         },
         "weights": {"file": WEIGHTS, "sha256": weights_digest(weights)},
     }
+
+
+def frames_of(record: dict[str, Any]) -> FrameSpec:
+    """Return the frames of the store that a model was trained on, from config.json of its export."""
+    frames = dict(record["frames"])
+    return FrameSpec(**{**frames, "names": tuple(frames.get("names", ()))})
 
 
 def frame_options(manifest: Manifest) -> dict[str, object]:

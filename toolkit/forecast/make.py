@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from shards import ShardError, SourceError
 from shards.georeference import Grid
-from shards.manifest import Codes, Scale, Values
+from shards.manifest import Codes, FrameSpec, Scale, Values
 from shards.mappings import MAPPINGS
 from shards.recent import Archive, Frame
 from shards.sources.inputs import by
+from toolkit.config.channels import check_names
 from toolkit.data.windows import to_unit
 from toolkit.errors import ConfigError
 from toolkit.forecast.tiles import predict_tiled
@@ -72,10 +73,16 @@ class Frames:
     def __len__(self) -> int:
         return len(self.codes)
 
+    def select(self, channels: Sequence[int]) -> Frames:
+        """Return some channels of the frames."""
+        if list(channels) == list(range(self.codes.shape[1])):
+            return self
+        return Frames(self.codes[:, list(channels)], self.seen[:, list(channels)])
+
 
 @dataclass(frozen=True)
 class Forecast:
-    """A forecast with its context and metadata.
+    """A forecast with its context and metadata; C channels: the targets.
 
     Attributes:
         values: float32 [S, T, C, H, W] in `scale.physical_unit`, NaN for missing pixels.
@@ -120,8 +127,8 @@ class Forecast:
         ]
 
     def recoded(self, archive: Archive, frames: Sequence[Frame]) -> Frames:
-        """Return other frames of the archive in the model's scale, for example the observations."""
-        return read_recoded(archive, frames, self.scale)
+        """Return the targets of other frames of the archive in the model's scale, for example the observations."""
+        return read_recoded(archive, frames, self.scale).select(self.trained.targets)
 
     def mean_codes(self) -> Codes:
         """Return the ensemble mean as codes [T, C, H, W], with the missing code where there is no value."""
@@ -151,8 +158,9 @@ def check_fits(trained: Trained, archive: Archive, request: Request) -> None:
     if theirs.frames.channels != ours.frames.channels:
         raise ConfigError(
             f"{archive.where}: frames with {count(theirs.frames.channels, 'channel')}, the model was trained on "
-            f"{ours.frames.channels}: choose another --input"
+            f"{ours.frames.channels}{_named(ours.frames)}: choose another --input"
         )
+    check_names(ours.frames, theirs.frames, archive.where)
     step, known = theirs.step_seconds, ours.step_seconds
     if step is not None and known is not None and abs(step / known - 1) > STEP_TOLERANCE:
         raise ConfigError(
@@ -160,6 +168,10 @@ def check_fits(trained: Trained, archive: Archive, request: Request) -> None:
             "would differ. Train on such an archive, or pass `-- --step SECONDS` if the time step is detected wrongly"
         )
     check_request(trained, request)
+
+
+def _named(frames: FrameSpec) -> str:
+    return f" ({', '.join(frames.names)})" if frames.names else ""
 
 
 def check_request(trained: Trained, request: Request) -> None:
@@ -183,9 +195,10 @@ def make_forecast(trained: Trained, archive: Archive, frames: Sequence[Frame], r
         SourceError, StoreError: a frame cannot be read.
     """
     check_fits(trained, archive, request)
-    context = read_recoded(archive, frames, trained.scale)
+    whole = read_recoded(archive, frames, trained.scale)
+    context = whole.select(trained.targets)
     reference = frames[-1].time
-    units, inflow = _predict(trained, context, request, reference)
+    units, inflow = _predict(trained, whole.select(trained.inputs), request, reference)
     if inflow.any():
         logger.info(
             "%s of %s pixels (%.1f %%; at the last lead time %.1f %%) flow in from outside the observed area and are "
@@ -251,8 +264,11 @@ def _predict(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Predict [S, T, C, H, W] in 0..1, one member at a time; all tiles of a member use the same random numbers.
 
+    Args:
+        context: of the inputs.
+
     Returns:
-        The members, and the inflow [T, C, H, W] of any of them.
+        The members, and the inflow [T, C, H, W] of any of them, both of the targets.
     """
     device = next((p.device for p in trained.model.parameters()), torch.device("cpu"))
     unit = to_unit(torch.from_numpy(context.codes), trained.scale)[None]

@@ -76,6 +76,7 @@ class Result:
         keys = ("protocol", "split", "thresholds", "event_rule", "context", "horizon", "stride", "limit", "n")
         kept: dict[str, object] = {key: self.data.get(key) for key in keys}
         kept["exclude_inflow"] = bool(self.data.get("exclude_inflow"))
+        kept["targets"] = self.data.get("targets")
         kept["protocol"] = {key: value for key, value in dict(self.data["protocol"]).items() if key != "text"}
         kept["store"] = self.data["store"]["digest"]
         return json.dumps(kept, sort_keys=True)
