@@ -34,6 +34,7 @@ from shards.sources.cf_layout import (
     opened,
     period_of,
     place_of,
+    reading,
     text_of,
     valid_limits,
 )
@@ -45,6 +46,7 @@ from shards.sources.sequences import kept
 if TYPE_CHECKING:
     from xarray import Dataset
 
+UNREADABLE = "its coordinates and attributes can't be read"
 NETCDF = (".nc", ".nc4", ".cdf", ".netcdf")
 
 
@@ -108,20 +110,14 @@ class CfArchive:
     def _values(self, name: str, places: list[int]) -> npt.NDArray[np.float64]:
         """Frames at `places` of one file, float64 [L, C, H, W], NaN where missing, north up; rain as dBZ."""
         layout = self.layout
-        try:
+        what = f"frames {places[0]}..{places[-1]} of {layout.variable} can't be read"
+        with reading(self.path / name, what):
             array = opened(self.path / name if name else self.path, self.group)[layout.variable]
             ordered = places == list(range(places[0], places[0] + len(places)))
             where = slice(places[0], places[-1] + 1) if ordered else places
             part = layout.upright(array).isel({layout.time: where})
             values = np.array(part.values, dtype=np.float64)
             low, high = valid_limits(array)
-        except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
-            if isinstance(error, SourceError):
-                raise
-            raise SourceError(
-                f"{self.path / name}: frames {places[0]}..{places[-1]} of {layout.variable} can't be read ({error}); "
-                "fetch the file again"
-            ) from None
         values = values[:, None] if layout.channel is None else values
         if values.shape[1:] != layout.shape:
             raise SourceError(
@@ -192,18 +188,25 @@ def _build(args: argparse.Namespace) -> Source:
             raise SourceError(f"{path}: neither a zarr store nor a folder with files {', '.join(NETCDF)}")
     first = _first_readable(path, names, args)
     data = opened(path / first, args.group)
-    layout = layout_of(path / first, data, args.variable)
-    args.variable = layout.variable
-    info = _source_info(path, dict(data.attrs))
-    place, why = place_of(data, layout)
-    expected = facts_of(data, layout)
-    stamps, skipped = kept(names, lambda name: _frames(path, name, args.group, layout, first, expected), args)
+    with reading(path / first, UNREADABLE):
+        layout = layout_of(path / first, data, args.variable)
+        args.variable = layout.variable
+        info = _source_info(path, dict(data.attrs))
+        place, why = place_of(data, layout)
+        expected = facts_of(data, layout)
+
+    def frames_in(name: str) -> list[timeline.Stamped]:
+        with reading(path / name, UNREADABLE):
+            return _frames(path, name, args.group, layout, first, expected)
+
+    stamps, skipped = kept(names, frames_in, args)
     frames = timeline.in_order(itertools.chain.from_iterable(stamps.values()))
     args.step = args.step or timeline.commonest_step(frames, 0.0)
     if not args.step:
         raise UsageError(f"{path}: {plural(len(frames), 'frame')}, which have no time step; say --step SECONDS")
-    data = opened(path / first, args.group)
-    scale, factor, note = coding(layout, args.range, period_of(data, layout, args.step))
+    with reading(path / first, UNREADABLE):
+        period = period_of(opened(path / first, args.group), layout, args.step)
+    scale, factor, note = coding(layout, args.range, period)
     size = layout.shape[1:]
     geometry = Geometry(size, parse_crop(args.crop, size), parse_size(args.size), scale.missing_code)
     notes = [note, f"frames of {by(size)} pixels, one every {args.step:g} s", *_orientation(layout)]
