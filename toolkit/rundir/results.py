@@ -32,7 +32,7 @@ class _Record(BaseModel):
 
 class _Protocol(_Record):
     name: str
-    title: str
+    title: str = ""
     text: list[str]
 
 
