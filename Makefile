@@ -1,11 +1,13 @@
 # `make demo` and `make test` need Python >= 3.10, make and git; they make their own environment in .venv.
 #
-#   make demo                    shards, a small sweep, evaluation and a report page, in minutes on two cores
+#   make demo                    shards, a small sweep, evaluation, a report page; another of weights that were
+#                                trained longer (configs/pretrained), fine-tuned: minutes on two cores
 #   make demo DIGITS=FOLDER      the same with MNIST's original idx files instead of scikit-learn's digits
 #   make test                    the tests;  make test-all  the slow ones too;  make coverage  what they reach
 #   make test TESTS=FOLDER       some of them; what pytest takes
 #   make slurm-test              those on a real Slurm of this machine; slurm/devcluster/cluster install gets it
 #   make check                   formatting, lint, types, spelling
+#   make docs                    the documentation as a site, into site/
 #   make bench                   measurements, into benchmarks/
 #   make gpu                     on a CUDA device: the tests for it, the numbers, rates and memory of the models there
 #   make wheels                  into wheels/: what a machine with a GPU and no network lacks beside its PyTorch
@@ -39,7 +41,7 @@ SITE := .offline
 GPU_READY := $(if $(OFFLINE),$(SITE)/ready,$(READY))
 GPU_PYTHON := $(if $(OFFLINE),PYTHONPATH=$(CURDIR):$(CURDIR)/$(SITE) $(PYTHON),$(BIN)/python)
 
-.PHONY: demo test test-all slurm-test coverage check format bench wheels gpu clean
+.PHONY: demo test test-all slurm-test coverage check format docs bench wheels gpu clean
 
 $(READY): setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
@@ -51,7 +53,10 @@ demo: $(READY)
 		--modes 1 --size 24 --digit-size 15 --length 15 --train 3000 --val 64 --test 128
 	$(BIN)/python launch/sweep.py configs/sweeps/demo.yaml --cluster local --runs $(DEMO_RUNS) \
 		--set data.store=$(DEMO_STORE)
+	$(BIN)/python launch/sweep.py configs/sweeps/pretrained.yaml --cluster local --runs $(DEMO_RUNS) \
+		--set data.store=$(DEMO_STORE)
 	$(BIN)/python launch/report.py $(DEMO_RUNS)/demo
+	$(BIN)/python launch/report.py $(DEMO_RUNS)/pretrained
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(TESTS)
@@ -79,6 +84,9 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(READY)
+	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs . site
+
 bench: $(READY)
 	$(BIN)/python benchmarks/unroll.py
 	$(BIN)/python benchmarks/shards.py
@@ -102,4 +110,4 @@ gpu: $(GPU_READY)
 	$(GPU_PYTHON) benchmarks/gpu.py --seconds $(GPU_SECONDS) --out $(OUT) $(GPU_OPTIONS)
 
 clean:
-	rm -rf .venv $(SITE) wheels build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv $(SITE) wheels build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

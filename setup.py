@@ -43,6 +43,8 @@ MODELS = {"pysteps": ["pysteps>=1.17", "opencv-python-headless>=4.8"]}  # built 
 TRACKERS = {"wandb": ["wandb>=0.31"], "mlflow": ["mlflow-skinny>=3.17", "sqlalchemy>=2.0", "alembic>=1.13"]}
 # Exports as ONNX, and their comparison with the model.
 EXPORT = {"onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]}
+# The site of `make docs`, and the kernel and client that execute its notebook (both of myst-nb): 70 MB installed.
+DOCS = ["sphinx>=8.1,<10", "myst-nb>=1.2,<2", "furo>=2024.8"]
 DEV = [
     "pytest>=9.0",
     "pytest-timeout>=2.3",
@@ -62,6 +64,7 @@ DEV = [
     *ARCHIVES["video"],
     *ARCHIVES["cf"],
     *ARCHIVES["geo"],
+    *DOCS,  # tests build the site and execute the notebook
 ]
 
 # Folders of the checkout that an installed toolkit keeps among its own files; toolkit/shipped.py finds them.
@@ -94,6 +97,7 @@ setup(
         **MODELS,
         **TRACKERS,
         **EXPORT,
+        "docs": DOCS,
         "all": sorted({name for extra in ARCHIVES.values() for name in extra}),
         "dev": DEV,
     },

@@ -3,6 +3,7 @@
     python benchmarks/shards.py                        2 GB of 20x384x384 radar-like events: minutes, and 8 GB of disk
     python benchmarks/shards.py --gb 0.3 --events 2000 --seconds 0.2 --rounds 3     a minute, to see that it works
     python benchmarks/shards.py --folder /scratch/me   measure that disk; the folder is removed again
+    python benchmarks/shards.py --uint16               only what codes of 16 bits cost beside those of 8
 
 Prints a table and writes benchmarks/shards-DATE-DEVICE.md and .json. Every ratio is between two things that took turns
 in this run; rates are medians over rounds. Reading is from the page cache where the store fits into memory: a slower
@@ -12,6 +13,7 @@ disk limits all methods alike.
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import shutil
 import statistics
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,11 +40,12 @@ from shards.convert import convert  # noqa: E402
 from shards.manifest import FrameSpec, Scale, SourceInfo  # noqa: E402
 from shards.repack import repack  # noqa: E402
 from shards.sources.base import Description, Plan, PlannedEvent, RawEvent  # noqa: E402
+from shards.sources.radar_readers import DBZ, FINE_DBZ  # noqa: E402
+from toolkit.data.windows import to_unit  # noqa: E402
 
 LENGTH = 20
 DISTINCT = 12  # PNG-coded events that the decoder test reads over and over
 COMPOSITE = (640, 710)  # MeteoSwiss's; the conversion keeps 384x384 of it
-DBZ = Scale("radar reflectivity", "dBZ", 0.0, 0.25, max_code=254, missing_code=255)
 
 
 @lru_cache(maxsize=1)
@@ -65,10 +69,13 @@ class Storms:
     count: int
     size: int = 384
     pngs: Path | None = None
+    scale: Scale = DBZ  # of FINE_DBZ: the same echoes with values between the quarters
 
     def describe(self) -> Description:
         info = SourceInfo("generated", "CC0-1.0", "benchmarks/shards.py", "-")
-        return Description("storms", FrameSpec(1, self.size, self.size), 300.0, DBZ, (), info)
+        return Description(
+            "storms", FrameSpec(1, self.size, self.size, self.scale.code_type.name), 300.0, self.scale, (), info
+        )
 
     def plan(self) -> Plan:
         return Plan({"train": [PlannedEvent(f"e{i:06d}", LENGTH, recipe=i) for i in range(self.count)]})
@@ -78,7 +85,11 @@ class Storms:
             first = event.recipe % DISTINCT * LENGTH
             frames = [np.asarray(Image.open(self.pngs / f"{first + i}.png")) for i in range(LENGTH)]
             return RawEvent(np.stack([frame[: self.size, : self.size] for frame in frames])[:, None])
-        return RawEvent(storm(event.recipe, self.size, self.size))
+        codes = storm(event.recipe, self.size, self.size)
+        if self.scale != FINE_DBZ:
+            return RawEvent(codes)
+        between = np.random.default_rng(event.recipe).integers(0, 258, codes.shape, dtype=np.uint16)
+        return RawEvent(np.where(codes > 0, codes * np.uint16(258) + between, 0).astype(np.uint16))
 
 
 @lru_cache(maxsize=1)
@@ -172,6 +183,34 @@ def reading(report: Report, stores: dict[str, Path], options: argparse.Namespace
     report.add("the zarr library, same shards", found["zarr"][0], "seq/s")
     report.add("the zarr library's best: one raw chunk and file per event", found["zarr chunks"][0], "seq/s")
     report.ratio("sharded zarr / the zarr library's best chunk read", found["store"][0] / found["zarr chunks"][0], 0.6)
+
+
+def wide(report: Report, folder: Path, options: argparse.Namespace) -> None:
+    """What uint16 costs: the same echoes, rounded to quarters of dBZ as uint8, and to 1/1032 dBZ."""
+    count = max(DISTINCT, round(options.gb * 1e9 / (LENGTH * 384 * 384)))
+    for format, encoding in itertools.product(("webdataset", "zarr"), ("raw", "zstd", "lz4")):
+        tasks, sizes, rates, fed = {}, {}, {}, {}
+        for scale in (DBZ, FINE_DBZ):
+            name = scale.code_type.name
+            path = make(
+                Storms(count, scale=scale), folder / f"{format}-{encoding}-{name}", format=format, encoding=encoding
+            )
+            sizes[name] = sum(shard.bytes for shard in open_store(path).splits["train"].shards)
+            tasks[name], rates[name], fed[name] = scattered(path, LENGTH, 60), [], []
+        for _ in range(options.rounds):
+            for scale in (DBZ, FINE_DBZ):
+                name = scale.code_type.name
+                rates[name].append(measure(tasks[name], ["store"], 1, options.seconds, 1)["store"][0])
+                frames = torch.from_numpy(READERS["store"](tasks[name])(0))
+                fed[name].append(1 / timed(lambda frames=frames, scale=scale: to_unit(frames, scale)))
+        label = f"{format} {encoding}, uint16 / uint8"
+        report.add(f"bytes of {label}", sizes["uint16"] / sizes["uint8"], "x")
+        speeds = {name: statistics.median(values) for name, values in rates.items()}
+        note = f"{speeds['uint16']:.0f} of {speeds['uint8']:.0f} windows of {LENGTH} frames a second"
+        report.add(f"random windows a second, {label}", speeds["uint16"] / speeds["uint8"], "x", note=note)
+        if encoding == "raw":
+            speeds = {name: statistics.median(values) for name, values in fed.items()}
+            report.add(f"codes to 0..1 with a mask on the CPU, {label}", speeds["uint16"] / speeds["uint8"], "x")
 
 
 def first_touch(report: Report, path: Path, options: argparse.Namespace) -> None:
@@ -308,10 +347,11 @@ def write(report: Report, options: argparse.Namespace) -> Path:
         [row["what"], shown(row["value"]), row["unit"], row["target"], met[row["met"]], row["note"]]
         for row in report.rows
     ]
-    title = f"Stores, {options.gb:g} GB of 20x384x384 events"
+    what = "uint16 beside uint8" if options.uint16 else "Stores"
+    title = f"{what}, {options.gb:g} GB of 20x384x384 events"
     head = ("what", "value", "unit", "target", "met", "note")
     facts = {"settings": settings, "rows": report.rows}
-    return write_report("shards", title, head, lines, facts, options.out)
+    return write_report("shards-uint16" if options.uint16 else "shards", title, head, lines, facts, options.out)
 
 
 def main() -> int:
@@ -322,6 +362,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="per method and round (default 1)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--all", action="store_true", help="read all events in turn, not 300 of them")
+    parser.add_argument("--uint16", action="store_true", help="only what codes of 16 bits cost beside those of 8")
     parser.add_argument("--folder", type=Path, help="where to put the stores (default: a temporary folder)")
     parser.add_argument("--out", type=Path, help="where to write the report (default: beside this file)")
     options = parser.parse_args()
@@ -329,6 +370,10 @@ def main() -> int:
     print(f"{device()}\n", flush=True)
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="shards-bench-") as name:
         folder = Path(name)
+        if options.uint16:
+            wide(report, folder, options)
+            print(f"\nwritten: {write(report, options)}")
+            return 0
         count = max(DISTINCT, round(options.gb * 1e9 / (LENGTH * 384 * 384)))
         stores = {
             "webdataset raw": make(Storms(count), folder / "tar"),

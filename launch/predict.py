@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from toolkit.forecast.page.keeper import Page
     from toolkit.forecast.products import Products
     from toolkit.forecast.trained import Trained
+    from toolkit.forecast.watch import Feed
 
 EXAMPLES = """\
   python launch/predict.py RUN --input ~/mch --lead 10                           forecast-TIME.nc
@@ -72,6 +73,7 @@ class Task:
     thresholds: tuple[float, ...]  # of events in the verification; none: those of the run's config
     page: Page | None
     command: Command | None
+    new: list[Path] = field(default_factory=list)  # files that the command did not get yet
 
     def paths(self, frame: Frame) -> tuple[Path, ...]:
         """Return the files of the forecast for a frame."""
@@ -84,6 +86,23 @@ class Task:
     def has(self, frame: Frame) -> bool:
         """Return whether a frame has a forecast; a page has none of frames before those that it keeps."""
         return self.paths(frame)[0].exists() if self.page is None else self.page.has(frame)
+
+    def update(self, feed: Feed) -> None:
+        """Update the page, then run the command for the new forecasts: it may copy the page."""
+        if self.page is not None:
+            self.page.update(feed)
+        self.run_command()
+
+    def run_command(self) -> None:
+        """Run the command for each new forecast; one that the page no longer keeps is logged."""
+        while self.new:
+            path = self.new.pop(0)
+            if self.command is None:
+                continue
+            if path.exists():
+                self.command.run(path)
+            else:
+                logger.warning("--on-forecast: %s: not run, --keep has deleted the forecast", path)
 
 
 def _split(argv: Sequence[str] | None) -> tuple[list[str], int]:
@@ -186,7 +205,8 @@ def _add_products(parser: argparse.ArgumentParser) -> None:
         "--neighbourhood",
         type=positive,
         metavar="PIXELS",
-        help="with --probability: side of the square of pixels that count (default: 15; 1 for an ensemble)",
+        help="with --probability, or --page of an ensemble: side of the square of pixels that count (default: 15; "
+        "1 for an ensemble)",
     )
     parser.add_argument("--accumulation", action="store_true", help="also write the accumulated precipitation in mm")
     parser.add_argument(
@@ -241,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_output(output, arguments.overwrite or stamped[0])
     for picture in arguments.picture:
         check_picture(picture, arguments.overwrite)
-    task = _task(arguments, (output, *arguments.picture), stamped)
+    task = _task(arguments, options, (output, *arguments.picture), stamped)
     trained = task.trained
     logger.info("%s: %s", arguments.model, trained.title)
     _check_source(arguments, trained, argv)
@@ -255,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         _make(task, archive, frame)
     if task.page is not None:
-        task.page.update(Feed(archive, archive.series()))
+        task.update(Feed(archive, archive.series()))
     return EXIT_OK
 
 
@@ -281,7 +301,9 @@ def _check_source(arguments: argparse.Namespace, trained: Trained, argv: Sequenc
         raise UnnamedSourceError(f"{error}: {command('predict', *words)}") from None
 
 
-def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: tuple[bool, ...]) -> Task:
+def _task(
+    arguments: argparse.Namespace, options: Sequence[str], outputs: tuple[Path, ...], stamped: tuple[bool, ...]
+) -> Task:
     from toolkit.distributed.device import choose, set_arithmetic
     from toolkit.forecast.hook import Command
     from toolkit.forecast.make import Request, check_request
@@ -304,8 +326,8 @@ def _task(arguments: argparse.Namespace, outputs: tuple[Path, ...], stamped: tup
     given, page = arguments.on_forecast, None
     hook = None if given is None else Command.parse(given, arguments.on_forecast_limit)
     if arguments.page is not None:
-        options = (products, verified[1], arguments.input, arguments.watch)
-        page = Page(arguments.page, arguments.keep, trained, request, *options)
+        archive = (arguments.input, arguments.watch, arguments.source, options)
+        page = Page(arguments.page, arguments.keep, trained, request, products, verified[1], *archive)
         outputs = (page.data, *outputs[1:])
     return Task(trained, request, outputs, stamped, arguments.overwrite, products, *verified, page, hook)
 
@@ -319,7 +341,7 @@ def _make(task: Task, archive: Archive, frame: Frame) -> None:
     from toolkit.forecast.verify import as_text, save_verification, verification
 
     data, *pictures = task.paths(frame)
-    check_output(data, task.overwrite)
+    check_output(data, task.overwrite or task.page is not None)  # of a page: its record is damaged
     trained, request = task.trained, task.request
     check_fits(trained, archive, request)
     task.products.check(trained.scale, trained.step_seconds or archive.description.step_seconds)
@@ -344,8 +366,9 @@ def _make(task: Task, archive: Archive, frame: Frame) -> None:
     if task.page is not None and entry is not None:
         task.page.publish(entry)
     print("\n".join(str(path) for path in (data, *pictures, *written)), flush=True)
-    if task.command is not None:
-        task.command.run(data)
+    task.new.append(data)
+    if task.page is None:  # else after the page is updated
+        task.run_command()
 
 
 def _watch(task: Task, open_now: partial[Archive], stop: StopRequest, arguments: argparse.Namespace) -> int:
@@ -359,7 +382,7 @@ def _watch(task: Task, open_now: partial[Archive], stop: StopRequest, arguments:
         every=arguments.every,
         patience=arguments.patience,
         context=task.trained.config.data.context,
-        on_check=(lambda feed: None) if task.page is None else task.page.update,
+        on_check=task.update,
     )
     made = watch.run()
     logger.info("%s: stopped after %s", stop.name, count(made, "forecast"))

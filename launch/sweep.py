@@ -130,7 +130,8 @@ class _Sweep:
         options = self.options
         queued = self.submitter.queued() if ask else None
         items = collect_status(self.plan, self.root, options.retry, queued, options.replace, self.submitted)
-        self.submitter.assign({item.path: item.planned.resources for item in items})
+        resources = {item.path: item.planned.resources for item in items}
+        self.submitter.assign(resources, {item.path for item in items if not item.trains})
         left = sum(item.submitted and item.planned.hash8 in self.chosen for item in items)
         limit = left if options.limit is None else min(left, options.limit - len(self.submitted))
         if options.keep_submitted and not every_round:

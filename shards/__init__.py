@@ -6,7 +6,7 @@
 
     from shards import open_store
     store = open_store("stores/mmnist")
-    frames = store.read("train", 0, 0, 20)                  # uint8 [20, C, H, W]
+    frames = store.read("train", 0, 0, 20)                  # codes, uint8 or uint16 [20, C, H, W]
 
 This package knows numpy, Pillow, webdataset's layout and zarr; it imports neither torch nor toolkit nor launch.
 """

@@ -18,8 +18,11 @@ from shards.commands import add_commands, add_store_options, chosen_cluster, rep
 from shards.convert import convert
 from shards.damaged import DEFAULT_LIMIT
 from shards.errors import ShardError, UsageError, printable
+from shards.manifest import DTYPES
 from shards.sources import SOURCES, SourceEntry
+from shards.sources.base import add_dtype_argument, check_dtype, dtype_of
 from shards.sources.choose import AUTO, resolve
+from shards.writing import FileWriteError
 
 # Options of `convert` that don't change what is written, or that the manifest records elsewhere.
 if TYPE_CHECKING:
@@ -60,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except ShardError as error:
         print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except FileWriteError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         print(
@@ -119,6 +125,7 @@ def _add_convert(commands: Commands, entries: Mapping[str, SourceEntry]) -> None
             source.add_argument("input", metavar="INPUT", help=entry.input_help)
         source.add_argument("output", type=Path, metavar="OUTPUT", help="folder to make; it appears when all is done")
         entry.add_arguments(source)
+        add_dtype_argument(source)
         source.add_argument("--name", help="name in the manifest (default: the source's)")
         source.add_argument(
             "--on-error",
@@ -153,6 +160,9 @@ def _add_auto(sources: Commands) -> None:
 
 def _convert(args: argparse.Namespace) -> int:
     source = args.entry.build(args)
+    check_dtype(args, source.describe())
+    if dtype_of(args) == DTYPES[0]:
+        vars(args).pop("dtype", None)  # as if it had been left out: the same store
     arguments = {key: value for key, value in vars(args).items() if key not in UNRECORDED}
     outcome = convert(
         source,

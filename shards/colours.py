@@ -6,12 +6,13 @@ numpy alone.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from shards.manifest import Scale
+from shards.manifest import Codes, Scale
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap, Normalize
@@ -42,18 +43,34 @@ def value_range(scale: Scale) -> tuple[float, float]:
     return scale.offset, scale.offset + scale.gain * scale.max_code
 
 
+def upper_bits(codes: Codes) -> npt.NDArray[np.uint8]:
+    """Return the upper 8 bits of codes, for three channels that are shown as RGB."""
+    return np.asarray(codes >> (8 * (codes.itemsize - 1)), dtype=np.uint8)
+
+
+@functools.lru_cache(maxsize=8)
+def palette(scale: Scale) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Return the colours [256 at most, 3] of a scale, and for every code which of them is its own."""
+    colours = code_colours(scale)
+    if len(colours) == 256:
+        return colours, np.arange(256, dtype=np.uint8)
+    distinct, places = np.unique(colours, axis=0, return_inverse=True)
+    return distinct, places.reshape(-1).astype(np.uint8)
+
+
 def code_colours(scale: Scale) -> npt.NDArray[np.uint8]:
-    """Return the colour of every code 0..255 as uint8 [256, 3]."""
+    """Return the colour of every code as uint8 [256 or 65536, 3]."""
+    codes = np.arange(np.iinfo(scale.code_type).max + 1)
     if has_steps(scale):
         steps = [start for start, _ in DBZ_COLOURS]
         table = rgb(BELOW_COLOUR, *(colour for _, colour in DBZ_COLOURS))
-        palette = table[np.digitize(scale.offset + scale.gain * np.arange(256), steps)]
+        colours = table[np.digitize(scale.offset + scale.gain * codes, steps)]
     else:
-        grey = np.minimum(np.arange(256) * 255 // scale.max_code, 255).astype(np.uint8)
-        palette = np.stack([grey] * 3, axis=1)
+        grey = np.minimum(codes * 255 // scale.max_code, 255).astype(np.uint8)
+        colours = np.stack([grey] * 3, axis=1)
     if scale.missing_code is not None:
-        palette[scale.missing_code] = rgb(MISSING_COLOUR)[0]
-    return palette
+        colours[scale.missing_code] = rgb(MISSING_COLOUR)[0]
+    return colours
 
 
 def norm_and_colours(scale: Scale) -> tuple[Normalize, Colormap]:

@@ -27,22 +27,21 @@ from shards.errors import ManifestError, SourceError, UsageError
 from shards.manifest import (
     ENCODINGS,
     FORMATS,
-    KEY_PATTERN,
-    LONGEST_KEY,
     MANIFEST_NAME,
-    SPLIT_PATTERN,
     FileInfo,
     Manifest,
     SplitInfo,
 )
 from shards.overlap import overlap_warnings
 from shards.partial import partial_code, partial_folder, put_in_place, remove_partials
+from shards.plan_check import check_plan, in_utc
 from shards.progress import Progress
 from shards.sources.base import Description, Plan, PlannedEvent, Source
 from shards.store import open_store
 from shards.verify import stray_files, verify
 from shards.workers import run_jobs
-from shards.writer import ShardResult, StorePlan, StoreWriter, recorded
+from shards.writer import HashedFile, ShardResult, StorePlan, StoreWriter, recorded
+from shards.writing import writes
 
 
 @dataclass(frozen=True)
@@ -87,13 +86,15 @@ def convert(
         )
     if skip_limit is not None and skip_limit < 0:
         raise UsageError(f"--skip-limit {skip_limit}: a number of frames, 0 or more")
-    description, plan = source.describe(), source.plan()
-    _check_plan(plan)
+    description = source.describe()
+    _check_manifest(_manifest(description, {**arguments, "name": name or description.name}, format, encoding))
+    plan = in_utc(source.plan(), description.step_seconds)
+    check_plan(plan)
     _check_unpacked(plan, description, encoding)
     skipped: Mapping[str, object] = {}
     if skip_limit is not None:
         plan, damages = without_damaged(source, plan, skip_limit, workers, getattr(source, "skipped", ()))
-        _check_plan(plan)
+        check_plan(plan)
         skipped = {"on_error": "skip", "skipped": [damage.as_json() for damage in damages]}
     digest = plan_digest(plan)
     conversion = {**arguments, **skipped, "format": format, "name": name or description.name, "shard_mb": shard_mb}
@@ -107,16 +108,20 @@ def convert(
         return Outcome(standing, already_complete=True)
     for note in plan.notes:
         report(note)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    with writes(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
     with partial_folder(output, partial_code(conversion, digest, source), report) as folder:
         writer = _writer(format, _store_plan(folder, description, plan, int(shard_mb * 1e6), encoding))
         results = _write(writer, source, workers, cluster, report)
-        files = writer.finish(results)
+        with writes(writer.plan.store):
+            files = writer.finish(results)
         splits = {split: _split_info(split, events, results) for split, events in writer.plan.splits.items()}
         manifest = _manifest(description, conversion, format, encoding, splits, files)
         _check_manifest(manifest)
-        (writer.plan.store / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-        put_in_place(writer.plan.store, output)
+        with HashedFile(writer.plan.store / MANIFEST_NAME, writer.plan.work) as file:
+            file.write(manifest.to_json().encode())
+        with writes(output):
+            put_in_place(writer.plan.store, output)
     for warning in (*warnings_of(manifest), *overlap_warnings(open_store(output))):
         report(f"warning: {warning}")
     return Outcome(manifest, already_complete=False)
@@ -194,31 +199,6 @@ def plan_digest(plan: Plan) -> str:
         for event in events:
             digest.update(f"{split} {event!r}\n".encode())
     return digest.hexdigest()
-
-
-def _check_plan(plan: Plan) -> None:
-    """Refuse a plan that no store can hold; a source written by a user may well make one."""
-    if not any(plan.splits.values()):
-        raise SourceError("the source has no events; ask for at least one (see --help for how it counts them)")
-    seen: set[str] = set()
-    for split, events in plan.splits.items():
-        if not SPLIT_PATTERN.fullmatch(split):
-            raise SourceError(f"{split!r} is not a name for a split; use small letters, digits, - and _")
-        before = ""
-        for event in events:
-            if not KEY_PATTERN.fullmatch(event.key) or event.length < 1:
-                raise SourceError(
-                    f"{split}: event {event.key!r} of {event.length} frames: a key has 1 to {LONGEST_KEY} letters, "
-                    "digits, - or _, and an event one frame or more; repair the source"
-                )
-            if event.key <= before:
-                raise SourceError(
-                    f"{split}: the key {event.key!r} comes after {before!r}; a source gives ascending keys"
-                )
-            if event.key in seen:
-                raise SourceError(f"the key {event.key!r} occurs in two splits; repair the source")
-            before = event.key
-            seen.add(event.key)
 
 
 def _check_unpacked(plan: Plan, description: Description, encoding: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 
@@ -23,6 +23,7 @@ from shards.sources.timeline import iso
 
 DEFAULT_LIMIT = 100
 _CHUNK = 8  # events that a process is given at a time
+_STEM = LONGEST_KEY - 17  # of a key that gets its event's number and a part's
 
 
 def without_damaged(
@@ -39,9 +40,8 @@ def without_damaged(
     """
     step = source.describe().step_seconds
     damages = list(known)
-    splits: dict[str, list[PlannedEvent]] = {}
-    for split, events in plan.splits.items():
-        found: dict[str, list[Damage]] = {}
+    found: dict[str, list[Damage]] = {}
+    for events in plan.splits.values():
         for event, damaged in zip(events, _checked(source, events, workers), strict=True):
             found[event.key] = damaged
             damages += damaged
@@ -50,7 +50,8 @@ def without_damaged(
                     f"more than {plural(limit, 'damaged frame')} (--skip-limit), the last: {damages[-1].error}; is it "
                     "the right archive, and whole? Fetch it again, or raise --skip-limit"
                 )
-        splits[split] = list(_cut(events, found, step))
+    keys = _distinct_keys(plan.splits, found)
+    splits = {split: list(_cut(events, found, keys, step)) for split, events in plan.splits.items()}
     if damages and not any(splits.values()):
         raise SourceError(f"all frames are damaged, the first: {damages[0].error}")
     notes = [f"left out as damaged: {damage.what}: {damage.error}" for damage in damages[:5]]
@@ -89,21 +90,12 @@ def _damages(source: Source, event: PlannedEvent) -> list[Damage]:
     return []
 
 
-def _lists_frames(recipe: object, length: int) -> bool:
-    return isinstance(recipe, tuple) and len(recipe) == length and all(isinstance(part, str) for part in recipe)
-
-
 def part_of(event: PlannedEvent, begin: int, end: int, step_seconds: float | None) -> PlannedEvent | None:
-    """Return frames [begin, end) as an event; None where the recipe doesn't list frames one by one: a tuple of one text
-    per frame, alone or before other parts.
-    """
-    recipe = event.recipe
-    if _lists_frames(recipe, event.length) and event.length > 1:
-        cut: object = recipe[begin:end]
-    elif isinstance(recipe, tuple) and recipe and _lists_frames(recipe[0], event.length):
-        cut = (recipe[0][begin:end], *recipe[1:])
-    else:
+    """Return frames [begin, end) as an event; None where the source doesn't say that its recipe lists them."""
+    if not event.by_frame:
         return None
+    part = event.listed[begin:end]
+    cut = part if event.listed is event.recipe else (part, *event.recipe[1:])
     start = event.start_time
     if begin:
         times = times_of_frames(event.length, start, event.times, step_seconds)
@@ -126,15 +118,39 @@ def _key_of_part(event: PlannedEvent, begin: int) -> str:
     return event.key if begin == 0 and stem == event.key else stem + suffix
 
 
+def _distinct_keys(splits: Mapping[str, Sequence[PlannedEvent]], damaged: Mapping[str, list[Damage]]) -> dict[str, str]:
+    """Return other keys for events whose own are so long and so much alike that their parts' would be equal: each with
+    its number in the plan, which keeps their order.
+    """
+    alike: dict[str, list[tuple[int, str]]] = {}
+    for number, event in enumerate(event for events in splits.values() for event in events):
+        if len(event.key) > _STEM:
+            alike.setdefault(event.key[:_STEM], []).append((number, event.key))
+    return {
+        key: f"{stem}-{number:07d}"
+        for stem, events in alike.items()
+        if len(events) > 1 and any(damaged[key] for _, key in events)
+        for number, key in events
+    }
+
+
 def _cut(
-    events: Sequence[PlannedEvent], damaged: dict[str, list[Damage]], step_seconds: float | None
+    events: Sequence[PlannedEvent],
+    damaged: Mapping[str, list[Damage]],
+    keys: Mapping[str, str],
+    step_seconds: float | None,
 ) -> Iterator[PlannedEvent]:
-    """Yield the events without their damaged frames; after each such frame a run of another name begins."""
+    """Yield the events without their damaged frames; after each such frame a run of another name begins.
+
+    Args:
+        keys: other keys for some of the events.
+    """
     began: dict[str, tuple[str, int]] = {}  # run of the plan -> the run it has become, and where that begins in it
     broken: set[str] = set()
     for event in events:
         run = event.run or event.key
         bad = sorted((damage.begin, damage.end) for damage in damaged[event.key])
+        event = dataclasses.replace(event, key=keys.get(event.key, event.key))
         begin = 0
         for first, last in [*bad, (event.length, event.length)]:
             if begin < first:

@@ -21,13 +21,13 @@ import numcodecs.lz4
 import numcodecs.zstd
 import numpy as np
 
-from shards.manifest import Codes
+from shards.files import Bytes, Codes
 
 LARGEST_UNPACKED = 1 << 32  # bytes of a compressed event: a small file may claim any size
 SUFFIXES = {"raw": "", "zstd": ".zst", "lz4": ".lz4"}  # after .npy in a tar's member name
 
 ZSTD_LEVEL = 1  # of uint8 radar, level 9 saves 6 % more bytes for 8 times the time
-BLOSC_LEVEL = 5  # the codec's own default; no shuffle: there is nothing to shuffle in single bytes
+BLOSC_LEVEL = 5  # the codec's own default; with its shuffle for uint16, as there is nothing to shuffle in single bytes
 _ZSTD_MAGIC = 0xFD2FB528
 _LZ4_MAGIC = 0x184D2204
 _LZ4_FLAGS = 0x68  # version 1, independent blocks, the content's size is told, no checksums (the index has a CRC)
@@ -47,7 +47,7 @@ def encode(encoding: str, data: bytes) -> bytes:
     return data
 
 
-def decode(encoding: str, data: Codes, size: int) -> Codes:
+def decode(encoding: str, data: Bytes, size: int) -> Bytes:
     """Return what `encode` was given, which must have `size` bytes: uint8 [size]. Raises ValueError if it hadn't."""
     if encoding == "raw":
         declared = len(data)
@@ -91,13 +91,14 @@ def encode_chunk(encoding: str, data: Codes) -> bytes | memoryview:
     if encoding == "lz4":
         before, numcodecs.blosc.use_threads = numcodecs.blosc.use_threads, False
         try:  # with several threads, blosc puts blocks in the order in which they finish: other bytes every time
-            return bytes(numcodecs.blosc.compress(data, b"lz4", BLOSC_LEVEL, numcodecs.blosc.NOSHUFFLE, 0, 1))
+            shuffle = numcodecs.blosc.SHUFFLE if data.itemsize > 1 else numcodecs.blosc.NOSHUFFLE
+            return bytes(numcodecs.blosc.compress(data, b"lz4", BLOSC_LEVEL, shuffle, 0, data.itemsize))
         finally:
             numcodecs.blosc.use_threads = before
     return data.data
 
 
-def decode_chunk(encoding: str, data: Codes, size: int) -> Codes:
+def decode_chunk(encoding: str, data: Bytes, size: int) -> Bytes:
     """Return what `encode_chunk` was given, uint8 [size]. Raises ValueError."""
     if encoding != "lz4":
         return decode(encoding, data, size)
@@ -140,7 +141,7 @@ def _encode_lz4(data: bytes) -> bytes:
     return b"".join([*parts, _WORD.pack(0)])
 
 
-def _decode_lz4(data: Codes, out: Codes) -> None:
+def _decode_lz4(data: Bytes, out: Bytes) -> None:
     """Decode the blocks of an LZ4 frame, whose header `declared_size` has checked, into `out`."""
     at, filled = _LZ4_HEADER.size, 0
     while filled < len(out):

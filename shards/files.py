@@ -15,13 +15,15 @@ import resource
 import stat
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from shards.errors import ContentError, StoreError, verify_hint
 
-Codes = npt.NDArray[np.uint8]
+Codes = npt.NDArray[np.unsignedinteger[Any]]  # of a frame's pixels: uint8 or uint16
+Bytes = npt.NDArray[np.uint8]
 LARGEST = 1 << 28  # bytes of a file of which nothing says how large it should be: a manifest
 READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a named pipe in the place of a file isn't waited for
 
@@ -46,7 +48,7 @@ class Files(ABC):
         """
 
     @abstractmethod
-    def read_into(self, file: str, offset: int, out: Codes, key: str | None = None) -> None:
+    def read_into(self, file: str, offset: int, out: Bytes, key: str | None = None) -> None:
         """Fill `out` (contiguous) with the bytes from `offset` on, which belong to event `key`. Raises StoreError."""
 
     @abstractmethod
@@ -56,7 +58,7 @@ class Files(ABC):
     def forget(self, file: str) -> None:  # noqa: B027 - most keep nothing
         """Drop a copy that turned out wrong, if one is kept: the next read fetches the file again."""
 
-    def read_at(self, file: str, offset: int, size: int, key: str | None = None) -> Codes:
+    def read_at(self, file: str, offset: int, size: int, key: str | None = None) -> Bytes:
         """Read `size` bytes from `offset` on. Raises StoreError, also where so much can't be held."""
         try:
             out = np.empty(size, dtype=np.uint8)
@@ -115,7 +117,7 @@ class LocalFiles(Files):
             )
         return data
 
-    def read_into(self, file: str, offset: int, out: Codes, key: str | None = None) -> None:
+    def read_into(self, file: str, offset: int, out: Bytes, key: str | None = None) -> None:
         try:
             descriptor = self._open.get(file) or self._descriptor(file)
             got = os.preadv(descriptor.number, [out.data], offset)

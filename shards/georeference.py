@@ -29,8 +29,13 @@ EVEN = 1e-2  # of a pixel: how far a coordinate may lie from an evenly spaced on
 LENGTHS = {
     **dict.fromkeys(("m", "metre", "metres", "meter", "meters"), 1.0),
     **dict.fromkeys(("km", "kilometre", "kilometres", "kilometer", "kilometers"), 1000.0),
+    **dict.fromkeys(("us survey foot", "us survey feet", "ftus", "us-ft"), 1200 / 3937),
+    **dict.fromkeys(("ft", "foot", "feet", "international foot", "international feet"), 0.3048),
 }
-ANGLES = {**dict.fromkeys(("rad", "radian", "radians"), 1.0), **dict.fromkeys(("microradian", "microradians"), 1e-6)}
+ANGLES = {
+    **dict.fromkeys(("rad", "radian", "radians"), 1.0),
+    **dict.fromkeys(("microradian", "microradians", "urad"), 1e-6),
+}
 LONGLAT = "+proj=longlat +ellps=WGS84 +no_defs"
 UNITS = {"metre": "m", "meter": "m", "kilometre": "km", "degree": "degree", "US survey foot": "US_survey_foot"}
 MAPPING = "spatial_ref"  # name of the grid mapping variable, the one that rioxarray looks for
@@ -176,13 +181,13 @@ def grid_of(x: npt.ArrayLike, y: npt.ArrayLike, crs: str | Mapping[str, Any], un
 
 def _unit_factor(system: CRS, unit: str) -> float:
     """Return what coordinates in `unit` are multiplied by to be in the CRS's own. Raises SourceError."""
-    own = system.axis_info[0] if system.axis_info else None
+    own, unit = system.axis_info[0] if system.axis_info else None, unit.strip()
     if not unit or own is None or unit == own.unit_name:
         return 1.0
     if system.is_geographic and unit.lower().startswith("deg"):
         return 1.0
-    if system.is_projected and unit.lower() in LENGTHS:
-        return LENGTHS[unit.lower()] / float(own.unit_conversion_factor)
+    if system.is_projected and (length := LENGTHS.get(unit.lower().replace("_", " "))) is not None:
+        return length / float(own.unit_conversion_factor)
     height = system.to_cf().get("perspective_point_height") if system.is_projected else None
     if height is not None and unit.lower() in ANGLES:  # scanning angles: PROJ's coordinates are these times the height
         return ANGLES[unit.lower()] * float(height) / float(own.unit_conversion_factor)

@@ -25,6 +25,7 @@ def summary(path: str | Path) -> dict[str, Any]:
             "channels": manifest.frames.channels,
             "height": manifest.frames.height,
             "width": manifest.frames.width,
+            "dtype": manifest.frames.dtype,
         },
         "step_seconds": manifest.step_seconds,
         "scale": {
@@ -70,7 +71,7 @@ def describe(path: str | Path) -> str:
     step = f", every {data['step_seconds']:g} s" if data["step_seconds"] else ""
     lines = [
         f"{path}: {data['name']} ({data['format']}, {data['encoding']})",
-        f"frames   {frames['channels']} x {frames['height']} x {frames['width']} uint8{step}",
+        f"frames   {frames['channels']} x {frames['height']} x {frames['width']} {frames['dtype']}{step}",
         f"scale    {_scale(manifest.scale)}",
         *_grid(manifest.grid),
         f"source   {data['source']['name']}",

@@ -1,9 +1,9 @@
 """Contract 1: what a sequence store is.
 
-A store is a folder with `manifest.json`. It holds *events*: uint8 frames [L, C, H, W] in time order, each kept once.
-Windows of T frames are cut at reading. A *run* is an unbroken sequence in time; a run too long for one event is stored
-as consecutive events of the same split, and a window may span two of them (`run` and `run_offset` of an event say which
-part it is).
+A store is a folder with `manifest.json`. It holds *events*: frames [L, C, H, W] of codes in time order, each kept once.
+Codes are uint8, or uint16 where 256 of them are too few. Windows of T frames are cut at reading. A *run* is an unbroken
+sequence in time; a run too long for one event is stored as consecutive events of the same split, and a window may span
+two of them (`run` and `run_offset` of an event say which part it is).
 
 Two formats hold the same events, byte for byte:
 
@@ -22,7 +22,7 @@ Codes and values. A pixel is a code 0..max_code, or `missing_code` where nothing
 offset + gain * code, in `unit`; where an archive defines a physical value that isn't linear in its codes, `mapping`
 names the further step (mappings.py), and `unit` is that of the archive's own numbers. What a model is fed is
 code / max_code, in 0..1, with 0 where missing (`Scale.normalise`); stores keep the codes, and whoever feeds a device
-sends uint8 there and divides on it.
+sends codes there and divides on it.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ MANIFEST_NAME = "manifest.json"
 SHARES = ("missing", "clipped", "mask_changes")  # of a split's pixels
 SHARE_DIGITS = 6
 LARGEST_SIDE = 1 << 16  # pixels, or channels
+DTYPES = ("uint8", "uint16")  # of codes
+_CODE_TYPES: dict[str, np.dtype[np.unsignedinteger[Any]]] = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
 GENERATOR = "modernn-toolkit shards 0.1.0"
 
 # Names that become parts of paths (splits) or of tar member names (keys; webdataset cuts a name at its first dot).
@@ -70,7 +72,7 @@ def rounded_share(share: float) -> float:
 
 @dataclass(frozen=True)
 class FrameSpec:
-    """The shape of one frame: [channels, height, width], uint8."""
+    """The shape of one frame, [channels, height, width], and the type of its codes."""
 
     channels: int
     height: int
@@ -85,7 +87,12 @@ class FrameSpec:
     @property
     def bytes(self) -> int:
         """Return the bytes of one frame."""
-        return self.channels * self.height * self.width
+        return self.channels * self.height * self.width * self.code_type.itemsize
+
+    @property
+    def code_type(self) -> np.dtype[np.unsignedinteger[Any]]:
+        """Return the type of the codes; in files they are little-endian."""
+        return _CODE_TYPES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,11 @@ class Scale:
         """Return the unit of what `to_physical` gives."""
         return self.unit if self.mapping is None else MAPPINGS[self.mapping].unit
 
+    @property
+    def code_type(self) -> np.dtype[np.unsignedinteger[Any]]:
+        """Return the smallest type that holds all codes."""
+        return np.min_scalar_type(max(self.max_code, self.missing_code or 0))
+
     def to_physical(self, codes: Codes) -> Values:
         """Return physical values of `codes` in `physical_unit`, float32 of the same shape, NaN where missing."""
         values = np.asarray(self.offset + self.gain * codes.astype(np.float32), dtype=np.float32)
@@ -129,14 +141,14 @@ class Scale:
         if self.mapping is None:
             codes = np.clip(np.rint((exact - self.offset) / self.gain), 0, self.max_code)
         else:
-            codes = nearest(self.to_physical(np.arange(self.max_code + 1, dtype=np.uint8)), exact)
+            codes = nearest(self.to_physical(np.arange(self.max_code + 1, dtype=self.code_type)), exact)
         if absent.any():
             if self.missing_code is None:
                 raise UsageError(
                     f"{int(absent.sum())} values are NaN, but this scale of {self.quantity} has no code for it"
                 )
             codes[absent] = self.missing_code
-        return codes.astype(np.uint8)
+        return codes.astype(self.code_type)
 
     def normalise(self, codes: Codes) -> Values:
         """Return what models are fed: code / max_code in 0..1, float32 of the same shape, 0 where missing."""
@@ -242,13 +254,14 @@ class Manifest:
                 f"{where}: format_version is {version}, this program reads {FORMAT_VERSION}; "
                 "convert the archive again, or read the store with the version that wrote it"
             )
+        frames = _frames(fields.inner("frames"))
         manifest = Manifest(
             format=fields.one_of("format", FORMATS),
             encoding=fields.one_of("encoding", ENCODINGS) if "encoding" in fields.data else "raw",  # older stores
             name=fields.take("name", str),
-            frames=_frames(fields.inner("frames")),
+            frames=frames,
             step_seconds=fields.optional("step_seconds", float),
-            scale=_scale(fields.inner("scale")),
+            scale=_scale(fields.inner("scale"), int(np.iinfo(frames.code_type).max)),
             splits={name: _split(inner, name) for name, inner in fields.inner("splits").each()},
             modes=fields.texts("modes"),
             source=fields.inner("source").flat(SourceInfo),
@@ -305,12 +318,15 @@ def manifest_digest(data: Mapping[str, object]) -> str:
 
 def _frames(fields: Fields) -> FrameSpec:
     spec = fields.flat(FrameSpec)
-    if spec.dtype != "uint8" or not 1 <= min(spec.shape) <= max(spec.shape) <= LARGEST_SIDE or spec.bytes > 1 << 32:
-        raise ManifestError(f"{fields.where}: frames should be uint8 with sides of 1..{LARGEST_SIDE}, found {spec}")
+    sides_fit = 1 <= min(spec.shape) <= max(spec.shape) <= LARGEST_SIDE
+    if spec.dtype not in DTYPES or not sides_fit or spec.bytes > 1 << 32:
+        raise ManifestError(
+            f"{fields.where}: frames should be {' or '.join(DTYPES)} with sides of 1..{LARGEST_SIDE}, found {spec}"
+        )
     return spec
 
 
-def _scale(fields: Fields) -> Scale:
+def _scale(fields: Fields, largest: int) -> Scale:
     scale = Scale(
         quantity=fields.take("quantity", str),
         unit=fields.take("unit", str),
@@ -326,9 +342,10 @@ def _scale(fields: Fields) -> Scale:
             f"{fields.where}: the mapping {scale.mapping!r} is unknown, should be one of {', '.join(MAPPINGS)}; "
             "written by a newer version?"
         )
-    if not 1 <= scale.max_code <= 255 or abs(scale.gain) < 1e-30 or not 0 <= (scale.missing_code or 0) <= 255:
+    codes_fit = 1 <= scale.max_code <= largest and 0 <= (scale.missing_code or 0) <= largest
+    if not codes_fit or abs(scale.gain) < 1e-30:
         raise ManifestError(
-            f"{fields.where}: max_code should be 1..255, gain not 0 and missing_code 0..255, found {scale}"
+            f"{fields.where}: max_code should be 1..{largest}, gain not 0 and missing_code 0..{largest}, found {scale}"
         )
     return scale
 

@@ -24,6 +24,7 @@ from shards.errors import UsageError
 from shards.filelock import lock_file
 from shards.fsync import flush
 from shards.sources.base import Source
+from shards.writing import FileWriteError, writes
 
 LOCK_NAME = "lock"
 
@@ -53,17 +54,24 @@ def partial_folder(output: Path, code: str, report: Callable[[str], None]) -> It
         others = [path for path in _partials(output) if path != mine]
         for other in others:
             _lock(locks, other, output)
-        _make_own(mine)
-        _lock(locks, mine, output)
-        _refuse_links(mine)
-        for name in ("store", "work", "done"):
-            (mine / name).mkdir(exist_ok=True)
-        for leftover in (mine / "work").iterdir():
-            leftover.unlink()
         try:
+            with writes(mine):
+                _make_own(mine)
+                _lock(locks, mine, output)
+                _refuse_links(mine)
+        except FileWriteError:
+            with suppress(OSError):  # it stays if anything is in it
+                mine.rmdir()
+            raise
+        try:
+            with writes(mine):
+                for name in ("store", "work", "done"):
+                    (mine / name).mkdir(exist_ok=True)
+                for leftover in (mine / "work").iterdir():
+                    leftover.unlink()
             yield mine
         except BaseException:
-            if any((mine / "done").iterdir()):
+            if (mine / "done").is_dir() and any((mine / "done").iterdir()):
                 report(f"finished shards are kept in {mine}; the same command resumes from them")
             else:
                 shutil.rmtree(mine, ignore_errors=True)
@@ -114,9 +122,12 @@ def put_in_place(store: Path, output: Path) -> None:
     """Flush everything to disk, then rename: after a power cut there is the whole store or none."""
     for parent, _, names in os.walk(store):
         for path in [*(Path(parent, name) for name in names), Path(parent)]:
-            flush(path)
+            with writes(path):
+                flush(path)
     if output.exists() and any(output.iterdir()):
         old = store.with_name("replaced")  # goes with the partial folder
+        if old.exists():  # a call that was interrupted after it had put its store in place
+            shutil.rmtree(old)
         output.rename(old)
         try:
             store.rename(output)

@@ -1,16 +1,20 @@
 """Plain data as JSON: the work of a cluster's job, written by the call that submits it and read by its jobs.
 
 Numbers, texts, lists, tuples, paths, times and dataclasses of this package (or of the module that the source is from)
-come back as they were; other objects of these modules by being made again without arguments, and those that would lose
-something by that are refused. Nothing else is written, and nothing that is read can do more than make such objects.
+come back as they were, with their caches empty; other objects of these modules by being made again without arguments,
+and those that would lose something by that are refused. Nothing else is written, and nothing that is read can do more
+than make such objects.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import pickle
+from contextlib import suppress
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +47,28 @@ def to_plain(value: object) -> Any:
         fields = [field.name for field in dataclasses.fields(value) if field.init]
     try:
         made = kind(**{field: getattr(value, field) for field in fields})
-        if pickle.dumps(made) != pickle.dumps(value):
-            raise TypeError("holds more than what it is made of")
+        if _without_caches(made) != _without_caches(value):
+            raise TypeError("it holds more than it is made of; caches are functools.cached_property or compare=False")
     except (TypeError, AttributeError, pickle.PicklingError) as error:
         raise UsageError(
             f"a {name} can't be handed to the jobs of a cluster ({error}): make it a dataclass of plain values, or use "
             "--workers"
         ) from None
     return {"class": name, "fields": {field: to_plain(getattr(value, field)) for field in fields}}
+
+
+def _without_caches(value: object) -> bytes:
+    """Return the pickle of an object without what it computes again when asked: the values of cached properties, and of
+    a dataclass the fields that neither make it nor count in comparisons.
+    """
+    kind, bare = type(value), copy.copy(value)
+    caches = {name for base in kind.__mro__ for name, part in vars(base).items() if isinstance(part, cached_property)}
+    if dataclasses.is_dataclass(value):
+        caches |= {field.name for field in dataclasses.fields(value) if not (field.init or field.compare)}
+    for name in caches:
+        with suppress(AttributeError):
+            object.__delattr__(bare, name)
+    return pickle.dumps(bare)
 
 
 def from_plain(data: Any, module: str) -> Any:

@@ -23,7 +23,9 @@ from shards.clock import moment_of, times_of_frames
 from shards.errors import SourceError, UnnamedSourceError, UsageError
 from shards.georeference import Grid
 from shards.manifest import MANIFEST_NAME, Codes
+from shards.plan_check import in_utc
 from shards.sources import SOURCES, Description, PlannedEvent, Source, SourceEntry, cf
+from shards.sources.base import add_dtype_argument, check_dtype
 from shards.sources.choose import guess
 from shards.sources.custom import custom_entry
 from shards.sources.inputs import plural
@@ -32,7 +34,7 @@ from shards.store import Event, Store, open_store
 
 # Options of a conversion that say what a frame is; the others say where it is from and how events are divided.
 FRAME_OPTIONS = (
-    *("crop", "size", "channels", "reader", "dbz", "variable", "group", "range", "no_echo", "missing"),
+    *("crop", "size", "channels", "reader", "dbz", "variable", "group", "range", "no_echo", "missing", "dtype"),
     *("quantity", "unit", "band", "radar", "product", "name_pattern", "time_format"),
 )
 # Options of radar archives that only make sense with the reader that they were given for.
@@ -83,7 +85,7 @@ class Archive:
         cf.forget_opened()
 
     def read(self, frames: Sequence[Frame]) -> Codes:
-        """Return frames, uint8 [L, C, H, W]. Raises SourceError or StoreError for a frame that can't be read."""
+        """Return frames as codes [L, C, H, W]. Raises SourceError or StoreError for a frame that can't be read."""
         parts = []
         for _, group in itertools.groupby(frames, key=lambda frame: frame.key):
             same = list(group)
@@ -155,8 +157,6 @@ class Archive:
             moment = moment_of(at)
         except ValueError:
             raise UsageError(f"--at {at}: neither a time such as 2016-07-11T22:00 (UTC) nor an event's key") from None
-        if moment.tzinfo is not None:
-            raise UsageError(f"--at {at}: times are UTC; write it without its offset")
         found = [frame for frame in self.frames if frame.time == moment]
         if len(found) == 1:
             return found[0]
@@ -242,6 +242,7 @@ def _build(entry: SourceEntry, name: str, path: Path, recorded: Mapping[str, Any
     parser = argparse.ArgumentParser(prog=f"... -- (options of {name})", allow_abbrev=False)
     parser.add_argument("input")
     entry.add_arguments(parser)
+    add_dtype_argument(parser)
     words = [str(path), *options]
     known = {action.dest for action in parser._actions}
     taken = {key: value for key, value in recorded.items() if key in known and key in FRAME_OPTIONS}
@@ -256,13 +257,14 @@ def _build(entry: SourceEntry, name: str, path: Path, recorded: Mapping[str, Any
         args = parser.parse_args(words)
         args.event_frames = 1
         source = entry.build(args)
+    check_dtype(args, source.describe())
     return source
 
 
 def _of_source(source: Source, path: Path) -> Archive:
     description = source.describe()
     step = description.step_seconds
-    events = [event for part in source.plan().splits.values() for event in part]
+    events = [event for part in in_utc(source.plan(), step).splits.values() for event in part]
     events.sort(key=lambda event: (event.run or event.key, event.run_offset))
     frames = [
         Frame(time, event.run or event.key, event, place, _file_of(path, event, place))
@@ -276,10 +278,9 @@ def _of_source(source: Source, path: Path) -> Archive:
 
 def _file_of(path: Path, event: PlannedEvent, place: int) -> Path | None:
     """Return the file of a frame, where the source's recipe is a name for each (cf's with #POSITION)."""
-    recipe = event.recipe
-    if not isinstance(recipe, tuple) or len(recipe) != event.length or not isinstance(recipe[place], str):
+    if not event.listed:
         return None
-    file = path / recipe[place].partition("#")[0]
+    file = path / event.listed[place].partition("#")[0]
     return file if file.is_file() else None
 
 
@@ -297,8 +298,7 @@ def _of_store(store: Store) -> Archive:
     frames = []
     for split in store.splits:
         for event in store.events(split):
-            times = None if event.start_time is None else store.metadata(split, event.index).get("times")
-            stamps = _times(event.length, event.start_time, times, manifest.step_seconds)
+            stamps = store.times(split, event.index)
             frames += [
                 Frame(time, event.run, (split, event), place)
                 for place, time in enumerate(stamps or [None] * event.length)
@@ -308,12 +308,6 @@ def _of_store(store: Store) -> Archive:
         return store.read(event[0], event[1].index, 0, event[1].length)
 
     return Archive(str(store.path), description, _in_series(frames), read)
-
-
-def _times(
-    length: int, start: str | None, times: Sequence[str] | None, step_seconds: float | None
-) -> Sequence[datetime | None]:
-    return times_of_frames(length, start, times, step_seconds) or [None] * length
 
 
 def _in_series(frames: Sequence[Frame]) -> tuple[Frame, ...]:

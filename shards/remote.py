@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 from shards.errors import StoreError, TransportError, UsageError
 from shards.filelock import lock_file
-from shards.files import LARGEST, Codes, Files, LocalFiles
+from shards.files import LARGEST, Bytes, Files, LocalFiles
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class HttpFiles(Files):
             raise StoreError(f"{self.where}/{file}: {len(data)} bytes, the manifest says {size}", shard=file)
         return bytes(data)
 
-    def read_into(self, file: str, offset: int, out: Codes, key: str | None = None) -> None:
+    def read_into(self, file: str, offset: int, out: Bytes, key: str | None = None) -> None:
         view = out.reshape(-1).data
         with RangeStream(self, file, offset, offset + view.nbytes, key) as stream:
             while view.nbytes:
@@ -285,7 +285,7 @@ class CachedFiles(Files):
     def read_all(self, file: str, size: int | None = None, most: int = LARGEST) -> bytes:
         return self.remote.read_all(file, size, most)
 
-    def read_into(self, file: str, offset: int, out: Codes, key: str | None = None) -> None:
+    def read_into(self, file: str, offset: int, out: Bytes, key: str | None = None) -> None:
         self._fetch(file)
         self.local.read_into(file, offset, out, key)
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from shards.clock import times_of_frames
-from shards.colours import norm_and_colours
+from shards.colours import norm_and_colours, upper_bits
 from shards.errors import UsageError
 from shards.manifest import Scale
 from shards.store import Event, Store
@@ -48,7 +47,7 @@ def draw_sheet(store: Store, file: Path, rows: int = 8) -> None:
         scale = store.manifest.scale
         bar = figure.colorbar(shown, ax=list(axes), shrink=min(1.0, 3.5 / height), pad=0.01)
         if scale.mapping is not None:  # colours are linear in codes, as in every other picture
-            codes = np.linspace(0, scale.max_code, 6).round().astype(np.uint8)
+            codes = np.linspace(0, scale.max_code, 6).round().astype(scale.code_type)
             places = (scale.offset + scale.gain * codes).tolist()
             bar.set_ticks(places, labels=[f"{value:.3g}" for value in scale.to_physical(codes)])
         bar.set_label(_scale_label(scale), fontsize=8)
@@ -92,7 +91,7 @@ def _draw_event(ax: Axes, store: Store, split: str, event: Event) -> AxesImage:
     if spec.channels == 3:
         strip: npt.NDArray[np.generic] = np.full((height, step * COLUMNS, 3), 255, dtype=np.uint8)
         for i, frame in enumerate(frames):
-            strip[:, i * step : i * step + width] = frame.transpose(1, 2, 0)
+            strip[:, i * step : i * step + width] = upper_bits(frame).transpose(1, 2, 0)
         shown = ax.imshow(strip, interpolation="nearest")
     else:
         strip = np.full((height, step * COLUMNS), np.nan, dtype=np.float32)
@@ -127,8 +126,7 @@ def _missing_patch(left: float, width: int, height: int) -> Rectangle:
 
 def _moment(store: Store, split: str, event: Event, place: int) -> str:
     """Return the time of a frame, or its number where there is no clock."""
-    own = store.metadata(split, event.index).get("times")
-    times = times_of_frames(event.length, event.start_time, own, store.manifest.step_seconds)
+    times = store.times(split, event.index)
     return f"frame {place}" if times is None else f"{times[place]:%Y-%m-%d %H:%M:%S}".removesuffix(":00")
 
 

@@ -2,7 +2,7 @@
 
     store = open_store("stores/mmnist")
     event = store.events("train")[7]
-    frames = store.read("train", event.index, 0, 10)    # uint8 [10, C, H, W]
+    frames = store.read("train", event.index, 0, 10)    # codes [10, C, H, W]
 
 A store may be handed to other processes, by fork or pickle: each opens its own files, when it first needs them.
 """
@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from shards.clock import times_of_frames
 from shards.errors import ContentError, ManifestError, StoreError, TransportError, UsageError, printable, verify_hint
 from shards.fields import Fields, parse_json
 from shards.files import Files, LocalFiles
@@ -100,7 +101,7 @@ class Store(ABC):
         return events
 
     def read(self, split: str, index: int, start: int, stop: int) -> Codes:
-        """Read frames [start, stop) of event `index` of `split`: uint8 [stop - start, C, H, W], contiguous, a copy.
+        """Read frames [start, stop) of event `index` of `split`: codes [stop - start, C, H, W], contiguous, a copy.
 
         Raises UsageError for frames that aren't there, and StoreError, naming shard, key and byte, where the bytes
         aren't those that were written.
@@ -188,6 +189,23 @@ class Store(ABC):
         except ManifestError as error:
             what = str(error).replace("; convert the archive again", "")
             raise StoreError(f"{what}; {verify_hint(self.path)}", shard=self.shard(split, index)) from None
+
+    def times(self, split: str, index: int) -> list[datetime] | None:
+        """Return the time of every frame of an event, UTC without a zone; None without a clock. Raises StoreError."""
+        event = self.events(split)[index]
+        if event.start_time is None:
+            return None
+        try:
+            own = self.metadata(split, index).get("times")
+            return times_of_frames(event.length, event.start_time, own, self.manifest.step_seconds)
+        except ValueError as error:
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(
+                f"{self.path}: event {event.key} of {split}: {error}; {verify_hint(self.path)}",
+                shard=self.shard(split, index),
+                key=event.key,
+            ) from None
 
     @abstractmethod
     def _metadata(self, split: str, index: int) -> str:

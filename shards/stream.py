@@ -34,7 +34,7 @@ LARGEST_NPY = 1 << 31  # bytes that `decode_npy` is ready to unpack; it knows no
 
 
 def stream_events(store: Store, split: str) -> Iterator[tuple[Event, Codes]]:
-    """Yield all events of `split` in stored order, with their frames uint8 [L, C, H, W]. Raises StoreError."""
+    """Yield all events of `split` in stored order, with their frames [L, C, H, W]. Raises StoreError."""
     events = store.events(split)
     if not isinstance(store, TarStore):
         for event in events:
@@ -80,14 +80,15 @@ def _samples(store: TarStore, file: str, size: int) -> Iterator[dict[str, Any]]:
 
 
 def _frames(store: TarStore, file: str, row: IndexRow, data: bytes) -> Codes:
-    header = npy_header(row.length, store.manifest.frames)
+    spec = store.manifest.frames
+    header = npy_header(row.length, spec)
     try:
         npy = decode(store.manifest.encoding, np.frombuffer(data, dtype=np.uint8), len(header) + row.size)
     except ValueError as error:
         raise _error(store, file, row, f"the frames of {row.key}: {error}") from None
     if npy[: len(header)].tobytes() != header or zlib.crc32(npy[len(header) :].data) != row.crc32:
         raise _error(store, file, row, f"the frames of {row.key} aren't those that were written (CRC)")
-    frames = npy[len(header) :].reshape(row.length, *store.manifest.frames.shape)
+    frames = npy[len(header) :].view(spec.code_type).reshape(row.length, *spec.shape)
     return frames if frames.flags.writeable else frames.copy()
 
 

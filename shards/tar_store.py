@@ -1,12 +1,12 @@
 """The webdataset format: tars that webdataset and tar read, with an index beside each for random access.
 
-`SPLIT/000000.tar` holds for every event `KEY.frames.npy` (npy 1.0, uint8 [L, C, H, W], C order; compressed it is
-`KEY.frames.npy.zst` or `.lz4`, see encoding.py) and then `KEY.json`, keys ascending; USTAR, owner 0, mode 0644, time 0,
-so equal events give equal bytes. `SPLIT/000000.idx` is text: a JSON object (file, number of events, columns), then one
-JSON list per event.
+`SPLIT/000000.tar` holds for every event `KEY.frames.npy` (npy 1.0, uint8 or little-endian uint16 [L, C, H, W], C order;
+compressed it is `KEY.frames.npy.zst` or `.lz4`, see encoding.py) and then `KEY.json`, keys ascending; USTAR, owner 0,
+mode 0644, time 0, so equal events give equal bytes. `SPLIT/000000.idx` is text: a JSON object (file, number of events,
+columns), then one JSON list per event.
 
-Raw frames begin at the index's `offset`, after the npy header: frame i of an event lies at offset + i * C*H*W, and a
-window of frames is one slice of the file. A compressed event is the `stored` bytes at `offset`.
+Raw frames begin at the index's `offset`, after the npy header, one after another: a window of frames is one slice of
+the file. A compressed event is the `stored` bytes at `offset`.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def frames_name(key: str, encoding: str) -> str:
 
 @lru_cache(maxsize=64)
 def npy_header(length: int, spec: FrameSpec) -> bytes:
-    """Return the npy 1.0 header of frames uint8 [length, C, H, W]."""
+    """Return the npy 1.0 header of frames [length, C, H, W]."""
     buffer = io.BytesIO()
-    header = {"descr": "|u1", "fortran_order": False, "shape": (length, *spec.shape)}
+    header = {"descr": spec.code_type.str, "fortran_order": False, "shape": (length, *spec.shape)}
     npy_format.write_array_header_1_0(buffer, header)
     return buffer.getvalue()
 
@@ -242,19 +242,20 @@ class TarStore(Store):
         spec = self.manifest.frames
         if row.stored is not None:
             return self._unpacked(file, row)[start:stop].copy()
-        frames = np.empty((stop - start, *spec.shape), dtype=np.uint8)
-        self.files.read_into(file, row.offset + start * spec.bytes, frames, row.key)
+        frames: Codes = np.empty((stop - start, *spec.shape), dtype=spec.code_type)
+        self.files.read_into(file, row.offset + start * spec.bytes, frames.view(np.uint8), row.key)
         return frames
 
     def _unpacked(self, file: str, row: IndexRow) -> Codes:
         """All frames of a compressed event."""
         assert row.stored is not None
-        header = npy_header(row.length, self.manifest.frames)
+        spec = self.manifest.frames
+        header = npy_header(row.length, spec)
         packed = self.files.read_at(file, row.offset, row.stored, row.key)
         try:
             npy = decode(self.manifest.encoding, packed, len(header) + row.size)
             if npy[: len(header)].tobytes() != header:
-                raise ValueError(f"doesn't begin as npy of uint8 {[row.length, *self.manifest.frames.shape]}")
+                raise ValueError(f"doesn't begin as npy of {spec.dtype} {[row.length, *spec.shape]}")
         except ValueError as error:
             raise ContentError(
                 f"{self.path}/{file}: the frames of {row.key} at byte {row.offset}: {error}; {verify_hint(self.path)}",
@@ -262,7 +263,7 @@ class TarStore(Store):
                 key=row.key,
                 offset=row.offset,
             ) from None
-        return npy[len(header) :].reshape(row.length, *self.manifest.frames.shape)
+        return npy[len(header) :].view(spec.code_type).reshape(row.length, *spec.shape)
 
     def locations(self, split: str) -> list[Location]:
         """Return where each event of `split` lies."""

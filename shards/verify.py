@@ -224,7 +224,7 @@ class TarWalk:
                 return [self._problem(f"the contents of {name}: {error}", payload, name)]
         if size != room or npy[: len(header)] != header:
             shape = [row.length, *self.spec.shape]
-            return [self._problem(f"{name} doesn't begin as npy of uint8 {shape}", payload, name)]
+            return [self._problem(f"{name} doesn't begin as npy of {self.spec.dtype} {shape}", payload, name)]
         if zlib.crc32(memoryview(npy)[len(header) :]) != row.crc32:
             return [self._problem(f"the contents of {name} were changed (CRC)", row.offset, name)]
         return []

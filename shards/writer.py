@@ -28,6 +28,7 @@ import numpy.typing as npt
 from shards.errors import SourceError
 from shards.georeference import Grid
 from shards.manifest import Codes, FileInfo, FrameSpec, Scale, ShardInfo, rounded_share
+from shards.writing import FileWriteError
 
 if TYPE_CHECKING:
     from shards.sources.base import PlannedEvent, RawEvent, Source
@@ -130,10 +131,8 @@ def write_or_recall(writer: StoreWriter, source: Source, job: ShardJob, tick: Ti
 def record(plan: StorePlan, result: ShardResult) -> None:
     """Note that a shard is finished; its files are in their places."""
     data = {"info": asdict(result.info), "events": [[event.crc32, event.metadata] for event in result.events]}
-    temporary = plan.work / uuid.uuid4().hex
-    with temporary.open("x", encoding="utf-8") as file:
-        json.dump(data, file)
-    temporary.replace(_record_path(plan, result.job))
+    with HashedFile(_record_path(plan, result.job), plan.work) as file:
+        file.write(json.dumps(data).encode())
 
 
 def recall(plan: StorePlan, job: ShardJob, compare: bool = True) -> ShardResult | None:
@@ -175,15 +174,21 @@ class HashedFile:
         self.size = 0
         self._hash = hashlib.sha256()
         self._temporary = work / uuid.uuid4().hex
-        self._file = self._temporary.open("xb", buffering=0)  # a new file, never through a link
+        try:
+            self._file = self._temporary.open("xb", buffering=0)  # a new file, never through a link
+        except OSError as error:
+            raise FileWriteError(error, path) from error
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append."""
+        """Append. Raises FileWriteError."""
         view = memoryview(data).cast("B")
         self._hash.update(view)
         self.size += view.nbytes
-        while view.nbytes:
-            view = view[self._file.write(view) :]
+        try:
+            while view.nbytes:
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            raise FileWriteError(error, self.path, self.size - view.nbytes) from error
 
     @property
     def digest(self) -> str:
@@ -200,8 +205,12 @@ class HashedFile:
         if kind is not None:
             self._temporary.unlink(missing_ok=True)
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self._temporary, self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self._temporary, self.path)
+        except OSError as error:
+            self._temporary.unlink(missing_ok=True)
+            raise FileWriteError(error, self.path, self.size) from error
 
 
 def read_event(source: Source, planned: PlannedEvent, spec: FrameSpec, scale: Scale) -> tuple[Codes, WrittenEvent]:
@@ -210,13 +219,15 @@ def read_event(source: Source, planned: PlannedEvent, spec: FrameSpec, scale: Sc
     """
     raw = source.read(planned)
     expected = (planned.length, *spec.shape)
-    if raw.frames.dtype != np.uint8 or raw.frames.shape != expected:
+    if raw.frames.dtype != spec.code_type or raw.frames.shape != expected:
         raise SourceError(
             f"event {planned.key}: the source gave {raw.frames.dtype} {list(raw.frames.shape)}, "
-            f"planned were uint8 {list(expected)}; repair the source"
+            f"planned were {spec.dtype} {list(expected)}; repair the source"
         )
     frames = np.ascontiguousarray(raw.frames)
-    any_code_stands_for_something = scale.max_code == 255 or (scale.max_code, scale.missing_code) == (254, 255)
+    largest = np.iinfo(spec.code_type).max
+    above_all = largest - (scale.missing_code == largest)
+    any_code_stands_for_something = scale.max_code >= above_all
     missing = changes = 0
     before: npt.NDArray[np.bool_] | None = None
     for frame in frames:  # one at a time: a mask of a whole event would be as large as the event

@@ -64,7 +64,7 @@ def _frames_layout(frames: Fields, manifest: Manifest, split: str, arrays: dict[
     told = (kind, shape, grid[1:], chunks[1:], inner, place, [codec.take("name", str) for codec in codecs])
     sides = list(spec.shape)
     expected = (
-        ("array", "uint8"),
+        ("array", spec.dtype),
         [info.frames, *sides],
         sides,
         sides,

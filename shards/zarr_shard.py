@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.encoding import encode_chunk
-from shards.manifest import Codes
+from shards.manifest import Codes, FrameSpec
 from shards.writer import HashedFile
 
 ABSENT = (1 << 64) - 1
@@ -28,10 +28,10 @@ Index = npt.NDArray[np.uint64]  # [chunks, 2]: offset and size
 class ShardWriter:
     """Appends frames to a shard; whenever they fill a chunk, it is encoded and written."""
 
-    def __init__(self, file: HashedFile, chunks: int, chunk_shape: tuple[int, ...], encoding: str) -> None:
+    def __init__(self, file: HashedFile, chunks: int, frames: int, spec: FrameSpec, encoding: str) -> None:
         self.file, self.encoding = file, encoding
         self._index = np.full((chunks, 2), ABSENT, dtype="<u8")
-        self._chunk = np.zeros(chunk_shape, dtype=np.uint8)
+        self._chunk = np.zeros((frames, *spec.shape), dtype=spec.code_type)
         self._filled = 0  # frames in self._chunk
         self._number = 0
 

@@ -3,8 +3,8 @@ and units. Here it is read; zarr_writer.py writes it.
 
 Variables of a split (CF 1.10 attributes; `xarray` decodes codes to physical values and dates):
 
-- `frames` (time, channel, y, x) uint8: all events one after another. A chunk has the frames of one event (of the
-  commonest length, where lengths differ), raw or compressed (encoding.py), and many chunks lie in one shard file.
+- `frames` (time, channel, y, x), uint8 or uint16: all events one after another. A chunk has the frames of one event
+  (of the commonest length, where lengths differ), raw or compressed (encoding.py); many chunks lie in one shard file.
 - `time` (time): seconds since 1970, where the frames have a clock. `event` (time): which event a frame belongs to.
 - `x`, `y` and `spatial_ref`: coordinates of pixel centres, and the projection (CRS as WKT, CF's parameters), where the
   archive knows its grid.
@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from shards.encoding import decode_chunk
 from shards.errors import ContentError, StoreError, verify_hint
+from shards.files import Bytes
 from shards.manifest import Codes
 from shards.store import Event, Store, is_sound
 from shards.zarr_metadata import FIRST_COLUMN, ZarrMetadata, read_column, read_metadata
@@ -104,17 +105,19 @@ class ZarrStore(Store):
     def _read(self, split: str, index: int, start: int, stop: int) -> Codes:
         table: ZarrTable = self._table(split)
         first, chunk = int(table.layout.starts[index]), table.layout.chunk
-        out = np.empty((stop - start, *self.manifest.frames.shape), dtype=np.uint8)
+        spec = self.manifest.frames
+        frames: Codes = np.empty((stop - start, *spec.shape), dtype=spec.code_type)
+        out = frames.view(np.uint8).reshape(len(frames), spec.bytes)
         at = start
         while at < stop:
             number, inside = divmod(first + at, chunk)
             fits = min(stop - at, chunk - inside)
             self._read_chunk(split, number, inside, out[at - start : at - start + fits], table.events[index].key)
             at += fits
-        return out
+        return frames
 
-    def _read_chunk(self, split: str, number: int, first: int, out: Codes, key: str) -> None:
-        """Fill `out` with the frames of chunk `number` from `first` on."""
+    def _read_chunk(self, split: str, number: int, first: int, out: Bytes, key: str) -> None:
+        """Fill `out` [N, bytes of a frame] with the frames of chunk `number` from `first` on."""
         layout: SplitLayout = self._table(split).layout
         shard, place = divmod(number, layout.chunks_per_shard)
         file = shard_name(split, shard)
@@ -127,7 +130,7 @@ class ZarrStore(Store):
                 self.files.read_into(file, offset + first * frame, out, key)
                 return
             data = self.files.read_at(file, offset, stored, key)
-            frames = decode_chunk(encoding, data, layout.chunk * frame).reshape(layout.chunk, *out.shape[1:])
+            frames = decode_chunk(encoding, data, layout.chunk * frame).reshape(layout.chunk, frame)
         except ValueError as error:
             if isinstance(error, StoreError):
                 raise

@@ -76,7 +76,7 @@ class ZarrWriter:
         written = []
         name = shard_name(job.split, job.number)
         with HashedFile(self.plan.store / name, self.plan.work) as file:
-            shard = ShardWriter(file, layout.chunks_per_shard, (layout.chunk, *spec.shape), self.plan.encoding)
+            shard = ShardWriter(file, layout.chunks_per_shard, layout.chunk, spec, self.plan.encoding)
             for i in range(job.first, job.last):
                 frames, event = read_event(source, self.plan.splits[job.split][i], spec, self.plan.scale)
                 start, stop = int(layout.starts[i]), int(layout.starts[i + 1])
@@ -117,17 +117,20 @@ class ZarrWriter:
     def _create_frames(self, group: zarr.Group, split: str) -> None:
         """Write the array's metadata; its shards are there already."""
         layout, spec = self._layout(split), self.plan.frames
+        width = spec.code_type.itemsize
         codecs: dict[str, Any] = {
             "raw": None,
             "zstd": ZstdCodec(level=ZSTD_LEVEL),
-            "lz4": BloscCodec(typesize=1, cname="lz4", clevel=BLOSC_LEVEL, shuffle="noshuffle"),
+            "lz4": BloscCodec(
+                typesize=width, cname="lz4", clevel=BLOSC_LEVEL, shuffle="shuffle" if width > 1 else "noshuffle"
+            ),
         }
         group.create_array(
             "frames",
             shape=(layout.frames, *spec.shape),
             chunks=(layout.chunk, *spec.shape),
             shards=(layout.shard, *spec.shape),
-            dtype="uint8",
+            dtype=spec.dtype,
             compressors=codecs[self.plan.encoding],
             fill_value=0,
             dimension_names=DIMENSIONS,

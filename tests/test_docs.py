@@ -147,6 +147,44 @@ def test_a_new_model_by_the_page(tmp_path: Path) -> None:
     assert done.stdout == "3 False\n", done.stderr
 
 
+@pytest.mark.timeout(900)
+def test_the_pages_on_runs_by_the_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their files and commands, one after the other in one folder, in this process: torch is imported once."""
+    monkeypatch.chdir(tmp_path)
+    typed = 0
+    for name in ("configs", "sweeps", "evaluation", "mode-collapse"):
+        for block in blocks((DOCS / f"{name}.md").read_text()):
+            kind, _, where = block.mark.partition(": ")
+            if kind == "file":
+                Path(where).write_text(block.code)
+            for command in commands(block.code) if kind == "commands" else ():
+                with said(f"{name}: {command}"):
+                    assert run_typed(shlex.split(command)) == 0, f"{name}: {command}"
+                typed += 1
+    assert typed == 12
+    assert {path.name for path in Path("runs/one/eval").glob("*.json")} >= {"test-best.json", "val+openstl-best.json"}
+    assert "Mode collapse" in Path("runs/one/report/index.html").read_text()
+
+
+def run_typed(words: list[str]) -> int:
+    """Run `python launch/NAME.py ...` or `python -m shards ...`; return the exit code."""
+    if words[:3] == ["python", "-m", "shards"]:
+        return shards(words[3:])
+    assert words[0] == "python" and words[1].startswith("launch/")
+    return int(importlib.import_module(f"launch.{Path(words[1]).stem}").main(words[2:]))
+
+
+def test_the_table_of_extras_is_the_extras_of_setup() -> None:
+    rows = re.findall(r"^\| ((?:`[\w]+`(?:, )?)+) \| ", (DOCS / "installation.md").read_text(), flags=re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    run_setup = "import setuptools, json; setuptools.setup = lambda **k: print(json.dumps(sorted(k['extras_require'])))"
+    code = f"{run_setup}; exec(compile(open('setup.py').read(), 'setup.py', 'exec'))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"__file__ = 'setup.py'; {code}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert sorted(names) == json.loads(done.stdout), done.stderr
+
+
 def test_the_messages_of_troubleshooting_are_the_codes() -> None:
     files = [file for folder in ("launch", "shards", "toolkit") for file in (ROOT / folder).rglob("*.py")]
     said = [text for file in files for text in texts(file)]

@@ -7,7 +7,6 @@ renamed. A writer that was killed leaves that name behind: `clear_leftovers` rem
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import secrets
@@ -19,53 +18,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.fsync import flush
-from toolkit.errors import EXIT_FAILURE
+from shards.writing import FileWriteError as FileWriteError
+from shards.writing import describe_owner as describe_owner
+from shards.writing import free_space as free_space
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<host>.+)-(?P<pid>\d{1,7})(?:-[0-9a-f]{8})?\.(?P<kind>tmp|old)")
-
-
-class FileWriteError(OSError):
-    """A file or folder can't be written; what was there before is untouched."""
-
-    exit_code = EXIT_FAILURE
-
-    def __init__(self, error: OSError, path: Path, size: int = 0) -> None:
-        """
-        Args:
-            error: of the system.
-            size: bytes that had been written.
-        """
-        super().__init__(error.errno, error.strerror or str(error), str(path))
-        self.size = size
-
-    def __str__(self) -> str:
-        after = f" after {self.size:,} bytes" if self.size else ""
-        full = self.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, 0)
-        advice = "free space or repair the disk, then run the same command again" if full else "choose another place"
-        if self.errno in (errno.EACCES, errno.EPERM):
-            path = Path(self.filename)  # a file is replaced by another of its folder
-            whose = describe_owner(path if path.is_dir() else path.parent)
-            return f"{self.filename}: not written: {self.strerror}; {whose}: {advice}"
-        return (
-            f"{self.filename}: not written: {self.strerror}{after}; {free_space(Path(self.filename))}. What was there "
-            f"before is untouched: {advice}"
-        )
-
-
-def describe_owner(path: Path) -> str:
-    """Return whose a path is, in words; of one that isn't there the folder that it would be in."""
-    for folder in (path, *path.absolute().parents):
-        with contextlib.suppress(OSError, KeyError):  # the latter: a number without a name
-            return f"{folder} belongs to {folder.owner()}, group {folder.group()}"
-    return str(path)
-
-
-def free_space(path: Path) -> str:
-    """Return the free bytes of the file system that a path is on or would be on, in words."""
-    for place in (path, *path.absolute().parents):
-        with contextlib.suppress(OSError):
-            return f"{shutil.disk_usage(place).free:,} bytes are free in {place}"
-    return "free bytes unknown"
 
 
 def check_writable(folder: Path) -> None:

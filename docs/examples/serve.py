@@ -3,7 +3,7 @@
     python docs/examples/serve.py models/modernn --port 8000
 
     GET  /          what the model takes and gives, as JSON
-    POST /forecast  a NumPy file (.npy) of codes, uint8 [context, C, H, W], or of fractions, float32 in 0..1
+    POST /forecast  a NumPy file (.npy) of codes, uint8 or uint16 [context, C, H, W], or of fractions, float32 in 0..1
                     -> a NumPy file, float32 [horizon, C, H, W] in 0..1; ?horizon=N for another number of frames
 
 It listens on this machine alone. Others reach it through a web server that knows who may.
@@ -49,7 +49,7 @@ class Forecaster:
         frames = np.load(io.BytesIO(body), allow_pickle=False)
         if not isinstance(frames, np.ndarray):
             raise ValueError("an .npz archive is not taken: send one array as .npy")
-        if frames.dtype == np.uint8:
+        if frames.dtype in (np.uint8, np.uint16):
             frames = frames / np.float32(self.facts["scale"]["max_code"])
         context = torch.from_numpy(np.ascontiguousarray(frames, np.float32))[None]
         with self.lock:

@@ -49,7 +49,7 @@ def add_watch(parser: argparse.ArgumentParser) -> None:
 # An option has no effect without one of those it belongs to.
 NEEDED = {
     "thresholds": ("verify", "page"),
-    "neighbourhood": ("probability",),
+    "neighbourhood": ("probability", "page"),
     "zr": ("accumulation",),
     "overlap": ("tile",),
     "every": ("watch",),
@@ -81,6 +81,11 @@ def check_together(arguments: argparse.Namespace) -> None:
             name, first = option.replace("_", "-"), needed[0].replace("_", "-")
             others = "".join(f" or --{other}" for other in needed[1:])
             raise ConfigError(f"--{name} has no effect without --{first}{others}: add --{first}, or omit --{name}")
+    if arguments.neighbourhood is not None and not arguments.probability and arguments.ensemble_size == 1:
+        raise ConfigError(
+            "--neighbourhood has no effect: --page shows probabilities of an ensemble, or those of --probability: add "
+            "--ensemble-size or --probability, or omit --neighbourhood"
+        )
     if arguments.seed is not None and arguments.ensemble_size == 1:
         raise ConfigError("--seed has no effect without --ensemble-size above 1: add it, or omit --seed")
     if arguments.watch and (arguments.at or arguments.verify):

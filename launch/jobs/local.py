@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -39,7 +39,7 @@ class _LocalLayer(Submitter):
         self._cancelled = False
         self._noted = False
 
-    def assign(self, resources: Mapping[Path, Mapping[str, object]]) -> None:
+    def assign(self, resources: Mapping[Path, Mapping[str, object]], scored: Collection[Path] = ()) -> None:
         keys = sorted({key for own in resources.values() for key in own})
         if keys and not self._noted:
             runs = sum(bool(own) for own in resources.values())

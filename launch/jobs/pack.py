@@ -101,14 +101,20 @@ def is_unfinished(run: RunDir, since: float) -> bool:
         since: when the run was submitted, UNIX time; a failure from before was submitted to be run again.
     """
     try:
-        with contextlib.suppress(FileNotFoundError):
-            if (run.path / "FAILED").stat().st_mtime >= since:
-                return False
+        if _failed_since(run, since):
+            return False
         if not run.config_file.exists():
             return False  # deleted since
         return not run.done or bool(missing_scores(run)) or bool(missing_scores(run, run.config().eval.split))
     except (OSError, ToolkitError):
         return True  # the job that takes it finds the same, and reports it
+
+
+def _failed_since(run: RunDir, since: float) -> bool:
+    try:
+        return (run.path / "FAILED").stat().st_mtime >= since
+    except FileNotFoundError:
+        return False
 
 
 class _Place:
@@ -193,10 +199,10 @@ class PackedJob:
                 self._note_failure(place.run, f"the job of this run in place {number}: {meaning(code)}")
 
     def _note_failure(self, run: RunDir, reason: str) -> None:
-        """Count a failed run, and leave a reason in its directory where none is and one can be written."""
+        """Count a failed run, and leave a reason in its directory unless there is one of this submission."""
         self.failed += 1
         try:
-            if run.failure() is None:
+            if run.failure() is None or not _failed_since(run, self.since):
                 run.mark_failed(reason)
         except OSError as error:
             logger.warning("%s: can't be marked as failed (%s): %s", run.path, error, reason)
@@ -278,7 +284,7 @@ class PackedJob:
         """Note why a run begins again that a job of this submission began, as job.sh does for a job of one run."""
         record, this = read_lock(run.path), str(slurm.job_name())
         before, of_array = str(record.get("job", "")), this.partition("_")[0] + "_"
-        if not before.startswith(of_array) or before == this or run.done or run.failure() is not None:
+        if not before.startswith(of_array) or before == this or run.done or _failed_since(run, self.since):
             return
         name = this.rpartition("_")[0]
         causes = [restart for restart in read_restarts(self.folder) if restart.job == name]

@@ -68,8 +68,14 @@ class Submitter(ABC):
 
     detached = False  # True: jobs continue without the command that submitted them, which need not wait
 
-    def assign(self, resources: Mapping[Path, Mapping[str, object]]) -> None:  # noqa: B027  for clusters
-        """Note what the sweep file asks for its runs, by keys of a cluster's profile."""
+    def assign(  # noqa: B027  for clusters
+        self, resources: Mapping[Path, Mapping[str, object]], scored: Collection[Path] = ()
+    ) -> None:
+        """Note what the sweep file asks for its runs, by keys of a cluster's profile.
+
+        Args:
+            scored: runs without a training to do, which are only evaluated.
+        """
 
     @abstractmethod
     def ranks_of(self, run: Path) -> int:

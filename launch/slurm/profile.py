@@ -209,7 +209,7 @@ def _without_nulls(tree: dict[str, object]) -> dict[str, object]:
 
 
 def check_resources(value: object) -> dict[str, object]:
-    """Return the `resources` of a sweep file or one of its entries; null stands for the cluster's own default.
+    """Return the `resources` of a sweep file or one of its entries; null is the default, whatever the profile has.
 
     Args:
         value: a mapping of keys of a profile to texts.
@@ -221,7 +221,8 @@ def check_resources(value: object) -> dict[str, object]:
         return {}
     if not isinstance(value, dict):
         raise ValueError(f"must be a mapping such as {{time: 6:00:00, mem: 32G}}, got {value!r}")
-    given = {str(key): None if text in NULLS else text for key, text in value.items()}
+    defaults = {key: field.default for key, field in Profile.model_fields.items()}  # None: the cluster's own
+    given = {str(key): defaults.get(str(key)) if text in NULLS else text for key, text in value.items()}
     faults = []
     for key in given.keys() - PER_RUN:
         known = "a profile's alone" if key in Profile.model_fields else "unknown key"

@@ -89,7 +89,11 @@ def is_report(root: Path, job: QueuedJob) -> bool:
 
 def is_evaluation(job: QueuedJob) -> bool:
     """Return whether a job evaluates a run that another one trains."""
-    return job.job_name.rpartition("-")[2].startswith(EVALUATION)
+    return _evaluates(job.job_name.rpartition("-")[2])
+
+
+def _evaluates(key: str) -> bool:
+    return key.startswith(EVALUATION)
 
 
 def _precedence(job: QueuedJob) -> int:
@@ -196,14 +200,14 @@ class Scheduler:
         if self._jobs is None:
             return views
         names: dict[str, str] = {}
-        submitted: dict[Path, dict[Path, str]] = {}
+        submitted: dict[Path, list[dict[Path, str]]] = {}
         for view in views:
             path = Path(view.path).resolve()
-            if view.state not in ("interrupted", "new") or view.kind == "stopped" or path in jobs:
+            if view.state not in ("interrupted", "new", "trained") or view.kind == "stopped" or path in jobs:
                 continue
             if path.parent not in submitted:
-                submitted[path.parent] = submissions(path.parent)
-            name = job_name(view) or submitted[path.parent].get(path)
+                submitted[path.parent] = [submitted_jobs(path.parent, evaluations) for evaluations in (False, True)]
+            name = last_job(path, *(those.get(path) for those in submitted[path.parent]))
             if name is not None:
                 names[view.path] = name
         unknown = sorted({name for name in names.values() if self._ended.get(name) is None})
@@ -293,7 +297,8 @@ def with_end(view: RunView, name: str, end: Ended) -> RunView:
     if end.state == "COMPLETED":
         return view
     text = f"job {name} ended: {end.text}; run the sweep again to resume"
-    return dataclasses.replace(view, kind=ENDS.get(end.state, view.kind), reason=text)
+    kind = None if view.state == "trained" else ENDS.get(end.state, view.kind)
+    return dataclasses.replace(view, kind=kind, reason=text)
 
 
 def why_waiting(job: QueuedJob) -> str:
@@ -311,28 +316,37 @@ def job_name(view: RunView) -> str | None:
     return match[1] if match else None
 
 
-def submissions(root: Path) -> dict[Path, str]:
-    """Return the last submitted job of each run of a sweep."""
+def submitted_jobs(root: Path, evaluations: bool = False) -> dict[Path, str]:
+    """Return the last submitted job of each run of a sweep.
+
+    Args:
+        evaluations: of the jobs that evaluate what others train; else of the others.
+    """
     found: dict[Path, str] = {}
-    files = (root / SUBMISSIONS).glob("*/job")
-    # A training comes after the evaluation that was submitted with it.
-    for file in sorted(files, key=lambda file: (not file.parent.name.startswith(EVALUATION), file.stat().st_mtime)):
+    files = [file for file in (root / SUBMISSIONS).glob("*/job") if _evaluates(file.parent.name) == evaluations]
+    for file in sorted(files, key=lambda file: file.stat().st_mtime):
         job, runs = file.read_text(encoding="utf-8", errors="replace").strip(), listed_runs(file.parent)
         pack = find_pack(file.parent)
         found |= dict(zip(runs, job_names(job, len(runs), pack.places if pack else 1), strict=True))
     return found
 
 
+def last_job(run: Path, submitted: str | None, evaluation: str | None) -> str | None:
+    """Return the job that a run has or had last, as squeue shows it: its lock names it, unless a later one never began.
+
+    Args:
+        submitted, evaluation: its jobs by `submitted_jobs`; another job of a packed array may have taken the run.
+    """
+    taken = str(read_lock(run).get("job", "")).rpartition("_")[0]
+    meant = (evaluation if RunDir(run).done else None) or submitted or evaluation
+    known = [name for name in (taken, meant) if name and re.fullmatch(r"\d+(_\d+)?", name)]
+    return max(known, key=lambda name: int(name.partition("_")[0]), default=None)  # of the same array: which took it
+
+
 def failure_of(root: Path, name: str) -> str | None:
     """Return why a packed job failed, which its batch script writes beside its logs; None where it wrote nothing."""
     files = sorted((root / SUBMISSIONS).glob(f"*/logs/{name}.failed"))
     return next((first_line(text) for file in files if (text := read_text(file).strip())), None)
-
-
-def job_of_array(run: Path, meant: str) -> str:
-    """Return the job that a run of a packed submission has or had: the one it was meant for, or one that took it."""
-    taken = str(read_lock(run).get("job", "")).rpartition("_")[0]
-    return taken if taken.partition("_")[0] == meant.partition("_")[0] else meant
 
 
 def _of_slurm(view: RunView) -> bool:

@@ -16,6 +16,8 @@ from toolkit.errors import ConfigError
 from toolkit.wording import count, some
 
 Own = Mapping[str, object]  # `resources` of a run
+Record = Mapping[str, object]  # a request as JSON values
+APART = "apart"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,15 @@ class Request:
     def options(self) -> list[str]:
         """Return the options of launch/jobs/job.py."""
         return ["--only", self.only] if self.only else []
+
+    @property
+    def record(self) -> Record:
+        """Return all that the jobs ask for, to be compared with a later request."""
+        values = self.profile.model_dump(mode="json", exclude={"light", "env", "sbatch"})
+        for section in ("env", "sbatch"):
+            values |= {f"{section}.{key}": value for key, value in getattr(self.profile, section).items()}
+        evaluation = "in the same job" if self.only is None else APART
+        return {**values, "pack": self.shape.pack, "ranks": self.shape.ranks, "evaluation": evaluation}
 
     @property
     def pack(self) -> int:
@@ -93,14 +104,23 @@ class Requests:
         if text not in self._made:
             profile = overridden(overridden(self.profile, own, nulls=True), self.given)
             used = _text({key: value for key, value in own.items() if key not in self.given})
-            made = Request(profile, Shape.of(profile, None, None, self.ranks), used)
+            made = Request(profile, Shape.of(profile, self.ranks), used)
             self._made[text] = next((known for known in self._made.values() if known == made), made)
         found = self._made[text]
         return found if self.asks_for_gpus else replace(found, shape=replace(found.shape, asks_for_gpus=False))
 
+    def plans(self, run: Path) -> bool:
+        """Return whether a run is one of those that were assigned."""
+        return run in self._owns
+
     def all(self) -> list[Request]:
         """Return the different requests of the runs that were assigned; without any, that of the profile."""
         return [request for request, _ in self.groups(list(self._owns))] or [self.of()]
+
+    def usual(self) -> Request:
+        """Return the request of most runs that were assigned, of several the first."""
+        groups = self.groups(list(self._owns))
+        return max(groups, key=lambda group: len(group[1]))[0] if groups else self.of()
 
     def groups(self, runs: Sequence[Path]) -> list[tuple[Request, list[Path]]]:
         """Return runs by their request, in the order in which each comes first."""

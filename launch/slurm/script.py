@@ -95,22 +95,18 @@ class Shape:
     asks_for_gpus: bool = True  # select/linear gives nodes whole, and starts no step of a job that asks for GPUs
 
     @staticmethod
-    def of(
-        profile: Profile, nodes: int | None, gpus_per_node: int | None, ranks: int | None, pack: str | None = None
-    ) -> Shape:
-        """Return the profile's shape, overridden by the command line; one rank per GPU, or per node without GPUs.
+    def of(profile: Profile, ranks: int | None = None) -> Shape:
+        """Return the shape of a profile.
 
         Args:
-            pack: runs in a job, a number or `auto`: as many as the node's GPUs allow; None: the profile's.
+            ranks: of each run; None: one for each GPU, or for each node without GPUs.
 
         Raises:
             ConfigError: ranks that can't be spread evenly, that share a GPU, or that leave a GPU idle.
         """
-        nodes = nodes or profile.nodes
-        gpus = profile.gpus_per_node if gpus_per_node is None else gpus_per_node
-        packed = pack or profile.pack
-        if packed is not None:
-            return _packed(nodes, gpus, ranks, packed)
+        nodes, gpus = profile.nodes, profile.gpus_per_node
+        if profile.pack is not None:
+            return _packed(nodes, gpus, ranks, profile.pack)
         total = ranks or nodes * max(1, gpus)
         if total % nodes:
             raise ConfigError(f"--ranks {total} can't be spread evenly over {nodes} nodes: use a multiple of {nodes}")

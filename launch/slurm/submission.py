@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +13,6 @@ from launch.slurm.queue import SUBMISSIONS, is_of, is_report, job_names, owners
 from launch.slurm.request import Request, describe_submitted
 from launch.slurm.script import Shape
 from toolkit.errors import ConfigError
-from toolkit.models.plugins import entry_of
-from toolkit.rundir import RunDir
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,11 @@ def check_apart(request: Request) -> None:
         )
 
 
+def training_of(request: Request) -> Request:
+    """Return what the trainings of runs ask for, which other jobs evaluate."""
+    return replace(request, only=TRAIN)
+
+
 def evaluation_of(request: Request) -> Request:
     """Return what the evaluations of runs ask for, in jobs of their own."""
     gpus = min(1, request.shape.gpus_per_node)
@@ -66,22 +69,37 @@ class Call:
     apart: bool = False  # the call before trains these runs
 
 
-def planned_calls(parts: Sequence[tuple[Request, Sequence[Path]]], evaluate_apart: bool) -> list[Call]:
-    """Return the calls of sbatch for runs; a run without a training to do is only evaluated, where that is apart."""
-    if not evaluate_apart:
-        return [Call(request, part) for request, part in parts]
+def planned_calls(
+    groups: Sequence[tuple[Request, Sequence[Path]]],
+    array_size: int | None,
+    evaluate_apart: bool,
+    scored: Collection[Path] = (),
+) -> list[Call]:
+    """Return the calls of sbatch for runs.
+
+    Args:
+        groups: runs by their request.
+        array_size: longest array of the cluster; None: not known, one array for each request.
+        evaluate_apart: runs are trained and evaluated by different jobs.
+        scored: runs without a training to do, which are then only evaluated.
+    """
     calls: list[Call] = []
-    for request, part in parts:
-        training, evaluation = replace(request, only=TRAIN), evaluation_of(request)
-        trained = [run for run in part if _needs_training(RunDir(run))]
-        scored = [run for run in part if run not in set(trained)]
-        calls += [Call(training, trained), Call(evaluation, trained, apart=True)] if trained else []
-        calls += [Call(evaluation, scored)] if scored else []
+    for request, runs in groups:
+        if not evaluate_apart:
+            calls += [Call(request, part) for part in _arrays(request, runs, array_size)]
+            continue
+        training, evaluation = training_of(request), evaluation_of(request)
+        for part in _arrays(training, [run for run in runs if run not in scored], array_size):
+            calls += [Call(training, part), Call(evaluation, part, apart=True)]
+        evaluated = [run for run in runs if run in scored]
+        calls += [Call(evaluation, part) for part in _arrays(evaluation, evaluated, array_size)]
     return calls
 
 
-def _needs_training(run: RunDir) -> bool:
-    return not run.done and entry_of(run.config().model).trained
+def _arrays(request: Request, runs: Sequence[Path], array_size: int | None) -> list[Sequence[Path]]:
+    """Return the runs of each array: as many as it may have jobs for."""
+    size = len(runs) or 1 if array_size is None else max(1, array_size) * request.pack
+    return [runs[first : first + size] for first in range(0, len(runs), size)]
 
 
 def awaited(names: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
     runs/<sweep>/slurm/<key>/      one submission; <key> is in its jobs' name, so that squeue alone tells what is queued
       submit.sbatch  runs.txt      array task n runs line n + 1
+      request.json                 what its jobs ask for; see launch/slurm/queued.py
       pack.json                    or, where jobs run several runs each: how many; see launch/jobs/pack.py
       logs/4711_0_0_batch.log      and the log of such a job's batch script
       job                          its id, for people
@@ -38,7 +39,6 @@ from launch.jobs.submitter import (
 from launch.slurm import client
 from launch.slurm.client import QueuedJob, SlurmError
 from launch.slurm.limits import check_time, own_file_system
-from launch.slurm.profile import overridden
 from launch.slurm.queue import (
     EVALUATION,
     REPORT,
@@ -47,14 +47,24 @@ from launch.slurm.queue import (
     is_evaluation,
     is_of,
     is_report,
-    job_of_array,
+    last_job,
     owners,
     runs_of,
+    submitted_jobs,
 )
-from launch.slurm.queued import QueuedJobs
+from launch.slurm.queued import QueuedJobs, write_record
 from launch.slurm.request import Own, Request, Requests, describe
-from launch.slurm.script import Shape, array_text, command_text, run_text
-from launch.slurm.submission import Submission, awaited, check_apart, descriptions, evaluation_of, planned_calls
+from launch.slurm.script import array_text, command_text, run_text
+from launch.slurm.submission import (
+    Call,
+    Submission,
+    awaited,
+    check_apart,
+    descriptions,
+    evaluation_of,
+    planned_calls,
+    training_of,
+)
 from toolkit.atomic import write_atomic
 from toolkit.errors import ConfigError
 from toolkit.rundir import lock
@@ -93,6 +103,7 @@ class SlurmSubmitter(Submitter):
         self.after = after
         self.evaluate_apart = evaluate_apart
         self._names: dict[Job, str] = {}
+        self._scored: frozenset[Path] = frozenset()
         self._evaluations: list[str] = []  # jobs that evaluate what other ones train
         self._states: dict[Job, JobState] = {}
         self._absent: dict[Job, int] = {}
@@ -101,8 +112,9 @@ class SlurmSubmitter(Submitter):
         self._copy: snapshot.Snapshot | None = None
         self._in_queue = QueuedJobs(self.root, throttle, requests.given)
 
-    def assign(self, resources: Mapping[Path, Own]) -> None:
+    def assign(self, resources: Mapping[Path, Own], scored: Collection[Path] = ()) -> None:
         self.requests.assign(resources)
+        self._scored = frozenset(scored)
         for request in self.requests.all() if self.evaluate_apart else ():
             check_apart(request)
 
@@ -158,7 +170,7 @@ class SlurmSubmitter(Submitter):
         """
         self.check()
         lines = []
-        for number, call in enumerate(planned_calls(self._parts(runs), self.evaluate_apart), 1):
+        for number, call in enumerate(self._calls(runs, self.array_size), 1):
             folder, code = self.root / SUBMISSIONS / f"submission-{number}", self.root / "code" / "snapshot"
             request, size = call.request, len(call.runs)
             text = self._text(request, size, folder, folder.name, [], code, "TRAINING" if call.apart else None)
@@ -171,13 +183,12 @@ class SlurmSubmitter(Submitter):
         self._in_queue.apply(self._queue, self._wanted)
         return [self._follow(run, name) for run, name in queued.items()]
 
-    def _wanted(self, run: Path, folder: Path) -> tuple[str, Pack | None]:
-        """Return the text that a run in the queue would be submitted by now, and how it would be packed."""
-        request = self.requests.of(run)
-        if folder.name.startswith(EVALUATION):
-            request = evaluation_of(request)
-        text = self._text(request, 1, folder, folder.name, [], (run / "code").resolve())
-        return text, _pack_of(request.shape)
+    def _wanted(self, runs: Sequence[Path], job: QueuedJob) -> list[tuple[Request, list[Path]]]:
+        """Return the requests by which runs in the queue, of those that are planned, would be submitted now."""
+        groups = self.requests.groups([run for run in runs if self.requests.plans(run)])
+        if is_evaluation(job):
+            return [(evaluation_of(request), those) for request, those in groups]
+        return [(training_of(request) if self.evaluate_apart else request, those) for request, those in groups]
 
     def submit(self, runs: Sequence[Path]) -> list[Job]:
         """Submit runs in as few arrays as the controller allows.
@@ -188,15 +199,11 @@ class SlurmSubmitter(Submitter):
         if not runs:
             return []
         runs = [run.resolve() for run in runs]
-        copy = self._copy = snapshot.take(self.root)
-        if copy.commit is None:
-            print(f"note: the code in {snapshot.ROOT} is not under version control: copied as it is, without a commit")
-        if copy.untracked:
-            print(f"note: copied though git doesn't know them: {some(copy.untracked)}")
+        copy = self._code()
         changed = [run.name for run in runs if snapshot.point(run, copy.path)]
         if changed:
             print(f"note: these resume with changed code ({copy.path.name}): {some(changed)}")
-        calls = planned_calls(self._parts(runs), self.evaluate_apart)
+        calls = self._calls(runs, self.array_size)
         for call in calls:
             run_concurrently(partial(self._write_text, code=copy.path, request=call.request), call.runs)
         submissions: list[Submission] = []
@@ -205,7 +212,8 @@ class SlurmSubmitter(Submitter):
         try:
             for call in calls:
                 if call.apart:
-                    evaluations.append(self._submit_part(call.runs, call.request, [], submissions[-1].job))
+                    after = self._predecessors(evaluations, call.request)
+                    evaluations.append(self._submit_part(call.runs, call.request, after, submissions[-1].job))
                 else:
                     after = [*ending, *self._predecessors(submissions, call.request)]
                     submissions.append(self._submit_part(call.runs, call.request, after))
@@ -217,6 +225,16 @@ class SlurmSubmitter(Submitter):
         print("\n".join(descriptions([*submissions, *evaluations])))
         return [self._follow(run, name) for submission in submissions for run, name in submission.jobs()]
 
+    def _code(self) -> snapshot.Snapshot:
+        """Return the copy of the code that all jobs of this command run, which is made at the first call."""
+        if self._copy is None:
+            copy = self._copy = snapshot.take(self.root)
+            if copy.commit is None:
+                print(f"note: the code in {snapshot.ROOT} is not under version control: copied, without a commit")
+            if copy.untracked:
+                print(f"note: copied though git doesn't know them: {some(copy.untracked)}")
+        return self._copy
+
     def submit_report(self, fresh: bool) -> None:
         """Submit the job that makes the report when all jobs of the sweep have ended, however; a refusal is logged.
 
@@ -227,10 +245,9 @@ class SlurmSubmitter(Submitter):
         old = [job.name for job in self._queue if is_report(self.root, job) and job.waiting]
         if old and not fresh:
             return
-        copy = self._copy or snapshot.take(self.root)
+        copy, profile = self._code(), self.requests.usual().profile
         folder = self.root / SUBMISSIONS / REPORT
         folder.mkdir(parents=True, exist_ok=True)
-        profile = overridden(self.requests.profile, self.requests.given)
         python = profile.python or sys.executable
         command = [python, str(copy.path / "launch" / "report.py"), str(self.root)]
         queued = [job.base for job in self._queue if is_of(self.root, job) and is_evaluation(job)]
@@ -242,7 +259,7 @@ class SlurmSubmitter(Submitter):
         write_atomic(folder / "submit.sbatch", text)
         try:
             client.cancel(old)
-            job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(profile))
+            job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(light))
         except SlurmError as error:
             print(f"note: no job for the report ({first_line(error)}): {typed('report', self.root)}")
             return
@@ -272,8 +289,8 @@ class SlurmSubmitter(Submitter):
 
     def exit_reason(self, job: Job) -> str | None:
         """Return why its job failed, as its batch script wrote it, or how Slurm says that it ended."""
-        name = job_of_array(job.run, self._names[job])
-        return failure_of(self.root, name) or client.exit_reason(name)
+        name = last_job(job.run, self._names[job], submitted_jobs(self.root, evaluations=True).get(job.run))
+        return name and (failure_of(self.root, name) or client.exit_reason(name))
 
     def _follow(self, run: Path, name: str) -> Job:
         job = Job(run, len(self._names))
@@ -298,18 +315,12 @@ class SlurmSubmitter(Submitter):
         with contextlib.suppress(SlurmError):
             client.check_installed()
             size = max(1, client.max_array_size())
-        groups = self.requests.groups(runs)
-        lines = [describe(request, len(part), size, self.throttle) for request, part in groups]
-        apart = [(evaluation_of(request), part) for request, part in groups if self.evaluate_apart]
-        return lines + [describe(request, len(part), size, self.throttle) for request, part in apart]
+        # The arrays of a request are one line.
+        return [describe(call.request, len(call.runs), size, self.throttle) for call in self._calls(runs, None)]
 
-    def _parts(self, runs: Sequence[Path]) -> list[tuple[Request, Sequence[Path]]]:
-        """Return the runs of each call of sbatch: those of one request, as many as an array may have."""
-        parts: list[tuple[Request, Sequence[Path]]] = []
-        for request, those in self.requests.groups(runs):
-            size = max(1, self.array_size) * request.pack
-            parts += [(request, those[first : first + size]) for first in range(0, len(those), size)]
-        return parts
+    def _calls(self, runs: Sequence[Path], array_size: int | None) -> list[Call]:
+        """Return the calls of sbatch for runs."""
+        return planned_calls(self.requests.groups(runs), array_size, self.evaluate_apart, self._scored)
 
     def _predecessors(self, submissions: Sequence[Submission], request: Request) -> list[str]:
         """Return the jobs that the next one waits for. A throttle holds within an array; so arrays run one by one."""
@@ -333,8 +344,8 @@ class SlurmSubmitter(Submitter):
     def _submit_part(
         self, runs: Sequence[Path], request: Request, after: Sequence[str], trained_by: str | None = None
     ) -> Submission:
-        key, pack = secrets.token_hex(4), _pack_of(request.shape)
-        key = EVALUATION + key if request.only == EVALUATE else key
+        key, shape = (EVALUATION if request.only == EVALUATE else "") + secrets.token_hex(4), request.shape
+        pack = Pack(shape.pack, shape.ranks, shape.gpus_per_node) if shape.pack else None
         folder, name = self.root / SUBMISSIONS / key, f"{self.root.name}-{key}"
         (folder / "logs" if pack else folder).mkdir(parents=True)
         write_atomic(folder / RUNS, "".join(f"{run}\n" for run in runs))
@@ -342,6 +353,7 @@ class SlurmSubmitter(Submitter):
             pack.write(folder)
         text = self._text(request, len(runs), folder, name, after, runs[0].joinpath("code").resolve(), trained_by)
         write_atomic(folder / "submit.sbatch", text)
+        write_record(folder, request.record)
         try:
             job = client.sbatch(str(folder / "submit.sbatch"), client.submission_environment(request.profile))
         except BaseException as error:
@@ -378,7 +390,3 @@ class SlurmSubmitter(Submitter):
         """Return the option of pack.py that names the script of a run's job, where that isn't ours."""
         script = self.command(self.root, 1, True)[1]
         return [] if script == str(JOB_SCRIPT) else ["--job", script]
-
-
-def _pack_of(shape: Shape) -> Pack | None:
-    return Pack(shape.pack, shape.ranks, shape.gpus_per_node) if shape.pack else None

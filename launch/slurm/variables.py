@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 
@@ -31,7 +30,7 @@ KNOWN = (  # variables that change how a training on a cluster runs, and that pe
     *("DS_ACCELERATOR", "DS_SKIP_CUDA_CHECK", "XDG_CACHE_HOME", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
     *("AWS_ENDPOINT_URL", "WANDB_PROJECT", "WANDB_MODE", "WANDB_DIR", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_URI"),
 )
-CLOSE = 0.86  # difflib's ratio: one or two letters of most names
+SHORTEST = 8  # letters: of shorter names many others are one letter away (PATH, HOME)
 
 
 def faults_of(names: Iterable[str]) -> list[str]:
@@ -46,14 +45,27 @@ def faults_of(names: Iterable[str]) -> list[str]:
 
 
 def misspelled(names: Iterable[str]) -> list[str]:
-    """Return a line for each name that resembles a well-known one, or that begins with MODERNN_ but is none of ours."""
+    """Return a line for each name that differs from a known one by a letter, or in case, and for others of MODERNN_.
+
+    Two letters are too many: NCCL_PXN_DISABLE is so far from NCCL_P2P_DISABLE, and WANDB_NAME from WANDB_MODE.
+    """
     notes = []
     for name in names:
         if name in KNOWN or name in (known.lower() for known in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")):
             continue
-        near = difflib.get_close_matches(name.upper(), KNOWN, n=1, cutoff=CLOSE)
-        if near:
-            notes.append(f"{name}: did you mean {near[0]}?")
+        known = [one for one in KNOWN if len(one) >= SHORTEST and _is_near(name.upper(), one)]
+        if known:
+            notes.append(f"{name}: did you mean {known[0]}?")
         elif name.upper().startswith("MODERNN_"):
             notes.append(f"{name}: the toolkit reads {', '.join(OWN)}")
     return notes
+
+
+def _is_near(name: str, other: str) -> bool:
+    """Return whether two names are equal but for one letter (wrong, missing or too many) or two that are swapped."""
+    first = next((at for at, (one, two) in enumerate(zip(name, other, strict=False)) if one != two), None)
+    if first is None:  # one begins the other
+        return abs(len(name) - len(other)) <= 1
+    rest, wanted = name[first:], other[first:]
+    swapped = rest[:2] == wanted[:2][::-1] and rest[2:] == wanted[2:]
+    return swapped or rest[1:] in (wanted, wanted[1:]) or rest == wanted[1:]

@@ -74,7 +74,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--tflops", type=float, metavar="N", help="with --dry-run: TFLOP/s that one rank reaches, for the hours"
     )
     parser.add_argument(
-        "--jobs", type=positive, metavar="N", help="runs at a time (default: local GPUs or cores / ranks)"
+        "--jobs",
+        type=positive,
+        metavar="N",
+        help="runs at a time (default: local GPUs or cores / ranks; slurm: no limit). With --evaluate-apart: N "
+        "trainings and N evaluations; with --keep-submitted: N of those that are submitted together",
     )
     parser.add_argument(
         "--pack",
@@ -141,7 +145,7 @@ def _add_slurm(parser: argparse.ArgumentParser) -> None:
         "--evaluate-apart",
         action="store_true",
         help="evaluate each run in a small job of its own, with at most one GPU, that begins when the training has "
-        "succeeded",
+        "succeeded; --jobs limits trainings and evaluations separately",
     )
     cluster.add_argument(
         "--no-report", dest="report", action="store_false", help="no job that makes the report when all others ended"

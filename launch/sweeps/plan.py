@@ -70,6 +70,11 @@ class Item:
         return self.left_out == f"later: {KEEP}"
 
     @property
+    def trains(self) -> bool:
+        """Whether a training is left to do."""
+        return entry_of(self.planned.config.model).trained and (self.replaced or not self.run.done)
+
+    @property
     def what(self) -> str:
         if self.left_out and self.job is None and not self.before.live and self.before.state != "done":
             return self.left_out
@@ -295,7 +300,7 @@ def check_configs(items: Sequence[Item]) -> None:
     """
     checked: set[str] = set()
     for item in items:
-        trains, new = item.replaced or not item.run.done, item.replaced or item.before.state == "new"
+        trains, new = item.trains, item.replaced or item.before.state == "new"
         for config in (item.planned.config, *item.planned.scorings) if item.submitted else ():
             parts = (config.model, config.data, config.train, config.eval)  # not the seed
             key = json.dumps([trains, new, *(part.model_dump(mode="json") for part in parts)])
@@ -315,15 +320,14 @@ def _check(config: RunConfig, trains: bool, new: bool) -> None:
     from toolkit.trackers import check_trackers
     from toolkit.train.check import check_training, open_data
 
-    trained = trains and entry_of(config.model).trained
-    if trained:
+    if trains:
         check_trackers(config)
-    if trained and new:
+    if trains and new:
         check_source(config.train.init_from)
     store = None
     if Path(config.data.store or ".", "manifest.json").exists():
         try:
-            if trained:
+            if trains:
                 data = open_data(config)
                 check_training(config, data)
                 store = data.store

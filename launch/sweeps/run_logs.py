@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from launch.cli.table import render
-from launch.slurm.queue import SUBMISSIONS, submissions
+from launch.slurm.queue import SUBMISSIONS, submitted_jobs
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.status import read_status
 
@@ -59,7 +59,9 @@ def starts_of(run: RunDir) -> list[Start]:
     for path in (run.logs / "submitit").glob("*_log.out"):
         name = f"local-{path.name.partition('_')[0]}"
         found.setdefault(name, []).append(Log(name, BEFORE, path))
-    if (meant := submissions(run.path.resolve().parent).get(run.path.resolve())) is not None:
+    for evaluations in (False, True):
+        if (meant := submitted_jobs(run.path.resolve().parent, evaluations).get(run.path.resolve())) is None:
+            continue
         # Of a packed submission another job of the array may have taken the run.
         starts = (*found, str(lock.read_lock(run.path).get("job")))
         array = {name.rpartition("_")[0] for name in starts if name.partition("_")[0] == meant.partition("_")[0]}

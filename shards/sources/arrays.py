@@ -19,7 +19,7 @@ import numpy as np
 from shards.errors import SourceError, UsageError
 from shards.manifest import Scale
 from shards.sources.array_files import SUFFIXES, ArrayInfo, holds_numbers, list_arrays, opened, pieces
-from shards.sources.base import PlannedEvent, RawEvent, Source, SourceEntry
+from shards.sources.base import PlannedEvent, RawEvent, Source, SourceEntry, dtype_of
 from shards.sources.geometry import Geometry, parse_crop, parse_size
 from shards.sources.inputs import Listing, by, plural, walk
 from shards.sources.layouts import AXES, frames_of, guess_layout, parse_layout, sides_of
@@ -68,7 +68,7 @@ class Arrays(Sequences):
         return block, index, offset
 
     def read(self, event: PlannedEvent) -> RawEvent:
-        """Read, scale, crop and resize, uint8 [L, C, height, width]; `details` name the file and the index there."""
+        """Read, scale, crop and resize, [L, C, height, width]; `details` name the file and the index there."""
         number, index, offset = event.recipe
         block = self.blocks[number]
         parts, begin = [], 0
@@ -134,15 +134,17 @@ def _chosen(
     return fits, [note] if note else []
 
 
-def _range(folder: Path, blocks: list[Block], asked: tuple[float, float] | None) -> tuple[ValueRange, list[str]]:
+def _range(
+    folder: Path, blocks: list[Block], asked: tuple[float, float] | None, dtype: str
+) -> tuple[ValueRange, list[str]]:
     """Look at all numbers, and settle on one range."""
     chosen: dict[ValueRange, str] = {}
     notes: list[str] = []
     for info in (info for block in blocks for info in block.arrays):
         with opened(folder, info) as array:
-            needed = asked is not None or array.dtype != np.uint8
+            needed = asked is not None or array.dtype.name not in ("uint8", dtype)
             values, told = choose_range(
-                info, array.dtype, measure_values(pieces(array) if needed else (), asked), asked
+                info, array.dtype, measure_values(pieces(array) if needed else (), asked), asked, dtype
             )
         chosen.setdefault(values, str(info))
         notes += told
@@ -187,11 +189,12 @@ def _build(args: argparse.Namespace) -> Source:
                 f"{folder}: frames of two shapes: {blocks[0]} has {by([*frame.values()])}, {block} "
                 f"{by([*found.values()])} (channels, height, width); choose with --key, or convert them as two archives"
             )
-    values, ranges = _range(folder, blocks, None if args.range is None else (args.range[0], args.range[1]))
+    asked = None if args.range is None else (args.range[0], args.range[1])
+    values, ranges = _range(folder, blocks, asked, dtype_of(args))
     if values.intensity and args.unit != "1":
         raise UsageError(
-            f"--unit {args.unit}: without --range whole numbers of 0..255 are intensities of 0..1, which have no unit; "
-            f"say which values they are in {args.unit}, such as --range=0,255"
+            f"--unit {args.unit}: without --range whole numbers of 0..{values.largest} are intensities of 0..1, which "
+            f"have no unit; say which values they are in {args.unit}, such as --range=0,{values.largest}"
         )
     size = (frame["h"], frame["w"])
     return Arrays(
@@ -203,11 +206,12 @@ def _build(args: argparse.Namespace) -> Source:
             for index in range(block.sides["n"])
         ),
         channels=frame["c"],
-        geometry=Geometry(size, parse_crop(args.crop, size), parse_size(args.size), 255 if values.missing else None),
+        geometry=Geometry(size, parse_crop(args.crop, size), parse_size(args.size), values.scale().missing_code),
         step_seconds=args.step,
         options=options,
         notes=(*notes, *_few(told), *_few(ranges)),
         missing=values.missing,
+        dtype=values.dtype,
         skipped=skipped,
         blocks=tuple(blocks),
         values=values,
@@ -235,7 +239,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=parse_range,
         metavar="LOW,HIGH",
         help="values that the codes span; what lies outside is clipped, and counted (default: floats of 0..1, whole "
-        "numbers of 0..255)",
+        "numbers of 0..255, of uint16 0..65535)",
     )
     parser.add_argument("--quantity", default="intensity", help="what is measured (default: %(default)s)")
     parser.add_argument("--unit", default="1", help="of the values (default: %(default)s)")

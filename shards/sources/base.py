@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from shards.errors import UsageError
 from shards.georeference import Grid
-from shards.manifest import Codes, FrameSpec, Scale, SourceInfo
+from shards.manifest import DTYPES, Codes, FrameSpec, Scale, SourceInfo
 from shards.sources.inputs import Listing
 
 
@@ -43,6 +44,17 @@ class PlannedEvent:
     start_time: str | None = None  # of the first frame, ISO-8601 UTC
     times: tuple[str, ...] | None = None  # of every frame, only where the steps aren't all equal
     recipe: Any = None  # what the source needs to read it; plain data whose repr says all
+    # Whether `recipe`, or its first part, is a tuple of one text for each frame: then `read` takes any part of that
+    # tuple as an event, and --on-error skip can leave out single frames.
+    by_frame: bool = field(default=False, repr=False)
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """What the recipe lists for each frame; nothing if it doesn't."""
+        if not self.by_frame:
+            return ()
+        listed: tuple[str, ...] = self.recipe if all(isinstance(part, str) for part in self.recipe) else self.recipe[0]
+        return listed
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class RawEvent:
-    """One event as read: frames uint8 [L, C, H, W], and facts about it that only reading could tell (plain JSON)."""
+    """One event as read: frames [L, C, H, W] of the type that `describe` names, and facts about it that only reading
+    could tell (plain JSON).
+    """
 
     frames: Codes
     details: Mapping[str, object] = field(default_factory=dict)
@@ -104,3 +118,27 @@ class SourceEntry:
     input_help: str | None = None  # None: the source needs no archive
     guess: Callable[[Listing], str | None] | None = None
     generic: bool = False
+
+
+def add_dtype_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --dtype, which every source takes; without a default, so that manifests without it stay as they are."""
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=argparse.SUPPRESS,
+        help="of the codes: uint16 keeps 16-bit archives and fine values, at twice the bytes (default: uint8)",
+    )
+
+
+def dtype_of(args: argparse.Namespace) -> str:
+    """Return the type of codes that was asked for."""
+    return str(getattr(args, "dtype", DTYPES[0]))
+
+
+def check_dtype(args: argparse.Namespace, description: Description) -> None:
+    """Raise UsageError where another type of codes was asked for than the source has."""
+    asked, given = getattr(args, "dtype", description.frames.dtype), description.frames.dtype
+    if asked != given:
+        raise UsageError(
+            f"--dtype {asked}: the frames of {description.name} are {given}, as the archive has them: leave --dtype out"
+        )

@@ -3,8 +3,8 @@
 What mlcast-style archives are: a variable with time, y and x, and units, scale and missing values in its attributes; a
 file may also be one frame with a scalar time. xarray decodes them, so a value here is physical, and NaN is missing, as
 is what lies outside valid_range. Codes are made by the variable's unit: dBZ in quarters; rain rates, and amounts of a
-known period, as dBZ by Z = 200 R^1.6; anything else needs --range LOW,HIGH, which 0..254 then divide evenly. Rows run
-from north to south: where y or the latitudes ascend they are turned (cf_layout.py).
+known period, as dBZ by Z = 200 R^1.6; anything else needs --range LOW,HIGH, which 0..254 (uint16: 0..65534) then divide
+evenly. Rows run from north to south: where y or the latitudes ascend they are turned (cf_layout.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from shards.errors import SourceError, UsageError
 from shards.georeference import Grid
 from shards.manifest import FrameSpec, Scale, SourceInfo, rounded_share
 from shards.sources import timeline
-from shards.sources.base import Damage, Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
+from shards.sources.base import Damage, Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry, dtype_of
 from shards.sources.cf_layout import (
     Layout,
     coding,
@@ -32,15 +32,17 @@ from shards.sources.cf_layout import (
     is_zarr,
     layout_of,
     opened,
+    own_packing,
     period_of,
     place_of,
     reading,
+    spans_of,
     text_of,
     valid_limits,
 )
 from shards.sources.geometry import Geometry, add_geometry_arguments, parse_crop, parse_size
 from shards.sources.inputs import Listing, by, plural, walk
-from shards.sources.radar_readers import DBZ, rain_to_dbz
+from shards.sources.radar_readers import DBZ, FINE_DBZ, check_pixels, rain_to_dbz
 from shards.sources.sequences import kept
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ class CfArchive:
         height, width = self.geometry.shape
         return Description(
             name=self.layout.variable,
-            frames=FrameSpec(self.layout.shape[0], height, width),
+            frames=FrameSpec(self.layout.shape[0], height, width, self.scale.code_type.name),
             step_seconds=self.step_seconds,
             scale=self.scale,
             modes=self.options.modes(self.frames),
@@ -88,7 +90,7 @@ class CfArchive:
         return Plan(plan.splits, (*self.notes, *plan.notes))
 
     def read(self, event: PlannedEvent) -> RawEvent:
-        """Read, code, crop and resize one event, uint8 [L, C, height, width]; `details` say which share of the values
+        """Read, code, crop and resize one event, [L, C, height, width]; `details` say which share of the values
         lay outside the codes and was clipped.
         """
         places = [name.rpartition("#") for name in event.recipe]
@@ -102,7 +104,7 @@ class CfArchive:
         low, high = self.scale.offset, self.scale.offset + self.scale.gain * self.scale.max_code
         half = abs(self.scale.gain) / 2
         outside = values > high + half
-        if self.scale != DBZ:  # below 0 dBZ there is no echo that counts
+        if self.scale not in (DBZ, FINE_DBZ):  # below 0 dBZ there is no echo that counts
             outside |= values < low - half
         clipped = float(outside.mean())
         return RawEvent(codes, {"clipped": rounded_share(clipped)} if clipped else {})
@@ -116,6 +118,7 @@ class CfArchive:
             ordered = places == list(range(places[0], places[0] + len(places)))
             where = slice(places[0], places[-1] + 1) if ordered else places
             part = layout.upright(array).isel({layout.time: where})
+            check_pixels(self.path / name, part.shape[1:])
             values = np.array(part.values, dtype=np.float64)
             low, high = valid_limits(array)
         values = values[:, None] if layout.channel is None else values
@@ -163,7 +166,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variable", metavar="NAME", help="(default: the only one with time, y and x)")
     parser.add_argument("--group", metavar="NAME", help="group of the file or store")
     parser.add_argument(
-        "--range", metavar="LOW,HIGH", help="values of the codes 0..254 (default: by the unit, for dBZ and rain rates)"
+        "--range",
+        metavar="LOW,HIGH",
+        help="values of the codes 0..254, of uint16 0..65534 (default: by the unit, for dBZ and rain rates)",
     )
     parser.add_argument(
         "--step", type=float, metavar="SECONDS", help="from frame to frame (default: the archive's commonest)"
@@ -190,6 +195,7 @@ def _build(args: argparse.Namespace) -> Source:
     data = opened(path / first, args.group)
     with reading(path / first, UNREADABLE):
         layout = layout_of(path / first, data, args.variable)
+        check_pixels(path / first, layout.shape)
         args.variable = layout.variable
         info = _source_info(path, dict(data.attrs))
         place, why = place_of(data, layout)
@@ -205,8 +211,9 @@ def _build(args: argparse.Namespace) -> Source:
     if not args.step:
         raise UsageError(f"{path}: {plural(len(frames), 'frame')}, which have no time step; say --step SECONDS")
     with reading(path / first, UNREADABLE):
-        period = period_of(opened(path / first, args.group), layout, args.step)
-    scale, factor, note = coding(layout, args.range, period)
+        data = opened(path / first, args.group)
+        period, packing = period_of(data, layout, args.step), own_packing(data[layout.variable])
+    scale, factor, note = coding(layout, args.range, period, dtype_of(args), packing)
     size = layout.shape[1:]
     geometry = Geometry(size, parse_crop(args.crop, size), parse_size(args.size), scale.missing_code)
     notes = [note, f"frames of {by(size)} pixels, one every {args.step:g} s", *_orientation(layout)]
@@ -230,14 +237,15 @@ def _build(args: argparse.Namespace) -> Source:
 
 
 def _first_readable(path: Path, names: list[str], args: argparse.Namespace) -> str:
-    """Return the first file; with `--on-error skip` the first that can be opened, or the last."""
+    """Return the first file; with `--on-error skip` the first that holds the variable, or frames at all."""
     if getattr(args, "on_error", "stop") != "skip":
         return names[0]
-    for name in names[:-1]:
+    for name in names:
         with suppress(SourceError):
-            opened(path / name, args.group)
-            return name
-    return names[-1]
+            spans = spans_of(opened(path / name, args.group))
+            if spans and args.variable in (None, *spans):
+                return name
+    return names[0]
 
 
 def _frames(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from shards.errors import ShardError, SourceError, UsageError, printable
 from shards.georeference import LONGLAT, Grid, grid_of
 from shards.manifest import Scale
 from shards.sources.inputs import need, plural
-from shards.sources.radar_readers import DBZ
+from shards.sources.radar_readers import DBZ, FINE_DBZ
 from shards.sources.units import amount_factor, is_ambiguous, rate_factor, says_rain
 from shards.sources.value_range import parse_range
 
@@ -149,14 +150,19 @@ def is_zarr(path: Path) -> bool:
     return path.is_dir() and any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
 
 
+def spans_of(data: Dataset) -> dict[str, tuple[str, bool]]:
+    """Return the variables that could be frames: the time of each, and whether the file is one frame."""
+    times = {name for name in data.variables if data[name].ndim == 1 and data[name].dtype.kind == "M"}
+    moment = _scalar_time(data)
+    return {str(name): span for name, array in data.data_vars.items() if (span := _span(array, times, moment))}
+
+
 def layout_of(path: Path, data: Dataset, variable: str | None) -> Layout:
     """Find the variable: the one asked for, or the only one that has time and two more dimensions.
 
     Raises UsageError that lists what the dataset holds.
     """
-    times = {name for name in data.variables if data[name].ndim == 1 and data[name].dtype.kind == "M"}
-    moment = _scalar_time(data)
-    spans = {str(name): span for name, array in data.data_vars.items() if (span := _span(array, times, moment))}
+    spans = spans_of(data)
     holds = ", ".join(f"{name}{list(array.dims)}" for name, array in data.data_vars.items()) or "nothing"
     if variable is None and len(spans) != 1:
         raise UsageError(
@@ -319,39 +325,66 @@ def valid_limits(array: DataArray) -> tuple[float, float]:
     return min(found), max(found)
 
 
-def coding(layout: Layout, given: str | None, seconds: float) -> tuple[Scale, float | None, str]:
+def own_packing(array: DataArray) -> Scale | None:
+    """Return the scale of a file's own packed numbers of 16 bits, within its valid range; None for others."""
+    kind = np.dtype(array.encoding.get("dtype", "f8"))
+    gain, offset = (float(np.ravel(array.encoding.get(key, 0.0))[0]) for key in ("scale_factor", "add_offset"))
+    if kind.kind not in "iu" or kind.itemsize != 2 or gain <= 0:
+        return None
+    low, high = valid_limits(array)
+    first = max(np.iinfo(kind).min, math.ceil((low - offset) / gain - 1e-9) if math.isfinite(low) else -math.inf)
+    last = min(np.iinfo(kind).max, math.floor((high - offset) / gain + 1e-9) if math.isfinite(high) else math.inf)
+    greatest = min(int(last - first), 65534)  # 65535 is missing
+    if greatest < 256:
+        return None
+    return Scale(
+        str(array.name), text_of(array.attrs.get("units", "")) or "1", offset + gain * first, gain, greatest, 65535
+    )
+
+
+def coding(
+    layout: Layout, given: str | None, seconds: float, dtype: str, packed: Scale | None
+) -> tuple[Scale, float | None, str]:
     """Return the scale, the factor to mm/h if values are rain, and what to report.
 
     Args:
         given: --range.
         seconds: period of an accumulation.
+        packed: see `own_packing`; for uint16 it does instead of a range.
 
     Raises:
         UsageError: a unit that doesn't say how to code values, and no range.
     """
-    unit = layout.unit
+    unit, dbz = layout.unit, FINE_DBZ if dtype == "uint16" else DBZ
+    greatest, missing = np.iinfo(dtype).max - 1, np.iinfo(dtype).max
     if given is not None:
         try:
             low, high = parse_range(given)
         except argparse.ArgumentTypeError as error:
             raise UsageError(f"--range {error}") from None
-        scale = Scale(layout.variable, unit or "1", low, (high - low) / 254, max_code=254, missing_code=255)
-        return scale, None, f"{layout.variable}: {low:g}..{high:g} {unit} are codes 0..254"
+        scale = Scale(layout.variable, unit or "1", low, (high - low) / greatest, greatest, missing)
+        return scale, None, f"{layout.variable}: {low:g}..{high:g} {unit} are codes 0..{greatest}"
     if unit.lower().replace(" ", "") == "dbz":
-        return DBZ, None, f"{layout.variable}: 0..63.5 dBZ are codes 0..254"
+        return dbz, None, f"{layout.variable}: 0..63.5 dBZ are codes 0..{dbz.max_code}"
+    rate = None if is_ambiguous(unit) and not layout.is_rain else rate_factor(unit)
+    amount = None if is_ambiguous(unit) and not layout.is_rain else amount_factor(unit)
+    if dtype == "uint16" and packed is not None and rate is None and amount is None:
+        low, high = packed.offset, packed.offset + packed.gain * packed.max_code
+        return packed, None, f"{layout.variable}: the file's own numbers are codes, {low:g}..{high:g} {unit}"
     if is_ambiguous(unit) and not layout.is_rain:
         raise UsageError(
             f"{layout.variable} is in {unit}, which rain has, and much else: none of its names (standard_name, "
             "long_name) says rain or precipitation; give the range of its values, such as --range 0,60"
         )
-    becomes = "becomes dBZ by Z = 200 R^1.6; 0..63.5 are codes 0..254"
-    if (rate := rate_factor(unit)) is not None:
-        return DBZ, rate, f"{layout.variable} in {unit} {becomes}"
-    if (amount := amount_factor(unit)) is not None:
-        return DBZ, amount * 3600 / seconds, f"{layout.variable} in {unit} of {seconds:g} s each {becomes}"
+    becomes = f"becomes dBZ by Z = 200 R^1.6; 0..63.5 are codes 0..{dbz.max_code}"
+    if rate is not None:
+        return dbz, rate, f"{layout.variable} in {unit} {becomes}"
+    if amount is not None:
+        return dbz, amount * 3600 / seconds, f"{layout.variable} in {unit} of {seconds:g} s each {becomes}"
     raise UsageError(
         f"{layout.variable} is in {unit or 'no stated unit'}, which says not how to code it; "
         "give the range of its values, such as --range 0,60"
+        + ("" if packed is None else ", or keep the file's own numbers with --dtype uint16")
     )
 
 

@@ -106,7 +106,7 @@ def resize(codes: Codes, size: tuple[int, int], missing_code: int | None = None)
         return codes
     rows, columns = _weights(codes.shape[-2], size[0]), _weights(codes.shape[-1], size[1])
     flat = codes.reshape(-1, *codes.shape[-2:])
-    out = np.empty((len(flat), *size), dtype=np.uint8)
+    out = np.empty((len(flat), *size), dtype=codes.dtype)
     for frame, target in zip(flat, out, strict=True):  # one at a time: the floats of a long event would be large
         if missing_code is None or not (missing := frame == missing_code).any():
             target[:] = np.rint(_blend(frame.astype(np.float32), rows, columns))

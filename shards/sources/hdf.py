@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from shards.sources.inputs import by, need, unreadable
 from shards.sources.radar_readers import PACKED, content
 
 LARGEST = 1 << 40  # bytes of a dataset: more is no archive's
+LARGEST_CHUNK = 1 << 30  # bytes that one number of it may need to be unpacked
 # What h5py raises for files that are damaged; a file of it may claim any size.
 HDF5_ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError, AttributeError)
 
@@ -116,6 +118,12 @@ def refuse_elsewhere(file: Any, name: str) -> None:
         raise SourceError(
             f"{file.filename}: the numbers of {name} lie in another file ({where}), which isn't read: only what is in "
             "the archive's own files; copy it there (h5repack does)"
+        )
+    chunk = math.prod(found.chunks or (0,)) * found.dtype.itemsize
+    if chunk > LARGEST_CHUNK:
+        raise SourceError(
+            f"{file.filename}: {name} has chunks of {chunk} bytes, at most {LARGEST_CHUNK} are unpacked at once; "
+            "rewrite it with smaller ones (h5repack -l)"
         )
     if found.dtype.kind not in "biufSUVO" or found.nbytes > LARGEST:
         raise SourceError(f"{file.filename}: {name} claims {found.nbytes} bytes of {found.dtype}; was the file edited?")

@@ -14,12 +14,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from shards.errors import SourceError
-from shards.sources.base import PlannedEvent, RawEvent, Source, SourceEntry
+from shards.sources.base import PlannedEvent, RawEvent, Source, SourceEntry, dtype_of
 from shards.sources.frame_names import Order, by_moment, by_number, moment, natural, usual_step
 from shards.sources.geometry import Geometry, parse_crop, parse_size
 from shards.sources.inputs import IMAGE_SUFFIXES, Listing, plural, two_sizes, walk
-from shards.sources.pictures import MISSING, Picture, probe, read_sequence, transparent_pixels
+from shards.sources.pictures import Picture, probe, read_sequence, transparent_pixels
 from shards.sources.sequences import Sequence, Sequences, add_sequence_arguments, kept, sequence_options
 
 ABSENT = Picture((0, 0), False, False, 1)  # a file that can't be read, and has its place in the order
@@ -28,15 +30,18 @@ ABSENT = Picture((0, 0), False, False, 1)  # a file that can't be read, and has 
 class Images(Sequences):
     """A scanned folder; a sequence's payload is the tuple of its files, or of `FILE#PAGE`."""
 
+    by_frame = True
+
     def read(self, event: PlannedEvent) -> RawEvent:
-        """Decode, crop and resize, uint8 [L, C, height, width]; `details` name the folder."""
+        """Decode, crop and resize, [L, C, height, width]; `details` name the folder."""
         files: tuple[str, ...] = event.recipe
-        frames = read_sequence(self.folder, files, self.channels, self.geometry.source, self.missing)
+        frames = read_sequence(self.folder, files, self.channels, self.geometry.source, self.missing, self.dtype)
         return RawEvent(self.geometry.apply(frames), {"sequence": files[0].rpartition("/")[0]})
 
 
 def _build(args: argparse.Namespace) -> Source:
-    options = sequence_options(args)
+    options, dtype = sequence_options(args), dtype_of(args)
+    largest = int(np.iinfo(dtype).max)
     path = Path(args.input)
     folder, files = (path.parent, [path.name]) if path.is_file() else (path, walk(path))
     chosen = [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)]
@@ -45,7 +50,7 @@ def _build(args: argparse.Namespace) -> Source:
             f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}); it has "
             + (f"{plural(len(files), 'file')}, the first is {files[0]}" if files else "no files")
         )
-    pictures, skipped = kept(chosen, lambda file: probe(folder / file), args)
+    pictures, skipped = kept(chosen, lambda file: probe(folder / file, dtype), args)
     places = {file: pictures.get(file, ABSENT) for file in chosen}
     orders, step, notes = _orders(places, args.names if "names" in args else "auto", args.step)
     args.step = step
@@ -64,7 +69,7 @@ def _build(args: argparse.Namespace) -> Source:
     notes += [
         *colours,
         *([f"{plural(len(others), 'other file')} skipped, the first is {others[0]}"] if others else []),
-        *([_tell_transparent(transparent)] if transparent else []),
+        *([_tell_transparent(transparent, largest)] if transparent else []),
     ]
     geometry = Geometry(size, parse_crop(args.crop, size), parse_size(args.size))
     return Images(
@@ -72,11 +77,12 @@ def _build(args: argparse.Namespace) -> Source:
         folder=folder,
         sequences=tuple(sequences),
         channels=channels,
-        geometry=dataclasses.replace(geometry, missing_code=MISSING if transparent else None),
+        geometry=dataclasses.replace(geometry, missing_code=largest if transparent else None),
         step_seconds=step,
         options=options,
         notes=tuple(notes),
         missing=bool(transparent),
+        dtype=dtype,
         skipped=skipped,
     )
 
@@ -142,10 +148,10 @@ def _transparent(folder: Path, pictures: Mapping[str, Picture]) -> Iterator[tupl
         yield file, transparent_pixels(folder / file, picture.pages) if picture.alpha else 0
 
 
-def _tell_transparent(transparent: Mapping[str, int]) -> str:
+def _tell_transparent(transparent: Mapping[str, int], largest: int) -> str:
     return (
         f"{plural(sum(transparent.values()), 'transparent pixel')} in {plural(len(transparent), 'file')} are missing "
-        f"(code {MISSING}), so values of {MISSING} become {MISSING - 1}; the first file is {min(transparent)}"
+        f"(code {largest}), so values of {largest} become {largest - 1}; the first file is {min(transparent)}"
     )
 
 

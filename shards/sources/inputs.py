@@ -157,14 +157,23 @@ def need(module: str, extra: str, what: str) -> ModuleType:
         ) from None
 
 
-def read_image(path: Path, formats: Sequence[str] = IMAGE_FORMATS, modes: Sequence[str] = ("L", "P")) -> Codes:
-    """Return the stored numbers of an image, uint8 [height, width] or [height, width, 3], palettes not applied.
+def read_image(
+    path: Path, formats: Sequence[str] = IMAGE_FORMATS, modes: Sequence[str] = ("L", "P"), dtype: str = "uint8"
+) -> Codes:
+    """Return the stored numbers of an image, [height, width] or [height, width, 3], palettes not applied.
 
-    `modes` are Pillow's names of the pixel kinds that the caller understands. Raises SourceError for another kind, for
+    `modes` are Pillow's names of the pixel kinds that the caller understands; with a `dtype` of uint16 grey of 16 bits
+    too. Raises SourceError for another kind, for
     several images in one file, and for what Pillow can't read.
     """
     with open_image(path, formats) as image:
-        if image.mode not in modes:
+        deep = image.mode.startswith("I")
+        if deep and "L" in modes and dtype == "uint8":
+            raise SourceError(
+                f"{path}: grey of more than 8 bits: add --dtype uint16, and the meaning of its numbers: convert radar "
+                "--reader images --dtype uint16 --dbz OFFSET,GAIN, or convert images --dtype uint16 for brightness"
+            )
+        if image.mode not in modes and not (deep and dtype == "uint16"):
             raise SourceError(
                 f"{path}: pixels of kind {image.mode}, expected {' or '.join(modes)} (Pillow's names; L is grey of 8 "
                 "bits); was it edited? Save it as it was, and convert again"
@@ -174,7 +183,7 @@ def read_image(path: Path, formats: Sequence[str] = IMAGE_FORMATS, modes: Sequen
             raise SourceError(
                 f"{path}: {pages} images in one file, expected one; save them one by one, or --source images"
             )
-        return _pixels(path, image)
+        return _pixels(path, image, dtype)
 
 
 def two_sizes(path: Path, found: Sequence[int], expected: Sequence[int]) -> SourceError:
@@ -203,11 +212,14 @@ def page_count(path: Path, image: Image.Image) -> int:
         raise unreadable(path, error) from None
 
 
-def _pixels(path: Path, image: Image.Image) -> Codes:
+def _pixels(path: Path, image: Image.Image, dtype: str) -> Codes:
     try:
-        return np.asarray(image, dtype=np.uint8)
+        numbers = np.asarray(image)
     except IMAGE_ERRORS as error:
         raise unreadable(path, error) from None
+    if numbers.dtype.itemsize > 2 and (numbers.min() < 0 or numbers.max() > np.iinfo(dtype).max):
+        raise unreadable(path, f"numbers {numbers.min()}..{numbers.max()}, should be 0..{np.iinfo(dtype).max}")
+    return numbers.astype(dtype)
 
 
 def unreadable(path: Path, why: object) -> SourceError:

@@ -24,7 +24,7 @@ from shards.errors import SourceError, UsageError
 from shards.georeference import Grid
 from shards.manifest import Codes, FrameSpec, Scale, rounded_share
 from shards.sources import timeline
-from shards.sources.base import Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
+from shards.sources.base import Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry, dtype_of
 from shards.sources.geometry import Geometry, add_geometry_arguments, parse_crop, parse_size
 from shards.sources.inputs import Listing, by, plural
 from shards.sources.radar_geotiff import GeoTiff
@@ -33,7 +33,7 @@ from shards.sources.radar_hdf import Bom, Knmi
 from shards.sources.radar_odim import Odim
 from shards.sources.radar_pictures import FmiPgm, GreyImages, MeteoSwissGif
 from shards.sources.radar_radolan import Radolan
-from shards.sources.radar_readers import Composite, FrameReader
+from shards.sources.radar_readers import DBZ, FINE_DBZ, Composite, FrameReader
 from shards.sources.radar_scan import naming_of, scan
 
 # In the order in which they are asked whether a file's name is theirs: the last take any name that holds a time.
@@ -66,7 +66,7 @@ class Radar:
         height, width = (self.tile, self.tile) if self.tile else self.geometry.shape
         return Description(
             name=f"radar-{self.reader.name}",
-            frames=FrameSpec(channels=1, height=height, width=width),
+            frames=FrameSpec(1, height, width, self.reader.scale.code_type.name),
             step_seconds=self.step_seconds,
             scale=self.reader.scale,
             modes=self.options.modes(self.frames),
@@ -98,7 +98,7 @@ class Radar:
         return sorted(tiled, key=lambda event: event.key)
 
     def read(self, event: PlannedEvent) -> RawEvent:
-        """Decode, crop and resize the event's files, uint8 [L, 1, height, width]; then cut its tile. `details` say
+        """Decode, crop and resize the event's files, [L, 1, height, width]; then cut its tile. `details` say
         which share of the pixels lay above the codes and was clipped.
         """
         times = times_of_frames(event.length, event.start_time, event.times, self.step_seconds)
@@ -114,14 +114,14 @@ class Radar:
 
     def _whole(self, files: Sequence[str], times: Sequence[datetime]) -> tuple[Codes, float]:
         """All frames [L, 1, height, width], and the share of the files' pixels that was clipped."""
-        frames = np.empty((len(files), 1, *self.geometry.shape), dtype=np.uint8)
+        frames: Codes = np.empty((len(files), 1, *self.geometry.shape), dtype=self.reader.scale.code_type)
         clipped = 0
         for i, (name, time) in enumerate(zip(files, times, strict=True)):
             composite = _first_or_read(self.reader, self.folder / name)
             self._check(name, time, composite)
             codes = composite.codes
             if self.no_echo == "zero" and self.reader.scale.missing_code is not None:
-                codes = np.where(codes == self.reader.scale.missing_code, 0, codes).astype(np.uint8)
+                codes = np.where(codes == self.reader.scale.missing_code, 0, codes).astype(codes.dtype)
             frames[i, 0] = self.geometry.apply(codes)
             clipped += composite.clipped
         height, width = self.geometry.source
@@ -194,8 +194,12 @@ def build(
     reader, frames = found.reader, found.frames
     step = args.step or timeline.commonest_step(frames, reader.step_seconds)
     skipping = getattr(args, "on_error", "stop") == "skip"
-    first, composite = _first_readable(folder, reader, frames[: args.skip_limit + 1 if skipping else 1], step)
+    candidates = frames[: args.skip_limit + 1 if skipping else 1]
+    first, composite = _first_readable(folder, reader, candidates, step)
     path = folder / first
+    if dtype_of(args) == "uint16" and reader.scale == DBZ:
+        reader = _finer(reader, path)
+        composite = _read_first(folder, reader, next(frame for frame in candidates if frame.file == first), step)
     _first.clear()
     _first[repr(reader), path, path.stat().st_mtime_ns] = composite
     size = (composite.codes.shape[0], composite.codes.shape[1])
@@ -217,6 +221,12 @@ def build(
     no_echo = getattr(args, "no_echo", None) or "missing"
     facts = composite.facts
     return Radar(folder, reader, geometry, step, frames, options, first, tuple(notes), tile, facts, place, no_echo)
+
+
+def _finer(reader: FrameReader, path: Path) -> FrameReader:
+    """Return a reader whose codes are uint16: the files' own numbers where they have 16 bits, else finer ones."""
+    own = reader.own_scale(path) if isinstance(reader, Odim | GeoTiff) else None
+    return dataclasses.replace(reader, scale=own or FINE_DBZ)  # type: ignore[type-var]
 
 
 def _first_readable(
@@ -328,10 +338,12 @@ def _build(args: argparse.Namespace) -> Source:
     given = {name: value for name in _OF_READERS if (value := getattr(args, name, None)) is not None}
     linear = _linear(given["dbz"]) if "dbz" in given else None
     readers = dict(READERS)
-    readers["images"] = GreyImages(_grey_scale(linear, given.get("missing")))
+    readers["images"] = GreyImages(_grey_scale(linear, given.get("missing"), dtype_of(args)))
     readers["odim"] = Odim(given.get("quantity"))
     readers["geotiff"] = GeoTiff(given.get("band"), linear, given.get("unit"))
     source = build(args, readers, args.reader)
+    if source.reader.name == "images" and dtype_of(args) == "uint16" and linear is None:
+        raise UsageError("--dtype uint16: say what the numbers of the images mean, with --dbz OFFSET,GAIN")
     for name in given:
         if source.reader.name not in _OF_READERS[name]:
             raise UsageError(
@@ -351,15 +363,16 @@ def _linear(text: str) -> tuple[float, float]:
     return offset, gain
 
 
-def _grey_scale(linear: tuple[float, float] | None, missing: int | None) -> Scale:
-    scale = GreyImages().scale
+def _grey_scale(linear: tuple[float, float] | None, missing: int | None, dtype: str) -> Scale:
+    largest = int(np.iinfo(dtype).max)
+    scale = dataclasses.replace(GreyImages().scale, max_code=largest)
     if linear is not None:
         scale = dataclasses.replace(scale, offset=linear[0], gain=linear[1])
     if missing is None:
         return scale
-    if not 0 <= missing <= 255:
-        raise UsageError(f"--missing {missing}: grey values are 0..255")
-    return dataclasses.replace(scale, missing_code=missing, max_code=254 if missing == 255 else 255)
+    if not 0 <= missing <= largest:
+        raise UsageError(f"--missing {missing}: grey values are 0..{largest}")
+    return dataclasses.replace(scale, missing_code=missing, max_code=largest - (missing == largest))
 
 
 def _guess(listing: Listing) -> str | None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import html
 import re
+import shlex
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +23,7 @@ import numpy.typing as npt
 
 from shards.errors import SourceError, UsageError
 from shards.georeference import Grid, grid_of
-from shards.manifest import SourceInfo
+from shards.manifest import Scale, SourceInfo
 from shards.sources.inputs import need, plural, unreadable
 from shards.sources.radar_readers import (
     DBZ,
@@ -30,18 +32,23 @@ from shards.sources.radar_readers import (
     FileName,
     Values,
     bare,
+    check_pixels,
     coded,
     content,
+    gain_in,
     number_in,
+    own_scale,
     rain_to_dbz,
+    side_in,
     table_of,
     time_in,
     timestamp,
     unlike,
 )
-from shards.sources.units import is_ambiguous, rate_factor, says_rain
+from shards.sources.units import amount_factor, is_ambiguous, rate_factor, says_rain
 
 ITEM = re.compile(r'<Item name="([^"]+)"([^>]*)>([^<]*)</Item>')
+NONE = ("", "none", "null", "n/a", "na")
 UNSTATED = "dBZ, as the file states no unit (--dbz OFFSET,GAIN or --unit says otherwise)"
 
 
@@ -55,6 +62,7 @@ class Meaning:
     undetect: float | None
     unit: str
     rate: float | None
+    lowest: float = DBZ.offset  # of what was observed without an echo
 
     def to_dbz(self, numbers: npt.NDArray[Any]) -> Values:
         """Return the dBZ of a band's numbers, NaN where missing."""
@@ -64,7 +72,7 @@ class Meaning:
         if self.rate is not None:
             values = rain_to_dbz(values * self.rate)
         if self.undetect is not None:
-            values[numbers == self.undetect] = DBZ.offset
+            values[numbers == self.undetect] = self.lowest
         return values
 
 
@@ -77,7 +85,7 @@ class GeoTiff:
     unit: str | None = None
 
     name = "geotiff"
-    scale = DBZ
+    scale: Scale = DBZ
     step_seconds = 300.0
     crop = "none"
     looks_like = "201609281445_FIN-DBZ-3067-250M.tif"
@@ -99,23 +107,32 @@ class GeoTiff:
             band = self._band(path, image)
             items = _items(image, band)
             meaning = self._meaning(path, image, band, items)
+            check_pixels(path, (image.height, image.width))
             raw = _read(path, image, band)
             south = image.transform.e > 0
             place = f"{image.crs} {tuple(round(number, 3) for number in tuple(image.transform)[:6])}"
         if raw.dtype.kind == "u" and raw.dtype.itemsize <= 2:
-            table = table_of(meaning.to_dbz(np.arange(256**raw.dtype.itemsize, dtype=raw.dtype)))
+            table = table_of(meaning.to_dbz(np.arange(256**raw.dtype.itemsize, dtype=raw.dtype)), self.scale)
             codes, clipped = table.apply(raw)
         else:
-            codes, clipped = coded(raw, meaning.to_dbz)
+            codes, clipped = coded(raw, meaning.to_dbz, self.scale)
         time = _time(items)
         facts = {"quantity": items.get("quantity", ("", ""))[0], "unit": meaning.unit, "grid": place}
         return Composite(codes[::-1].copy() if south else codes, clipped, time, facts)
+
+    def own_scale(self, path: Path) -> Scale | None:
+        """Return the scale of the file's own reflectivities of 16 bits; None for others."""
+        with _opened(path) as image:
+            band = self._band(path, image)
+            meaning = self._meaning(path, image, band, _items(image, band))
+            dtype = np.dtype(image.dtypes[band - 1])
+        return own_scale(dtype, meaning.gain, meaning.offset) if meaning.rate is None else None
 
     def grid(self, path: Path) -> Grid | None:
         """Return the grid by the geokeys. Raises SourceError where the image is turned or has none."""
         with _opened(path) as image:
             transform, crs = image.transform, image.crs
-            columns, rows = image.width, image.height
+            columns, rows = (side_in(path, "size", side) for side in (image.width, image.height))
         if crs is None:
             return None
         if transform.b or transform.d:
@@ -137,17 +154,21 @@ class GeoTiff:
             raise UsageError(f"{path}: {plural(count, 'band')} ({names}); name one with --band N")
         return self.band
 
-    def _meaning(self, path: Path, image: Any, band: int, items: dict[str, tuple[str, str]]) -> Meaning:
-        gain, offset = float(image.scales[band - 1]), float(image.offsets[band - 1])
+    def _linear(
+        self, path: Path, image: Any, band: int, items: dict[str, tuple[str, str]]
+    ) -> tuple[float, float, bool]:
+        """Return gain and offset, and whether anything states them: --dbz, the band, or else its items."""
+        if self.linear is not None:
+            return self.linear[1], self.linear[0], True
+        gain, offset = image.scales[band - 1], image.offsets[band - 1]
         stated = (gain, offset) != (1.0, 0.0)
         if not stated and {"gain", "offset"} & set(items):
-            gain, offset = (
-                number_in(path, name, items.get(name, (None,))[0], otherwise)
-                for name, otherwise in (("gain", 1.0), ("offset", 0.0))
-            )
+            gain, offset = (items.get(name, (None,))[0] for name in ("gain", "offset"))
             stated = True
-        if self.linear is not None:
-            (offset, gain), stated = self.linear, True
+        return gain_in(path, "gain", gain, 1.0), number_in(path, "offset", offset, 0.0), stated
+
+    def _meaning(self, path: Path, image: Any, band: int, items: dict[str, tuple[str, str]]) -> Meaning:
+        gain, offset, stated = self._linear(path, image, band, items)
         unit = (
             self.unit or image.units[band - 1] or items.get("quantity", ("", ""))[1] or items.get("unit", ("", ""))[0]
         )
@@ -158,22 +179,37 @@ class GeoTiff:
                 f"{path}: names neither unit nor gain: give the meaning of its numbers with --dbz OFFSET,GAIN "
                 "(dBZ = OFFSET + GAIN * number) or --unit; a picture without numbers is for: convert images"
             )
-        rate = None if not unit or unit.strip().lower() in ("dbz", "db") else rate_factor(unit)
-        told = (*items.get("quantity", ()), image.descriptions[band - 1] or "", path.name)
+        rate = None
+        if unit and unit.strip().lower() not in ("dbz", "db"):
+            told = (*items.get("quantity", ()), image.descriptions[band - 1] or "", path.name)
+            rate = self._rate(path, unit, told)
+        nodata = image.nodatavals[band - 1]
+        if nodata is None:
+            nodata = _marker(path, "nodata", items)
+        return Meaning(
+            gain, offset, nodata, _marker(path, "undetect", items), unit or UNSTATED, rate, self.scale.offset
+        )
+
+    def _rate(self, path: Path, unit: str, told: Sequence[str]) -> float:
+        """Return what turns `unit` into mm/h. Raises SourceError for a unit that isn't a rain rate's, or for one of
+        much else that neither --unit nor any of the texts `told` calls rain.
+        """
+        rate = rate_factor(unit)
+        if rate is None and amount_factor(unit) is not None:
+            raise SourceError(
+                f"{path}: is in {unit}, a unit of amounts without their period: if it is rain of 5 minutes, say "
+                f"--unit {shlex.quote(f'{unit}/5min')}"
+            )
+        if rate is None and self.unit is not None:
+            raise UsageError(f"--unit {unit}: neither dBZ nor a rain rate such as mm/h")
+        if rate is None:
+            raise unlike(path, "unit", unit, "dBZ, or a rain rate such as mm/h")
         if self.unit is None and is_ambiguous(unit) and not says_rain(*told):
             raise SourceError(
                 f"{path}: is in {unit}, which rain has, and much else; neither its quantity nor its name says rain: "
-                f"if it is a rain rate, say --unit {unit}"
+                f"if it is a rain rate, say --unit {shlex.quote(unit)}"
             )
-        if rate is None and unit and unit.strip().lower() not in ("dbz", "db"):
-            raise unlike(path, "unit", unit, "dBZ, or a rain rate such as mm/h")
-        nodata, undetect = (
-            number_in(path, name, items[name][0], finite=False) if name in items else None
-            for name in ("nodata", "undetect")
-        )
-        if image.nodatavals[band - 1] is not None:
-            nodata = image.nodatavals[band - 1]
-        return Meaning(gain, offset, nodata, undetect, unit or UNSTATED, rate)
+        return rate
 
 
 class _opened:
@@ -217,6 +253,12 @@ def _read(path: Path, image: Any, band: int) -> npt.NDArray[Any]:
         return np.asarray(image.read(band))
     except rasterio.errors.RasterioError as error:
         raise unreadable(path, error) from None
+
+
+def _marker(path: Path, name: str, items: dict[str, tuple[str, str]]) -> float | None:
+    """Return the number that an item says stands for no value; None where it says that there is none."""
+    text = items.get(name, ("", ""))[0]
+    return None if text.lower() in NONE else number_in(path, name, text, finite=False)
 
 
 def _items(image: Any, band: int) -> dict[str, tuple[str, str]]:

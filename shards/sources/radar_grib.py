@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,17 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.georeference import LONGLAT, Grid, grid_of
-from shards.manifest import SourceInfo
+from shards.manifest import Scale, SourceInfo
 from shards.sources.inputs import need, unreadable
 from shards.sources.radar_readers import (
     DBZ,
     Composite,
     FileName,
     Values,
+    check_pixels,
     coded,
     content,
     named,
     rain_to_dbz,
+    side_in,
     timestamp,
     unlike,
 )
@@ -29,6 +32,7 @@ from shards.sources.radar_readers import (
 RATE = (209, 6, 1)  # discipline, category, number of PrecipRate in NSSL's tables
 
 
+@dataclass(frozen=True)
 class Mrms:
     """MRMS on 7000 x 3500 pixels of 0.01 degrees, every 2 minutes; GRIB2, gzipped or not.
 
@@ -38,7 +42,7 @@ class Mrms:
     """
 
     name = "mrms"
-    scale = DBZ
+    scale: Scale = DBZ
     step_seconds = 120.0
     crop = "128,1280,384,384"  # the northern Great Plains; the centre of the grid is often dry
     looks_like = "PrecipRate_00.00_20190610-000000.grib2"
@@ -63,7 +67,7 @@ class Mrms:
         """Return the first message of the file; its header says whether it is rain or reflectivity."""
         eccodes = _eccodes()
         try:
-            values, about = first_message(eccodes, content(path))
+            values, about = first_message(eccodes, path, content(path, _promised))
         except (ValueError, eccodes.CodesInternalError) as error:
             raise unreadable(path, error) from None
         rain = about["parameter"] == RATE
@@ -71,7 +75,7 @@ class Mrms:
         if name is not None and rain != name.product.startswith("preciprate"):
             what = "rain" if rain else "not PrecipRate"
             raise unlike(path, "parameter", f"{about['parameter']} ({what})", f"that of {name.product}, its name")
-        codes, clipped = coded(values, _rain if rain else _reflectivity)
+        codes, clipped = coded(values, _rain if rain else _reflectivity, self.scale)
         facts = {"parameter": str(about["parameter"]), "grid": str(about["grid"])}
         return Composite(codes, clipped, timestamp(about["time"], "%Y%m%d%H%M"), facts)
 
@@ -79,7 +83,7 @@ class Mrms:
         """Return the latitudes and longitudes of the first message."""
         eccodes = _eccodes()
         try:
-            handle = eccodes.codes_new_from_message(content(path))
+            handle = eccodes.codes_new_from_message(content(path, _promised))
         except eccodes.CodesInternalError as error:
             raise unreadable(path, error) from None
         try:
@@ -87,7 +91,7 @@ class Mrms:
                 float(eccodes.codes_get(handle, f"{name}GridPointInDegrees"))
                 for name in ("latitudeOfFirst", "latitudeOfLast", "longitudeOfFirst", "longitudeOfLast")
             )
-            rows, columns = (int(eccodes.codes_get(handle, name)) for name in ("Nj", "Ni"))
+            rows, columns = (side_in(path, name, eccodes.codes_get(handle, name)) for name in ("Nj", "Ni"))
         finally:
             eccodes.codes_release(handle)
         north, south = max(north, south), min(north, south)  # frames begin in the north, whatever the file does
@@ -109,7 +113,13 @@ def _reflectivity(values: npt.NDArray[Any]) -> Values:
     return np.where(values <= -998, np.nan, values)
 
 
-def first_message(eccodes: ModuleType, data: bytes) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
+def _promised(path: Path, data: bytes) -> int:
+    """Return how long a GRIB2 file of one message is by its header; what is no such header is left to eccodes."""
+    whole = len(data) >= 16 and data[:4] == b"GRIB" and data[7] == 2
+    return int.from_bytes(data[8:16], "big") if whole else len(data)
+
+
+def first_message(eccodes: ModuleType, path: Path, data: bytes) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
     """Return the first message's grid, [rows, columns], row 0 in the north, and what it says of itself: parameter (its
     three numbers), time and grid. Raises ValueError for another kind.
     """
@@ -121,6 +131,7 @@ def first_message(eccodes: ModuleType, data: bytes) -> tuple[npt.NDArray[np.floa
         if eccodes.codes_get(handle, "iScansNegatively"):
             raise ValueError("a grid that runs from east to west")
         shape = (eccodes.codes_get(handle, "Nj"), eccodes.codes_get(handle, "Ni"))
+        check_pixels(path, shape)  # a grid of one value has any size in a few bytes
         names = ("discipline", "parameterCategory", "parameterNumber")
         about: dict[str, Any] = {"parameter": tuple(int(eccodes.codes_get(handle, name)) for name in names)}
         about["time"] = f"{eccodes.codes_get(handle, 'dataDate')}{eccodes.codes_get(handle, 'dataTime'):04d}"

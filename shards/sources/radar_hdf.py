@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ import numpy.typing as npt
 
 from shards.errors import SourceError
 from shards.georeference import Grid, grid_of
-from shards.manifest import SourceInfo
+from shards.manifest import Scale, SourceInfo
 from shards.sources import hdf
 from shards.sources.radar_readers import (
     DBZ,
     Composite,
     FileName,
     Table,
+    check_pixels,
+    code_in,
+    gain_in,
     named,
     number_in,
     rain_to_dbz,
@@ -32,7 +36,10 @@ from shards.sources.radar_readers import (
     unlike,
 )
 
+LATEST = 1 << 36  # seconds since 1970: the year 4147
 
+
+@dataclass(frozen=True)
 class Knmi:
     """KNMI's Dutch composites: 700 x 765 km, uint16 or uint8 with a calibration formula: millimetres in five minutes,
     or dBZ.
@@ -41,7 +48,7 @@ class Knmi:
     """
 
     name = "knmi"
-    scale = DBZ
+    scale: Scale = DBZ
     step_seconds = 300.0
     crop = "240,176,384,384"  # 88 % observed; no square of 384 has all
     looks_like = "RAD_NL25_RAC_RT_201008260000.h5"
@@ -65,24 +72,25 @@ class Knmi:
         """Read the numbers by the file's own calibration."""
         with hdf.opened(path, "reading KNMI radar files") as file:
             data = hdf.dataset(file, "image1/image_data", (None, None), ("uint8", "uint16"))
+            check_pixels(path, data.shape)
             calibration = file["image1/calibration"].attrs if "image1/calibration" in file else {}
             formula = hdf.scalar(calibration, "calibration_formulas", "")
             match = re.fullmatch(r"GEO\s*=\s*([-\d.eE]+)\s*\*\s*PV\s*\+?\s*([-\d.eE]+)", str(formula))
             if match is None:
                 raise SourceError(f"{path}: the calibration is {formula!r}, expected GEO=0.01*PV+0.0; another product?")
             quantity = str(hdf.scalar(file["image1"].attrs, "image_geo_parameter", ""))
-            gain, offset = float(match[1]), float(match[2])
+            gain, offset = gain_in(path, "calibration", match[1]), number_in(path, "calibration", match[2])
             raw = np.ascontiguousarray(data[...])
             absent = {hdf.scalar(calibration, f"calibration_{why}") for why in ("missing_data", "out_of_image")}
             overview = file["overview"].attrs if "overview" in file else {}
             start, end = (_knmi_time(overview, name) for name in ("start", "end"))
             place = self._place(path, file)
-        missing = tuple(sorted(int(number_in(path, "calibration", value)) for value in absent if value is not None))
+        missing = tuple(sorted(code_in(path, "calibration", value) for value in absent if value is not None))
         if "[DBZ]" in quantity.upper():
-            codes, clipped = _table(raw.dtype.str, gain, offset, 0.0, missing).apply(_unsigned(raw))
+            codes, clipped = _table(raw.dtype.str, gain, offset, 0.0, missing, self.scale).apply(_unsigned(raw))
         elif "[MM]" in quantity.upper():
             seconds = (end - start).total_seconds() if start and end and end > start else self.step_seconds
-            codes, clipped = _table(raw.dtype.str, gain, offset, seconds, missing).apply(_unsigned(raw))
+            codes, clipped = _table(raw.dtype.str, gain, offset, seconds, missing, self.scale).apply(_unsigned(raw))
         else:
             raise unlike(path, "image_geo_parameter", quantity or "absent", "rain in [MM] or reflectivity in [DBZ]")
         facts = {"quantity": quantity, **({} if place is None else {"grid": str(place)})}
@@ -121,7 +129,7 @@ def _in_metres(proj: str) -> str:
         number = float(match[2])
         return f"+{match[1]}={number * 1000 if number < 1e5 else number:.12g}"
 
-    return re.sub(r"\+([ab])=([\d.]+)", metres, proj)
+    return re.sub(r"\+([ab])=(\d+(?:\.\d*)?)", metres, proj)
 
 
 def _knmi_time(overview: Any, which: str) -> datetime | None:
@@ -129,6 +137,7 @@ def _knmi_time(overview: Any, which: str) -> datetime | None:
     return timestamp(text.split(".")[0].strip(), "%d-%b-%Y;%H:%M:%S")
 
 
+@dataclass(frozen=True)
 class Bom:
     """Rainfields of the Australian Bureau of Meteorology: 512 x 512 pixels of 500 m, millimetres of rain as int16 with
     CF's scale_factor; prcp-cscn is of 6 minutes, prcp-c10 of 10, and the file's two times say it.
@@ -137,7 +146,7 @@ class Bom:
     """
 
     name = "bom"
-    scale = DBZ
+    scale: Scale = DBZ
     step_seconds = 360.0
     crop = "384"
     looks_like = "2_20180616_100000.prcp-cscn.nc"
@@ -158,10 +167,13 @@ class Bom:
         """Return the accumulation divided by its period."""
         with hdf.opened(path, "reading the Bureau's netCDF files") as file:
             data = hdf.dataset(file, "precipitation", (None, None), ("int16",))
+            check_pixels(path, data.shape)
             end = int(hdf.dataset(file, "valid_time")[()])
             seconds = end - int(hdf.dataset(file, "start_time")[()])
             if seconds <= 0:
                 raise SourceError(f"{path}: valid_time is {seconds} s after start_time; was the file edited?")
+            if not 0 <= end < LATEST:
+                raise unlike(path, "valid_time", end, f"seconds since 1970, below {LATEST}")
             raw = np.ascontiguousarray(data[...])
             fill = hdf.scalar(data.attrs, "_FillValue")
             gain, offset = hdf.scalar(data.attrs, "scale_factor", 1.0), hdf.scalar(data.attrs, "add_offset", 0.0)
@@ -173,9 +185,9 @@ class Bom:
         radar = name.radar if (name := self.parse(path.name)) else ""
         if station is not None and radar and number_in(path, "station_id", station) != int(radar):
             raise unlike(path, "station_id", station, f"{radar}, as the file's name says")
-        gain, offset = number_in(path, "scale_factor", gain), number_in(path, "add_offset", offset)
-        missing = () if fill is None else (int(number_in(path, "_FillValue", fill)),)
-        codes, clipped = _table(raw.dtype.str, gain, offset, float(seconds), missing).apply(_unsigned(raw))
+        gain, offset = gain_in(path, "scale_factor", gain), number_in(path, "add_offset", offset)
+        missing = () if fill is None else (code_in(path, "_FillValue", fill),)
+        codes, clipped = _table(raw.dtype.str, gain, offset, float(seconds), missing, self.scale).apply(_unsigned(raw))
         facts = {"accumulation": f"{seconds} s", **({} if station is None else {"station_id": str(station)})}
         if mapping:
             facts["grid"] = str(mapping)
@@ -206,7 +218,7 @@ def _unsigned(raw: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 @functools.lru_cache(maxsize=8)
-def _table(dtype: str, gain: float, offset: float, seconds: float, missing: tuple[int, ...]) -> Table:
+def _table(dtype: str, gain: float, offset: float, seconds: float, missing: tuple[int, ...], scale: Scale) -> Table:
     """Return the amounts gain * raw + offset, in mm of `seconds`, or of dBZ where that is 0: there are but 65,536
     different ones. By the unsigned number that has the same bits.
     """
@@ -214,4 +226,4 @@ def _table(dtype: str, gain: float, offset: float, seconds: float, missing: tupl
     numbers = np.arange(256**kind.itemsize).astype(f"u{kind.itemsize}").view(kind.newbyteorder("="))
     values = gain * numbers.astype(np.float64) + offset
     values[np.isin(numbers, missing)] = np.nan
-    return table_of(rain_to_dbz(values * (3600 / seconds)) if seconds else values)
+    return table_of(rain_to_dbz(values * (3600 / seconds)) if seconds else values, scale)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from shards.errors import SourceError, UsageError
 from shards.georeference import Grid, grid_of, project
-from shards.manifest import SourceInfo
+from shards.manifest import Scale, SourceInfo
 from shards.sources import hdf
 from shards.sources.inputs import plural
 from shards.sources.radar_readers import (
@@ -28,8 +28,11 @@ from shards.sources.radar_readers import (
     FileName,
     Values,
     bare,
+    check_pixels,
     coded,
+    gain_in,
     number_in,
+    own_scale,
     rain_to_dbz,
     side_in,
     time_in,
@@ -62,7 +65,7 @@ class Odim:
     quantity: str | None = None
 
     name = "odim"
-    scale = DBZ
+    scale: Scale = DBZ
     step_seconds = 300.0
     crop = "none"
     looks_like = "T_PAAH21_C_EUOC_20180824180000.hdf"
@@ -92,11 +95,13 @@ class Odim:
         with hdf.opened(path, "reading ODIM HDF5") as file:
             top = self._header(path, file)
             field = self._field(path, file)
-            raw = hdf.dataset(file, field.path, (None, None))[...]
+            data = hdf.dataset(file, field.path, (None, None))
+            check_pixels(path, data.shape)
+            raw = data[...]
             where = _where(file, field.path)
         what = field.what
         gain, offset = (
-            number_in(path, "gain", what.get("gain"), 1.0),
+            gain_in(path, "gain", what.get("gain"), 1.0),
             number_in(path, "offset", what.get("offset"), 0.0),
         )
         nodata, undetect = (
@@ -109,13 +114,26 @@ class Odim:
             if nodata is not None:
                 values[numbers == nodata] = np.nan
             if undetect is not None:  # of a number that stands for both, what was observed counts
-                values[numbers == undetect] = DBZ.offset
+                values[numbers == undetect] = self.scale.offset
             return values if rain is None else rain_to_dbz(values * rain)
 
-        codes, clipped = coded(raw, to_dbz)
+        codes, clipped = coded(raw, to_dbz, self.scale)
         facts = {"quantity": field.quantity, "object": top["object"], "product": str(field.what.get("product", ""))}
         facts["grid"] = str({name: where[name] for name in _GRID_FACTS if name in where})
         return Composite(codes, clipped, top["time"], facts)
+
+    def own_scale(self, path: Path) -> Scale | None:
+        """Return the scale of the file's own reflectivities of 16 bits; None for others."""
+        with hdf.opened(path, "reading ODIM HDF5") as file:
+            field = self._field(path, file)
+            dtype = hdf.dataset(file, field.path, (None, None)).dtype
+        if field.quantity.upper() not in REFLECTIVITY:
+            return None
+        gain, offset = (
+            number_in(path, name, field.what.get(name), otherwise)
+            for name, otherwise in (("gain", 1.0), ("offset", 0.0))
+        )
+        return own_scale(dtype, gain, offset)
 
     def grid(self, path: Path) -> Grid | None:
         """Return the grid between the corners of /where, in its projection."""

@@ -4,6 +4,7 @@ authors. Pillow and gzip read them. See radar_readers.py for what a reader is.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,8 +19,12 @@ from shards.sources.radar_readers import (
     DBZ,
     Composite,
     FileName,
+    Table,
+    check_pixels,
+    code_in,
     content,
     named,
+    number_in,
     rain_to_dbz,
     table_of,
     timestamp,
@@ -29,6 +34,7 @@ from shards.sources.radar_readers import (
 AUTHORS_DBZ = Scale(quantity="radar reflectivity", unit="dBZ", offset=15.0, gain=0.5)  # (p + 30) / 2
 
 
+@dataclass(frozen=True)
 class MeteoSwissGif:
     """MeteoSwiss AQC composites as GIF: 710 x 640 km, 5 minutes, palette indexes that stand for rain rates.
 
@@ -37,7 +43,7 @@ class MeteoSwissGif:
     """
 
     name = "meteoswiss"
-    scale = DBZ
+    scale: Scale = DBZ
     step_seconds = 300.0
     crop = "384"  # all of it observed
     looks_like = "AQC151351545F_00005.801.gif"
@@ -49,13 +55,6 @@ class MeteoSwissGif:
         url="https://github.com/pySTEPS/pysteps-data",
     )
     _name = re.compile(r"AQC(\d{2})(\d{3})(\d{2})(\d{2})[A-Z]_(.*)\.gif", re.IGNORECASE)
-
-    def __init__(self) -> None:
-        index = np.arange(256)
-        rate = 12 * (10 ** ((index - 71.5) / 20) / 316) ** (1 / 1.5)
-        rate[(index < 2) | (index > 250)] = 0.0
-        rate[255] = np.nan
-        self._table = table_of(rain_to_dbz(rate, a=316, b=1.5))
 
     def parse(self, name: str) -> FileName | None:
         """Return the time: AQC, two digits of the year, three of the day in the year, hour and minute; a letter of the
@@ -71,7 +70,7 @@ class MeteoSwissGif:
 
     def read(self, path: Path) -> Composite:
         """Return palette indexes through the table; L is a palette that is the identity."""
-        return Composite(*self._table.apply(read_image(path, ["GIF"], ("P", "L"))))
+        return Composite(*_swiss_table(self.scale).apply(read_image(path, ["GIF"], ("P", "L"))))
 
     def grid(self, path: Path) -> Grid | None:
         """Return Swiss coordinates (CH1903, EPSG:21781), 255 to 965 km east, -160 to 480 km north: no file names it."""
@@ -79,6 +78,16 @@ class MeteoSwissGif:
         return grid_of(x, y, "EPSG:21781")
 
 
+@functools.lru_cache(maxsize=2)
+def _swiss_table(scale: Scale) -> Table:
+    index = np.arange(256)
+    rate = 12 * (10 ** ((index - 71.5) / 20) / 316) ** (1 / 1.5)
+    rate[(index < 2) | (index > 250)] = 0.0
+    rate[255] = np.nan
+    return table_of(rain_to_dbz(rate, a=316, b=1.5), scale)
+
+
+@dataclass(frozen=True)
 class FmiPgm:
     """FMI's Finnish composites: gzipped PGM (P5) of dBZ in half steps from -32, 255 outside the radars' reach.
 
@@ -86,7 +95,7 @@ class FmiPgm:
     """
 
     name = "fmi"
-    scale = DBZ
+    scale: Scale = DBZ
     step_seconds = 300.0
     crop = "384"
     looks_like = "201609281600_fmi.radar.composite.lowest_FIN_SUOMI1.pgm.gz"
@@ -109,17 +118,17 @@ class FmiPgm:
         """Return numbers through the table. Raises SourceError for a product that the header says isn't
         reflectivity.
         """
-        data = content(path)
+        data = content(path, pgm_bytes)
         header = pgm_comments(data)
         kind, quantity = header.get("producttype", ""), header.get("param", "")
         if kind and kind.lower() not in self._types:
             raise unlike(path, "producttype", kind, f"one of reflectivity ({', '.join(self._types).upper()})")
         if quantity and not re.search("reflectivity|dbz", quantity, re.IGNORECASE):
             raise unlike(path, "param", quantity, "reflectivity")
-        missing = header.get("missingval", "255")
         value = np.arange(256)
-        absent = int(missing) if missing.isdecimal() else 255
-        codes, clipped = table_of(np.where(value == absent, np.nan, (value - 64) / 2)).apply(read_pgm(path, data))
+        absent = code_in(path, "missingval", header.get("missingval", "255"))
+        table = table_of(np.where(value == absent, np.nan, (value - 64) / 2), self.scale)
+        codes, clipped = table.apply(read_pgm(path, data))
         names = ("producttype", "param", "bottomleft", "topright")
         facts: dict[str, str] = {name: header[name] for name in names if name in header}
         return Composite(codes, clipped, timestamp(header.get("obstime", ""), "%Y%m%d%H%M"), facts)
@@ -128,7 +137,7 @@ class FmiPgm:
         """Return a polar stereographic grid between the header's corners. The figure of the earth and the false origin
         aren't in the file: they are those that pysteps has for it.
         """
-        data = content(path)
+        data = content(path, pgm_bytes)
         header = pgm_comments(data)
         if header.get("type") != "stereographic" or "bottomleft" not in header or "topright" not in header:
             return None
@@ -139,11 +148,18 @@ class FmiPgm:
             "+y_0=3395677.920 +no_defs"
         )
         (left, bottom), (right, top) = (
-            project(proj, float(header[name].split()[0]), float(header[name].split()[1]))
-            for name in ("bottomleft", "topright")
+            project(proj, *_corner(path, name, header[name])) for name in ("bottomleft", "topright")
         )
         wide, high = (right - left) / width, (top - bottom) / height
         return grid_of(left + wide * (np.arange(width) + 0.5), top - high * (np.arange(height) + 0.5), proj)
+
+
+def _corner(path: Path, name: str, text: str) -> tuple[float, float]:
+    """Return longitude and latitude."""
+    parts = text.split()
+    if len(parts) < 2:
+        raise unlike(path, name, text, "a longitude and a latitude")
+    return number_in(path, name, parts[0]), number_in(path, name, parts[1])
 
 
 def pgm_comments(data: bytes) -> dict[str, str]:
@@ -158,18 +174,31 @@ def pgm_comments(data: bytes) -> dict[str, str]:
     return found
 
 
-def read_pgm(path: Path, data: bytes) -> Codes:
-    """Return the pixels of a binary PGM of 8 bits, uint8 [height, width]; comments may stand anywhere in its header.
-
-    Raises SourceError that names `path` for another format, and for a file shorter than its header says.
-    """
+def _pgm_header(path: Path, data: bytes) -> tuple[int, int, int]:
+    """Return width, height and the byte at which the pixels begin. Raises SourceError."""
     match = re.match(rb"P5\s(?:\s*#[^\n]*\n)*\s*(\d+)\s(?:\s*#[^\n]*\n)*\s*(\d+)\s(?:\s*#[^\n]*\n)*\s*(\d+)\s", data)
-    if match is None:
+    if match is None or max(map(len, match.groups())) > 9:
         raise unreadable(path, f"no binary PGM: it begins with {data[:12]!r}, should with P5 and three numbers")
     width, height, greatest = (int(group) for group in match.groups())
     if not 0 < greatest < 256:
         raise unreadable(path, f"its greatest value is {greatest}, should be 255 at most")
-    body = data[match.end() :]
+    check_pixels(path, (height, width))
+    return width, height, match.end()
+
+
+def pgm_bytes(path: Path, data: bytes) -> int:
+    """Return how long a PGM is by its header. Raises SourceError."""
+    width, height, begin = _pgm_header(path, data)
+    return begin + width * height
+
+
+def read_pgm(path: Path, data: bytes) -> Codes:
+    """Return the pixels of a binary PGM of 8 bits, uint8 [height, width]; comments may stand anywhere in its header.
+
+    Raises SourceError that names `path` for another format, and for a file that isn't as long as its header says.
+    """
+    width, height, begin = _pgm_header(path, data)
+    body = data[begin:]
     if len(body) != width * height:
         raise unreadable(path, f"{width}x{height} pixels are {width * height} bytes, it has {len(body)}")
     return np.frombuffer(body, dtype=np.uint8).reshape(height, width)
@@ -179,8 +208,8 @@ def read_pgm(path: Path, data: bytes) -> Codes:
 class GreyImages:
     """The layout that the ModeRNN authors' loader reads: grey images ANYTHING_YYYYmmddHHMMSS.png, in any folders.
 
-    Codes are kept as they are. What they mean no image says; it is dBZ = (p + 30) / 2, as the authors' evaluation has
-    it, unless the user says otherwise.
+    Codes are kept as they are, of 8 bits, or of 16 where the scale is. What they mean no image says; it is
+    dBZ = (p + 30) / 2, as the authors' evaluation has it, unless the user says otherwise.
     """
 
     name = "images"
@@ -203,11 +232,11 @@ class GreyImages:
 
     def read(self, path: Path) -> Composite:
         """Return the grey values; more than the scale's greatest that aren't missing are clipped to it."""
-        codes = read_image(path, modes=("L",))
+        codes = read_image(path, modes=("L",), dtype=self.scale.code_type.name)
         above = codes > self.scale.max_code
         if self.scale.missing_code is not None:
             above &= codes != self.scale.missing_code
-        return Composite(np.where(above, self.scale.max_code, codes).astype(np.uint8), int(np.count_nonzero(above)))
+        return Composite(np.where(above, self.scale.max_code, codes).astype(codes.dtype), int(np.count_nonzero(above)))
 
     def grid(self, path: Path) -> Grid | None:
         """Return nothing: an image names none."""

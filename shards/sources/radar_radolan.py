@@ -10,6 +10,7 @@ reader is.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,13 +20,14 @@ import numpy as np
 
 from shards.errors import SourceError
 from shards.georeference import Grid, grid_of, project
-from shards.manifest import SourceInfo
+from shards.manifest import Scale, SourceInfo
 from shards.sources.inputs import by, unreadable
 from shards.sources.radar_readers import (
     DBZ,
     Composite,
     FileName,
     Table,
+    check_pixels,
     content,
     named,
     rain_to_dbz,
@@ -55,11 +57,12 @@ class Header:
     begin: int  # of the cells
 
 
+@dataclass(frozen=True)
 class Radolan:
     """See the module's docstring. Z = 200 R^1.6."""
 
     name = "radolan"
-    scale = DBZ
+    scale: Scale = DBZ
     step_seconds = 300.0
     crop = "none"
     looks_like = "raa01-ry_10000-1605292355-dwd---bin"
@@ -80,26 +83,25 @@ class Radolan:
 
     def read(self, path: Path) -> Composite:
         """Return the cells through a table, rows turned."""
-        data = content(path)
+        data = content(path, _promised)
         header = read_header(path, data)
         name = self.parse(path.name)
         if name is not None and name.product.upper() != header.product:
             raise unlike(path, "product", header.product, f"{name.product.upper()}, as the file's name says")
         one_byte = header.product in REFLECTIVITY
         kind = np.dtype(np.uint8 if one_byte else "<u2")
-        rows, columns = header.shape
-        size, found = rows * columns * kind.itemsize, len(data) - header.begin
+        size, found = math.prod(header.shape) * kind.itemsize, len(data) - header.begin
         if found != size or not size:
             raise unreadable(path, f"{by(header.shape)} cells are {size} bytes, it has {found}")
         cells = np.frombuffer(data, kind, offset=header.begin)
-        table = _dbz_table() if one_byte else _rain_table(header.precision, header.minutes)
+        table = _dbz_table(self.scale) if one_byte else _rain_table(header.precision, header.minutes, self.scale)
         codes, clipped = table.apply(cells.reshape(header.shape)[::-1])
         facts = {"product": header.product, "interval": f"{header.minutes} min", "precision": f"{header.precision:g}"}
         return Composite(np.ascontiguousarray(codes), clipped, header.time, facts)
 
     def grid(self, path: Path) -> Grid | None:
         """Return the grid by the number of rows and columns, which say where DWD's grids lie; None for another."""
-        header = read_header(path, content(path))
+        header = read_header(path, content(path, _promised))
         if header.shape not in GRIDS:
             return None
         left, below = GRIDS[header.shape]
@@ -108,6 +110,13 @@ class Radolan:
         across = x - 1000 * left + 1000 * (np.arange(columns) + 0.5)
         down = y - 1000 * below + 1000 * (np.arange(rows)[::-1] + 0.5)
         return grid_of(across, down, STEREO)
+
+
+def _promised(path: Path, data: bytes) -> int:
+    """Return how long a file is by its header. Raises SourceError."""
+    header = read_header(path, data)
+    check_pixels(path, header.shape)
+    return header.begin + math.prod(header.shape) * (1 if header.product in REFLECTIVITY else 2)
 
 
 def read_header(path: Path, data: bytes) -> Header:
@@ -144,14 +153,14 @@ def read_header(path: Path, data: bytes) -> Header:
 
 
 @functools.lru_cache(maxsize=1)
-def _dbz_table() -> Table:
+def _dbz_table(scale: Scale) -> Table:
     value = np.arange(256)
-    return table_of(np.where(value >= 249, np.nan, value / 2 - 32.5))
+    return table_of(np.where(value >= 249, np.nan, value / 2 - 32.5), scale)
 
 
 @functools.lru_cache(maxsize=4)
-def _rain_table(precision: float, minutes: int) -> Table:
+def _rain_table(precision: float, minutes: int, scale: Scale) -> Table:
     cell = np.arange(65536)
     amount = precision * (cell & 0xFFF) * np.where(cell & 0x4000, -1, 1)
     amount[(cell & 0xA000) != 0] = np.nan  # no data, clutter
-    return table_of(rain_to_dbz(amount * (60 / minutes)))
+    return table_of(rain_to_dbz(amount * (60 / minutes)), scale)

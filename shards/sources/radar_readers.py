@@ -1,8 +1,10 @@
 """What a reader of radar composites is: one small class per format, each turning a file into codes.
 
 Most give dBZ in quarters: code = round(dBZ / 0.25), 0..254 for 0..63.5 dBZ; no echo is 0 and no observation 255. What
-lies above 63.5 dBZ is counted as clipped; echoes below 0 dBZ become 0. A reader knows its file names, its own numbers
-and its own Z-R relation; what is common to all archives (runs, splits, crops) is radar.py's. Row 0 is north.
+lies above 63.5 dBZ is counted as clipped; echoes below 0 dBZ become 0. With uint16 a code is 1/1032 dBZ, 258 of them to
+a quarter; where files have linear 16-bit numbers of their own, codes are those (`own_scale`). A reader knows its file
+names, its own numbers and its own Z-R relation; what is common to all archives (runs, splits, crops) is radar.py's. Row
+0 is north.
 
 Readers: radar_pictures.py (MeteoSwiss GIF, FMI PGM, grey images), radar_hdf.py (KNMI, BoM), radar_odim.py,
 radar_geotiff.py, radar_radolan.py, radar_grib.py (MRMS).
@@ -11,11 +13,12 @@ radar_geotiff.py, radar_radolan.py, radar_grib.py (MRMS).
 from __future__ import annotations
 
 import bz2
+import dataclasses
 import gzip
 import math
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -26,14 +29,15 @@ import numpy.typing as npt
 
 from shards.errors import SourceError
 from shards.georeference import Grid
-from shards.manifest import Codes, Scale, SourceInfo
-from shards.sources.inputs import unreadable
+from shards.manifest import LARGEST_SIDE, Codes, Scale, SourceInfo
+from shards.sources.inputs import by, unreadable
 
 DBZ = Scale(quantity="radar reflectivity", unit="dBZ", offset=0.0, gain=0.25, max_code=254, missing_code=255)
-HIGHEST = DBZ.offset + DBZ.gain * (DBZ.max_code + 0.5)  # what is above is clipped
+# All values of DBZ are values of it too.
+FINE_DBZ = dataclasses.replace(DBZ, gain=DBZ.gain / 258, max_code=258 * DBZ.max_code, missing_code=65535)
 PACKED = (".gz", ".bz2")  # of one file; read as it is
-LARGEST = 2 << 30  # bytes that a packed file may unpack to
-LARGEST_SIDE = 1 << 20  # pixels
+LARGEST = 1 << 29  # bytes of a file, unpacked: more is no composite's
+LARGEST_PIXELS = 1 << 27  # of a composite: MRMS, the largest, has a fifth
 PIECE = 1 << 20  # bytes that are unpacked at a time
 _TIME = re.compile(
     r"(?<!\d)((?:19|20)\d\d)(?P<s>[-_]?)([01]\d)(?P=s)([0-3]\d)"
@@ -56,7 +60,7 @@ class Composite:
     """One file as read.
 
     Attributes:
-        codes: uint8 [height, width] of the reader's scale.
+        codes: [height, width] of the reader's scale.
         clipped: pixels whose value lies above the scale.
         time: what the file's header says, UTC; None where it doesn't.
         facts: of the header (quantity, unit, projection, ...), which all files of an archive share.
@@ -121,23 +125,39 @@ class Table:
         return np.asarray(self.codes[raw]), int(np.count_nonzero(self.above[raw])) if self.above.any() else 0
 
 
-def table_of(dbz: Values) -> Table:
+def table_of(dbz: Values, scale: Scale) -> Table:
     """Return the table of the dBZ that numbers 0, 1, ... stand for; NaN is missing."""
-    return Table(DBZ.to_code(dbz), np.nan_to_num(dbz) > HIGHEST)
+    return Table(scale.to_code(dbz), np.nan_to_num(dbz) > _highest(scale))
 
 
-def coded(raw: npt.NDArray[Any], to_dbz: Callable[[npt.NDArray[Any]], Values]) -> tuple[Codes, int]:
+def _highest(scale: Scale) -> float:
+    """Return the value above which values are clipped."""
+    return scale.offset + scale.gain * (scale.max_code + 0.5)
+
+
+def own_scale(dtype: np.dtype[Any], gain: float, offset: float) -> Scale | None:
+    """Return the scale of a file's own numbers, dBZ = offset + gain * number up to 63.5 dBZ; None where they aren't
+    unsigned and of 16 bits.
+    """
+    if dtype.kind != "u" or dtype.itemsize != 2 or gain <= 0:
+        return None
+    top = DBZ.offset + DBZ.gain * DBZ.max_code
+    greatest = min(65534, math.floor((top - offset) / gain + 1e-9))
+    return dataclasses.replace(FINE_DBZ, offset=offset, gain=gain, max_code=greatest) if greatest > 255 else None
+
+
+def coded(raw: npt.NDArray[Any], to_dbz: Callable[[npt.NDArray[Any]], Values], scale: Scale) -> tuple[Codes, int]:
     """Return the codes of raw numbers [height, width], whose dBZ (NaN where missing) `to_dbz` gives, and how many were
     clipped.
 
     In parts: all the intermediate numbers of 24 million pixels would be a gigabyte.
     """
-    codes, clipped = np.empty(raw.shape, dtype=np.uint8), 0
+    codes, clipped = np.empty(raw.shape, dtype=scale.code_type), 0
     parts = max(1, raw.size >> 20)
     for rows, target in zip(np.array_split(raw, parts), np.array_split(codes, parts), strict=True):
         dbz = to_dbz(rows)
-        target[:] = DBZ.to_code(dbz)
-        clipped += int(np.count_nonzero(np.nan_to_num(dbz) > HIGHEST))
+        target[:] = scale.to_code(dbz)
+        clipped += int(np.count_nonzero(np.nan_to_num(dbz) > _highest(scale)))
     return codes, clipped
 
 
@@ -190,24 +210,36 @@ def bare(name: str) -> str:
     return next((lower.removesuffix(ending) for ending in PACKED if lower.endswith(ending)), lower)
 
 
-def content(path: Path) -> bytes:
-    """Return a file's bytes, unpacked where its name ends in .gz or .bz2, all members of it. Raises SourceError that
-    names it.
+def content(path: Path, promised: Callable[[Path, bytes], int] | None = None) -> bytes:
+    """Return a file's bytes, unpacked where its name ends in .gz or .bz2, all members of it.
+
+    Args:
+        promised: returns how many bytes the header says that the file has, from its first ones (1 MiB at most): no more
+            are unpacked.
+
+    Raises:
+        SourceError: an unreadable file, or one of more bytes than promised, or than LARGEST; it names the file.
     """
     openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
-    opener = openers.get(path.suffix.lower())
+    data, most, why = bytearray(), LARGEST, "the most that is read"
     try:
-        if opener is None:
-            return path.read_bytes()
-        data = bytearray()
-        with opener(path, "rb") as file:
-            while piece := file.read(PIECE):
+        with openers.get(path.suffix.lower(), open)(path, "rb") as file:
+            while piece := file.read(min(PIECE, most + 1 - len(data))):
                 data += piece
-                if len(data) > LARGEST:
-                    raise unreadable(path, f"more than {LARGEST >> 20} MiB unpacked")
+                if promised is not None and len(data) == len(piece):
+                    size = promised(path, bytes(piece))
+                    most, why = min(most, size), why if size > most else "what its header promises"
+                if len(data) > most:
+                    raise unreadable(path, f"more than {most} bytes unpacked, {why}")
         return bytes(data)
     except (OSError, EOFError, zlib.error) as error:
         raise unreadable(path, error) from None
+
+
+def check_pixels(path: Path, shape: Sequence[int]) -> None:
+    """Refuse a composite of more than LARGEST_PIXELS before memory is taken for it. Raises SourceError."""
+    if math.prod(shape) > LARGEST_PIXELS or max(shape, default=0) > LARGEST_SIDE:
+        raise unlike(path, "size", by(shape), f"{LARGEST_PIXELS} pixels at most, and sides of {LARGEST_SIDE}")
 
 
 def number_in(path: Path, what: str, value: object, otherwise: float | None = None, finite: bool = True) -> float:
@@ -216,11 +248,27 @@ def number_in(path: Path, what: str, value: object, otherwise: float | None = No
         return otherwise
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise unlike(path, what, repr(value)[:60], "a number") from None
+    except (TypeError, ValueError, OverflowError):
+        raise unlike(path, what, f"{value!r:.60}", "a number") from None
     if finite and not math.isfinite(number):
         raise unlike(path, what, number, "a finite number")
     return number
+
+
+def gain_in(path: Path, what: str, value: object, otherwise: float | None = None) -> float:
+    """Return a header's gain, or `otherwise`. Raises SourceError for 0 too, which makes all values equal."""
+    gain = number_in(path, what, value, otherwise)
+    if gain == 0:
+        raise unlike(path, what, gain, "a number that isn't 0")
+    return gain
+
+
+def code_in(path: Path, what: str, value: object) -> int:
+    """Return the number by which a header marks pixels. Raises SourceError for a fraction."""
+    code = number_in(path, what, value)
+    if code != int(code):
+        raise unlike(path, what, code, "a whole number")
+    return int(code)
 
 
 def side_in(path: Path, what: str, value: object) -> int:

@@ -14,12 +14,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from shards.errors import SourceError, UsageError
 from shards.manifest import FrameSpec, Scale, SourceInfo
 from shards.sources.base import Damage, Description, Plan, PlannedEvent
 from shards.sources.geometry import Geometry, add_geometry_arguments
 from shards.sources.inputs import plural
-from shards.sources.pictures import MISSING
 from shards.sources.splits import SPLIT_WORDS, Grouping, add_grouping_arguments, divide, grouping_of, named_split
 from shards.sources.timeline import check_step, iso
 
@@ -60,8 +61,10 @@ class Sequences:
     geometry: Geometry
     step_seconds: float | None
     options: SequenceOptions
+    by_frame = False  # of its events
     notes: tuple[str, ...]
     missing: bool = False
+    dtype: str = "uint8"
     skipped: tuple[Damage, ...] = ()  # damaged files that were left out
 
     def describe(self) -> Description:
@@ -70,7 +73,7 @@ class Sequences:
         modes = {self._mode(sequence.name) for sequence in self.sequences}
         return Description(
             name=self.name,
-            frames=FrameSpec(channels=self.channels, height=height, width=width),
+            frames=FrameSpec(self.channels, height, width, self.dtype),
             step_seconds=self.step_seconds,
             scale=self.scale(),
             modes=tuple(sorted(mode for mode in modes if mode is not None)),
@@ -79,8 +82,9 @@ class Sequences:
 
     def scale(self) -> Scale:
         """Return what codes mean: intensities 0..1."""
-        codes = (MISSING - 1, MISSING) if self.missing else (MISSING, None)
-        return Scale("intensity", "1", 0.0, 1 / 255, *codes)
+        largest = int(np.iinfo(self.dtype).max)
+        codes = (largest - 1, largest) if self.missing else (largest, None)
+        return Scale("intensity", "1", 0.0, 1 / largest, *codes)
 
     def plan(self) -> Plan:
         """List sequences in the order of their names."""
@@ -110,6 +114,7 @@ class Sequences:
                 start_time=iso(times[0]) if times else None,
                 times=self._irregular(times),
                 recipe=self.recipe(sequence, offset, length),
+                by_frame=self.by_frame,
             )
 
     def _irregular(self, times: tuple[datetime, ...]) -> tuple[str, ...] | None:

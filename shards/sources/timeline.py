@@ -209,6 +209,7 @@ def cut_events(run: Sequence[Stamped], length: int, step_seconds: float, mode_by
                     start_time=iso(part[0].time),
                     times=_irregular(part, step_seconds),
                     recipe=tuple(frame.file for frame in part),
+                    by_frame=True,
                 )
             )
             offset += len(part)

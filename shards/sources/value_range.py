@@ -1,7 +1,8 @@
-"""From numbers of any kind to codes of 8 bits: `--range LOW,HIGH` says which values the codes 0..255 stand for.
+"""From numbers of any kind to codes: `--range LOW,HIGH` says which values the codes 0..255 (uint16: 0..65535) span.
 
-Without it, bytes are kept as they are, floats of 0..1 are taken as such, and whole numbers of 0..255 too; anything else
-is refused, as codes would be wrong. All numbers are looked at beforehand, so that what is rounded or clipped is known.
+Without it, unsigned numbers of the codes' type are kept as they are, floats of 0..1 are taken as such, and so are whole
+numbers that are codes; anything else is refused, as codes would be wrong. All numbers are looked at beforehand, so that
+what is rounded or clipped is known.
 """
 
 from __future__ import annotations
@@ -18,41 +19,53 @@ import numpy.typing as npt
 from shards.errors import SourceError
 from shards.manifest import Codes, Scale
 
-MISSING = 255
-
 
 @dataclass(frozen=True)
 class ValueRange:
-    """Values from `low` to `high` are the codes 0..255, or 0..254 where some are `missing` (NaN).
+    """Values from `low` to `high` are the codes 0..255, or 0..254 where some are `missing` (NaN); of uint16 0..65535
+    and 0..65534.
 
-    Where no range was asked for, whole numbers of 0..255 are `intensity`: they stand for 0..1.
+    Where no range was asked for, whole numbers that are codes are `intensity`: they stand for 0..1.
     """
 
     low: float
     high: float
     missing: bool = False
     intensity: bool = False
+    dtype: str = "uint8"
+
+    @property
+    def largest(self) -> int:
+        """Return the largest code, which is the missing one where there is one."""
+        return int(np.iinfo(self.dtype).max)
 
     def scale(self, quantity: str = "intensity", unit: str = "1") -> Scale:
         """Return what codes mean."""
-        greatest = MISSING - self.missing
-        low, high = (self.low / 255, self.high / 255) if self.intensity else (self.low, self.high)
-        return Scale(quantity, unit, low, (high - low) / greatest, greatest, MISSING if self.missing else None)
+        largest = self.largest
+        greatest = largest - self.missing
+        span = self.high + self.missing if self.intensity else 1.0
+        low, high = self.low / span, self.high / span
+        return Scale(quantity, unit, low, (high - low) / greatest, greatest, largest if self.missing else None)
 
     def codes(self, values: npt.NDArray[np.generic]) -> Codes:
-        """Return the nearest codes, uint8 of the same shape."""
-        if values.dtype == np.uint8 and (self.low, self.high, self.missing) == (0.0, 255.0, False):
-            return np.ascontiguousarray(values, dtype=np.uint8)
+        """Return the nearest codes of the same shape."""
+        if values.dtype == self.dtype and (self.low, self.high, self.missing) == (0.0, float(self.largest), False):
+            return np.ascontiguousarray(values, dtype=self.dtype)
         exact = values.astype(np.float64)
         absent = np.isnan(exact)
-        greatest = MISSING - self.missing
+        greatest = self.largest - self.missing
         scaled = (np.where(absent, self.low, exact) - self.low) * (greatest / (self.high - self.low))
-        codes = np.rint(np.clip(scaled, 0, greatest)).astype(np.uint8)
-        codes[absent] = MISSING
+        codes = np.rint(np.clip(scaled, 0, greatest)).astype(self.dtype)
+        codes[absent] = self.largest
         return codes
 
 
 BYTES = ValueRange(0.0, 255.0, intensity=True)  # bytes as they are
+
+
+def unchanged(dtype: str, missing: bool = False) -> ValueRange:
+    """Return the range of numbers that are codes as they are."""
+    return ValueRange(0.0, float(np.iinfo(dtype).max - missing), missing, intensity=True, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -90,28 +103,37 @@ def measure_values(parts: Iterable[npt.NDArray[np.generic]], asked: tuple[float,
 
 
 def choose_range(
-    where: object, dtype: np.dtype[np.generic], found: Survey, asked: tuple[float, float] | None
+    where: object,
+    dtype: np.dtype[np.generic],
+    found: Survey,
+    asked: tuple[float, float] | None,
+    codes: str = "uint8",
 ) -> tuple[ValueRange, list[str]]:
-    """Return the range of an array, and what to report of it. Raises SourceError where it must be given."""
+    """Return the range of an array of `dtype` for `codes` of a type, and what to report of it. Raises SourceError where
+    it must be given.
+    """
     if found.infinite:
         raise SourceError(
             f"{where}: {found.infinite} of {found.count} numbers are infinite; replace them (NaN is missing)"
         )
     spans = f"{found.count} numbers of type {dtype} from {found.low:g} to {found.high:g}"
-    missing = found.nan > 0
+    missing, largest = found.nan > 0, int(np.iinfo(codes).max)
+    finer = "; or keep 65536 codes, with --dtype uint16" if codes == "uint8" else ""
     if asked is not None:
-        chosen = ValueRange(*asked, missing)
-    elif dtype == np.uint8:
-        chosen = BYTES
+        chosen = ValueRange(*asked, missing, dtype=codes)
+    elif dtype == codes:
+        chosen = unchanged(codes)
+    elif dtype == np.uint8:  # of other bytes the values stay: 255 is 65535
+        chosen = ValueRange(0.0, 255.0, intensity=True, dtype=codes)
     elif dtype.kind in "fb" and found.low >= 0 and found.high <= 1:
-        chosen = ValueRange(0.0, 1.0, missing)
-    elif found.whole and found.low >= 0 and found.high <= 255 - missing:
-        chosen = ValueRange(0.0, 255.0 - missing, missing, intensity=True)
+        chosen = ValueRange(0.0, 1.0, missing, dtype=codes)
+    elif found.whole and found.low >= 0 and found.high <= largest - missing:
+        chosen = unchanged(codes, missing)
     else:
         raise SourceError(
-            f"{where}: {spans}: neither all of 0..1 nor whole numbers of 0..255; say which values the codes shall span "
-            f"with --range LOW,HIGH, such as --range={found.low:g},{found.high:g}; what lies outside is "
-            "clipped, and counted"
+            f"{where}: {spans}: neither all of 0..1 nor whole numbers of 0..{largest}; say which values the codes "
+            f"shall span with --range LOW,HIGH, such as --range={found.low:g},{found.high:g}; what lies outside is "
+            f"clipped, and counted{finer}"
         )
     notes = []
     if found.below or found.above:
@@ -119,9 +141,10 @@ def choose_range(
             f"{where}: {spans}: {found.below} below {chosen.low:g} and {found.above} above {chosen.high:g} are clipped"
         )
     if missing:
-        notes.append(f"{where}: {found.nan} of {found.count} numbers are NaN: missing (code {MISSING})")
-    step = (chosen.high - chosen.low) / (MISSING - missing)
-    if not (found.whole and step == 1 and chosen.low == round(chosen.low)):
+        notes.append(f"{where}: {found.nan} of {found.count} numbers are NaN: missing (code {largest})")
+    step = (chosen.high - chosen.low) / (largest - missing)
+    kept = (found.whole and step == 1 and chosen.low == round(chosen.low)) or (asked is None and dtype == np.uint8)
+    if not kept:
         notes.append(f"{where}: values {chosen.low:g}..{chosen.high:g} are rounded to steps of {step:.3g}")
     return chosen, notes
 

@@ -1,6 +1,7 @@
 """Count training steps on the fake device: a list of forms on stdin, a line of JSON for each.
 
-A form is {"config": FILE, "set": [KEY=VALUE, ...], "triton": BOOL, "what": WHAT}:
+A form is {"config": FILE, "set": [KEY=VALUE, ...], "triton": BOOL, "what": WHAT}, for a step also {"dtype": of the
+codes, one of which is the missing one}:
 
 passes   a micro-batch forward and backward
 outside  the same, but for what is in the model's time steps: what remains beside steps that are compiled
@@ -90,14 +91,19 @@ def forward(config: RunConfig, counter: Counter, model: Any) -> Tensor:
         return torch.stack(list(rollout.losses.values())).sum()
 
 
-def whole_step(config: RunConfig, counter: Counter, _: Any) -> dict[str, Any]:
+def whole_step(config: RunConfig, counter: Counter, form: dict[str, Any]) -> dict[str, Any]:
     """An optimizer step on one rank: what its graph holds, and what the third step starts."""
     with CUDA, counter:
         model: SequenceModel = untrained_model(config, FRAMES)
     engine = build_engine(model, config, World(0, 1, 0, CUDA), None)
-    loss = TrainingLoss(config, SCALE, CUDA, engine.forward)
+    dtype, scale = torch.uint8, SCALE
+    if "dtype" in form:
+        dtype = getattr(torch, form["dtype"])
+        largest = torch.iinfo(dtype).max
+        scale = Scale("intensity", "1", 0.0, 1 / largest, largest - 1, largest)
+    loss = TrainingLoss(config, scale, CUDA, engine.forward)
     batch, length = config.train.batch, config.data.context + config.data.horizon
-    frames = torch.zeros(batch, length, *FRAMES.shape, dtype=torch.uint8)
+    frames = torch.zeros(batch, length, *FRAMES.shape, dtype=dtype)
     samples = Batch(frames, list(range(batch)), [str(n) for n in range(batch)], [])
     with counter:
         for _ in range(3):

@@ -198,3 +198,19 @@ def test_what_later_looks_will_submit_is_checked_first(feed: Feed, fakes: Fakes)
     with pytest.raises(ConfigError, match="nowhere: needed by 1 run"):
         feed.go("--keep-submitted", "1")
     assert feed.submitted == []
+
+
+def test_all_looks_submit_the_same_code(feed: Feed, capsys: pytest.CaptureFixture[str]) -> None:
+    taken: list[Path] = []
+
+    def take(sweep: Path) -> Snapshot:
+        taken.append(feed.folder / f"code{len(taken)}")
+        return Snapshot(taken[-1], (), None)
+
+    feed.monkeypatch.setattr(slurm_submitter.snapshot, "take", take)
+    feed.acts = [lambda: None, lambda: (done(feed), feed.free())[1]]
+    feed.go("--keep-submitted", "2")
+    assert feed.seeds() == [[1, 2], [3, 4]]
+    assert taken == [feed.folder / "code0"]
+    assert {(run.path / "code").readlink().name for run in feed.runs()} == {"code0"}
+    assert capsys.readouterr().out.count("is not under version control") == 1

@@ -153,6 +153,23 @@ def test_a_run_that_another_packed_job_took_has_the_logs_of_that_job(
     assert "4711_0" not in "".join(shown(capsys, run.path, "--list"))
 
 
+def test_what_happened_before_an_evaluation_apart_began(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    for key, job in (("0a1b2c3d", 4711), ("evaluation1a2b3c4d", 4712)):
+        folder = run.path.parent / "slurm" / key
+        folder.mkdir(parents=True)
+        (folder / "runs.txt").write_text("/elsewhere\n" * 3 + f"{run.path}\n")
+        (folder / "job").write_text(f"{job}\n")
+        (folder / f"{job}_3.log").write_text(f"before of {job}\n")
+    assert shown(capsys, run.path) == ["before of 4712"]
+    (run.path / "job.lock").write_text('{"job": "4712_3_0"}')
+    assert shown(capsys, run.path) == ["before of 4712"]
+    write(run, "4712_3_0_evaluate", "mse 2\n")
+    assert shown(capsys, run.path) == ["mse 2"]
+    lines = [line.split()[1:3] for line in shown(capsys, run.path, "--list")]
+    assert ["4711_3_0", "before"] in lines and ["4711_3_0", "0"] in lines
+    assert lines[-2:] == [["4712_3_0", "before"], ["4712_3_0", "evaluate"]]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

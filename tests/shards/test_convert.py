@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 
 import pytest
 
@@ -172,6 +173,63 @@ class Backwards(Clips):
 def test_a_source_with_a_fault_is_told(tmp_path, source, message):
     with pytest.raises(SourceError, match=message):
         quiet(source, tmp_path / "s")
+    assert list(tmp_path.iterdir()) == []
+
+
+@dataclasses.dataclass(frozen=True)
+class Changed(Clips):
+    """Clips whose event test-0001, of five frames, has other fields."""
+
+    fields: tuple[tuple[str, object], ...] = ()
+
+    def plan(self):
+        plan = super().plan()
+        plan.splits["test"][1] = dataclasses.replace(plan.splits["test"][1], **dict(self.fields))
+        return plan
+
+
+class Unread(Changed):
+    def read(self, event):
+        raise AssertionError("read before the plan was checked")
+
+
+@pytest.mark.parametrize(
+    "start", ["2020-01-01T00:03:00+00:00", "2020-01-01T02:03:00+02:00", "2019-12-31T18:33:00-05:30", "2020-01-01T00:03"]
+)
+def test_times_with_an_offset_are_kept_in_utc(tmp_path, format, start):
+    source = Changed(fields=(("start_time", start),))
+    quiet(source, tmp_path / "s", format=format)
+    store = open_store(tmp_path / "s")
+    assert verify(tmp_path / "s") == []
+    times = [datetime(2020, 1, 1, 0, minute) for minute in range(3, 8)]
+    assert store.times("test", 1) == times
+    own = tuple(f"{time:%Y-%m-%dT%H:%M}+00:00" for time in times)
+    quiet(Changed(fields=(("start_time", start), ("times", own))), tmp_path / "t", format=format)
+    assert open_store(tmp_path / "t").times("test", 1) == times and verify(tmp_path / "t") == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"start_time": "yesterday"}, "has no times: Invalid isoformat string: 'yesterday'"),
+        ({"start_time": ""}, "has no times"),
+        ({"start_time": 20200101}, "has no times"),
+        ({"start_time": datetime(2020, 1, 1)}, "has no times"),
+        ({"start_time": "0001-01-01T00:00+05:00"}, "before the year 1"),
+        ({"start_time": "9999-12-31T23:59"}, "end after 9999"),
+        ({"times": ("2020-01-01T00:00Z",) * 4}, "of 5 frames has 4 times"),
+        ({"times": ("2020-01-01T00:00Z", None, "", "", "")}, "has no times"),
+        ({"times": ("2020-01-01T00:00Z",) * 5, "start_time": None}, "has 5 times, from None on"),
+        ({"mode": 3}, "its mode, run, run_offset or start_time"),
+        ({"mode": "a\nb"}, "its mode, run, run_offset or start_time"),
+        ({"run": "x" * 1001}, "its mode, run, run_offset or start_time"),
+        ({"run_offset": -1}, "its mode, run, run_offset or start_time"),
+        ({"run_offset": 0.5}, "its mode, run, run_offset or start_time"),
+    ],
+)
+def test_a_plan_is_checked_before_anything_is_read(tmp_path, format, fields, message):
+    with pytest.raises(SourceError, match=f"test: event '?test-0001.*{message}.*repair the source"):
+        quiet(Unread(fields=tuple(fields.items())), tmp_path / "s", format=format)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -121,6 +121,7 @@ def test_times_of_headers_are_those_of_the_damaged_events_frames(tmp_path):
 
 def test_a_damaged_file_of_a_cf_archive_is_left_out(tmp_path, capsys):
     pytest.importorskip("xarray")
+    h5py = pytest.importorskip("h5py")
     for i in range(4):
         archives.write_cf(tmp_path / f"in/{i}.nc", radar_times(16)[4 * i : 4 * i + 4], wet(4), "mm/h")
     for i in (0, 2):
@@ -131,7 +132,18 @@ def test_a_damaged_file_of_a_cf_archive_is_left_out(tmp_path, capsys):
     store = open_store(tmp_path / "out")
     assert [event.length for event in store.events("train")] == [4, 4]
     assert [entry["what"] for entry in store.manifest.conversion["skipped"]] == ["0.nc", "2.nc"]
-    for i in (1, 3):
+    archives.write_cf(tmp_path / "in/0.nc", radar_times(16)[:4], wet(4), "mm/h")
+    with h5py.File(tmp_path / "in/0.nc", "r+") as file:
+        file.move("rain", "other")
+    cf.forget_opened()
+    assert convert(tmp_path, "cf", "--on-error", "skip", "--overwrite", "--variable", "rain") == 0
+    entries = open_store(tmp_path / "out").manifest.conversion["skipped"]
+    assert [entry["what"] for entry in entries] == ["0.nc", "2.nc"] and "no rain on time" in entries[0]["error"]
+    with h5py.File(tmp_path / "in/0.nc", "r+") as file:
+        del file["other"]
+    cf.forget_opened()
+    assert convert(tmp_path, "cf", "--on-error", "skip", "--overwrite") == 0
+    for i in (0, 1, 3):
         (tmp_path / f"in/{i}.nc").write_bytes(b"no netCDF")
     cf.forget_opened()
     assert convert(tmp_path, "cf", "--on-error", "skip", "--overwrite") == 5
@@ -143,7 +155,9 @@ class Named(Clips):
     keys = ("k" * 80, "l" * 80)
 
     def plan(self):
-        events = [PlannedEvent(key, 5, recipe=tuple(f"{key[0]}{i}" for i in range(5))) for key in self.keys]
+        events = [
+            PlannedEvent(key, 5, recipe=tuple(f"{key[0]}{i}" for i in range(5)), by_frame=True) for key in self.keys
+        ]
         return Plan({"train": events})
 
     def read(self, event):
@@ -162,6 +176,71 @@ def test_keys_of_what_is_left_are_keys(tmp_path):
     assert keys == ["k" * 75 + "-0000", "k" * 75 + "-0003", "l" * 80]
     with pytest.raises(SourceError, match="the key 'k-0' comes after 'k-0003'"):
         convert_source(Between(), tmp_path / "t", arguments={}, skip_limit=2)
+
+
+class Alike(Clips):
+    """Events of long keys that differ at their ends alone, in two splits; frame 1 of each is damaged but the last's."""
+
+    keys = ("k" * 64, "k" * 70, "k" * 75 + "aaaa1", "k" * 75 + "aaaa2", "k" * 75 + "aaaa3", "l")
+
+    def plan(self):
+        events = [
+            PlannedEvent(key, 3, recipe=tuple(f"{key}/{i}" for i in range(3)), by_frame=True) for key in self.keys
+        ]
+        return Plan({"train": events[:4], "test": events[4:]})
+
+    def read(self, event):
+        for name in event.recipe:
+            if name.endswith("/1") and not name.startswith("l"):
+                raise SourceError(f"{name}: unreadable")
+        last = [int(name.rpartition("/")[2]) for name in event.recipe]
+        return RawEvent(_numbered(last, self.size))
+
+
+def _numbered(numbers, size):
+    return np.array([np.full(size, number, np.uint8) for number in numbers])
+
+
+def test_keys_that_differ_at_their_ends_stay_different(tmp_path, format):
+    convert_source(Alike(), tmp_path / "s", arguments={}, skip_limit=5, format=format)
+    store = open_store(tmp_path / "s")
+    assert verify(tmp_path / "s") == []
+    keys = {split: [event.key for event in store.events(split)] for split in ("train", "test")}
+    assert [len(keys["train"]), len(keys["test"])] == [8, 3] and len({*keys["train"], *keys["test"]}) == 11
+    assert all(names == sorted(names) for names in keys.values()) and keys["test"][-1] == "l"
+    assert [store.read("train", i, 0, 1)[0, 0, 0, 0] for i in range(8)] == [0, 2] * 4
+    assert len({event.run for event in store.events("train")}) == 8
+
+
+class Three(Clips):
+    """Events of three frames, whose recipe has three texts: the file, the array there and its unit."""
+
+    def plan(self):
+        return Plan({"train": [PlannedEvent(key, 3, recipe=(f"{key}.npy", "rain", "mm")) for key in "ab"]})
+
+    def read(self, event):
+        file, _, _ = event.recipe
+        if file == "a.npy":
+            raise SourceError("a.npy: unreadable")
+        return RawEvent(np.zeros((3, *self.size), np.uint8))
+
+
+def test_a_recipe_that_looks_like_a_list_of_frames_is_not_divided(tmp_path):
+    convert_source(Three(), tmp_path / "s", arguments={}, skip_limit=3)
+    store = open_store(tmp_path / "s")
+    assert [event.key for event in store.events("train")] == ["b"]
+    (entry,) = store.manifest.conversion["skipped"]
+    assert (entry["what"], entry["frames"]) == ("a", [0, 3])
+
+
+@pytest.mark.parametrize("recipe", ["abc", ("a", "b"), (("a", "b"), 1, 2), (1, 2, 3), (), None, ["a", "b", "c"]])
+def test_a_recipe_that_lists_no_frames_though_it_is_said_to(tmp_path, recipe):
+    class Wrong(Three):
+        def plan(self):
+            return Plan({"train": [PlannedEvent("a", 3, recipe=recipe, by_frame=True)]})
+
+    with pytest.raises(SourceError, match="by_frame says that its recipe lists one text for each of 3 frames"):
+        convert_source(Wrong(), tmp_path / "s", arguments={})
 
 
 def test_a_limit_below_zero_is_refused(tmp_path, capsys):
@@ -271,7 +350,7 @@ def test_one_short_event_does_not_shorten_the_windows_of_all(tmp_path, capsys):
 
 
 def test_a_part_without_a_known_step_has_no_known_time():
-    event = PlannedEvent("k", 3, start_time="2017-05-30T22:00:00Z", recipe=("a", "b", "c"))
+    event = PlannedEvent("k", 3, start_time="2017-05-30T22:00:00Z", recipe=("a", "b", "c"), by_frame=True)
     assert part_of(event, 0, 2, None).start_time == "2017-05-30T22:00:00Z"
     assert part_of(event, 1, 3, None).start_time is None
     assert part_of(event, 1, 3, 300).start_time == "2017-05-30T22:05:00Z"

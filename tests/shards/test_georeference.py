@@ -120,6 +120,24 @@ def test_kilometres_and_degrees() -> None:
 
 
 @pytest.mark.parametrize(
+    ("unit", "metres"),
+    [
+        ("US_survey_foot", 1200 / 3937), ("US survey foot", 1200 / 3937), ("ft", 0.3048), ("foot", 0.3048),
+        ("m", 1.0), ("Metres ", 1.0), ("km", 1000.0),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("crs", ["EPSG:2263", "EPSG:32118", "EPSG:2222"])
+def test_units_of_length_are_those_of_any_projection(crs: str, unit: str, metres: float) -> None:
+    """New York in US survey feet and in metres, Arizona in feet."""
+    step = 1000.0 / metres
+    x, y = 3e5 / metres + step * np.arange(5), 6e4 / metres - step * np.arange(4)
+    grid = grid_of(x, y, crs, unit)
+    assert grid.metres_per_pixel == pytest.approx((1000.0, 1000.0), rel=1e-5)
+    again = grid_of(grid.x, grid.y, grid.mapping_attributes(), grid.axis_attributes("x")["units"])
+    assert (again.unit, again.dx, again.x0) == (grid.unit, pytest.approx(grid.dx), pytest.approx(grid.x0))
+
+
+@pytest.mark.parametrize(
     ("x", "y", "crs", "message"),
     [
         ([0.0, 1.0, 2.1], [1.0, 0.0], LAEA, "x isn't evenly spaced: a pixel lies 0.05 away"),

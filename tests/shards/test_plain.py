@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 import pytest
@@ -40,6 +41,26 @@ class WithMore:
         self.area = self.side**2
 
 
+@dataclasses.dataclass(frozen=True)
+class WithCaches:
+    folder: str = "data"
+    seen: dict = dataclasses.field(init=False, compare=False, repr=False, default_factory=dict)
+
+    @cached_property
+    def letters(self):
+        return list(self.folder)
+
+
+class WithCachesBelow(WithCaches):
+    pass
+
+
+class PlainWithCache:
+    @cached_property
+    def number(self):
+        return 4
+
+
 def returned(value):
     return from_plain(json.loads(json.dumps(to_plain(value))), __name__)
 
@@ -47,6 +68,18 @@ def returned(value):
 def test_what_can_be_made_again_comes_back():
     assert returned([Empty(), (1, 2.5, "x"), np.float32(3), WithMore(3)]) == [Empty(), (1, 2.5, "x"), 3, WithMore(3)]
     assert (returned(WithFields()).side, returned(WithSlots()).side) == (4, 4)
+
+
+@pytest.mark.parametrize("kind", [WithCaches, WithCachesBelow])
+def test_caches_are_left_behind(kind):
+    used = kind("abc")
+    used.seen["x"] = used.letters
+    plain = PlainWithCache()
+    assert plain.number == 4
+    back, nested, other = returned([used, {"inner": used}, plain])
+    assert back == used and nested == {"inner": used} and type(other) is PlainWithCache
+    assert vars(back) == {"folder": "abc", "seen": {}} and vars(other) == {} and back.letters == ["a", "b", "c"]
+    assert used.seen and "letters" in vars(used)
 
 
 def changed(value, **fields):
@@ -64,6 +97,7 @@ def changed(value, **fields):
         changed(WithSlots(), side=5),
         changed(WithMore(3), area=1),
         changed(WithMore(3), more=1),
+        changed(PlainWithCache(), more=1),
         {1: {2}}[1],
         b"bytes",
         Fraction(1, 3),

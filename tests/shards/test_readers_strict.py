@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import shlex
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -13,10 +15,28 @@ import numpy as np
 import pytest
 
 from shards import SourceError, UsageError
+from shards.manifest import LARGEST_SIDE
 from shards.sources import radar_readers
-from shards.sources.radar_readers import content, time_in
-from tests.support.archives import build, radar_times
-from tests.support.radar_files import ONE_SPLIT, only_event, physical, wet, write_geotiff, write_odim, write_radolan
+from shards.sources.radar_readers import (
+    LARGEST_PIXELS,
+    check_pixels,
+    content,
+    number_in,
+    rain_to_dbz,
+    side_in,
+    time_in,
+)
+from tests.support.archives import build, radar_times, write_bom, write_knmi
+from tests.support.radar_files import (
+    ONE_SPLIT,
+    only_event,
+    physical,
+    wet,
+    write_fmi_header,
+    write_geotiff,
+    write_odim,
+    write_radolan,
+)
 
 TIMES = radar_times(3)
 ALL_TRAIN = ONE_SPLIT[:4]
@@ -42,7 +62,7 @@ def test_a_packed_file_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pyt
     path.write_bytes(gzip.compress(bytes(1 << 19)) * 2)
     assert len(content(path)) == 1 << 20
     path.write_bytes(gzip.compress(bytes(1 << 19)) * 2 + gzip.compress(b"x"))
-    with pytest.raises(SourceError, match="more than 1 MiB unpacked"):
+    with pytest.raises(SourceError, match="more than 1048576 bytes unpacked, the most that is read"):
         content(path)
 
 
@@ -55,7 +75,10 @@ def test_radolan_cut_at_any_byte(tmp_path: Path, product: str) -> None:
     begin = whole.index(b"\x03") + 1
     for size in (begin, begin + 1, len(whole) - 2, len(whole) - 1, len(whole) + 1, len(whole) + 2):
         path.write_bytes((whole + b"??")[:size])
-        with pytest.raises(SourceError, match=rf"6x5 cells are {len(whole) - begin} bytes, it has {size - begin}"):
+        said = rf"6x5 cells are {len(whole) - begin} bytes, it has {size - begin}"
+        if size > len(whole):
+            said = f"more than {len(whole)} bytes unpacked, what its header promises"
+        with pytest.raises(SourceError, match=said):
             source.read(only_event(source))
 
 
@@ -170,6 +193,105 @@ def test_geotiff_units_of_rain_and_of_much_else(tmp_path: Path) -> None:
     assert build("radar", tmp_path / "v", "--unit", "m/s").describe().scale.unit == "dBZ"
     write_geotiff(tmp_path / "r", TIMES, [wet(3)], name="{:%Y%m%d%H%M}_RAIN.tif", unit="m/s", gain=0.5)
     assert build("radar", tmp_path / "r").describe().scale.unit == "dBZ"
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("m", 12_000.0), ("kg m-2", 12.0), ("mm", 12.0), ("cm", 120.0)])
+def test_geotiff_amounts_are_taken_as_the_message_says(tmp_path: Path, unit: str, factor: float) -> None:
+    pytest.importorskip("rasterio")
+    amount = (wet(3) * 1e-3).astype(np.float32)
+    write_geotiff(tmp_path, TIMES, [amount], name="{:%Y%m%d%H%M}_RAIN.tif", unit=unit)
+    with pytest.raises(SourceError, match=f"is in {unit}, a unit of amounts") as caught:
+        build("radar", tmp_path)
+    option = shlex.split(str(caught.value).partition("say ")[2])
+    assert option == ["--unit", f"{unit}/5min"]
+    source = build("radar", tmp_path, *ONE_SPLIT, *option)
+    expected = np.clip(rain_to_dbz(amount * factor), 0, 63.5)
+    assert np.abs(physical(source, only_event(source)) - expected).max() <= 0.126
+    with pytest.raises(UsageError, match="--unit K: neither dBZ nor a rain rate"):
+        build("radar", tmp_path, "--unit", "K")
+
+
+@pytest.mark.parametrize(
+    ("tags", "nodata", "options"),
+    [
+        ({"gain": "nan?", "offset": ""}, None, ("--dbz", "0,0.5")),  # antenna gain, say
+        ({"gain": "0", "nodata": "none"}, 200, ("--dbz", "0,0.5")),
+        ({"nodata": "none", "undetect": "", "gain": "0.5"}, None, ()),
+        ({"nodata": "outside", "gain": "0.5"}, 200, ()),
+    ],
+)
+def test_geotiff_items_that_nobody_uses(
+    tmp_path: Path, tags: dict[str, str], nodata: float | None, options: tuple[str, ...]
+) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    write_geotiff(tmp_path, TIMES, [wet(3), wet(3)], tags=tags, nodata=nodata)
+    for path in tmp_path.iterdir():
+        with rasterio.open(path, "r+") as image:
+            image.update_tags(2, gain="of another band", undetect="x")
+    source = build("radar", tmp_path, *ONE_SPLIT, "--band", "1", *options)
+    assert np.abs(physical(source, only_event(source)) - np.clip(0.5 * wet(3), 0, 63.5)).max() <= 0.126
+
+
+def _damaged_headers(tmp_path: Path) -> dict[str, Callable[[], None]]:
+    return {
+        "geotiff": lambda: write_geotiff(tmp_path, TIMES, [wet(3)], tags={"gain": "0"}),
+        "geotiff-band": lambda: write_geotiff(tmp_path, TIMES, [wet(3)], gain=0.0),
+        "odim": lambda: write_odim(tmp_path, TIMES, {"DBZH": {"data": wet(3), "gain": 0.0}}),
+        "knmi": lambda: write_knmi(tmp_path, TIMES, wet(3), "GEO=0*PV+5"),
+        "knmi-inf": lambda: write_knmi(tmp_path, TIMES, wet(3), "GEO=1e999*PV+0"),
+        "knmi-text": lambda: write_knmi(tmp_path, TIMES, wet(3), "GEO=e-*PV+."),
+        "knmi-code": lambda: [write_knmi(tmp_path, TIMES, wet(3)), _set(tmp_path, "image1/calibration")],
+        "bom": lambda: [write_bom(tmp_path, TIMES, wet(3), 600), _set(tmp_path, "precipitation", scale_factor=0.0)],
+        "bom-code": lambda: [write_bom(tmp_path, TIMES, wet(3), 600), _set(tmp_path, "precipitation", _FillValue=2.5)],
+        "fmi-code": lambda: write_fmi_header(tmp_path, TIMES, wet(3), missingval="254.5"),
+        "fmi-text": lambda: write_fmi_header(tmp_path, TIMES, wet(3), missingval="none"),
+    }
+
+
+def _set(folder: Path, name: str, **values: object) -> None:
+    import h5py
+
+    for path in folder.iterdir():
+        with h5py.File(path, "r+") as file:
+            file[name].attrs.update(values or {"calibration_missing_data": 254.5})
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        *[(case, "gain is 0.0, expected a number that isn't 0") for case in ("geotiff", "geotiff-band", "odim")],
+        ("knmi", "calibration is 0.0, expected a number that isn't 0"),
+        ("knmi-inf", "calibration is inf, expected a finite number"),
+        ("knmi-text", "calibration is 'e-', expected a number"),
+        ("knmi-code", "calibration is 254.5, expected a whole number"),
+        ("bom", "scale_factor is 0.0, expected a number that isn't 0"),
+        ("bom-code", "_FillValue is 2.5, expected a whole number"),
+        ("fmi-code", "missingval is 254.5, expected a whole number"),
+        ("fmi-text", "missingval is 'none', expected a number"),
+    ],
+)
+def test_headers_whose_numbers_make_no_values(tmp_path: Path, case: str, message: str) -> None:
+    pytest.importorskip("rasterio" if case.startswith("geotiff") else "h5py")
+    _damaged_headers(tmp_path)[case]()
+    with pytest.raises(SourceError, match=f"the header's {message}"):
+        build("radar", tmp_path)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), [1, 2], 1j, b"x", "1e", None])
+def test_what_is_no_number(value: object) -> None:
+    with pytest.raises(SourceError, match=r"file: the header's gain is .*, expected a number"):
+        number_in(Path("file"), "gain", value)
+
+
+def test_sides_have_the_bounds_of_stores() -> None:
+    assert [side_in(Path("file"), "rows", side) for side in (1, "7", LARGEST_SIDE)] == [1, 7, LARGEST_SIDE]
+    for side in (0, -1, LARGEST_SIDE + 1, 2.5, 10**400, float("inf")):
+        with pytest.raises(SourceError, match="the header's rows is"):
+            side_in(Path("file"), "rows", side)
+    check_pixels(Path("file"), (LARGEST_PIXELS >> 12, 1 << 12))
+    for shape in ((LARGEST_PIXELS >> 12, (1 << 12) + 1), (LARGEST_SIDE + 1, 1)):
+        with pytest.raises(SourceError, match="the header's size is"):
+            check_pixels(Path("file"), shape)
 
 
 def test_objects_and_texts_beside_frames_are_skipped_and_counted(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from shards.sources import SOURCES
 from shards.sources.choose import AUTO
 
 PLAIN = (".", "bash", "cd", "git", "ip", "pip", "sacct", "sbatch", "scancel", "scontrol", "slurm/devcluster/cluster")
-NO_SHELL = ("python", "yaml", "text", "diff", "json")
+NO_SHELL = ("python", "yaml", "text", "diff", "json", "{eval-rst}")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Block:
 
 
 def blocks(text: str) -> list[Block]:
-    found = re.findall(r"(?:^<!-- (.*?) -->\n)?^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"(?:^<!-- (.*?) -->\n)?^```([\w{}-]*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     return [Block(language, code, mark) for mark, language, code in found]
 
 

@@ -379,7 +379,7 @@ class EvalConfig(Options):
     exclude_inflow: bool = Field(
         False,
         description="leave out pixels that flow in from outside the observed area by the optical flow of the context, "
-        "the same ones for every model",
+        "the same ones for every model; validations score all pixels",
     )
     analyse: int = Field(
         0,

@@ -7,14 +7,14 @@ number of ranks or reader processes and after any restart. Evaluation does not a
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from shards.manifest import Codes
 from toolkit.data.order import stream_of
 
 KINDS = ("flip", "rotate", "reverse")
 
 
-def augment(frames: NDArray[np.uint8], kinds: tuple[str, ...], seed: int, position: int) -> NDArray[np.uint8]:
+def augment(frames: Codes, kinds: tuple[str, ...], seed: int, position: int) -> Codes:
     """Flip, rotate and reverse one window at random.
 
     Args:

@@ -1,4 +1,4 @@
-"""Read the micro-batches of a rank: uint8 frames, in the order of `order.py`, starting at any step."""
+"""Read the micro-batches of a rank: frames of codes, in the order of `order.py`, starting at any step."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from shards import StoreError, TransportError
+from shards.manifest import Codes
 from toolkit.data.augment import augment
 from toolkit.data.order import rank_positions, window_at
 from toolkit.data.readers import read_in_processes
@@ -26,7 +26,7 @@ class Batch:
     """One micro-batch.
 
     Attributes:
-        frames: uint8 [B, T, C, H, W].
+        frames: codes [B, T, C, H, W].
         positions: of each sample in the infinite stream; identifies it and seeds its random numbers.
         keys: of each sample in the store.
         skipped: errors of samples that could not be read (`data.on_error: skip`).
@@ -65,7 +65,7 @@ class Share:
 
 @dataclass(frozen=True)
 class _Sample:
-    frames: NDArray[np.uint8]
+    frames: Codes
     position: int
     key: str
     skipped: list[str]

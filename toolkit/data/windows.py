@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shards import Event, Scale, ShardError, Store, StoreError, TransportError, open_store
+from shards.manifest import Codes
 from toolkit.config import RunConfig
 from toolkit.errors import ConfigError, StoreReplacedError
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Window:
-    """One sample: frames uint8 [T, C, H, W], a key unique in its store, and the label of its mode."""
+    """One sample: frames of codes [T, C, H, W], a key unique in its store, and the label of its mode."""
 
-    frames: NDArray[np.uint8]
+    frames: Codes
     key: str
     mode: str | None
 
@@ -118,7 +118,7 @@ class WindowSet:
         frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return Window(frames, f"{event.key}@{first:04d}", event.mode)
 
-    def _read(self, event: Event, start: int, stop: int) -> NDArray[np.uint8]:
+    def _read(self, event: Event, start: int, stop: int) -> Codes:
         """Return frames of an event.
 
         Raises:
@@ -186,13 +186,18 @@ def store_of(config: RunConfig) -> str:
     return store
 
 
+def numbers(codes: torch.Tensor) -> torch.Tensor:
+    """Return codes in a type that PyTorch compares: uint8, or int32 for uint16, which it only copies and converts."""
+    return codes if codes.dtype.itemsize == 1 else codes.int()
+
+
 def observed(codes: torch.Tensor, scale: Scale) -> torch.Tensor | None:
     """Return a mask: True for observed, False for missing pixels; None if the scale has no missing code."""
-    return None if scale.missing_code is None else codes != scale.missing_code
+    return None if scale.missing_code is None else numbers(codes) != scale.missing_code
 
 
 def to_unit(codes: torch.Tensor, scale: Scale) -> torch.Tensor:
-    """Convert uint8 codes to float32 in 0..1 (code / max_code); missing pixels become 0."""
+    """Convert codes to float32 in 0..1 (code / max_code); missing pixels become 0."""
     values = codes.float() / scale.max_code
     seen = observed(codes, scale)
     return values if seen is None else values.masked_fill(~seen, 0.0)

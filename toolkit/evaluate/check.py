@@ -38,17 +38,27 @@ def check_scoring(config: RunConfig, store: Store | None = None) -> None:
     Raises:
         ConfigError: an unknown protocol; thresholds that it doesn't take, or outside of the store's values; no such
             split, or no window of context + horizon frames in it; frames too small for SSIM or LPIPS; LPIPS without
-            its package or weights.
+            its package or weights, or together with `exclude_inflow`.
     """
     asked, model = config.eval, config.model
     protocol = load_protocol(asked.protocol)
     thresholds = protocol.thresholds_for(asked.thresholds)
+    if asked.lpips and asked.exclude_inflow:
+        raise ConfigError(
+            "eval.lpips and eval.exclude_inflow: LPIPS compares whole frames and can't leave out pixels: set "
+            "eval.lpips=false (of a trained run: --no-lpips), or eval.exclude_inflow=false"
+        )
     if asked.lpips:
         _check_lpips_files()
     unknown = isinstance(model, UnloadedModel)  # what it can is in its file
     if asked.ensemble_size > 1 and not (model.stochastic or unknown):
         logger.warning(
             "eval.ensemble_size %d: %s is deterministic and makes one forecast", asked.ensemble_size, model.name
+        )
+    if asked.ensemble_size == 1 and model.stochastic:
+        logger.warning(
+            "eval.ensemble_size 1: %s is stochastic, and one random forecast of each sequence is scored",
+            model.name,
         )
     if asked.analyse and not (isinstance(model, StepOptions) or unknown):
         logger.warning("eval.analyse %d: %s has no recurrent state to analyse", asked.analyse, model.name)

@@ -10,24 +10,26 @@ The probability is the share of members at or above the threshold; of a single f
 square of 15 x 15 around each pixel, as `forecast/products.py` has it. Missing and excluded pixels are not counted; in
 FSS there is no event at them, and in spectra they have the lowest value in forecast and observation.
 
-Sums of a batch are kept by its number and added up in this order, so they are the same on any number of ranks. With a
-forecast that is not finite there are no diagrams.
+Sums of a batch are kept by its number and added up in this order, so they are the same on any number of ranks. Within a
+batch counts are integers and probabilities are summed in fixed point, so a device may add in any order. With a forecast
+or a member that is not finite there are no diagrams.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from shards.manifest import Scale
-from toolkit.evaluate import metrics
+from toolkit.data.windows import numbers
 from toolkit.evaluate.check import threshold_codes
+from toolkit.evaluate.metrics import BoxSums, fractions
+from toolkit.evaluate.probabilistic import Members
 from toolkit.evaluate.protocols import Protocol
 from toolkit.evaluate.scoring import Compared, threshold_level
 
@@ -37,8 +39,7 @@ LIMITS = np.linspace(0.0, 1.0, 10)  # probabilities from which on the event is f
 MIN_COUNT = 10  # pixels, below which a bin has no frequency
 SCALES = (1, 3, 7, 15, 31, 63, 127)  # sides of neighbourhoods, pixels; up to the shorter side of a frame
 
-Sums = dict[str, NDArray[np.float64]]  # [T, ...] each
-Probability = Callable[[float], Tensor]  # level in 0..1 -> share of members at or above it, float64 [B, T, C, H, W]
+Sums = dict[str, NDArray[np.float64]]
 
 
 @dataclass
@@ -61,12 +62,12 @@ class Diagrams:
         self.sums.update(other.sums)
 
     def compute(self) -> dict[str, object] | None:
-        """Return the diagrams over all lead times, and at the last one, as plain values; None where undefined."""
+        """Return the diagrams over all lead times as plain values; None where undefined."""
         added: Sums = {}
         for number in sorted(self.sums):
             for name, values in self.sums[number].items():
                 added[name] = added[name] + values if name in added else values
-        if not added or added["nonfinite"].any():
+        if not added or added["nonfinite"]:
             return None
         many = f"share of {self.members} members"
         one = f"share of the {NEIGHBOURHOOD} x {NEIGHBOURHOOD} pixels around each pixel"
@@ -76,8 +77,7 @@ class Diagrams:
             "thresholds": list(self.thresholds),
             "scales": list(_scales(self.shape)),
             "wavelengths": (max(self.shape) / waves).tolist(),
-            "overall": self._curves({name: values.sum(0) for name, values in added.items()}),
-            "last_lead": self._curves({name: values[-1] for name, values in added.items()}),
+            "overall": self._curves(added),
         }
 
     def _curves(self, sums: Sums) -> dict[str, object]:
@@ -98,7 +98,7 @@ def sums_of(
     scale: Scale,
     protocol: Protocol,
     thresholds: Sequence[float],
-    probability: Probability | None = None,
+    members: Members | None = None,
     inflow: Tensor | None = None,
 ) -> Sums:
     """Return the sums of a batch.
@@ -106,7 +106,7 @@ def sums_of(
     Args:
         prediction, codes, inflow: see `Compared`.
         thresholds: in the store's unit.
-        probability: of an ensemble; None: that of a neighbourhood.
+        members: all of an ensemble; None: the probability is that of a neighbourhood.
     """
     compared = Compared(prediction, codes, scale, protocol, inflow)
     seen = torch.ones_like(codes, dtype=torch.bool) if compared.mask is None else compared.mask
@@ -115,84 +115,47 @@ def sums_of(
     found: dict[str, list[Tensor]] = {name: [] for name in ("bins", "reached", "all", "fss_error", "fss_reference")}
     for threshold, code in zip(thresholds, threshold_codes(thresholds, scale), strict=True):
         level = threshold_level(threshold, code, scale)
-        forecast, event = (compared.predicted >= level) & seen, (codes >= code) & seen
+        forecast, event = (compared.predicted >= level) & seen, (numbers(codes) >= code) & seen
         boxes, event_boxes = (BoxSums(events, max(*scales, NEIGHBOURHOOD)) for events in (forecast, event))
-        if probability is None:
-            share = boxes.at(NEIGHBOURHOOD).double() / counted
-        else:
-            share = probability(level)
-        for name, values in (_probabilities(share, event, seen) | _fractions(boxes, event_boxes, scales)).items():
+        share = boxes.at(NEIGHBOURHOOD).double() / counted if members is None else members.probability(level)
+        squares = zip(*(fractions(boxes, event_boxes, side) for side in scales), strict=True)
+        for name, by_side in zip(("fss_error", "fss_reference"), squares, strict=True):
+            sums = [square.sum().double() / side**4 for square, side in zip(by_side, scales, strict=True)]
+            found[name].append(torch.stack(sums))
+        for name, values in _probabilities(share[seen], event[seen]).items():
             found[name].append(values)
-    sums = {name: torch.stack(values, 1).cpu().numpy().astype(np.float64) for name, values in found.items()}
+    made = {name: torch.stack(values).cpu().numpy().astype(np.float64) for name, values in found.items()}
     fields = (frames.masked_fill(~seen, 0.0) for frames in (compared.predicted, compared.truth))
-    sums["spectra"] = np.stack([_spectra(frames, scale) for frames in fields], 1)
-    sums["frames"] = np.full((codes.shape[1], 1), codes.shape[0] * codes.shape[2], dtype=np.float64)
-    sums["nonfinite"] = compared.nonfinite.sum(0).cpu().numpy().astype(np.float64)
-    return sums
+    made["spectra"] = np.stack([_spectra(frames, scale) for frames in fields])
+    made["frames"] = np.array(codes[:, :, :, 0, 0].numel(), dtype=np.float64)
+    broken = compared.nonfinite if members is None else compared.nonfinite | (members.nonfinite > 0)
+    made["nonfinite"] = np.array(int(broken.sum()), dtype=np.float64)
+    return made
 
 
-class BoxSums:
-    """Counts of events in the squares around each pixel, for any side up to `largest`; outside there is none."""
-
-    def __init__(self, events: Tensor, largest: int) -> None:
-        """
-        Args:
-            events: bool [B, T, C, H, W].
-            largest: odd.
-        """
-        self._size, self._margin = events.shape[-2:], largest // 2
-        margin = self._margin
-        padded = F.pad(events.to(torch.int32), (margin + 1, margin, margin + 1, margin))
-        self._running = padded.cumsum(-1, dtype=torch.int32).cumsum(-2, dtype=torch.int32)
-
-    def at(self, side: int) -> Tensor:
-        """Return the counts in squares of an odd side, int32 [B, T, C, H, W]."""
-        running = self._running
-        for axis, length in zip((-2, -1), self._size, strict=True):
-            first, last = self._margin - side // 2, self._margin + side // 2 + 1
-            running = running.narrow(axis, last, length) - running.narrow(axis, first, length)
-        return running
-
-
-def _fractions(forecast: BoxSums, event: BoxSums, scales: Sequence[int]) -> dict[str, Tensor]:
-    """Return the terms of FSS (`metrics.fractions`) by scale, the sums over the batch of means over a frame, [T, S]."""
-    terms = {"fss_error": list[Tensor](), "fss_reference": list[Tensor]()}
-    for side in scales:
-        one, other = forecast.at(side), event.at(side)
-        squares = (one - other).square(), one.square() + other.square()
-        for name, square in zip(terms, squares, strict=True):
-            total = square.flatten(2).sum(-1, dtype=torch.int64).sum(0).double()
-            terms[name].append(total / (side**4 * square[0, 0].numel()))
-    return {name: torch.stack(values, -1) for name, values in terms.items()}
-
-
-def neighbourhood_mean(share: Tensor, seen: Tensor, side: int) -> Tensor:
-    """Return the mean of float64 [..., H, W] over the pixels in a square of `side` pixels that are seen; 0 for none."""
-    weight = seen.double()
-    return metrics.box_sums(share * weight, side) / metrics.box_sums(weight, side).clamp(min=1)
-
-
-def _probabilities(share: Tensor, event: Tensor, seen: Tensor) -> dict[str, Tensor]:
-    """Return, by lead time: of each bin the sum of probabilities, events and pixels [T, 3, 10]; events and other pixels
-    at or above each limit [T, 10, 2]; all events and other pixels [T, 2].
+def _probabilities(chance: Tensor, happened: Tensor) -> dict[str, Tensor]:
+    """Return, of pixels with a probability and whether there was an event, [P] each: of each bin the sum of
+    probabilities, events and pixels [3, 10]; events and other pixels at or above each limit [10, 2]; all of them [2].
     """
-    edges, limits = (torch.from_numpy(values).to(share.device) for values in (EDGES, LIMITS))
-    bins, reached = [], []
-    for lead in range(share.shape[1]):
-        there = seen[:, lead]
-        chance, happened = share[:, lead][there], event[:, lead][there].double()
-        place = torch.bucketize(chance, edges) - 1  # (edge, next edge]
-        weights = (chance, happened, torch.ones_like(chance))
-        bins.append(torch.stack([torch.bincount(place, weight, len(EDGES) - 1) for weight in weights]))
-        passed = torch.bucketize(chance, limits, right=True)  # how many limits it reaches
-        counts = [torch.bincount(passed, weight, len(LIMITS) + 1) for weight in (happened, 1 - happened)]
-        reached.append(torch.stack(counts, -1).flip(0).cumsum(0).flip(0))
-    at_least = torch.stack(reached)
-    return {"bins": torch.stack(bins), "reached": at_least[:, 1:], "all": at_least[:, 0]}
+    edges, limits = (torch.from_numpy(values).to(chance.device) for values in (EDGES, LIMITS))
+    place = torch.bucketize(chance, edges) - 1  # (edge, next edge]
+    others, events = _count_pairs(place, happened, len(EDGES) - 1).unbind(1)
+    digits = 62 - chance.numel().bit_length()  # as many binary digits as the sum of all has room for
+    fixed = (chance * 2.0**digits).round().long()
+    chances = torch.stack([fixed.masked_fill(place != number, 0).sum() for number in range(len(others))])
+    passed = torch.bucketize(chance, limits, right=True)  # how many limits it reaches
+    at_least = _count_pairs(passed, happened, len(LIMITS) + 1).flip(0, 1).cumsum(0).flip(0)
+    bins = torch.stack([chances.double() / 2.0**digits, events.double(), (events + others).double()])
+    return {"bins": bins, "reached": at_least[1:], "all": at_least[0]}
+
+
+def _count_pairs(place: Tensor, happened: Tensor, places: int) -> Tensor:
+    """Count pixels [P] by their place and whether there was an event: int64 [places, 2], first without one."""
+    return torch.bincount(2 * place + happened, minlength=2 * places).view(places, 2)
 
 
 def _spectra(frames: Tensor, scale: Scale) -> NDArray[np.float64]:
-    """Return radially averaged power spectra [T, R], summed over the batch and channels."""
+    """Return radially averaged power spectra [R], summed over sequences, lead times and channels."""
     values = scale.offset + scale.gain * scale.max_code * frames.double()
     power = torch.fft.rfft2(values).abs().square() / values[0, 0, 0].numel()
     height, width = frames.shape[-2:]
@@ -202,9 +165,9 @@ def _spectra(frames: Tensor, scale: Scale) -> NDArray[np.float64]:
     twice = np.where((across == 0) | (2 * across == width), 1.0, 2.0)
     number = np.broadcast_to(twice, (height, len(twice))).ravel()
     rings = max(height, width) // 2 + max(height, width) % 2
-    total = power.sum((0, 2)).flatten(1).cpu().numpy() * number
-    sums = np.stack([np.bincount(ring, row, rings)[:rings] for row in total])
-    return np.asarray(sums / np.maximum(np.bincount(ring, number, rings)[:rings], 1))
+    total = power.sum((0, 1, 2)).flatten().cpu().numpy() * number
+    sums, counts = (np.bincount(ring, weights, rings)[:rings] for weights in (total, number))
+    return np.asarray(sums / np.maximum(counts, 1))
 
 
 def _scales(shape: Sequence[int]) -> tuple[int, ...]:

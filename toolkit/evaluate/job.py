@@ -82,7 +82,8 @@ class Evaluation:
                 f"{self.config.data.store}: frames have {count(here.frames.channels, 'channel')}, those that "
                 f"{self.run.path} was trained on {trained.frames.channels}: use a store with as many"
             )
-        if trained.scale != here.scale and self.world.is_main:
+        fed = [(_described(store.scale), store.scale.mapping) for store in (trained, here)]  # whatever the codes are
+        if fed[0] != fed[1] and self.world.is_main:
             logger.warning(
                 "%s: values are %s, the model was trained on %s: its forecasts are taken as the former",
                 self.config.data.store, _described(here.scale), _described(trained.scale),
@@ -177,7 +178,7 @@ class Evaluation:
             "step_seconds": manifest.step_seconds,
             "frames": list(manifest.frames.shape),
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "macs": self._macs(),
+            **self._macs(),
             "seconds": round(seconds, 3),
             "world_size": self.world.world_size,
             **_as_record(table),
@@ -189,16 +190,17 @@ class Evaluation:
         write_atomic(self.file(which, ".json"), json.dumps(record, indent=1, allow_nan=False) + "\n")
         self._announce(which, scores.overall, scores.announced)
 
-    def _macs(self) -> int | None:
-        """Return the multiply-accumulates of a forecast; None, which is logged, if they can't be counted."""
+    def _macs(self) -> dict[str, object]:
+        """Return the multiply-accumulates of a forecast as `macs`; None, with the reason, if they can't be counted."""
         model, data = self.own.model, self.config.data
         if not entry_of(model).trained:
-            return None
+            return {"macs": None}
         try:
-            return count_macs(model, self.store.manifest.frames, data.context, data.horizon)
-        except (RuntimeError, NotImplementedError, TypeError) as error:  # of a user's own: it reads values, say
-            logger.warning("%s: its GMACs are not known: %s", model.name, first_line(str(error)))
-            return None
+            return {"macs": count_macs(model, self.store.manifest.frames, data.context, data.horizon)}
+        except Exception as error:  # a user's model may fail in any way where no tensor has values: its scores stay
+            reason = f"{type(error).__name__}: {first_line(str(error))}"
+            logger.warning("%s: its multiply-accumulates are not counted: %s", model.name, reason)
+            return {"macs": None, "macs_not_counted": reason}
 
     def _keep_frames(self, which: str, model: SequenceModel, table: ScoreTable) -> None:
         data = self.config.data

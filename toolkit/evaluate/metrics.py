@@ -138,7 +138,7 @@ def _ssim_block(first: Tensor, second: Tensor, data_range: float, window: int, m
 def _window_sum(frames: Tensor, window: int) -> Tensor:
     """Sum over all windows inside the frames, separably: [N, C, H, W] -> [N, C, H - window + 1, W - window + 1].
 
-    For integers (uint8 levels and their products) the sums are exact in float64, in any order of addition.
+    For integers (levels and their products) the sums are exact in float64, in any order of addition.
     """
     height, width = (side - window + 1 for side in frames.shape[-2:])
     rows = frames[..., :height, :].clone()
@@ -188,42 +188,55 @@ def _any_in_square(events: Tensor, side: int) -> Tensor:
     return F.max_pool2d(events.flatten(0, 1).float(), side, ceil_mode=True).bool().unflatten(0, events.shape[:2])
 
 
-def fractions(forecast: Tensor, observed: Tensor, window: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Compute both terms of the fractions skill score, means over a frame, float64 [B, T].
+class BoxSums:
+    """Sums of counts over the squares around each pixel, for any odd side up to `largest`; outside of the frame is 0.
 
-    The first is the squared difference of the event fractions in the neighbourhood of every pixel, the second the sum
-    of both squared fractions. FSS = 1 - (sum of the first over frames) / (sum of the second). Outside of the frame and
-    at missing pixels there is no event. Source: Roberts & Lean, Mon. Wea. Rev. 136, 2008, equations 5 to 7.
+    From running sums, so the cost does not depend on the side. In integers: exact in any order, and deterministic on a
+    GPU, where running sums of floats are not.
+    """
+
+    def __init__(self, counts: Tensor, largest: int) -> None:
+        """
+        Args:
+            counts: bool or integers [..., H, W].
+        """
+        self._size, self._margin = counts.shape[-2:], largest // 2
+        margin = self._margin
+        padded = F.pad(counts.to(torch.int32), (margin + 1, margin, margin + 1, margin))
+        self._running = padded.cumsum(-1, dtype=torch.int32).cumsum(-2, dtype=torch.int32)
+
+    def at(self, side: int) -> Tensor:
+        """Return the sums over squares of an odd side, int32 [..., H, W]."""
+        running = self._running
+        for axis, length in zip((-2, -1), self._size, strict=True):
+            first, last = self._margin - side // 2, self._margin + side // 2 + 1
+            running = running.narrow(axis, last, length) - running.narrow(axis, first, length)
+        return running
+
+
+def fractions(forecast: BoxSums, observed: BoxSums, window: int) -> tuple[Tensor, Tensor]:
+    """Compute both terms of the fractions skill score, exact sums over a frame, int64 [B, T].
+
+    With the number of events in the neighbourhood of every pixel, the first is the squared difference of forecast and
+    observation, the second the sum of both squares. FSS = 1 - (sum of the first over frames) / (sum of the second); the
+    terms of Roberts & Lean are these, divided by window^4 and the number of pixels. Source: Mon. Wea. Rev. 136, 2008,
+    equations 5 to 7.
 
     Args:
-        forecast, observed: see `contingency`.
+        forecast, observed: of events [B, T, C, H, W]; at missing pixels there is none.
         window: the side of a neighbourhood, pixels; odd.
     """
-    _check_shapes(forecast, observed, mask)
     if window % 2 == 0:
         raise ToolkitError(f"FSS: a neighbourhood is centred on a pixel; its side of {window} pixels must be odd")
-    if mask is not None:
-        forecast, observed = forecast & mask, observed & mask
-    shares = [box_sums(events.double(), window) / window**2 for events in (forecast, observed)]
-    difference = (shares[0] - shares[1]).square().flatten(2).mean(2)
-    return difference, (shares[0].square() + shares[1].square()).flatten(2).mean(2)
-
-
-def box_sums(frames: Tensor, side: int) -> Tensor:
-    """Return sums over the square of `side` pixels around each pixel of [..., H, W]; `side` is odd, outside is 0.
-
-    From running sums, so the cost does not depend on `side`; exact for integers.
-    """
-    for axis in (-2, -1):
-        length = frames.shape[axis]
-        running = torch.cat([torch.zeros_like(frames.narrow(axis, 0, 1)), frames.cumsum(axis)], axis)
-        place = torch.arange(length, device=frames.device)
-        last, first = (place + side // 2 + 1).clamp(max=length), (place - side // 2).clamp(min=0)
-        frames = running.index_select(axis, last) - running.index_select(axis, first)
-    return frames
+    kind = torch.int32 if 2 * window**4 < 2**31 else torch.int64  # the squares have to fit
+    one, other = forecast.at(window).to(kind), observed.at(window).to(kind)
+    squares = (one - other).square(), one.square() + other.square()
+    first, second = (_count(square) for square in squares)
+    return first, second
 
 
 def _count(events: Tensor) -> Tensor:
+    """Return sums over frames, int64 [B, T]."""
     return events.flatten(2).sum(2, dtype=torch.int64)
 
 

@@ -49,7 +49,11 @@ TIES = 0x7135  # added to the batch number: a different random stream than that 
 
 
 class Members:
-    """The ensemble members of one batch, added one at a time."""
+    """The ensemble members of one batch, added one at a time.
+
+    Attributes:
+        nonfinite: how many members are not finite in each frame, int64 [B, T].
+    """
 
     def __init__(
         self, count: int, codes: Tensor, scale: Scale, protocol: Protocol, number: int, inflow: Tensor | None = None
@@ -57,7 +61,7 @@ class Members:
         """
         Args:
             count: N, at least 2.
-            codes: the observation, uint8 [B, T, C, H, W].
+            codes: the observation, [B, T, C, H, W].
             number: batch number, seeds the ranks of ties.
             inflow: see `Compared`.
 
@@ -68,7 +72,7 @@ class Members:
         self.inflow = inflow
         frames = codes.shape[0] * codes.shape[1]
         self._kept = _room((count, frames, codes[0, 0].numel()))
-        self._nonfinite = torch.zeros(codes.shape[:2], dtype=torch.int64, device=codes.device)
+        self.nonfinite = torch.zeros(codes.shape[:2], dtype=torch.int64, device=codes.device)
         self._taken = 0
         self._mask: Tensor | None = None
 
@@ -76,7 +80,7 @@ class Members:
         """Add a forecast [B, T, C, H, W]."""
         compared = Compared(member, self.codes, self.scale, self.protocol, self.inflow)
         self._mask = compared.mask
-        self._nonfinite += compared.nonfinite
+        self.nonfinite += compared.nonfinite
         self._kept[self._taken] = compared.predicted.flatten(2).flatten(0, 1).cpu().numpy()
         self._taken += 1
 
@@ -89,11 +93,11 @@ class Members:
         shape = tuple(self.codes.shape[:2])
         parts = [self._block(at) for at in self._blocks()]
         columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        broken = (self._nonfinite > 0).flatten()
+        broken = (self.nonfinite > 0).flatten()
         for name, values in columns.items():
             values[broken] = 0 if name == RANKS else torch.nan
         found = {name: values.unflatten(0, shape).cpu().numpy() for name, values in columns.items()}
-        return {**found, NONFINITE_MEMBERS: self._nonfinite.cpu().numpy()}
+        return {**found, NONFINITE_MEMBERS: self.nonfinite.cpu().numpy()}
 
     def probability(self, level: float) -> Tensor:
         """Return the share of members at or above a level in 0..1, float64 of the observation's shape."""

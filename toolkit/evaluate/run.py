@@ -184,9 +184,8 @@ def evaluate_model(
             columns = score_batch(made.prediction, made.truth, windows.scale, protocol, thresholds, lpips, made.inflow)
             columns |= made.members.scores() if made.members else {}
             if table.diagrams is not None:
-                probability = made.members.probability if made.members else None
                 table.diagrams.sums[number] = sums_of(
-                    made.prediction, made.truth, windows.scale, protocol, thresholds, probability, made.inflow
+                    made.prediction, made.truth, windows.scale, protocol, thresholds, made.members, made.inflow
                 )
             cut = made.windows
             table.update(made.indices, [window.key for window in cut], [window.mode for window in cut], columns)
@@ -220,7 +219,7 @@ def _gather(table: ScoreTable, failure: Exception | None, rank: int, world: int)
 def predict(
     model: Predictor, codes: Tensor, horizon: int, scale: Scale, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Return one forecast float32 [B, horizon, C, H, W], not clamped, from context codes uint8 [B, Tc, C, H, W].
+    """Return one forecast float32 [B, horizon, C, H, W], not clamped, from context codes [B, Tc, C, H, W].
 
     A module is in evaluation mode during the call.
     """
@@ -240,7 +239,7 @@ def inflow_of(codes: Tensor, horizon: int, scale: Scale) -> Tensor:
     options): no extrapolation can know them. The mask depends on the context alone, so it is the same for all models.
 
     Args:
-        codes: context, uint8 [B, Tc, C, H, W].
+        codes: context, [B, Tc, C, H, W].
 
     Returns:
         bool [B, horizon, C, H, W].
@@ -268,7 +267,7 @@ def sample_frames(
     They are the forecasts that were scored; the other arguments are those of `evaluate_model`.
 
     Returns:
-        context [S, Tc, C, H, W], truth and prediction [S, horizon, C, H, W] as codes (uint8; predictions rounded to
+        context [S, Tc, C, H, W], truth and prediction [S, horizon, C, H, W] as codes (predictions rounded to
         0..max_code); index, key, mode, time [S] (of the first frame, "" without time stamps); mse [S], the mean
         over the frames of a sequence; scale, a JSON text.
     """
@@ -281,7 +280,7 @@ def sample_frames(
     for number, places in itertools.groupby(sorted(indices), key=lambda index: index // batch):
         made = batches.forecast(number)
         values = torch.nan_to_num(made.prediction, nan=0.0).clamp(0.0, 1.0) * windows.scale.max_code
-        shown = values.round().to(torch.uint8).cpu().numpy()
+        shown = values.round().cpu().numpy().astype(made.windows[0].frames.dtype)
         for index in places:
             row = index - made.indices.start
             cut[index], predicted[index] = made.windows[row], shown[row]

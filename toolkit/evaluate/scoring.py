@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards.manifest import Scale
-from toolkit.data.windows import observed, to_unit
+from toolkit.data.windows import numbers, observed, to_unit
 from toolkit.evaluate import metrics
 from toolkit.evaluate.check import threshold_codes
 from toolkit.evaluate.ensemble import cost_of
@@ -53,7 +53,7 @@ class Compared:
 
     Args:
         prediction: [B, T, C, H, W] in the models' unit (code / max_code), as returned by the model.
-        codes: uint8 of the same shape, the observation.
+        codes: of the same shape, the observation.
         inflow: bool of the same shape, pixels that are not scored although they are observed; None: all are scored.
 
     Attributes:
@@ -158,14 +158,18 @@ def score_batch(
 
 def _events(compared: Compared, codes: Tensor, threshold: float, code: int, scale: Scale) -> dict[str, Tensor]:
     """Return a threshold's columns: the forecast is compared in the store's unit, the observation by its code."""
-    forecast, event = compared.predicted >= threshold_level(threshold, code, scale), codes >= code
+    forecast, event = compared.predicted >= threshold_level(threshold, code, scale), numbers(codes) >= code
     columns: dict[str, Tensor] = {}
     for side in compared.protocol.event_pools:
         table = metrics.contingency(forecast, event, compared.mask, side)
         columns |= {at(name, threshold, side): getattr(table, name) for name in EVENTS}
-    for window in compared.protocol.fss_windows:
-        error, reference = metrics.fractions(forecast, event, window, compared.mask)
-        columns |= {at("fss_error", threshold, window): error, at("fss_reference", threshold, window): reference}
+    if windows := compared.protocol.fss_windows:
+        seen = (events if compared.mask is None else events & compared.mask for events in (forecast, event))
+        boxes, event_boxes = (metrics.BoxSums(events, max(windows)) for events in seen)
+        for window in windows:
+            terms = zip(("fss_error", "fss_reference"), metrics.fractions(boxes, event_boxes, window), strict=True)
+            whole = window**4 * codes[0, 0].numel()
+            columns |= {at(name, threshold, window): term.double() / whole for name, term in terms}
     return columns
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from toolkit.config import RunConfig
@@ -9,6 +10,8 @@ from toolkit.errors import ConfigError
 from toolkit.evaluate.protocols import Protocol, load_protocol
 from toolkit.evaluate.table import at
 from toolkit.wording import nearest
+
+logger = logging.getLogger(__name__)
 
 LOWER_IS_BETTER = ("mse", "mae", "rmse")  # of the scores that can select; of all others higher is
 
@@ -30,7 +33,7 @@ def selecting_scores(protocol: Protocol, thresholds: Sequence[float]) -> list[st
 
 
 def check_best_by(config: RunConfig) -> None:
-    """Check that a validation has the score that selects the best checkpoint.
+    """Check that a validation has the score that selects the best checkpoint, and log what of `eval` it ignores.
 
     Raises:
         ConfigError: listing those that it has.
@@ -43,6 +46,14 @@ def check_best_by(config: RunConfig) -> None:
             f"train.best_by: {asked!r} is no score of a validation that can select a checkpoint; {hint}"
             f"{' ' * bool(hint)}known with eval.protocol {protocol.name} and eval.thresholds "
             f"{list(config.eval.thresholds)}: {', '.join(known)}"
+        )
+    ignored = ["exclude_inflow"] if config.eval.exclude_inflow else []
+    ignored += ["ensemble_size"] if config.eval.ensemble_size > 1 and config.model.stochastic else []
+    if ignored:
+        logger.info(
+            "validations score all pixels of one forecast of each window, and so select the checkpoint best: %s holds "
+            "for the scoring after training",
+            " and ".join(f"eval.{name}" for name in ignored),
         )
 
 

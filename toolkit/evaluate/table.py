@@ -23,7 +23,7 @@ scores of the ensemble are None, and it is counted in `nonfinite_members`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,9 +207,10 @@ class ScoreTable:
         if self.diagrams is not None and other.diagrams is not None:
             self.diagrams.merge(other.diagrams)
 
-    def only(self, mode: str) -> ScoreTable:
-        """Return the samples of one mode."""
-        part = ScoreTable(*self._schema)
+    def only(self, mode: str, given: Container[str]) -> ScoreTable:
+        """Return the samples of one mode, with those of the averaged columns that are in `given`."""
+        label, horizon, averaged, *rest = self._schema
+        part = ScoreTable(label, horizon, [name for name in averaged if name in given], *rest)
         part._rows = {index: row for index, row in self._rows.items() if row[1] == mode}
         return part
 

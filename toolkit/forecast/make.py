@@ -58,23 +58,37 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Frames:
+    """Frames in a model's scale.
+
+    Attributes:
+        codes: uint8 [L, C, H, W].
+        seen: where there is an observation, bool of the same shape. A scale may have no code for missing pixels.
+    """
+
+    codes: Codes
+    seen: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+
+@dataclass(frozen=True)
 class Forecast:
     """A forecast with its context and metadata.
 
     Attributes:
         values: float32 [S, T, C, H, W] in `scale.physical_unit`, NaN for missing pixels.
         units: output of the model, clamped to 0..1; 0 where a pixel flows in.
-        unseen: pixels without an observation in the context.
         inflow: pixels that flow in from outside the observed area, in any member.
-        context: codes of the model's scale, uint8 [Tc, C, H, W]; `times`: of these frames.
+        context: frames that it was made from, [Tc, C, H, W]; `times`: of these frames.
         reference: time of the last observation, UTC; None if the archive has no time stamps.
     """
 
     values: Values
     units: NDArray[np.float32]
-    unseen: NDArray[np.bool_]  # [C, H, W]
     inflow: NDArray[np.bool_]  # [T, C, H, W]
-    context: Codes
+    context: Frames
     times: tuple[datetime | None, ...]
     step_seconds: float | None
     scale: Scale
@@ -86,6 +100,11 @@ class Forecast:
     @property
     def reference(self) -> datetime | None:
         return self.times[-1]
+
+    @property
+    def unseen(self) -> NDArray[np.bool_]:
+        """Return the pixels without an observation in the context, bool [C, H, W]."""
+        return np.asarray(~self.context.seen.any(0))
 
     @property
     def missing(self) -> NDArray[np.bool_]:
@@ -100,13 +119,13 @@ class Forecast:
             self.reference + timedelta(seconds=self.step_seconds * lead) for lead in range(1, self.values.shape[1] + 1)
         ]
 
-    def recoded(self, archive: Archive, frames: Sequence[Frame]) -> Codes:
-        """Return other frames of the archive as codes of the model's scale, for example the observations."""
-        return recoded(read_frames(archive, frames), archive.description.scale, self.scale)[0]
+    def recoded(self, archive: Archive, frames: Sequence[Frame]) -> Frames:
+        """Return other frames of the archive in the model's scale, for example the observations."""
+        return read_recoded(archive, frames, self.scale)
 
     def mean_codes(self) -> Codes:
-        """Return the ensemble mean as codes, uint8 [T, C, H, W], with the missing code where there is no value."""
-        codes = np.rint(self.units.mean(0) * self.scale.max_code).astype(np.uint8)
+        """Return the ensemble mean as codes [T, C, H, W], with the missing code where there is no value."""
+        codes = np.rint(self.units.mean(0) * self.scale.max_code).astype(self.scale.code_type)
         if self.scale.missing_code is not None:
             codes[self.missing] = self.scale.missing_code
         return codes
@@ -164,10 +183,9 @@ def make_forecast(trained: Trained, archive: Archive, frames: Sequence[Frame], r
         SourceError, StoreError: a frame cannot be read.
     """
     check_fits(trained, archive, request)
-    codes, seen = recoded(read_frames(archive, frames), archive.description.scale, trained.scale)
+    context = read_recoded(archive, frames, trained.scale)
     reference = frames[-1].time
-    units, inflow = _predict(trained, codes, seen[-1], request, reference)
-    unseen: NDArray[np.bool_] = np.asarray(~seen.any(0))
+    units, inflow = _predict(trained, context, request, reference)
     if inflow.any():
         logger.info(
             "%s of %s pixels (%.1f %%; at the last lead time %.1f %%) flow in from outside the observed area and are "
@@ -176,11 +194,10 @@ def make_forecast(trained: Trained, archive: Archive, frames: Sequence[Frame], r
         )  # fmt: skip
     described = archive.description
     return Forecast(
-        values=_physical(units, unseen | inflow, trained.scale),
+        values=_physical(units, inflow | ~context.seen.any(0), trained.scale),
         units=units,
-        unseen=unseen,
         inflow=inflow,
-        context=codes,
+        context=context,
         times=tuple(frame.time for frame in frames),
         step_seconds=trained.step_seconds or described.step_seconds,
         scale=trained.scale,
@@ -192,7 +209,7 @@ def make_forecast(trained: Trained, archive: Archive, frames: Sequence[Frame], r
 
 
 def read_frames(archive: Archive, frames: Sequence[Frame]) -> Codes:
-    """Return frames of an archive, uint8 [L, C, H, W].
+    """Return frames of an archive as codes [L, C, H, W].
 
     Raises:
         ShardError: one can't be read. A file that is still being written makes its library fail in ways of its own.
@@ -206,6 +223,11 @@ def read_frames(archive: Archive, frames: Sequence[Frame]) -> Codes:
         raise SourceError(f"{archive.where}: {what}: can't be read ({type(error).__name__}: {error})") from error
 
 
+def read_recoded(archive: Archive, frames: Sequence[Frame], wanted: Scale) -> Frames:
+    """Return frames of an archive in another scale; see `read_frames` and `recoded`."""
+    return Frames(*recoded(read_frames(archive, frames), archive.description.scale, wanted))
+
+
 def recoded(codes: Codes, scale: Scale, wanted: Scale) -> tuple[Codes, NDArray[np.bool_]]:
     """Convert codes to another scale with the same unit; also return which pixels were observed.
 
@@ -214,7 +236,7 @@ def recoded(codes: Codes, scale: Scale, wanted: Scale) -> tuple[Codes, NDArray[n
     seen = np.ones(codes.shape, dtype=bool) if scale.missing_code is None else codes != scale.missing_code
     if scale == wanted:
         return codes, seen
-    values = scale.to_physical(np.arange(256, dtype=np.uint8))
+    values = scale.to_physical(np.arange(np.iinfo(codes.dtype).max + 1, dtype=codes.dtype))
     absent = np.isnan(values)
     table = wanted.to_code(np.where(absent, wanted.to_physical(np.zeros(1, np.uint8))[0], values))
     if wanted.missing_code is not None:
@@ -225,19 +247,16 @@ def recoded(codes: Codes, scale: Scale, wanted: Scale) -> tuple[Codes, NDArray[n
 
 
 def _predict(
-    trained: Trained, codes: Codes, observed: NDArray[np.bool_], request: Request, reference: datetime | None
+    trained: Trained, context: Frames, request: Request, reference: datetime | None
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Predict [S, T, C, H, W] in 0..1, one member at a time; all tiles of a member use the same random numbers.
-
-    Args:
-        observed: [C, H, W], where the last context frame has an observation.
 
     Returns:
         The members, and the inflow [T, C, H, W] of any of them.
     """
     device = next((p.device for p in trained.model.parameters()), torch.device("cpu"))
-    unit = to_unit(torch.from_numpy(codes), trained.scale)[None]
-    frames = torch.cat([unit, torch.from_numpy(observed)[None, None].float()], 1)  # tiles are cut of both
+    unit = to_unit(torch.from_numpy(context.codes), trained.scale)[None]
+    frames = torch.cat([unit, torch.from_numpy(context.seen[None, -1:]).float()], 1)  # tiles are cut of both
     moment = 0 if reference is None else int((reference - datetime(1970, 1, 1)).total_seconds())
     members = []
     for member in range(request.samples):
@@ -256,9 +275,9 @@ def _predict(
         except ConfigError as error:
             if request.tile is not None:
                 raise
-            trained_on = by((trained.frames.height, trained.frames.width))
+            size, trained_on = by(context.codes.shape[-2:]), by((trained.frames.height, trained.frames.width))
             raise ConfigError(
-                f"frames of {by(codes.shape[-2:])} pixels, the model was trained on {trained_on} and accepts no other "
+                f"frames of {size} pixels, the model was trained on {trained_on} and accepts no other "
                 f"size ({error}): use tiles, --tile {min(trained.frames.height, trained.frames.width)}"
             ) from None
         members.append(predicted.clamp(0.0, 1.0).numpy())

@@ -19,7 +19,7 @@ from shards.colours import BELOW_COLOUR, DBZ_COLOURS, MISSING_COLOUR, has_steps,
 from shards.manifest import Codes, Scale
 from toolkit.atomic import replacing
 from toolkit.errors import ConfigError
-from toolkit.forecast.make import Forecast
+from toolkit.forecast.make import Forecast, Frames
 from toolkit.models.plugins import entry_of
 from toolkit.report.html.pictures import chosen_leads, coloured
 
@@ -44,11 +44,11 @@ def check_picture(path: Path, overwrite: bool = False) -> None:
         raise ConfigError(f"--picture {path}: exists; choose another name, or pass --overwrite")
 
 
-def draw(forecast: Forecast, path: Path, truth: Codes | None = None) -> None:
+def draw(forecast: Forecast, path: Path, truth: Frames | None = None) -> None:
     """Draw a forecast into `path`, atomically.
 
     Args:
-        truth: codes of the observations, uint8 [T', C, H, W], T' at most the lead; drawn next to the forecast.
+        truth: the observations, [T', C, H, W], T' at most the lead; drawn next to the forecast.
     """
     check_picture(path, overwrite=True)
     data = _gif(forecast, truth) if path.suffix == ".gif" else _png(forecast, truth)
@@ -56,12 +56,12 @@ def draw(forecast: Forecast, path: Path, truth: Codes | None = None) -> None:
         file.write(data)
 
 
-def _png(forecast: Forecast, truth: Codes | None) -> bytes:
+def _png(forecast: Forecast, truth: Frames | None) -> bytes:
     """Draw rows: the context, the forecast, and the observation if known."""
     predicted, times = _predicted(forecast), forecast.valid()
     shown = chosen_leads(len(predicted), COLUMNS)
     past = list(range(max(0, len(forecast.context) - COLUMNS), len(forecast.context)))
-    context = _images(forecast.context, forecast.scale)
+    context = _observed(forecast.context, forecast.scale)
     rows: list[tuple[str, list[tuple[Colours, str]]]] = [
         (
             "context",
@@ -70,9 +70,9 @@ def _png(forecast: Forecast, truth: Codes | None) -> bytes:
         (_name(forecast), [(predicted[i], _stamp(forecast, times[i], i + 1)) for i in shown]),
     ]
     if truth is not None and len(truth):
-        images = _images(truth, forecast.scale)
+        images = _observed(truth, forecast.scale)
         rows.append(("observation", [(images[i], _stamp(forecast, times[i], i + 1)) for i in shown if i < len(truth)]))
-    height, width = forecast.context.shape[-2:]
+    height, width = forecast.context.codes.shape[-2:]
     columns = max(len(row) for _, row in rows)
     side = 1.9
     figure = _figure(side * columns + 0.5, (side * height / width + 0.28) * len(rows) + 0.95)
@@ -95,10 +95,10 @@ def _png(forecast: Forecast, truth: Codes | None) -> bytes:
     return packed.getvalue()
 
 
-def _gif(forecast: Forecast, truth: Codes | None) -> bytes:
+def _gif(forecast: Forecast, truth: Frames | None) -> bytes:
     """Draw the context, then the forecast, with the observation next to it if known."""
-    times, context = forecast.valid(), _images(forecast.context, forecast.scale)
-    observed = [] if truth is None else _images(truth, forecast.scale)
+    times, context = forecast.valid(), _observed(forecast.context, forecast.scale)
+    observed = [] if truth is None else _observed(truth, forecast.scale)
     both = len(observed) > 0
     pages: list[list[tuple[str, Colours]]] = []
     for i, image in enumerate(context):
@@ -120,7 +120,7 @@ def _gif(forecast: Forecast, truth: Codes | None) -> bytes:
 
 def _page(forecast: Forecast, frames: Sequence[tuple[str, Colours]], count: int) -> Image.Image:
     """Draw one time step: `count` frames side by side, of which the last may be missing."""
-    height, width = forecast.context.shape[-2:]
+    height, width = forecast.context.codes.shape[-2:]
     side = width / DPI if 200 <= width <= 500 else 3.6  # one image pixel per grid pixel for usual sizes
     gap, below, above = 0.14, 0.6, 0.32
     wide, tall = count * side + (count + 1) * gap, side * height / width + below + above
@@ -144,17 +144,21 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _images(frames: Codes, scale: Scale) -> list[Colours]:
-    """Return the colours [H, W, 3] of frames of codes [T, C, H, W]."""
-    return [np.array(coloured(codes, scale).convert("RGB")) for codes in frames]
+def _images(codes: Codes, missing: NDArray[np.bool_], scale: Scale) -> list[Colours]:
+    """Return the colours [H, W, 3] of frames [T, C, H, W]; missing pixels are grey, also without a code for them."""
+    images = [np.array(coloured(frame, scale).convert("RGB")) for frame in codes]
+    for image, absent in zip(images, np.any(missing, axis=1), strict=True):
+        image[absent] = rgb(MISSING_COLOUR)[0]
+    return images
 
 
 def _predicted(forecast: Forecast) -> list[Colours]:
-    """Return the colours of the forecast; missing pixels are grey, also if its scale has no code for them."""
-    images = _images(forecast.mean_codes(), forecast.scale)
-    for image, missing in zip(images, np.any(forecast.missing, axis=1), strict=True):
-        image[missing] = rgb(MISSING_COLOUR)[0]
-    return images
+    """Return the colours of the forecast."""
+    return _images(forecast.mean_codes(), forecast.missing, forecast.scale)
+
+
+def _observed(frames: Frames, scale: Scale) -> list[Colours]:
+    return _images(frames.codes, ~frames.seen, scale)
 
 
 def _show(ax: Axes, image: Colours) -> None:
@@ -172,7 +176,7 @@ def _legend(figure: Figure, forecast: Forecast, left: float) -> None:
     from matplotlib.patches import Rectangle
 
     scale, (wide, tall) = forecast.scale, figure.get_size_inches()
-    missing = bool(forecast.missing.any() or (forecast.context == scale.missing_code).any())
+    missing = bool(forecast.missing.any() or not forecast.context.seen.all())
     length = min(4.6, wide - left - (1.4 if missing else 0.6))
     ax = figure.add_axes((left / wide, 0.26 / tall, length / wide, 0.12 / tall))
     ticks = [start for start, _ in DBZ_COLOURS] if has_steps(scale) else value_range(scale)

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from shards.manifest import Scale, Values
 from toolkit.errors import ConfigError
 from toolkit.evaluate.check import threshold_codes
-from toolkit.evaluate.diagrams import NEIGHBOURHOOD, neighbourhood_mean
+from toolkit.evaluate.diagrams import NEIGHBOURHOOD
+from toolkit.evaluate.metrics import BoxSums
 from toolkit.evaluate.scoring import threshold_level
 from toolkit.forecast.make import Forecast
 from toolkit.train.check import RATES
@@ -79,8 +80,10 @@ class Products:
 def probability(forecast: Forecast, threshold: float, side: int) -> NDArray[np.float32]:
     """Return the probability that a value reaches a threshold in the store's unit, [T, C, H, W], NaN where missing."""
     level = threshold_level(threshold, threshold_codes([threshold], forecast.scale)[0], forecast.scale)
-    share = torch.from_numpy((forecast.units >= level).mean(0, dtype=np.float64))
-    found = neighbourhood_mean(share, torch.from_numpy(~forecast.missing), side).numpy()
+    reached = (forecast.units >= level).sum(0, dtype=np.int32)
+    reached[forecast.missing] = 0
+    events, seen = (BoxSums(torch.from_numpy(counts), side).at(side) for counts in (reached, ~forecast.missing))
+    found = (events.double() / (len(forecast.units) * seen.clamp(min=1))).numpy()
     found[forecast.missing] = np.nan
     return np.asarray(found, dtype=np.float32)
 

@@ -11,29 +11,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shards.manifest import Codes
 from toolkit.atomic import replacing, write_atomic
 from toolkit.data.windows import to_unit
 from toolkit.evaluate.diagrams import Diagrams, sums_of
+from toolkit.evaluate.probabilistic import Members
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.evaluate.scoring import new_table, score_batch
-from toolkit.forecast.make import Forecast
+from toolkit.forecast.make import Forecast, Frames
 from toolkit.report.html.diagrams import png
 from toolkit.table import Row, Table
 
 Curves = Mapping[str, list[float | None]]
 
 
-def scores(forecast: Forecast, truth: Codes, thresholds: Sequence[float] = ()) -> tuple[Curves, Curves]:
+def scores(forecast: Forecast, truth: Frames, thresholds: Sequence[float] = ()) -> tuple[Curves, Curves]:
     """Score forecast and persistence over lead time, on the pixels that have a forecast, by the run's protocol.
 
     Args:
-        truth: codes of the observations in the model's scale, uint8 [T', C, H, W]; T' lead times are scored.
+        truth: the observations in the model's scale, [T', C, H, W]; T' lead times are scored, without missing pixels.
         thresholds: of events, in the store's unit; none: those of the run's config.
     """
     steps = len(truth)
     units = forecast.units.mean(0)[:steps]
-    last = to_unit(torch.from_numpy(forecast.context[-1:]), forecast.scale).numpy()
+    last = to_unit(torch.from_numpy(forecast.context.codes[-1:]), forecast.scale).numpy()
     chosen = thresholds or _thresholds(forecast)
     return _curves(forecast, units, truth, chosen), _curves(forecast, np.repeat(last, steps, 0), truth, chosen)
 
@@ -43,18 +43,18 @@ def _thresholds(forecast: Forecast) -> tuple[float, ...]:
     return load_protocol(asked.protocol).thresholds_for(asked.thresholds)
 
 
-def _curves(forecast: Forecast, units: NDArray[np.float32], truth: Codes, thresholds: Sequence[float]) -> Curves:
+def _curves(forecast: Forecast, units: NDArray[np.float32], truth: Frames, thresholds: Sequence[float]) -> Curves:
     protocol = load_protocol(forecast.trained.config.eval.protocol)
     table = new_table(protocol, len(truth), thresholds, lpips=False, inflow=True)
     predicted, codes, missing = (
-        torch.from_numpy(each)[None] for each in (units, truth, forecast.missing[: len(truth)])
+        torch.from_numpy(each)[None] for each in (units, truth.codes, forecast.missing[: len(truth)] | ~truth.seen)
     )
     columns = score_batch(predicted, codes, forecast.scale, protocol, thresholds, inflow=missing)
     table.update([0], ["forecast"], [None], columns)
     return table.compute().leads
 
 
-def diagrams_of(forecast: Forecast, truth: Codes, thresholds: Sequence[float] = ()) -> dict[str, Any]:
+def diagrams_of(forecast: Forecast, truth: Frames, thresholds: Sequence[float] = ()) -> dict[str, Any]:
     """Return the verification diagrams of forecast and persistence, by name; none without thresholds.
 
     Args:
@@ -65,21 +65,26 @@ def diagrams_of(forecast: Forecast, truth: Codes, thresholds: Sequence[float] = 
         return {}
     protocol = load_protocol(forecast.trained.config.eval.protocol)
     members = torch.from_numpy(forecast.units[:, None, :steps])
-    last = to_unit(torch.from_numpy(forecast.context[-1:]), forecast.scale).numpy()
-    codes, missing = (torch.from_numpy(each)[None] for each in (truth, forecast.missing[:steps]))
+    last = to_unit(torch.from_numpy(forecast.context.codes[-1:]), forecast.scale).numpy()
+    left_out = forecast.missing[:steps] | ~truth.seen
+    codes, missing = (torch.from_numpy(each)[None] for each in (truth.codes, left_out))
     made: dict[str, Any] = {}
     for name, predicted in (
         ("forecast", members),
         ("persistence", torch.from_numpy(np.repeat(last, steps, 0))[None, None]),
     ):
         size = len(predicted)
-        share = None if size == 1 else lambda level: (members >= level).double().mean(0)
-        sums = sums_of(predicted.mean(0), codes, forecast.scale, protocol, chosen, share, missing)
-        made[name] = Diagrams(chosen, size, truth.shape[-2:], {0: sums}).compute()
+        kept = None
+        if size > 1:
+            kept = Members(size, codes, forecast.scale, protocol, 0, missing)
+            for member in predicted:
+                kept.add(member)
+        sums = sums_of(predicted.mean(0), codes, forecast.scale, protocol, chosen, kept, missing)
+        made[name] = Diagrams(chosen, size, truth.codes.shape[-2:], {0: sums}).compute()
     return made if all(made.values()) else {}
 
 
-def verification(forecast: Forecast, truth: Codes, thresholds: Sequence[float] = ()) -> dict[str, Any]:
+def verification(forecast: Forecast, truth: Frames, thresholds: Sequence[float] = ()) -> dict[str, Any]:
     """Return the scores of a forecast by lead time, as they are saved beside it: RMSE in the archive's unit, and CSI.
 
     Args:
@@ -89,7 +94,7 @@ def verification(forecast: Forecast, truth: Codes, thresholds: Sequence[float] =
         `lead_minutes` (null without a clock), `unit`, `thresholds`, counts of pixels, for `forecast` and
         `persistence` one list per metric, null where it is undefined, and `diagrams`.
     """
-    pixels = float(np.prod(truth.shape[1:]))
+    pixels = float(np.prod(truth.codes.shape[1:]))
     protocol = load_protocol(forecast.trained.config.eval.protocol)
     span = abs(forecast.scale.gain) * forecast.scale.max_code
 
@@ -104,7 +109,7 @@ def verification(forecast: Forecast, truth: Codes, thresholds: Sequence[float] =
         "lead_minutes": None if minutes is None else [minutes * (lead + 1) for lead in range(len(truth))],
         "unit": forecast.scale.unit,
         "thresholds": list(thresholds or _thresholds(forecast)),
-        "pixels": int(truth.size),
+        "pixels": int(truth.codes.size),
         "pixels_without_forecast": int(forecast.missing[: len(truth)].sum()),  # not scored, for persistence either
     }
     for name, curves in zip(("forecast", "persistence"), scores(forecast, truth, thresholds), strict=True):

@@ -3,16 +3,17 @@
     pysteps    extrapolation: motion from the last frames of the context by its dense Lucas-Kanade method (features
                tracked by OpenCV, interpolated), then its backward semi-Lagrangian advection of the last frame; what
                moves in from beyond the frame is 0. Deterministic. (Its DARTS is left out: 10 s a sequence of 64 x 64.)
-    steps      STEPS (Bowler et al. 2006; Seed et al. 2013), an ensemble: the same motion, perturbed for each member;
-               the last three frames as a cascade of spatial scales, of which each is extrapolated, ages by an
-               autoregressive model of its own (order 2) and is perturbed by noise with the spectrum of the last frame;
-               then the distribution of values is matched to that of the last frame. Values below `threshold` are set
-               to 0 before (STEPS has to know what no rain is), so there are none in a forecast
+    steps      STEPS (Bowler et al. 2006; Seed et al. 2013), an ensemble: the motion of the last three frames, found
+               once and perturbed for each member; these frames as a cascade of spatial scales, of which each is
+               extrapolated, ages by an autoregressive model of its own (order 2) and is perturbed by noise with the
+               spectrum of the last frame; then the distribution of values is matched to that of the last frame. Values
+               below `threshold` are set to 0 before (STEPS has to know what no rain is), so a forecast has none
 
-All with pysteps' defaults, on the CPU, each sequence and channel by itself. A single frame of context has no motion and
-persists. Members of `steps` differ by a seed from the generator; without a generator the forecast is that of S-PROG,
-the same cascade without perturbations. Where pysteps can't fit the cascade's model, the last frame is extrapolated, and
-a warning is logged; rain in the last frame alone is clutter to pysteps, and its forecast is dry.
+With pysteps' defaults but for the options, on the CPU, each sequence and channel by itself. A single frame of context
+has no motion and persists. Members of `steps` differ by a seed from the generator; without a generator the forecast is
+that of S-PROG, the same cascade without perturbations. Where pysteps can't fit the cascade's model, the last frame is
+extrapolated; a warning has the number of such forecasts, at 1, 10, 100 and every 1,000. Rain in the last frame alone is
+clutter to pysteps, and its forecast is dry.
 
 pysteps is an extra (`pip install '.[pysteps]'`; it is built from source, so that needs a C compiler) and is imported at
 the first forecast: configs and reports that name these models don't need it.
@@ -21,6 +22,7 @@ the first forecast: configs and reports that name these models don't need it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import sys
@@ -38,7 +40,7 @@ from shards.manifest import FrameSpec
 from toolkit.errors import ConfigError
 from toolkit.models.baselines import Advection
 from toolkit.models.registry import PystepsOptions, StepsOptions
-from toolkit.wording import first_line
+from toolkit.wording import count, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +85,8 @@ class Steps(Advection):
     def __init__(self, options: StepsOptions | None = None, shape: FrameSpec | None = None) -> None:
         super().__init__()
         self.options = options or StepsOptions()
+        self._motion: dict[bytes, NDArray[np.float64]] = {}  # of the last call: members are drawn one by one
+        self._extrapolated = 0
 
     def _advect(
         self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None, observed: Tensor | None
@@ -90,7 +94,7 @@ class Steps(Advection):
         """Return what `Advection._advect` does; a value that flows in is 0.
 
         Raises:
-            ConfigError: pysteps isn't installed, or can't make a nowcast of such frames.
+            ConfigError: pysteps isn't installed.
         """
         pysteps = _pysteps("steps")
         frames: NDArray[np.float32] = context[:, -ORDER - 1 :].float().cpu().numpy()
@@ -99,9 +103,11 @@ class Steps(Advection):
         seeds = _seeds(generator, (samples, batch, channels))
         forecast = np.empty((samples, batch, horizon, *frames.shape[2:]), dtype=np.float32)
         seen = np.ones(forecast.shape[1:], dtype=bool)
+        known, self._motion = self._motion, {}
         for sequence, channel in np.ndindex(batch, channels):
             fields = frames[sequence, :, channel]
-            velocity = pysteps.velocity(fields)
+            key = hashlib.sha256(fields.tobytes()).digest()
+            velocity = self._motion[key] = known[key] if key in known else pysteps.velocity(fields)
             for member in range(samples):
                 seed = None if seeds is None else int(seeds[member, sequence, channel])
                 one = self._member(pysteps, fields, velocity, horizon, seed) if len(fields) > 1 else fields[-1]
@@ -137,7 +143,10 @@ class Steps(Advection):
                     made = pysteps.steps(fields, velocity, **common, **perturbed, seed=seed)[0]
         except (ValueError, np.linalg.LinAlgError) as error:
             # Hardly any rain, or frames without change: no autoregressive model can be fitted.
-            logger.warning("steps: extrapolated without perturbations, as pysteps fails: %s", first_line(error))
+            self._extrapolated += 1
+            if self._extrapolated in (1, 10, 100) or self._extrapolated % 1000 == 0:
+                number, reason = count(self._extrapolated, "forecast"), first_line(error)
+                logger.warning("steps: %s extrapolated without perturbations, as pysteps fails: %s", number, reason)
             made = pysteps.extrapolate(fields[-1], velocity, horizon)
         finally:
             np.random.set_state(state)  # noqa: NPY002

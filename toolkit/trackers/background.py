@@ -3,7 +3,8 @@
 `<run>/<service>.json` holds the id of the run there, so that a resumed training continues it, and how many records of
 metrics.jsonl it has. Records are sent from that file: those of a time without network follow later, by the same process
 or by the next start or evaluation of the run, and steps that are made again after a kill are not sent again, as records
-depend on the step alone. Pictures are sent once or not at all.
+depend on the step alone. Scores are sent after all records, and again by the next evaluation unless the service was
+closed after them. Pictures are sent once or not at all.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class Background:
         self._tasks: queue.Queue[tuple[Task, bool] | None] = queue.Queue(MOST_WAITING)
         self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
         self._metrics = MetricsTail(run)
+        self._scores: list[Scored] = []  # not sent yet
+        self._sent: dict[str, str] = {}  # digests of scores, since this process is connected
         self._status: Status = "failed"
         self._failed, self._retry_at, self._left_out = False, 0.0, 0
         self._abandoned = False
@@ -81,13 +84,9 @@ class Background:
 
     def scores(self, scored: Scored) -> None:
         """Send an evaluation, unless the service has these very scores."""
-
-        def send(service: Service) -> None:
-            service.scores(scored)
-            self.record["scores"] = {**self.record.get("scores", {}), scored.name: scored.digest}
-
         if self.record.get("scores", {}).get(scored.name) != scored.digest:
-            self._submit(send, lost=False)
+            self._scores.append(scored)
+            self._submit(self._send_scores, lost=False)
 
     def flush(self) -> None:
         """Do nothing: metrics.jsonl is on the disk."""
@@ -106,9 +105,8 @@ class Background:
         if self._thread.is_alive():
             self._abandoned = True
             logger.warning(
-                "%s: still busy after %g s, and not waited for: %s. The next start or evaluation of this run sends the "
-                "records",
-                *(self.name, CLOSE_S[status], self._unsent()),
+                "%s: still busy after %g s, and not waited for: %s",
+                *(self.name, CLOSE_S[status], self._unsent() or "everything is handed over, but not confirmed"),
             )
 
     def _submit(self, task: Task, lost: bool = True) -> None:
@@ -125,19 +123,21 @@ class Background:
             task, lost = item
             if time.monotonic() < self._retry_at or not self._try(task):
                 self._left_out += lost
-        self._try(self._catch_up)
+        self._try(self._send_scores)
         if self._status == "finished":
             self._try(self._summarise)
-        self._try(lambda service: service.close(self._status))
-        unsent = self._metrics.behind(self.record["records"])
-        if self._failed and not self._abandoned and (unsent or self._left_out):
-            logger.warning(
-                "%s: %s. The next start or evaluation of this run sends the records", self.name, self._unsent()
-            )
+        self._try(self._end)
+        if self._failed and not self._abandoned and (unsent := self._unsent()):
+            logger.warning("%s: %s", self.name, unsent)
 
     def _unsent(self) -> str:
-        records = count(self._metrics.behind(self.record["records"]), "record")
-        return f"{records} of {self.run.metrics_file.name} not sent, {count(self._left_out, 'other item')} left out"
+        """Return what the service has not got, and what sends it; empty where it has everything."""
+        records, scores = self._metrics.behind(self.record["records"]), len(self._scores)
+        told = [f"{count(records, 'record')} of {self.run.metrics_file.name} not sent"] if records else []
+        told += [f"{count(scores, 'evaluation')} not sent"] if scores else []
+        told += [f"{count(self._left_out, 'picture')} left out"] if self._left_out else []
+        by = "evaluation" if scores else "start or evaluation"
+        return ", ".join(told) + (f". The next {by} of this run sends them" if records or scores else "")
 
     def _try(self, task: Task) -> bool:
         """Call the service; return whether it took the task. What it raises is logged once for a training."""
@@ -164,6 +164,19 @@ class Background:
             service.scalars(values, record["step"])
             self.record["records"] += 1
             self._save()
+
+    def _send_scores(self, service: Service) -> None:
+        """Send records first: W&B drops rows whose number is lower than that of a row it has."""
+        self._catch_up(service)
+        while self._scores:
+            service.scores(self._scores[0])
+            scored = self._scores.pop(0)
+            self._sent[scored.name] = scored.digest
+
+    def _end(self, service: Service) -> None:
+        """Close the service; scores count as sent from here on, as W&B may have held them back until now."""
+        service.close(self._status)
+        self.record["scores"] = {**self.record.get("scores", {}), **self._sent}
 
     def _summarise(self, service: Service) -> None:
         """Send the best validation, once."""

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from toolkit.config import RunConfig
 from toolkit.config.tree import flatten
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, ToolkitError
 from toolkit.rundir import RunDir, read_result
+from toolkit.shipped import command
 
 Picture = NDArray[np.uint8]  # [H, W, 3]
 Status = Literal["finished", "stopped", "failed"]  # stopped: to be resumed
@@ -50,23 +51,33 @@ class Scored:
     def read(cls, path: Path) -> Scored:
         """Read a result. Raises ToolkitError where it can't be used."""
         found = read_result(path)
-        minutes, rest = divmod(float(found["step_seconds"] or 0.0), 60)
-        clock = minutes >= 1 and not rest
-        return cls(
-            path.stem,
-            hashlib.sha256(path.read_bytes()).hexdigest(),
-            int(found["step"]),
-            {name: float(value) for name, value in found["overall"].items() if value is not None},
-            found["leads"],
-            "minutes" if clock else "frames",
-            int(minutes) if clock else 1,
-        )
+        try:
+            minutes, rest = divmod(float(found["step_seconds"] or 0.0), 60)
+            clock = minutes >= 1 and not rest
+            return cls(
+                path.stem,
+                hashlib.sha256(path.read_bytes()).hexdigest(),
+                int(found["step"]),
+                {name: float(value) for name, value in found["overall"].items() if value is not None},
+                {name: [_number(value) for value in curve] for name, curve in found["leads"].items()},
+                "minutes" if clock else "frames",
+                int(minutes) if clock else 1,
+            )
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            raise ToolkitError(
+                f"{path}: no evaluation ({type(error).__name__}: {error}); delete it and evaluate the run again: "
+                f"{command('evaluate', '--run', path.parents[1])}"
+            ) from None
 
     def by_lead(self) -> Iterator[tuple[int, dict[str, float]]]:
         """Yield each lead time in `unit` with its scores; undefined ones are left out."""
         for place in range(max(map(len, self.leads.values()), default=0)):
             values = {name: curve[place] for name, curve in self.leads.items()}
             yield (place + 1) * self.interval, {name: value for name, value in values.items() if value is not None}
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 class Tracker(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from toolkit.errors import ToolkitError
 from toolkit.rundir import RunDir
 from toolkit.trackers.background import Background, Connect
 from toolkit.trackers.base import Scored, Tracker, without_secrets
@@ -53,13 +54,20 @@ def open_trackers(run: RunDir, step: int | None) -> list[Tracker]:
 
 
 def log_scores(run: RunDir) -> None:
-    """Log the scores in eval/ that the run's trackers don't have yet, once it is trained. Rank 0 only."""
+    """Log the scores in eval/ that the run's trackers don't have yet, once it is trained. Rank 0 only.
+
+    A result that can't be used is logged as a warning and left out.
+    """
     if not run.done:
         logger.info("%s: still in training; its trackers get the scores by an evaluation after it", run.path)
         return
     trackers = open_trackers(run, None)
     for path in run.scores().values():
-        scored = Scored.read(path)
+        try:
+            scored = Scored.read(path)
+        except ToolkitError as error:
+            logger.warning("scores not logged to %s: %s", ", ".join(run.config().train.trackers), error)
+            continue
         for tracker in trackers:
             tracker.scores(scored)
     for tracker in trackers:

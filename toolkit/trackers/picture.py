@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from shards.colours import DBZ_COLOURS, code_colours, has_steps, value_range
+from shards.colours import DBZ_COLOURS, code_colours, has_steps, upper_bits, value_range
 from shards.manifest import Codes, Scale
 from toolkit.trackers.base import Picture
 
@@ -20,8 +20,8 @@ def draw_forecast(codes: Codes, forecast: Codes, scale: Scale, step_seconds: flo
     """Return rows of observed and predicted frames under their lead times, above a colour key.
 
     Args:
-        codes: observed, uint8 [Tc + T, C, H, W]; the context comes first.
-        forecast: uint8 [T, C, H, W].
+        codes: observed, [Tc + T, C, H, W]; the context comes first.
+        forecast: codes [T, C, H, W].
     """
     context = len(codes) - len(forecast)
     past = list(range(max(0, context - PAST), context))
@@ -53,7 +53,7 @@ def draw_forecast(codes: Codes, forecast: Codes, scale: Scale, step_seconds: flo
 
 def _frame(codes: Codes, scale: Scale, colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return a frame [C, H, W] in colours [H', W', 3]; of other channels than three the first."""
-    shown = codes.transpose(1, 2, 0) if len(codes) == 3 and not has_steps(scale) else colours[codes[0]]
+    shown = upper_bits(codes).transpose(1, 2, 0) if len(codes) == 3 and not has_steps(scale) else colours[codes[0]]
     side = max(shown.shape[:2])
     shown = shown[:: -(-side // LARGEST), :: -(-side // LARGEST)]
     factor = max(1, SMALLEST // side)

@@ -101,5 +101,5 @@ def pictures(
         codes = windows[index].frames
         given = torch.from_numpy(codes[None, :context]).to(world.device)
         units = predict(model, given, horizon, scale)[0].clamp(0, 1)
-        forecast = torch.round(units * scale.max_code).to(torch.uint8).cpu().numpy()
+        forecast = torch.round(units * scale.max_code).cpu().numpy().astype(codes.dtype)
         yield draw_forecast(codes, forecast, scale, step_seconds)

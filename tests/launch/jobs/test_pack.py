@@ -285,6 +285,24 @@ def test_a_damaged_run_directory_ends_no_other_run(packed: Packed, damage: Calla
         assert "can't be run: " in str(packed.runs[0].failure())
 
 
+@pytest.mark.parametrize("reason", ["can't be run: ", "the job of this run in place 0: "])
+def test_a_new_reason_takes_the_place_of_one_from_before_the_submission(packed: Packed, reason: str) -> None:
+    packed.submit(1, 2, 2)
+    run = packed.runs[0]
+    run.mark_failed("of an earlier submission: out of memory")
+    os.utime(run.path / "FAILED", (1, 1))
+    if reason == "can't be run: ":
+        damage_config(run)
+    else:  # its job ends before it could remove the old reason
+        script = packed.fakes.scripts / "fake_job.py"
+        script.write_text(f"import sys\nif {run.path.name!r} in sys.argv[1]: sys.exit(9)\n" + script.read_text())
+    code, output = packed.go(SLURM_JOB_ID="12")
+    assert (code, packed.runs[1].done) == (1, True), output
+    assert str(run.failure()).startswith(reason), run.failure()
+    assert read_status(run).state == "failed"
+    assert packed.go(SLURM_JOB_ID="13")[0] == 0  # failed in this submission
+
+
 def test_a_sweep_that_has_stopped_begins_no_runs_and_resumes_those_with_a_checkpoint(packed: Packed) -> None:
     packed.submit(2, 3, 3, 3)
     (packed.folder.parents[1] / "STOPPED").write_text("the first 3 runs failed")

@@ -154,6 +154,20 @@ def test_a_misspelled_variable_is_reported_with_the_near_one(
     assert message.startswith(f"{file}: env: {name}: ") and near in message
 
 
-def test_known_variables_are_not_taken_for_one_another() -> None:
-    assert misspelled(KNOWN) == []
-    assert faults_of(KNOWN) == []
+# Of the manuals of NCCL, PyTorch, CUDA, OpenMP, UCX, libfabric, AWS, Weights & Biases, MLflow, Python and others.
+REAL = Path(__file__).with_name("variables.txt").read_text().split()
+
+
+def test_real_variables_are_not_taken_for_others() -> None:
+    assert len(REAL) > 300 and not {*REAL} & {*KNOWN}
+    assert misspelled([*REAL, *KNOWN]) == []
+    assert faults_of([*REAL, *KNOWN]) == []
+
+
+def test_every_misspelling_by_one_letter_is_reported() -> None:
+    for name in [name for name in KNOWN if len(name) > 8]:
+        swaps = {name[:at] + name[at + 1] + name[at] + name[at + 2 :] for at in range(len(name) - 1)}
+        wrong = {f"{name[:at]}Q{name[at + 1 :]}" for at in range(len(name))}
+        others = {name[:at] + name[at + 1 :] for at in range(len(name))} | {f"{name}S", f"X{name}", name.lower()}
+        faulty = sorted((swaps | wrong | others) - {*KNOWN, "http_proxy", "https_proxy"})
+        assert [note.partition(":")[0] for note in misspelled(faulty)] == faulty

@@ -253,3 +253,32 @@ def test_why_a_packed_job_failed_before_its_runs_began(site: Site) -> None:
     why = "job 4711_0: setup: 'false' returned 1 on node n1; run the sweep again to resume"
     assert [view.reason for view in views[:2]] == [why] * 2
     assert [view.label for view in views] == ["new", "new", "cancelled", "cancelled"]
+
+
+def test_how_a_job_that_evaluates_apart_ended(site: Site) -> None:
+    folder = site.root / "slurm" / "evaluation0a1b2c3d"
+    folder.mkdir()
+    (folder / "runs.txt").write_text((site.root / "slurm" / "0a1b2c3d" / "runs.txt").read_text())
+    (folder / "job").write_text("4712\n")
+    trainings = "".join(f"4711_{index}|{'TIMEOUT' if index == 3 else 'COMPLETED'}|0:0|n1\n" for index in range(4))
+    evaluations = "4712_0|OUT_OF_MEMORY|0:125|n2\n4712_1|CANCELLED by 0|0:0|None assigned\n4712_2|COMPLETED|0:0|n2\n"
+    site.tool("sacct", trainings + evaluations + "4712_3|CANCELLED|0:0|None assigned\n")
+    for index in range(4):
+        site.began(index)
+        if index < 3:
+            site.run(index).mark_done()
+    (site.run(0).path / lock.LOCK_NAME).write_text('{"job": "4712_0_0"}')  # of 1 the training's, as it never began
+    views, _ = site.look()
+    assert [view.label for view in views] == ["trained", "trained", "trained", "timeout"]
+    assert [str(view.reason).partition(";")[0] for view in views] == [
+        "job 4712_0 ended: OUT_OF_MEMORY, exit code 0:125, on n2",
+        "job 4712_1 ended: CANCELLED by 0, exit code 0:0",
+        "not evaluated yet",
+        "job 4711_3 ended: TIMEOUT, exit code 0:0, on n1",
+    ]
+    assert site.calls("sacct") == 1
+    (site.root / "slurm" / "0a1b2c3d" / "job").write_text("4720\n")  # submitted again, and never begun
+    site.tool("sacct", trainings + evaluations + "4720_3|CANCELLED by 0|0:0|None assigned\n")
+    views, _ = site.look()
+    assert str(views[3].reason).startswith("job 4720_3 ended: CANCELLED by 0")
+    assert str(views[0].reason).startswith("job 4712_0 ended: OUT_OF_MEMORY")

@@ -27,16 +27,14 @@ HOME = Path("/home/me/modernn")
 COMMAND = ["/venv/bin/python", f"{CODE}/launch/jobs/job.py", str(RUN), "--ranks", "1", "--log-files"]
 
 
-def text_of(profile: Profile, nodes: int | None = None, gpus: int | None = None, ranks: int | None = None) -> str:
-    return run_text(profile, Shape.of(profile, nodes, gpus, ranks), SWEEP, RUN, CODE, COMMAND, HOME)
+def text_of(profile: Profile, ranks: int | None = None) -> str:
+    return run_text(profile, Shape.of(profile, ranks), SWEEP, RUN, CODE, COMMAND, HOME)
 
 
 def texts() -> dict[str, str]:
     plain = Profile()
     folder = SWEEP / "slurm" / "8c9d0e1f"
-    array = array_text(
-        plain, Shape.of(plain, None, None, None), SWEEP, folder, "demo-8c9d0e1f", "0-99%10", ["4711"], HOME, CODE
-    )
+    array = array_text(plain, Shape.of(plain), SWEEP, folder, "demo-8c9d0e1f", "0-99%10", ["4711"], HOME, CODE)
     command = ["/venv/bin/python", "-m", "shards.part", "/data/.x.partial-1/jobs"]
     tasks = command_text(
         Profile(partition="cpu", container="apptainer exec /images/x.sif"),
@@ -51,10 +49,10 @@ def texts() -> dict[str, str]:
         after=["4711", "4712"],
         numbered=True,
     )
-    node = Profile(gpus_per_node=4, partition="gpu", time="12:00:00")
+    node = Profile(gpus_per_node=4, partition="gpu", time="12:00:00", pack="auto")
     packed = array_text(
         node,
-        Shape.of(node, None, None, None, "auto"),
+        Shape.of(node),
         SWEEP,
         folder,
         "demo-8c9d0e1f",
@@ -68,7 +66,7 @@ def texts() -> dict[str, str]:
         "tasks": tasks,
         "packed": packed,
         "one-gpu": text_of(plain),
-        "two-nodes": text_of(plain, nodes=2, gpus=4),
+        "two-nodes": text_of(Profile(nodes=2, gpus_per_node=4)),
         "array": array,
         "modules": text_of(read_profile("gpu")),
         "container": text_of(read_profile("container")),
@@ -86,11 +84,11 @@ def test_the_text_is_the_one_that_was_reviewed(name: str) -> None:
 
 
 def test_ranks_without_gpus() -> None:
-    profile = Profile(gpus_per_node=0)
-    assert Shape.of(profile, 2, None, 8).tasks_per_node == 4
-    assert "--gpus" not in text_of(profile, nodes=2, ranks=8)
+    profile = Profile(gpus_per_node=0, nodes=2)
+    assert Shape.of(profile, 8).tasks_per_node == 4
+    assert "--gpus" not in text_of(profile, ranks=8)
     with pytest.raises(ConfigError, match="--ranks 3 can't be spread evenly over 2 nodes: use a multiple of 2"):
-        Shape.of(profile, 2, None, 3)
+        Shape.of(profile, 3)
 
 
 SHAPES = [
@@ -110,11 +108,10 @@ SHAPES = [
 def test_the_shape_of_a_packed_job(
     gpus: int, ranks: int | None, pack: str, places: int, each: int, processors: int
 ) -> None:
-    shape = Shape.of(Profile(gpus_per_node=gpus), None, None, ranks, pack)
+    shape = Shape.of(Profile(gpus_per_node=gpus, pack=pack), ranks)
     assert (shape.nodes, shape.gpus_per_node, shape.pack, shape.ranks) == (1, gpus, places, each)
     assert (shape.tasks_per_node, shape.cpus_per_task(3)) == (1, processors)
     assert shape.alone == Shape(1, min(gpus, each), each)
-    assert Shape.of(Profile(gpus_per_node=gpus, pack=pack), None, None, ranks) == shape
 
 
 @pytest.mark.parametrize(
@@ -130,9 +127,9 @@ def test_the_shape_of_a_packed_job(
 )
 def test_gpus_that_would_be_idle_or_shared_by_ranks(gpus: int, ranks: int, pack: str | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Shape.of(Profile(gpus_per_node=gpus), None, None, ranks, pack)
+        Shape.of(Profile(gpus_per_node=gpus, pack=pack), ranks)
     with pytest.raises(ConfigError, match="--pack 2 runs several runs on one node, and --nodes is 2"):
-        Shape.of(Profile(), 2, None, None, "2")
+        Shape.of(Profile(nodes=2, pack="2"))
 
 
 def test_names_with_blanks_and_quotes_stay_whole(tmp_path: Path) -> None:
@@ -336,7 +333,7 @@ def test_empty_keys_of_light_are_left_out(tmp_path: Path) -> None:
 
 def refusal(gpus: int, ranks: int | None, pack: str) -> str | None:
     try:
-        Shape.of(Profile(gpus_per_node=gpus), None, None, ranks, pack)
+        Shape.of(Profile(gpus_per_node=gpus, pack=pack), ranks)
     except ConfigError as error:
         return str(error)
     return None

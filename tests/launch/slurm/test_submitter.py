@@ -22,6 +22,7 @@ from launch.slurm.submitter import SlurmSubmitter
 from tests.support.fakes import Fakes
 from tests.support.process import SLURM_TOOLS
 from toolkit.errors import ConfigError
+from toolkit.rundir import RunDir
 
 
 @dataclass(frozen=True)
@@ -211,3 +212,18 @@ def test_a_user_without_a_name(site: Site, monkeypatch: pytest.MonkeyPatch, erro
     monkeypatch.setattr(client.getpass, "getuser", fail)
     assert queue.owners(site.folder).split(",") == [str(os.getuid())]
     assert site.submitter().queued() == {}
+
+
+def test_the_end_of_a_trained_run_is_that_of_its_evaluation(site: Site) -> None:
+    site.set("sbatch", "id=$((4710 + $(ls -d runs/demo/slurm/*/ | wc -l))); accept $id; echo Submitted batch job $id")
+    submitter = SlurmSubmitter(site.folder / "runs" / "demo", Requests(Profile()), evaluate_apart=True)
+    submitter.check()
+    trained, killed, taken = submitter.submit(site.runs)
+    tool = site.folder / "bin" / "scontrol"
+    tool.write_text(tool.read_text().replace("cat job", 'echo "JobState=${@: -1} ExitCode=1:0"'))
+    RunDir(trained.run).mark_done()
+    (trained.run / "job.lock").write_text('{"job": "4711_0_0"}')
+    (killed.run / "job.lock").write_text('{"job": "4711_1_0"}')
+    (taken.run / "job.lock").write_text('{"job": "4712_2_1"}')
+    for job, name in ((trained, "4712_0"), (killed, "4711_1"), (taken, "4712_2")):
+        assert str(submitter.exit_reason(job)).startswith(name)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.slurm.profile import PER_RUN, Profile, overridden, read_profile
 from launch.sweeps.spec import PlannedRun, plan_sweep
 from toolkit.errors import ConfigError
 
@@ -46,6 +47,26 @@ def test_resources_of_a_sweep_file_and_of_its_entries(configs: Path) -> None:
     assert inner[1].resources == {"time": "1:00:00", "mem": "0"}
 
 
+@pytest.mark.parametrize("null", ["null", "~", ""])
+def test_null_is_the_default_whatever_the_profile_has(configs: Path, null: str) -> None:
+    (planned,) = runs(configs, "base: base.yaml\nresources: {" + ", ".join(f"{key}: {null}" for key in PER_RUN) + "}\n")
+    assert {*planned.resources} == {*PER_RUN}
+    file = configs / "other.yaml"
+    file.write_text(
+        "{partition: a, account: b, qos: c, constraint: d, exclude: e, time: 5, mem: 1G, nodes: 2, gpus_per_node: 3,"
+        " gpu_type: f, cpus_per_task: 7, pack: 2, signal_s: 33, max_restarts: 4, interface: ib0}"
+    )
+    profile = read_profile(str(file))
+    assert all(getattr(profile, key) != getattr(Profile(), key) for key in PER_RUN)
+    assert overridden(profile, planned.resources, nulls=True) == Profile(interface="ib0")
+    file.write_text("".join(f"{key}: {null}\n" for key in PER_RUN) + f"light: {{cpus_per_task: {null}}}\n")
+    assert read_profile(str(file)) == Profile()
+    with pytest.raises(
+        ConfigError, match=r"env: a profile's alone; known here: .*; nods: unknown key; did you mean nodes\?"
+    ):
+        runs(configs, f"base: base.yaml\nresources: {{env: {null}, nods: {null}}}\n")
+
+
 def test_resources_of_included_files_are_their_own(configs: Path) -> None:
     for name, seed in (("a", 1), ("b", 2)):
         (configs / f"{name}.yaml").write_text(f"base: base.yaml\nseeds: [{seed}]\nresources: {{time: {seed}}}\n")
@@ -58,7 +79,7 @@ def test_all_faults_of_resources_are_named_at_once(configs: Path) -> None:
     text = """
     base: base.yaml
     resources: {tmie: 60, nodes: two, setup: module load x, time: noon}
-    list: [{resources: 5}, {seed: 2, resources: {gpus_per_node: null, cpus_per_task: 0, mem: [1]}}]
+    list: [{resources: 5}, {seed: 2, resources: {gpus_per_node: -1, cpus_per_task: 0, mem: [1]}}]
     """
     with pytest.raises(ConfigError) as caught:
         runs(configs, text)

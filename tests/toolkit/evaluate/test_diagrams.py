@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from shards.manifest import Scale
 from tests.support.scoring import DBZ, Blur, Dice, ListedWindows, evaluate, members_of
-from toolkit.evaluate.diagrams import NEIGHBOURHOOD
+from toolkit.evaluate.diagrams import NEIGHBOURHOOD, _probabilities
 from toolkit.evaluate.ensemble import Ensemble
+from toolkit.evaluate.protocols import load_protocol
 from toolkit.models.baselines import Persistence
 
 THRESHOLDS = (20.0, 40.0)
+SEVIR = Scale("vertically integrated liquid", "1", 0.0, 1.0)
 SHAPES = [(12, 12), (9, 20), (33, 15)]
 
 
@@ -123,31 +128,30 @@ def test_they_are_those_of_pysteps(shape: tuple[int, int], members: int) -> None
     data = windows(shape)
     found, dbz = diagrams(data, members), forecasts(data, members)
     truth = 0.25 * data.frames[:, 2:, 0].astype(np.float64)
-    for name, leads in (("overall", slice(None)), ("last_lead", slice(-1, None))):
-        here, there = found[name], truth[:, leads]
-        mean = dbz.mean(0)[:, leads].clip(0, 63.5)
-        for place, threshold in enumerate(THRESHOLDS):
-            share = shares(dbz[:, :, leads], np.ones(there.shape, dtype=bool), threshold)
-            diagram = scores.reldiag_init(threshold)
-            scores.reldiag_accum(diagram, share.ravel(), there.ravel())
-            with np.errstate(invalid="ignore"):
-                expected = scores.reldiag_compute(diagram)
-            for key, values in zip(("forecast", "observed"), expected, strict=True):
-                ours = np.array(here["reliability"][place][key], dtype=np.float64)
-                np.testing.assert_allclose(ours, values, rtol=1e-9)
-            pofd, pod, area = scores.ROC_curve(share.ravel(), there.ravel(), threshold, compute_area=True)
-            roc = here["roc"][place]
-            np.testing.assert_allclose(roc["pofd"], pofd)
-            np.testing.assert_allclose(roc["pod"], pod)
-            assert roc["area"] == pytest.approx(float(area))
-            for number, side in enumerate(found["scales"]):
-                total = spatial.fss_init(threshold, side)
-                for predicted, true in zip(mean.reshape(-1, *shape), there.reshape(-1, *shape), strict=True):
-                    spatial.fss_accum(total, np.where(np.abs(predicted - threshold) < 1e-6, threshold, predicted), true)
-                assert here["fss"][place][number] == pytest.approx(float(spatial.fss_compute(total)), rel=1e-6)
-        for key, frames in (("forecast", mean), ("observation", there)):
-            spectra = [spectral.rapsd(frame, fft_method=np.fft) for frame in frames.reshape(-1, *shape)]
-            np.testing.assert_allclose(here["spectrum"][key], np.mean(spectra, 0)[1:], rtol=1e-5)
+    here, there = found["overall"], truth
+    mean = dbz.mean(0).clip(0, 63.5)
+    for place, threshold in enumerate(THRESHOLDS):
+        share = shares(dbz, np.ones(there.shape, dtype=bool), threshold)
+        diagram = scores.reldiag_init(threshold)
+        scores.reldiag_accum(diagram, share.ravel(), there.ravel())
+        with np.errstate(invalid="ignore"):
+            expected = scores.reldiag_compute(diagram)
+        for key, values in zip(("forecast", "observed"), expected, strict=True):
+            ours = np.array(here["reliability"][place][key], dtype=np.float64)
+            np.testing.assert_allclose(ours, values, rtol=1e-9)
+        pofd, pod, area = scores.ROC_curve(share.ravel(), there.ravel(), threshold, compute_area=True)
+        roc = here["roc"][place]
+        np.testing.assert_allclose(roc["pofd"], pofd)
+        np.testing.assert_allclose(roc["pod"], pod)
+        assert roc["area"] == pytest.approx(float(area))
+        for number, side in enumerate(found["scales"]):
+            total = spatial.fss_init(threshold, side)
+            for predicted, true in zip(mean.reshape(-1, *shape), there.reshape(-1, *shape), strict=True):
+                spatial.fss_accum(total, np.where(np.abs(predicted - threshold) < 1e-6, threshold, predicted), true)
+            assert here["fss"][place][number] == pytest.approx(float(spatial.fss_compute(total)), rel=1e-6)
+    for key, frames in (("forecast", mean), ("observation", there)):
+        spectra = [spectral.rapsd(frame, fft_method=np.fft) for frame in frames.reshape(-1, *shape)]
+        np.testing.assert_allclose(here["spectrum"][key], np.mean(spectra, 0)[1:], rtol=1e-5)
 
 
 def test_any_ranks_give_the_same_diagrams() -> None:
@@ -179,9 +183,43 @@ def test_excluded_pixels_are_not_in_the_diagrams() -> None:
 def test_what_has_no_diagrams() -> None:
     assert evaluate(Blur(), windows((12, 12)), diagrams=True).diagrams is None  # no thresholds
     assert evaluate(Blur(), windows((12, 12)), thresholds=THRESHOLDS).diagrams is None  # not asked for
-    broken = evaluate(Dice(broken=1), windows((12, 12)), thresholds=THRESHOLDS, diagrams=True, ensemble=Ensemble(3))
-    assert broken.diagrams is not None and broken.diagrams.compute() is None
+    for select in ("mean", "best"):  # the best is of the finite ones, the probability of all
+        ensemble = Ensemble(3, select)
+        broken = evaluate(Dice(broken=1), windows((12, 12)), thresholds=THRESHOLDS, diagrams=True, ensemble=ensemble)
+        assert broken.diagrams is not None and broken.diagrams.compute() is None
     dry = ListedWindows(np.zeros((2, 4, 1, 8, 8), dtype=np.uint8), DBZ)
     found = diagrams(dry, 1)["overall"]
     assert found["roc"][0]["area"] is None and found["fss"][0] == [None] * 3 and found["frequency"] == [0.0, 0.0]
     assert torch.tensor(found["spectrum"]["forecast"]).abs().max() == 0
+
+
+class Refused(TorchDispatchMode):
+    """Raise for what `torch.use_deterministic_algorithms` refuses on a GPU: running sums of floats, weighted counts."""
+
+    def __torch_dispatch__(self, operator: Any, types: Any, inputs: tuple[Any, ...] = (), options: Any = None) -> Any:
+        if operator.overloadpacket is torch.ops.aten.cumsum:
+            assert not ((options or {}).get("dtype") or inputs[0].dtype).is_floating_point
+        if operator.overloadpacket is torch.ops.aten.bincount:
+            assert len(inputs) < 2 or inputs[1] is None
+        return operator(*inputs, **(options or {}))
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_scores_and_diagrams_are_computed_with_deterministic_operators(members: int) -> None:
+    options: dict[str, Any] = {"protocol": load_protocol("sevir"), "thresholds": (), "diagrams": True}
+    frames = np.random.default_rng(0).integers(0, 255, (2, 4, 1, 20, 20)).astype(np.uint8)
+    data = ListedWindows(frames, SEVIR)
+    with Refused():
+        table = evaluate(Persistence() if members == 1 else Dice(), data, ensemble=Ensemble(members), **options)
+    assert table.diagrams is not None and table.diagrams.compute() is not None
+    assert table.compute().overall["fss@16/5"] is not None
+
+
+def test_probabilities_are_summed_to_the_same_bits_in_any_order() -> None:
+    chance = torch.cat([torch.full((1000,), 1 / 3, dtype=torch.float64), torch.full((7,), 1e-9, dtype=torch.float64)])
+    happened = torch.arange(1007) % 3 == 0
+    order = torch.randperm(1007, generator=torch.Generator().manual_seed(1))
+    found, shuffled = _probabilities(chance, happened), _probabilities(chance[order], happened[order])
+    assert all(torch.equal(values, shuffled[name]) for name, values in found.items())
+    assert float(found["bins"][0, 3]) == pytest.approx(math.fsum(chance[:1000].tolist()), rel=1e-13)
+    assert found["bins"][1:, 3].tolist() == [334, 1000] and found["all"].tolist() == [336, 671]

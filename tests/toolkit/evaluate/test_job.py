@@ -92,6 +92,23 @@ def test_one_step_under_two_names_is_computed_once(
     assert names == sorted(f"test-{w}{s}" for w in ("best", "last") for s in (".json", ".samples.npz", ".table.npz"))
 
 
+def test_scores_stay_where_the_cost_can_not_be_counted(
+    make_run: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model from a file may raise anything on tensors without values."""
+
+    def refuse(*_: object) -> int:
+        raise AttributeError("no attribute\nsecond line")
+
+    monkeypatch.setattr(job, "count_macs", refuse)
+    run = make_run(5)
+    assert main(["--run", str(run.path), "--which", "last"]) == 0
+    result = json.loads((run.eval / "test-last.json").read_text())
+    assert result["macs"] is None and result["macs_not_counted"] == "AttributeError: no attribute"
+    assert result["overall"]["mse"] > 0
+    assert "multiply-accumulates are not counted: AttributeError: no attribute" in capsys.readouterr().err
+
+
 def test_a_limit_or_another_split_is_another_result(make_run: Callable[..., RunDir]) -> None:
     run = make_run(5)
     main(["--run", str(run.path), "--which", "last", "--limit", "1"])

@@ -165,7 +165,9 @@ def test_fractions_equal_scipys_filter(masked: bool) -> None:
     """As pysteps computes it: shares by scipy's uniform filter with zeros beyond the edge."""
     forecast, observed = frames(6) > 180, frames(7) > 160
     mask = frames(8) > 30 if masked else None
-    error, reference = metrics.fractions(forecast, observed, 5, mask)
+    seen = (forecast, observed) if mask is None else (forecast & mask, observed & mask)
+    boxes = [metrics.BoxSums(events, 7) for events in seen]
+    error, reference = (terms.double() / 5**4 / forecast[0, 0].numel() for terms in metrics.fractions(*boxes, 5))
     for b, t in np.ndindex(2, 3):
         keep = 1 if mask is None else mask[b, t, 0].numpy()
         f, o = (
@@ -175,7 +177,19 @@ def test_fractions_equal_scipys_filter(masked: bool) -> None:
         assert error[b, t].item() == pytest.approx(((f - o) ** 2).mean(), rel=1e-12)
         assert reference[b, t].item() == pytest.approx((f**2).mean() + (o**2).mean(), rel=1e-12)
     with pytest.raises(ToolkitError, match="side of 4 pixels must be odd"):
-        metrics.fractions(forecast, observed, 4)
+        metrics.fractions(*boxes, 4)
+
+
+def test_sums_over_squares_of_a_frame_that_is_all_events_are_exact_for_wide_windows() -> None:
+    """Squares of the counts exceed int32 above a side of 181 pixels."""
+    everywhere = torch.ones(1, 1, 1, 260, 200, dtype=torch.bool)
+    boxes, nowhere = (metrics.BoxSums(events, 255) for events in (everywhere, ~everywhere))
+    rows, columns = (
+        [sum(0 <= place + offset < side for offset in range(-127, 128)) for place in range(side)] for side in (260, 200)
+    )
+    expected = sum(row**2 for row in rows) * sum(column**2 for column in columns)
+    for terms in (metrics.fractions(boxes, nowhere, 255), metrics.fractions(nowhere, boxes, 255)):
+        assert [int(term) for term in terms] == [expected, expected]
 
 
 def test_a_frame_without_observed_pixels_has_no_value() -> None:

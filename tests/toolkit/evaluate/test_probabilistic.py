@@ -207,7 +207,7 @@ def test_a_table_of_an_ensemble_is_saved_joined_and_not_mixed(tmp_path: Path) ->
     table.save(tmp_path / "t.npz")
     loaded = ScoreTable.load(tmp_path / "t.npz")
     assert loaded.compute() == table.compute()
-    parts = [loaded.only(mode) for mode in ("a", "b")]
+    parts = [loaded.only(mode, loaded.given) for mode in ("a", "b")]
     parts[0].merge(parts[1])
     assert parts[0].compute() == table.compute()
     with pytest.raises(ToolkitError, match="same settings"):

@@ -93,6 +93,15 @@ def test_what_has_no_effect_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     check_scoring(make_config({"model": {"name": "simvp"}, "eval": {"ensemble_size": 5, "analyse": 9}}, "test"))
     assert "simvp is deterministic and makes one forecast" in caplog.text
     assert "simvp has no recurrent state" in caplog.text
+    caplog.clear()
+    for size in (5, 1):
+        check_scoring(make_config({"model": {"name": "steps"}, "eval": {"ensemble_size": size}}, "test"))
+        assert ("one random forecast of each sequence" in caplog.text) == (size == 1)
+
+
+def test_lpips_without_inflow_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"LPIPS compares whole frames .*--no-lpips.*exclude_inflow=false"):
+        check_scoring(make_config({"eval": {"lpips": True, "exclude_inflow": True}}, "test"))
 
 
 def test_a_model_whose_file_is_not_given_has_no_false_warnings(caplog: pytest.LogCaptureFixture) -> None:

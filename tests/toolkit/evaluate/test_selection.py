@@ -38,6 +38,19 @@ def test_a_score_that_no_validation_has_is_refused() -> None:
             check_best_by(make_config({**tree, "train": {"best_by": wrong}}, "test"))
 
 
+def test_what_a_validation_ignores_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        check_best_by(RunConfig())
+        check_best_by(make_config({"model": {"name": "convlstm"}, "eval": {"ensemble_size": 5}}, "test"))
+        assert caplog.text == ""
+        check_best_by(make_config({"eval": {"exclude_inflow": True}}, "test"))
+        assert "eval.exclude_inflow holds for the scoring after training" in caplog.text
+        check_best_by(
+            make_config({"model": {"name": "svg_lp"}, "eval": {"exclude_inflow": True, "ensemble_size": 5}}, "test")
+        )
+        assert "eval.exclude_inflow and eval.ensemble_size" in caplog.text
+
+
 def test_the_default_is_no_part_of_a_run_s_identity() -> None:
     assert RunConfig().hash8() == make_config({"train": {"best_by": "mse"}}, "test").hash8() == "1ea52808"
     assert RunConfig().hash8() != make_config({"train": {"best_by": "psnr"}}, "test").hash8()

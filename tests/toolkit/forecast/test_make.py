@@ -55,7 +55,7 @@ def test_the_forecast_is_the_models_in_physical_units(make_run: MakeRun, radar: 
     split = list(store.splits)[-1]
     events = [(name, event) for name in store.splits for event in store.events(name)]
     codes = np.concatenate([store.read(name, e.index, 0, e.length) for name, e in events])[-4:]
-    assert split and np.array_equal(made.context, codes)  # as `convert` made them for training
+    assert split and np.array_equal(made.context.codes, codes)  # as `convert` made them for training
     expected = trained.model.predict(to_unit(torch.from_numpy(codes), trained.scale)[None], 5)[0, 0].clamp(0, 1)
     assert made.values.shape == (1, 5, 1, 24, 32)
     np.testing.assert_allclose(made.values[0], expected.numpy() * 63.5, rtol=1e-6)
@@ -64,12 +64,12 @@ def test_the_forecast_is_the_models_in_physical_units(make_run: MakeRun, radar: 
 
 def test_what_was_never_observed_has_no_forecast(persistence: Trained, archive: Archive) -> None:
     made = make_forecast(persistence, archive, last(archive), Request(lead=2))
-    never = (made.context == 255).all(0)
+    never = (made.context.codes == 255).all(0)
     assert not never.any()  # a pixel that one frame saw counts
     alone = make_forecast(persistence, archive, last(archive, 1), Request(lead=2))
-    never = (alone.context == 255).all(0)
+    never = (alone.context.codes == 255).all(0)
     assert never.sum() == 3 and np.array_equal(np.isnan(alone.values[0, 0]), never)
-    assert np.array_equal(alone.mean_codes()[0], alone.context[0])  # persistence repeats it, gaps too
+    assert np.array_equal(alone.mean_codes()[0], alone.context.codes[0])  # persistence repeats it, gaps too
 
 
 @pytest.mark.parametrize(
@@ -132,10 +132,10 @@ def test_scores_are_those_of_the_evaluation(persistence: Trained, archive: Archi
     truth = made.recoded(archive, archive.following(frame, 3, 300.0))
     model, floor = scores(made, truth)
     assert model == floor  # persistence beside persistence
-    seen = truth[0] != 255
-    before = np.where(made.context[-1] == 255, 0, made.context[-1]).astype(float) / 254
-    square = (before - truth[0] / 254.0)[seen] ** 2
-    assert model["mse"][0] == pytest.approx(square.mean() * truth[0].size, rel=1e-5)
+    seen = truth.codes[0] != 255
+    before = np.where(made.context.codes[-1] == 255, 0, made.context.codes[-1]).astype(float) / 254
+    square = (before - truth.codes[0] / 254.0)[seen] ** 2
+    assert model["mse"][0] == pytest.approx(square.mean() * truth.codes[0].size, rel=1e-5)
     saved = json.loads(json.dumps(verification(made, truth)))
     assert saved["lead_minutes"] == [5, 10, 15] and saved["unit"] == "dBZ" and saved["thresholds"] == [30]
     assert saved["forecast"]["rmse"] == saved["persistence"]["rmse"] and len(saved["forecast"]["csi@30"]) == 3
@@ -144,6 +144,27 @@ def test_scores_are_those_of_the_evaluation(persistence: Trained, archive: Archi
     assert len(text) == 4 and text[0].startswith("lead min") and "RMSE dBZ" in text[0] and "csi@30" in text[0]
     assert text[3].split()[0] == "15"
     assert float(text[1].split()[1]) == pytest.approx(63.5 * square.mean() ** 0.5, abs=1e-3)
+
+
+def test_missing_pixels_are_not_scored_by_a_scale_without_a_code_for_them(
+    persistence: Trained, archive: Archive, tmp_path: Path
+) -> None:
+    """The model was trained on complete frames; its forecasts and scores are those of a scale that has such a code."""
+    frame = archive.series("2016-07-11T21:30")[-1]
+    without = dataclasses.replace(persistence.scale, missing_code=None)
+    made = [
+        make_forecast(trained, archive, archive.up_to(frame, 4, 300.0), Request(lead=3))
+        for trained in (persistence, dataclasses.replace(persistence, scale=without))
+    ]
+    found = [each.recoded(archive, archive.following(frame, 3, 300.0)) for each in made]
+    assert (~found[1].seen).sum(axis=(1, 2, 3)).tolist() == [3, 3, 3] and (found[1].codes[~found[1].seen] == 0).all()
+    first, second = (verification(each, truth) for each, truth in zip(made, found, strict=True))
+    assert first == second
+    for suffix in ("png", "gif"):
+        files = [tmp_path / f"{number}.{suffix}" for number in range(2)]
+        for each, truth, file in zip(made, found, files, strict=True):
+            draw(each, file, truth)
+        assert files[0].read_bytes() == files[1].read_bytes()  # grey, also where the last frame has no observation
 
 
 def test_the_rmse_of_values_that_fall_with_their_codes_is_not_negative(persistence: Trained, archive: Archive) -> None:
@@ -247,8 +268,8 @@ def test_both_forecasts_are_scored_without_the_inflow(moving: tuple[Trained, Arc
         made = make_forecast(trained, archive, frames, Request(lead=4, keep_inflow=keep))
         truth = made.recoded(archive, following)
         results[keep] = verification(made, truth, (0.5,))
-        for name, units in (("forecast", made.units[0]), ("persistence", made.context[-1:] / 255)):
-            error = np.where(made.inflow, 0.0, 255 * units - truth) ** 2
+        for name, units in (("forecast", made.units[0]), ("persistence", made.context.codes[-1:] / 255)):
+            error = np.where(made.inflow, 0.0, 255 * units - truth.codes) ** 2
             expected = np.sqrt(error.sum((1, 2, 3)) / (~made.inflow).sum((1, 2, 3))) * made.scale.gain
             assert results[keep][name]["rmse"] == pytest.approx(expected.tolist(), rel=1e-5)
         assert results[keep]["pixels_without_forecast"] == made.inflow.sum()

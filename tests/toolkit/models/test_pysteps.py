@@ -16,7 +16,7 @@ from tests.support.scoring import DBZ, ListedWindows, evaluate
 from toolkit.errors import ConfigError
 from toolkit.evaluate.ensemble import Ensemble
 from toolkit.models.baselines import Advection, OpticalFlow, Persistence
-from toolkit.models.pysteps_nowcast import Pysteps, Steps
+from toolkit.models.pysteps_nowcast import Pysteps, Steps, _Functions
 from toolkit.models.registry import StepsOptions
 
 
@@ -124,6 +124,36 @@ def test_members_do_not_depend_on_how_many_are_drawn_at_once() -> None:
     assert torch.equal(plain[0], plain[1]) and not torch.equal(plain[0], one_by_one[0])
     error = float((plain[0] - blobs((1.0, 0.5), 6, 40)[:, 4:]).square().mean())
     assert error < 0.5 * float((context[:, -1:] - blobs((1.0, 0.5), 6, 40)[:, 4:]).square().mean())
+
+
+@pytest.mark.usefixtures("pysteps")
+def test_the_motion_of_a_context_is_found_once_for_all_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    original = _Functions.velocity
+
+    def velocity(self: _Functions, fields: np.ndarray) -> np.ndarray:
+        found.append(fields)
+        return original(self, fields)
+
+    monkeypatch.setattr(_Functions, "velocity", velocity)
+    first, second = (torch.cat([blobs((speed, 0.5), 4, 40), blobs((0.5, speed), 4, 40)]) for speed in (1.0, 2.0))
+    model, generator = Steps(), seeded(3)
+    members = [model.predict(first, 2, 1, generator) for _ in range(3)]
+    assert len(found) == 2 and not torch.equal(members[0], members[1])
+    assert torch.equal(model.predict(second, 2, 1, seeded(3)), Steps().predict(second, 2, 1, seeded(3)))
+    assert len(found) == 6
+    model.predict(first, 2, 1, generator)  # what other frames have replaced is found again
+    assert len(found) == 8
+
+
+@pytest.mark.usefixtures("pysteps")
+def test_forecasts_without_perturbations_are_counted_in_few_warnings(caplog: pytest.LogCaptureFixture) -> None:
+    model = Steps()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(6):
+            model.predict(torch.full((2, 3, 1, 40, 40), 0.5), 1, 1, seeded(1))
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.split()[1] for text in said] == ["1", "10"]
 
 
 @pytest.mark.usefixtures("pysteps")

@@ -59,12 +59,16 @@ def test_runs_made_by_hand_are_named_as_their_directories(tmp_path: Path) -> Non
         ("high-seed1", 1, other),
         ("high-seed2", 2, other),
         ("final", 3, {"name": "convlstm"}),
+        ("classes1", 1, {"name": "rim"}),
+        ("classes2", 2, {"name": "rim"}),
+        ("deep_s1", 1, {"name": "mim"}),
+        ("deep_s02", 2, {"name": "mim"}),
     ):
         write_run(tmp_path / name, "x", seed, scene, 1.0, model=model)
     made = RunDir(tmp_path / "final").config()
     (tmp_path / "final").rename(tmp_path / f"final-{made.hash8()}")
     found = collect(tmp_path)
-    assert found.groups == ["a/try", "b/try", "final", "high"]
+    assert found.groups == ["a/try", "b/try", "classes1, classes2", "deep", "final", "high"]
     assert [run.seed for run in found.runs if run.group == "high"] == [1, 2]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import threading
@@ -30,6 +31,7 @@ class Kept:
         self.got: list[Any] = []
         self.ids: list[str] = []
         self.refused = 0
+        self.does_not_close = False
         self.hangs: threading.Event | None = None
 
     def connect(self, run: RunDir, config: RunConfig, record: dict[str, Any]) -> Kept:
@@ -56,9 +58,12 @@ class Kept:
         self.got.append((f"summary of {step}", dict(values)))
 
     def scores(self, scored: Scored) -> None:
+        self._may_fail()
         self.got.append((scored.step, scored.name))
 
     def close(self, status: Status) -> None:
+        if self.does_not_close:
+            raise ConnectionError("no route to host")
         self.got.append(status)
 
 
@@ -137,7 +142,7 @@ def test_a_service_that_fails_is_logged_once_and_gets_all_records_later(
     assert warnings[0].startswith(
         "fake: ConnectionError: no route to https://***@host: $MLFLOW_TRACKING_TOKEN; left out"
     )
-    assert "5 records of metrics.jsonl not sent, 1 other item left out" in warnings[1]
+    assert "5 records of metrics.jsonl not sent, 1 picture left out" in warnings[1]
     service.refused = 0
     caplog.clear()
     for _ in range(2):
@@ -189,6 +194,43 @@ def test_a_service_with_nothing_to_get_is_not_called(run: RunDir) -> None:
         tracker.scores(SCORED)
         tracker.close("finished")
     assert service.got == [(6, "test-best"), "finished"]
+
+
+def test_scores_follow_all_records(run: RunDir) -> None:
+    """As W&B wants it, also where a training could not send anything and the evaluation is the first that can."""
+    service = Kept()
+    write(run, 1, 2, 3)
+    tracker = Background("fake", run, service.connect)
+    tracker.scores(SCORED)
+    tracker.close("finished")
+    assert steps_of(service) == [1, 2, 3] and service.got[3:] == [(6, "test-best"), "finished"]
+
+
+def test_scores_that_are_refused_are_sent_at_the_end_or_reported(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    service = Kept()
+    service.refused = 1  # the connection; the next try is at the end
+    write(run, 1)
+    tracker = Background("fake", run, service.connect)
+    tracker.scores(SCORED)
+    tracker.close("finished")
+    assert steps_of(service) == [1] and service.got[1:] == [(6, "test-best"), "finished"]
+    caplog.clear()
+    service.refused = 1_000
+    tracker = Background("fake", run, service.connect)
+    tracker.scores(dataclasses.replace(SCORED, digest="cd"))
+    tracker.close("finished")
+    assert "fake: 1 evaluation not sent. The next evaluation of this run sends them" in caplog.text
+    assert "records" not in caplog.text.partition("fake: 1 evaluation")[2]
+
+
+def test_scores_that_a_service_may_have_held_back_are_sent_again(run: RunDir) -> None:
+    service = Kept()
+    for fails in (True, False, False):
+        service.does_not_close = fails
+        tracker = Background("fake", run, service.connect)
+        tracker.scores(SCORED)
+        tracker.close("finished")
+    assert service.got == [(6, "test-best"), (6, "test-best"), "finished"]
 
 
 def test_a_disk_that_is_full_ends_nothing(

@@ -161,6 +161,29 @@ def test_wandb_has_config_summary_and_curves_over_lead_time(
     assert found["metrics"][f"{name}/*"] == f"{name}/lead_minutes"
 
 
+def test_wandb_loses_no_record_of_a_training_that_could_send_none(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evaluation sends the records, then the scores: W&B drops a row whose number is lower than the last one's."""
+    pytest.importorskip("wandb", reason="the extra wandb is not installed: pip install '.[wandb]'")
+    from toolkit.config import load_config
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = RunDir.create(tmp_path / "sweep" / "run", load_config(tiny_config, ["train.trackers=[wandb]"]))
+    lines = [json.dumps({"step": step, "kind": "train", "loss": 1.0 / step}) + "\n" for step in range(1, 7)]
+    run.metrics_file.write_text("".join(lines))
+    run.mark_done()
+    run.eval.mkdir()
+    for number, name in enumerate(("test-best", "test-last")):
+        result = {"version": 1, "step": 6, "step_seconds": 300.0, "overall": {"mse": 2.0}, "leads": {"mse": [1.0, 3.0]}}
+        (run.eval / f"{name}.json").write_text(json.dumps(result))
+        log_scores(run)  # the second evaluation sends its own scores alone
+        rows = read_runs(run.path)["rows"]
+        assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
+        assert [row[f"{name}/mse"] for row in rows if f"{name}/mse" in row] == [1.0, 3.0]
+        assert [row["_step"] for row in rows] == list(range(8 + 2 * number))
+
+
 def test_mlflow_has_params_final_metrics_and_curves_over_lead_time(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

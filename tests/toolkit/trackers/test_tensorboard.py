@@ -81,6 +81,27 @@ def test_scores_are_logged_once_and_replaced_by_others(run: RunDir) -> None:
     assert [step for step, _ in curve(run.tensorboard / "test-best", "lead_frames/mse")] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"step": 6}',
+        '{"step": 6, "step_seconds": 0, "overall": {"mse": "x"}, "leads": {}}',
+        '{"step": 6, "step_seconds": 0, "overall": {}, "leads": {"mse": [1e999, "x"]}}',
+    ],
+)
+def test_a_damaged_result_is_reported_and_the_others_are_logged(
+    run: RunDir, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(run)
+    (run.eval / "test-a.json").write_text(text)
+    log_scores(run)
+    assert "test-a.json" in caplog.text and "evaluate the run again" in caplog.text
+    assert curve(run.tensorboard / "test-best", "score/mse")
+    assert not (run.tensorboard / "test-a").exists()
+
+
 def test_a_run_that_still_trains_gets_its_scores_later(run: RunDir) -> None:
     log_scores(run)
     assert not run.tensorboard.exists()

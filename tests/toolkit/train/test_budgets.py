@@ -71,6 +71,18 @@ def test_twenty_frames_are_what_is_extrapolated_from_four_and_five() -> None:
     assert kernels.row_of(form, answers, [])["parts"] == known()["modernn, bf16"]["parts"]
 
 
+def test_codes_of_16_bits_cost_two_conversions_for_the_mask_and_nothing_else() -> None:
+    settings = ["model.layers=1", "data.context=2", "data.horizon=2", "train.batch=2"]
+    form = {"config": "configs/mixed-moving-mnist.yaml", "set": settings, "triton": False, "what": "step"}
+    coarse, fine = ask("tests.fake_cuda.steps", [{**form, "dtype": dtype} for dtype in ("uint8", "uint16")])
+    coarse["recorded"]["forward"]["kernels"] += 2
+    for part in ("parts", "recorded"):
+        for name, counts in coarse[part].items():
+            for key in ("kernels", "syncs", "copies"):
+                assert fine[part][name][key] == counts[key], (part, name, key)
+    assert fine["replays"] == coarse["replays"] == 1
+
+
 def test_what_is_not_linear_is_refused() -> None:
     def at(context: int, horizon: int, bend: int) -> dict[str, float]:
         straight = 100 + 7 * context + 9 * horizon

@@ -54,14 +54,12 @@ class Fields:
 
 def fields_of(forecast: Forecast) -> Fields:
     """Return the ensemble mean of a forecast, and persistence and optical flow from its context."""
-    lead, missing = forecast.values.shape[1], forecast.scale.missing_code
-    context = to_unit(torch.from_numpy(forecast.context), forecast.scale)[None]
-    last = forecast.context[-1]
-    seen = np.ones(last.shape, dtype=bool) if missing is None else last != missing
-    moved, inflow = OpticalFlow().predict_with_inflow(context, lead, observed=torch.from_numpy(seen)[None])
+    lead, observed = forecast.values.shape[1], forecast.context.seen[-1]
+    context = to_unit(torch.from_numpy(forecast.context.codes), forecast.scale)[None]
+    moved, inflow = OpticalFlow().predict_with_inflow(context, lead, observed=torch.from_numpy(observed)[None])
     values = {
         FORECAST: forecast.units.mean(0),
         PERSISTENCE: np.repeat(context[0, -1:].numpy(), lead, 0),
         OPTICAL_FLOW: moved[0, 0].clamp(0.0, 1.0).numpy(),
     }
-    return Fields(values, forecast.missing | inflow[0, 0].numpy())
+    return Fields(values, forecast.missing | inflow[0, 0].numpy() | ~observed)

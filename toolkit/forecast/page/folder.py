@@ -1,6 +1,7 @@
 """The files of a nowcast page.
 
-    page.json                    settings of the forecasts; a folder that has it belongs to a page
+    page.json                    settings of the forecasts, those of the next ones while there are none; a folder that
+                                 has it belongs to a page
     page.lock                    locked by the process that writes here
     index.html, latest.nc, latest.png
     forecasts/forecast-TIME.json     record: written first, names the other files
@@ -87,23 +88,25 @@ class PageFolder:
         """
         self.path, self.forecasts = path, path / FORECASTS
         self.damaged: dict[str, str] = {}
-        settings = {"layout": LAYOUT, **settings}
-        self._check_ours(settings)
+        self._check_ours()
         try:
             self.forecasts.mkdir(parents=True, exist_ok=True)
             lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise FileWriteError(error, path) from None
         self.unlock = weakref.finalize(self, os.close, lock)
-        self._acquire(lock)
-        if not (path / SETTINGS).exists():
-            write_atomic(path / SETTINGS, json.dumps(settings, indent=1) + "\n")
-        left = [*clear_leftovers(path), *clear_leftovers(self.forecasts)]
-        if left:
-            logger.info("%s: removed %s of a killed process", path, count(len(left), "temporary file"))
-        self.entries = self._read()
+        try:
+            self._acquire(lock)
+            left = [*clear_leftovers(path), *clear_leftovers(self.forecasts)]
+            if left:
+                logger.info("%s: removed %s of a killed process", path, count(len(left), "temporary file"))
+            self.entries = self._read()
+            self._agree({"layout": LAYOUT, **settings})
+        except BaseException:
+            self.unlock()
+            raise
 
-    def _check_ours(self, settings: Mapping[str, Any]) -> None:
+    def _check_ours(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"--page {self.path}: is a file: choose a folder")
         inside = sorted(item.name for item in self.path.iterdir()) if self.path.exists() else []
@@ -115,18 +118,29 @@ class PageFolder:
                     "folder of a page: choose an empty one"
                 )
             return
-        fault = object_fault(self.path / SETTINGS)
+        file = self.path / SETTINGS
+        fault = object_fault(file)
+        if fault is None and (layout := read_object(file).get("layout")) != LAYOUT:
+            fault = f"layout is {layout!r}, pages have {LAYOUT}"
         if fault is not None:
-            raise ConfigError(f"--page {self.path / SETTINGS}: {fault}: choose another folder")
-        there = read_object(self.path / SETTINGS)
-        wanted = json.loads(json.dumps(settings))
-        differing = [key for key in sorted({*there, *wanted}) if there.get(key) != wanted.get(key)]
-        if differing:
-            told = "; ".join(f"{key} is {there.get(key)!r}, this command has {wanted.get(key)!r}" for key in differing)
-            raise ConfigError(
-                f"--page {self.path}: shows other forecasts, whose scores can't be pooled with these: {told}: choose "
-                "another folder"
-            )
+            raise ConfigError(f"--page {file}: {fault}: choose another folder")
+
+    def _agree(self, settings: Mapping[str, Any]) -> None:
+        """Compare the settings with those of the forecasts that are here; without any, they are replaced."""
+        file = self.path / SETTINGS
+        there, wanted = read_object(file), json.loads(json.dumps(settings))
+        if self.entries or self.damaged:
+            differing = [key for key in sorted(there) if there[key] != wanted.get(key)]
+            if differing:
+                told = "; ".join(f"{key} is {there[key]!r}, this command has {wanted.get(key)!r}" for key in differing)
+                raise ConfigError(
+                    f"--page {self.path}: shows other forecasts, whose scores can't be pooled with these: {told}: "
+                    f"choose another folder, or delete {self.forecasts}"
+                )
+            if unknown := sorted(wanted.keys() - there.keys()):  # of an earlier version
+                logger.warning("%s: has no %s: taken to be as in this command", file, ", ".join(unknown))
+        if there != wanted:
+            write_atomic(file, json.dumps(wanted, indent=1) + "\n")
 
     def _acquire(self, lock: int) -> None:
         try:

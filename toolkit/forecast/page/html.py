@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from shards.colours import MISSING_COLOUR
 from shards.manifest import Scale
 from toolkit.forecast.page.fields import FORECAST, METHODS
 from toolkit.forecast.page.folder import FORECASTS, Entry
@@ -77,6 +79,15 @@ class Looks:
     step_seconds: float
     mean: bool
     side: int
+
+    @property
+    def probability(self) -> str:
+        """Return what P is."""
+        parts = ["members"] * self.mean
+        parts += [f"the {self.side} x {self.side} pixels around each pixel"] * (self.side > 1)
+        if not parts:
+            return "1 where the forecast is at or above the threshold, 0 elsewhere"
+        return f"share of {' and of '.join(parts)} at or above the threshold"
 
 
 def moment(stamp: str) -> datetime:
@@ -186,4 +197,5 @@ def nowcast_page(scale: Scale, looks: Looks, **values: object) -> str:
     Args:
         values: the other variables of the template.
     """
-    return fill("nowcast.html", key=frame_key(scale), probabilities=probability_key(), looks=looks, **values)
+    key = dataclasses.replace(frame_key(scale), missing=MISSING_COLOUR)  # also of a scale without a code for it
+    return fill("nowcast.html", key=key, probabilities=probability_key(), looks=looks, **values)

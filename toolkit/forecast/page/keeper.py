@@ -11,7 +11,7 @@ import itertools
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from shards.errors import ShardError
 from shards.recent import Frame
 from toolkit import __version__
 from toolkit.atomic import replacing, write_atomic
+from toolkit.checkpoint.export import weights_digest
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate.check import threshold_codes
 from toolkit.evaluate.protocols import load_protocol
-from toolkit.forecast.make import Forecast, Request, read_frames, recoded
+from toolkit.forecast.make import Forecast, Request, read_recoded
 from toolkit.forecast.page import pictures
 from toolkit.forecast.page.fields import METHODS, Fields, fields_of
 from toolkit.forecast.page.folder import STEM, Entry, PageFolder
@@ -58,12 +59,14 @@ class Page:
         thresholds: tuple[float, ...],
         archive: str,
         live: bool,
+        source: str | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         """
         Args:
             keep: number of forecasts that are kept.
             thresholds: of events in the verification, in the store's unit; none: those of the run's config.
-            archive: its path.
+            archive, source, options: its path, and how it is read, as for `shards.recent.open_archive`.
             live: whether the page is updated until the process ends.
 
         Raises:
@@ -88,6 +91,11 @@ class Page:
         self.keep, self.trained, self.archive, self.live = keep, trained, archive, live
         several = request.samples > 1
         self.probabilities = list(products.thresholds or (self.thresholds if several else ()))
+        if products.neighbourhood is not None and not self.probabilities:
+            raise ConfigError(
+                "--neighbourhood has no effect: there are no thresholds to show probabilities of: add --probability or "
+                "--thresholds, or omit --neighbourhood"
+            )
         self.side = products.side(request.samples)
         shape = (trained.frames.height, trained.frames.width)
         self.scorer = Scorer(protocol, scale, request.lead, tuple(self.thresholds), min(shape))
@@ -101,17 +109,35 @@ class Page:
         )
         settings = {
             "model": trained.title,
+            "weights": weights_digest({name: value.cpu() for name, value in trained.model.state_dict().items()}),
             "archive": str(Path(archive).absolute()),
+            "source": source,
+            "source_options": list(options),
             "lead": request.lead,
             "ensemble_size": request.samples,
+            "seed": request.seed,
+            "tile": request.tile,
+            "overlap": request.overlap,
+            "keep_inflow": request.keep_inflow,
             "thresholds": list(self.thresholds),
             "unit": scale.unit,
+            "probability": self.probabilities,
+            "neighbourhood": self.side,
+            "accumulation": products.accumulation,
+            "zr": list(products.zr),
         }
         self.folder = PageFolder(folder, settings)
         self.entries = self.folder.entries
         for entry in self.entries.values():
             if not self.scorer.is_sound(entry):
-                logger.warning("%s: scores of another form are dropped and computed again", entry.name(".json"))
+                again = self._file(entry, ".npz").exists()
+                logger.warning(
+                    "%s: its scores have an unexpected form and are left out; %s",
+                    entry.name(".json"),
+                    "they are computed again from the observations that are still in the archive"
+                    if again
+                    else f"they can't be computed again, as {entry.name('.npz')} is deleted once all are there",
+                )
                 entry.scores = {}
         self._problems: dict[str, str] = {}  # by frame or forecast, in verification
         self._latest = ""  # stamp of latest.nc
@@ -155,6 +181,7 @@ class Page:
     def publish(self, entry: Entry) -> None:
         """Take over a forecast whose data are written; the newest one becomes latest.nc and latest.png."""
         self.entries[entry.stamp] = entry
+        self.folder.damaged.pop(entry.name(".json"), None)
         self._replace_latest()
 
     def update(self, feed: Feed) -> None:
@@ -199,11 +226,11 @@ class Page:
             if not feed.is_settled(frame):
                 continue
             try:
-                own = feed.archive.description.scale
-                codes = recoded(read_frames(feed.archive, [frame]), own, self.trained.scale)[0][0]
+                found = read_recoded(feed.archive, [frame], self.trained.scale)
             except ShardError as error:
                 self._note(str(frame), f"observation can't be read: {error}")
                 continue
+            codes, seen = found.codes[0], found.seen[0]
             self._problems.pop(str(frame), None)
             for entry, lead in pairs:
                 try:
@@ -213,13 +240,13 @@ class Page:
                         raise ToolkitError(
                             f"the forecast has frames of {fields.excluded.shape[1:]}, the observation of {codes.shape}"
                         )
-                    made = self.scorer.score(fields, lead - 1, codes)
+                    made = self.scorer.score(fields, lead - 1, codes, seen)
                 except ToolkitError as error:
                     self._note(entry.stamp, f"not verified: {error}")
                     continue
                 if lead in entry.shown:
                     pictures.save(
-                        pictures.observation(codes, self.trained.scale),
+                        pictures.observation(codes, seen, self.trained.scale),
                         self._file(entry, f"-observation-{lead:02d}.png"),
                     )
                 for method, columns in made.items():
@@ -234,7 +261,12 @@ class Page:
         """Yield the frames that unverified lead times predict."""
         step = timedelta(seconds=self.looks.step_seconds)
         oldest = moment(min(self.entries)) if self.entries else None
-        frames = [frame for frame in feed.frames if frame.time and oldest and frame.time > oldest]
+        now = _now()
+        frames = [
+            frame
+            for frame in feed.frames
+            if frame.time and oldest and frame.time > oldest and self._is_past(frame.time, now)
+        ]
         for entry in self.entries.values():
             done = entry.scored()
             for frame in frames:
@@ -253,10 +285,13 @@ class Page:
         return [(entry.stamp, sorted(entry.scored())) for entry in self.entries.values()]
 
     def _state(self, feed: Feed) -> Index:
-        """Return what the page says about the archive: `feed` without, `newest` and `waiting` with the time of day."""
+        """Return what the page says about the archive: `feed` without, `newest` and `waiting` with the time of day.
+
+        `last` is the time of the newest frame; frames with a time in the future are problems.
+        """
         now, step = _now(), self.looks.step_seconds
         times = [frame.time for frame in feed.frames if frame.time is not None]
-        known = [moment for moment in times if moment <= now + timedelta(seconds=step)]
+        known = [when for when in times if self._is_past(when, now)]
         early = [f"{when}: a time in the future" for when in times[len(known) :]]
         problems = [
             *(f"{name}: {text}" for name, text in self.folder.damaged.items()),
@@ -278,13 +313,17 @@ class Page:
         elif not waiting:
             waiting = ["a first frame"]
         told = [known[-1:], feed.waiting, problems]
-        return {"newest": newest, "waiting": waiting, "problems": problems, "feed": told, "now": now}
+        last = known[-1] if known else datetime.min
+        return {"last": last, "newest": newest, "waiting": waiting, "problems": problems, "feed": told, "now": now}
+
+    def _is_past(self, when: datetime, now: datetime) -> bool:
+        """Return whether a frame can be of that time; clocks may differ by a time step."""
+        return when <= now + timedelta(seconds=self.looks.step_seconds)
 
     def _html(self, feed: Feed, shows: Mapping[str, Any]) -> str:
         entries = [self.entries[stamp] for stamp in sorted(self.entries, reverse=True)]
         present = {item.name for item in self.folder.forecasts.iterdir()}
-        newest = max((frame.time for frame in feed.frames if frame.time), default=datetime.min)
-        views = [shown(entry, present, self.looks, newest, place == 0) for place, entry in enumerate(entries)]
+        views = [shown(entry, present, self.looks, shows["last"], place == 0) for place, entry in enumerate(entries)]
         signature = self._signature()
         if signature != self._drawn[0]:
             curves = {method: self.scorer.curves(entries, method) for method in METHODS}

@@ -38,7 +38,7 @@ def frames_of(forecast: Forecast, places: list[int], thresholds: list[float], si
     for place in places:
         yield f"-forecast-{place + 1:02d}.png", _grey(_colours(means[place], scale), missing[place])
         for member in range(pictured_members(forecast)):
-            codes = np.rint(forecast.units[member, place] * scale.max_code).astype(np.uint8)
+            codes = np.rint(forecast.units[member, place] * scale.max_code).astype(scale.code_type)
             yield f"-member{member + 1}-{place + 1:02d}.png", _grey(_colours(codes, scale), missing[place])
     for number, threshold in enumerate(thresholds, 1):
         found = probability(forecast, threshold, side)[:, 0]
@@ -52,9 +52,9 @@ def pictured_members(forecast: Forecast) -> int:
     return min(MEMBERS, len(forecast.values)) if len(forecast.values) > 1 else 0
 
 
-def observation(codes: Codes, scale: Scale) -> NDArray[np.uint8]:
-    """Return the colours of an observation [C, H, W], uint8 [H, W, 3]."""
-    return _colours(codes, scale)
+def observation(codes: Codes, seen: NDArray[np.bool_], scale: Scale) -> NDArray[np.uint8]:
+    """Return the colours of an observation, codes and where there are any [C, H, W], uint8 [H, W, 3]."""
+    return _grey(_colours(codes, scale), np.any(~seen, axis=0))
 
 
 def save(colours: NDArray[np.uint8], path: Path) -> None:

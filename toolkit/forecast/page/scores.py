@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shards.manifest import Codes, Scale
 from toolkit.evaluate.diagrams import NEIGHBOURHOOD
 from toolkit.evaluate.protocols import Protocol
 from toolkit.evaluate.scoring import score_batch
-from toolkit.evaluate.table import INFLOW, ScoreTable, at
+from toolkit.evaluate.table import INFLOW, MISSING, ScoreTable, at
 from toolkit.forecast.page.fields import FORECAST, METHODS, Fields
 from toolkit.forecast.page.folder import Columns, Entry
 
@@ -54,18 +55,20 @@ class Scorer:
     def _table(self, lead: int) -> ScoreTable:
         return ScoreTable("page", lead, ("mse",), self.thresholds, (1,), (self.window,), inflow=True)
 
-    def score(self, fields: Fields, place: int, codes: Codes) -> dict[str, Columns]:
+    def score(self, fields: Fields, place: int, codes: Codes, seen: NDArray[np.bool_]) -> dict[str, Columns]:
         """Return the columns of one lead time by method.
 
         Args:
             place: of the lead time, from 0.
-            codes: of the observation, uint8 [C, H, W].
+            codes, seen: of the observation, codes and bool [C, H, W].
         """
         table, found = self._table(1), dict[str, Columns]()
-        truth, excluded = torch.from_numpy(codes)[None, None], torch.from_numpy(fields.excluded[place])[None, None]
+        excluded = fields.excluded[place]
+        truth, left_out = (torch.from_numpy(each)[None, None] for each in (codes, excluded | ~seen))
         for method, values in fields.values.items():
             predicted = torch.from_numpy(values[place])[None, None]
-            made = score_batch(predicted, truth, self.scale, self._rules(), self.thresholds, inflow=excluded)
+            made = score_batch(predicted, truth, self.scale, self._rules(), self.thresholds, inflow=left_out)
+            made[INFLOW], made[MISSING] = np.array([[(excluded & seen).sum()]]), np.array([[(~seen).sum()]])
             cells = {name: float(made[name][0, 0]) for name in (*table.averaged, *table.counted)}
             found[method] = {name: None if math.isnan(value) else value for name, value in cells.items()}
         return found

@@ -68,6 +68,11 @@ class GroupScores:
         return self.group == PERSISTENCE
 
     @property
+    def untrained(self) -> bool:
+        """Whether it has nothing to train, so that its score is the same for every seed."""
+        return self.parameters == 0
+
+    @property
     def label(self) -> str:
         """The group, and how its ensemble was scored."""
         return _label(self.group, str(self.ensemble["label"]) if self.ensemble else "")
@@ -111,13 +116,9 @@ def make_boards(sweep: Sweep) -> list[Board]:
         for result in run.scored:
             members.setdefault(result.comparable, []).append((run, result))
     order = sorted(
-        members.values(), key=lambda found: (sum(_is_own(*each) for each in found), len(found)), reverse=True
+        members.values(), key=lambda found: (sum(result.own for _, result in found), len(found)), reverse=True
     )
     return [_board(sweep, found) for found in order]
-
-
-def _is_own(run: Run, result: Result) -> bool:
-    return result.name == run.split
 
 
 def describe_metric(key: str, facts: Facts) -> Metric | None:
@@ -162,7 +163,7 @@ def _board(sweep: Sweep, members: list[tuple[Run, Result]]) -> Board:
     metrics = tuple(metric for key in keys if (metric := describe_metric(key, facts)) is not None)
     modes = tuple(sorted(facts["modes"]))
     rows = []
-    scored, own = {result.which for _, result in members}, any(_is_own(*each) for each in members)
+    scored, own = {result.which for _, result in members}, any(result.own for _, result in members)
     baseline = max((result.data["persistence"] for _, result in members), key=lambda found: len(found["overall"]))
     for which in CHECKPOINTS:
         expected = own and which in ALWAYS  # a scoring of another kind has what was asked for
@@ -290,16 +291,29 @@ def _with_best(rows: list[GroupScores], metrics: tuple[Metric, ...], modes: tupl
         )
         if metric.direction != "none" and len(ordered) > 1:
             first, second = (rows[place] for _, place in ordered[:2])
-            best = ordered[0][0] < ordered[1][0] and _exceeds_spread(first, second, key)
+            best = ordered[0][0] < ordered[1][0] and _exceeds_spread(first, second, metric, mode)
             marked[ordered[0][1]][key] = replace(first.cells[key], best=best)
     return [replace(row, cells=cells) for row, cells in zip(rows, marked, strict=True)]
 
 
-def _exceeds_spread(first: GroupScores, second: GroupScores, key: tuple[str, str]) -> bool:
-    """Return whether two means differ by more than the standard deviation over seeds of both; False if unknown."""
-    one, other = first.cells[key], second.cells[key]
-    known = [score.std for score in (one, other) if score.std is not None]
-    return bool(known) and one.mean is not None and other.mean is not None and abs(one.mean - other.mean) > max(known)
+def _exceeds_spread(first: GroupScores, second: GroupScores, metric: Metric, mode: str) -> bool:
+    """Return whether the mean of the first is better by more than the standard deviation over seeds of both.
+
+    Of scores whose ideal is 1, of the logarithm. False if no deviation is known, unless neither is trained.
+    """
+    pair = first.cells[metric.key, mode], second.cells[metric.key, mode]
+    gaps = [_badness(score.mean, metric.direction) for score in pair if score.mean is not None]
+    known = [spread for score in pair if (spread := _spread(score, metric.direction)) is not None]
+    if not known:
+        return first.untrained and second.untrained
+    return gaps[1] - gaps[0] > max(known)
+
+
+def _spread(score: Score, direction: Direction) -> float | None:
+    if direction != "one" or score.std is None:
+        return score.std
+    values = list(score.values.values())
+    return statistics.stdev(map(math.log, values)) if min(values) > 0 else math.inf
 
 
 def _badness(mean: float, direction: Direction) -> float:

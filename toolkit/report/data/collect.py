@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,19 @@ Curve = tuple[tuple[int, float], ...]  # (step, value), steps ascending
 
 @dataclass(frozen=True)
 class Result:
-    """One `eval/<name>-<which>.json`; the name is the split, and tells another scoring than the run's own."""
+    """One `eval/<name>-<which>.json`; the name is the split, and tells another scoring than the run's own.
+
+    Attributes:
+        samples: frames for figures, if they were kept.
+        own: of what the run's config asks, whichever scores were added later.
+    """
 
     name: str
     which: str
     data: Facts
-    samples: Path | None  # frames for figures, if they were kept
+    samples: Path | None
     folder: Path
+    own: bool
 
     @property
     def split(self) -> str:
@@ -197,7 +203,8 @@ def _group_name(runs: Sequence[tuple[str, RunConfig]]) -> str:
     names = [name.removesuffix(f"-{config.hash8()}") for name, config in runs]
     if len(runs) == 1:
         return names[0]
-    stems = (re.sub(rf"[-_. ]?(seed|s)[-_]?0*{runs[place][1].seed}$", "", name) for place, name in enumerate(names))
+    suffix = r"([-_. ]?seed|(^|[-_. ])s)[-_]?0*"  # not the s of `classes1`
+    stems = (re.sub(rf"{suffix}{runs[place][1].seed}$", "", name) for place, name in enumerate(names))
     return ", ".join(dict.fromkeys(stem or name for stem, name in zip(stems, names, strict=True)))
 
 
@@ -218,7 +225,8 @@ def _read_run(recorded: RecordedRun) -> Run:
         return Run(*plan, "missing", f"no run directory {run.path.name}")
     state, view = run.read_state(), read_status(run, recorded.name)
     train, val, best_step, elapsed, rate = _read_metrics(run.metrics_file)
-    results = tuple(_read_results(run))
+    settings = _settings(run)
+    results = tuple(_read_results(run, settings.get("split", "")))
     problem = _problem(run, view, results)
     return Run(
         *plan,
@@ -234,7 +242,7 @@ def _read_run(recorded: RecordedRun) -> Run:
         val=val,
         results=results,
         env=run.read_env(),
-        **_settings(run),
+        **settings,
     )
 
 
@@ -265,8 +273,13 @@ def _problem(run: RunDir, view: RunView, results: tuple[Result, ...]) -> str | N
     return f"{'not started' if view.state == 'new' else view.state}{at}{excluded}"
 
 
-def _read_results(run: RunDir) -> list[Result]:
-    """Return the run's own results first. Of two that differ in their metrics alone, the one with more is kept."""
+def _read_results(run: RunDir, split: str) -> list[Result]:
+    """Return the run's own results first. Of two that differ in their metrics alone, the one with more is kept, as
+    scores of the first one, and with its cost.
+
+    Args:
+        split: that the run's config scores; "": not known.
+    """
     results: list[Result] = []
     for stem, path in run.scores().items():
         name, _, which = stem.rpartition("-")
@@ -274,14 +287,18 @@ def _read_results(run: RunDir) -> list[Result]:
             continue
         data = read_result(path)
         samples = path.with_name(f"{stem}.samples.npz")
-        result = Result(name, which, data, samples if samples.exists() else None, path.parent)
-        same = [place for place, known in enumerate(results) if known.key == result.key]
-        if not same:
+        own = name == split or (not split and "+" not in name)
+        result = Result(name, which, data, samples if samples.exists() else None, path.parent, own)
+        place = next((place for place, known in enumerate(results) if known.key == result.key), len(results))
+        if place == len(results):
             results.append(result)
-        elif results[same[0]].metrics < result.metrics and results[same[0]].data.get("step") == data.get("step"):
-            results[same[0]] = result
+            continue
+        known = results[place]
+        if known.metrics < result.metrics and known.data.get("step") == data.get("step"):
+            cost = {key: known.data[key] for key in ("seconds", "world_size") if key in known.data}
+            results[place] = replace(result, data={**data, **cost}, own=known.own)
         else:
-            logger.info("not in the tables: %s: %s has its scores", path, results[same[0]].name)
+            logger.info("not in the tables: %s: %s has its scores", path, known.name)
     return results
 
 

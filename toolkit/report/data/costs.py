@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from toolkit.report.data.collect import Run, Sweep
 from toolkit.table import Row, Table
@@ -23,8 +23,8 @@ def cost_table(sweep: Sweep) -> Table:
             Row(
                 (
                     group,
-                    _range((_own(run, "parameters") for run in runs), "{:,.0f}".format),
-                    _range(map(_gmacs, runs), "{:,.3g}".format),
+                    _range((result.data.get("parameters") for run in runs for result in run.results), "{:,.0f}".format),
+                    "not counted" if _uncounted(runs) else _range(map(_gmacs, runs), "{:,.3g}".format),
                     _range((run.lr for run in runs), "{:g}".format),
                     _range((run.batch for run in runs), "{:,.0f}".format),
                     _range((1 / run.rate if run.rate else None for run in runs), "{:.3g}".format),
@@ -36,19 +36,25 @@ def cost_table(sweep: Sweep) -> Table:
     return Table(COLUMNS, rows)
 
 
-def _own(run: Run, name: str) -> float | None:
-    return next((float(result.data[name]) for result in run.results if result.data.get(name) is not None), None)
+def cost_notes(sweep: Sweep) -> list[str]:
+    """Return why multiply-accumulates are not counted, each once."""
+    notes = {group: _uncounted([run for run in sweep.runs if run.group == group]) for group in sweep.groups}
+    return [f"{group}: GMACs are not counted: {'; '.join(reasons)}" for group, reasons in notes.items() if reasons]
+
+
+def _uncounted(runs: Sequence[Run]) -> list[str]:
+    found = (result.data.get("macs_not_counted") for run in runs for result in run.results if result.own)
+    return list(dict.fromkeys(str(reason) for reason in found if reason))
 
 
 def _gmacs(run: Run) -> float | None:
-    """Return the multiply-accumulates of a forecast; results from before 2026-11-26 have none."""
-    macs = _own(run, "macs")
-    return None if macs is None else macs / 1e9
+    """Return 10^9 multiply-accumulates of a forecast of the run's own length; results before 2026-11-26 lack it."""
+    return next((result.data["macs"] / 1e9 for result in run.results if result.own and result.data.get("macs")), None)
 
 
 def _scoring(run: Run) -> float | None:
-    seconds, sequences = _own(run, "seconds"), _own(run, "n")
-    return seconds / sequences if seconds is not None and sequences else None
+    """Return the time of the run's own scoring; another one may be of longer forecasts or larger frames."""
+    return next((result.data["seconds"] / result.data["n"] for result in run.results if result.own), None)
 
 
 def _range(values: Iterable[float | None], form: Callable[[float], str]) -> str:

@@ -45,23 +45,24 @@ CAPTION = (
 
 
 def diagrams(board: Board, groups: Sequence[str]) -> list[Chart]:
-    """Return one figure per threshold, of the first seed of each row and of persistence; none without thresholds."""
-    rows = {which: [row for row in board.rows_at(which) if row.seeds] for which in board.checkpoints}
-    which = next((name for name, found in rows.items() if found), None)
-    if which is None:
-        return []
-    results = {row.label: board.results[row.label, which, row.seeds[0]].data for row in rows[which]}
-    drawn = {label: data["diagrams"] for label, data in results.items() if data.get("diagrams")}
+    """Return one figure per threshold, of each row's first seed that has diagrams and of persistence; none without any.
+
+    They are of the first checkpoint for which there are any.
+    """
+    which, found = next(((name, found) for name in board.checkpoints if (found := _results(board, name))), ("", {}))
+    drawn = {label: data["diagrams"] for label, data in found.items() if data}
     if not drawn:
         return []
-    style = {**row_looks(rows[which], groups), PERSISTENCE: BASELINE}
-    baseline = next((data["persistence"].get("diagrams") for data in results.values() if data.get("diagrams")), None)
+    style = {**row_looks([row for row in board.rows_at(which) if row.seeds], groups), PERSISTENCE: BASELINE}
+    baseline = next((data["persistence"].get("diagrams") for data in found.values() if data), None)
     lines = {**drawn, **({PERSISTENCE: baseline} if baseline else {})}
     ways = "; ".join(
         f"{', '.join(name for name in lines if lines[name]['probability'] == way)}: {way}"
         for way in dict.fromkeys(made["probability"] for made in lines.values())
     )
-    caption = f"{checkpoint_title(board, which)}, first seed. Probability: {ways}. {CAPTION}"
+    absent = ", ".join(label for label in found if label not in drawn)
+    missing = f" Without diagrams, because not finite or evaluated before there were any: {absent}." if absent else ""
+    caption = f"{checkpoint_title(board, which)}, first seed that has them. Probability: {ways}. {CAPTION}{missing}"
     with matplotlib.rc_context(STYLE):
         made = []
         for place, threshold in enumerate(board.facts["thresholds"]):
@@ -69,6 +70,16 @@ def diagrams(board: Board, groups: Sequence[str]) -> list[Chart]:
             figure = draw(lines, style, place, event)
             made.append(chart(figure, f"Verification diagrams, {event}", f"{event[0].upper()}{event[1:]}. {caption}"))
         return made
+
+
+def _results(board: Board, which: str) -> dict[str, Facts | None]:
+    """Return for each row with scores the result of its first seed with diagrams, or None; empty if no row has any."""
+    found: dict[str, Facts | None] = {}
+    for row in board.rows_at(which):
+        of_seeds = [board.results[row.label, which, seed].data for seed in row.seeds]
+        if of_seeds:
+            found[row.label] = next((data for data in of_seeds if data.get("diagrams")), None)
+    return found if any(found.values()) else {}
 
 
 def png(lines: Mapping[str, Any], unit: str) -> bytes:

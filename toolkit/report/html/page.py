@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from toolkit.report.data.aggregate import Board
 from toolkit.report.data.collect import Run, Sweep
-from toolkit.report.data.costs import cost_table
+from toolkit.report.data.costs import cost_notes, cost_table
 from toolkit.report.data.tables import board_titles
 from toolkit.report.data.verdict import answer
 from toolkit.report.html.board import board_section
@@ -55,6 +55,7 @@ def report_page(sweep: Sweep, boards: Sequence[Board], made: str) -> str:
         name=sweep.name,
         answer=answer(boards[0], boards[0].first_scored) if boards else "",
         costs=cost_table(sweep),
+        cost_notes=cost_notes(sweep),
         lede=f"{models}, {seeds}: {counted:,} of {count(len(sweep.runs), 'run')} finished and evaluated.",
         provenance=_provenance(sweep),
         made=made,

@@ -14,9 +14,10 @@ from shards.colours import (
     BELOW_COLOUR,
     DBZ_COLOURS,
     MISSING_COLOUR,
-    code_colours,
     has_steps,
+    palette,
     rgb,
+    upper_bits,
     value_range,
 )  # fmt: skip
 from shards.manifest import Codes, Scale
@@ -73,7 +74,7 @@ def png_uri(codes: Codes, scale: Scale) -> str:
 
 def difference_uri(prediction: Codes, truth: Codes, scale: Scale) -> str:
     """Return the error map (prediction - observation) of frames [C, H, W], first channel; grey if there is no data."""
-    difference = resized(prediction)[0].astype(np.int16) - resized(truth)[0]
+    difference = resized(prediction)[0].astype(np.int32) - resized(truth)[0]
     step = _half_range(scale) / (len(TOO_HIGH) + 0.5) / abs(scale.gain)  # width of a colour, in codes
     bins = np.clip(np.round(difference / step), -len(TOO_LOW), len(TOO_HIGH)).astype(np.int16) + len(TOO_LOW)
     if scale.missing_code is not None:
@@ -112,9 +113,10 @@ def resized(codes: Codes) -> Codes:
 def coloured(codes: Codes, scale: Scale) -> Image.Image:
     """Return a frame [C, H, W] of codes as an image with the colour map of its quantity."""
     if codes.shape[0] == 3 and not has_steps(scale):
-        return Image.fromarray(np.ascontiguousarray(codes.transpose(1, 2, 0)))
-    image = Image.fromarray(np.ascontiguousarray(codes[0]))  # only the first channel
-    image.putpalette(code_colours(scale).tobytes())
+        return Image.fromarray(np.ascontiguousarray(upper_bits(codes).transpose(1, 2, 0)))
+    colours, places = palette(scale)
+    image = Image.fromarray(places[codes[0]])  # only the first channel
+    image.putpalette(colours.tobytes())
     return image
 
 

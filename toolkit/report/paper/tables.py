@@ -178,10 +178,9 @@ class _Runs:
             return f"{group} seed {seed} is not in the sweep"
         if run.problem is not None:
             return f"{run.name}: {run.problem}"
-        own = (found for found in run.scored if found.which == self.which and run.split in ("", found.split))
-        result = next(own, None)
+        result = next((found for found in run.scored if found.which == self.which and found.own), None)
         if result is None:
-            return f"{run.name}: no {self.which} score of {run.split}"
+            return f"{run.name}: no {self.which} score of {run.split or 'its split'}"
         known, by = self._comparable.setdefault(data, (result.comparable, run.name))
         if result.comparable != known:
             raise ToolkitError(
@@ -221,8 +220,13 @@ def _score(found: Facts, column: Column) -> float | None:
 
 
 def _joined(results: list[Result], modes: tuple[str, ...]) -> dict[str, Any]:
-    """Compute overall scores if the sequences of each mode are in a separate result (in the order of `modes`)."""
-    parts = [ScoreTable.load(result.table).only(mode) for result, mode in zip(results, modes, strict=True)]
+    """Compute overall scores if the sequences of each mode are in a separate result (in the order of `modes`).
+
+    A score that not all of them have, such as LPIPS that was computed later for some, is left out.
+    """
+    tables = [ScoreTable.load(result.table) for result in results]
+    shared = set(tables[0].given).intersection(*(table.given for table in tables))
+    parts = [table.only(mode, shared) for table, mode in zip(tables, modes, strict=True)]
     merged = parts[0]
     for part in parts[1:]:
         merged.merge(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from launch.predict import main
 from shards.recent import open_archive
@@ -25,6 +27,8 @@ from toolkit.atomic import FileWriteError
 from toolkit.errors import ConfigError
 from toolkit.forecast.files import write_forecast
 from toolkit.forecast.make import Request, make_forecast
+from toolkit.forecast.page import keeper
+from toolkit.forecast.page.html import Looks
 from toolkit.forecast.page.keeper import Page
 from toolkit.forecast.products import Products
 from toolkit.forecast.trained import Trained, load_trained
@@ -165,6 +169,29 @@ def test_scores_are_those_of_predict_verify(station: Station) -> None:
     assert flow["rmse"][2] < curves["rmse"][2]  # the rain moves by a pixel each frame
 
 
+@pytest.mark.parametrize("has_code", [True, False])
+def test_missing_pixels_are_neither_zeros_nor_scored(tmp_path: Path, persistence: Trained, has_code: bool) -> None:
+    """Of the observation, and of the last frame, which persistence repeats; also without a code for them."""
+    code = persistence.scale.missing_code if has_code else None
+    trained = dataclasses.replace(persistence, scale=dataclasses.replace(persistence.scale, missing_code=code))
+    station = Station(tmp_path, trained)
+    for number in range(6):
+        rain = np.full((24, 32), 100, np.uint8)
+        rain[2 * number : 2 * number + 2] = 255  # of frame 3: rows 6 and 7; of frame 4: 8 and 9
+        write_gif(station.input, START + number * STEP, rain)
+        if number in (3, 5):
+            station.check()
+    cells = station.page.entries[stamp(3)].scores["persistence"]
+    for lead in ("1", "2"):
+        assert [cells[lead][name] for name in ("mse", "missing_pixels")] == [0.0, 64]
+        assert cells[lead]["inflow_pixels"] >= 64  # two rows of the last frame, and what flows in
+    with Image.open(station.output / "forecasts" / f"forecast-{stamp(3)}-observation-01.png") as image:
+        pixels = np.array(image.convert("RGB"))
+    grey = (pixels == (0xC4, 0xC4, 0xC4)).all(-1)
+    assert grey[8:10].all() and grey.sum() == 64
+    assert ">no data<" in station.html
+
+
 def test_gaps_and_damaged_files_are_named(station: Station) -> None:
     station.scan(*range(4))
     station.check()
@@ -177,6 +204,42 @@ def test_gaps_and_damaged_files_are_named(station: Station) -> None:
     station.scan(4, 6)
     station.check(3)
     assert "missing between" not in station.html and "no forecast" not in station.html
+
+
+def test_a_time_in_the_future_is_not_the_newest_frame(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named, but no lead time before it counts as missed, and it verifies nothing."""
+    monkeypatch.setattr(keeper, "_now", lambda: START + 4 * STEP)
+    station.scan(*range(4))
+    station.check()
+    station.scan(4, 6)
+    station.check()
+    assert f"{START + 6 * STEP}: a time in the future" in station.html
+    assert station.html.count(">no frame<") == 0 and station.html.count(">not yet observed<") == 2
+    assert station.page.entries[stamp(3)].scored() == {1}
+    monkeypatch.setattr(keeper, "_now", lambda: START + 6 * STEP)
+    station.check()
+    assert station.page.entries[stamp(3)].scored() == {1, 3} and station.html.count(">no frame<") == 2
+
+
+@pytest.mark.parametrize(
+    ("mean", "side", "text"),
+    [
+        (True, 1, "share of members at or above the threshold"),
+        (True, 15, "share of members and of the 15 x 15 pixels around each pixel at or above the threshold"),
+        (False, 15, "share of the 15 x 15 pixels around each pixel at or above the threshold"),
+        (False, 1, "1 where the forecast is at or above the threshold, 0 elsewhere"),
+    ],
+)
+def test_what_a_probability_is(mean: bool, side: int, text: str) -> None:
+    assert Looks("rain", "mm/h", "model", 300.0, mean, side).probability == text
+
+
+def test_the_heading_keeps_the_case_of_names(tmp_path: Path, persistence: Trained) -> None:
+    scale = dataclasses.replace(persistence.scale, quantity="vertically integrated liquid, SEVIR level")
+    station = Station(tmp_path, dataclasses.replace(persistence, scale=scale))
+    station.input.mkdir()
+    station.check()
+    assert "<h1>Vertically integrated liquid, SEVIR level</h1>" in station.html
 
 
 def test_a_killed_watch_starts_again_from_its_files(station: Station) -> None:
@@ -249,7 +312,7 @@ def test_a_full_disk_is_waited_out(
         (lambda page: (page.mkdir(), (page / "thesis.tex").write_text("")), "holds thesis.tex and no page.json"),
         (lambda page: (page / "forecasts" / "a").mkdir(parents=True), "holds forecasts and no page.json"),
         (lambda page: (page.mkdir(), (page / "page.json").write_text("{")), "page.json: is not a JSON object"),
-        (lambda page: (page.mkdir(), (page / "page.json").write_text('{"lead": 9}')), "lead is 9, this command has 3"),
+        (lambda page: (page.mkdir(), (page / "page.json").write_text('{"lead": 9}')), "layout is None, pages have 1"),
     ],
 )
 def test_a_folder_of_something_else_is_refused(
@@ -258,6 +321,99 @@ def test_a_folder_of_something_else_is_refused(
     prepare(tmp_path / "page")
     with pytest.raises(ConfigError, match=message):
         Station(tmp_path, persistence)
+
+
+def test_settings_bind_a_folder_only_while_it_has_forecasts(station: Station) -> None:
+    """A command that was refused, or had no frame yet, leaves the folder to the next one."""
+    station.page.folder.unlock()
+    other = Page(station.output, 4, station.trained, Request(5), Products(), (), str(station.input), True)
+    assert json.loads((station.output / "page.json").read_text())["lead"] == 5
+    other.folder.unlock()
+    station.start()
+    station.scan(*range(4))
+    station.check()
+    station.page.folder.unlock()
+    before = (station.output / "page.json").read_text()
+    with pytest.raises(ConfigError, match=r"lead is 3, this command has 5: .*or delete \S+forecasts"):
+        Page(station.output, 4, station.trained, Request(5), Products(), (), str(station.input), True)
+    assert (station.output / "page.json").read_text() == before
+    station.start()  # the refused one holds no lock
+    station.page.folder.unlock()
+    record = station.output / "forecasts" / f"forecast-{stamp(3)}.json"
+    record.write_text("{")  # there are its pictures
+    with pytest.raises(ConfigError, match="lead is 3"):
+        Page(station.output, 4, station.trained, Request(5), Products(), (), str(station.input), True)
+
+
+def test_a_page_shows_only_forecasts_that_are_made_alike(
+    station: Station, make_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    station.scan(*range(4))
+    station.check()
+    station.page.folder.unlock()
+    linear = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(linear.weight, 2.0)
+    plain = (Request(3), Products(), (), "radar", ())
+    for place, value, key in (
+        (0, Request(3, seed=1), "seed is 0, this command has 1"),
+        (0, Request(3, tile=16), "tile is None, this command has 16"),
+        (0, Request(3, overlap=4), "overlap is 32, this command has 4"),
+        (0, Request(3, keep_inflow=True), "keep_inflow is False, this command has True"),
+        (0, Request(3, samples=2), "ensemble_size is 1"),
+        (1, Products((30.0,)), r"probability is \[\], this command has \[30.0\]"),
+        (1, Products((30.0,), neighbourhood=5), "neighbourhood is 15, this command has 5"),
+        (1, Products(accumulation=True), "accumulation is False"),
+        (1, Products(zr=(300.0, 1.5)), r"zr is \[200.0, 1.6\]"),
+        (2, (20.0,), r"thresholds is \[30\S*\], this command has \[20.0\]"),
+        (3, "own.py", "source is None, this command has 'own.py'"),
+        (4, ("--crop", "none"), "source_options is"),
+    ):
+        request, products, thresholds, source, options = (*plain[:place], value, *plain[place + 1 :])
+        given = None if source == "radar" else source
+        with pytest.raises(ConfigError, match=key):
+            Page(
+                station.output,
+                4,
+                station.trained,
+                request,
+                products,
+                thresholds,
+                str(station.input),
+                True,
+                given,
+                options,
+            )
+    other = dataclasses.replace(station.trained, model=linear)  # such as --which ema at the same step
+    with pytest.raises(ConfigError, match="weights is "):
+        Page(station.output, 4, other, Request(3), Products(), (), str(station.input), True)
+    file = station.output / "page.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in settings.items() if key not in ("seed", "tile")}))
+    station.start()
+    assert "has no seed, tile: taken to be as in this command" in caplog.text
+    assert json.loads(file.read_text()) == settings
+
+
+def test_scores_of_another_form_are_left_out(station: Station, caplog: pytest.LogCaptureFixture) -> None:
+    """They are computed again where the fields are there, which is said only then."""
+    station.scan(*range(4))
+    station.check()
+    station.scan(4)
+    station.check()
+    station.scan(5, 6)
+    station.check()
+    before = dict(station.page.entries[stamp(4)].scores)
+    for number in (3, 4):
+        record = station.output / "forecasts" / f"forecast-{stamp(number)}.json"
+        record.write_text(json.dumps({**json.loads(record.read_text()), "scores": {"forecast": {}}}))
+    caplog.clear()
+    station.start()
+    told = {text.partition(":")[0]: text for text in caplog.messages if "unexpected form" in text}
+    assert f"forecast-{stamp(3)}.npz is deleted" in told[f"forecast-{stamp(3)}.json"]
+    assert "computed again from the observations" in told[f"forecast-{stamp(4)}.json"]
+    station.check()
+    assert station.page.entries[stamp(4)].scores == before and station.page.entries[stamp(3)].scores == {}
+    assert "20160711T210000Z: not verified" in station.html
 
 
 def test_a_second_process_and_unusable_thresholds_are_refused(station: Station) -> None:
@@ -297,6 +453,53 @@ def test_one_forecast_without_a_watch(make_run: MakeRun, radar: Path, tmp_path: 
         main([*words, "--out", "x.nc"])
     with pytest.raises(ConfigError, match="archive is"):
         main([*words[:2], "--input", str(tmp_path), *words[4:]])
+
+
+def test_a_damaged_record_is_replaced(make_run: MakeRun, radar: Path, tmp_path: Path) -> None:
+    """Also without a watch: the files of a page are its own, no option is needed."""
+    words = ["--run", str(make_run()), "--input", str(radar), "--page", str(tmp_path / "page")]
+    assert main(words) == 0
+    (record,) = (tmp_path / "page" / "forecasts").glob("*.json")
+    whole = json.loads(record.read_text())
+    record.write_text("{")
+    assert main(words) == 0
+    again = json.loads(record.read_text())
+    assert again["files"] == whole["files"]
+    text = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    assert "Forecast from 2016-07-11 22:00 UTC" in text and "is not a JSON object" not in text
+
+
+@pytest.mark.parametrize("watch", [False, True])
+def test_the_command_finds_the_page_of_its_forecast(
+    make_run: MakeRun, radar: Path, tmp_path: Path, watch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, seen = tmp_path / "page", tmp_path / "seen.html"
+    words = ["--run", str(make_run()), "--input", str(radar), "--page", str(page)]
+    command = ["--on-forecast", f"sh -c 'cp {page}/index.html {seen}; echo \"$1\" >> {tmp_path}/files' sh"]
+    if watch:
+        monkeypatch.setattr(Watch, "run", lambda self: [self._check() for _ in range(3)] and 1)
+        monkeypatch.setattr("toolkit.signals.StopRequest.install", lambda self: setattr(self, "name", None))
+        command.append("--watch")
+    if not watch:
+        words += ["--at", "2016-07-11T21:30"]
+    assert main([*words, *command]) == 0
+    moment = "2016-07-11 22:00" if watch else "2016-07-11 21:30"
+    assert f"Forecast from {moment} UTC" in seen.read_text(encoding="utf-8")
+    (file,) = (tmp_path / "files").read_text().split()
+    assert Path(file).is_file()
+
+
+def test_an_ensemble_may_set_the_neighbourhood_of_its_probabilities(
+    make_run: MakeRun, radar: Path, tmp_path: Path
+) -> None:
+    run = str(make_run("svg_lp", **{**SVG, "size": 32}))
+    words = ["--run", run, "--which", "last", "--input", str(radar), "--page", str(tmp_path / "page"), "--lead", "2"]
+    words += ["--tile", "24", "--overlap", "8", "--neighbourhood", "5"]
+    with pytest.raises(ConfigError, match="--neighbourhood has no effect: --page shows probabilities of an ensemble"):
+        main(words)
+    assert main([*words, "--ensemble-size", "2"]) == 0
+    text = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    assert "share of members and of the 5 x 5 pixels around each pixel at or above the threshold" in text
 
 
 def test_the_page_is_written_once_a_minute_without_news(station: Station) -> None:

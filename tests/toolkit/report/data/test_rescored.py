@@ -15,6 +15,7 @@ from toolkit.evaluate.ensemble import Ensemble
 from toolkit.report.build import build_report
 from toolkit.report.data.aggregate import Board, GroupScores, make_boards
 from toolkit.report.data.collect import collect
+from toolkit.report.data.costs import cost_table
 from toolkit.report.data.tables import board_titles, mode_table, score_table
 from toolkit.report.html.figures import row_looks
 
@@ -55,6 +56,24 @@ def test_lpips_that_was_computed_later_is_in_the_table(sweep: Path) -> None:
     rescore(sweep, "slots4", "test+lpips", extra={"lpips": 0.1})
     (board,) = boards_of(sweep)
     assert rows_of(board, "best")["slots4"].cells["lpips", ""].mean == pytest.approx(1.6)
+
+
+def test_lpips_that_was_computed_later_takes_no_model_and_no_first_place(sweep: Path) -> None:
+    """The run's own scores stay so: what hasn't been scored stays listed, and their table the first, with its costs."""
+    before = make_boards(collect(sweep))[0]
+    for group, seeds in (("slots4", (1, 2)), ("slots1", (1,))):
+        rescore(sweep, group, "test+openstl", seeds=seeds, protocol={"name": "openstl"})
+        for which in ("best", "last"):
+            rescore(sweep, group, "test+lpips", which, seeds=seeds, extra={"lpips": 0.1}, seconds=900.0)
+    found = collect(sweep)
+    boards = make_boards(found)
+    assert [board.facts["protocol"]["name"] for board in boards] == ["paper", "openstl"]
+    for which in ("best", "last"):
+        assert [row.label for row in boards[0].rows_at(which)] == [row.label for row in before.rows_at(which)]
+        assert rows_of(boards[0], which)["slots4"].cells["lpips", ""].mean == pytest.approx(1.6)
+    assert boards[0].first_scored == before.first_scored
+    costs = {str(row.cells[0]): row.cells[-1] for row in cost_table(found).rows}
+    assert (costs["slots4"], costs["convlstm"]) == ("0.75", "–")
 
 
 def test_a_result_of_another_step_adds_no_metric(sweep: Path, caplog: pytest.LogCaptureFixture) -> None:

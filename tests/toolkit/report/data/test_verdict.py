@@ -17,15 +17,20 @@ from toolkit.report.data.costs import cost_table
 from toolkit.report.data.verdict import answer, few_sequences, paired_interval
 
 
-def write_scores(root: Path, scores: dict[str, list[float]]) -> None:
-    """One run for each group and seed, whose best checkpoint has a given overall MSE; persistence has 100."""
+def write_scores(
+    root: Path, scores: dict[str, list[float] | dict[int, float]], untrained: tuple[str, ...] = ()
+) -> None:
+    """One run for each group and seed (1, 2, ... of a list), whose best checkpoint has a given overall MSE; persistence
+    has 100.
+    """
     runs = []
     for group, values in scores.items():
-        for seed, value in enumerate(values, 1):
+        for seed, value in values.items() if isinstance(values, dict) else enumerate(values, 1):
             run = write_run(root / f"{group}-seed{seed}", group, seed, noise_scene(), 1.0)
             file = run.eval / "test-best.json"
             record = json.loads(file.read_text())
             record["overall"]["mse"], record["persistence"]["overall"]["mse"] = value, 100.0
+            record["parameters"] *= group not in untrained
             file.write_text(json.dumps(record))
             runs.append((run.path.name, group, seed))
     write_sweep(root, "demo", runs)
@@ -73,6 +78,56 @@ def test_the_baseline_takes_part(tmp_path: Path) -> None:
     assert first_line(tmp_path / "y").startswith("persistence (baseline) is better than a: MSE -31 (-23.7 %)")
 
 
+def test_a_model_without_training_has_its_score_beside_every_seed(tmp_path: Path) -> None:
+    write_scores(tmp_path / "x", {"a": [50, 52, 51], "flow": [70]}, untrained=("flow",))
+    assert first_line(tmp_path / "x").startswith("a is better than flow: MSE -19 (-27.1 %), 95 % interval -21.48 to")
+    write_scores(tmp_path / "y", {"flow": {7: 70.0}, "a": {1: 90.0, 2: 91.0}}, untrained=("flow",))
+    assert first_line(tmp_path / "y").startswith("flow is better than a: MSE -20.5 (-22.7 %), 95 % interval")
+    write_scores(tmp_path / "z", {"flow": [70], "steps": [60]}, untrained=("flow", "steps"))
+    assert first_line(tmp_path / "z") == "steps is better than flow: MSE -10 (-14.3 %); neither is trained."
+    (board,) = make_boards(collect(tmp_path / "z"))
+    assert [row.group for row in board.rows_at("best") if row.cells["mse", ""].best] == ["steps"]
+    write_scores(tmp_path / "w", {"flow": [100]}, untrained=("flow",))
+    assert first_line(tmp_path / "w") == "No difference between flow and persistence (baseline); neither is trained."
+
+
+def test_models_are_compared_on_the_seeds_that_both_have(tmp_path: Path) -> None:
+    """Better on average over its own seeds, worse on every shared one; and without a shared one no number."""
+    write_scores(tmp_path / "x", {"a": {1: 1.0, 2: 50.0, 3: 51.0}, "b": {2: 40.0, 3: 41.01}})
+    assert first_line(tmp_path / "x") == (
+        "b is better than a: MSE -9.995 (-19.8 %), 95 % interval -10.06 to -9.931 over 2 seeds, paired. The means of "
+        "the table are over different seeds."
+    )
+    write_scores(tmp_path / "y", {"a": {1: 1.0}, "b": {2: 40.0, 3: 41.0}})
+    assert first_line(tmp_path / "y") == (
+        "Too few seeds to compare a and b: they have no seed in common; at least two are needed."
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "marked"),
+    [
+        ((0.50, 0.54), (1.9, 1.96), []),  # 0.52 = 1 / 1.92 and 1.93 are as far from 1
+        ((0.50, 0.51), (2.3, 2.31), ["a"]),
+        ((0.9, 1.1), (1.12, 1.13), []),
+        ((0.9, 1.1), (0.0, 4.0), []),
+    ],
+)
+def test_of_a_bias_the_spread_is_that_of_its_distance_from_1(
+    tmp_path: Path, first: tuple[float, float], second: tuple[float, float], marked: list[str]
+) -> None:
+    scene = noise_scene(thresholds=(30.0,))
+    for group, values in (("a", first), ("b", second)):
+        for seed, value in enumerate(values, 1):
+            file = write_run(tmp_path / f"{group}-seed{seed}", group, seed, scene, 1.0).eval / "test-best.json"
+            record = json.loads(file.read_text())
+            record["overall"]["bias@30"], record["persistence"]["overall"]["bias@30"] = value, 9.0
+            file.write_text(json.dumps(record))
+    write_sweep(tmp_path, "demo", [(f"{group}-seed{seed}", group, seed) for group in "ab" for seed in (1, 2)])
+    (board,) = make_boards(collect(tmp_path))
+    assert [row.group for row in board.rows_at("best") if row.cells["bias@30", ""].best] == marked
+
+
 def test_few_sequences_are_warned_of(sweep: Path) -> None:
     (board,) = make_boards(collect(sweep))
     assert few_sequences(board).startswith("Only 4 sequences scored")
@@ -81,6 +136,16 @@ def test_few_sequences_are_warned_of(sweep: Path) -> None:
         file.write_text(json.dumps({**json.loads(file.read_text()), "n": 1000}))
     (board,) = make_boards(collect(sweep))
     assert few_sequences(board) == ""
+
+
+def test_costs_that_could_not_be_counted_are_named_with_the_reason(sweep: Path) -> None:
+    for file in sweep.glob("slots4-*/eval/test-*.json"):
+        record = {**json.loads(file.read_text()), "macs": None, "macs_not_counted": "ValueError: no <values>"}
+        file.write_text(json.dumps(record))
+    cells = {str(row.cells[0]): row.cells[2] for row in cost_table(collect(sweep)).rows}
+    assert (cells["slots4"], cells["slots1"]) == ("not counted", "–")
+    page = build_report(sweep, None).read_text()
+    assert page.count("slots4: GMACs are not counted: ValueError: no &lt;values&gt;") == 1
 
 
 def test_the_costs_of_each_model_are_in_a_table(sweep: Path) -> None:
@@ -94,3 +159,12 @@ def test_the_costs_of_each_model_are_in_a_table(sweep: Path) -> None:
     assert rows["slots1"][1] == "–"  # a result from before they were counted
     assert rows["convlstm"][0] == rows["convlstm"][-1] == "–"  # not evaluated
     assert "Learning rate" in build_report(sweep, None).read_text()
+    (sweep / "convlstm-seed1" / "eval").mkdir()
+    for name in ("test+horizon-9-best", "test+at-none-last"):  # other scorings have other costs
+        record = json.loads((sweep / "slots4-seed1" / "eval" / "test-best.json").read_text())
+        record |= {"macs": 10**12, "seconds": 4000.0, "horizon": 9, "limit": len(name)}
+        for run in ("slots4-seed1", "convlstm-seed1"):
+            (sweep / run / "eval" / f"{name}.json").write_text(json.dumps(record))
+    again = {str(row.cells[0]): row.cells[1:] for row in cost_table(collect(sweep)).rows}
+    assert again["slots4"] == rows["slots4"]
+    assert again["convlstm"] == ("127,456", *rows["convlstm"][1:])

@@ -30,8 +30,8 @@ def made(model: object, members: int = 1, thresholds: tuple[float, ...] = (0.3, 
     return found
 
 
-def add(sweep: Path, group: str, found: dict[str, Any]) -> None:
-    for file in (sweep / f"{group}-seed1" / "eval").glob("*.json"):
+def add(sweep: Path, group: str, found: dict[str, Any], seed: int = 1, which: str = "*") -> None:
+    for file in (sweep / f"{group}-seed{seed}" / "eval").glob(f"test-{which}.json"):
         record = json.loads(file.read_text())
         record |= {"diagrams": found, "persistence": {**record["persistence"], "diagrams": made(Persistence())}}
         file.write_text(json.dumps(record))
@@ -49,6 +49,14 @@ def test_lines_are_those_of_the_results(sweep: Path) -> None:
     assert f"slots1, {PERSISTENCE}: share of the 15 x 15 pixels" in charts[0].caption
     page = build_report(sweep, None).read_text()
     assert page.count('<h2 id="diagrams">') == 1 and 'href="#diagrams"' in page
+
+
+def test_a_seed_or_checkpoint_without_diagrams_hides_no_other(sweep: Path) -> None:
+    add(sweep, "slots4", made(Blur()), seed=2, which="last")
+    board = make_boards(collect(sweep))[0]
+    (chart,) = diagrams(board, collect(sweep).groups)
+    assert chart.caption.partition(". ")[2].startswith("Last checkpoint, first seed that has them. Probability: slots4")
+    assert chart.caption.endswith("evaluated before there were any: slots1.")
 
 
 def test_panels_have_every_point() -> None:

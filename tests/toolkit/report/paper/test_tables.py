@@ -156,6 +156,33 @@ def test_seeds_are_aggregated_missing_ones_named_and_differences_tested(tmp_path
     assert paired_p({1: 1.0, 2: 2.0, 3: 0.0}, {1: 2.0, 2: 3.0, 3: 1.0}) is None  # no spread: not a test
 
 
+def test_another_scoring_takes_no_part(tmp_path: Path) -> None:
+    """LPIPS of one mode alone leaves the numbers of all modes; another protocol is no score of the run's own."""
+    write_paper_runs(tmp_path)
+    before = fill_tables(collect(tmp_path), "best")
+    folder = tmp_path / "radar-modernn-only-mar-may-seed1" / "eval"
+    record = json.loads((folder / "test-best.json").read_text())
+    table = ScoreTable.load(folder / "test-best.table.npz")
+    longer = ScoreTable("paper", 2, [*table.given, "lpips"])
+    columns = {**table.arrays(), "lpips": np.ones((len(table), 2))}
+    index, keys, modes = (columns.pop(name).tolist() for name in ("index", "key", "mode"))
+    longer.update(index, keys, modes, columns)
+    longer.save(folder / "test+lpips-best.table.npz")
+    record |= {"overall": {**record["overall"], "lpips": 1.0}, "leads": {**record["leads"], "lpips": [1.0, 1.0]}}
+    (folder / "test+lpips-best.json").write_text(json.dumps(record))
+    other = tmp_path / "radar-convlstm-seed1" / "eval"
+    (other / "test-best.json").rename(other / "test+openstl-best.json")
+    after = fill_tables(collect(tmp_path), "best")
+    place = next(number for number, filled in enumerate(after) if filled.table.number == "7")
+    (ours, theirs), (mse_before, _) = (
+        [filled.cells[row, filled.table.columns[-1], "sub" if row.model == "modernn" else "entire"]
+         for row in filled.table.rows if row.model in ("modernn", "convlstm")][::-1]
+        for filled in (after[place], before[place])
+    )  # fmt: skip
+    assert ours.values == mse_before.values and ours.values
+    assert theirs.missing == {1: "radar-convlstm-seed1: no best score of test"}
+
+
 def test_results_of_two_protocols_never_share_a_column(tmp_path: Path) -> None:
     write_paper_runs(tmp_path)
     run = write_run(tmp_path / "mmnist-mim-seed1", "mmnist-mim", 1, scene_of("mmnist"), 1.0, scored=False)
