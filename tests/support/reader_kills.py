@@ -44,6 +44,10 @@ def members(groups: Sequence[int]) -> dict[int, str]:
     return found
 
 
+def _logs(log: Path) -> str:
+    return "\n".join(path.read_text()[-2000:] for path in sorted(log.parent.glob(f"{log.name}.*")))
+
+
 def _where(run: Path, told: Path) -> str:
     """Return what a training is doing."""
     if any((run / "checkpoints").glob(".*.tmp")):
@@ -92,9 +96,7 @@ def kill_trainings(
         what = (
             f"{'one' if one else 'all'} of {ranks} ranks ({where}) with {readers} readers each; {begun} processes more"
         )
-        assert not any(pid in pool.codes for pid in pids), (
-            f"{number}: {what}: ended by itself: {told.read_text()[-2000:]}"
-        )
+        assert not any(pid in pool.codes for pid in pids), f"{number}: {what}: ended by itself: {_logs(log)}"
         for pid in pids[:1] if one else pids:
             os.kill(pid, signal.SIGKILL)
         for pid in pids:
