@@ -152,7 +152,7 @@ def _score_table(file: str, result: Mapping[str, Any]) -> str:
         f"`@K`: at K {result['unit']}.",
         "",
         Table(("", *names), rows).to_markdown(),
-        *(f"- {sentence}" for sentence in [*protocol["text"], *([ensemble["text"]] if ensemble else [])]),
+        *(f"- {sentence}" for sentence in [*protocol.get("text", []), *([ensemble["text"]] if ensemble else [])]),
     ]
     return "\n".join(lines)
 

@@ -33,7 +33,7 @@ class _Record(BaseModel):
 class _Protocol(_Record):
     name: str
     title: str = ""
-    text: list[str]
+    text: list[str] = []
 
 
 class _Store(_Record):
