@@ -163,10 +163,11 @@ def _score_table(file: str, result: Mapping[str, Any]) -> str:
     limit = f" (only the first {result['limit']:,})" if result.get("limit") else ""
     lines = [
         f"Split `{result['split']}`, sequences: {result['n']:,}{limit}, {result['context']} → {result['horizon']} "
-        f"frames, protocol `{protocol['name']}` ({protocol['title']}), from `{file}`. `@K`: at K {result['unit']}.",
+        f"frames, protocol `{protocol['name']}` ({protocol.get('title', '')}), from `{file}`. "
+        f"`@K`: at K {result['unit']}.",
         "",
         Table(("", *names), rows).to_markdown(),
-        *(f"- {sentence}" for sentence in [*protocol["text"], *([ensemble["text"]] if ensemble else [])]),
+        *(f"- {sentence}" for sentence in [*protocol.get("text", []), *([ensemble["text"]] if ensemble else [])]),
     ]
     return "\n".join(lines)
 

@@ -30,7 +30,7 @@ from toolkit import __version__
 from toolkit.atomic import FileWriteError, clear_leftovers, replacing_tree, write_atomic
 from toolkit.checkpoint.card import model_card
 from toolkit.checkpoint.source import CONFIG
-from toolkit.checkpoint.weights import load_model, store_of_run, untrained_model
+from toolkit.checkpoint.weights import fill, load_model, store_of_run, untrained_model
 from toolkit.config import RunConfig, make_config
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel
@@ -108,10 +108,7 @@ def read_export(path: str | Path, model_file: Path | None = None) -> tuple[Seque
             f"{folder / WEIGHTS}: differs from its SHA-256 in {CONFIG}; fetch it again, or export the run again"
         )
     model = untrained_model(config, shape)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder}: the weights don't fit the config ({error}); export the run again") from None
+    fill(model, weights, folder)
     return model.eval(), config, record
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shards import open_store
 from shards.manifest import FrameSpec
@@ -84,14 +84,22 @@ def load_model(
     there = open_store(store_of_run(run, config))
     try:
         with hold(run.checkpoints, step) as held:
-            check_store(held.record().get("store"), there, held.path)
+            check_store(held.record()["store"], there, held.path)
     except StoreReplacedError as error:
         if store == "same":
             raise
         logger.warning("%s", error)
     model = untrained_model(config, there.manifest.frames)
-    model.load_state_dict(weights)
+    fill(model, weights, run.checkpoints / name_of(step))
     return model.to(device).eval(), step
+
+
+def fill(model: nn.Module, weights: dict[str, Tensor], where: Path) -> None:
+    """Copy weights into a model, all of them. Raises CheckpointError where names or shapes are not the model's."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{where}: the weights don't fit the config ({error}); make it again") from None
 
 
 def read_weights(run: RunDir, which: str) -> tuple[dict[str, Tensor], int]:
