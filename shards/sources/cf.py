@@ -52,6 +52,10 @@ UNREADABLE = "its coordinates and attributes can't be read"
 NETCDF = (".nc", ".nc4", ".cdf", ".netcdf")
 
 
+POSSIBLE = (-200.0, 200.0)  # dBZ: radars measure from about -50 to 80
+POSSIBLE_RAIN = (-100.0, 10_000.0)  # mm/h: a little below 0 is rounding; the record of a minute is 2,280
+
+
 @dataclass(frozen=True)
 class CfArchive:
     """A dataset whose time axis is known. A frame's `file` is FILE#POSITION."""
@@ -69,6 +73,7 @@ class CfArchive:
     notes: tuple[str, ...]
     place: Grid | None
     no_echo: str
+    absent: tuple[float, ...] = ()  # values that mean missing, although the file doesn't say so
     skipped: tuple[Damage, ...] = ()  # damaged files that were left out
 
     def describe(self) -> Description:
@@ -129,12 +134,35 @@ class CfArchive:
             )
         gone = np.isnan(values)
         values[(values < low) | (values > high)] = np.nan
+        values[_among(values, self.absent)] = np.nan
+        self._check_possible(self.path / name, values)
         if self.rate_factor is not None:
             values = rain_to_dbz(values * self.rate_factor)
         if self.no_echo == "zero":
             values[gone] = self.scale.offset
         values = values[..., ::-1, :] if layout.rows_turned else values
         return values[..., ::-1] if layout.columns_turned else values
+
+    def _check_possible(self, path: Path, values: npt.NDArray[np.float64]) -> None:
+        """Refuse numbers that nothing measures: most often the missing value of a file that doesn't declare it."""
+        wrong, limits = np.isinf(values), "infinite"
+        if self.scale in (DBZ, FINE_DBZ):
+            low, high = POSSIBLE if self.rate_factor is None else (limit / self.rate_factor for limit in POSSIBLE_RAIN)
+            wrong, limits = (values < low) | (values > high), f"not in {low:g}..{high:g} {self.layout.unit}"
+        if count := int(wrong.sum()):
+            example = float(values[wrong][0])
+            raise SourceError(
+                f"{path}: {count:,} of {values.size:,} numbers of {self.layout.variable} are {limits}, the first "
+                f"{example:g}; if it means missing, pass --missing={example:g}"
+            )
+
+
+def _among(values: npt.NDArray[np.float64], wanted: tuple[float, ...]) -> npt.NDArray[np.bool_]:
+    """Return where values are one of those wanted, to the precision of float32."""
+    found = np.zeros(values.shape, dtype=bool)
+    for value in wanted:
+        found |= np.isclose(values, value, rtol=1e-6, atol=0.0)
+    return found
 
 
 def forget_opened() -> None:
@@ -178,6 +206,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("missing", "zero"),
         default=argparse.SUPPRESS,
         help="what NaN and _FillValue mean: missing, or zero: observed without an echo (default: missing)",
+    )
+    parser.add_argument(
+        "--missing",
+        type=float,
+        nargs="+",
+        metavar="VALUE",
+        default=argparse.SUPPRESS,
+        help="numbers that mean missing, where the file doesn't declare them: -9999, inf (write --missing=-9999)",
     )
     add_geometry_arguments(parser, "none", None)
     timeline.add_time_arguments(parser)
@@ -232,6 +268,7 @@ def _build(args: argparse.Namespace) -> Source:
         notes=tuple(notes),
         place=None if place is None else geometry.place(place),
         no_echo=getattr(args, "no_echo", "missing"),
+        absent=tuple(getattr(args, "missing", ())),
         skipped=skipped,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -335,3 +336,30 @@ def test_units_of_rain_and_of_much_else(tmp_path: Path, unit: str, names: dict[s
     with pytest.raises(UsageError, match=f"dbz is in {unit}, which rain has, and much else.* --range 0,60"):
         build("cf", path, *ALL_TRAIN)
     assert build("cf", path, *ALL_TRAIN, "--range", "0,1").describe().scale.unit == unit
+
+
+@pytest.mark.parametrize(
+    ("value", "unit"), [(-9999.0, "dBZ"), (np.inf, "dBZ"), (9.96921e36, "mm h-1"), (-999.0, "mm h-1")]
+)
+def test_an_undeclared_missing_value(tmp_path: Path, value: float, unit: str) -> None:
+    values = DBZ.copy()
+    values[:, 2, 3] = value
+    file = write(dataset(values, unit), tmp_path / "a.nc", dbz={"_FillValue": None})
+    with pytest.raises(
+        SourceError, match=rf"{COUNT} of .* numbers of dbz are not in .*--missing={re.escape(f'{value:g}')}"
+    ):
+        stored(file)
+    opened.cache_clear()
+    found = stored(file, f"--missing={value:g}")
+    assert np.isnan(found[:, 2, 3]).all()
+    assert np.isnan(found).sum() == COUNT
+
+
+def test_infinite_numbers_of_another_quantity(tmp_path: Path) -> None:
+    values = DBZ.copy()
+    values[0, 0, 0] = -np.inf
+    file = write(dataset(values, "K"), tmp_path / "a.nc", dbz={"_FillValue": None})
+    with pytest.raises(SourceError, match=r"1 of .* are infinite, the first -inf"):
+        stored(file, "--range=0,100")
+    opened.cache_clear()
+    assert np.isnan(stored(file, "--range=0,100", "--missing=-inf")[0, 0, 0])
