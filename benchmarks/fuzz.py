@@ -3,56 +3,51 @@
     python benchmarks/fuzz.py --minutes 60             every target in turn, in child processes
     python benchmarks/fuzz.py --minutes 1 --only npy   one target
 
-Writes benchmarks/fuzz-DATE.log: for every target the number of inputs, how many were taken and how many refused, the
-longest time, and each input that ended in another exception, took too long, asked for too much memory or killed the
-process. Its bytes are in benchmarks/fuzz-DATE/, and --seed repeats it. The exit code is 1 if there is one.
+Targets are archives and stores (fuzz_shards.py), and configs, records, weights and results (fuzz_toolkit.py). Writes
+benchmarks/fuzz-DATE.log: for every target the number of inputs, how many were taken and how many refused, the longest
+time, by how much the process's memory grew, and each input that ended in another exception, took too long, asked for
+too much memory or killed the process. Its bytes are in benchmarks/fuzz-DATE/, and --seed repeats it. The exit code is
+1 if there is one.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import gzip
-import hashlib
 import io
 import json
+import logging
 import multiprocessing
 import os
 import random
 import resource
 import shutil
 import signal
-import struct
 import sys
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from shards import Manifest, ShardError, open_store  # noqa: E402
-from shards.convert import convert  # noqa: E402
-from shards.encoding import declared_size, decode, encode  # noqa: E402
-from shards.info import describe  # noqa: E402
-from shards.manifest import FrameSpec, Scale, SourceInfo, manifest_digest  # noqa: E402
-from shards.sources import SOURCES  # noqa: E402
-from shards.sources.base import Description, Plan, PlannedEvent, RawEvent  # noqa: E402
-from shards.sources.idx import read_images  # noqa: E402
-from shards.sources.pictures import probe, read_picture  # noqa: E402
-from shards.verify import verify  # noqa: E402
+from benchmarks import fuzz_shards, fuzz_toolkit  # noqa: E402
+from benchmarks.fuzz_shards import Target  # noqa: E402
+from shards import ShardError  # noqa: E402
+from shards.errors import printable  # noqa: E402
+from toolkit.errors import ToolkitError  # noqa: E402
 
+TARGETS: dict[str, Target] = {**fuzz_shards.TARGETS, **fuzz_toolkit.TARGETS}
 SECONDS = 20  # for one input
-MEMORY = 4 << 30  # bytes beyond what the process has at the start
+MAKING_S = 600  # for imports and the sound files
+MEMORY = 1 << 30  # bytes beyond what the process has at the start; the largest sound file has 2 MiB
 ODD = (
     0,
     -1,
@@ -73,19 +68,31 @@ ODD = (
     "\n\x1b[2J",
     "../x",
 )
+ODD_YAML = (
+    *(
+        "!!python/object/apply:os.system [ls]",
+        "!!binary x",
+        "2020-13-45",
+        "2020-01-01",
+        "&a [*a]",
+        "*missing",
+        "!!set {a}",
+    ),
+    *(
+        "[" * 300,
+        "{<<: 1}",
+        "!!float x",
+        "!!int ''",
+        "0b_",
+        "1_000",
+        "12:30:45",
+        "!!timestamp x",
+        "|2",
+        "!!omap [a]",
+        "? a",
+    ),
+)
 ODD_JSON: tuple[object, ...] = (*ODD, [], {}, [[]], {"a": 1}, float("nan"), float("inf"), "\ud800", "9" * 300)
-
-
-@dataclass(frozen=True)
-class Target:
-    """One format: `make` writes a sound file, or a store, below a folder and returns the file to damage; `read` reads
-    it, and may raise ShardErrors alone. `reseal` makes a store's digests fit again.
-    """
-
-    make: Callable[[Path], Path]
-    read: Callable[[Path, Path], None]
-    is_json: bool = False
-    reseal: bool = False
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -136,6 +143,25 @@ def mutate_json(data: bytes, rng: random.Random) -> bytes:
     return b"\n".join(lines)
 
 
+def mutate_yaml(data: bytes, rng: random.Random) -> bytes:
+    """Return YAML in which some values are others or have tags, or bytes as `mutate` damages them."""
+    if rng.random() < 0.4:
+        return mutate(data, rng)
+    tree = yaml.safe_load(data)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        holder, key = _anywhere(tree, rng)
+        if holder is None:
+            break
+        holder[key] = copy.deepcopy(rng.choice(ODD_JSON))
+    text = yaml.safe_dump(tree, sort_keys=False)
+    if rng.random() < 0.3:
+        lines = text.splitlines()
+        place = rng.randrange(len(lines))
+        lines[place] = lines[place].partition(":")[0] + ": " + rng.choice(ODD_YAML)
+        text = "\n".join(lines)
+    return text.encode(errors="surrogateescape") if "\ud800" not in text else mutate(data, rng)
+
+
 def _anywhere(tree: Any, rng: random.Random) -> tuple[Any, Any]:
     holder, key = None, None
     while isinstance(tree, (dict, list)) and tree:
@@ -144,206 +170,6 @@ def _anywhere(tree: Any, rng: random.Random) -> tuple[Any, Any]:
         holder, key = tree, rng.choice(list(tree) if isinstance(tree, dict) else range(len(tree)))
         tree = tree[key]
     return holder, key
-
-
-# --- sound files
-
-
-@dataclass(frozen=True)
-class Noise:
-    """A source of random frames."""
-
-    def describe(self) -> Description:
-        """Return what its frames have in common."""
-        scale = Scale("noise", "K", -3.0, 0.5, 254, 255)
-        return Description("noise", FrameSpec(1, 8, 8), 60.0, scale, ("a",), SourceInfo("me", "CC0", "-", "-"))
-
-    def plan(self) -> Plan:
-        """Return three events in two splits."""
-        events = [PlannedEvent(f"e{i}", 4 + i, "a", start_time=f"2020-01-0{i + 1}T00:00:00Z") for i in range(3)]
-        return Plan({"train": events[:2], "test": events[2:]})
-
-    def read(self, event: PlannedEvent) -> RawEvent:
-        """Return its frames."""
-        return RawEvent(np.random.default_rng(event.length).integers(0, 256, (event.length, 1, 8, 8), dtype=np.uint8))
-
-
-def _store(format: str, file: str, encoding: str = "raw") -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        arguments = {"source": "noise"}
-        convert(Noise(), folder / "s", format=format, encoding=encoding, arguments=arguments, report=lambda text: None)
-        return folder / "s" / file
-
-    return make
-
-
-def _read_store(folder: Path, file: Path) -> None:
-    refused: list[ShardError] = []
-    for read in (_read_events, describe, _verified):
-        try:
-            read(folder / "s")
-        except ShardError as error:
-            refused.append(error)
-    if refused:
-        raise refused[0]
-
-
-def _verified(path: Path) -> None:
-    problems = verify(path)
-    if problems:
-        raise ShardError(str(problems[0]))
-
-
-def _read_events(path: Path) -> None:
-    store = open_store(path)
-    for split in store.splits:
-        for event in store.events(split):
-            store.read(split, event.index, 0, event.length)
-            store.metadata(split, event.index)
-
-
-def reseal(store: Path) -> None:
-    """Make sizes and digests those of the files that are there, where the manifest can be read at all."""
-    path = store / "manifest.json"
-    try:
-        data = json.loads(path.read_bytes())
-        for entry in [*data["files"], *(shard for split in data["splits"].values() for shard in split["shards"])]:
-            contents = (store / entry["file"]).read_bytes()
-            entry.update(bytes=len(contents), sha256=hashlib.sha256(contents).hexdigest())
-            if entry.get("index_sha256"):
-                index = (store / entry["file"]).with_suffix(".idx").read_bytes()
-                entry["index_sha256"] = hashlib.sha256(index).hexdigest()
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
-        pass
-    try:
-        data["digest"] = manifest_digest(data)
-        path.write_text(json.dumps(data))
-    except (NameError, TypeError, AttributeError, ValueError, UnboundLocalError):
-        pass
-
-
-def _source(name: str, *options: str) -> Callable[[Path, Path], None]:
-    def read(folder: Path, file: Path) -> None:
-        parser = argparse.ArgumentParser()
-        parser.add_argument("input")
-        SOURCES[name].add_arguments(parser)
-        source = SOURCES[name].build(parser.parse_args([str(file), *options]))
-        source.describe()
-        for events in source.plan().splits.values():
-            for event in events:
-                source.read(event)
-
-    return read
-
-
-def _frames(count: int = 30) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.random.default_rng(0).integers(0, 256, (count, 16, 16), dtype=np.uint8)
-
-
-def _npy(folder: Path) -> Path:
-    np.save(folder / "a.npy", _frames())
-    return folder / "a.npy"
-
-
-def _npz(folder: Path) -> Path:
-    np.savez_compressed(folder / "a.npz", X=_frames(40).reshape(20, 2, 16, 16), Y=_frames(40).reshape(20, 2, 16, 16))
-    return folder / "a.npz"
-
-
-def _clips(folder: Path) -> Path:
-    clips = np.array([[(0, 10), (20, 10)], [(10, 10), (30, 10)]], dtype=np.int32)
-    np.savez_compressed(folder / "a.npz", clips=clips, input_raw_data=_frames(40)[:, None])
-    return folder / "a.npz"
-
-
-def _hdf5(folder: Path) -> Path:
-    import h5py
-
-    with h5py.File(folder / "a.h5", "w") as file:
-        file.create_dataset("data", data=_frames(), chunks=(1, 16, 16), compression="gzip")
-        file["data"].attrs["units"] = "dBZ"
-    return folder / "a.h5"
-
-
-def _idx(suffix: str) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        data = struct.pack(">IIII", 0x803, 30, 16, 16) + _frames().tobytes()
-        path = folder / f"train-images-idx3-ubyte{suffix}"
-        path.write_bytes(gzip.compress(data) if suffix else data)
-        return path
-
-    return make
-
-
-def _image(suffix: str, pages: int = 1) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        images = [Image.fromarray(frame) for frame in _frames(pages)]
-        images[0].save(folder / f"a.{suffix}", **({"save_all": True, "append_images": images[1:]} if pages > 1 else {}))
-        return folder / f"a.{suffix}"
-
-    return make
-
-
-def _read_picture(folder: Path, file: Path) -> None:
-    pages = probe(file).pages
-    for page in range(min(pages, 50)):
-        read_picture(file.with_name(f"{file.name}#{page}") if pages > 1 else file, 1)
-
-
-def _packed(encoding: str) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        (folder / "packed").write_bytes(encode(encoding, _frames().tobytes()))
-        return folder / "packed"
-
-    return make
-
-
-def _unpack(encoding: str) -> Callable[[Path, Path], None]:
-    def read(folder: Path, file: Path) -> None:
-        data = file.read_bytes()
-        try:
-            declared_size(data[:32])
-            decode(encoding, np.frombuffer(data, dtype=np.uint8), 30 * 16 * 16)
-        except ValueError as error:  # what both promise
-            raise ShardError(str(error)) from None
-
-    return read
-
-
-def _read_manifest(folder: Path, file: Path) -> None:
-    _read_store(folder, file)
-    Manifest.load(folder / "s")
-
-
-_ALL = ("--val-fraction", "0", "--test-fraction", "0")
-TARGETS: dict[str, Target] = {
-    "manifest": Target(_store("webdataset", "manifest.json"), _read_manifest, is_json=True, reseal=True),
-    "manifest-zarr": Target(_store("zarr", "manifest.json"), _read_manifest, is_json=True, reseal=True),
-    "index": Target(_store("webdataset", "train/000000.idx"), _read_store, is_json=True, reseal=True),
-    "tar": Target(_store("webdataset", "train/000000.tar"), _read_store, reseal=True),
-    "tar-zstd": Target(_store("webdataset", "train/000000.tar", "zstd"), _read_store, reseal=True),
-    "tar-lz4": Target(_store("webdataset", "train/000000.tar", "lz4"), _read_store, reseal=True),
-    "zarr-metadata": Target(_store("zarr", "train/zarr.json"), _read_store, is_json=True, reseal=True),
-    "zarr-texts": Target(_store("zarr", "train/event_key/c/0"), _read_store, reseal=True),
-    "zarr-numbers": Target(_store("zarr", "train/event_length/c/0"), _read_store, reseal=True),
-    "zarr-shard": Target(_store("zarr", "train/frames/c/0/0/0/0", "lz4"), _read_store, reseal=True),
-    "npy": Target(_npy, _source("arrays", "--layout", "thw", *_ALL)),
-    "npy-guessed": Target(_npy, _source("arrays")),
-    "npz": Target(_npz, _source("arrays", *_ALL)),
-    "npz-clips": Target(_clips, _source("moving-mnist-file", *_ALL)),
-    "hdf5": Target(_hdf5, _source("arrays", "--layout", "thw", *_ALL)),
-    "idx": Target(_idx(""), lambda folder, file: (read_images(file), None)[1]),
-    "idx-gz": Target(_idx(".gz"), lambda folder, file: (read_images(file), None)[1]),
-    **{
-        f"image-{suffix}": Target(_image(suffix), _read_picture)
-        for suffix in ("png", "bmp", "jpg", "webp", "pgm", "gif")
-    },
-    "image-tiff-stack": Target(_image("tif", 5), _read_picture),
-    "image-gif-animated": Target(_image("gif", 5), _read_picture),
-    "image-apng": Target(_image("png", 5), _read_picture),
-    "zstd": Target(_packed("zstd"), _unpack("zstd")),
-    "lz4": Target(_packed("lz4"), _unpack("lz4")),
-}
 
 
 @dataclass
@@ -366,7 +192,7 @@ class Case:
 
     def damaged(self, rng: random.Random) -> bytes:
         """Return other contents of the file."""
-        return (mutate_json if self.target.is_json else mutate)(self.sound, rng)
+        return {"json": mutate_json, "yaml": mutate_yaml, "": mutate}[self.target.text](self.sound, rng)
 
     def read(self, data: bytes) -> bool:
         """Read the file with these contents; returns False where that is refused. Any other exception is a finding."""
@@ -375,27 +201,18 @@ class Case:
         self.file.unlink(missing_ok=True)  # not over a file that is mapped
         self.file.write_bytes(data)
         if self.target.reseal:
-            reseal(self.folder / "s")
-        for cached in _CACHES:
+            fuzz_shards.reseal(self.folder / "s")
+        for cached in fuzz_shards.CACHES:
             cached.cache_clear()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow warns of metadata that we don't use
                 self.target.read(self.folder, self.file)
-        except ShardError as error:
-            if not str(error).isprintable():
+        except (ShardError, ToolkitError) as error:
+            if isinstance(error, ShardError) and printable(str(error)) != str(error):
                 raise AssertionError(f"control characters in {str(error)!r}") from None
             return False
         return True
-
-
-def _caches() -> list[Any]:
-    from shards.sources import array_files, moving_mnist_file
-
-    return [array_files.mapped, array_files._unpacked, moving_mnist_file._stream]
-
-
-_CACHES = _caches()
 
 
 def _out_of_time(signum: int, frame: object) -> None:
@@ -408,12 +225,18 @@ def _run(name: str, seed: int, seconds: float, pipe: Any) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     signal.signal(signal.SIGALRM, _out_of_time)
     taken = refused = 0
-    longest, end = 0.0, time.monotonic() + seconds
+    longest = 0.0
     sys.stderr = io.StringIO()
+    logging.disable()
     with tempfile.TemporaryDirectory() as folder:
-        case = Case.of(name, Path(folder))
+        try:
+            case = Case.of(name, Path(folder))
+        except ImportError as error:
+            pipe.send(("skipped", str(error)))
+            return
         assert case.read(case.sound), f"{name}: the sound file is refused"
-        number = 0
+        end = time.monotonic() + seconds
+        number, before = 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         while time.monotonic() < end:
             data = case.damaged(random.Random(f"{seed}:{name}:{number}"))  # noqa: S311 - no secret
             pipe.send(("input", number, data))
@@ -430,7 +253,8 @@ def _run(name: str, seed: int, seconds: float, pipe: Any) -> None:
             signal.alarm(0)
             longest = max(longest, time.monotonic() - begin)
             number += 1
-    pipe.send(("done", taken, refused, longest))
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
+    pipe.send(("done", taken, refused, longest, grown))
 
 
 def fuzz(name: str, seed: int, seconds: float) -> tuple[str, list[tuple[str, bytes, str]]]:
@@ -445,7 +269,7 @@ def fuzz(name: str, seed: int, seconds: float) -> tuple[str, list[tuple[str, byt
     line = ""
     while True:
         try:
-            message = ours.recv() if ours.poll(3 * SECONDS) else None
+            message = ours.recv() if ours.poll(3 * SECONDS if last[1] else MAKING_S) else None
         except EOFError:
             break
         if message is None:
@@ -454,11 +278,13 @@ def fuzz(name: str, seed: int, seconds: float) -> tuple[str, list[tuple[str, byt
             break
         if message[0] == "input":
             last = message[1:]
+        elif message[0] == "skipped":
+            line = f"{name:<20} skipped: {message[1]}"
         elif message[0] == "finding":
             findings.append((f"{name}-{seed}-{message[1]}", *message[2:]))
         else:
             line = f"{name:<20}{message[1] + message[2]:>9} inputs{message[1]:>9} taken{message[2]:>9} refused"
-            line += f"{message[3]:>8.2f} s longest"
+            line += f"{message[3]:>8.2f} s longest{message[4]:>6} MiB more"
     process.join()
     if not line and process.exitcode:
         findings.append((f"{name}-{seed}-{last[0]}", last[1], f"the process ended with {process.exitcode}"))

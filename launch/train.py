@@ -135,13 +135,18 @@ def _dry_run(config: RunConfig, new: bool) -> int:
     if "://" in config.data.store or (config.data.store and Path(config.data.store).exists()):
         data = open_data(config)
         check_config(config, data)
-        shape, where, assumed = data.store.manifest.frames, config.data.store, False
+        shape, where, assumed = data.train.frames, config.data.store, False
+        choice = data.train.channels
     else:
         check_trackers(config)
         check_scoring(config)
-        shape, where, assumed = FrameSpec(1, 64, 64), "no store yet: 64x64 frames of one channel assumed", True
+        shape = FrameSpec(len(config.data.inputs or "1"), 64, 64)
+        where, assumed = f"no store yet: 64x64 frames of {count(shape.channels, 'channel')} assumed", True
+        choice = None
     print(f"model       {config.model.name} ({', '.join(f'{k} {v}' for k, v in config.model if k != 'name')})")
     print(f"frames      {shape.channels} x {shape.height} x {shape.width} ({where})")
+    if choice is not None:
+        print(f"channels    {', '.join(choice.names)}; predicted: {', '.join(choice.target_names)}")
     print(f"parameters  {count_parameters(config.model, shape):,}")
     training = f"{config.train.steps:,} of {config.train.batch} sequences, rate {config.train.lr:g}"
     print(f"steps       {training if entry_of(config.model).trained else 'none: no training, only evaluation'}")
@@ -241,8 +246,8 @@ def _check(config: RunConfig, world: World) -> None:
     check_config(config, data)
     if entry_of(config.model).trained:
         check_source(config.train.init_from)
-        check_readers(config, data.store.manifest.frames, world.local_size)
-        check_size(config, data.store.manifest.frames, world.world_size, world.device)
+        check_readers(config, data.train.frames, world.local_size)
+        check_size(config, data.train.frames, world.world_size, world.device)
 
 
 def _note_failure(run: RunDir, rank: int, error: Exception) -> None:

@@ -37,6 +37,7 @@ UNRECORDED = (
     "overwrite",
     "format",
     "name",
+    "channel_names",
     "shard_mb",
     "encoding",
     "cluster",
@@ -128,6 +129,12 @@ def _add_convert(commands: Commands, entries: Mapping[str, SourceEntry]) -> None
         add_dtype_argument(source)
         source.add_argument("--name", help="name in the manifest (default: the source's)")
         source.add_argument(
+            "--channel-names",
+            nargs="+",
+            metavar="NAME",
+            help="names of the channels of a frame, in order, such as radar ir wv; a training chooses channels by them",
+        )
+        source.add_argument(
             "--on-error",
             choices=("stop", "skip"),
             default="stop",
@@ -171,6 +178,7 @@ def _convert(args: argparse.Namespace) -> int:
         encoding=args.encoding,
         arguments=arguments,
         name=args.name,
+        channel_names=args.channel_names,
         shard_mb=args.shard_mb,
         workers=args.workers,
         cluster=chosen_cluster(args),

@@ -10,6 +10,7 @@ For the memory that a conversion needs see writer.py.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -31,6 +32,7 @@ from shards.manifest import (
     FileInfo,
     Manifest,
     SplitInfo,
+    check_channel_names,
 )
 from shards.overlap import overlap_warnings
 from shards.partial import partial_code, partial_folder, put_in_place, remove_partials
@@ -66,6 +68,7 @@ def convert(
     overwrite: bool = False,
     skip_limit: int | None = None,
     plan_sha256: str | None = None,
+    channel_names: Sequence[str] | None = None,
     report: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> Outcome:
     """Convert `source` into a new store in folder `output`, or resume where an earlier call was interrupted.
@@ -74,8 +77,8 @@ def convert(
     there already is the very one asked for. `workers` processes write shards side by side, here or in each job of a
     `cluster`; their number doesn't show in the bytes. `overwrite` replaces another store, and nothing but a store.
     `plan_sha256` is recorded instead of the digest of the source's own plan (where the source is a store, that of the
-    archive). With a `skip_limit`, at most that many damaged frames are left out (damaged.py); None: the first one ends
-    the conversion. Raises ShardErrors.
+    archive). `channel_names` name the channels of a frame, in order. With a `skip_limit`, at most that many damaged
+    frames are left out (damaged.py); None: the first one ends the conversion. Raises ShardErrors.
     """
     if cluster is not None and (cluster.name not in CLUSTERS or cluster.jobs < 1):
         raise UsageError(f"cluster {cluster.name!r} ({', '.join(CLUSTERS)}) with {cluster.jobs} jobs (>= 1)")
@@ -87,6 +90,10 @@ def convert(
     if skip_limit is not None and skip_limit < 0:
         raise UsageError(f"--skip-limit {skip_limit}: a number of frames, 0 or more")
     description = source.describe()
+    if channel_names:
+        check_channel_names(channel_names, description.frames.channels)
+        frames = dataclasses.replace(description.frames, names=tuple(channel_names))
+        description = dataclasses.replace(description, frames=frames)
     _check_manifest(_manifest(description, {**arguments, "name": name or description.name}, format, encoding))
     plan = in_utc(source.plan(), description.step_seconds)
     check_plan(plan)
@@ -97,7 +104,15 @@ def convert(
         check_plan(plan)
         skipped = {"on_error": "skip", "skipped": [damage.as_json() for damage in damages]}
     digest = plan_digest(plan)
-    conversion = {**arguments, **skipped, "format": format, "name": name or description.name, "shard_mb": shard_mb}
+    named = {"channel_names": list(channel_names)} if channel_names else {}
+    conversion = {
+        **arguments,
+        **named,
+        **skipped,
+        "format": format,
+        "name": name or description.name,
+        "shard_mb": shard_mb,
+    }
     if encoding != "raw":
         conversion["encoding"] = encoding
     conversion["plan_sha256"] = plan_sha256 or digest

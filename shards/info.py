@@ -26,6 +26,7 @@ def summary(path: str | Path) -> dict[str, Any]:
             "height": manifest.frames.height,
             "width": manifest.frames.width,
             "dtype": manifest.frames.dtype,
+            **({"names": list(manifest.frames.names)} if manifest.frames.names else {}),
         },
         "step_seconds": manifest.step_seconds,
         "scale": {
@@ -72,6 +73,7 @@ def describe(path: str | Path) -> str:
     lines = [
         f"{path}: {data['name']} ({data['format']}, {data['encoding']})",
         f"frames   {frames['channels']} x {frames['height']} x {frames['width']} {frames['dtype']}{step}",
+        *([f"channels {', '.join(frames['names'])}"] if "names" in frames else []),
         f"scale    {_scale(manifest.scale)}",
         *_grid(manifest.grid),
         f"source   {data['source']['name']}",

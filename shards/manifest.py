@@ -31,7 +31,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ GENERATOR = "modernn-toolkit shards 0.1.0"
 SPLIT_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 LONGEST_KEY = 80
 KEY_PATTERN = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{LONGEST_KEY - 1}}}")
+CHANNEL_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")  # never a number, which would be an index
 
 Values = npt.NDArray[np.float32]
 
@@ -78,6 +79,7 @@ class FrameSpec:
     height: int
     width: int
     dtype: str = "uint8"
+    names: tuple[str, ...] = ()  # of the channels; empty: they have none
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -229,6 +231,8 @@ class Manifest:
         data.update((key, value) for key, value in dataclasses.asdict(self).items() if key not in data)
         if self.grid is None:
             del data["grid"]
+        if not self.frames.names:
+            del data["frames"]["names"]
         for split in data["splits"].values():
             for share in SHARES:
                 if split[share] is None:
@@ -316,8 +320,27 @@ def manifest_digest(data: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def check_channel_names(names: Sequence[str], channels: int) -> None:
+    """Raise UsageError unless there is one name for each channel, all different and of CHANNEL_PATTERN."""
+    if len(names) != channels or len(set(names)) < len(names):
+        raise UsageError(
+            f"channel names {', '.join(names)}: should be {channels} different names, one for each channel of a frame"
+        )
+    for name in names:
+        if not CHANNEL_PATTERN.fullmatch(name):
+            raise UsageError(f"channel name {name!r}: write a letter, then at most 63 letters, digits, _, . or -")
+
+
 def _frames(fields: Fields) -> FrameSpec:
-    spec = fields.flat(FrameSpec)
+    names = fields.texts("names") if "names" in fields.data else ()
+    sides = (fields.take("channels", int), fields.take("height", int), fields.take("width", int))
+    spec = FrameSpec(*sides, fields.take("dtype", str), names)
+    fields.done()
+    if names:
+        try:
+            check_channel_names(names, spec.channels)
+        except UsageError as error:
+            raise ManifestError(f"{fields.where}: {error}") from None
     sides_fit = 1 <= min(spec.shape) <= max(spec.shape) <= LARGEST_SIDE
     if spec.dtype not in DTYPES or not sides_fit or spec.bytes > 1 << 32:
         raise ManifestError(

@@ -27,6 +27,12 @@ EXIT_MEANING = {
 }
 
 
+# What Python raises for values from a file that are not what they should be.
+CONTENT_ERRORS = (
+    *(ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError, MemoryError),
+)
+
+
 class ToolkitError(ValueError):
     """Base of errors that a user can fix; `exit_code` is the exit code of the command."""
 

@@ -5,10 +5,12 @@ In a checkout they are `configs/` and `slurm/profiles/` beside the packages; `pi
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
 
+from toolkit.errors import ConfigError
 from toolkit.wording import nearest
 
 PACKAGE = Path(__file__).resolve().parent
@@ -43,11 +45,16 @@ def find_config(path: Path, folder: Path | None = None) -> Path:
     Returns:
         The path in `folder`; where there is nothing and it begins with `configs/`, the file of that name which comes
         with the toolkit, if there is one.
+
+    Raises:
+        ConfigError: it can't be the name of a file.
     """
     here = path if folder is None else folder / path
-    if not here.exists() and path.parts[:1] == ("configs",):
+    if "\0" in str(path):
+        raise ConfigError(f"{str(path)!r} is no name of a file")
+    if not os.path.exists(here) and path.parts[:1] == ("configs",):
         ours = CONFIGS.joinpath(*path.parts[1:])
-        if ours.exists():
+        if os.path.exists(ours):
             return ours
     return here
 

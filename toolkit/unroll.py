@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
@@ -124,17 +124,20 @@ def unroll(
     context: int,
     *,
     teacher: Tensor | None = None,
+    targets: Sequence[int] | None = None,
     checkpointing: Checkpointing = NO_CHECKPOINTING,
 ) -> tuple[Tensor, Any]:
     """Predict `steps` next frames.
 
     Args:
         step: (frame_t [B, ...], state) -> (frame_{t+1}, state); draws no random numbers.
-        frames: [B, K, ...], the known frames; K >= context, and K >= steps where `teacher` is given.
+        frames: [B, K, ...], the known frames; K >= context, and K >= steps where `teacher` or `targets` is given.
         state: the state before the first frame.
         steps: how many predictions.
         context: inputs 0 .. context - 1 are always known frames.
         teacher: bool [B, steps - context]; True where a later input is the known frame. None: always the prediction.
+        targets: channels of a frame [B, C, H, W] that predictions replace in a later input; the others are always those
+            of `frames`. None: all channels.
         checkpointing: see above.
 
     Returns:
@@ -145,6 +148,8 @@ def unroll(
         if t < context:
             return frames[:, t]
         assert previous is not None
+        if targets is not None:
+            previous = with_channels(frames[:, t], previous, targets)
         if teacher is None:
             return previous
         known = teacher[:, t - context].view(-1, *[1] * (frames.dim() - 2))
@@ -171,6 +176,12 @@ def unroll(
     schedule = schedule_of(checkpointing.policy, steps) if torch.is_grad_enabled() else steps
     out, state = span(schedule, 0, None, state, True)
     return torch.stack(out, dim=1), state
+
+
+def with_channels(frames: Tensor, others: Tensor, channels: Sequence[int]) -> Tensor:
+    """Return frames [..., C, H, W] with some channels of `others`, of the same shape; nothing comes from the host."""
+    pairs = enumerate(zip(frames.unbind(-3), others.unbind(-3), strict=True))
+    return torch.stack([other if place in channels else own for place, (own, other) in pairs], -3)
 
 
 def schedule_of(policy: str, steps: int) -> Schedule:

@@ -42,6 +42,9 @@ class Forecaster:
             "frames": record["frames"],
             "scale": record["scale"],
         }
+        if (choice := self.model.channel_choice) is not None:
+            self.facts["channels"] = {"frames": choice.names, "forecast": choice.target_names}
+            self.facts["frames"] |= {"channels": len(choice.inputs), "names": choice.names}
         self.lock = threading.Lock()
 
     def forecast(self, body: bytes, horizon: int) -> bytes:

@@ -114,12 +114,12 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 def _compare(
-    before: Record, request: Request, jobs: Mapping[Path, QueuedJob], whole: bool, refused: Sequence[str]
+    before: Record, request: Request, jobs: Mapping[Path, QueuedJob], complete: bool, refused: Sequence[str]
 ) -> None:
     """Report in what the jobs of runs of a submission differ from those that would be submitted now.
 
     Args:
-        whole: these are all runs of the submission that have a job.
+        complete: these are all runs of the submission that have a job.
         refused: keys that are reported already.
     """
     now = request.record
@@ -129,7 +129,7 @@ def _compare(
     parts = ", ".join(_difference(key, before.get(key), now.get(key)) for key in keys)
     base, waits = next(iter(jobs.values())).base, any(job.waiting for job in jobs.values())
     which, whose = base, ""
-    if not whole:
+    if not complete:
         whose = f" for {some([run.name for run in jobs])}"
         tasks = sorted({job.index for job in jobs.values()})
         which = f"{base}_{tasks[0]}" if len(tasks) == 1 else f"'{base}_[{','.join(map(str, tasks))}]'"

@@ -18,6 +18,7 @@ from toolkit.config import RunConfig
 from toolkit.config.renamed import ORIGINAL
 from toolkit.config.tree import flatten
 from toolkit.errors import ConfigError
+from toolkit.models.plugins import entry_of
 
 LONGEST_VALUE = 40  # of a text value in a name; its end tells paths apart
 LONGEST_GROUP = 160  # a folder's name has at most 255 bytes; the seed, a hash and temporary endings follow
@@ -48,6 +49,8 @@ def label_runs(runs: Sequence[tuple[RunConfig, str | None]], origin: str) -> lis
     for config, label in runs:
         values = flatten(config.model_dump(mode="json"))
         keys = [key for key in values if key in varied[label][config.model.name]]
+        if not _is_trained(config):
+            keys = [key for key in keys if not key.startswith("train.")]
         short = _short_keys(sorted(set().union(*varied[label].values())))
         parts = [label] if label else []
         parts += [_part(short[key], values[key], bare=key == "model.name") for key in keys]
@@ -58,6 +61,10 @@ def label_runs(runs: Sequence[tuple[RunConfig, str | None]], origin: str) -> lis
     return labels
 
 
+def _is_trained(config: RunConfig) -> bool:
+    return entry_of(config.model).trained
+
+
 def _varied_keys(runs: Sequence[tuple[RunConfig, Mapping[str, object]]]) -> dict[str, set[str]]:
     """For each model, the keys (less the seed) that take more than one value."""
 
@@ -65,7 +72,11 @@ def _varied_keys(runs: Sequence[tuple[RunConfig, Mapping[str, object]]]) -> dict
         keys = {key for identity in identities for key in identity}
         return {key for key in keys if len({json.dumps(identity.get(key, "default")) for identity in identities}) > 1}
 
-    everywhere = differing([identity for _, identity in runs]) - {"seed"}
+    # The identity of a run without a training holds no key of `train`: that it lacks them is no difference.
+    trained = differing([identity for config, identity in runs if _is_trained(config)])
+    everywhere = {key for key in differing([identity for _, identity in runs]) if not key.startswith("train.")}
+    everywhere |= {key for key in trained if key.startswith("train.")}
+    everywhere -= {"seed"}
     shared = {key for key in everywhere if not key.startswith("model.") or key == "model.name"}
     result: dict[str, set[str]] = {}
     for model in {config.model.name for config, _ in runs}:

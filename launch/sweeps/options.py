@@ -11,6 +11,7 @@ import yaml
 from launch.cli.parser import make_parser, positive
 from launch.slurm.profile import as_pack
 from launch.sweeps.plan import RETRY
+from toolkit.config.tree import parse_yaml
 from toolkit.errors import ConfigError
 from toolkit.shipped import CONFIGS
 
@@ -193,7 +194,7 @@ def as_axis(text: str) -> tuple[str, list[object]]:
     """Return the key and the values of an axis that the command line gives."""
     key, equals, values = text.partition("=")
     try:
-        parsed = [yaml.safe_load(value) for value in values.split(",")]
+        parsed = [parse_yaml(value) for value in values.split(",")]
     except yaml.YAMLError as error:
         raise ConfigError(f"{text}: a value is not YAML: {error}") from None
     if not equals or not key or "" in values.split(","):

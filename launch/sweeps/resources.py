@@ -168,7 +168,7 @@ def frames_of(config: RunConfig, given: str | None) -> tuple[tuple[int, int, int
                 f"--frames {given}: write it as channels x height x width, for example 1x384x384, each at least 1"
             )
         return shape, "--frames"
-    stored = stored_shape(config.data.store)
+    stored = _shape_read(config)
     if stored is None:
         raise ConfigError(
             f"data.store {config.data.store or '(not set)'}: no manifest.json with the frame size: "
@@ -180,6 +180,12 @@ def frames_of(config: RunConfig, given: str | None) -> tuple[tuple[int, int, int
 def stored_shape(store: str) -> tuple[int, int, int] | None:
     """Return the frames of a store in a folder, read without numpy; None if there is no such store."""
     return _shape_of(Path(store, "manifest.json").absolute())
+
+
+def _shape_read(config: RunConfig) -> tuple[int, int, int] | None:
+    """Return the frames that a run reads: those of its store, with the channels of `data.inputs`."""
+    shape = stored_shape(config.data.store)
+    return shape if shape is None or config.data.inputs is None else (len(config.data.inputs), *shape[1:])
 
 
 @functools.cache  # by absolute path: relative paths depend on the working directory
@@ -195,7 +201,7 @@ def hours_of(config: RunConfig, rate: float | None, tflops: float | None, ranks:
     """Return the hours of a run from a rate in sequences per second, or from TFLOP/s per rank; None if unknown."""
     if not entry_of(config.model).trained:
         return 0.0
-    shape = stored_shape(config.data.store)
+    shape = _shape_read(config)
     cost = costs.find(config, shape[0]) if shape and tflops and not rate else None
     if shape and tflops and cost:
         macs = cost.peaks[costs.policy_of(config)].macs.at(1, costs.area_of(config, *shape[1:]))
@@ -209,7 +215,7 @@ def summary(config: RunConfig, hours: float | None) -> list[str]:
     Memory is that of a run on one rank, with its policy.
     """
     shown_hours = f"{hours:,.1f}" if hours else ""
-    shape = stored_shape(config.data.store)
+    shape = _shape_read(config)
     cost = costs.find(config, shape[0] if shape else 1) if entry_of(config.model).trained else None
     if cost is None:
         return ["", "", "", shown_hours]

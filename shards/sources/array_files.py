@@ -1,6 +1,6 @@
 """Arrays in files: .npy (mapped into memory), .npz (unpacked one array at a time), HDF5 (read part by part).
 
-Headers come from outside: no pickles, no more memory than the file's size or LARGEST_NPZ, and of HDF5 nothing that lies
+Headers come from outside: no pickles, no more memory than the file's size or LARGEST, and of HDF5 nothing that lies
 in another file.
 """
 
@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-import struct
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,19 +20,13 @@ import numpy.typing as npt
 from numpy.lib import format as npy_format
 
 from shards.errors import SourceError
+from shards.npz import LARGEST, NUMPY_ERRORS
 from shards.sources import hdf
 from shards.sources.inputs import by
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5", ".mat")
 SUFFIXES = (".npy", ".npz", *HDF5_SUFFIXES)
-LARGEST_NPZ = 1 << 32  # bytes of an array in a .npz, which is unpacked as a whole
 PIECE = 1 << 26  # bytes that are looked at at a time
-# What numpy and zipfile raise for files that are damaged.
-NUMPY_ERRORS = (
-    *(OSError, ValueError, EOFError, KeyError, TypeError, OverflowError, MemoryError, RecursionError, SyntaxError),
-    *(NotImplementedError, RuntimeError, IndexError, AttributeError, struct.error, zlib.error),
-    *(zipfile.BadZipFile, tokenize.TokenError),
-)
 
 
 @dataclass(frozen=True)
@@ -120,9 +111,9 @@ def _unpacked(path: Path, key: str) -> npt.NDArray[np.generic]:
         with zipfile.ZipFile(path) as archive:
             shape, dtype = _member_header(archive, f"{key}.npy")
             size = math.prod(shape) * dtype.itemsize
-            if size > LARGEST_NPZ:
+            if size > LARGEST:
                 raise SourceError(
-                    f"{path}: {key} has {size} bytes, at most {LARGEST_NPZ} are unpacked at once; save it as .npy"
+                    f"{path}: {key} has {size} bytes, at most {LARGEST} are unpacked at once; save it as .npy"
                 )
             with archive.open(f"{key}.npy") as member:
                 return np.asarray(npy_format.read_array(member, allow_pickle=False))

@@ -35,6 +35,7 @@ from shards.sources.cf_layout import (
     own_packing,
     period_of,
     place_of,
+    reading,
     spans_of,
     text_of,
     valid_limits,
@@ -47,6 +48,7 @@ from shards.sources.sequences import kept
 if TYPE_CHECKING:
     from xarray import Dataset
 
+UNREADABLE = "its coordinates and attributes can't be read"
 NETCDF = (".nc", ".nc4", ".cdf", ".netcdf")
 
 
@@ -110,7 +112,8 @@ class CfArchive:
     def _values(self, name: str, places: list[int]) -> npt.NDArray[np.float64]:
         """Frames at `places` of one file, float64 [L, C, H, W], NaN where missing, north up; rain as dBZ."""
         layout = self.layout
-        try:
+        what = f"frames {places[0]}..{places[-1]} of {layout.variable} can't be read"
+        with reading(self.path / name, what):
             array = opened(self.path / name if name else self.path, self.group)[layout.variable]
             ordered = places == list(range(places[0], places[0] + len(places)))
             where = slice(places[0], places[-1] + 1) if ordered else places
@@ -118,13 +121,6 @@ class CfArchive:
             check_pixels(self.path / name, part.shape[1:])
             values = np.array(part.values, dtype=np.float64)
             low, high = valid_limits(array)
-        except (OSError, ValueError, KeyError, IndexError, RuntimeError, MemoryError) as error:
-            if isinstance(error, SourceError):
-                raise
-            raise SourceError(
-                f"{self.path / name}: frames {places[0]}..{places[-1]} of {layout.variable} can't be read ({error}); "
-                "fetch the file again"
-            ) from None
         values = values[:, None] if layout.channel is None else values
         if values.shape[1:] != layout.shape:
             raise SourceError(
@@ -197,21 +193,27 @@ def _build(args: argparse.Namespace) -> Source:
             raise SourceError(f"{path}: neither a zarr store nor a folder with files {', '.join(NETCDF)}")
     first = _first_readable(path, names, args)
     data = opened(path / first, args.group)
-    layout = layout_of(path / first, data, args.variable)
-    check_pixels(path / first, layout.shape)
-    args.variable = layout.variable
-    info = _source_info(path, dict(data.attrs))
-    place, why = place_of(data, layout)
-    expected = facts_of(data, layout)
-    stamps, skipped = kept(names, lambda name: _frames(path, name, args.group, layout, first, expected), args)
+    with reading(path / first, UNREADABLE):
+        layout = layout_of(path / first, data, args.variable)
+        check_pixels(path / first, layout.shape)
+        args.variable = layout.variable
+        info = _source_info(path, dict(data.attrs))
+        place, why = place_of(data, layout)
+        expected = facts_of(data, layout)
+
+    def frames_in(name: str) -> list[timeline.Stamped]:
+        with reading(path / name, UNREADABLE):
+            return _frames(path, name, args.group, layout, first, expected)
+
+    stamps, skipped = kept(names, frames_in, args)
     frames = timeline.in_order(itertools.chain.from_iterable(stamps.values()))
     args.step = args.step or timeline.commonest_step(frames, 0.0)
     if not args.step:
         raise UsageError(f"{path}: {plural(len(frames), 'frame')}, which have no time step; say --step SECONDS")
-    data = opened(path / first, args.group)
-    scale, factor, note = coding(
-        layout, args.range, period_of(data, layout, args.step), dtype_of(args), own_packing(data[layout.variable])
-    )
+    with reading(path / first, UNREADABLE):
+        data = opened(path / first, args.group)
+        period, packing = period_of(data, layout, args.step), own_packing(data[layout.variable])
+    scale, factor, note = coding(layout, args.range, period, dtype_of(args), packing)
     size = layout.shape[1:]
     geometry = Geometry(size, parse_crop(args.crop, size), parse_size(args.size), scale.missing_code)
     notes = [note, f"frames of {by(size)} pixels, one every {args.step:g} s", *_orientation(layout)]

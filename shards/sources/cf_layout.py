@@ -7,7 +7,8 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from shards.errors import SourceError, UsageError, printable
+from shards.errors import ShardError, SourceError, UsageError, printable
 from shards.georeference import LONGLAT, Grid, grid_of
 from shards.manifest import Scale
 from shards.sources.inputs import need, plural
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 ENGINES = ("netcdf4", "h5netcdf", "scipy")  # xarray's names of those that read them, in its order
 LONGEST_TEXT = 2000  # characters of an attribute that is kept
+CF_ERRORS = (  # what they raise for files that are damaged
+    *(OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, OverflowError, MemoryError),
+    NotImplementedError,
+)
 CALENDARS = ("standard", "gregorian", "proleptic_gregorian")  # those of real days
 AXES = {
     "x": ("x", "lon", "longitude", "rlon", "grid_longitude", "projection_x_coordinate", "west_east", "easting"),
@@ -75,7 +80,7 @@ class Layout:
 def opened(path: Path, group: str | None) -> Dataset:
     """Return the dataset, lazily. Raises SourceError if xarray can't open it, or its calendar lacks real days."""
     xarray = need("xarray", "cf", "reading CF datasets")
-    try:
+    with reading(path, "xarray can't open it"):
         if is_zarr(path):
             _refuse_pickles()
             raw = xarray.open_zarr(path, group=group, chunks=None, decode_cf=False)
@@ -92,14 +97,24 @@ def opened(path: Path, group: str | None) -> Dataset:
                     f"({', '.join(CALENDARS)}): convert its times first (xarray's convert_calendar)"
                 )
         return xarray.decode_cf(raw)
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turn what xarray and the libraries below it raise for damaged files into a SourceError that names the file.
+
+    Values are read when they are needed, so any look at them can fail.
+    """
+    try:
+        yield
+    except ShardError:
+        raise
     except ImportError as error:
         raise SourceError(f"{path}: {error}; install what reads it: pip install 'modernn-toolkit[cf]'") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, SourceError):
-            raise
+    except CF_ERRORS as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
         raise SourceError(
-            f"{path}: xarray can't open it ({str(error).splitlines()[0]}); for netCDF: pip install "
-            "'modernn-toolkit[cf]'; else fetch the file again"
+            f"{path}: {what} ({why}); for netCDF: pip install 'modernn-toolkit[cf]'; else fetch the file again"
         ) from None
 
 

@@ -133,7 +133,9 @@ def datasets(file: Any) -> list[tuple[str, tuple[int, ...], str]]:
     """Return name, shape and type of the datasets that the file itself holds; links aren't followed."""
     found: list[tuple[str, tuple[int, ...], str]] = []
 
-    def visit(name: str, item: Any) -> None:
+    def visit(name: str | bytes, item: Any) -> None:
+        if isinstance(name, bytes):
+            raise SourceError(f"{file.filename}: the name {name!r} isn't UTF-8; is the file damaged? Fetch it again")
         if hasattr(item, "dtype") and hasattr(item, "shape") and item.shape is not None:
             found.append((name, tuple(item.shape), str(item.dtype)))
 

@@ -28,7 +28,8 @@ from numpy.lib import format as npy_format
 
 from shards.errors import SourceError
 from shards.manifest import FrameSpec, Scale, SourceInfo
-from shards.sources.array_files import NUMPY_ERRORS, mapped, pieces, read_header
+from shards.npz import NUMPY_ERRORS
+from shards.sources.array_files import mapped, pieces, read_header
 from shards.sources.base import Description, Plan, PlannedEvent, RawEvent, Source, SourceEntry
 from shards.sources.inputs import Listing, by, plural, walk
 from shards.sources.layouts import frames_of, guess_layout, parse_layout, sides_of

@@ -190,9 +190,9 @@ class GeoTiff:
             gain, offset, nodata, _marker(path, "undetect", items), unit or UNSTATED, rate, self.scale.offset
         )
 
-    def _rate(self, path: Path, unit: str, told: Sequence[str]) -> float:
+    def _rate(self, path: Path, unit: str, texts: Sequence[str]) -> float:
         """Return what turns `unit` into mm/h. Raises SourceError for a unit that isn't a rain rate's, or for one of
-        much else that neither --unit nor any of the texts `told` calls rain.
+        much else that neither --unit nor any of the texts `texts` calls rain.
         """
         rate = rate_factor(unit)
         if rate is None and amount_factor(unit) is not None:
@@ -204,7 +204,7 @@ class GeoTiff:
             raise UsageError(f"--unit {unit}: neither dBZ nor a rain rate such as mm/h")
         if rate is None:
             raise unlike(path, "unit", unit, "dBZ, or a rain rate such as mm/h")
-        if self.unit is None and is_ambiguous(unit) and not says_rain(*told):
+        if self.unit is None and is_ambiguous(unit) and not says_rain(*texts):
             raise SourceError(
                 f"{path}: is in {unit}, which rain has, and much else; neither its quantity nor its name says rain: "
                 f"if it is a rain rate, say --unit {shlex.quote(unit)}"

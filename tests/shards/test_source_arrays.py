@@ -300,7 +300,7 @@ def test_headers_that_do_harm(tmp_path, monkeypatch, header, suffix, name):
 
 
 def test_a_bomb_in_an_npz(tmp_path, monkeypatch):
-    monkeypatch.setattr("shards.sources.array_files.LARGEST_NPZ", 1 << 20)
+    monkeypatch.setattr("shards.sources.array_files.LARGEST", 1 << 20)
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros((600, 64, 64), np.uint8))
     with pytest.raises(SourceError, match=r"at most 1048576 are unpacked at once; save it as .npy"):
         build("arrays", tmp_path)

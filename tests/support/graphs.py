@@ -19,6 +19,7 @@ from shards.manifest import FrameSpec, Scale
 from toolkit.checkpoint.checkpoint import TrainState
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
+from toolkit.config.channels import choose_channels
 from toolkit.data.batches import Batch
 from toolkit.distributed.world import init_world
 from toolkit.train.build import build_engine
@@ -43,20 +44,25 @@ def train(case: dict[str, Any], graph: str) -> tuple[list[StepResult], TrainStat
     if graph == "off":
         settings.pop("defer_weight_gradients", None)
     length = case.get("frames", 6)
-    data = {"context": length // 2, "horizon": length - length // 2}
+    data = {"context": length // 2, "horizon": length - length // 2, **case.get("data", {})}
     config = make_config({"model": case["model"], "data": data, "train": settings}, "case")
     world = init_world(config.train, group=True)
     torch.manual_seed(0)
     size = case.get("size", 16)
-    engine = build_engine(untrained_model(config, FrameSpec(1, size, size)), config, world, None)
-    loss = TrainingLoss(config, SCALE, world.device, engine.forward)
+    frames = FrameSpec(case.get("channels", 1), size, size)
+    choice = choose_channels(config.data, frames, "case")
+    engine = build_engine(untrained_model(config, frames), config, world, None)
+    targets = None if choice is None else choice.targets
+    loss = TrainingLoss(config, SCALE, world.device, engine.forward, targets=targets)
     generator = torch.Generator().manual_seed(1)
     results = []
     for step in range(case["steps"]):
         loss.step, batches = step, []
         for part in range(engine.share.accumulation):
             count = engine.share.micro_batch
-            codes = torch.randint(0, 256, (count, length, 1, size, size), generator=generator, dtype=torch.uint8)
+            codes = torch.randint(
+                0, 256, (count, length, frames.channels, size, size), generator=generator, dtype=torch.uint8
+            )
             positions = [step * config.train.batch + part * count + index for index in range(count)]
             batches.append(Batch(codes, positions, [str(position) for position in positions], []))
         results.append(engine.step(batches, loss, False))

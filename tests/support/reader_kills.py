@@ -2,9 +2,9 @@
 
     python -m tests.support.reader_kills --kills 200 --seed 1 --log reader-kills.log
 
-Each training, of one or two ranks with one to three readers each, is killed (SIGKILL) at a random moment from its first
-instant on: all of its ranks, or one of two, whose peer then ends by itself. Then every process of its process groups
-must be gone: that of a killed rank within 10 s, of its peer within the watchdog's time.
+Each training, of one or two ranks with one to three readers each, is killed (SIGKILL) at one of MOMENTS, each as often:
+all of its ranks, or one of two, whose peer then ends by itself. Then every process of its process groups must be gone:
+that of a killed rank within 10 s, of its peer within the watchdog's time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from pathlib import Path
 
 from tests.support.process_pool import ProcessPool
 from tests.support.training_faults import free_port, prepare
+from toolkit.rundir import RunDir
 
+# What is waited for before the kill; then a random time, where it isn't over in an instant.
+MOMENTS = {"any": 4.0, "readers": 0.5, "first batch": 0.0, "training": 1.5, "checkpoint": 0.0, "validation": 0.0}
+MOMENT_S = 40.0  # for the moment to come; else the kill comes where the training is
 READERS_S = 10.0  # for the readers of a training that is gone
 PEER_S = 90.0  # for a rank whose peer was killed
 
@@ -40,6 +44,28 @@ def members(groups: Sequence[int]) -> dict[int, str]:
     return found
 
 
+def _logs(log: Path) -> str:
+    return "\n".join(path.read_text()[-2000:] for path in sorted(log.parent.glob(f"{log.name}.*")))
+
+
+def _where(run: Path, told: Path) -> str:
+    """Return what a training is doing."""
+    if any((run / "checkpoints").glob(".*.tmp")):
+        return "checkpoint"
+    phase = RunDir(run).read_state().get("phase")
+    if phase == "validating":
+        return "validation"
+    if told.exists() and b"seq/s" in told.read_bytes():
+        return "training"
+    return "first batch" if phase == "training" else "starting"
+
+
+def _reached(moment: str, run: Path, told: Path, pids: Sequence[int]) -> bool:
+    if moment == "readers":
+        return any("forkserver" in command for command in members(pids).values())
+    return moment in ("any", _where(run, told))
+
+
 def kill_trainings(
     pool: ProcessPool, folder: Path, kills: int, seed: int, say: Callable[[str], None], minutes: float = 1e9
 ) -> Counter[str]:
@@ -49,9 +75,9 @@ def kill_trainings(
         AssertionError: a process is left behind.
     """
     dice, met, config = random.Random(seed), Counter[str](), prepare(folder)
-    deadline = time.monotonic() + 60 * minutes
+    end = time.monotonic() + 60 * minutes
     for number in range(1, kills + 1):
-        if time.monotonic() > deadline:
+        if time.monotonic() > end:
             break
         ranks, readers = dice.choice((1, 1, 2)), dice.randint(1, 3)
         one = ranks == 2 and dice.random() < 0.5
@@ -59,21 +85,18 @@ def kill_trainings(
         words = ["--config", config, "--out", folder / f"run{number}", *options]
         log = folder / f"log{number}"
         pids = pool.ranks(ranks, free_port(), words, log)
-        if dice.random() < 0.8:  # readers, or the server that starts them, are there
-            waited = time.monotonic()
-            while not any("forkserver" in command for command in members(pids).values()):
-                assert time.monotonic() - waited < PEER_S, f"{number}: no readers after {PEER_S:g} s"
-                time.sleep(0.05)
-        time.sleep(dice.uniform(0.0, 4.0))
+        moment = list(MOMENTS)[number % len(MOMENTS)]
+        run, told = folder / f"run{number}", log.with_name(f"{log.name}.0")
+        deadline = time.monotonic() + MOMENT_S
+        while not _reached(moment, run, told, pids) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(dice.uniform(0.0, MOMENTS[moment]))
         begun = max(0, len(members(pids)) - ranks)
-        told = log.with_name(f"{log.name}.0")
-        where = "training" if told.exists() and b"seq/s" in told.read_bytes() else "starting"
+        where = _where(run, told)
         what = (
             f"{'one' if one else 'all'} of {ranks} ranks ({where}) with {readers} readers each; {begun} processes more"
         )
-        assert not any(pid in pool.codes for pid in pids), (
-            f"{number}: {what}: ended by itself: {told.read_text()[-2000:]}"
-        )
+        assert not any(pid in pool.codes for pid in pids), f"{number}: {what}: ended by itself: {_logs(log)}"
         for pid in pids[:1] if one else pids:
             os.kill(pid, signal.SIGKILL)
         for pid in pids:

@@ -301,3 +301,21 @@ def test_a_model_named_as_a_key_is_does_not_hide_the_key() -> None:
         make_config({"model": {"name": "modernn", "slots": "many"}}, "test")
     with pytest.raises(ConfigError, match=r"\n  model\.name: "):
         make_config({"model": {"name": "modern"}}, "test")
+
+
+@pytest.mark.parametrize(
+    "text", ["!!timestamp x", "!!int ''", "!!float ''", "!!float x", "!!binary é", "0b_", "2020-13-45", "!!bool maybe"]
+)
+def test_values_that_are_not_what_their_tag_or_form_says(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(f"seed: {text}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"c\.yaml: not YAML: "):
+        load_config(tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match="is not a YAML value"):
+        with_overrides({}, [f"seed={text}"])
+
+
+@pytest.mark.parametrize("base", ["a\\0b", "9" * 300, "configs/" + "9" * 300])
+def test_a_base_that_is_no_name_of_a_file(tmp_path: Path, base: str) -> None:
+    (tmp_path / "c.yaml").write_text(f'base: "{base}"\n')
+    with pytest.raises(ConfigError, match=r"no name of a file|can't be read|no such file"):
+        load_config(tmp_path / "c.yaml")

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.npz import load_npz
 from toolkit.analysis.distance import FEWEST, Collapse, collapse, embed
 from toolkit.atomic import write_atomic
-from toolkit.errors import ToolkitError
+from toolkit.errors import CONTENT_ERRORS, ToolkitError
 from toolkit.evaluate.table import save_npz
 from toolkit.shipped import command
 
@@ -79,11 +80,10 @@ def diagnose(features: Path) -> Path:
 
 def _read(path: Path) -> dict[str, NDArray[np.generic]]:
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = load_npz(path)
         _last_layer(arrays, "memory")
         return arrays
-    except (OSError, EOFError, ValueError, KeyError) as error:
+    except CONTENT_ERRORS as error:
         raise ToolkitError(
             f"{path}: not a file of features ({error}); create it: {command('analyse', '--run', path.parents[1])}"
         ) from None

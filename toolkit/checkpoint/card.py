@@ -9,6 +9,7 @@ from typing import Any
 from shards.manifest import Manifest
 from toolkit import __version__
 from toolkit.config import RunConfig
+from toolkit.config.channels import choose_channels, input_frames
 from toolkit.config.sections import TrainConfig
 from toolkit.models.base import count_parameters
 from toolkit.models.cost import count_macs
@@ -51,7 +52,7 @@ def _listed(facts: Mapping[str, str]) -> str:
 
 
 def _loading(config: RunConfig, manifest: Manifest) -> str:
-    channels, height, width = manifest.frames.shape
+    channels, height, width = input_frames(config.data, manifest.frames).shape
     scale = manifest.scale
     code = f"""\
 ```python
@@ -68,6 +69,20 @@ forecast = model.predict(frames)[0]
         f"this folder):\n\n{code}\n\n"
         f"A frame is {scale.quantity} as code / {scale.max_code}, in 0..1{missing}; a code stands for the value "
         f"{scale.offset:g} + {scale.gain:g} × code, in {scale.unit}. The forecast has the same unit and is not clamped."
+        + _channels(config, manifest)
+    )
+
+
+def _channels(config: RunConfig, manifest: Manifest) -> str:
+    """Return the channels that the model reads and predicts; empty where it takes all of the store."""
+    choice = choose_channels(config.data, manifest.frames, manifest.name)
+    if choice is None:
+        return ""
+    beyond = "keep their last observation" if config.data.beyond == "hold" else "are 0, static ones excepted"
+    others = f" Later inputs that are not predicted {beyond}." if choice.only_inputs else ""
+    return (
+        f"\n\nChannels of a frame: {', '.join(choice.names)}; of the forecast: {', '.join(choice.target_names)}, which "
+        f"the scale is of.{others}"
     )
 
 
@@ -91,7 +106,7 @@ def _model(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> dic
     options = ", ".join(f"{key} {value}" for key, value in config.model if key != "name")
     context, horizon = config.data.context, config.data.horizon
     frames = context + horizon
-    macs = count_macs(config.model, manifest.frames, context, horizon) if trained else 0
+    macs = count_macs(config.model, input_frames(config.data, manifest.frames), context, horizon) if trained else 0
     env = run.read_env()
     git = env.get("git") or {}
     dirty = " with uncommitted changes" if git.get("dirty") else ""
@@ -99,7 +114,7 @@ def _model(run: RunDir, config: RunConfig, manifest: Manifest, step: int) -> dic
     return {
         "model": f"`{config.model.name}`" + (f" ({options})" if options else ""),
         "paper": entry_of(config.model).paper,
-        "parameters": f"{count_parameters(config.model, manifest.frames):,}",
+        "parameters": f"{count_parameters(config.model, input_frames(config.data, manifest.frames)):,}",
         "multiply-accumulates": f"{macs:,} for one forward pass over {frames} frames" if trained else "",
         "training": f"step {step:,} of {train.steps:,}, batch {train.batch}, {_recipe(train)}, {train.precision}, "
         f"seed {config.seed}" + (f"; on {computed_on(env['trained_on'])}" if "trained_on" in env else "")
@@ -148,10 +163,11 @@ def _score_table(file: str, result: Mapping[str, Any]) -> str:
     limit = f" (only the first {result['limit']:,})" if result.get("limit") else ""
     lines = [
         f"Split `{result['split']}`, sequences: {result['n']:,}{limit}, {result['context']} → {result['horizon']} "
-        f"frames, protocol `{protocol['name']}` ({protocol['title']}), from `{file}`. `@K`: at K {result['unit']}.",
+        f"frames, protocol `{protocol['name']}` ({protocol.get('title', '')}), from `{file}`. "
+        f"`@K`: at K {result['unit']}.",
         "",
         Table(("", *names), rows).to_markdown(),
-        *(f"- {sentence}" for sentence in [*protocol["text"], *([ensemble["text"]] if ensemble else [])]),
+        *(f"- {sentence}" for sentence in [*protocol.get("text", []), *([ensemble["text"]] if ensemble else [])]),
     ]
     return "\n".join(lines)
 

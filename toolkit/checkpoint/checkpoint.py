@@ -28,6 +28,7 @@ import os
 import pickle
 import re
 import shlex
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ from torch import Tensor
 from shards import Store
 from shards.filelock import lock_file
 from toolkit.errors import EXIT_USAGE, CheckpointError, StoreReplacedError
+from toolkit.rundir.records import Types, keep_typed
 from toolkit.shipped import command
 from toolkit.wording import first_line
 
@@ -49,6 +51,12 @@ NAME = re.compile(r"step-(\d{8})")
 FILES = ("weights.pt", "moments.pt", "trainer.json")
 AVERAGE = "average.pt"
 MANIFEST = "manifest.json"
+RECORD: Types = {"config": str, "step": int, "samples": int, "written_by": dict}  # of trainer.json
+# What torch.load raises for files whose digest fits, and which torch.save has not written.
+UNPICKLING_ERRORS = (
+    *(pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, TypeError, KeyError, IndexError),
+    *(AttributeError, AssertionError, OverflowError, MemoryError, NotImplementedError, struct.error),
+)
 ZIP = b"PK\x03\x04"
 PATIENCE_S = 5.0  # a checkpoint that is being replaced or deleted is out of reach for an instant
 
@@ -134,7 +142,7 @@ class Held:
             raise AccessError(self.path / MANIFEST) from None
         except OSError as error:
             return f"{MANIFEST} can't be read: {error.strerror}"
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return f"{MANIFEST} is damaged"
         if text != _canonical(tree):
             return f"{MANIFEST} is damaged"
@@ -170,10 +178,13 @@ class Held:
                 if file.read(len(ZIP)) != ZIP:
                     raise pickle.UnpicklingError("no zip archive, as torch.save writes.")
                 file.seek(0)
-                return torch.load(file, map_location="cpu", weights_only=True)
+                tree = torch.load(file, map_location="cpu", weights_only=True)
+                if not _is_named(tree, 2 if name == "moments.pt" else 1):
+                    raise pickle.UnpicklingError("no tensors by name.")
+                return tree
         except FileNotFoundError:
             raise CheckpointError(f"{self.path / name}: was deleted while it was read; try again") from None
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        except UNPICKLING_ERRORS as error:
             first = first_line(error)
             raise CheckpointError(
                 f"{self.path / name}: is refused, it holds more than tensors or is no file of torch.save: {first} "
@@ -181,9 +192,26 @@ class Held:
             ) from None
 
     def record(self) -> dict[str, Any]:
-        """Return trainer.json."""
+        """Return trainer.json. Raises CheckpointError for one that no training has written."""
         with self.open("trainer.json") as file:
-            return dict(json.loads(file.read()))
+            text = file.read()
+        try:
+            found: dict[str, Any] = {"skipped": 0, "store": None, **json.loads(text)}
+            best, typed = found["best"], keep_typed(found, {**RECORD, "skipped": int})
+            score = best is None or {"step", "score"} <= set(keep_typed(best, {"step": int, "score": float}))
+            fits = score and {*RECORD, "skipped"} <= set(typed) and isinstance(found["store"], str | None)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            fits = False
+        if not fits:
+            raise CheckpointError(f"{self.path / 'trainer.json'}: is refused, it is not the record of a training")
+        return found
+
+
+def _is_named(tree: Any, levels: int = 1) -> bool:
+    """Return whether it is a mapping from names to tensors, or of so many levels of names."""
+    if levels == 0:
+        return isinstance(tree, Tensor)
+    return isinstance(tree, dict) and all(isinstance(k, str) and _is_named(v, levels - 1) for k, v in tree.items())
 
 
 @contextlib.contextmanager
@@ -292,8 +320,8 @@ def load(folder: Path, step: int, config_hash: str) -> tuple[TrainState, Progres
             )
         weights, moments = held.tensors("weights.pt"), held.tensors("moments.pt")
         average = held.tensors(AVERAGE) if held.has(AVERAGE) else None
-    state = TrainState(weights, moments, record["step"], record.get("skipped", 0), average)
-    return state, Progress(record["step"], record["samples"], record["best"], record["written_by"], record.get("store"))
+    state = TrainState(weights, moments, record["step"], record["skipped"], average)
+    return state, Progress(record["step"], record["samples"], record["best"], record["written_by"], record["store"])
 
 
 def pointed(folder: Path, pointer: str) -> int | None:

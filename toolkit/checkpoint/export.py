@@ -30,7 +30,7 @@ from toolkit import __version__
 from toolkit.atomic import FileWriteError, clear_leftovers, replacing_tree, write_atomic
 from toolkit.checkpoint.card import model_card
 from toolkit.checkpoint.source import CONFIG
-from toolkit.checkpoint.weights import load_model, store_of_run, untrained_model
+from toolkit.checkpoint.weights import fill, load_model, store_of_run, untrained_model
 from toolkit.config import RunConfig, make_config
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel
@@ -98,7 +98,7 @@ def read_export(path: str | Path, model_file: Path | None = None) -> tuple[Seque
         if model_file is not None:
             check_model_file(config, model_file, str(folder))
             config = make_config(record["config"], origin)
-        shape = FrameSpec(**record["frames"])
+        shape = frames_of(record)
         expected = str(record["weights"]["sha256"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: damaged, no usable {error}; export the run again") from None
@@ -108,10 +108,7 @@ def read_export(path: str | Path, model_file: Path | None = None) -> tuple[Seque
             f"{folder / WEIGHTS}: differs from its SHA-256 in {CONFIG}; fetch it again, or export the run again"
         )
     model = untrained_model(config, shape)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder}: the weights don't fit the config ({error}); export the run again") from None
+    fill(model, weights, folder)
     return model.eval(), config, record
 
 
@@ -152,7 +149,7 @@ def _record(config: RunConfig, manifest: Manifest, step: int, weights: dict[str,
         "toolkit": __version__,
         "run": {"name": config.name, "hash": config.hash8(), "step": step},
         "config": tree,
-        "frames": dataclasses.asdict(manifest.frames),
+        "frames": {key: value for key, value in dataclasses.asdict(manifest.frames).items() if value != ()},
         "scale": dataclasses.asdict(manifest.scale),
         "step_seconds": manifest.step_seconds,
         "archive": frame_options(manifest),
@@ -163,6 +160,12 @@ def _record(config: RunConfig, manifest: Manifest, step: int, weights: dict[str,
         },
         "weights": {"file": WEIGHTS, "sha256": weights_digest(weights)},
     }
+
+
+def frames_of(record: dict[str, Any]) -> FrameSpec:
+    """Return the frames of the store that a model was trained on, from config.json of its export."""
+    frames = dict(record["frames"])
+    return FrameSpec(**{**frames, "names": tuple(frames.get("names", ()))})
 
 
 def frame_options(manifest: Manifest) -> dict[str, object]:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from shards.manifest import FrameSpec
-from toolkit.checkpoint.export import read_export
+from toolkit.checkpoint.export import frames_of, read_export
+from toolkit.config.channels import input_frames, target_frames
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.base import SequenceModel
 from toolkit.wording import first_line
@@ -33,13 +34,17 @@ class GraphShape(NamedTuple):
     context: int
     horizon: int
     batch: int = 0
+    targets: int | None = None  # channels of the forecast; None: those of the frames
 
     @property
     def text(self) -> str:
         """Inputs and outputs, for messages."""
-        size = f"{self.frames.channels}, {self.frames.height}, {self.frames.width}"
+        size = f"{self.frames.height}, {self.frames.width}"
         batch = self.batch or "B"
-        return f"frames [{batch}, {self.context}, {size}] -> forecast [{batch}, {self.horizon}, {size}]"
+        return (
+            f"frames [{batch}, {self.context}, {self.frames.channels}, {size}] -> "
+            f"forecast [{batch}, {self.horizon}, {self.targets or self.frames.channels}, {size}]"
+        )
 
     def example(self, batch: int) -> Tensor:
         """Return frames to compare with."""
@@ -54,7 +59,7 @@ class _Forecast(nn.Module):
         self.horizon = horizon
 
     def forward(self, frames: Tensor) -> Tensor:
-        forecast: Tensor = self.model._predict(frames, self.horizon, 1, None)[0]
+        forecast: Tensor = self.model.predict_targets(frames, self.horizon, 1, None)[0]
         return forecast
 
 
@@ -76,7 +81,9 @@ def add_graph(folder: Path, kind: str, horizon: int | None, batch: int, model_fi
     if file.exists():
         raise ConfigError(f"{file}: exists already: delete it to write it again")
     model, config, record = read_export(folder, model_file)
-    shape = GraphShape(FrameSpec(**record["frames"]), config.data.context, horizon or config.data.horizon, batch)
+    stored = frames_of(record)
+    read, made = input_frames(config.data, stored), target_frames(config.data, stored)
+    shape = GraphShape(read, config.data.context, horizon or config.data.horizon, batch, made.channels)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         difference = write_graph(model, config.model.name, kind, temporary, shape)

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shards import open_store
 from shards.manifest import FrameSpec
 from toolkit.checkpoint.checkpoint import AVERAGE, check_store, fault_of, hold, name_of, newest, pointed, steps_in
 from toolkit.config import RunConfig
+from toolkit.config.channels import choose_channels, input_frames
 from toolkit.errors import CheckpointError, ConfigError, StoreReplacedError
 from toolkit.models.base import SequenceModel, build_model
 from toolkit.models.plugins import entry_of
@@ -26,11 +27,19 @@ logger = logging.getLogger(__name__)
 
 
 def untrained_model(config: RunConfig, shape: FrameSpec) -> SequenceModel:
-    """Return the untrained model of a run's config, for frames of a shape; draws from torch's global generator."""
+    """Return the untrained model of a run's config; draws from torch's global generator.
+
+    Args:
+        shape: frames of the store, of which the model reads the channels that the config chooses.
+
+    Raises:
+        ConfigError: as `choose_channels` and `build_model`.
+    """
     train = config.train
     asked = train.activation_checkpointing
     checkpointing = Checkpointing(asked.policy, asked.per_layer, asked.offload, asked.backend)
-    return build_model(config.model, shape, checkpointing, train.loss_frames, config.data.horizon)
+    choice, read = choose_channels(config.data, shape, "the store"), input_frames(config.data, shape)
+    return build_model(config.model, read, checkpointing, train.loss_frames, config.data.horizon, choice)
 
 
 def store_of_run(run: RunDir, config: RunConfig) -> str:
@@ -75,14 +84,22 @@ def load_model(
     there = open_store(store_of_run(run, config))
     try:
         with hold(run.checkpoints, step) as held:
-            check_store(held.record().get("store"), there, held.path)
+            check_store(held.record()["store"], there, held.path)
     except StoreReplacedError as error:
         if store == "same":
             raise
         logger.warning("%s", error)
     model = untrained_model(config, there.manifest.frames)
-    model.load_state_dict(weights)
+    fill(model, weights, run.checkpoints / name_of(step))
     return model.to(device).eval(), step
+
+
+def fill(model: nn.Module, weights: dict[str, Tensor], where: Path) -> None:
+    """Copy weights into a model, all of them. Raises CheckpointError where names or shapes are not the model's."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{where}: the weights don't fit the config ({error}); make it again") from None
 
 
 def read_weights(run: RunDir, which: str) -> tuple[dict[str, Tensor], int]:

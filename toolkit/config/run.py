@@ -27,8 +27,9 @@ from pydantic import (
     model_validator,
 )
 
+from toolkit.config.data import COSMETIC, DataConfig
 from toolkit.config.renamed import original_names, with_new_names
-from toolkit.config.sections import COSMETIC, DataConfig, EvalConfig, TrainConfig
+from toolkit.config.sections import EvalConfig, TrainConfig
 from toolkit.config.tree import read_tree, to_yaml, with_overrides
 from toolkit.errors import ConfigError
 from toolkit.models.plugins import (
@@ -215,7 +216,7 @@ def make_config(tree: Mapping[str, object], origin: str, typed: bool = False) ->
         sweep = f"\nThis is a sweep file: {command('sweep', origin)}" * bool(
             set(tree) & {"seeds", "list", "grid", "zip", "include"}
         )
-        raise ConfigError(f"{origin}: {count}\n{lines}\nSee toolkit/config/sections.py for every key.{sweep}") from None
+        raise ConfigError(f"{origin}: {count}\n{lines}\nSee toolkit/config/ for every key.{sweep}") from None
 
 
 def _explain(fault: ErrorDetails, tree: Mapping[str, Any]) -> str:

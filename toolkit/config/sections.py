@@ -1,4 +1,4 @@
-"""The sections `data`, `train` and `eval` of a config: keys, types, bounds, defaults, descriptions. Without torch.
+"""The sections `train` and `eval` of a config: keys, types, bounds, defaults, descriptions. Without torch.
 
 Every number has bounds: what no machine could hold is refused when a config is read, before any memory is asked for.
 NaN and infinity are refused everywhere (`Options`).
@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
+from toolkit.config.data import COSMETIC, MOST_STEPS, SplitName, as_list
 from toolkit.config.deepspeed_keys import check_deepspeed
-from toolkit.config.paths import ExpandedPath
 from toolkit.config.recipe import (
     InitialisationConfig,
     LossConfig,
@@ -21,13 +21,10 @@ from toolkit.config.recipe import (
 from toolkit.errors import ConfigError
 from toolkit.models.registry import Options
 
-COSMETIC: dict[str, Any] = {"identity": False}
 EXECUTION: dict[str, Any] = {"execution": True}  # how it is computed: a run may be resumed with another value
 LARGEST_BUCKET = 500_000_000
 MOST_DEFERRED = 4 << 30  # bytes that deferred weight gradients keep, see toolkit/train/deferred.py
-MOST_STEPS = 10**9
 MOST_SEQUENCES = 1 << 20  # in a batch
-MOST_FRAMES = 100_000
 MOST_SECONDS = 10_000_000.0  # 115 days
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -36,61 +33,10 @@ Device = Literal["auto", "cpu", "cuda"]
 Switch = Annotated[
     Literal["auto", "on", "off"], BeforeValidator(lambda v: {True: "on", False: "off"}[v] if isinstance(v, bool) else v)
 ]
-SplitName = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]{0,31}$")]  # a store's splits; names of files begin so
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 Sequences = Annotated[int, Field(ge=1, le=MOST_SEQUENCES)]
 Seconds = Annotated[float, Field(gt=0, le=MOST_SECONDS)]
 Threshold = Annotated[float, Field(ge=-1e9, le=1e9)]
-
-
-def _as_list(value: object) -> object:
-    """Take `0.5` for `[0.5]`, and `a` for `[a]`."""
-    return value if value is None or isinstance(value, list | tuple) else [value]
-
-
-def _as_text(value: object) -> object:
-    """Take the number 1 for the mode `1`: YAML reads bare digits as a number. A truth value stays what it is."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-Mode = Annotated[str, BeforeValidator(_as_text)]
-
-
-class DataConfig(Options):
-    """Which sequences are read, and how windows are cut from them."""
-
-    store: ExpandedPath = Field(
-        "",
-        description="folder or URL of a sequence store (`python -m shards convert` makes one); ~ and $NAME are "
-        "expanded, a relative path is relative to the working directory",
-    )
-    context: int = Field(10, ge=1, le=MOST_FRAMES, description="observed frames given to the model")
-    horizon: int = Field(10, ge=1, le=MOST_FRAMES, description="frames to predict")
-    modes: Annotated[tuple[Mode, ...], BeforeValidator(_as_list)] | None = Field(
-        None, description="train and validate on sequences of these modes only; null: all"
-    )
-    train_split: SplitName = Field("train", description="split of the store used for training")
-    val_split: SplitName = Field("val", description="split of the store used for validation and model selection")
-    train_stride: int = Field(1, ge=1, le=MOST_STEPS, description="frames between the starts of training windows")
-    eval_stride: int | None = Field(
-        None,
-        ge=1,
-        le=MOST_STEPS,
-        description="frames between the starts of validation and test windows; null: windows do not overlap",
-    )
-    augment: Annotated[tuple[Literal["flip", "rotate", "reverse"], ...], BeforeValidator(_as_list)] = Field(
-        (), description="random transformations of training samples, each applied with probability 0.5"
-    )
-    on_error: Literal["raise", "skip"] = Field(
-        "raise", description="damaged training sample: `raise` ends the run, `skip` reads its neighbour and logs it"
-    )
-    num_workers: int = Field(
-        0,
-        ge=0,
-        le=1024,
-        description="data loading processes per rank; 0: load in the training process",
-        json_schema_extra=COSMETIC,
-    )
 
 
 class WatchdogConfig(Options):
@@ -274,7 +220,7 @@ class TrainConfig(Options):
     on_nonfinite: Literal["raise", "skip"] = Field(
         "raise", description="loss or gradient not finite: `raise` ends the run, `skip` omits and counts that step"
     )
-    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], BeforeValidator(_as_list)] = Field(
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], BeforeValidator(as_list)] = Field(
         ("tensorboard",), description="experiment trackers, see docs/trackers.md", json_schema_extra=COSMETIC
     )
     images: int = Field(
@@ -364,7 +310,7 @@ class EvalConfig(Options):
     protocol: str = Field("paper", description="name of a file in toolkit/evaluate/protocols")
     split: SplitName = Field("test", description="split of the store to evaluate on")
     batch: int = Field(8, ge=1, le=65_536, description="sequences per forward pass", json_schema_extra=COSMETIC)
-    thresholds: Annotated[tuple[Threshold, ...], BeforeValidator(_as_list)] = Field(
+    thresholds: Annotated[tuple[Threshold, ...], BeforeValidator(as_list)] = Field(
         (), description="thresholds of CSI in the store's unit (paper, radar: 30 dBZ)"
     )
     ensemble_size: int = Field(

@@ -49,8 +49,9 @@ def parse_yaml(text: str) -> Any:
         return value
     except RecursionError:
         raise yaml.YAMLError("values are nested too deeply") from None
-    except (ValueError, OverflowError) as error:  # of a date such as 2020-13-45
-        raise yaml.YAMLError(str(error)) from None
+    except (ValueError, OverflowError, AttributeError, IndexError, KeyError, TypeError) as error:
+        # PyYAML of a date such as 2020-13-45, of `!!timestamp x` or `!!int ''`
+        raise yaml.YAMLError(f"a value is not what its form or tag says ({error})") from None
     finally:
         loader.dispose()
 
@@ -118,7 +119,7 @@ def is_of_a_run(path: Path) -> bool:
         beside = {"config.yaml": RUN_FILES, "config.json": ("model.safetensors",)}.get(path.name, ())
         if any(os.path.lexists(path.with_name(name)) for name in beside):
             return True
-        if not path.is_symlink():
+        if not os.path.islink(path):
             return False
         path = path.parent / os.readlink(path)
     return True  # links without an end: nothing can be read there

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 
 PR_SET_PDEATHSIG = 1
 
@@ -26,6 +27,7 @@ def _in_reader() -> None:
 
 
 _server = os.getpid()
-if os.environ.get("MODERNN_TETHER") == str(os.getppid()):  # of a forkserver: set by the training that starts it
-    die_with_parent(os.getppid())
+# A forkserver's command line; the training that starts it, which may be gone by now, sets the variable.
+if "multiprocessing.forkserver" in " ".join(sys.orig_argv) and "MODERNN_TETHER" in os.environ:
+    die_with_parent(int(os.environ["MODERNN_TETHER"]))
     os.register_at_fork(after_in_child=_in_reader)

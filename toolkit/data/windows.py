@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shards import Event, Scale, ShardError, Store, StoreError, TransportError, open_store
-from shards.manifest import Codes
+from shards.manifest import Codes, FrameSpec
 from toolkit.config import RunConfig
+from toolkit.config.channels import choose_channels, input_frames
+from toolkit.config.data import DataConfig
 from toolkit.errors import ConfigError, StoreReplacedError
 
 if TYPE_CHECKING:
@@ -26,18 +28,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Window:
-    """One sample: frames of codes [T, C, H, W], a key unique in its store, and the label of its mode."""
+    """One sample: frames of codes [T, C, H, W] of the inputs, a key unique in its store, and the label of its mode."""
 
     frames: Codes
     key: str
     mode: str | None
+    targets: tuple[int, ...] | None = None  # channels that are predicted; None: all
+
+    @property
+    def observations(self) -> Codes:
+        """Return what is predicted and scored, [T, C of the targets, H, W]."""
+        return self.frames if self.targets is None else self.frames[:, self.targets]
 
 
 class WindowSet:
-    """All windows of one split, in a fixed order (by run, then by time)."""
+    """All windows of one split, in a fixed order (by run, then by time).
+
+    Attributes:
+        channels: the choice of the run; None: all channels of the store, as they are.
+    """
 
     def __init__(
-        self, store: Store, split: str, length: int, stride: int | None = None, modes: Sequence[str] | None = None
+        self,
+        store: Store,
+        split: str,
+        length: int,
+        stride: int | None = None,
+        modes: Sequence[str] | None = None,
+        data: DataConfig | None = None,
     ) -> None:
         """Cut all windows of a split.
 
@@ -45,12 +63,15 @@ class WindowSet:
             length: T, frames per window.
             stride: frames between the starts of consecutive windows; None: T, no overlap.
             modes: use only events of these modes.
+            data: of a config that may choose channels.
 
         Raises:
-            ConfigError: an unknown split or mode, or no run is as long as a window.
+            ConfigError: an unknown split, mode or channel, or no run is as long as a window.
         """
         self.store, self.split, self.length = store, split, length
         self.scale: Scale = store.manifest.scale
+        self.channels = None if data is None else choose_channels(data, store.manifest.frames, str(store.path))
+        self._data = data
         if split not in store.splits:
             raise ConfigError(f"{store.path}: no split {split!r}; it has {', '.join(store.splits)}")
         self._events = [event for event in store.events(split) if modes is None or event.mode in modes]
@@ -62,6 +83,12 @@ class WindowSet:
             )
         self._after = {(event.run, event.run_offset): event for event in self._events}
         self._starts = self._cut(length, stride or length)
+
+    @property
+    def frames(self) -> FrameSpec:
+        """Return the frames of the windows: those of the store with the channels that are read."""
+        frames = self.store.manifest.frames
+        return frames if self._data is None else input_frames(self._data, frames)
 
     def _cut(self, length: int, stride: int) -> list[tuple[int, int]]:
         """Return (index in self._events, first frame) of every window."""
@@ -116,7 +143,10 @@ class WindowSet:
             if missing:
                 at, start = self._after[at.run, at.run_offset + at.length], 0
         frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return Window(frames, f"{event.key}@{first:04d}", event.mode)
+        key = f"{event.key}@{first:04d}"
+        if self.channels is None:
+            return Window(frames, key, event.mode)
+        return Window(frames[:, self.channels.inputs], key, event.mode, self.channels.targets)
 
     def _read(self, event: Event, start: int, stop: int) -> Codes:
         """Return frames of an event.
@@ -166,7 +196,7 @@ def open_windows(config: RunConfig, split: str) -> WindowSet:
     """
     data = config.data
     store = open_store(store_of(config))
-    return WindowSet(store, split, data.context + data.horizon, data.eval_stride)
+    return WindowSet(store, split, data.context + data.horizon, data.eval_stride, data=data)
 
 
 def store_of(config: RunConfig) -> str:

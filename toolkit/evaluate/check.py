@@ -16,6 +16,7 @@ from pathlib import Path
 from shards import Store
 from shards.manifest import Scale
 from toolkit.config import RunConfig
+from toolkit.config.channels import target_frames
 from toolkit.data.windows import WindowSet
 from toolkit.errors import ConfigError
 from toolkit.evaluate.protocols import load_protocol
@@ -36,9 +37,9 @@ def check_scoring(config: RunConfig, store: Store | None = None) -> None:
         store: of `config.data.store`; None: not at hand, what depends on it is not checked.
 
     Raises:
-        ConfigError: an unknown protocol; thresholds that it doesn't take, or outside of the store's values; no such
-            split, or no window of context + horizon frames in it; frames too small for SSIM or LPIPS; LPIPS without
-            its package or weights, or together with `exclude_inflow`.
+        ConfigError: an unknown protocol; thresholds that it doesn't take, or outside of the store's values; channels
+            that the store lacks; no such split, or no window of context + horizon frames in it; frames too small for
+            SSIM or LPIPS; LPIPS without its package or weights, or together with `exclude_inflow`.
     """
     asked, model = config.eval, config.model
     protocol = load_protocol(asked.protocol)
@@ -65,13 +66,13 @@ def check_scoring(config: RunConfig, store: Store | None = None) -> None:
     if store is None:
         return
     threshold_codes(thresholds, store.manifest.scale)
-    frames = store.manifest.frames
+    frames = target_frames(config.data, store.manifest.frames, str(store.path))
     _check_side(min(frames.height, frames.width), protocol.ssim_window, "SSIM's window", "another eval.protocol")
     if asked.lpips:
         _check_side(min(frames.height, frames.width), LPIPS_SMALLEST, "LPIPS", "eval.lpips=false")
         if frames.channels not in LPIPS_CHANNELS:
             raise ConfigError(
-                f"eval.lpips takes frames of 1 or 3 channels, this store has {frames.channels}: set eval.lpips=false"
+                f"eval.lpips takes frames of 1 or 3 channels, this run predicts {frames.channels}: set eval.lpips=false"
             )
     WindowSet(store, asked.split, config.data.context + config.data.horizon, config.data.eval_stride)
 

@@ -24,6 +24,7 @@ from shards.manifest import Scale
 from toolkit.atomic import check_writable, clear_leftovers, replacing, write_atomic
 from toolkit.checkpoint.weights import load_model, store_of_run
 from toolkit.config import RunConfig
+from toolkit.config.channels import check_names, input_frames, target_frames
 from toolkit.data.windows import open_windows
 from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
@@ -77,11 +78,13 @@ class Evaluation:
     def _compare_stores(self) -> None:
         """Check that the model can read another store's frames; what its numbers mean may differ, which is logged."""
         trained, here = open_store(self.own.data.store).manifest, self.store.manifest
-        if trained.frames.channels != here.frames.channels:
+        known = input_frames(self.own.data, trained.frames)
+        if known.channels != self.windows.frames.channels:
             raise ConfigError(
-                f"{self.config.data.store}: frames have {count(here.frames.channels, 'channel')}, those that "
-                f"{self.run.path} was trained on {trained.frames.channels}: use a store with as many"
+                f"{self.config.data.store}: frames have {count(self.windows.frames.channels, 'channel')}, those that "
+                f"{self.run.path} was trained on {known.channels}: use a store with as many"
             )
+        check_names(known, self.windows.frames, self.config.data.store)
         fed = [(_described(store.scale), store.scale.mapping) for store in (trained, here)]  # whatever the codes are
         if fed[0] != fed[1] and self.world.is_main:
             logger.warning(
@@ -112,7 +115,9 @@ class Evaluation:
             self.world.run_on_rank_zero(lambda: check_writable(self.run.eval))  # before minutes of work
             if self.world.is_main:
                 self.run.write_state(phase="evaluating")
-            persistence = _as_record(self._score(Persistence(), "persistence"))
+            baseline = Persistence()
+            baseline.set_channels(self.windows.channels)
+            persistence = _as_record(self._score(baseline, "persistence"))
             done: dict[tuple[int, bool], str] = {}
             for which, step in wanted.items():
                 weights = step, which == "ema"  # the moving average is of the last step, and has other weights
@@ -148,8 +153,9 @@ class Evaluation:
             "limit": self.request.limit,
             "ensemble": self._ensemble(model).described(),
             "show": self.config.eval.show,
-            # left out where it is false, so that results from before it stay valid
+            # left out where they are not set, so that results from before it stay valid
             **({"exclude_inflow": True} if self.config.eval.exclude_inflow else {}),
+            **({"targets": list(self.windows.channels.target_names)} if self.windows.channels is not None else {}),
         }
 
     def _is_there(self, which: str, model: SequenceModel, step: int) -> bool:
@@ -176,7 +182,7 @@ class Evaluation:
             "unit": manifest.scale.unit,
             "quantity": manifest.scale.quantity,
             "step_seconds": manifest.step_seconds,
-            "frames": list(manifest.frames.shape),
+            "frames": list(target_frames(self.config.data, manifest.frames).shape),
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             **self._macs(),
             "seconds": round(seconds, 3),
@@ -196,7 +202,7 @@ class Evaluation:
         if not entry_of(model).trained:
             return {"macs": None}
         try:
-            return {"macs": count_macs(model, self.store.manifest.frames, data.context, data.horizon)}
+            return {"macs": count_macs(model, self.windows.frames, data.context, data.horizon)}
         except Exception as error:  # a user's model may fail in any way where no tensor has values: its scores stay
             reason = f"{type(error).__name__}: {first_line(str(error))}"
             logger.warning("%s: its multiply-accumulates are not counted: %s", model.name, reason)

@@ -56,8 +56,9 @@ class Windows(Protocol):
 
 @dataclass(frozen=True)
 class Forecast:
-    """One batch: windows with their indices, observation (codes) and scored prediction, both [B, horizon, C, H, W], the
-    members of an ensemble, if they were kept, and the pixels that are not scored, if there are any.
+    """One batch: windows with their indices, observation (codes) and scored prediction of the targets, both
+    [B, horizon, C, H, W], the members of an ensemble, if they were kept, and the pixels that are not scored, if there
+    are any.
     """
 
     indices: range
@@ -93,9 +94,14 @@ class Batches:
         """Compute the forecasts of a batch."""
         indices = range(number * self.batch, min(self.total, (number + 1) * self.batch))
         cut = [_window(self.windows, index, self.context + self.horizon) for index in indices]
-        codes = torch.from_numpy(np.stack([window.frames for window in cut])).to(self.device)
-        context, truth = codes[:, : self.context], codes[:, self.context : self.context + self.horizon]
-        inflow = inflow_of(context, self.horizon, self.windows.scale) if self.exclude_inflow else None
+        codes, seen = (
+            torch.from_numpy(np.stack(each)).to(self.device)
+            for each in ([window.frames for window in cut], [window.observations for window in cut])
+        )
+        context, truth = codes[:, : self.context], seen[:, self.context : self.context + self.horizon]
+        inflow = None
+        if self.exclude_inflow:
+            inflow = inflow_of(seen[:, : self.context], self.horizon, self.windows.scale)
         kept: Members | None = None
         if keep_members and self.ensemble.samples > 1:
             kept = Members(self.ensemble.samples, truth, self.windows.scale, self.protocol, number, inflow)
@@ -219,7 +225,8 @@ def _gather(table: ScoreTable, failure: Exception | None, rank: int, world: int)
 def predict(
     model: Predictor, codes: Tensor, horizon: int, scale: Scale, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Return one forecast float32 [B, horizon, C, H, W], not clamped, from context codes [B, Tc, C, H, W].
+    """Return one forecast of the targets float32 [B, horizon, C, H, W], not clamped, from context codes
+    [B, Tc, C, H, W] of the inputs.
 
     A module is in evaluation mode during the call.
     """
@@ -239,7 +246,7 @@ def inflow_of(codes: Tensor, horizon: int, scale: Scale) -> Tensor:
     options): no extrapolation can know them. The mask depends on the context alone, so it is the same for all models.
 
     Args:
-        codes: context, [B, Tc, C, H, W].
+        codes: context of the targets, [B, Tc, C, H, W].
 
     Returns:
         bool [B, horizon, C, H, W].
@@ -267,9 +274,9 @@ def sample_frames(
     They are the forecasts that were scored; the other arguments are those of `evaluate_model`.
 
     Returns:
-        context [S, Tc, C, H, W], truth and prediction [S, horizon, C, H, W] as codes (predictions rounded to
-        0..max_code); index, key, mode, time [S] (of the first frame, "" without time stamps); mse [S], the mean
-        over the frames of a sequence; scale, a JSON text.
+        context [S, Tc, C, H, W], truth and prediction [S, horizon, C, H, W] of the targets as codes
+        (predictions rounded to 0..max_code); index, key, mode, time [S] (of the first frame, "" without time stamps);
+        mse [S], the mean over the frames of a sequence; scale, a JSON text.
     """
     indices = table.first_of_modes(show)
     batches = Batches(
@@ -284,7 +291,7 @@ def sample_frames(
         for index in places:
             row = index - made.indices.start
             cut[index], predicted[index] = made.windows[row], shown[row]
-    frames = np.stack([cut[index].frames for index in indices])
+    frames = np.stack([cut[index].observations for index in indices])
     columns = table.arrays()
     rows = np.searchsorted(columns["index"], indices)
     scale = windows.scale

@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.npz import load_npz
 from toolkit.atomic import replacing
-from toolkit.errors import ToolkitError
+from toolkit.errors import CONTENT_ERRORS, ToolkitError
 from toolkit.shipped import command
 from toolkit.wording import count
 
@@ -335,8 +336,7 @@ class ScoreTable:
             ToolkitError: the file is not a table of scores.
         """
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                columns = {name: stored[name] for name in stored.files}
+            columns = load_npz(path)
             label, *averaged = (str(name) for name in columns["schema"])
             thresholds, pools, windows = (columns[name].tolist() for name in ("thresholds", "pools", "fss_windows"))
             members = int(columns["members"]) if "members" in columns else 0
@@ -348,7 +348,7 @@ class ScoreTable:
                 [mode or None for mode in columns["mode"].tolist()],
                 {name: columns[name] for name in table._kinds},
             )
-        except (OSError, KeyError, ValueError) as error:
+        except CONTENT_ERRORS as error:
             again = command("evaluate", "--run", path.parents[1], "--force")
             raise ToolkitError(f"{path}: not a table of scores ({error}); write it again: {again}") from None
         return table

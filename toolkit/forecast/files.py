@@ -103,11 +103,15 @@ def as_dataset(forecast: Forecast, products: Products = NO_PRODUCTS) -> xarray.D
     attributes = {"long_name": f"forecast of {scale.quantity}", "units": scale.physical_unit}
     if scale.quantity in STANDARD_NAMES:
         attributes["standard_name"] = STANDARD_NAMES[scale.quantity]
+    names = trained.target_names
+    if len(names) == 1:
+        attributes["channel"] = names[0]
     if forecast.inflow.any():
         attributes["comment"] = "missing where the motion leads back to outside of the observed area"
     variables: dict[str, Any] = {}
+    channels = {"channel": ("channel", np.array(names), {"long_name": "channel"})} if len(names) > 1 else {}
     name = re.sub(r"\W+", "_", scale.quantity).strip("_").lower() or "forecast"
-    coordinates = {**_times(forecast), **_axes(forecast), **_members(forecast)}
+    coordinates = {**_times(forecast), **_axes(forecast), **_members(forecast), **channels}
     products.check(scale, forecast.step_seconds)
     fields = {name: (dims, values, attributes)}
     for wanted, make in ((products.thresholds, _probability), (products.accumulation, _accumulation)):

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from shards import ShardError, SourceError
 from shards.georeference import Grid
-from shards.manifest import Codes, Scale, Values
+from shards.manifest import Codes, FrameSpec, Scale, Values
 from shards.mappings import MAPPINGS
 from shards.recent import Archive, Frame
 from shards.sources.inputs import by
 from shards.sources.radar_readers import DBZ, FINE_DBZ
+from toolkit.config.channels import check_names
 from toolkit.data.windows import to_unit
 from toolkit.errors import ConfigError
 from toolkit.forecast.tiles import predict_tiled
@@ -73,10 +74,16 @@ class Frames:
     def __len__(self) -> int:
         return len(self.codes)
 
+    def select(self, channels: Sequence[int]) -> Frames:
+        """Return some channels of the frames."""
+        if list(channels) == list(range(self.codes.shape[1])):
+            return self
+        return Frames(self.codes[:, list(channels)], self.seen[:, list(channels)])
+
 
 @dataclass(frozen=True)
 class Forecast:
-    """A forecast with its context and metadata.
+    """A forecast with its context and metadata; C channels: the targets.
 
     Attributes:
         values: float32 [S, T, C, H, W] in `scale.physical_unit`, NaN for missing pixels.
@@ -121,8 +128,8 @@ class Forecast:
         ]
 
     def recoded(self, archive: Archive, frames: Sequence[Frame]) -> Frames:
-        """Return other frames of the archive in the model's scale, for example the observations."""
-        return read_recoded(archive, frames, self.scale)
+        """Return the targets of other frames of the archive in the model's scale, for example the observations."""
+        return read_recoded(archive, frames, self.scale).select(self.trained.targets)
 
     def mean_codes(self) -> Codes:
         """Return the ensemble mean as codes [T, C, H, W], with the missing code where there is no value."""
@@ -152,8 +159,9 @@ def check_fits(trained: Trained, archive: Archive, request: Request) -> None:
     if theirs.frames.channels != ours.frames.channels:
         raise ConfigError(
             f"{archive.where}: frames with {count(theirs.frames.channels, 'channel')}, the model was trained on "
-            f"{ours.frames.channels}: choose another --input"
+            f"{ours.frames.channels}{_named(ours.frames)}: choose another --input"
         )
+    check_names(ours.frames, theirs.frames, archive.where)
     step, known = theirs.step_seconds, ours.step_seconds
     if step is not None and known is not None and abs(step / known - 1) > STEP_TOLERANCE:
         raise ConfigError(
@@ -161,6 +169,10 @@ def check_fits(trained: Trained, archive: Archive, request: Request) -> None:
             "would differ. Train on such an archive, or pass `-- --step SECONDS` if the time step is detected wrongly"
         )
     check_request(trained, request)
+
+
+def _named(frames: FrameSpec) -> str:
+    return f" ({', '.join(frames.names)})" if frames.names else ""
 
 
 def check_request(trained: Trained, request: Request) -> None:
@@ -185,10 +197,11 @@ def make_forecast(trained: Trained, archive: Archive, frames: Sequence[Frame], r
     """
     check_fits(trained, archive, request)
     codes = read_frames(archive, frames)
-    context = Frames(*recoded(codes, archive.description.scale, trained.scale))
+    whole = Frames(*recoded(codes, archive.description.scale, trained.scale))
     _log_recoding(codes, archive, trained.scale)
+    context = whole.select(trained.targets)
     reference = frames[-1].time
-    units, inflow = _predict(trained, context, request, reference)
+    units, inflow = _predict(trained, whole.select(trained.inputs), request, reference)
     if inflow.any():
         logger.info(
             "%s of %s pixels (%.1f %%; at the last lead time %.1f %%) flow in from outside the observed area and are "
@@ -272,8 +285,11 @@ def _predict(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Predict [S, T, C, H, W] in 0..1, one member at a time; all tiles of a member use the same random numbers.
 
+    Args:
+        context: of the inputs.
+
     Returns:
-        The members, and the inflow [T, C, H, W] of any of them.
+        The members, and the inflow [T, C, H, W] of any of them, both of the targets.
     """
     device = next((p.device for p in trained.model.parameters()), torch.device("cpu"))
     unit = to_unit(torch.from_numpy(context.codes), trained.scale)[None]

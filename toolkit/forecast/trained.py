@@ -14,7 +14,7 @@ import torch
 
 from shards import open_store
 from shards.manifest import FrameSpec, Scale
-from toolkit.checkpoint.export import frame_options, read_export
+from toolkit.checkpoint.export import frame_options, frames_of, read_export
 from toolkit.checkpoint.source import CONFIG
 from toolkit.checkpoint.weights import load_model, store_of_run
 from toolkit.config import RunConfig
@@ -40,6 +40,23 @@ class Trained:
     step_seconds: float | None
     archive: Mapping[str, Any]
     step: int
+
+    @property
+    def inputs(self) -> list[int]:
+        """Channels of the store's frames that the model reads."""
+        choice = self.model.channel_choice
+        return [*(range(self.frames.channels) if choice is None else choice.inputs)]
+
+    @property
+    def targets(self) -> list[int]:
+        """Channels of the store's frames that the model predicts."""
+        choice = self.model.channel_choice
+        return self.inputs if choice is None else [choice.inputs[place] for place in choice.targets]
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Names of the predicted channels; empty where they have none."""
+        return tuple(self.frames.names[index] for index in self.targets) if self.frames.names else ()
 
     @property
     def title(self) -> str:
@@ -80,5 +97,5 @@ def _of_export(folder: Path, which: str, device: torch.device, model_file: Path 
             f"{folder / CONFIG}: has no conversion options of the archive (written by toolkit {record['toolkit']}): "
             "export the run again, into another folder"
         ) from None
-    shape = FrameSpec(**record["frames"])
+    shape = frames_of(record)
     return Trained(model.to(device), config, shape, scale, step_seconds, archive, step)

@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_map_only
 
 from shards.manifest import FrameSpec
 from toolkit.errors import ConfigError
+from toolkit.models.channels import ReadsChannels
+from toolkit.models.choice import ChannelChoice
 from toolkit.models.plugins import model_class
 from toolkit.models.registry import Options, StepOptions
 from toolkit.unroll import NO_CHECKPOINTING, Checkpointing, unroll
@@ -83,8 +85,9 @@ class Rollout:
     """What a forward pass gives.
 
     Attributes:
-        predictions: [B, P, C, H, W], not clamped: the model's predictions of the last P frames. Next-frame models give
-            P = T - 1, all but the first; models that predict the horizon in one go (TrajGRU, SimVP) P = T - context.
+        predictions: [B, P, C, H, W], not clamped: the model's predictions of the last P frames, all its channels.
+            Next-frame models give P = T - 1, all but the first; models that predict the horizon in one go (TrajGRU,
+            SimVP) P = T - context.
         losses: scalar tensors in float32; their sum is what training minimises.
     """
 
@@ -92,7 +95,7 @@ class Rollout:
     losses: dict[str, Tensor] = field(default_factory=dict)
 
 
-class SequenceModel(nn.Module, ABC):
+class SequenceModel(ReadsChannels, nn.Module, ABC):
     """A predictor of image sequences.
 
     Attributes:
@@ -101,7 +104,7 @@ class SequenceModel(nn.Module, ABC):
         stochastic: forecasts under a generator differ from one another; False: an ensemble has equal members.
         loss_frames: `train.loss_frames`; models that predict the horizon only have no other frames in their loss.
         horizon: frames that `predict` gives by default: the horizon of training.
-        frame_spec: of the frames that it was built for; None: not by `build_model`.
+        frame_spec: of the frames that it reads; None: not built by `build_model`.
     """
 
     checkpointing: Checkpointing = NO_CHECKPOINTING
@@ -137,7 +140,7 @@ class SequenceModel(nn.Module, ABC):
             generator: where random numbers come from; None: the mean where the model has one.
 
         Returns:
-            [samples, B, horizon, C, H, W], not clamped.
+            [samples, B, horizon, C, H, W], not clamped; C of the targets.
 
         Raises:
             ConfigError: the context has another shape, other channels, no frame or integers; no horizon is known; what
@@ -157,11 +160,15 @@ class SequenceModel(nn.Module, ABC):
         horizon = self.horizon if horizon is None else horizon
         if horizon is None or min(horizon, samples) < 1:
             raise ConfigError(f"predict with horizon {horizon} and {samples} samples: name at least one of each")
-        return self._predict(context, horizon, samples, generator)
+        return self.predict_targets(context, horizon, samples, generator)
+
+    def predict_targets(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
+        """Compute what `predict` returns, from validated arguments."""
+        return self.target_channels(self._predict(context, horizon, samples, generator))
 
     @abstractmethod
     def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
-        """Compute what `predict` returns, from validated arguments, without gradients."""
+        """Return a forecast of all channels that the model reads, [samples, B, horizon, C, H, W]."""
 
 
 class Probe(nn.Identity):
@@ -224,6 +231,7 @@ class StepSequence(SequenceModel):
     """
 
     layout: torch.memory_format | None = None
+    feeds_targets = True
 
     def __init__(self, cell: StepModel, patch: int) -> None:
         super().__init__()
@@ -233,6 +241,7 @@ class StepSequence(SequenceModel):
 
     def forward(self, frames: Tensor, context: int, sampling: Sampling) -> Rollout:
         check_context(frames, context)
+        frames = self.known_frames(frames, context, frames.shape[1])
         steps = frames.shape[1] - 1
         known = context if sampling.teacher is None else steps - sampling.teacher.shape[1]
         predictions, state = self._run(frames, steps, known, sampling)
@@ -242,11 +251,12 @@ class StepSequence(SequenceModel):
 
     def _predict(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
         batch, known = context.shape[:2]
+        frames = self.known_frames(context, known, known + horizon - 1)
         members = []
         for _ in range(samples):
             noise = Noise.from_generator(generator, batch, context.device) if generator is not None else None
             steps = known + horizon - 1
-            predictions, _ = self._run(context, steps, known, Sampling(noise=noise))
+            predictions, _ = self._run(frames, steps, known, Sampling(noise=noise))
             members.append(predictions[:, known - 1 :])
         return torch.stack(members)
 
@@ -264,8 +274,9 @@ class StepSequence(SequenceModel):
 
         # Frames are patched one by one: patching all first would keep a copy of them until the last backward step.
         predictions, last = unroll(
-            step, whole, first, steps, context, teacher=sampling.teacher, checkpointing=self.checkpointing
-        )
+            step, whole, first, steps, context,
+            teacher=sampling.teacher, targets=self.fed_channels, checkpointing=self.checkpointing,
+        )  # fmt: skip
         return predictions[..., : frames.shape[-2], : frames.shape[-1]], last
 
 
@@ -341,11 +352,14 @@ def build_model(
     checkpointing: Checkpointing = NO_CHECKPOINTING,
     loss_frames: str = "all",
     horizon: int | None = None,
+    channels: ChannelChoice | None = None,
 ) -> SequenceModel:
     """Return the model of some options for frames of a shape; parameters are drawn from torch's global generator.
 
     Args:
+        shape: of the frames that the model reads.
         checkpointing, loss_frames, horizon: attributes of `SequenceModel`.
+        channels: those that the run chooses, see `ReadsChannels`.
 
     Raises:
         ConfigError: a model from a file that was not given, or that keeps no contract; `stochastic` differs between
@@ -366,6 +380,7 @@ def build_model(
             "set the attribute of the model and the property of the options class alike"
         )
     made.frame_spec = shape
+    made.set_channels(channels)
     made.checkpointing, made.loss_frames, made.horizon = checkpointing, loss_frames, horizon
     return made
 

@@ -37,7 +37,9 @@ from toolkit.models.registry import OpticalFlowOptions, PersistenceOptions
 
 
 class Baseline(SequenceModel):
-    """A forecast without parameters."""
+    """A forecast without parameters, of the targets from the targets alone."""
+
+    feeds_targets = True
 
     def forward(self, frames: Tensor, context: int, sampling: Sampling) -> Rollout:
         """Refuse training.
@@ -46,6 +48,9 @@ class Baseline(SequenceModel):
             ConfigError: always; there is nothing to train.
         """
         raise ConfigError(f"{type(self).__name__} has no parameters: it is evaluated, not trained")
+
+    def predict_targets(self, context: Tensor, horizon: int, samples: int, generator: torch.Generator | None) -> Tensor:
+        return self._predict(self.target_channels(context), horizon, samples, generator)
 
 
 class Persistence(Baseline):
@@ -80,9 +85,10 @@ class Advection(Baseline):
             observed: bool [B, C, H, W], False where the last context frame has no observation; None: all observed.
 
         Returns:
-            [samples, B, horizon, C, H, W] twice, float32 and bool.
+            [samples, B, horizon, C, H, W] twice, of the targets, float32 and bool.
         """
-        seen = torch.ones_like(context[:, -1], dtype=torch.bool) if observed is None else observed
+        context = self.target_channels(context)
+        seen = torch.ones_like(context[:, -1], dtype=torch.bool) if observed is None else self.target_channels(observed)
         predictions, inside = self._advect(context, horizon, samples, generator, seen)
         assert inside is not None
         return predictions, ~inside

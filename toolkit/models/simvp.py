@@ -141,6 +141,8 @@ class Block(nn.Module):
 class SimVP(SequenceModel):
     """Encoder, translator, decoder; as many passes as the horizon needs."""
 
+    feeds_targets = True
+
     def __init__(self, options: SimVPOptions, shape: FrameSpec) -> None:
         super().__init__()
         self.frames = options.frames
@@ -169,9 +171,10 @@ class SimVP(SequenceModel):
         height, width = context.shape[-2:]
         padded = (height + -height % self.stride, width + -width % self.stride)
         known = context[:, -self.frames :].to(next(self.parameters()).dtype)
+        beyond = self.known_frames(known, self.frames, self.frames + 1)[:, -1:].expand_as(known)
         passes: list[Tensor] = []
         for _ in range(-(-horizon // self.frames)):
-            known = self._pass(pad_to(known, *padded))[..., :height, :width]
+            known = self.next_input(self._pass(pad_to(known, *padded))[..., :height, :width], beyond)
             passes.append(known)
         return torch.cat(passes, 1)[:, :horizon]
 

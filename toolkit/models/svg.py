@@ -194,6 +194,7 @@ class SVG(SequenceModel):
     """SVG-LP; in training the posterior says what will happen, in a forecast the prior."""
 
     stochastic = True
+    feeds_targets = True
 
     def __init__(self, options: SVGOptions, shape: FrameSpec) -> None:
         super().__init__()
@@ -221,6 +222,7 @@ class SVG(SequenceModel):
 
     def forward(self, frames: Tensor, context: int, sampling: Sampling) -> Rollout:
         check_context(frames, context)
+        frames = self.known_frames(frames, context, frames.shape[1])
         batch, length = frames.shape[:2]
         known = self._fit(frames)
         noise = self._noise([sampling.noise], batch, length - 1, known)[0]
@@ -249,21 +251,25 @@ class SVG(SequenceModel):
         frames = self._fit(context)
         noise = self._noise(sources, batch, known + horizon - 1, frames)
         codes, skips = self._encode(frames, known)
+        beyond = self.known_frames(frames, known, known + 1)[:, -1]
         at_once = max(1, self.sample_batch // batch)
         members = [
-            self._forecast(codes, skips[-1], part, horizon).unflatten(0, (-1, batch)) for part in noise.split(at_once)
+            self._forecast(codes, skips[-1], beyond, part, horizon).unflatten(0, (-1, batch))
+            for part in noise.split(at_once)
         ]
         return torch.cat(members)[..., : context.shape[-2], : context.shape[-1]]
 
-    def _forecast(self, codes: list[Tensor], skip: list[Tensor], noise: Tensor, horizon: int) -> Tensor:
-        """Predict members: codes of known frames [B, g], noise [S, B, steps, z] -> [S B, horizon, C, size, size]."""
+    def _forecast(self, codes: list[Tensor], skip: list[Tensor], beyond: Tensor, noise: Tensor, horizon: int) -> Tensor:
+        """Predict members: codes of known frames [B, g], inputs beyond them that are not targets [B, C, size, size],
+        noise [S, B, steps, z] -> [S B, horizon, C, size, size].
+        """
         samples, batch = noise.shape[:2]
         codes, skip = ([t.repeat(samples, *[1] * (t.dim() - 1)) for t in tensors] for tensors in (codes, skip))
-        noise = noise.flatten(0, 1)
+        noise, beyond = noise.flatten(0, 1), beyond.repeat(samples, 1, 1, 1)
         posterior, prior, predictor = self._start(samples * batch, noise)
         predictions: list[Tensor] = []
         for t in range(noise.shape[1]):
-            code = codes[t] if t < len(codes) else self.encoder(predictions[-1])[0]
+            code = codes[t] if t < len(codes) else self.encoder(self.next_input(predictions[-1], beyond))[0]
             mean, log_var, prior = self.prior(code, prior)
             if t + 1 < len(codes):
                 mean, log_var, posterior = self.posterior(codes[t + 1], posterior)

@@ -137,6 +137,8 @@ def larger(inputs: int, outputs: int, stride: int) -> nn.ConvTranspose2d:
 class TrajGRU(SequenceModel):
     """Encoder over the context, forecaster over the horizon."""
 
+    feeds_targets = True  # it reads no prediction at all
+
     def __init__(self, options: TrajGRUOptions, shape: FrameSpec) -> None:
         super().__init__()
         hidden, fields, strides = options.hidden, options.flows, options.strides

@@ -233,7 +233,11 @@ def measured(configs: Sequence[RunConfig], channels: int) -> Iterator[dict[str, 
         CostError: the measurement failed.
     """
     request = [
-        {"config": config.model_dump(mode="json"), "channels": channels, "model_file": _model_file(config)}
+        {
+            "config": _without_channels(config).model_dump(mode="json"),
+            "channels": channels,
+            "model_file": _model_file(config),
+        }
         for config in configs
     ]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -259,6 +263,12 @@ def measured(configs: Sequence[RunConfig], channels: int) -> Iterator[dict[str, 
             errors.seek(0)
             names = ", ".join(sorted({config.model.name for config in configs}))
             raise CostError(f"the cost of {names} could not be measured:\n{errors.read().strip()[-2000:]}")
+
+
+def _without_channels(config: RunConfig) -> RunConfig:
+    """Return the config for frames that hold the channels of its choice alone; what is not predicted costs as much."""
+    data = config.data.model_copy(update={"inputs": None, "targets": None, "static": None})
+    return config.model_copy(update={"data": data})
 
 
 def _model_file(config: RunConfig) -> tuple[str, str] | None:

@@ -6,13 +6,12 @@ Imports no torch, and of the toolkit only config, the options of models, and mod
 from toolkit.rundir.layout import (
     ALWAYS,
     CHECKPOINTS,
-    RESULT_VERSION,
     RunDir,
     differences,
     environment,
     git_state,
-    read_result,
 )
+from toolkit.rundir.results import RESULT_VERSION, read_result
 
 __all__ = [
     "ALWAYS",

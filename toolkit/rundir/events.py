@@ -27,11 +27,15 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.rundir.lock import read_lock
-from toolkit.rundir.records import read_lines, read_object, read_text
+from toolkit.rundir.records import Types, keep_typed, read_lines, read_object, read_text
 
 NAME = "events.jsonl"
 OLD_STARTS, OLD_RESTARTS = "starts.jsonl", "restarts.tsv"
 MOMENTS = ("began", "ready", "submitted", "last_time")  # fields of a start that are times
+START_TYPES: Types = {
+    **dict.fromkeys(("ranks", "gpus", "batch", "step", "last_step"), int),
+    **dict.fromkeys(MOMENTS, float),
+}
 logger = logging.getLogger(__name__)
 _unwritten: dict[Path, list[bytes]] = {}  # lines that the disk has refused, oldest first
 
@@ -148,22 +152,12 @@ def read_starts(run: Path) -> list[StartEvent]:
 
 
 def _start(values: dict[str, Any]) -> StartEvent:
-    def optional(name: str, kind: type[int] | type[float]) -> Any:
-        return None if values.get(name) is None else kind(values[name])
-
-    return StartEvent(
-        job=None if values.get("job") is None else str(values["job"]),
-        host=str(values["host"]),
-        ranks=int(values["ranks"]),
-        gpus=int(values["gpus"]),
-        batch=int(values["batch"]),
-        began=float(values["began"]),
-        ready=float(values["ready"]),
-        step=int(values["step"]),
-        submitted=optional("submitted", float),
-        last_step=optional("last_step", int),
-        last_time=optional("last_time", float),
-    )
+    """Return the event of a record. Raises KeyError for what is missing or no number."""
+    known = keep_typed(values, START_TYPES)
+    optional: dict[str, Any] = {name: known.get(name) for name in ("submitted", "last_step", "last_time")}
+    job = None if values.get("job") is None else str(values["job"])
+    required: dict[str, Any] = {name: known[name] for name in ("ranks", "gpus", "batch", "began", "ready", "step")}
+    return StartEvent(job=job, host=str(values["host"]), **required, **optional)
 
 
 def read_restarts(run: Path) -> list[RestartEvent]:

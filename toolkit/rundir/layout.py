@@ -42,46 +42,24 @@ from typing import Any
 from toolkit.atomic import write_atomic
 from toolkit.config import RunConfig, load_config
 from toolkit.config.tree import flatten, to_yaml
-from toolkit.errors import EXIT_MEANING, EXIT_OK, ConfigError, ToolkitError
+from toolkit.errors import EXIT_MEANING, EXIT_OK, ConfigError
 from toolkit.models.plugins import FileModel, add_file, loaded, read_file
 from toolkit.rundir.events import append_event, read_events, timestamp
 from toolkit.rundir.metrics import logged_steps
-from toolkit.rundir.records import Types, keep_typed, read_object, read_text
+from toolkit.rundir.records import Types, read_object, read_text
 from toolkit.shipped import command
 from toolkit.wording import some
 
 CHECKPOINTS = ("best", "last", "ema")  # those that can be scored; every run has the first two
 ALWAYS = CHECKPOINTS[:2]
 REQUEST = ".request.yaml"
-RESULT_VERSION = 1  # of eval/*.json
 STATE_TYPES: Types = {
     **dict.fromkeys(("step", "steps", "pid", "restarts", "skipped", "save_errors", "peak_memory"), int),
     **dict.fromkeys(("seq_per_s", "data_wait", "eta_s", "updated", "started"), float),
     **dict.fromkeys(("host", "phase", "slow"), str),
     "val": dict,
 }
-RESULT_TYPES: Types = {
-    **dict.fromkeys(("version", "step", "context", "batch", "parameters", "world_size"), int),
-    **dict.fromkeys(("split", "which", "unit", "quantity"), str),
-    **dict.fromkeys(("frames", "thresholds"), list),
-    **dict.fromkeys(("overall", "leads", "modes", "persistence", "protocol", "announced"), dict),
-}
 logger = logging.getLogger(__name__)
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """Return a file of eval/ or analysis/. Raises ToolkitError where it can't be read or a value has a wrong type."""
-    again = "delete it and evaluate the run again: " + command("evaluate", "--run", path.parents[1])
-    try:
-        found = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ToolkitError(f"{path}: can't be read ({error}); {again}") from None
-    typed = keep_typed(found, RESULT_TYPES)
-    for name, value in found.items():
-        if name not in typed:
-            kind = RESULT_TYPES[name].__name__
-            raise ToolkitError(f"{path}: {name} is {str(value)[:60]!r}, expected a value of type {kind}; {again}")
-    return found
 
 
 @dataclass(frozen=True)

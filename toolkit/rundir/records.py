@@ -7,13 +7,14 @@ of what can't (`object_fault`, `damaged_lines`) in order to report it.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 Types = Mapping[str, type]
+LARGEST = 1 << 63  # more is no step, size or number of a process
+FARTHEST = 1e300  # and no time, rate or score
 
 
 def read_text(path: Path) -> str:
@@ -28,8 +29,8 @@ def read_object(path: Path, types: Types | None = None) -> dict[str, Any]:
     """Return the JSON object in a file; empty where there is no file, or none that can be read.
 
     Args:
-        types: of known fields (`float` takes whole numbers too, `int` and `float` only finite ones); a field of another
-            type is left out.
+        types: of known fields (`float` takes whole numbers too; both only up to LARGEST and FARTHEST); a field of
+            another type is left out.
     """
     try:
         found = json.loads(read_text(path))
@@ -59,9 +60,10 @@ def keep_typed(values: Mapping[str, Any], types: Types) -> dict[str, Any]:
 
 
 def _is_of(value: object, kind: type) -> bool:
-    if kind in (int, float):
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        return numeric and (kind is float or isinstance(value, int)) and math.isfinite(value)  # type: ignore[arg-type]
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= FARTHEST
     return isinstance(value, kind)
 
 

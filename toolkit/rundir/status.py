@@ -22,7 +22,7 @@ from toolkit.errors import EXIT_DATA, EXIT_HANG, EXIT_NONFINITE
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.events import NAME as EVENTS
 from toolkit.rundir.events import RestartEvent, read_restarts
-from toolkit.rundir.records import object_fault
+from toolkit.rundir.records import keep_typed, object_fault
 
 KINDS = {EXIT_NONFINITE: "not finite", EXIT_DATA: "bad data", EXIT_HANG: "hung"}
 LIVE_STATES = ("starting", "running", "validating", "evaluating")
@@ -109,7 +109,7 @@ def read_status(run: RunDir, name: str | None = None, split: str | None = None, 
         eta_s=state.get("eta_s") if training else None,
         data_wait=state.get("data_wait") if training else None,
         loss=_number(state.get("loss")),
-        val={str(key): float(value) for key, value in state.get("val", {}).items() if _number(value) is not None},
+        val={str(key): known for key, value in state.get("val", {}).items() if (known := _number(value)) is not None},
         host=(job or {}).get("host") or state.get("host"),
         restarts=max(state.get("restarts", 0), len(restarts)) if "restarts" in state or restarts else None,
         reason="; ".join(reason for reason in reasons if reason) or None,
@@ -145,7 +145,8 @@ def _damaged(run: RunDir) -> Iterator[str]:
 
 
 def _number(value: object) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """Return a score, which may be NaN or infinite."""
+    return keep_typed({"value": value}, {"value": float}).get("value", value if isinstance(value, float) else None)
 
 
 def _kind(word: str, state: Mapping[str, object], failure: str | None) -> str | None:

@@ -51,7 +51,7 @@ def write_record(root: Path, name: str, file: Path, runs: Sequence[RecordedRun])
 
 def _plain(name: object) -> str:
     """Return the name of a run's folder. Raises ValueError for what leads out of the sweep's."""
-    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name or len(name.encode()) > 255:
         raise ValueError(f"dir: {name!r} is no name of a folder in this one")
     return name
 

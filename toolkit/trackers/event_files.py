@@ -10,8 +10,10 @@ last value of every curve.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -45,6 +47,7 @@ class TensorBoard:
             self._kind: Any = None
         else:
             self._kind = SummaryWriter
+            _log_once()
             if step is not None:
                 self.flush()  # makes the file, and drops later steps of a run that is resumed
 
@@ -107,6 +110,8 @@ class TensorBoard:
 
     def close(self, status: Status) -> None:
         """Close the file."""
+        if self._writer is not None:
+            self.flush()  # a disk that refuses the last values is logged
         self._close()
         self._log_left_out()
 
@@ -139,3 +144,15 @@ class TensorBoard:
         if self._left_out:
             logger.warning("%s: %s left out", self.folder, count(self._left_out, "value"))
         self._left_out = 0
+
+
+@functools.cache
+def _log_once() -> None:
+    """Keep the thread of a writer from printing its traceback: the next call raises what it met, which is logged."""
+    hook = threading.excepthook
+
+    def quiet(met: threading.ExceptHookArgs) -> None:
+        if type(met.thread).__name__ != "_AsyncWriterThread":
+            hook(met)
+
+    threading.excepthook = quiet

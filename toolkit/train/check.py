@@ -18,6 +18,7 @@ from toolkit.config.sections import TrainConfig
 from toolkit.data.windows import WindowSet, store_of
 from toolkit.errors import ConfigError
 from toolkit.evaluate.selection import check_best_by
+from toolkit.models.choice import ChannelChoice
 from toolkit.models.registry import Options, SimVPOptions, SVGOptions, TrajGRUOptions
 
 RATES = ("mm/h", "mm h-1", "kg m-2 h-1")
@@ -64,11 +65,11 @@ def open_data(config: RunConfig) -> Data:
     # Under `skip` a shard that is cut or absent costs its own samples, not the whole split.
     store = open_store(store_of(config), faults="reading" if data.on_error == "skip" else "opening")
     length = data.context + data.horizon
-    train = WindowSet(store, data.train_split, length, data.train_stride, data.modes)
+    train = WindowSet(store, data.train_split, length, data.train_stride, data.modes, data)
     val = None
     if data.val_split in store.splits:
         try:
-            val = WindowSet(store, data.val_split, length, data.eval_stride, data.modes)
+            val = WindowSet(store, data.val_split, length, data.eval_stride, data.modes, data)
         except ConfigError as error:
             raise ConfigError(f"{error}, or train without a validation: data.val_split=none") from None
     return Data(store, train, val)
@@ -78,17 +79,33 @@ def check_training(config: RunConfig, data: Data) -> None:
     """Check what a training needs of its store.
 
     Raises:
-        ConfigError: a patience without a validation split; what `check_best_by`, `rain_levels` and `check_lead_times`
-            name.
+        ConfigError: a patience without a validation split; a static channel that changes in time; what `check_best_by`,
+            `rain_levels` and `check_lead_times` name.
     """
     if config.train.patience is not None and data.val is None:
         raise ConfigError(
             f"train.patience {config.train.patience} counts validations, and {config.data.store} has no split "
             f"{config.data.val_split!r}: set data.val_split, or leave train.patience out"
         )
+    _check_static(data.train)
     check_best_by(config)
     check_lead_times(config.train.loss, config.data.horizon)
     rain_levels(config.train.loss, data.store.manifest.scale)
+
+
+def _check_static(windows: WindowSet) -> None:
+    """Check that the static channels of the first window do not change in time."""
+    choice = windows.channels
+    if choice is None or not choice.static:
+        return
+    window = windows[0]
+    for place in choice.static:
+        changing = int((window.frames[:, place] != window.frames[:1, place]).sum())
+        if changing:
+            raise ConfigError(
+                f"data.static: {choice.names[place]} changes in time, in {changing:,} pixels of window {window.key} of "
+                f"{windows.store.path}: leave it out of data.static"
+            )
 
 
 def check_lead_times(loss: LossConfig, horizon: int) -> None:
@@ -134,11 +151,14 @@ def rain_levels(loss: LossConfig, scale: Scale) -> tuple[float, ...]:
     return tuple((float(np.searchsorted(values, value)) - 0.5) / scale.max_code for value in thresholds)
 
 
-def keys_without_effect(config: RunConfig, scale: Scale | None = None) -> list[str]:
-    """Return the keys of `train` that were set and have no effect beside the others, with the reason.
+def keys_without_effect(
+    config: RunConfig, scale: Scale | None = None, choice: ChannelChoice | None = None
+) -> list[str]:
+    """Return the keys of `train`, and `data.beyond`, that were set and have no effect, with the reason.
 
     Args:
         scale: of the store; None: not at hand, and what depends on it is not looked at.
+        choice: the channels of the run.
     """
     train, model = config.train, config.model
     given = train.model_dump(exclude_defaults=True)
@@ -156,7 +176,17 @@ def keys_without_effect(config: RunConfig, scale: Scale | None = None) -> list[s
         found.append(f"train.sampling ({model.name} has no inputs that scheduled sampling could replace)")
     if "loss_frames" in given and isinstance(model, TrajGRUOptions | SimVPOptions):
         found.append(f"train.loss_frames ({model.name} predicts the horizon alone)")
-    return [*found, *_of_optimizer(train, given), *_of_source(train, given)]
+    return [*found, *_of_channels(config, choice), *_of_optimizer(train, given), *_of_source(train, given)]
+
+
+def _of_channels(config: RunConfig, choice: ChannelChoice | None) -> list[str]:
+    if config.data.beyond == type(config.data).model_fields["beyond"].default:
+        return []
+    if choice is None or not set(choice.only_inputs) - set(choice.static):
+        return ["data.beyond (every input is a target or static)"]
+    if isinstance(config.model, TrajGRUOptions):
+        return [f"data.beyond ({config.model.name} reads nothing after the context)"]
+    return []
 
 
 def _of_optimizer(train: TrainConfig, given: dict[str, object]) -> list[str]:

@@ -15,20 +15,39 @@ from shards import Scale
 from toolkit.config.recipe import LossConfig
 from toolkit.config.sections import TrainConfig
 from toolkit.models.base import Criterion, mean_square
+from toolkit.models.channels import select_channels
 from toolkit.train.check import check_lead_times, rain_levels
 
 
-def make_criterion(config: TrainConfig, scale: Scale, horizon: int) -> Criterion:
+def make_criterion(
+    config: TrainConfig, scale: Scale, horizon: int, targets: tuple[int, ...] | None = None
+) -> Criterion:
     """Return the loss that `train.loss` names, for a store of some scale.
+
+    Args:
+        targets: channels of the frames that alone have a part in it; None: all.
 
     Raises:
         ConfigError: as `check_lead_times` and `rain_levels`.
     """
+    if targets is not None:
+        return OfTargets(make_criterion(config, scale, horizon), targets)
     loss = config.loss
     if loss.kind == "l2" and loss.lead_times is None:
         return mean_square
     check_lead_times(loss, horizon)
     return WeightedLoss(loss, rain_levels(loss, scale))
+
+
+class OfTargets:
+    """A loss of some channels of predictions and frames."""
+
+    def __init__(self, criterion: Criterion, targets: tuple[int, ...]) -> None:
+        self.criterion, self.targets = criterion, targets
+
+    def __call__(self, predictions: Tensor, frames: Tensor, observed: Tensor | None) -> Tensor:
+        seen = None if observed is None else select_channels(observed, self.targets)
+        return self.criterion(select_channels(predictions, self.targets), select_channels(frames, self.targets), seen)
 
 
 class WeightedLoss:

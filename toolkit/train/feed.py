@@ -50,11 +50,11 @@ class Feed:
         begin_read: Callable[[], float],
     ) -> None:
         self.config, self.share, self.world = config, share, world
-        self.spec = data.store.manifest.frames
+        self.spec = data.train.frames
         self.fault: ValueError | None = None
         self._asked = is_asked_to_stop
         if world.local_rank == 0:
-            frame_bytes = data.store.manifest.frames.bytes
+            frame_bytes = self.spec.bytes
             log_shared_memory(
                 config.data.num_workers,
                 world.local_size,

@@ -79,7 +79,7 @@ def train(run: RunDir, world: World, resume: str, stop: StopRequest, profile: in
                 world.run_on_rank_zero(lambda: check_config(config, data))
             if not entry_of(config.model).trained:
                 return _without_training(run, world)
-            check_readers(config, data.store.manifest.frames, world.local_size)
+            check_readers(config, data.train.frames, world.local_size)
             with Training(run, config, data, world, resume, stop, watchdog, profile) as training:
                 return training.fit()
         except NonFiniteError as error:
@@ -125,8 +125,9 @@ class Training:
         watchdog.begin(self.step)
         self.forward_timer = ForwardTimer(world.device)
         self.loss = TrainingLoss(
-            config, data.train.scale, world.device, self.engine.forward, self._before_forward, self._after_forward
-        )
+            config, data.train.scale, world.device, self.engine.forward, self._before_forward, self._after_forward,
+            None if data.train.channels is None else data.train.channels.targets,
+        )  # fmt: skip
         if world.is_main:
             note_start(
                 run.path, self.step, cfg.batch, world.world_size, world.world_size * (world.device.type == "cuda")
@@ -139,7 +140,7 @@ class Training:
         self.feed = Feed(config, data, self.engine.share, self.step, world, self._is_asked_to_stop, watchdog.begin_read)
         self.profiler = None
         if profile:
-            self.profiler = Profiler(run, config, data.store.manifest.frames, self.engine, world, profile)
+            self.profiler = Profiler(run, config, data.train.frames, self.engine, world, profile)
             self.feed.batches = self.profiler.watch(self.feed.batches)
 
     def _start(self, resume: str) -> tuple[Engine, checkpoint.Progress]:

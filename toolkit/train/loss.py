@@ -43,6 +43,7 @@ class TrainingLoss:
 
     Args:
         forward: the model as an engine calls it.
+        targets: channels of the batches that are predicted; None: all.
         begin, end: called before and after the forward pass (of a replay: the forward and backward pass).
 
     Attributes:
@@ -57,10 +58,11 @@ class TrainingLoss:
         forward: Forward,
         begin: Callable[[], None] = lambda: None,
         end: Callable[[], None] = lambda: None,
+        targets: tuple[int, ...] | None = None,
     ) -> None:
         self.config, self.scale, self.device, self.forward = config, scale, device, forward
         self.begin, self.end = begin, end
-        self.criterion = make_criterion(config.train, scale, config.data.horizon)
+        self.criterion = make_criterion(config.train, scale, config.data.horizon, targets)
         self.step = 0
 
     def inputs(self, batch: Batch) -> Inputs:

@@ -40,7 +40,7 @@ def check_config(config: RunConfig, data: Data) -> None:
         load_lpips()
     if entry_of(config.model).trained:
         check_training(config, data)
-        if unused := keys_without_effect(config, data.store.manifest.scale):
+        if unused := keys_without_effect(config, data.store.manifest.scale, data.train.channels):
             logger.warning("without effect: %s", ", ".join(unused))
     length = config.data.context + config.data.horizon
     for split in data.store.splits:

@@ -98,8 +98,8 @@ def pictures(
     """Draw forecasts of the first validation windows below the observations."""
     context, horizon, scale = config.data.context, config.data.horizon, windows.scale
     for index in range(min(config.train.images, len(windows)) if config.train.trackers else 0):
-        codes = windows[index].frames
-        given = torch.from_numpy(codes[None, :context]).to(world.device)
+        window = windows[index]
+        given = torch.from_numpy(window.frames[None, :context]).to(world.device)
         units = predict(model, given, horizon, scale)[0].clamp(0, 1)
-        forecast = torch.round(units * scale.max_code).cpu().numpy().astype(codes.dtype)
-        yield draw_forecast(codes, forecast, scale, step_seconds)
+        forecast = torch.round(units * scale.max_code).cpu().numpy().astype(window.frames.dtype)
+        yield draw_forecast(window.observations, forecast, scale, step_seconds)

@@ -380,3 +380,17 @@ def test_the_papers_sweep_is_its_tables_each_run_once() -> None:
         assert {run.hash8 for run in part.runs} <= hashes
     run = next(run for run in plan.runs if run.name == "kth-convlstm-only-hands-seed2")
     assert (run.config.data.modes, run.config.data.horizon, run.config.train.steps) == (("hands",), 20, 80_000)
+
+
+def test_names_beside_models_without_training(configs: Path) -> None:
+    text = """
+    base: base.yaml
+    list:
+      - {base: modernn.yaml}
+      - {base: modernn.yaml, train.steps: 50}
+      - {model: {name: persistence}}
+      - {base: convlstm.yaml, model.hidden: 8}
+    """
+    assert names(configs, text) == ["modernn-steps100", "modernn-steps50", "persistence", "convlstm-steps100"]
+    same = text.replace(", train.steps: 50", ", model.slots: 2")
+    assert names(configs, same) == ["modernn-slots4", "modernn-slots2", "persistence", "convlstm"]

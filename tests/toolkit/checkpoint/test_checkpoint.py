@@ -142,6 +142,45 @@ def test_a_pickle_bomb_with_a_fitting_manifest_is_refused(
     assert not (tmp_path / "exploded").exists()
 
 
+RECORD = {"step": 1, "samples": 8, "skipped": 0, "best": None, "config": HASH, "written_by": {}, "store": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("trainer.json", b"{"),
+        ("trainer.json", b"[" * 100_000),
+        ("trainer.json", b"\xff"),
+        ("trainer.json", b"[1]"),
+        *(("trainer.json", json.dumps({**RECORD, key: {"a": 1}}).encode()) for key in RECORD if key != "written_by"),
+        *(
+            ("trainer.json", json.dumps({k: v for k, v in RECORD.items() if k != key}).encode())
+            for key in ("best", "step")
+        ),
+        ("weights.pt", b"PK\x03\x04"),
+        ("weights.pt", [1, 2]),
+        ("weights.pt", {"a": 1}),
+        ("moments.pt", {"a": torch.zeros(1)}),
+        ("moments.pt", {"a": {"exp_avg": 1}}),
+    ],
+)
+def test_files_that_no_training_wrote_are_refused_where_their_digests_fit(
+    tmp_path: Path, name: str, data: object
+) -> None:
+    save(tmp_path, 1)
+    folder = tmp_path / "step-00000001"
+    if isinstance(data, bytes):
+        (folder / name).write_bytes(data)
+    else:
+        torch.save(data, folder / name)
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    data = (folder / name).read_bytes()
+    files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / MANIFEST).write_text(checkpoint.manifest_text(files))
+    with pytest.raises(CheckpointError, match=f"{name}: is refused"):
+        load(tmp_path, 1, HASH)
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 1)
     with pytest.raises(CheckpointError, match="is of the run 0123abcd, this one is ffffffff"):

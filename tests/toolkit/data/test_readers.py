@@ -105,3 +105,15 @@ def test_readers_that_the_machine_can_not_hold_are_refused(
 
 def test_the_memory_of_this_machine_is_known() -> None:
     assert 2**28 < size.host_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_server_of_readers_that_starts_after_its_training_was_killed_ends(alive: bool) -> None:
+    """Killed between the start of the server and its first import, a training is no longer the server's parent."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    server = "from multiprocessing.forkserver import main; import toolkit.data.tether; print('lives')"
+    tether = os.getpid() if alive else gone.pid
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MODERNN_TETHER": str(tether)}
+    done = subprocess.run([sys.executable, "-c", server], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == ((0, "lives\n") if alive else (1, ""))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shards.npz import load_npz
 from toolkit.atomic import replacing
 from toolkit.data.windows import to_unit
-from toolkit.errors import ToolkitError
+from toolkit.errors import CONTENT_ERRORS, ToolkitError
 from toolkit.forecast.make import Forecast
 from toolkit.models.baselines import OpticalFlow
 
@@ -46,9 +46,9 @@ class Fields:
             ToolkitError: the file is missing or damaged.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return Fields({name: arrays[name] for name in METHODS}, arrays[EXCLUDED])
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            arrays = load_npz(path)
+            return Fields({name: arrays[name] for name in METHODS}, arrays[EXCLUDED])
+        except CONTENT_ERRORS as error:
             raise ToolkitError(f"{path}: can't be read, so this forecast can't be verified ({error})") from error
 
 

@@ -101,7 +101,7 @@ class PageFolder:
             if left:
                 logger.info("%s: removed %s of a killed process", path, count(len(left), "temporary file"))
             self.entries = self._read()
-            self._agree({"layout": LAYOUT, **settings})
+            self._compare_settings({"layout": LAYOUT, **settings})
         except BaseException:
             self.unlock()
             raise
@@ -125,7 +125,7 @@ class PageFolder:
         if fault is not None:
             raise ConfigError(f"--page {file}: {fault}: choose another folder")
 
-    def _agree(self, settings: Mapping[str, Any]) -> None:
+    def _compare_settings(self, settings: Mapping[str, Any]) -> None:
         """Compare the settings with those of the forecasts that are here; without any, they are replaced."""
         file = self.path / SETTINGS
         there, wanted = read_object(file), json.loads(json.dumps(settings))

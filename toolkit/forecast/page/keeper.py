@@ -226,7 +226,7 @@ class Page:
             if not feed.is_settled(frame):
                 continue
             try:
-                found = read_recoded(feed.archive, [frame], self.trained.scale)
+                found = read_recoded(feed.archive, [frame], self.trained.scale).select(self.trained.targets)
             except ShardError as error:
                 self._note(str(frame), f"observation can't be read: {error}")
                 continue

@@ -13,9 +13,9 @@ from typing import Any
 
 from toolkit.config import RunConfig
 from toolkit.config.tree import flatten
-from toolkit.errors import ConfigError, ToolkitError
+from toolkit.errors import ConfigError
 from toolkit.models.plugins import FileModel, entry_of
-from toolkit.rundir import CHECKPOINTS, RESULT_VERSION, RunDir, read_result
+from toolkit.rundir import CHECKPOINTS, RunDir, read_result
 from toolkit.rundir.metrics import read_metrics
 from toolkit.rundir.records import keep_typed
 from toolkit.rundir.status import RunView, read_status
@@ -76,6 +76,7 @@ class Result:
         keys = ("protocol", "split", "thresholds", "event_rule", "context", "horizon", "stride", "limit", "n")
         kept: dict[str, object] = {key: self.data.get(key) for key in keys}
         kept["exclude_inflow"] = bool(self.data.get("exclude_inflow"))
+        kept["targets"] = self.data.get("targets")
         kept["protocol"] = {key: value for key, value in dict(self.data["protocol"]).items() if key != "text"}
         kept["store"] = self.data["store"]["digest"]
         return json.dumps(kept, sort_keys=True)
@@ -286,11 +287,6 @@ def _read_results(run: RunDir, split: str) -> list[Result]:
         if which not in CHECKPOINTS:
             continue
         data = read_result(path)
-        if data.get("version") != RESULT_VERSION:
-            raise ToolkitError(
-                f"{path}: written in version {data.get('version')}, this report reads {RESULT_VERSION}; "
-                + _scored_again(run, name, path)
-            )
         samples = path.with_name(f"{stem}.samples.npz")
         own = name == split or (not split and "+" not in name)
         result = Result(name, which, data, samples if samples.exists() else None, path.parent, own)
@@ -305,14 +301,6 @@ def _read_results(run: RunDir, split: str) -> list[Result]:
         else:
             logger.info("not in the tables: %s: %s has its scores", path, known.name)
     return results
-
-
-def _scored_again(run: RunDir, name: str, path: Path) -> str:
-    """Return what to do about a result that can't be used: `name` tells a scoring that is not the run's own."""
-    split, other, _ = name.partition("+")
-    if other:
-        return f"delete it; how to score again as its name tells: {command('evaluate', '--help')}"
-    return "score it again: " + command("evaluate", "--run", run.path, "--split", split, "--force")
 
 
 def _read_metrics(path: Path) -> tuple[Curve, Curve, int | None, float | None, float | None]:

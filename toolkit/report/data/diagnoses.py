@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import ToolkitError
+from shards.npz import load_npz
+from toolkit.errors import CONTENT_ERRORS, ToolkitError
 from toolkit.report.data.collect import Facts, Run, Sweep
 from toolkit.rundir import CHECKPOINTS
 from toolkit.shipped import command
@@ -51,9 +52,8 @@ def read_diagnoses(sweep: Sweep) -> list[Diagnosis]:
 def _read(run: Run, path: Path) -> Diagnosis:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
-            return Diagnosis(run, facts, {name: stored[name] for name in stored.files})
-    except (OSError, EOFError, ValueError, KeyError) as error:
+        return Diagnosis(run, facts, load_npz(path.with_suffix(".npz")))
+    except (OSError, *CONTENT_ERRORS) as error:
         raise ToolkitError(
             f"{path}: can't be read ({error}); regenerate it: {command('analyse', '--run', run.folder)}"
         ) from None

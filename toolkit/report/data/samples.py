@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from shards.manifest import Codes, Scale
-from toolkit.errors import ToolkitError
+from shards.npz import load_npz
+from toolkit.errors import CONTENT_ERRORS, ToolkitError
 from toolkit.shipped import command
 
 
@@ -32,13 +33,12 @@ def load_samples(path: Path) -> tuple[dict[str, Sample], Scale]:
         ToolkitError: not a file of sample frames.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            found = {name: stored[name] for name in stored.files}
+        found = load_npz(path)
         keys = found["key"].tolist()
         found.setdefault("time", np.full(len(keys), ""))  # missing in evaluations from before 2026-11-23
         columns = (found[field.name] for field in fields(Sample))
         samples = {key: Sample(*values) for key, *values in zip(keys, *columns, strict=True)}
         return samples, Scale(**{"quantity": "", **json.loads(str(found["scale"]))})
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except CONTENT_ERRORS as error:
         again = command("evaluate", "--run", path.parents[1], "--force")
         raise ToolkitError(f"{path}: not a file of sample frames ({error}); write it again: {again}") from None

@@ -158,6 +158,7 @@ def _scoring(facts: Facts) -> dict[str, str]:
         "rule": rule,
         "frames": f"{facts['context']} → {facts['horizon']} frames",
         "stride": f"stride {facts.get('stride') or 'default'}",
+        "targets": f"targets {', '.join(facts['targets'])}" if facts.get("targets") else "",
         "inflow": "without inflow pixels" if facts.get("exclude_inflow") else "",
         "limit": f"the first {facts['limit']:,}" if facts.get("limit") else "",
         "n": count(facts["n"], "sequence"),

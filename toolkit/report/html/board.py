@@ -81,7 +81,7 @@ def board_facts(board: Board) -> dict[str, Any]:
         "split": facts["split"],
         "data": f"{sequences}, {height}×{width} pixels, {facts['context']} → {facts['horizon']} frames",
         "protocol": facts["protocol"],
-        "rules": [*facts["protocol"]["text"], *excluded, *rules],
+        "rules": [*facts["protocol"].get("text", []), *excluded, *rules],
     }
 
 
