@@ -11,12 +11,13 @@
 #   begun, it does nothing more in the run directory.
 PATIENCE=5 # seconds until srun is tried again
 UNKNOWN="cause unknown: no Python on this node could look for it"
+REFUSAL='presently disabled|ermission denied|Invalid job' # what scontrol says where asking again is no use
 REQUEUE=3 BUSY=7 # exit codes (toolkit/errors.py)
 is_stop() { [[ $1 == @(3|138|140|143) ]]; } # 128 + n: signal n ended tasks while Python was starting: nothing to save
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
 verdict=$run/FAILED && [ ! -e "$run/pack.json" ] || verdict=$run/logs/$job.failed
 restart=${SLURM_RESTART_COUNT:-0} log=$run/logs/${job}_${restart}_batch.log
-next=$run/logs/${job}_$((restart + 1))_batch.log gone='' why='' step='' said='' asked=''
+next=$run/logs/${job}_$((restart + 1))_batch.log gone='' why='' step='' said='' asked='' answer=''
 tell() { echo "$(date '+%F %T') $*"; }
 told() { said=$1 && tell "asked to stop: $1"; }
 about() { scontrol --oneliner show job "$job"; } # an array's task by its number: the plain id may be the whole array's
@@ -38,7 +39,7 @@ keep_away() { # from nodes $1 or, without, those that this run has lost last
 }
 again() { # requeue the job; Slurm then sends TERM to all that runs here
   trap '' TERM
-  scontrol requeue "$job" || return
+  answer=$(scontrol requeue "$job" 2>&1) || { tell "$answer" && return; }
   tell "requeued"
   keep_away "$gone"
   exit $REQUEUE
@@ -111,10 +112,15 @@ for attempt in {1..10}; do
   leave_to_next
   if [[ $state == *" JobState=RUNNING "*" Restarts=$restart "* ]]; then
     again
+    if [[ $answer =~ $REFUSAL ]]; then
+      tell "not requeued: Slurm refuses it"
+      failed "Slurm refuses to requeue it (${answer##*: }); it has a checkpoint: --retry failed submits it again"
+      exit $REQUEUE
+    fi
   elif [[ $state =~ \ JobState=([^ ]+) ]]; then
     tell "not requeued: Slurm has the job as ${BASH_REMATCH[1]}"; exit $REQUEUE
   fi
   sleep 3
 done
-tell "not requeued: Slurm doesn't answer; submit the run again"
+tell "not requeued: ${answer:-Slurm doesn't answer}; submit the run again"
 exit $REQUEUE

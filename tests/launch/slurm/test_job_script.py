@@ -138,6 +138,28 @@ CAUSES = [
 ]
 
 
+@pytest.mark.parametrize("refusal", ["Requested operation is presently disabled", "Access/permission denied"])
+def test_a_requeue_that_slurm_refuses_fails_the_run_at_once(job: Job, refusal: str) -> None:
+    (job.folder / "refusal").write_text(f"slurm_requeue error: {refusal}\n")
+    assert job.go() == 3
+    assert job.calls() == ["requeue 7"]
+    assert "not requeued: Slurm refuses it" in job.log()
+    reason = f"job 7: Slurm refuses to requeue it ({refusal}); it has a checkpoint: --retry failed submits it again"
+    assert (job.run / "FAILED").read_text() == f"{reason}\n"
+    assert read_status(RunDir(job.run)).reason == reason
+
+
+def test_a_requeue_that_fails_for_now_is_asked_for_again(job: Job) -> None:
+    (job.folder / "refusal").write_text("Socket timed out on send/recv operation\n")
+    with job.start() as process:
+        wait_for(job.folder / "calls")
+        (job.folder / "refusal").unlink()
+    assert process.returncode == 3
+    assert job.calls() == ["requeue 7", "requeue 7"]
+    assert "Socket timed out" in job.log()
+    assert not (job.run / "FAILED").exists()
+
+
 @pytest.mark.parametrize(("number", "said", "cause"), CAUSES)
 def test_the_next_start_knows_why(job: Job, number: signal.Signals | None, said: dict[str, object], cause: str) -> None:
     due = ABORTED.format(said.pop("due")) if "due" in said else ""
