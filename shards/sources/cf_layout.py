@@ -310,10 +310,8 @@ def valid_limits(array: DataArray) -> tuple[float, float]:
     attributes = array.attrs
     low, high = attributes.get("valid_range", (None, None))
     limits = [attributes.get("valid_min", low), attributes.get("valid_max", high)]
-    gain, offset = (
-        float(np.ravel(array.encoding.get(key, otherwise))[0])
-        for key, otherwise in (("scale_factor", 1.0), ("add_offset", 0.0))
-    )
+    gain = float(np.ravel(array.encoding.get("scale_factor", 1.0))[0])
+    offset = float(np.ravel(array.encoding.get("add_offset", 0.0))[0])
     found = []
     for limit, otherwise in zip(limits, (-np.inf, np.inf), strict=True):
         if limit is None:
@@ -326,13 +324,16 @@ def valid_limits(array: DataArray) -> tuple[float, float]:
 
 
 def own_packing(array: DataArray) -> Scale | None:
-    """Return the scale of a file's own packed numbers of 16 bits, within its valid range; None for others."""
+    """Return the scale of a file's own numbers of 16 bits, packed or not, within its valid range; None for others."""
     kind = np.dtype(array.encoding.get("dtype", "f8"))
-    gain, offset = (float(np.ravel(array.encoding.get(key, 0.0))[0]) for key in ("scale_factor", "add_offset"))
+    gain = float(np.ravel(array.encoding.get("scale_factor", 1.0))[0])
+    offset = float(np.ravel(array.encoding.get("add_offset", 0.0))[0])
     if kind.kind not in "iu" or kind.itemsize != 2 or gain <= 0:
         return None
     low, high = valid_limits(array)
-    first = max(np.iinfo(kind).min, math.ceil((low - offset) / gain - 1e-9) if math.isfinite(low) else -math.inf)
+    least = int(np.iinfo(kind).min)
+    least += array.encoding.get("_FillValue") == least  # so that the other 65,535 numbers have codes
+    first = max(least, math.ceil((low - offset) / gain - 1e-9) if math.isfinite(low) else -math.inf)
     last = min(np.iinfo(kind).max, math.floor((high - offset) / gain + 1e-9) if math.isfinite(high) else math.inf)
     greatest = min(int(last - first), 65534)  # 65535 is missing
     if greatest < 256:

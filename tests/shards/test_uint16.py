@@ -420,7 +420,7 @@ def test_a_float_variable_in_a_range(tmp_path, name):
 def test_a_packed_variable_keeps_its_own_codes(tmp_path, capsys):
     xarray = pytest.importorskip("xarray")
     packed = np.random.default_rng(0).integers(-32767, 32767, (6, 12, 10)).astype(np.int16)
-    packed[:, 0, 0] = -32768
+    packed[:, 0, :3] = -32768, -32767, 32767  # missing, the least, the greatest
     times = np.array(radar_times(6), dtype="datetime64[ns]")
     array = xarray.DataArray(packed, dims=("time", "y", "x"), coords={"time": times, "y": np.arange(12.0)[::-1]})
     array.attrs = {"units": "K", "scale_factor": 0.01, "add_offset": 400.0, "_FillValue": np.int16(-32768)}
@@ -431,8 +431,28 @@ def test_a_packed_variable_keeps_its_own_codes(tmp_path, capsys):
     scale = store.manifest.scale
     assert (scale.gain, scale.max_code, scale.missing_code) == (0.01, 65534, 65535)
     found = frames_of(store)[:, 0].astype(np.int32)
-    assert np.array_equal(np.where(found == 65535, -32768, found - 32768), packed)
-    assert scale.offset == pytest.approx(400 - 327.68)
+    assert np.array_equal(np.where(found == 65535, -32768, found - 32767), packed)
+    assert scale.offset == pytest.approx(400 - 327.67)
+
+
+@pytest.mark.parametrize(("kind", "fill"), [(np.uint16, None), (np.uint16, 0), (np.int16, -32768)])
+def test_counts_that_are_not_packed_keep_their_own_codes(tmp_path, capsys, kind, fill):
+    xarray = pytest.importorskip("xarray")
+    least, greatest = np.iinfo(kind).min, np.iinfo(kind).max
+    counts = np.random.default_rng(0).integers(least + 1, greatest, (6, 12, 10)).astype(kind)
+    counts[0, 0, :2] = greatest if fill is None else fill, greatest - (fill is None)
+    times = np.array(radar_times(6), dtype="datetime64[ns]")
+    array = xarray.DataArray(counts, dims=("time", "y", "x"), coords={"time": times, "y": np.arange(12.0)[::-1]})
+    array.attrs = {"units": "count"} | ({} if fill is None else {"_FillValue": kind(fill)})
+    xarray.Dataset({"channel": array}).to_netcdf(tmp_path / "t.nc", engine="h5netcdf")
+    assert main(["convert", "cf", str(tmp_path / "t.nc"), str(tmp_path / "no")]) == UsageError.exit_code
+    assert "with --dtype uint16" in capsys.readouterr().err
+    store = convert("cf", tmp_path / "t.nc", tmp_path / "s", *WIDE)
+    assert (store.manifest.scale.gain, store.manifest.scale.missing_code) == (1.0, 65535)
+    found = store.manifest.scale.to_physical(frames_of(store))[:, 0]
+    assert np.isnan(found[0, 0, 0]) == (fill is not None)
+    assert np.array_equal(found.ravel()[1:], counts.ravel()[1:])
+    assert bool(store.manifest.splits["train"].clipped) == (fill is None)  # 65535 is missing: 65534 in its place
 
 
 # Sources of 8 bits

@@ -208,7 +208,7 @@ class Held:
 
 
 def _is_named(tree: Any, levels: int = 1) -> bool:
-    """Return whether it is a mapping from names to tensors, or of so many levels of names."""
+    """Return whether it is a mapping from names to tensors, or of `levels` levels of names."""
     if levels == 0:
         return isinstance(tree, Tensor)
     return isinstance(tree, dict) and all(isinstance(k, str) and _is_named(v, levels - 1) for k, v in tree.items())

@@ -23,6 +23,7 @@ from shards.manifest import Codes, FrameSpec, Scale, Values
 from shards.mappings import MAPPINGS
 from shards.recent import Archive, Frame
 from shards.sources.inputs import by
+from shards.sources.radar_readers import DBZ, FINE_DBZ
 from toolkit.config.channels import check_names
 from toolkit.data.windows import to_unit
 from toolkit.errors import ConfigError
@@ -195,7 +196,9 @@ def make_forecast(trained: Trained, archive: Archive, frames: Sequence[Frame], r
         SourceError, StoreError: a frame cannot be read.
     """
     check_fits(trained, archive, request)
-    whole = read_recoded(archive, frames, trained.scale)
+    codes = read_frames(archive, frames)
+    whole = Frames(*recoded(codes, archive.description.scale, trained.scale))
+    _log_recoding(codes, archive, trained.scale)
     context = whole.select(trained.targets)
     reference = frames[-1].time
     units, inflow = _predict(trained, whole.select(trained.inputs), request, reference)
@@ -257,6 +260,24 @@ def recoded(codes: Codes, scale: Scale, wanted: Scale) -> tuple[Codes, NDArray[n
     elif absent.any():
         table[absent] = 0
     return np.asarray(table[codes]), seen
+
+
+def _log_recoding(codes: Codes, archive: Archive, wanted: Scale) -> None:
+    """Log what the conversion to other codes rounds and clips. Values below 0 dBZ are no echo, and not counted."""
+    scale = archive.description.scale
+    if scale == wanted or wanted.mapping is not None:
+        return
+    values, half = scale.to_physical(np.arange(np.iinfo(codes.dtype).max + 1, dtype=codes.dtype)), abs(wanted.gain) / 2
+    low, high = sorted(wanted.offset + wanted.gain * code for code in (0, wanted.max_code))
+    table = values > high + half
+    if wanted not in (DBZ, FINE_DBZ):
+        table |= values < low - half
+    clipped = int(table[codes].sum())
+    logger.log(
+        logging.WARNING if clipped else logging.INFO,
+        "%s: values are converted to the model's codes, %g..%g %s in steps of %.3g; %s of %s are outside and clipped",
+        archive.where, low, high, wanted.unit, 2 * half, f"{clipped:,}", count(codes.size, "pixel"),
+    )  # fmt: skip
 
 
 def _predict(

@@ -26,7 +26,7 @@ from toolkit import predict
 from toolkit.config import make_config
 from toolkit.data.windows import to_unit
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.forecast.make import Request, make_forecast, recoded
+from toolkit.forecast.make import Request, make_forecast, read_frames, recoded
 from toolkit.forecast.picture import draw
 from toolkit.forecast.trained import Trained, load_trained
 from toolkit.forecast.verify import as_text, scores, verification
@@ -99,6 +99,23 @@ def test_the_same_unit_in_other_codes_is_coded_anew() -> None:
     assert codes.tolist() == [0, 0, 0] and seen.tolist() == [True, True, False]
     codes, seen = recoded(np.array([7, 255], np.uint8), dbz, dbz)
     assert codes.tolist() == [7, 255] and seen.tolist() == [True, False]
+
+
+def test_what_other_codes_round_and_clip_is_logged(
+    persistence: Trained, archive: Archive, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    make_forecast(persistence, archive, last(archive), Request(lead=1))
+    assert "codes" not in caplog.text
+    read, scale = read_frames(archive, last(archive)), persistence.scale
+    finer = changed(archive, scale=dataclasses.replace(scale, gain=scale.gain / 2))
+    make_forecast(persistence, finer, last(archive), Request(lead=1))
+    assert f"{scale.gain:.3g}; 0 of {read.size:,} pixels" in caplog.text and caplog.records[-1].levelname == "INFO"
+    wider = changed(archive, scale=dataclasses.replace(scale, gain=scale.gain * 2, offset=-8.0))
+    make_forecast(persistence, wider, last(archive), Request(lead=1))
+    outside = int(((read != scale.missing_code) & (read * scale.gain * 2 - 8 > 63.5 + scale.gain / 2)).sum())
+    assert outside and f"; {outside:,} of {read.size:,} pixels" in caplog.text  # what is below 0 dBZ isn't counted
+    assert caplog.records[-1].levelname == "WARNING"
 
 
 def test_a_model_of_one_size_says_how_to_forecast_another(make_run: MakeRun, radar: Path) -> None:
