@@ -7,7 +7,7 @@
 #   make test TESTS=FOLDER       some of them; what pytest takes
 #   make slurm-test              those on a real Slurm of this machine; slurm/devcluster/cluster install gets it
 #   make check                   formatting, lint, types, spelling
-#   make docs                    the documentation as a site, into site/
+#   make docs                    the documentation as a site, into site/html/
 #   make bench                   measurements, into benchmarks/
 #   make gpu                     on a CUDA device: the tests for it, the numbers, rates and memory of the models there
 #   make wheels                  into wheels/: what a machine with a GPU and no network lacks beside its PyTorch
@@ -85,7 +85,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 docs: $(READY)
-	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs . site
+	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs . site/html
 
 bench: $(READY)
 	$(BIN)/python benchmarks/unroll.py

@@ -48,7 +48,7 @@ class Page(HTMLParser):
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built by the command of `make docs`: with -W, a warning is an error."""
     made = (ROOT / "Makefile").read_text()
-    rule = re.search(r"^docs: .*\n\t\$\(BIN\)/sphinx-build (.*) site$", made, re.MULTILINE)
+    rule = re.search(r"^docs: .*\n\t\$\(BIN\)/sphinx-build (.*) site/html$", made, re.MULTILINE)
     assert rule is not None and "-W" in rule[1].split()
     folder = tmp_path_factory.mktemp("site")
     words = [sys.executable, "-m", "sphinx", *rule[1].split(), "-d", str(folder / "doctrees"), str(folder / "html")]
