@@ -101,6 +101,7 @@ class ProcessPool:
                 if "code" in news:
                     self.codes[news["pid"]] = news["code"]
                 else:
+                    self.codes.pop(news["pid"], None)  # of an earlier process: numbers are used again
                     self.pids.append(news["pid"])
                 self._news.notify_all()
 
