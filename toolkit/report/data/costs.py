@@ -53,8 +53,9 @@ def _gmacs(run: Run) -> float | None:
 
 
 def _scoring(run: Run) -> float | None:
-    """Return the time of the run's own scoring; another one may be of longer forecasts or larger frames."""
-    return next((result.data["seconds"] / result.data["n"] for result in run.results if result.own), None)
+    """Return seconds a sequence of the run's own scoring; another may be of longer forecasts or larger frames."""
+    own = [result.data for result in run.results if result.own and result.data.get("seconds") is not None]
+    return own[0]["seconds"] / own[0]["n"] if own else None
 
 
 def _range(values: Iterable[float | None], form: Callable[[float], str]) -> str:

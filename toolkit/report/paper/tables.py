@@ -208,7 +208,8 @@ class _Runs:
     @staticmethod
     def _cost(run: Run, result: Result, metric: str) -> float | None:
         if metric == "parameters":
-            return float(result.data["parameters"]) / 1e6
+            counted = result.data.get("parameters")
+            return None if counted is None else float(counted) / 1e6
         if metric == "seconds":
             return 1000.0 / run.rate if run.rate else None
         return run.peak_memory / 1e9 if run.peak_memory else None
