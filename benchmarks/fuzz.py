@@ -309,7 +309,7 @@ def main() -> int:
         for label, data, what in findings:
             bad += 1
             folder = args.folder / stem
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / label).write_bytes(data)
             lines.append(f"  {label}: {what.strip().splitlines()[-1]}")
             print(what, file=sys.stderr)

@@ -52,7 +52,7 @@ class Scored:
         """Read a result. Raises ToolkitError where it can't be used."""
         found = read_result(path)
         try:
-            minutes, rest = divmod(float(found["step_seconds"] or 0.0), 60)
+            minutes, rest = divmod(float(found.get("step_seconds") or 0.0), 60)
             clock = minutes >= 1 and not rest
             return cls(
                 path.stem,

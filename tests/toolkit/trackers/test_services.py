@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.process import ROOT, one_thread
+from tests.support.results import BARE
 from tests.support.training import SCRIPT
 from tests.support.wandb_files import read_runs
 from toolkit.rundir import RunDir
@@ -121,7 +122,7 @@ def scored_run(tiny_config: Path, tmp_path: Path, service: str) -> RunDir:
     recorder.close()
     run.mark_done()
     run.eval.mkdir()
-    found = {"version": 1, "step": 6, "step_seconds": 300.0, "overall": {"mse": 2.0, "csi@30/4": 0.5}}
+    found = {**BARE, "overall": {"mse": 2.0, "csi@30/4": 0.5}}
     leads = {"mse": [1.0, 3.0], "csi@30/4": [0.5, None]}
     (run.eval / "test+limit=5-best.json").write_text(json.dumps({**found, "leads": leads}))
     log_scores(run)
@@ -175,8 +176,7 @@ def test_wandb_loses_no_record_of_a_training_that_could_send_none(
     run.mark_done()
     run.eval.mkdir()
     for number, name in enumerate(("test-best", "test-last")):
-        result = {"version": 1, "step": 6, "step_seconds": 300.0, "overall": {"mse": 2.0}, "leads": {"mse": [1.0, 3.0]}}
-        (run.eval / f"{name}.json").write_text(json.dumps(result))
+        (run.eval / f"{name}.json").write_text(json.dumps(BARE))
         log_scores(run)  # the second evaluation sends its own scores alone
         rows = read_runs(run.path)["rows"]
         assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4, 5, 6]

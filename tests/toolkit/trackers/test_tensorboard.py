@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.support.results import BARE
 from toolkit.config import RunConfig, make_config
 from toolkit.rundir import RunDir
 from toolkit.trackers import Scored, event_files, log_scores
 from toolkit.trackers.event_files import TensorBoard
 
 RESULT = {
-    "version": 1,
-    "step": 6,
-    "step_seconds": 300.0,
+    **BARE,
     "overall": {"mse": 2.0, "csi@30": None, "psnr": 20.0},
     "leads": {"mse": [1.0, 3.0], "csi@30": [0.5, None], "psnr": [21.0, 19.0]},
 }

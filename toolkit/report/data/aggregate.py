@@ -226,7 +226,7 @@ def _cells(
 
 
 def _leads(data: Mapping[int, Facts], metrics: tuple[Metric, ...]) -> dict[str, tuple[Score, ...]]:
-    horizon = next((int(found["horizon"]) for found in data.values()), 0)
+    horizon = max((len(curve) for found in data.values() for curve in found["leads"].values()), default=0)
     return {
         metric.key: tuple(
             _score({seed: _of_lead(found, metric.key, lead) for seed, found in data.items()}) for lead in range(horizon)

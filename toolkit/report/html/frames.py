@@ -117,8 +117,12 @@ def _time(frames: int, facts: Facts) -> str:
 
 
 def _clock(start: str, frame: int, facts: Facts) -> str:
-    """Format the time of day of a frame, UTC; empty without time stamps."""
-    if not start:
+    """Format the time of day of a frame, UTC; empty without time stamps, or beyond the calendar."""
+    step = facts.get("step_seconds")
+    if not start or step is None:
         return ""
     begin = datetime.fromisoformat(start.removesuffix("Z"))
-    return f"{begin + timedelta(seconds=float(facts['step_seconds']) * frame):%H:%M}"
+    try:
+        return f"{begin + timedelta(seconds=float(step) * frame):%H:%M}"
+    except OverflowError:
+        return ""

@@ -179,3 +179,14 @@ def test_results_without_their_costs(sweep: Path) -> None:
     rows = {str(row.cells[0]): row.cells[1:] for row in cost_table(collect(sweep)).rows}
     assert rows["slots4"][-1] == "–"
     assert build_report(sweep, None).exists()
+
+
+@pytest.mark.parametrize("step", [None, 300, 10**15], ids=["absent", "minutes", "beyond the calendar"])
+def test_results_with_odd_clocks_and_horizons(sweep: Path, step: int | None) -> None:
+    for file in sweep.glob("slots4-*/eval/test-*.json"):
+        record = json.loads(file.read_text()) | {"step_seconds": step}
+        if step is None:
+            del record["step_seconds"]
+        record["persistence"]["horizon"] = ""
+        file.write_text(json.dumps(record))
+    assert build_report(sweep, None).exists()
