@@ -178,7 +178,7 @@ def _board(sweep: Sweep, members: list[tuple[Run, Result]]) -> Board:
                 here[""] = {}
             runs = [run for run in sweep.runs if run.group == group]
             rows += [_row(group, which, runs, here, variant, metrics, modes) for variant in here]
-        rows.append(_baseline(which, baseline, metrics, modes))
+        rows.append(_baseline(which, {**baseline, "horizon": facts["horizon"]}, metrics, modes))
     results = {(_label(run.group, result.variant), result.which, run.seed): result for run, result in members}
     selecting = dict.fromkeys(run.best_by for run, _ in members if run.best_by)
     best_by = tuple(metric.label for key in selecting if (metric := describe_metric(key, facts)) is not None)
@@ -226,7 +226,7 @@ def _cells(
 
 
 def _leads(data: Mapping[int, Facts], metrics: tuple[Metric, ...]) -> dict[str, tuple[Score, ...]]:
-    horizon = max((len(curve) for found in data.values() for curve in found["leads"].values()), default=0)
+    horizon = next((int(found["horizon"]) for found in data.values()), 0)
     return {
         metric.key: tuple(
             _score({seed: _of_lead(found, metric.key, lead) for seed, found in data.items()}) for lead in range(horizon)
