@@ -136,7 +136,7 @@ class _Result(_Scores):
     thresholds: list[Number]
     context: Side
     horizon: Side
-    n: Count
+    n: Annotated[int, Field(ge=1, le=1 << 53)]
     frames: Annotated[list[Side], Field(min_length=3, max_length=3)]
     mode_counts: dict[str, Count]
     announced: _Announced
