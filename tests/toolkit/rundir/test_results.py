@@ -106,7 +106,7 @@ def test_what_is_missing_is_named(tmp_path: Path, key: str) -> None:
     ("change", "says"),
     [
         ({"leads": {"mse": [1.0]}}, "leads.mse: not one value for each of 2 lead times"),
-        ({"n": 0}, "n: 0: input should be greater than or equal to 1"),
+        ({"n": 0}, "n: '0': input should be greater than or equal to 1"),
         ({"overall": {"mse": -1.0}}, "a mean squared error below 0"),
         ({"diagrams": {**SOUND["diagrams"], "scales": [1]}}, "a line has 2 values, not 1"),
     ],
