@@ -107,6 +107,7 @@ if ((restart >= max_restarts)); then
   tell "stopped with a checkpoint; not requeued after start $((restart + 1)): max_restarts is $max_restarts"
   exit $REQUEUE
 fi
+answer=''
 for attempt in {1..10}; do
   state=$(about)
   leave_to_next
@@ -114,7 +115,7 @@ for attempt in {1..10}; do
     again
     if [[ $answer =~ $REFUSAL ]]; then
       tell "not requeued: Slurm refuses it"
-      failed "Slurm refuses to requeue it (${answer##*: }); it has a checkpoint: --retry failed submits it again"
+      failed "Slurm refuses to requeue it (${answer##*: }): --retry failed submits it again, to go on from its last checkpoint"
       exit $REQUEUE
     fi
   elif [[ $state =~ \ JobState=([^ ]+) ]]; then

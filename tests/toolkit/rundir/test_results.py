@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.results import BARE
 from toolkit.errors import ToolkitError
 from toolkit.rundir import read_result
 
@@ -25,19 +26,9 @@ LINES = {
     "spectrum": {"forecast": [1.0], "observation": [2.0]},
 }
 SOUND: dict[str, Any] = {
+    **BARE,
     **SCORES,
-    "version": 1,
-    "protocol": {"name": "paper", "title": "ModeRNN paper", "text": ["a"], "clamp": True},
-    "store": {"path": "stores/a", "name": "a", "digest": "ab"},
-    "split": "test",
-    "step": 3,
-    "thresholds": [30.0],
-    "context": 4,
-    "horizon": 2,
-    "n": 5,
-    "frames": [1, 16, 16],
     "mode_counts": {"rain": 5},
-    "announced": {"exact_frames": 0, "frames_without_value": {"mse": 0}},
     "ensemble": {"samples": 2, "label": "mean of 2", "text": "b", "select": "mean", "by": None},
     "ranks": {"overall": [1, 2, 3], "leads": [[1, 2, 3], [0, 0, 0]], "modes": {}, "mode_leads": {}},
     "diagrams": {"probability": "c", "thresholds": [30.0], "scales": [1, 3], "wavelengths": [2.0], "overall": LINES},
