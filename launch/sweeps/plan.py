@@ -76,6 +76,7 @@ class Item:
 
     @property
     def what(self) -> str:
+        """Return what will be done with the run, as the plan's table shows it."""
         if self.left_out and self.job is None and not self.before.live and self.before.state != "done":
             return self.left_out
         if self.job is not None and not self.before.live:

@@ -107,12 +107,22 @@ class Page:
             several,
             self.side,
         )
-        settings = {
-            "model": trained.title,
-            "weights": weights_digest({name: value.cpu() for name, value in trained.model.state_dict().items()}),
-            "archive": str(Path(archive).absolute()),
-            "source": source,
-            "source_options": list(options),
+        settings = self._settings(request, products)
+        settings |= {"source": source, "source_options": list(options)}
+        self.folder = PageFolder(folder, settings)
+        self.entries = self.folder.entries
+        self._drop_unsound_scores()
+        self._problems: dict[str, str] = {}  # by frame or forecast, in verification
+        self._latest = ""  # stamp of latest.nc
+        self._written: tuple[object, float] = (None, 0.0)  # what the page shows, and when it was written
+        self._drawn: tuple[object, Index] = (None, {})  # the chart, and of what
+
+    def _settings(self, request: Request, products: Products) -> dict[str, Any]:
+        """Return what all forecasts of a page have in common."""
+        return {
+            "model": self.trained.title,
+            "weights": weights_digest({name: value.cpu() for name, value in self.trained.model.state_dict().items()}),
+            "archive": str(Path(self.archive).absolute()),
             "lead": request.lead,
             "ensemble_size": request.samples,
             "seed": request.seed,
@@ -120,14 +130,14 @@ class Page:
             "overlap": request.overlap,
             "keep_inflow": request.keep_inflow,
             "thresholds": list(self.thresholds),
-            "unit": scale.unit,
+            "unit": self.trained.scale.unit,
             "probability": self.probabilities,
             "neighbourhood": self.side,
             "accumulation": products.accumulation,
             "zr": list(products.zr),
         }
-        self.folder = PageFolder(folder, settings)
-        self.entries = self.folder.entries
+
+    def _drop_unsound_scores(self) -> None:
         for entry in self.entries.values():
             if not self.scorer.is_sound(entry):
                 again = self._file(entry, ".npz").exists()
@@ -139,10 +149,6 @@ class Page:
                     else f"they can't be computed again, as {entry.name('.npz')} is deleted once all are there",
                 )
                 entry.scores = {}
-        self._problems: dict[str, str] = {}  # by frame or forecast, in verification
-        self._latest = ""  # stamp of latest.nc
-        self._written: tuple[object, float] = (None, 0.0)  # what the page shows, and when it was written
-        self._drawn: tuple[object, Index] = (None, {})  # the chart, and of what
 
     @property
     def data(self) -> Path:
