@@ -115,7 +115,7 @@ for attempt in {1..10}; do
     again
     if [[ $answer =~ $REFUSAL ]]; then
       tell "not requeued: Slurm refuses it"
-      failed "Slurm refuses to requeue it (${answer##*: }): --retry failed submits it again, to go on from its last checkpoint"
+      failed "Slurm refuses to requeue it (${answer##*: }): --retry failed submits it again, to resume from its last checkpoint"
       exit $REQUEUE
     fi
   elif [[ $state =~ \ JobState=([^ ]+) ]]; then

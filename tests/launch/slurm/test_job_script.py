@@ -145,7 +145,7 @@ def test_a_requeue_that_slurm_refuses_fails_the_run_at_once(job: Job, refusal: s
     assert job.calls() == ["requeue 7"]
     assert "not requeued: Slurm refuses it" in job.log()
     reason = (
-        f"job 7: Slurm refuses to requeue it ({refusal}): --retry failed submits it again, to go on from its last "
+        f"job 7: Slurm refuses to requeue it ({refusal}): --retry failed submits it again, to resume from its last "
         "checkpoint"
     )
     assert (job.run / "FAILED").read_text() == f"{reason}\n"
