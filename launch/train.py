@@ -178,7 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "stopping at the end of this step, with a checkpoint; Ctrl-C again ends it at once" if first else ""
     )
     stop.install()
-    return _train(arguments, config, stop)
+    try:
+        return _train(arguments, config, stop)
+    finally:
+        stop.restore()
 
 
 def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) -> int:
@@ -194,6 +197,8 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
     world = init_world(config.train, group=True, stop=lambda: bool(stop), timeout=patience)
     path = Path(arguments.run or arguments.out or Path("runs/single") / f"{config.name}-{config.hash8()}")
     with contextlib.ExitStack() as stack:
+        if world.world_size == 1:
+            stack.callback(world.close)
         checked = world.run_on_rank_zero(lambda: _take(path, config, world, stack))
         run = RunDir(path)
         if run.done:

@@ -3,17 +3,38 @@
 SIGUSR1 and SIGUSR2 are what Slurm sends before a time limit, SIGTERM what it and other launchers send to end a job,
 SIGINT is Ctrl-C. They may come as often as they like: launchers repeat SIGTERM, and a checkpoint that is being written
 must survive that. Only a second Ctrl-C ends the process at once, because a person who presses it again means it.
+
+A process that calls the `main` of a command, as a notebook does, gets its own handlers back when that returns.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 CAUGHT = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 SAME_KEYSTROKE_S = 1.0  # under torchrun one Ctrl-C arrives twice: from the terminal, and handed on by torchrun
+_command = threading.Event()
+
+
+@contextlib.contextmanager
+def as_command() -> Iterator[None]:
+    """Mark this process as a command, which ends with what this encloses."""
+    _command.set()
+    try:
+        yield
+    finally:
+        _command.clear()
+
+
+def is_command() -> bool:
+    """Return whether this process is a command, so that nothing of it goes on after the training."""
+    return _command.is_set()
 
 
 class StopRequest:
@@ -27,11 +48,18 @@ class StopRequest:
         self._notice = notice
         self.name: str | None = None
         self._interrupted_at: float | None = None
+        self._before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def install(self) -> None:
         """Take over the handlers; call it early, before slow imports, or a first signal kills."""
         for number in CAUGHT:
-            signal.signal(number, self._note)
+            self._before[number] = signal.signal(number, self._note)
+
+    def restore(self) -> None:
+        """Give a process that goes on its handlers back; in a command a late signal must not change its exit code."""
+        for number, handler in self._before.items():
+            if handler is not None and not is_command():  # None: not of Python, which can't set it again
+                signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:

@@ -22,6 +22,7 @@ from shards import log
 from toolkit import __version__, shipped
 from toolkit.atomic import FileWriteError, free_space
 from toolkit.errors import EXIT_FAILURE, EXIT_USAGE, ConfigError
+from toolkit.signals import as_command
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +152,11 @@ def add_renamed(parser: argparse.ArgumentParser, old: str, new: str, dest: str, 
 def run_script(main: Callable[[], int]) -> NoReturn:
     """Run a script's main and exit with its code; a user's mistake becomes one message on stderr, not a traceback."""
     log.configure()
+    with as_command():
+        sys.exit(_code_of(main))
+
+
+def _code_of(main: Callable[[], int]) -> int:
     try:
         code = main()
         sys.stdout.flush()
@@ -181,4 +187,4 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         where = "" if isinstance(error, FileWriteError) or not error.filename else free_space(Path(error.filename))
         print(f"error: {error}{where and '; '}{where}", file=sys.stderr)
         code = EXIT_FAILURE
-    sys.exit(code)
+    return code

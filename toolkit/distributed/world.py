@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -109,7 +110,11 @@ class World:
     def close(self) -> None:
         """Leave the process group."""
         if distributed.is_initialized():
-            distributed.destroy_process_group()
+            deepspeed = sys.modules.get("deepspeed")
+            if deepspeed is not None and deepspeed.comm.is_initialized():
+                deepspeed.comm.destroy_process_group()  # and its own references to it
+            else:
+                distributed.destroy_process_group()
 
 
 def init_world(

@@ -14,6 +14,9 @@ Every two seconds the watchdog writes the rank's heartbeat (heartbeat.py) and lo
 A rank that ends so names the stuck one, leaves the Python stacks of its threads in its log and in
 `heartbeat/rank-N.stacks`, and exits with EXIT_HANG. A rank that is merely slow is named and left alone. Time is counted
 in the thread's own ticks, so a job that was suspended and resumed is not reported as hung.
+
+A command whose training failed and that is not gone after LEAVE_S, because a reader process or a collective holds it,
+is ended with the failure's exit code. A process that called the training, as a notebook does, goes on: the thread ends.
 """
 
 from __future__ import annotations
@@ -39,12 +42,13 @@ from toolkit.errors import EXIT_FAILURE, EXIT_HANG, EXIT_MEANING, EXIT_OK, EXIT_
 from toolkit.rundir import RunDir
 from toolkit.rundir.heartbeat import BEAT_S, FOLDER, Beat, beats_of, path_of, read_beat, stacks_of, write_beat
 from toolkit.rundir.lock import RunBusyError, check_lock
+from toolkit.signals import is_command
 from toolkit.wording import first_line
 
 logger = logging.getLogger(__name__)
 SILENT_S = 20.0  # a heartbeat that old, while the training stands still, is a dead or frozen rank
 OF_ALLOWED = 0.9  # a read is given up before this thread would end the rank, which saves nothing
-LEAVE_S = 60.0  # for a process that has ended its training to be gone
+LEAVE_S = 60.0  # for a command whose training has failed to be gone
 SLOW_TIMES = 2.0  # a rank's own time against the median of the others'
 SLOW_EXCESS_S = 0.1
 SLOW_LOOKS = 3  # in a row
@@ -87,9 +91,11 @@ class Watchdog:
         code = EXIT_OK if error is None else int(getattr(error, "exit_code", EXIT_FAILURE))
         self._end = ("ended" if error is None else f"{type(error).__name__}: {error}", code)
         self._beat()
-        if error is None:
+        if error is None or not is_command():
             self._leave.set()
             self._thread.join(5 * self._beat_s)
+            faulthandler.unregister(signal.SIGQUIT)
+            self._stacks.close()
 
     def begin(self, step: int) -> None:
         """Record the step from which the training thread starts."""
@@ -165,8 +171,12 @@ class Watchdog:
             self._idle_s = 0.0 if progress != seen else self._idle_s + elapsed
             seen = progress
             if self._end is not None:
-                if self._idle_s > LEAVE_S:
-                    os._exit(self._end[1])  # a reader process or a collective won't let it go
+                # Once the command has returned, the interpreter waits for threads and readers, without a main thread.
+                ending = is_command() or not threading.main_thread().is_alive()
+                if ending and self._idle_s > LEAVE_S:
+                    signal.alarm(5)  # which ends it too, where the message can't be written
+                    logger.error("rank %d failed more than %g s ago and has not exited: killed", self.rank, LEAVE_S)
+                    os._exit(self._end[1])
                 continue
             before, fault = fault, ""
             try:
