@@ -378,6 +378,15 @@ def test_damaged_hdf5(tmp_path):
     assert told > 60
 
 
+@pytest.mark.parametrize("place", [b"da\xffta", b"group/da\xffta"])
+def test_a_name_in_hdf5_that_is_not_utf_8(tmp_path, place):
+    _, file = h5(tmp_path / "a.h5")
+    with file:
+        file.create_dataset(place, data=frames(30, 16, 16))
+    with pytest.raises(SourceError, match=r"a\.h5: the name b'.*\\xff.*' isn't UTF-8"):
+        build("arrays", tmp_path, *ALL)
+
+
 def test_frames_of_reads_only_what_is_asked():
     array = frames(5, 9, 4, 4)
     assert np.array_equal(frames_of(array, "nthw", 2, 3, 6)[:, 0], array[2, 3:6])

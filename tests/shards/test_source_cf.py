@@ -9,7 +9,7 @@ import pytest
 
 from shards import SourceError, UsageError, open_store
 from shards.cli import main
-from shards.sources.cf_layout import opened
+from shards.sources.cf_layout import opened, reading
 from shards.sources.units import amount_factor, rate_factor
 from tests.support import archives
 from tests.support.archives import build, radar_times
@@ -140,3 +140,36 @@ def test_the_package_is_imported_only_when_it_is_needed():
     code = "import sys, shards.sources; print({'xarray', 'h5py', 'av', 'eccodes', 'zarr', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("variable", ["rain", "time", "y"])
+def test_damaged_values_of_a_variable_or_a_coordinate(tmp_path, variable):
+    """They are read when they are needed, and by libraries that raise what they like."""
+    h5py = pytest.importorskip("h5py")
+    archives.write_cf(tmp_path / "in/a.nc", radar_times(12, 5), rain(12), "mm h-1")
+    with xarray.open_dataset(tmp_path / "in/a.nc", engine="h5netcdf") as data:
+        packed = data.load()
+    packed.to_netcdf(tmp_path / "in/a.nc", engine="h5netcdf", encoding={variable: {"zlib": True}})
+    with h5py.File(tmp_path / "in/a.nc") as file:
+        chunk = file[variable].id.get_chunk_info(0)
+    broken = bytearray((tmp_path / "in/a.nc").read_bytes())
+    broken[chunk.byte_offset : chunk.byte_offset + chunk.size] = b"\xff" * chunk.size
+    (tmp_path / "in/a.nc").write_bytes(broken)
+
+    def read():
+        source = build("cf", tmp_path / "in", *ALL_TRAIN)
+        source.read(source.plan().splits["train"][0])
+
+    with pytest.raises(SourceError, match=r"a\.nc: .*fetch the file again"):
+        read()
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("NetCDF: HDF error"), AttributeError("x\ny"), OverflowError()], ids=repr
+)
+def test_what_libraries_of_netcdf_raise_names_the_file(tmp_path, error):
+    told = r"a\.nc: its values can't be read \((NetCDF: HDF error|x|OverflowError)\)"
+    with pytest.raises(SourceError, match=told), reading(tmp_path / "a.nc", "its values can't be read"):
+        raise error
+    with pytest.raises(UsageError, match="ours"), reading(tmp_path / "a.nc", "its values can't be read"):
+        raise UsageError("ours")
