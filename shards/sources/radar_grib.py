@@ -83,8 +83,8 @@ class Mrms:
         """Return the latitudes and longitudes of the first message."""
         eccodes = _eccodes()
         try:
-            handle = eccodes.codes_new_from_message(content(path, _promised))
-        except eccodes.CodesInternalError as error:
+            handle = opened(eccodes, content(path, _promised))
+        except (ValueError, eccodes.CodesInternalError) as error:
             raise unreadable(path, error) from None
         try:
             north, south, west, east = (
@@ -119,11 +119,28 @@ def _promised(path: Path, data: bytes) -> int:
     return int.from_bytes(data[8:16], "big") if whole else len(data)
 
 
+def opened(eccodes: ModuleType, data: bytes) -> Any:
+    """Return eccodes' handle of the first message. Raises ValueError for data that isn't made of GRIB2's sections: on
+    some of it, as on 9 bytes that begin with GRIB, eccodes ends the process.
+    """
+    if len(data) < 20 or data[:4] != b"GRIB" or data[7] != 2:
+        raise ValueError("no GRIB2 message")
+    total, at = int.from_bytes(data[8:16], "big"), 16
+    while at <= min(total, len(data)) - 9:  # a section's length and number, and the end of the message
+        length = int.from_bytes(data[at : at + 4], "big")
+        if length < 5 or not 1 <= data[at + 4] <= 7:
+            raise ValueError(f"section {data[at + 4]} of {length} bytes at byte {at}")
+        at += length
+    if at != total - 4 or data[at:total] != b"7777":
+        raise ValueError(f"a message of {total} bytes whose sections end at byte {at} of {len(data)}, without 7777")
+    return eccodes.codes_new_from_message(data)
+
+
 def first_message(eccodes: ModuleType, path: Path, data: bytes) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
     """Return the first message's grid, [rows, columns], row 0 in the north, and what it says of itself: parameter (its
     three numbers), time and grid. Raises ValueError for another kind.
     """
-    handle = eccodes.codes_new_from_message(data)
+    handle = opened(eccodes, data)
     try:
         kind = eccodes.codes_get(handle, "gridType")
         if kind != "regular_ll" or eccodes.codes_get(handle, "jPointsAreConsecutive"):
