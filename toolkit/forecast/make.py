@@ -26,7 +26,7 @@ from shards.sources.inputs import by
 from shards.sources.radar_readers import DBZ, FINE_DBZ
 from toolkit.config.channels import check_names
 from toolkit.data.windows import to_unit
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, NonFiniteError
 from toolkit.forecast.tiles import predict_tiled
 from toolkit.forecast.trained import Trained
 from toolkit.models.base import SequenceModel
@@ -318,11 +318,24 @@ def _predict(
                 f"size ({error}): use tiles, --tile {min(trained.frames.height, trained.frames.width)}"
             ) from None
         members.append(predicted.clamp(0.0, 1.0).numpy())
+        if not isinstance(trained.model, Advection):
+            _check_finite(predicted, trained)
     made = np.stack(members)
     if not isinstance(trained.model, Advection):
         return made, np.zeros(made.shape[1:], dtype=bool)
     inflow = np.isnan(made)
     return np.where(inflow, np.float32(0), made), inflow.any(0)
+
+
+def _check_finite(predicted: torch.Tensor, trained: Trained) -> None:
+    """Raise NonFiniteError where a member [T, C, H, W] holds NaN or infinite values, which would read as no event."""
+    wrong = ~torch.isfinite(predicted)
+    if wrong.any():
+        lead = int(wrong.flatten(1).any(1).nonzero()[0]) + 1
+        raise NonFiniteError(
+            f"{trained.title}: {int(wrong.sum()):,} of {wrong.numel():,} values of the forecast are NaN or infinite, the "
+            f"first at lead time {lead}; use another checkpoint (--which), or evaluate this one"
+        )
 
 
 def _member(

@@ -25,7 +25,7 @@ from tests.support.models import blobs
 from toolkit import predict
 from toolkit.config import make_config
 from toolkit.data.windows import to_unit
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import CheckpointError, ConfigError, NonFiniteError
 from toolkit.forecast.make import Request, make_forecast, read_frames, recoded
 from toolkit.forecast.picture import draw
 from toolkit.forecast.trained import Trained, load_trained
@@ -60,6 +60,23 @@ def test_the_forecast_is_the_models_in_physical_units(make_run: MakeRun, radar: 
     assert made.values.shape == (1, 5, 1, 24, 32)
     np.testing.assert_allclose(made.values[0], expected.numpy() * 63.5, rtol=1e-6)
     assert made.valid() == [START + timedelta(minutes=5 * (15 + lead)) for lead in range(1, 6)]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(make_run: MakeRun, radar: Path, value: float) -> None:
+    trained = load_trained(make_run("convlstm", layers=1, hidden=4, kernel=3, patch=2), "best", CPU)
+    archive, predict_whole = open_archive(radar, trained.archive), trained.model.predict
+
+    def broken(*arguments):
+        made = predict_whole(*arguments)
+        made[..., 2:, :, 3, 4] = value
+        return made
+
+    trained.model.predict = broken
+    with pytest.raises(
+        NonFiniteError, match=r"2 of 3,072 values .* are NaN or infinite, the first at lead time 3; use"
+    ):
+        make_forecast(trained, archive, last(archive), Request(lead=4))
 
 
 def test_what_was_never_observed_has_no_forecast(persistence: Trained, archive: Archive) -> None:
