@@ -15,7 +15,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ import torch
 import yaml
 
 from tests.support.process import ROOT
-from tests.support.process_pool import ProcessPool
+from tests.support.process_pool import ProcessPool, free_port
 from toolkit.checkpoint import checkpoint
 from toolkit.rundir import RunDir
 
@@ -51,12 +50,6 @@ TREE = {
     },
     "eval": {"batch": 1},
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def full_state(run: Path, step: int) -> dict[str, torch.Tensor]:
