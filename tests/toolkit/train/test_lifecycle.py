@@ -336,8 +336,8 @@ def test_a_killed_rank_ends_the_others_which_name_it(
     pids = pool.ranks(2, free_port(), ["--config", config, "--out", run], log, fault=f"kill {victim} 3")
     assert pool.wait(pids[victim]) == -signal.SIGKILL
     began = time.monotonic()
-    assert pool.wait(pids[1 - victim], 60) == 1
-    assert time.monotonic() - began < 60
+    assert pool.wait(pids[1 - victim]) == 1
+    assert time.monotonic() - began < 120
     told = text_of(tmp_path / f"log.{1 - victim}")
     assert f"rank {1 - victim} ends because another died (killed? out of memory?): rank {victim} (process" in told
     assert re.search(r"step \d, phase", told)
