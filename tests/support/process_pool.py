@@ -21,6 +21,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,7 @@ class ProcessPool:
 
     def __exit__(self, *_: object) -> None:
         for pid in self.pids:
-            if pid not in self.codes:
-                os.kill(pid, signal.SIGKILL)
+            self.send(pid, signal.SIGKILL)
         assert self.server.stdin and self.server.stdout
         self.server.stdin.close()
         self.server.wait(PATIENCE_S)
@@ -123,6 +123,12 @@ class ProcessPool:
     def run(self, arguments: Sequence[object], log: Path, fault: str = "", **environment: object) -> int:
         return self.wait(self.start(arguments, log, fault, **environment))
 
+    def send(self, pid: int, number: int) -> None:
+        """Send a signal to a process, if it has not ended; its code may still be on the way here."""
+        if pid not in self.codes:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def _read(self) -> None:
         assert self.server.stdout
         for line in self.server.stdout:
@@ -167,8 +173,7 @@ def forked_ranks(
         while len(codes := {pid: pool.codes[pid] for pid in pids if pid in pool.codes}) < count:
             if any(codes.values()) or time.monotonic() > deadline:
                 for pid in pids:
-                    if pid not in pool.codes:
-                        os.kill(pid, signal.SIGKILL)
+                    pool.send(pid, signal.SIGKILL)
             time.sleep(0.02)
         told = "".join(f"rank {rank}:\n{log.with_name(f'log.{rank}').read_text()}" for rank in range(count))
         code = next((code for code in codes.values() if code), 0)

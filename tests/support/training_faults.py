@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import signal
 import subprocess
@@ -145,14 +144,12 @@ class FaultInjection:
             met = self._where(run)
             for rank in deed.ranks:
                 for number in deed.signals:
-                    if pids[rank] not in self.pool.codes:
-                        os.kill(pids[rank], number)
+                    self.pool.send(pids[rank], number)
         try:
             return [self.pool.wait(pid, 120) for pid in pids], met
         except AssertionError as error:
             for pid in pids:
-                if pid not in self.pool.codes:
-                    os.kill(pid, signal.SIGQUIT)
+                self.pool.send(pid, signal.SIGQUIT)
             time.sleep(1)
             stacks = "\n".join(path.read_text() for path in sorted((run / "heartbeat").glob("*.stacks")))
             raise AssertionError(f"{deed}; met {met}: {error}\n{self._tail()}\n{stacks}") from None

@@ -192,8 +192,7 @@ def test_repeated_sigterm_never_kills_a_training(pool: ProcessPool, config: Path
     rounds = 1
     while True:  # from the first moment to the last, again and again
         for pid in pids:
-            if pid not in pool.codes:
-                os.kill(pid, signal.SIGTERM if rounds % 2 else signal.SIGUSR1)
+            pool.send(pid, signal.SIGTERM if rounds % 2 else signal.SIGUSR1)
         time.sleep(0.03)
         if all(pid in pool.codes for pid in pids):
             codes = [pool.wait(pid) for pid in pids]
