@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch import logs
+from tests.support.process import PATIENCE_S
 from toolkit.config import RunConfig
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir
@@ -45,7 +46,7 @@ def write(run: RunDir, name: str, text: str, age: float = 0.0) -> None:
 
 
 def wait_for(file: Path, text: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while text not in file.read_text():
         assert time.monotonic() < deadline, file.read_text()
         time.sleep(0.02)
@@ -124,7 +125,7 @@ def test_following_goes_on_with_the_next_start_and_ends_with_the_run(run: RunDir
         write(run, "4711_3_2_1", "of the other rank\n")
         wait_for(output, "step 6")
         run.mark_failed("rank 0: no")
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=PATIENCE_S) == 0
     lines = output.read_text().splitlines()
     assert [line for line in lines if not line.startswith("==> ")] == [
         *["start 2", "step 4", "mse 3", "step 5 without an end", "start 3", "step 6", "failed: rank 0: no"]

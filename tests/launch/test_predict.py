@@ -22,6 +22,7 @@ from launch.predict import main
 from shards.errors import UsageError
 from tests.support.archives import write_gif
 from tests.support.forecasts import START, MakeRun, make_run, radar  # noqa: F401  (fixtures)
+from tests.support.process import PATIENCE_S
 from toolkit.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -147,14 +148,14 @@ class Station:
     def end(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=PATIENCE_S)
 
     def made(self) -> list[str]:
         """Times of the forecasts that stand there."""
         return sorted(re.sub(r".*T(\d{4})00Z.nc", r"\1", path.name) for path in self.output.glob("[!.]*.nc"))
 
     def until(self, what: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + PATIENCE_S
         while not what():
             assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()
             time.sleep(0.05)

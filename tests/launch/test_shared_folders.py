@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fakes import Fakes
-from tests.support.process import ROOT, one_thread
+from tests.support.process import PATIENCE_S, ROOT, one_thread
 
 NOBODY, GROUP = 65534, 4242
 # The right to read everything stands for a Python that everybody can read, which root's own need not be.
@@ -31,7 +31,9 @@ def call(fakes: Fakes, script: str | Path, *words: object) -> tuple[int, str]:
     """Run a script as another user: (exit code, output)."""
     command = [*AS_NOBODY, sys.executable, str(ROOT / "launch" / script), *map(str, words)]
     environment = {**one_thread(), "PYTHONPATH": str(ROOT), "HOME": "/nonexistent"}
-    done = subprocess.run(command, cwd=fakes.folder, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=fakes.folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     output = done.stdout + done.stderr
     assert "Traceback" not in output, output
     return done.returncode, output

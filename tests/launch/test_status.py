@@ -17,7 +17,7 @@ from launch import status
 from launch.cli.parser import run_script
 from launch.cli.table import render
 from launch.sweeps.progress import Board, line, metric, run_row
-from tests.support.process import as_from_a_terminal
+from tests.support.process import PATIENCE_S, as_from_a_terminal
 from toolkit.config import RunConfig
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir, lock
@@ -175,7 +175,7 @@ def test_watch_shows_it_again_until_ctrl_c(run: RunDir) -> None:
         assert process.stdout is not None
         seen = [process.stdout.readline() for _ in range(8)]
         process.send_signal(2)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=PATIENCE_S)
     assert seen[0] == seen[4] == "run               state\n"
     assert (process.returncode, errors) == (130, "")
 

@@ -17,7 +17,7 @@ from launch import status
 from launch.sweep import main
 from launch.sweeps import options
 from tests.support.fakes import Fakes
-from tests.support.process import wait_for
+from tests.support.process import PATIENCE_S, wait_for
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir, lock
 from toolkit.rundir.status import read_status
@@ -127,7 +127,7 @@ def test_ctrl_c_checkpoints_and_the_same_command_goes_on(fakes: Fakes, cluster: 
             time.sleep(0.02)
         # As the terminal does it: to the whole group, of which the jobs' trainings are no part.
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 3, output
     assert f"To resume: python launch/sweep.py {file} --cluster {cluster}" in output
     (began,) = [state.parent for state in states]  # the other waited its turn and never began
@@ -160,7 +160,7 @@ def test_a_killed_job_is_said(fakes: Fakes) -> None:
         while not (states := list(fakes.folder.glob("runs/demo/*/state.json"))):
             time.sleep(0.02)
         os.kill(int(lock.read_lock(states[0].parent)["pid"]), signal.SIGKILL)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert "interrupted: its job exited without a final status" in output
     assert (states[0].parent / "checkpoint").exists()  # its training was told by the kernel, and ended
@@ -169,7 +169,7 @@ def test_a_killed_job_is_said(fakes: Fakes) -> None:
 def test_two_sweeps_at_once_run_each_run_once(fakes: Fakes) -> None:
     file = str(fakes.sweep_file(TWO + "set: {train.steps: 20}\n"))
     with fakes.start(file, "--jobs", "2") as one, fakes.start(file, "--jobs", "2") as two:
-        outputs = [process.communicate(timeout=60)[0] for process in (one, two)]
+        outputs = [process.communicate(timeout=PATIENCE_S)[0] for process in (one, two)]
     assert [one.returncode, two.returncode] == [0, 0], outputs
     assert all("2 of 2 done" in output for output in outputs)
     assert [starts(run) for run in fakes.runs()] == [1, 1]
@@ -211,7 +211,7 @@ def test_a_second_ctrl_c_leaves_the_jobs_to_it(fakes: Fakes) -> None:
         while not process.stdout.readline().startswith("stopping: "):
             pass
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=10)
+        output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert "left: the jobs end by themselves" in output
     wait_for(states[0].parent / "checkpoint")

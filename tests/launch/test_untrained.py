@@ -12,7 +12,7 @@ import pytest
 
 from launch import status
 from launch.sweeps.spec import plan_sweep
-from tests.support.process import ROOT, one_thread
+from tests.support.process import PATIENCE_S, ROOT, one_thread
 from toolkit.config import make_config
 from toolkit.report.build import build_report
 from toolkit.rundir import RunDir
@@ -48,7 +48,7 @@ def test_a_sweep_of_a_floor_is_scored_without_training(
     assert (len(plan.runs), plan.duplicates) == (1, 1)
     command = ["launch/sweep.py", str(tmp_path / "floors.yaml"), "--runs", str(tmp_path), "--cluster", "debug"]
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=200
+        [sys.executable, *command], cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "evaluate: no training" in done.stdout

@@ -17,6 +17,7 @@ from shards.convert import convert
 from shards.manifest import Scale, SourceInfo
 from shards.verify import verify
 from tests.support.clips import Clips, make_store, tree
+from tests.support.process import PATIENCE_S
 
 
 def quiet(source, folder, **options):
@@ -286,7 +287,7 @@ def test_a_converter_killed_midway_leaves_no_half_store(tmp_path, idx_folder, wo
     ]
     options = ["--val", "0", "--test", "0", "--shard-mb", "1", "--workers", str(workers)]
     process = subprocess.Popen([*command, "--train", "5000", *options], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while len(list(tmp_path.glob(".s.partial-*/store/train/*.tar"))) < 3:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)

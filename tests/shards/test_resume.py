@@ -16,6 +16,7 @@ from shards.convert import convert
 from shards.verify import verify
 from tests.support.clips import Clips, make_store, tree
 from tests.support.kill_points import POINTS, SHARD_MB, source
+from tests.support.process import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,7 +55,7 @@ def shard_stamps(store: Path) -> dict[str, int]:
 
 
 def wait_for(condition, process=None) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline and (process is None or process.poll() is None)
         time.sleep(0.01)
@@ -70,7 +71,7 @@ def children(pid: int) -> list[int]:
 @pytest.mark.parametrize(("point", "count"), [(point, 1) for point in POINTS] + [("a shard is written", 4)])
 def test_killed_between_two_steps(tmp_path, whole, point, count, format):
     process = start(tmp_path / "s", format, 1, point, count)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == -signal.SIGKILL, said
     assert (tmp_path / "s").exists() == (point == "the store is renamed")
     kept = len(records(tmp_path))
@@ -99,7 +100,7 @@ def test_a_worker_is_killed(tmp_path, whole):
     process = start(tmp_path / "s", "webdataset", 2, count=20)  # seconds of work, or it is done before the signal comes
     wait_for(lambda: records(tmp_path), process)
     os.kill(children(process.pid)[0], signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert "ShardError: a worker process was killed" in said and "finished shards are kept in" in said
     go_on(tmp_path / "s", "webdataset")

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.process import as_from_a_terminal
+from tests.support.process import PATIENCE_S, as_from_a_terminal
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Fakes:
     def sweep(self, *arguments: str) -> tuple[int, str]:
         """The same, waited for: (exit code, output)."""
         with self.start(*arguments) as process:
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=PATIENCE_S)
         return process.returncode, output
 
     def runs(self, sweep: str = "demo") -> list[Path]:

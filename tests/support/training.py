@@ -15,7 +15,8 @@ import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from shards import open_store
-from tests.support.process import ROOT, one_thread
+from tests.support.process import PATIENCE_S, ROOT, one_thread
+from tests.support.process_pool import forked
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import RunConfig
 from toolkit.config.sections import TrainConfig
@@ -118,18 +119,28 @@ SCRIPT = [sys.executable, str(ROOT / "launch" / "train.py")]
 
 
 def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run launch/train.py on a CPU, in a process that has done the imports."""
+    return forked(arguments)
+
+
+def typed(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run launch/train.py as people do, in an interpreter of its own."""
     command = [*SCRIPT, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 Train = Callable[[Sequence[dict[str, object]], int], "subprocess.CompletedProcess[str]"]
 
 
-def compared(cases: list[dict[str, Any]], folder: Path, timeout: float = 280) -> list[dict[str, Any]]:
+def compared(cases: list[dict[str, Any]], folder: Path, timeout: float = PATIENCE_S) -> list[dict[str, Any]]:
     """What tests/support/graphs.py saw of each case."""
     (folder / "cases.json").write_text(json.dumps(cases))
-    command = [sys.executable, "-m", "tests.support.graphs", folder / "cases.json", folder / "out.json"]
-    done = subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=timeout)
+    files = [str(folder / "cases.json"), str(folder / "out.json")]
+    if torch.cuda.is_available():  # the pool's processes compute on a CPU
+        command = [sys.executable, "-m", "tests.support.graphs", *files]
+        done = subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=timeout)
+    else:
+        done = forked(files, "tests.support.graphs", timeout)
     assert done.returncode == 0, done.stderr[-4000:]
     found: list[dict[str, Any]] = json.loads((folder / "out.json").read_text())
     return found

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,7 +28,7 @@ import torch
 import yaml
 
 from tests.support.process import ROOT
-from tests.support.process_pool import ProcessPool
+from tests.support.process_pool import ProcessPool, free_port
 from toolkit.checkpoint import checkpoint
 from toolkit.rundir import RunDir
 
@@ -51,12 +49,6 @@ TREE = {
     },
     "eval": {"batch": 1},
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def full_state(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -152,14 +144,12 @@ class FaultInjection:
             met = self._where(run)
             for rank in deed.ranks:
                 for number in deed.signals:
-                    if pids[rank] not in self.pool.codes:
-                        os.kill(pids[rank], number)
+                    self.pool.send(pids[rank], number)
         try:
             return [self.pool.wait(pid, 120) for pid in pids], met
         except AssertionError as error:
             for pid in pids:
-                if pid not in self.pool.codes:
-                    os.kill(pid, signal.SIGQUIT)
+                self.pool.send(pid, signal.SIGQUIT)
             time.sleep(1)
             stacks = "\n".join(path.read_text() for path in sorted((run / "heartbeat").glob("*.stacks")))
             raise AssertionError(f"{deed}; met {met}: {error}\n{self._tail()}\n{stacks}") from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from tests.support.process import torchrun
+from tests.support.process_pool import forked_ranks
 
 if TYPE_CHECKING:
     from tests.support.training import Train  # imports torch
@@ -47,7 +47,7 @@ def train_on(tmp_path_factory: pytest.TempPathFactory) -> Train:
     def run(jobs: Sequence[dict[str, object]], ranks: int) -> subprocess.CompletedProcess[str]:
         file = tmp_path_factory.mktemp("jobs") / "jobs.json"
         file.write_text(json.dumps(jobs))
-        done = torchrun(ranks, "ranks.py", file)
+        done = forked_ranks(ranks, "tests.toolkit.train.ranks", file)
         assert done.returncode == 0, done.stderr[-4000:]
         return done
 

@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from shards.manifest import FrameSpec
 from tests.support.models import SMALL
-from tests.support.process import torchrun
+from tests.support.process_pool import forked_ranks
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.config.sections import TrainConfig
@@ -362,12 +362,12 @@ Engines = Callable[[list[dict[str, Any]]], list[str]]
 
 @pytest.fixture
 def on_two_ranks(tmp_path: Path) -> Engines:
-    """Digests of the state after two optimizer steps of every config, all in one torchrun on 2 ranks."""
+    """Digests of the state after two optimizer steps of every config, all in one start of 2 ranks."""
 
     def run(trees: list[dict[str, Any]]) -> list[str]:
         given, result = tmp_path / "trees.json", tmp_path / "digests.json"
         given.write_text(json.dumps(trees))
-        done = torchrun(2, "policies.py", given, result, timeout=1800)
+        done = forked_ranks(2, "tests.toolkit.train.policies", given, result, timeout=1800)
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(result.read_text())
 

@@ -13,7 +13,7 @@ import pytest
 
 from launch.cli.console import main
 from launch.cli.parser import COMMANDS
-from tests.support.process import ROOT
+from tests.support.process import PATIENCE_S, ROOT
 from toolkit.config import RunConfig
 from toolkit.rundir import RunDir
 
@@ -83,7 +83,7 @@ def test_a_login_node_needs_no_torch() -> None:
         "import sys; from launch.cli.console import main; main(['sweep', 'configs/sweeps/demo.yaml', '--dry-run']); "
         "assert not {'torch', 'deepspeed'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
 
 

@@ -16,7 +16,7 @@ from launch.jobs import job
 from launch.jobs.job import run_job
 from launch.jobs.ranks import meaning
 from tests.support.fakes import Fakes
-from tests.support.process import wait_for
+from tests.support.process import PATIENCE_S, wait_for
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
 from toolkit.rundir import RunDir, lock
@@ -186,7 +186,7 @@ def test_a_killed_job_keeps_the_run_until_its_training_has_ended(fakes: Fakes) -
         wait_for(run.path / "state.json")
         process.kill()
     assert read_status(run).live  # the checkpoint is being written
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while lock.holder(run.path) is not None:
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -13,6 +13,7 @@ import pytest
 
 from launch.jobs.local import DebugSubmitter, Job, JobState, LocalSubmitter, Submitter, job_command
 from launch.jobs.machine import Machine
+from tests.support.process import PATIENCE_S
 from toolkit.rundir import lock
 
 HOLDER = """
@@ -47,7 +48,7 @@ def folders(base: Path, count: int) -> list[Path]:
 
 
 def follow(submitter: Submitter, until: Callable[[dict[Job, JobState]], bool]) -> dict[Job, JobState]:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while not until(states := submitter.poll()):
         assert time.monotonic() < deadline, states
         time.sleep(0.05)

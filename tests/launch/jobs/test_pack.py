@@ -17,6 +17,7 @@ import pytest
 
 from launch.jobs.pack import PACK_SCRIPT, Pack, PackedJob, is_unfinished, read_pack
 from tests.support.fakes import Fakes
+from tests.support.process import PATIENCE_S
 from toolkit.atomic import alive
 from toolkit.config import make_config
 from toolkit.errors import ConfigError
@@ -59,7 +60,7 @@ class Packed:
 
     def go(self, **environment: str) -> tuple[int, str]:
         with self.start(**environment) as process:
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=PATIENCE_S)
         return process.returncode, output
 
     def starts(self) -> list[int]:
@@ -75,7 +76,7 @@ def packed(fakes: Fakes) -> Packed:
     return Packed(fakes, fakes.folder / "demo" / "slurm" / "1a2b3c4d")
 
 
-def until(condition: Callable[[], object], seconds: float = 30) -> None:
+def until(condition: Callable[[], object], seconds: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -123,7 +124,7 @@ def test_a_signal_stops_all_with_a_checkpoint_and_the_next_start_goes_on(packed:
     with packed.start(SLURM_JOB_ID="12") as process:
         until(lambda: packed.live() == packed.runs[1:3])
         process.send_signal(signal.SIGUSR2)
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 3
     assert packed.starts() == [1, 1, 1, 0]  # what waited was not begun any more
     assert [(run.path / "checkpoint").exists() for run in packed.runs] == [False, True, True, False]
@@ -147,7 +148,7 @@ def test_two_jobs_share_the_list_and_never_a_run(packed: Packed) -> None:
         {"SLURM_JOB_ID": str(task), "SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": str(task)} for task in (0, 2)
     ]
     with packed.start(**variables[0]) as one, packed.start(**variables[1]) as two:
-        outputs = [process.communicate(timeout=60)[0] for process in (one, two)]
+        outputs = [process.communicate(timeout=PATIENCE_S)[0] for process in (one, two)]
     assert [one.returncode, two.returncode] == [0, 0], outputs
     assert packed.starts() == [1] * 9
     jobs = [lock.read_lock(run.path)["job"] for run in packed.runs]
@@ -175,7 +176,7 @@ def test_runs_that_an_earlier_start_still_has_are_waited_for(packed: Packed) -> 
             time.sleep(1.5)
             before.kill()
             os.kill(int(lock.read_lock(packed.runs[0].path)["pid"]), signal.SIGTERM)
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=PATIENCE_S)
         before.communicate()
     assert process.returncode == 0, output
     assert packed.runs[0].done
@@ -230,7 +231,7 @@ def test_signals_of_the_step_do_not_end_mps(packed: Packed) -> None:
         time.sleep(0.2)
         assert alive(socket.gethostname(), service)
         process.send_signal(signal.SIGUSR2)
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 3
     until(lambda: alive(socket.gethostname(), service) is False)
 

@@ -16,7 +16,7 @@ import pytest
 
 from launch.jobs import ranks
 from launch.jobs.ranks import SignalRelay, run_ranks
-from tests.support.process import wait_for
+from tests.support.process import PATIENCE_S, wait_for
 
 PATIENT = """
 import os, signal, sys, time
@@ -84,7 +84,7 @@ def test_the_first_failure_counts_and_ends_the_others(
     """
     start = time.monotonic()
     assert run(python(tmp_path, text), 3) == 4
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 50  # the others sleep for 60 s
     assert (
         "rank 1 ended: exit code 4 (the loss or gradient is not finite); stopping the others" in capfd.readouterr().err
     )
@@ -130,7 +130,7 @@ def test_a_killed_parent_takes_its_ranks_along(tmp_path: Path) -> None:
         wait_for(tmp_path / "ready0", tmp_path / "ready1")
         process.kill()
     pids = [int((tmp_path / name).read_text()) for name in ("ready0", "ready1")]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while any(alive(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -10,6 +10,7 @@ import pytest
 
 from launch.sweeps.plan import is_retried
 from tests.support.fakes import Fakes
+from tests.support.process import PATIENCE_S
 from toolkit.config import RunConfig
 from toolkit.errors import EXIT_HANG
 from toolkit.rundir import RunDir, lock
@@ -20,7 +21,7 @@ SLOW = "base: base.yaml\nseeds: 2\nset: {train.steps: 3000}\n"
 
 def began(fakes: Fakes) -> Path:
     """The run that a job trains, when it listens to signals."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while not (states := list(fakes.folder.glob("runs/demo/*/state.json"))):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -35,7 +36,7 @@ def test_cancel_ends_the_job_and_the_sweep_that_would_start_the_next(fakes: Fake
         assert code == 0, output
         assert f"stopped sweep.py (process {process.pid}): it starts no more runs" in output
         assert "asked local-" in output
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 3
     assert (run / "checkpoint").exists()
     assert len(list(fakes.folder.glob("runs/demo/*/starts"))) == 1
@@ -52,7 +53,7 @@ def test_cancel_finds_jobs_whose_sweep_was_killed(fakes: Fakes) -> None:
     output = fakes.sweep(file, "--cancel")[1]
     assert "stopped sweep.py" not in output
     assert "to write a checkpoint and end" in output
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while lock.holder(run) is not None:
         assert time.monotonic() < deadline
         time.sleep(0.02)

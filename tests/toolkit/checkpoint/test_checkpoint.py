@@ -26,6 +26,7 @@ import torch
 
 from shards import open_store
 from tests.support.crash import Countdown, ended, start
+from tests.support.process import PATIENCE_S
 from toolkit.checkpoint import checkpoint, commit
 from toolkit.checkpoint.checkpoint import FILES, MANIFEST, Progress, TrainState, fault_of, hold, load, newest, steps_in
 from toolkit.checkpoint.saver import Saver
@@ -393,7 +394,7 @@ def test_what_another_process_reads_is_neither_deleted_nor_mixed(
     assert reader.stdout.readline() == "1.0\n"
     reader.stdin.write("\n")
     reader.stdin.flush()
-    assert reader.wait(20) == 0
+    assert reader.wait(PATIENCE_S) == 0
     commit.prune(tmp_path, 3, keep_last=2)
     commit.tidy(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
@@ -585,7 +586,7 @@ def gate(monkeypatch: pytest.MonkeyPatch, module: object, function: str) -> thre
     event, call = threading.Event(), getattr(module, function)
 
     def waiting(*args: object) -> object:
-        assert event.wait(20)
+        assert event.wait(PATIENCE_S)
         return call(*args)
 
     monkeypatch.setattr(module, function, waiting)

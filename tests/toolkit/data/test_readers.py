@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.support.process import ROOT
+from tests.support.process import PATIENCE_S, ROOT
 from toolkit.config import RunConfig, make_config
 from toolkit.data import readers
 from toolkit.data.readers import log_shared_memory
@@ -48,7 +48,7 @@ if __name__ == "__main__":
 def can_unshare() -> bool:
     words = ["unshare", "-Urm", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/dev/shm"]
     try:
-        return subprocess.run(words, capture_output=True, timeout=30).returncode == 0
+        return subprocess.run(words, capture_output=True, timeout=PATIENCE_S).returncode == 0
     except OSError:
         return False
 

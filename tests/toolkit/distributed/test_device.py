@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.models import TRAINED
 from tests.support.precision import gradients
-from tests.support.process import ROOT, asks_for_gpus
+from tests.support.process import PATIENCE_S, ROOT, asks_for_gpus
 from toolkit.config import make_config
 from toolkit.distributed import device as devices
 from toolkit.distributed import world as world_module
@@ -161,7 +161,7 @@ def test_two_processes_on_one_gpu_are_refused_before_nccl_is_called(tmp_path: Pa
         for rank in range(2)
     ]
     for rank in ranks:
-        _, told = rank.communicate(timeout=120)
+        _, told = rank.communicate(timeout=PATIENCE_S)
         assert rank.returncode == EXIT_USAGE, told
         assert "2 ranks and 1 GPU visible: ranks 0, 1 would share GPU-1, and NCCL takes one rank per GPU" in told
 

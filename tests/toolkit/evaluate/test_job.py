@@ -18,6 +18,7 @@ import toolkit
 from launch.evaluate import main
 from launch.export import main as export_main
 from launch.train import main as train_main
+from tests.support.process import PATIENCE_S
 from tests.support.runs import write_run
 from toolkit.atomic import FileWriteError
 from toolkit.checkpoint.weights import read_weights
@@ -309,7 +310,7 @@ def test_two_ranks_write_what_one_writes(make_run: Callable[..., RunDir]) -> Non
     alone = json.loads((run.eval / "test-last.json").read_text())
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
     arguments = ["launch/evaluate.py", "--run", str(run.path), "--which", "last", "--force"]
-    subprocess.run([*command, *arguments], check=True, cwd=ROOT, capture_output=True, timeout=120)
+    subprocess.run([*command, *arguments], check=True, cwd=ROOT, capture_output=True, timeout=PATIENCE_S)
     together = json.loads((run.eval / "test-last.json").read_text())
     assert (alone.pop("world_size"), together.pop("world_size")) == (1, 2)
     del alone["seconds"], together["seconds"]

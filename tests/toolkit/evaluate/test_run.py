@@ -14,6 +14,7 @@ import torch
 
 from shards.manifest import Scale
 from tests.support.models import blobs
+from tests.support.process import PATIENCE_S
 from tests.support.scoring import DBZ, PAPER, Blur, Dice, ListedWindows, evaluate, noise_windows
 from toolkit.errors import ConfigError
 from toolkit.evaluate.ensemble import Ensemble
@@ -169,7 +170,7 @@ def test_real_ranks_and_an_odd_count_equal_one_process(world: int, tmp_path: Pat
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     assert finished.returncode == 0, finished.stderr
     torch.set_num_threads(1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.process import ROOT
+from tests.support.process import PATIENCE_S, ROOT
 from tests.support.synthetic import noise_scene, write_run
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.report.build import SOURCES, build_report
@@ -103,4 +103,4 @@ def test_the_report_runs_without_torch(sweep: Path) -> None:
         "heavy = {'torch', 'deepspeed'} & set(sys.modules)\n"
         "sys.exit(code or (f'imported {heavy}' if heavy else 0))\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=PATIENCE_S)

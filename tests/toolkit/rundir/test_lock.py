@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.process import PATIENCE_S
 from toolkit.errors import EXIT_BUSY, ToolkitError
 from toolkit.rundir import heartbeat, lock
 from toolkit.rundir.heartbeat import Beat, write_beat
@@ -40,7 +41,7 @@ def test_of_many_at_the_same_instant_one_has_it(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", TAKE, str(tmp_path), str(at)], stdout=subprocess.PIPE, text=True)
         for _ in range(6)
     ]
-    said = sorted(racer.communicate(timeout=60)[0].strip() for racer in racers)
+    said = sorted(racer.communicate(timeout=PATIENCE_S)[0].strip() for racer in racers)
     assert said == [str(EXIT_BUSY)] * 5 + ["mine"]
 
 

@@ -1,6 +1,6 @@
-"""Run under torchrun by the tests: two optimizer steps of many small engines, one after the other on the same ranks.
+"""Run by the tests on several ranks: two optimizer steps of many small engines, one after the other on the same ranks.
 
-    torchrun --nproc_per_node 2 tests/toolkit/train/policies.py TREES.json OUT.json
+    torchrun --nproc_per_node 2 -m tests.toolkit.train.policies TREES.json OUT.json
 
 TREES.json: a list of configs as trees. OUT.json: for each a digest of weights and of Adam's moments, which are sums of
 gradients, or the error that the engine raised.

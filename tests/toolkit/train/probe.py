@@ -1,6 +1,6 @@
-"""Run under torchrun by the tests: single steps of an engine under each of several settings, one process start for all.
+"""Run by the tests on several ranks: single steps of an engine under each of several settings.
 
-    torchrun --nproc_per_node 2 tests/toolkit/train/probe.py CONFIG.yaml SETTINGS.json OUT.json
+    torchrun --nproc_per_node 2 -m tests.toolkit.train.probe CONFIG.yaml SETTINGS.json OUT.json
 
 SETTINGS.json: lists of overrides. OUT.json: what rank 0 saw under each, as `probe` returns it.
 """

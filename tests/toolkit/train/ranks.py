@@ -1,6 +1,6 @@
-"""Run under torchrun by the tests: trains several configs one after the other on the same ranks.
+"""Run by the tests on several ranks: trains several configs, one after the other.
 
-    torchrun --nproc_per_node 2 tests/toolkit/train/ranks.py JOBS.json
+    torchrun --nproc_per_node 2 -m tests.toolkit.train.ranks JOBS.json
 
 JOBS.json: [{"config": path, "run": path}, ...]. Exits with the first code that isn't 0.
 """

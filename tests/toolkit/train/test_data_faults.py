@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.process import ROOT, one_thread
+from tests.support.process import PATIENCE_S, ROOT, one_thread
 from tests.support.process_pool import ProcessPool
 from tests.support.training_faults import difference, free_port
 from toolkit.checkpoint import checkpoint
@@ -54,7 +54,7 @@ def told(log: Path, ranks: int) -> str:
 
 
 def until(log: Path, words: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while not (log.exists() and words in log.read_text()):
         assert time.monotonic() < deadline, log.read_text() if log.exists() else "no log"
         time.sleep(0.02)
@@ -78,8 +78,8 @@ def test_a_stop_while_waiting_for_data_saves_the_last_step(
     began = time.monotonic()
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
-    assert [pool.wait(pid, 60) for pid in pids] == [3] * ranks, told(log, ranks)
-    assert time.monotonic() - began < 30
+    assert [pool.wait(pid) for pid in pids] == [3] * ranks, told(log, ranks)
+    assert time.monotonic() - began < 120  # the store stalls for 600 s
     assert checkpoint.pointed(run / "checkpoints", "latest") == 3
     again = [pool.wait(pid) for pid in pool.ranks(ranks, free_port(), ["--run", run], log)]
     assert again == [0] * ranks, told(log, ranks)
@@ -97,11 +97,11 @@ def test_a_stopped_reader_process_does_not_outlive_its_training(
     os.kill(max(group), signal.SIGSTOP)  # the youngest reads
     time.sleep(3)
     os.kill(pid, signal.SIGTERM)
-    assert pool.wait(pid, 60) == 3, told(log, 1)
+    assert pool.wait(pid) == 3, told(log, 1)
     step = checkpoint.pointed(run / "checkpoints", "latest")
     assert step is not None and step >= 3
     assert RunDir(run).read_state()["step"] == step
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while any(_group(Path(f"/proc/{member}")) == pid for member in group):
         assert time.monotonic() < deadline, "a process is left behind"
         time.sleep(0.1)
@@ -120,7 +120,7 @@ def test_a_store_that_stalls_too_long_ends_the_run_after_a_checkpoint(
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     pids = start(pool, ranks, config, run, log, f"stall {ranks - 1} 3 {LONG}", "train.watchdog.step=20")
-    assert [pool.wait(pid, 120) for pid in pids] == [6] * ranks, told(log, ranks)
+    assert [pool.wait(pid) for pid in pids] == [6] * ranks, told(log, ranks)
     assert checkpoint.pointed(run / "checkpoints", "latest") == 3
     assert "no data for 18 s: the store's file system or server stalls" in told(log, ranks)
     assert "no data for 18 s" in str(RunDir(run).failure())
@@ -132,7 +132,7 @@ def test_slow_reads_in_a_row_are_no_hang(pool: ProcessPool, config: Path, tmp_pa
     run, log = tmp_path / "run", tmp_path / "log"
     options = ["train.watchdog.step=4", "train.micro_batch=1", "eval.batch=2", "train.steps=6"]
     (pid,) = start(pool, 1, config, run, log, fault, *options)
-    assert pool.wait(pid, 300) == 0, told(log, 1)
+    assert pool.wait(pid) == 0, told(log, 1)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -158,7 +158,7 @@ def test_a_stop_while_a_validation_waits_for_data(pool: ProcessPool, config: Pat
     until(log.with_name("log.0"), "step 5/6")
     time.sleep(2)
     os.kill(pid, signal.SIGTERM)
-    assert pool.wait(pid, 60) == 3, told(log, 1)
+    assert pool.wait(pid) == 3, told(log, 1)
     assert checkpoint.pointed(run / "checkpoints", "latest") == 5
     assert pool.run(["--run", run], tmp_path / "again") == 0, (tmp_path / "again").read_text()
     assert difference(whole, run, 6) is None
@@ -250,7 +250,7 @@ def test_a_store_replaced_while_it_is_read_is_named_as_that(
     for file in sorted((tmp_path / "other").rglob("*"), reverse=True):
         if file.is_file():
             shutil.copyfile(file, store / file.relative_to(tmp_path / "other"))
-    assert pool.wait(pid, 120) == 5, told(log, 1)[-3000:]
+    assert pool.wait(pid) == 5, told(log, 1)[-3000:]
     text = told(log, 1)
     assert "the store was replaced while it was read" in text and all(digest in text for digest in digests)
     assert checkpoint.steps_in(run / "checkpoints")

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from shards.manifest import FrameSpec
 from tests.support.models import SMALL
-from tests.support.process import torchrun
+from tests.support.process_pool import forked_ranks
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.errors import ConfigError, ToolkitError
@@ -417,7 +417,7 @@ def test_compiled_steps_and_zero_3_are_refused() -> None:
 
 def test_zero_reduces_deferred_gradients(tmp_path: Path) -> None:
     """On two ranks, at the stages that reduce by hooks and without; training stays the same."""
-    done = torchrun(2, "deferred_ranks.py", tmp_path / "norms.json")
+    done = forked_ranks(2, "tests.toolkit.train.deferred_ranks", tmp_path / "norms.json")
     assert done.returncode == 0, done.stderr[-4000:]
     seen = json.loads((tmp_path / "norms.json").read_text())
     reference = seen["0"][0]

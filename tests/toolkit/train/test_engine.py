@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.process import ROOT, one_thread, torchrun
+from tests.support.process import PATIENCE_S, ROOT, one_thread
+from tests.support.process_pool import forked_ranks
 from tests.support.training import Train, cut_back, logged, plain_losses, weights_of
 from toolkit.config import load_config
 from toolkit.distributed.world import World
@@ -121,7 +122,7 @@ def probed(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """What tests/toolkit/train/probe.py saw under every setting on 2 ranks, by its overrides."""
     folder = tmp_path_factory.mktemp("probe")
     (folder / "settings.json").write_text(json.dumps(PROBED))
-    done = torchrun(2, "probe.py", tiny_config, folder / "settings.json", folder / "out.json")
+    done = forked_ranks(2, "tests.toolkit.train.probe", tiny_config, folder / "settings.json", folder / "out.json")
     assert done.returncode == 0, done.stderr[-4000:]
     return dict(zip(map(" ".join, PROBED), json.loads((folder / "out.json").read_text()), strict=True))
 
@@ -270,7 +271,7 @@ except MemoryShortageError as error:
 def test_out_of_memory_says_what_to_change(tmp_path: Path) -> None:
     """For real: the address space of a child process is limited before its first step."""
     command = [sys.executable, "-c", SHORTAGE, "none"]
-    done = subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr[-4000:]
     said = done.stdout
     assert (

@@ -13,7 +13,7 @@ from shards.manifest import FrameSpec
 from tests.support.graphs import SCALE, small
 from tests.support.models import TRAINED
 from tests.support.precision import LIMITS, apart, gradients
-from tests.support.training import call, compared
+from tests.support.training import compared, typed
 from toolkit.checkpoint import checkpoint
 from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
@@ -157,7 +157,7 @@ def test_the_cpu_is_used_where_it_is_asked_for(tiny_config: Path, tmp_path: Path
 def trained(config: Path, path: Path, settings: list[str]) -> RunDir:
     """A run of the real command."""
     options = [part for setting in settings for part in ("--set", setting)]
-    done = call("--config", config, "--out", path, *options)
+    done = typed("--config", config, "--out", path, *options)
     assert done.returncode == 0, done.stderr
     return RunDir(path)
 

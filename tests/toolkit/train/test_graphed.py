@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.support.graphs import small
-from tests.support.process import ROOT, one_thread
+from tests.support.process import PATIENCE_S, ROOT, one_thread
 from tests.support.training import SCRIPT, Train, call, compared, cut_back, logged, weights_of
 from toolkit.config import load_config
 from toolkit.errors import EXIT_NONFINITE, ConfigError
@@ -131,7 +131,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tiny_config: Path, tmp_path
             process.kill()
             break
     process.stderr.close()
-    assert process.wait(60) == -signal.SIGKILL
+    assert process.wait(PATIENCE_S) == -signal.SIGKILL
     again = call("--run", tmp_path / "killed")
     assert again.returncode == 0, again.stderr
     assert logged(tmp_path / "killed") == logged(tmp_path / "whole")

@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from tests.support.process import ROOT, one_thread
+from tests.support.process import PATIENCE_S, ROOT, one_thread
 from tests.support.process_pool import ProcessPool
 from tests.support.training import cut_back, plain_losses
 from toolkit.checkpoint import checkpoint
@@ -57,7 +57,7 @@ def text_of(log: Path, ranks: int = 0) -> str:
     return "\n".join(log.with_name(f"{log.name}.{rank}").read_text() for rank in range(ranks))
 
 
-def wait_until(condition: object, what: str, seconds: float = 60) -> None:
+def wait_until(condition: object, what: str, seconds: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, f"waited in vain: {what}"
@@ -192,8 +192,7 @@ def test_repeated_sigterm_never_kills_a_training(pool: ProcessPool, config: Path
     rounds = 1
     while True:  # from the first moment to the last, again and again
         for pid in pids:
-            if pid not in pool.codes:
-                os.kill(pid, signal.SIGTERM if rounds % 2 else signal.SIGUSR1)
+            pool.send(pid, signal.SIGTERM if rounds % 2 else signal.SIGUSR1)
         time.sleep(0.03)
         if all(pid in pool.codes for pid in pids):
             codes = [pool.wait(pid) for pid in pids]
@@ -251,7 +250,7 @@ def test_a_killed_reader_process_ends_the_run_with_a_clear_error(
     # The process group's members, less the training: forkserver, its tracker, the reader. The youngest reads.
     members = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and group_of(path) == pid]
     os.kill(max(members), signal.SIGKILL)
-    assert pool.wait(pid, 60) == 1
+    assert pool.wait(pid) == 1
     assert "one of the 1 reader processes died (" in text_of(log)
     assert "Traceback" not in text_of(log)
 
@@ -295,7 +294,7 @@ def test_a_second_ctrl_c_ends_at_once_but_one_that_arrives_twice_does_not() -> N
         assert process.poll() is None
         time.sleep(1.2)
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == -signal.SIGINT
+        assert process.wait(PATIENCE_S) == -signal.SIGINT
         assert process.stderr.read() == "stopping soon\n"
 
 
@@ -306,7 +305,7 @@ def test_a_stuck_rank_is_named_with_its_stack_and_ends_all(pool: ProcessPool, co
     run, log = tmp_path / "run", tmp_path / "log"
     arguments = ["--config", config, "--out", run, *QUICK]
     pids = pool.ranks(2, free_port(), arguments, log, fault="sleep 1 3 600")
-    assert [pool.wait(pid, 60) for pid in pids] == [6, 6], text_of(log, 2)
+    assert [pool.wait(pid) for pid in pids] == [6, 6], text_of(log, 2)
     named = f"rank 1 (process {pids[1]} on {socket.gethostname()}; step 3, phase forward) made no progress for 4 s"
     for rank in (0, 1):
         assert named in text_of(tmp_path / f"log.{rank}")
@@ -322,7 +321,7 @@ def test_a_frozen_process_is_named_by_the_others(pool: ProcessPool, config: Path
     pids = pool.ranks(2, free_port(), arguments, log, fault="sleep 1 2 1")
     wait_until(lambda: said(tmp_path / "log.0", "step 2/6"), "step 2")
     os.kill(pids[0], signal.SIGSTOP)
-    assert pool.wait(pids[1], 60) == 6, text_of(log, 2)
+    assert pool.wait(pids[1]) == 6, text_of(log, 2)
     assert f"rank 0 (process {pids[0]} on" in text_of(tmp_path / "log.1")
     os.kill(pids[0], signal.SIGKILL)
     pool.wait(pids[0])
@@ -334,10 +333,10 @@ def test_a_killed_rank_ends_the_others_which_name_it(
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     pids = pool.ranks(2, free_port(), ["--config", config, "--out", run], log, fault=f"kill {victim} 3")
-    assert pool.wait(pids[victim], 60) == -signal.SIGKILL
+    assert pool.wait(pids[victim]) == -signal.SIGKILL
     began = time.monotonic()
-    assert pool.wait(pids[1 - victim], 60) == 1
-    assert time.monotonic() - began < 60
+    assert pool.wait(pids[1 - victim]) == 1
+    assert time.monotonic() - began < 120
     told = text_of(tmp_path / f"log.{1 - victim}")
     assert f"rank {1 - victim} ends because another died (killed? out of memory?): rank {victim} (process" in told
     assert re.search(r"step \d, phase", told)
@@ -347,7 +346,7 @@ def test_a_killed_rank_ends_the_others_which_name_it(
 def test_an_error_on_one_rank_is_what_all_ranks_tell(pool: ProcessPool, config: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     pids = pool.ranks(2, free_port(), ["--config", config, "--out", run], log, fault="error 1 3")
-    assert [pool.wait(pid, 60) for pid in pids] == [1, 1]
+    assert [pool.wait(pid) for pid in pids] == [1, 1]
     assert "rank 0 ends because rank 1 on" in text_of(tmp_path / "log.0")
     assert "KeyError: 'a bug'" in text_of(tmp_path / "log.0")
     assert "rank 1: KeyError: 'a bug'" in str(RunDir(run).failure())
@@ -409,7 +408,7 @@ def test_a_stop_while_waiting_for_ranks_is_no_failure(pool: ProcessPool, config:
     pid = pool.start(["--config", config], tmp_path / "log", **meeting, MODERNN_RENDEZVOUS_S=3)
     time.sleep(1)
     os.kill(pid, signal.SIGTERM)
-    assert pool.wait(pid, 30) == 3
+    assert pool.wait(pid) == 3
     assert "nothing was trained or saved" in text_of(tmp_path / "log")
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.process import ROOT, one_thread
-from tests.support.training import SCRIPT, call, logged, plain_losses, weights_of
+from tests.support.process import PATIENCE_S, ROOT, one_thread
+from tests.support.training import SCRIPT, call, logged, plain_losses, typed, weights_of
 from toolkit.config import load_config
 from toolkit.errors import EXIT_USAGE
 from toolkit.rundir import RunDir
@@ -22,7 +22,7 @@ from toolkit.rundir import RunDir
 @pytest.fixture(scope="module")
 def finished(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "whole"
-    done = call("--config", tiny_config, "--out", run)
+    done = typed("--config", tiny_config, "--out", run)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == str(run)
     assert "no GPU: torch" in done.stderr
@@ -47,7 +47,7 @@ def test_a_run_directory_holds_what_it_promises(finished: Path) -> None:
 
 def test_readers_end_with_the_training(tiny_config: Path, tmp_path: Path) -> None:
     """At the interpreter's end nobody would tell them to, and they would be waited for."""
-    done = call("--config", tiny_config, "--out", tmp_path / "run", "--set", "data.num_workers=1")
+    done = typed("--config", tiny_config, "--out", tmp_path / "run", "--set", "data.num_workers=1")
     assert done.returncode == 0, done.stderr
 
 
@@ -83,7 +83,7 @@ def test_tensorboard_has_scalars_and_predicted_frames(finished: Path) -> None:
 
 def test_what_is_done_is_not_done_again(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
-    again = call("--run", finished)
+    again = typed("--run", finished)
     assert again.returncode == 0
     assert "already trained; nothing to do" in again.stderr
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
@@ -110,10 +110,10 @@ def test_sigterm_leaves_a_checkpoint_and_the_same_command_resumes(tiny_config: P
             break
     rest = process.stderr.read()
     process.stderr.close()
-    assert process.wait(60) == 3, rest
+    assert process.wait(PATIENCE_S) == 3, rest
     assert "stopped at step" in rest
     assert not RunDir(run).done
-    assert call("--run", run).returncode == 0
+    assert typed("--run", run).returncode == 0
     a, b = (weights_of(path, steps) for path in (undisturbed, run))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert logged(run) == logged(undisturbed)
@@ -220,7 +220,7 @@ def test_what_scoring_will_lack_is_said_before_training(
 def test_world_size_that_does_not_divide_the_batch(tiny_config: Path, tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
     command = [*torchrun, SCRIPT[1], "--config", str(tiny_config), "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode != 0
     assert "train.batch 4 can't be divided over 3 ranks" in done.stderr
 
@@ -228,7 +228,7 @@ def test_world_size_that_does_not_divide_the_batch(tiny_config: Path, tmp_path: 
 def test_half_a_torchrun_environment_is_refused(tiny_config: Path, tmp_path: Path) -> None:
     command = [*SCRIPT, "--config", str(tiny_config), "--out", str(tmp_path / "run")]
     environment = {**one_thread(), "WORLD_SIZE": "2"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 2
     assert "RANK is not set but its counterpart is" in done.stderr
 
@@ -240,5 +240,5 @@ def test_dry_run_prints_the_papers_size() -> None:
 
 def test_print_config_is_a_config(tiny_config: Path, tmp_path: Path) -> None:
     file = tmp_path / "again.yaml"
-    file.write_text(call("--config", tiny_config, "--print-config").stdout)
-    assert call("--config", file, "--print-config").stdout == file.read_text()
+    file.write_text(typed("--config", tiny_config, "--print-config").stdout)
+    assert typed("--config", file, "--print-config").stdout == file.read_text()
