@@ -362,11 +362,14 @@ def _make(task: Task, archive: Archive, frame: Frame) -> None:
     for picture in pictures:
         draw(forecast, picture, truth)
     entry = None if task.page is None else task.page.prepare(forecast)
-    write_forecast(forecast, data, task.products)
+    try:
+        write_forecast(forecast, data, task.products)
+    finally:  # one that is in place in spite of an error is not made again
+        if data.exists() and data not in task.new:
+            task.new.append(data)
     if task.page is not None and entry is not None:
         task.page.publish(entry)
     print("\n".join(str(path) for path in (data, *pictures, *written)), flush=True)
-    task.new.append(data)
     if task.page is None:  # else after the page is updated
         task.run_command()
 
@@ -385,6 +388,7 @@ def _watch(task: Task, open_now: partial[Archive], stop: StopRequest, arguments:
         on_check=task.update,
     )
     made = watch.run()
+    task.run_command()  # of forecasts whose page could not be written
     logger.info("%s: stopped after %s", stop.name, count(made, "forecast"))
     return EXIT_OK
 

@@ -119,7 +119,10 @@ def _raise(error: OSError) -> None:
 
 
 def put_in_place(store: Path, output: Path) -> None:
-    """Flush everything to disk, then rename: after a power cut there is the whole store or none."""
+    """Flush everything to disk, then rename: after a power cut there is the whole store or none.
+
+    Raises FileWriteError; it says where the store is that was at `output` if that can't be put back.
+    """
     for parent, _, names in os.walk(store):
         for path in [*(Path(parent, name) for name in names), Path(parent)]:
             with writes(path):
@@ -131,12 +134,20 @@ def put_in_place(store: Path, output: Path) -> None:
         output.rename(old)
         try:
             store.rename(output)
-        except OSError:
-            old.rename(output)
+        except OSError as error:
+            try:
+                old.rename(output)
+            except OSError:
+                kept = f"The store that was there is in {old}, and {output} does not exist"
+                raise FileWriteError(error, output, kept=kept) from None
             raise
     else:
         store.rename(output)
-    _flush_parent(output)
+    try:
+        _flush_parent(output)
+    except OSError as error:
+        kept = "The new store is in place and complete, but a power cut may undo that"
+        raise FileWriteError(error, output, kept=kept) from None
 
 
 def remove_partials(output: Path) -> None:

@@ -8,23 +8,26 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+UNTOUCHED = "What was there before is untouched"
+
 
 class FileWriteError(OSError):
-    """A file or folder can't be written; what was there before is untouched."""
+    """A file or folder can't be written."""
 
     exit_code = 1
 
-    def __init__(self, error: OSError, path: Path, size: int = 0) -> None:
+    def __init__(self, error: OSError, path: Path, size: int = 0, kept: str = UNTOUCHED) -> None:
         """
         Args:
             error: of the system.
             size: bytes that had been written.
+            kept: what is there now, in words.
         """
         super().__init__(error.errno, error.strerror or str(error), str(path))
-        self.size = size
+        self.size, self.kept = size, kept
 
-    def __reduce__(self) -> tuple[type[FileWriteError], tuple[OSError, Path, int]]:
-        return type(self), (OSError(self.errno, self.strerror), Path(self.filename), self.size)
+    def __reduce__(self) -> tuple[type[FileWriteError], tuple[OSError, Path, int, str]]:
+        return type(self), (OSError(self.errno, self.strerror), Path(self.filename), self.size, self.kept)
 
     def __str__(self) -> str:
         after = f" after {self.size:,} bytes" if self.size else ""
@@ -33,10 +36,11 @@ class FileWriteError(OSError):
         if self.errno in (errno.EACCES, errno.EPERM):
             path = Path(self.filename)  # a file is replaced by another of its folder
             whose = describe_owner(path if path.is_dir() else path.parent)
-            return f"{self.filename}: not written: {self.strerror}; {whose}: {advice}"
+            kept = "" if self.kept == UNTOUCHED else f" {self.kept}:"
+            return f"{self.filename}: not written: {self.strerror}; {whose}:{kept} {advice}"
         return (
-            f"{self.filename}: not written: {self.strerror}{after}; {free_space(Path(self.filename))}. What was there "
-            f"before is untouched: {advice}"
+            f"{self.filename}: not written: {self.strerror}{after}; {free_space(Path(self.filename))}. {self.kept}: "
+            f"{advice}"
         )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.fsync import flush
+from shards.writing import UNTOUCHED
 from shards.writing import FileWriteError as FileWriteError
 from shards.writing import describe_owner as describe_owner
 from shards.writing import free_space as free_space
@@ -83,9 +84,10 @@ def replacing_tree(path: Path) -> Iterator[Path]:
     All of it is flushed to the disk first. A folder that was at `path` is removed last.
 
     Raises:
-        FileWriteError: it can't be written.
+        FileWriteError: it can't be written; it says where the folder is that was at `path` if that can't be put back.
     """
     temporary, old = _beside(path, "tmp"), _beside(path, "old")
+    kept = UNTOUCHED
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -94,16 +96,21 @@ def replacing_tree(path: Path) -> Iterator[Path]:
         if path.is_dir() and not path.is_symlink():  # a folder can't be renamed onto another
             path.rename(old)
         os.replace(temporary, path)
+        kept = "The new one is in place, but a power cut may undo that"
         flush(path.parent)
     except BaseException as error:
         if old.exists() and not path.exists():
-            old.rename(path)
+            try:
+                old.rename(path)
+            except OSError:
+                kept = f"What was there before is in {old}, and {path} does not exist"
         if isinstance(error, OSError) and not isinstance(error, FileWriteError):
-            raise FileWriteError(error, path, size_of(temporary)) from error
+            raise FileWriteError(error, path, size_of(temporary), kept) from error
         raise
     finally:
         remove(temporary)
-        remove(old)
+        if path.exists():
+            remove(old)
 
 
 def size_of(path: Path) -> int:

@@ -2,11 +2,12 @@
 
     python -m tests.support.write_points FOLDER FORMAT FAULT MOST
 
-FOLDER holds the archive `in` of images; FAULT is "full" (from the n-th call that makes, opens or renames something, no
-such call succeeds), "large" (no file may grow beyond n bytes, as under a quota) or "kill" (SIGKILL before the n-th of
-those calls, removals and flushes). Printed is a JSON list of at most MOST faults, evenly spaced over all of them:
-{"at": n, "code": exit code, "said": what the command printed to stderr}, each with what was found afterwards and after
-the same command was given again.
+FOLDER holds the archive `in` of images; FAULT is "full" (from the n-th call that makes, opens, flushes or renames
+something, no such call succeeds), "once" (the n-th of them alone fails), "large" (no file may grow beyond n bytes, as
+under a quota) or "kill" (SIGKILL before the n-th of those calls and removals). Printed is a JSON list of at most MOST
+faults, evenly spaced over all of them, the rename that puts the new store in place always among them: {"at": n, "call":
+the n-th call, "code": exit code, "said": what the command printed to stderr}, each with what was found afterwards and
+after the same command was given again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Faults:
     """Counts calls that change what lies in `folder`, by Python's audit events; at the n-th one the fault begins."""
 
     def __init__(self, folder: Path, fault: str, at: int) -> None:
-        self.folder, self.fault, self.at, self.calls = str(folder), fault, at, 0
+        self.folder, self.fault, self.at, self.calls = str(folder), fault, at, list[str]()
 
     def arm(self) -> None:
         if self.fault == "large":
@@ -47,22 +48,23 @@ class Faults:
         fsync = os.fsync
 
         def counted(descriptor: int) -> None:
-            self._count(self.folder)
+            self._count("os.fsync", self.folder)
             fsync(descriptor)
 
         os.fsync = counted
 
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:
-        if event not in (MAKES if self.fault == "full" else ALL) or not isinstance(args[0], (str, os.PathLike)):
+        if event not in (ALL if self.fault == "kill" else MAKES) or not isinstance(args[0], (str, os.PathLike)):
             return
         if event != "open" or args[2] & WRITES:
-            self._count(os.fspath(args[0]))
+            self._count(event, os.fspath(args[0]), *(args[1:2] if event == "os.rename" else ()))
 
-    def _count(self, path: str) -> None:
+    def _count(self, event: str, path: str, target: object = None) -> None:
         if not path.startswith(self.folder):
             return
-        self.calls += 1
-        if self.at and self.calls >= self.at:
+        names = [os.path.relpath(str(name), self.folder) for name in (path, target) if name is not None]
+        self.calls.append(f"{event} {' -> '.join(names)}")
+        if self.at and (len(self.calls) == self.at or (self.fault == "full" and len(self.calls) > self.at)):
             if self.fault == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
@@ -88,8 +90,14 @@ def in_child(work: Callable[[], int]) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said
 
 
-def spaced(points: list[int], most: int) -> list[int]:
-    return points if len(points) <= most else [points[i * (len(points) - 1) // (most - 1)] for i in range(most)]
+def spaced(points: list[int], most: int, always: list[int] | None = None) -> list[int]:
+    """At most `most` of the points, evenly spaced, and those of `always`, which replace the nearest ones."""
+    if len(points) <= most:
+        return points
+    chosen = [points[i * (len(points) - 1) // (most - 1)] for i in range(most)]
+    for point in always or []:
+        chosen[min(range(most), key=lambda i: abs(chosen[i] - point))] = point
+    return chosen
 
 
 def report() -> list[dict[str, Any]]:
@@ -107,7 +115,7 @@ def report() -> list[dict[str, Any]]:
             faults.arm()
         code = main(arguments)
         if at == 0:
-            count.write_text(str(faults.calls))
+            count.write_text(json.dumps(faults.calls))
         return code
 
     def run(arguments: list[str], at: int | None = None) -> tuple[int, str]:
@@ -120,11 +128,14 @@ def report() -> list[dict[str, Any]]:
     code, said = run(again, 0 if fault != "large" else None)
     assert code == 0, said
     whole = tree(below / "s")
-    points = [*range(1, int(count.read_text()) + 1)] if fault != "large" else []
-    if fault == "large":
-        points = sorted({max(len(data) - 1, 0) for data in whole.values()})
+    calls, points = [], sorted({max(len(data) - 1, 0) for data in whole.values()})
+    if fault != "large":
+        calls = json.loads(count.read_text())
+        points = [*range(1, len(calls) + 1)]
+    placed = [at for at, call in enumerate(calls, 1) if call.endswith("/store -> s")]
+    assert len(placed) == (fault != "large")
     done = []
-    for at in spaced(points, most):
+    for at in spaced(points, most, placed):
         shutil.rmtree(below)
         shutil.copytree(folder / "before", below / "s")
         code, said = run(again, at)
@@ -137,6 +148,7 @@ def report() -> list[dict[str, Any]]:
         done.append(
             {
                 "at": at,
+                "call": calls[at - 1] if calls else "",
                 "code": code,
                 "said": said,
                 "left": left,

@@ -17,7 +17,7 @@ from PIL import Image, ImageColor
 
 from shards.colours import BELOW_COLOUR, DBZ_COLOURS, MISSING_COLOUR, has_steps, norm_and_colours, rgb, value_range
 from shards.manifest import Codes, Scale
-from toolkit.atomic import replacing
+from toolkit.atomic import clear_leftovers, replacing
 from toolkit.errors import ConfigError
 from toolkit.forecast.make import Forecast, Frames
 from toolkit.models.plugins import entry_of
@@ -45,12 +45,13 @@ def check_picture(path: Path, overwrite: bool = False) -> None:
 
 
 def draw(forecast: Forecast, path: Path, truth: Frames | None = None) -> None:
-    """Draw a forecast into `path`, atomically.
+    """Draw a forecast into `path`, atomically; temporary files that killed writers left in its folder are removed.
 
     Args:
         truth: the observations, [T', C, H, W], T' at most the lead; drawn next to the forecast.
     """
     check_picture(path, overwrite=True)
+    clear_leftovers(path.parent)
     data = _gif(forecast, truth) if path.suffix == ".gif" else _png(forecast, truth)
     with replacing(path) as file:
         file.write(data)
