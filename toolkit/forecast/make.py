@@ -333,8 +333,8 @@ def _check_finite(predicted: torch.Tensor, trained: Trained) -> None:
     if wrong.any():
         lead = int(wrong.flatten(1).any(1).nonzero()[0]) + 1
         raise NonFiniteError(
-            f"{trained.title}: {int(wrong.sum()):,} of {wrong.numel():,} values of the forecast are NaN or infinite, the "
-            f"first at lead time {lead}; use another checkpoint (--which), or evaluate this one"
+            f"{trained.title}: {int(wrong.sum()):,} of {wrong.numel():,} values of the forecast are NaN or infinite, "
+            f"the first at lead time {lead}; use another checkpoint (--which), or evaluate this one"
         )
 
 
