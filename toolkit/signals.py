@@ -33,7 +33,7 @@ def as_command() -> Iterator[None]:
 
 
 def is_command() -> bool:
-    """Return whether this process is a command, so that nothing of it goes on after the training."""
+    """Return whether this process is a command, so that nothing of it continues after the training."""
     return _command.is_set()
 
 
@@ -56,7 +56,7 @@ class StopRequest:
             self._before[number] = signal.signal(number, self._note)
 
     def restore(self) -> None:
-        """Give a process that goes on its handlers back; in a command a late signal must not change its exit code."""
+        """Give a process that continues its handlers back; in a command a late signal must not change its exit code."""
         for number, handler in self._before.items():
             if handler is not None and not is_command():  # None: not of Python, which can't set it again
                 signal.signal(number, handler)

@@ -16,7 +16,7 @@ A rank that ends so names the stuck one, leaves the Python stacks of its threads
 in the thread's own ticks, so a job that was suspended and resumed is not reported as hung.
 
 A command whose training failed and that is not gone after LEAVE_S, because a reader process or a collective holds it,
-is ended with the failure's exit code. A process that called the training, as a notebook does, goes on: the thread ends.
+is ended with the failure's exit code. A process that called the training (a notebook) continues: the thread ends.
 """
 
 from __future__ import annotations
