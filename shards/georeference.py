@@ -195,7 +195,9 @@ def _unit_factor(system: CRS, unit: str) -> float:
 
 
 def crs_of(crs: str | Mapping[str, Any]) -> CRS:
-    """Return pyproj's CRS. Raises SourceError for one that it doesn't know, UsageError without pyproj."""
+    """Return pyproj's CRS. Raises SourceError for one that it doesn't know or that is neither geographic nor projected,
+    UsageError without pyproj.
+    """
     try:
         import pyproj
         from pyproj.exceptions import CRSError
@@ -204,9 +206,15 @@ def crs_of(crs: str | Mapping[str, Any]) -> CRS:
             f"an archive that knows its grid needs the package pyproj ({error}): pip install pyproj"
         ) from None
     try:
-        return pyproj.CRS.from_cf(dict(crs)) if isinstance(crs, Mapping) else pyproj.CRS.from_user_input(crs)
+        system = pyproj.CRS.from_cf(dict(crs)) if isinstance(crs, Mapping) else pyproj.CRS.from_user_input(crs)
     except (CRSError, KeyError, ValueError, TypeError) as error:
         raise SourceError(f"the projection {crs!r} is unknown to pyproj ({str(error).splitlines()[0]})") from None
+    if not (system.is_geographic or system.is_projected):
+        raise SourceError(
+            f"the coordinate system {system.name!r} ({system.type_name}) is neither geographic nor projected, so its "
+            "place on the earth isn't known; give the file the right one (for a GeoTIFF: gdal_edit.py -a_srs EPSG:CODE)"
+        )
+    return system
 
 
 def project(crs: str, lon: float, lat: float) -> LonLat:

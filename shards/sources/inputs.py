@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import logging
@@ -9,6 +10,8 @@ import os
 import re
 import stat
 import struct
+import sys
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -155,6 +158,22 @@ def need(module: str, extra: str, what: str) -> ModuleType:
             f"{what} needs the package {module.split('.')[0]} ({error}); "
             f"install it with: pip install 'modernn-toolkit[{extra}]'"
         ) from None
+
+
+@contextlib.contextmanager
+def quiet(rasterio: ModuleType) -> Iterator[None]:
+    """Drop rasterio's warnings of images without a grid, which are no fault, and what Python prints when GDAL complains
+    about a damaged file in bytes that aren't UTF-8, for which rasterio's error handler can't raise an error.
+    """
+    printing, unraisable = sys.excepthook, sys.unraisablehook  # Cython calls both
+    sys.excepthook = lambda kind, *rest: None if kind is UnicodeDecodeError else printing(kind, *rest)
+    sys.unraisablehook = lambda found: None if found.exc_type is UnicodeDecodeError else unraisable(found)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            yield
+    finally:
+        sys.excepthook, sys.unraisablehook = printing, unraisable
 
 
 def read_image(

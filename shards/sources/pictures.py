@@ -8,7 +8,6 @@ so that 0..1 stays what it is.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image
 
 from shards.errors import SourceError
 from shards.manifest import Codes
-from shards.sources.inputs import IMAGE_ERRORS, by, need, open_image, page_count, two_sizes, unreadable
+from shards.sources.inputs import IMAGE_ERRORS, by, need, open_image, page_count, quiet, two_sizes, unreadable
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601
 PIXELS = {"PNG": "PNG", "TIFF": "GTiff"}  # Pillow's formats and GDAL's drivers of 16-bit colours
@@ -160,10 +159,8 @@ def _bands(path: Path, image: Image.Image, page: int) -> tuple[npt.NDArray[np.ui
     rasterio = need("rasterio", "geo", "reading colours of 16 bits")
     name = f"GTIFF_DIR:{page + 1}:{path}" if page else str(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(name, driver=PIXELS[str(image.format)]) as opened:
-                bands = np.asarray(opened.read())
+        with quiet(rasterio), rasterio.open(name, driver=PIXELS[str(image.format)]) as opened:
+            bands = np.asarray(opened.read())
     except rasterio.errors.RasterioError as error:
         raise unreadable(path, error) from None
     count = 1 if len(bands) <= 2 else 3

@@ -10,7 +10,6 @@ from __future__ import annotations
 import html
 import re
 import shlex
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +23,7 @@ import numpy.typing as npt
 from shards.errors import SourceError, UsageError
 from shards.georeference import Grid, grid_of
 from shards.manifest import Scale, SourceInfo
-from shards.sources.inputs import need, plural, unreadable
+from shards.sources.inputs import need, plural, quiet, unreadable
 from shards.sources.radar_readers import (
     DBZ,
     PACKED,
@@ -223,9 +222,7 @@ class _opened:
         need("rasterio.io", "geo", "reading GeoTIFF")
         self._memory: Any = None
         try:
-            with warnings.catch_warnings():
-                # A plain TIFF has no geokeys: then there is no grid, which is reported.
-                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with quiet(rasterio):  # of a plain TIFF without geokeys: that there is no grid is reported
                 self._open(rasterio)
         except rasterio.errors.RasterioError as error:
             raise unreadable(self._path, error) from None
@@ -250,7 +247,8 @@ def _read(path: Path, image: Any, band: int) -> npt.NDArray[Any]:
     import rasterio
 
     try:
-        return np.asarray(image.read(band))
+        with quiet(rasterio):
+            return np.asarray(image.read(band))
     except rasterio.errors.RasterioError as error:
         raise unreadable(path, error) from None
 

@@ -131,7 +131,7 @@ def test_a_grib_message_of_one_value(tmp_path):
         codes_release=lambda handle: None,
     )
     with pytest.raises(SourceError, match="the header's size is 60000x60000"):
-        first_message(fake, tmp_path / "a.grib2", b"GRIB")
+        first_message(fake, tmp_path / "a.grib2", b"GRIB\0\0\0\x02" + (20).to_bytes(8, "big") + b"7777")
 
 
 def test_a_picture(tmp_path):

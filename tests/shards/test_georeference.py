@@ -147,6 +147,8 @@ def test_units_of_length_are_those_of_any_projection(crs: str, unit: str, metres
         ([-5.4e6, 5.4e6], [5.4e6, -5.4e6], "+proj=geos +h=35785831 +lon_0=0", "a corner lies off the earth"),
         ([0.0, 1.0], [1.0, 0.0], "+proj=nothing", "unknown to pyproj"),
         ([0.0, 1.0], [1.0, 0.0], {"grid_mapping_name": "flat"}, "unknown to pyproj"),
+        ([0.0, 1.0], [1.0, 0.0], 'LOCAL_CS["site",UNIT["metre",1]]', "'site'.* is neither geographic nor projected"),
+        ([0.0, 1.0], [1.0, 0.0], "EPSG:5773", "Vertical CRS.* is neither geographic nor projected"),
     ],
 )
 def test_what_is_no_grid(x, y, crs, message: str) -> None:

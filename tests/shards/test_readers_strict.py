@@ -107,6 +107,27 @@ def test_geotiff_items_are_those_of_the_band(tmp_path: Path) -> None:
         assert np.abs(physical(source, only_event(source)) - expected).max() <= 0.126
 
 
+def test_a_geotiff_with_damaged_items_prints_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """GDAL quotes them in its complaint, which rasterio's error handler can't decode, nor raise that it can't."""
+    rasterio = pytest.importorskip("rasterio")
+    write_geotiff(tmp_path, TIMES[:1], [wet(1)], tags={"gain": "0.5"})
+    (file,) = tmp_path.iterdir()
+    data = file.read_bytes()
+    assert b'<Item name="gain"' in data
+    file.write_bytes(data.replace(b'<Item name="gain"', b'<Item \xffame "gain"'))
+    printed: list[BaseException | None] = []
+    monkeypatch.setattr("sys.unraisablehook", lambda found: printed.append(found.exc_value))
+    with rasterio.open(file) as image:
+        image.tags()
+    assert isinstance(printed.pop(), UnicodeDecodeError)  # so it is without `quiet`
+    assert "UnicodeDecodeError" in capfd.readouterr().err
+    build("radar", tmp_path, *ALL_TRAIN, "--reader", "geotiff", "--dbz=0,0.5")
+    assert not printed
+    assert "UnicodeDecodeError" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["gain", "offset", "nodata", "undetect"])
 @pytest.mark.parametrize("value", ["abc", "1,5"])
 def test_geotiff_items_that_are_no_numbers(tmp_path: Path, name: str, value: str) -> None:
