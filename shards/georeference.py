@@ -21,7 +21,7 @@ from shards.errors import ManifestError, SourceError, UsageError
 from shards.fields import Fields
 
 if TYPE_CHECKING:
-    from pyproj import CRS
+    from pyproj import CRS, Transformer
 
 Axis = npt.NDArray[np.float64]
 ROW_ORDER = "north first"
@@ -220,10 +220,18 @@ def crs_of(crs: str | Mapping[str, Any]) -> CRS:
 def project(crs: str, lon: float, lat: float) -> LonLat:
     """Return x and y of a longitude and a latitude, in the CRS's unit. Raises as `crs_of` does."""
     system = crs_of(crs)
-    import pyproj
-
-    x, y = pyproj.Transformer.from_crs(_lonlat_of(system), system, always_xy=True).transform(lon, lat)
+    x, y = _transformer(_lonlat_of(system), system).transform(lon, lat)
     return float(x), float(y)
+
+
+def _transformer(source: CRS | None, target: CRS | None) -> Transformer:
+    import pyproj
+    from pyproj.exceptions import ProjError
+
+    try:
+        return pyproj.Transformer.from_crs(source, target, always_xy=True)
+    except ProjError as error:
+        raise SourceError(f"the projection can't be used: {str(error).splitlines()[0]}") from None
 
 
 def _lonlat_of(system: CRS) -> CRS | None:
@@ -245,10 +253,8 @@ def _even(values: npt.ArrayLike, name: str) -> tuple[float, float, int]:
 
 
 def _grid(wkt: str, x0: float, y0: float, dx: float, dy: float, width: int, height: int, proj4: str) -> Grid:
-    import pyproj
-
     system = crs_of(wkt)
-    lonlat = pyproj.Transformer.from_crs(system, _lonlat_of(system), always_xy=True)
+    lonlat = _transformer(system, _lonlat_of(system))
     left, top = x0 - dx / 2, y0 - dy / 2
     right, bottom = left + dx * width, top + dy * height
     lons, lats = lonlat.transform([left, right, right, left], [top, top, bottom, bottom])

@@ -258,14 +258,14 @@ class Manifest:
                 f"{where}: format_version is {version}, this program reads {FORMAT_VERSION}; "
                 "convert the archive again, or read the store with the version that wrote it"
             )
-        frames = _frames(fields.inner("frames"))
+        frames = read_frames(fields.inner("frames"))
         manifest = Manifest(
             format=fields.one_of("format", FORMATS),
             encoding=fields.one_of("encoding", ENCODINGS) if "encoding" in fields.data else "raw",  # older stores
             name=fields.take("name", str),
             frames=frames,
             step_seconds=fields.optional("step_seconds", float),
-            scale=_scale(fields.inner("scale"), int(np.iinfo(frames.code_type).max)),
+            scale=read_scale(fields.inner("scale"), int(np.iinfo(frames.code_type).max)),
             splits={name: _split(inner, name) for name, inner in fields.inner("splits").each()},
             modes=fields.texts("modes"),
             source=fields.inner("source").flat(SourceInfo),
@@ -331,7 +331,8 @@ def check_channel_names(names: Sequence[str], channels: int) -> None:
             raise UsageError(f"channel name {name!r}: write a letter, then at most 63 letters, digits, _, . or -")
 
 
-def _frames(fields: Fields) -> FrameSpec:
+def read_frames(fields: Fields) -> FrameSpec:
+    """Return the frames that a manifest or an export describes. Raises ManifestError."""
     names = fields.texts("names") if "names" in fields.data else ()
     sides = (fields.take("channels", int), fields.take("height", int), fields.take("width", int))
     spec = FrameSpec(*sides, fields.take("dtype", str), names)
@@ -349,7 +350,8 @@ def _frames(fields: Fields) -> FrameSpec:
     return spec
 
 
-def _scale(fields: Fields, largest: int) -> Scale:
+def read_scale(fields: Fields, largest: int) -> Scale:
+    """Return the scale that a manifest or an export describes; `largest` code of the frames. Raises ManifestError."""
     scale = Scale(
         quantity=fields.take("quantity", str),
         unit=fields.take("unit", str),

@@ -148,6 +148,7 @@ def test_units_of_length_are_those_of_any_projection(crs: str, unit: str, metres
         ([0.0, 1.0], [1.0, 0.0], "+proj=nothing", "unknown to pyproj"),
         ([0.0, 1.0], [1.0, 0.0], {"grid_mapping_name": "flat"}, "unknown to pyproj"),
         ([0.0, 1.0], [1.0, 0.0], 'LOCAL_CS["site",UNIT["metre",1]]', "'site'.* is neither geographic nor projected"),
+        ([0.0, 1.0], [1.0, 0.0], "+proj=stere +lat_0=900 +lon_0=0 +a=6378140 +b=6356750", "lat_0.* should be <= 90"),
         ([0.0, 1.0], [1.0, 0.0], "EPSG:5773", "Vertical CRS.* is neither geographic nor projected"),
     ],
 )

@@ -24,7 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shards import open_store
-from shards.manifest import FrameSpec, Manifest
+from shards.errors import ManifestError
+from shards.fields import Fields
+from shards.manifest import FrameSpec, Manifest, read_frames
 from shards.recent import FRAME_OPTIONS
 from toolkit import __version__
 from toolkit.atomic import FileWriteError, clear_leftovers, replacing_tree, write_atomic
@@ -102,6 +104,10 @@ def read_export(path: str | Path, model_file: Path | None = None) -> tuple[Seque
         expected = str(record["weights"]["sha256"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: damaged, no usable {error}; export the run again") from None
+    except ManifestError as error:
+        raise CheckpointError(
+            f"{folder / CONFIG}: damaged ({str(error).split(';')[0]}); export the run again"
+        ) from None
     weights = _read_weights(folder / WEIGHTS)
     if weights_digest(weights) != expected:
         raise CheckpointError(
@@ -164,8 +170,7 @@ def _record(config: RunConfig, manifest: Manifest, step: int, weights: dict[str,
 
 def frames_of(record: dict[str, Any]) -> FrameSpec:
     """Return the frames of the store that a model was trained on, from config.json of its export."""
-    frames = dict(record["frames"])
-    return FrameSpec(**{**frames, "names": tuple(frames.get("names", ()))})
+    return read_frames(Fields({"dtype": "uint8", **record["frames"]}, "frames"))  # older exports name no type
 
 
 def frame_options(manifest: Manifest) -> dict[str, object]:

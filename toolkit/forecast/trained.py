@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from shards import open_store
-from shards.manifest import FrameSpec, Scale
+from shards.errors import ManifestError
+from shards.fields import Fields
+from shards.manifest import FrameSpec, Scale, read_scale
 from toolkit.checkpoint.export import frame_options, frames_of, read_export
 from toolkit.checkpoint.source import CONFIG
 from toolkit.checkpoint.weights import load_model, store_of_run
@@ -87,15 +90,20 @@ def load_trained(path: str | Path, which: str, device: torch.device, model_file:
 
 def _of_export(folder: Path, which: str, device: torch.device, model_file: Path | None) -> Trained:
     model, config, record = read_export(folder, model_file)
+    shape = frames_of(record)
     step = int(record["run"]["step"])
     if which not in ("best", str(step)):
         raise ConfigError(f"{folder}: an export holds one checkpoint, step {step}, requested {which}: omit --which")
     try:
-        scale, archive, step_seconds = Scale(**record["scale"]), dict(record["archive"]), record["step_seconds"]
-    except (KeyError, TypeError):
+        scale = read_scale(Fields(record["scale"], "scale"), int(np.iinfo(shape.code_type).max))
+        archive, step_seconds = dict(record["archive"]), record["step_seconds"]
+    except ManifestError as error:
+        raise CheckpointError(
+            f"{folder / CONFIG}: damaged ({str(error).split(';')[0]}); export the run again"
+        ) from None
+    except (KeyError, TypeError, ValueError):
         raise CheckpointError(
             f"{folder / CONFIG}: has no conversion options of the archive (written by toolkit {record['toolkit']}): "
             "export the run again, into another folder"
         ) from None
-    shape = frames_of(record)
     return Trained(model.to(device), config, shape, scale, step_seconds, archive, step)

@@ -23,6 +23,7 @@ from toolkit.checkpoint.weights import load_model
 from toolkit.config import make_config
 from toolkit.config.recipe import InitialisationConfig
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.forecast.trained import load_trained
 from toolkit.models.base import SequenceModel
 from toolkit.models.registry import MODELS
 from toolkit.rundir import RunDir
@@ -189,11 +190,20 @@ def test_damage_is_named(make_run: Callable[..., RunDir], tmp_path: Path) -> Non
         (CONFIG, b"{}", "not of an exported model"),
         (CONFIG, json.dumps({**record, "version": 9}).encode(), "written in version 9, this toolkit reads 1"),
         (CONFIG, json.dumps({**record, "frames": None}).encode(), "damaged"),
+        (
+            CONFIG,
+            json.dumps({**record, "frames": {**record["frames"], "channels": 10**40}}).encode(),
+            "channels should",
+        ),
+        (CONFIG, json.dumps({**record, "frames": {**record["frames"], "height": "8"}}).encode(), "height should"),
     ]
     for name, data, message in cases:
         damaged(name, data)
         with pytest.raises(CheckpointError, match=message):
             toolkit.load(folder)
+    damaged(CONFIG, json.dumps({**record, "scale": {**record["scale"], "gain": float("inf")}}).encode())
+    with pytest.raises(CheckpointError, match=r"damaged \(scale: gain should"):
+        load_trained(folder, "best", torch.device("cpu"))
     damaged(CONFIG, json.dumps({**record, "config": {"model": {"name": "later"}}}).encode())
     with pytest.raises(ConfigError, match=r"config\.json \(of toolkit .*1 fault"):
         toolkit.load(folder)
