@@ -112,6 +112,8 @@ class Page:
         self.folder = PageFolder(folder, settings)
         self.entries = self.folder.entries
         self._drop_unsound_scores()
+        for entry in self.entries.values():  # a process may have been killed just before it did
+            self._drop_fields(entry)
         self._problems: dict[str, str] = {}  # by frame or forecast, in verification
         self._latest = ""  # stamp of latest.nc
         self._written: tuple[object, float] = (None, 0.0)  # what the page shows, and when it was written
@@ -260,8 +262,12 @@ class Page:
         for stamp in loaded:
             entry = self.entries[stamp]
             self.folder.save(entry)
-            if len(entry.scored()) == self.scorer.lead:
-                self._file(entry, ".npz").unlink(missing_ok=True)
+            self._drop_fields(entry)
+
+    def _drop_fields(self, entry: Entry) -> None:
+        """Delete what the verification of a forecast needs, once all of its lead times are scored."""
+        if len(entry.scored()) == self.scorer.lead:
+            self._file(entry, ".npz").unlink(missing_ok=True)
 
     def _matches(self, feed: Feed) -> Iterator[tuple[Frame, Entry, int]]:
         """Yield the frames that unverified lead times predict."""
