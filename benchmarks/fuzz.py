@@ -299,6 +299,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks", help="for the log (default: benchmarks)")
     args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
     names = args.only or list(TARGETS)
     stem = f"fuzz-{datetime.now(timezone.utc):%Y-%m-%d}"
     lines, bad = [], 0
@@ -309,7 +310,7 @@ def main() -> int:
         for label, data, what in findings:
             bad += 1
             folder = args.folder / stem
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
             (folder / label).write_bytes(data)
             lines.append(f"  {label}: {what.strip().splitlines()[-1]}")
             print(what, file=sys.stderr)

@@ -105,9 +105,7 @@ def read_export(path: str | Path, model_file: Path | None = None) -> tuple[Seque
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: damaged, no usable {error}; export the run again") from None
     except ManifestError as error:
-        raise CheckpointError(
-            f"{folder / CONFIG}: damaged ({str(error).split(';')[0]}); export the run again"
-        ) from None
+        raise damaged(folder, error) from None
     weights = _read_weights(folder / WEIGHTS)
     if weights_digest(weights) != expected:
         raise CheckpointError(
@@ -166,6 +164,11 @@ def _record(config: RunConfig, manifest: Manifest, step: int, weights: dict[str,
         },
         "weights": {"file": WEIGHTS, "sha256": weights_digest(weights)},
     }
+
+
+def damaged(folder: Path, error: ManifestError) -> CheckpointError:
+    """Return the error to raise where the frames or the scale in an export's config.json can't be used."""
+    return CheckpointError(f"{folder / CONFIG}: damaged ({str(error).split(';')[0]}); export the run again")
 
 
 def frames_of(record: dict[str, Any]) -> FrameSpec:

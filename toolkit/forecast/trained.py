@@ -17,7 +17,7 @@ from shards import open_store
 from shards.errors import ManifestError
 from shards.fields import Fields
 from shards.manifest import FrameSpec, Scale, read_scale
-from toolkit.checkpoint.export import frame_options, frames_of, read_export
+from toolkit.checkpoint.export import damaged, frame_options, frames_of, read_export
 from toolkit.checkpoint.source import CONFIG
 from toolkit.checkpoint.weights import load_model, store_of_run
 from toolkit.config import RunConfig
@@ -98,9 +98,7 @@ def _of_export(folder: Path, which: str, device: torch.device, model_file: Path 
         scale = read_scale(Fields(record["scale"], "scale"), int(np.iinfo(shape.code_type).max))
         archive, step_seconds = dict(record["archive"]), record["step_seconds"]
     except ManifestError as error:
-        raise CheckpointError(
-            f"{folder / CONFIG}: damaged ({str(error).split(';')[0]}); export the run again"
-        ) from None
+        raise damaged(folder, error) from None
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(
             f"{folder / CONFIG}: has no conversion options of the archive (written by toolkit {record['toolkit']}): "
