@@ -11,6 +11,7 @@ from toolkit.errors import EXIT_OK
 EXAMPLES = """\
   python launch/analyse.py runs/demo/modernn-seed1-1a2b3c4d
   python launch/analyse.py RUN --which best --split test --limit 300
+  python launch/analyse.py RUN --which all       every checkpoint on disk: the collapse score over training
 
 writes into RUN/analysis
   features-<split>-<which>.npz    memory states, slot features and importance weights, fed with true frames and with the
@@ -27,7 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_run(parser)
     parser.add_argument(
-        "--which", default="best,last", metavar="NAME,...", help="checkpoints: best, last, ema (default: best,last)"
+        "--which",
+        default="best,last",
+        metavar="NAME,...",
+        help="checkpoints: best, last, ema, a step number, or all: every step on disk (default: best,last)",
     )
     parser.add_argument("--split", metavar="NAME", help="split of the store (default: eval.split of the run's config)")
     parser.add_argument("--batch", type=positive, metavar="N", help="sequences per forward pass (default: eval.batch)")
@@ -40,12 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = find_run(run_given(arguments))
     run.load_model_file(arguments.model_file)
     train = run.config().train
-    from toolkit.analysis.job import analyse_run
+    from toolkit.analysis.job import analyse_run, checkpoints_of
     from toolkit.distributed.world import init_world
-    from toolkit.evaluate.job import check_which
 
-    chosen = tuple(name for name in arguments.which.split(",") if name)
-    check_which(run, chosen)
+    chosen = checkpoints_of(run, [name for name in arguments.which.split(",") if name])
     world = init_world(train.model_copy(update={"device": arguments.device or train.device}))
     try:
         if not world.is_main:  # under torchrun the others have nothing to do

@@ -1,6 +1,6 @@
 """Record the features for the diagnosis of mode collapse from a checkpoint into one file.
 
-    analysis/features-<split>-<best|last>.npz, without pickles; S sequences, T - 1 steps (T = context + horizon):
+    analysis/features-<split>-<which>.npz, without pickles; S sequences, T - 1 steps (T = context + horizon):
 
     index, key, mode   [S]                index in the split, key of the window, its mode ("" without a label)
     fed                [2]                "truth", "prediction": input of the steps after the context
@@ -55,7 +55,7 @@ def write_features(
     """Write the file of one checkpoint; contents: see the docstring of the module.
 
     Args:
-        which: `best` or `last`.
+        which: as in `load_model`.
         split: None: the run's `eval.split`.
         limit: maximum number of sequences.
         batch: sequences per forward; None: the run's `eval.batch`.

@@ -10,10 +10,31 @@ import torch
 
 from toolkit.analysis.diagnose import TooFewModesError, diagnose
 from toolkit.analysis.features import write_features
+from toolkit.checkpoint.checkpoint import steps_in
+from toolkit.errors import ConfigError
 from toolkit.models.registry import StepOptions
 from toolkit.rundir import RunDir
 
 logger = logging.getLogger(__name__)
+
+ALL = "all"
+
+
+def checkpoints_of(run: RunDir, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the checkpoints that `--which` names: best, last, ema, a step number; `all` stands for every step on disk.
+
+    Raises:
+        ConfigError: no name, another name, or a step without a checkpoint.
+    """
+    steps = [str(step) for step in steps_in(run.checkpoints)]
+    unknown = sorted({name for name in names if name != ALL} - {*run.scored_checkpoints, *steps})
+    if not names or unknown or (ALL in names and not steps):
+        raise ConfigError(
+            f"--which {','.join(names)}: choose of {', '.join(run.scored_checkpoints)}, {ALL} and the steps of "
+            f"{run.checkpoints} ({', '.join(steps) or 'none yet'}), joined by commas. train.checkpoint.keep_every "
+            "keeps the checkpoints of every N steps"
+        )
+    return tuple(dict.fromkeys(found for name in names for found in (steps if name == ALL else [name])))
 
 
 def analyse_run(

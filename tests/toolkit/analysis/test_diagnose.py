@@ -20,13 +20,15 @@ from toolkit.evaluate.table import save_npz
 from toolkit.models.base import Sampling, build_model
 from toolkit.report.build import build_report
 from toolkit.report.data.collect import collect
-from toolkit.report.data.diagnoses import read_diagnoses
+from toolkit.report.data.diagnoses import read_diagnoses, read_histories
 
 MODES = ("1-digit", "2-digit", "3-digit")
 EACH, STEPS, CHANNELS, SLOTS = 20, 5, 6, 4
 
 
-def write_features(folder: Path, seed: int, collapsed: bool, modes: tuple[str, ...] = MODES) -> Path:
+def write_features(
+    folder: Path, seed: int, collapsed: bool, modes: tuple[str, ...] = MODES, which: str = "best", step: int = 7
+) -> Path:
     """Memories of two layers, of which the last counts: modes 6 apart; when collapsed, all predictions in one place."""
     random = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(modes)), EACH)
@@ -36,8 +38,8 @@ def write_features(folder: Path, seed: int, collapsed: bool, modes: tuple[str, .
         predicted = random.normal(size=truth.shape) - 9.0
     slots = random.normal(size=(2, len(labels), STEPS, SLOTS, 3)) + 7.0 * np.arange(SLOTS)[:, None]
     weights = random.normal(size=(2, len(labels), 2, SLOTS, 4, 2 * CHANNELS))
-    about = {"model": "modernn", "run": "1a2b3c4d", "step": 7, "store": "stores/x", "digest": "ab", "split": "test"}
-    path = folder / "analysis" / "features-test-best.npz"
+    about = {"model": "modernn", "run": "1a2b3c4d", "step": step, "store": "stores/x", "digest": "ab", "split": "test"}
+    path = folder / "analysis" / f"features-test-{which}.npz"
     arrays = {
         "index": np.arange(len(labels)),
         "mode": np.array([modes[label] for label in labels]),
@@ -136,3 +138,22 @@ def test_the_report_shows_every_model(tmp_path: Path) -> None:
     (tmp_path / "modernn-seed1" / "analysis" / "collapse-test-best.npz").write_bytes(b"")
     with pytest.raises(ToolkitError, match=r"regenerate it: python launch/analyse\.py --run"):
         build_report(tmp_path, None)
+
+
+def test_the_report_shows_the_score_over_training(tmp_path: Path) -> None:
+    """Steps in the order of numbers; a run of which one step was analysed has no curve, and is in the table."""
+    runs = [(f"modernn-seed{seed}", "modernn", seed) for seed in (1, 2)]
+    for name, group, seed in runs:
+        run = write_run(tmp_path / name, group, seed, noise_scene(), 1.0)
+        for step in (1000, 900) if seed == 1 else (900,):
+            diagnose(write_features(run.path, seed, step == 1000, which=str(step), step=step))
+    write_sweep(tmp_path, "demo", runs)
+    sweep = collect(tmp_path)
+    (history,) = read_histories(sweep)
+    assert (history.run.seed, history.digest, history.split) == (1, "ab", "test")
+    assert [step for step, _ in history.scores] == [900, 1000]
+    assert history.scores[0][1] < 0.25 < 0.75 < history.scores[1][1]
+    assert [one.facts["step"] for one in read_diagnoses(sweep)] == [1000, 900]
+    page = build_report(tmp_path, None).read_text()
+    text = page[page.index('<h2 id="collapse">') : page.index('<h2 id="losses">')]
+    assert text.count("<figure") == 3 and "Collapse score over training" in text

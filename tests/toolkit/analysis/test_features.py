@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from launch import evaluate
 from launch.analyse import main
 from shards import open_store
 from tests.support.runs import write_run
+from toolkit.analysis.job import checkpoints_of
 from toolkit.checkpoint.weights import load_model
 from toolkit.data.windows import WindowSet, to_unit
 from toolkit.errors import ConfigError
@@ -73,6 +75,25 @@ def test_a_limit_is_spread_over_the_split(make_run: Callable[..., RunDir]) -> No
         assert file["index"].tolist() == [0, 2, 4]
         assert file["memory_1"].shape == (2, 3, 4, 4)
         assert not [name for name in file if name.startswith(("slots", "weights_0"))]
+
+
+def test_checkpoints_by_step(make_run: Callable[..., RunDir], tiny_store: Path, tmp_path: Path) -> None:
+    """`all` is every step on disk, oldest first, each with its own weights; a step without a checkpoint is refused."""
+    data = {"store": str(tiny_store), "context": 3, "horizon": 2}
+    run = write_run(
+        tmp_path / "three", {"model": {"name": "convlstm", "layers": 1, "hidden": 4}, "data": data}, 9, 10, 80
+    )
+    assert checkpoints_of(run, ["best", "10", "all", "best"]) == ("best", "10", "9", "80")
+    assert main(["--run", str(run.path), "--which", "all"]) == 0
+    found = {step: np.load(run.analysis / f"features-test-{step}.npz") for step in (9, 10, 80)}
+    assert [json.loads(str(file["about"]))["step"] for file in found.values()] == [9, 10, 80]
+    assert not np.array_equal(found[9]["memory_0"], found[80]["memory_0"])
+    with pytest.raises(ConfigError, match=r"--which 9,11: choose of best, last, all and the steps of .* \(9, 10, 80\)"):
+        main(["--run", str(run.path), "--which", "9,11"])
+    untrained = make_run(name="convlstm", layers=1, hidden=4)
+    shutil.rmtree(untrained.checkpoints)
+    with pytest.raises(ConfigError, match="none yet"):
+        checkpoints_of(untrained, ["all"])
 
 
 def test_a_model_without_steps_is_refused(make_run: Callable[..., RunDir]) -> None:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from toolkit.report.data.aggregate import mean_and_std
 from toolkit.report.data.collect import Sweep
-from toolkit.report.data.diagnoses import Diagnosis, read_diagnoses
-from toolkit.report.html.figures import COLOURS, MARKERS, STYLE, Chart, chart, grid, legend
+from toolkit.report.data.diagnoses import Diagnosis, History, read_diagnoses, read_histories
+from toolkit.report.html.figures import COLOURS, MARKERS, STYLE, Chart, chart, draw_curves, grid, legend, looks
 from toolkit.table import Cell, Row, Table
 from toolkit.wording import count
 
@@ -29,10 +29,14 @@ def collapse(sweep: Sweep) -> list[dict[str, Any]]:
     stores: dict[tuple[str, str], list[Diagnosis]] = {}
     for diagnosis in read_diagnoses(sweep):
         stores.setdefault((diagnosis.facts["digest"], diagnosis.facts["split"]), []).append(diagnosis)
-    return [_one_store(sweep, diagnoses) for diagnoses in stores.values()]
+    histories = read_histories(sweep)
+    return [
+        _one_store(sweep, diagnoses, [one for one in histories if (one.digest, one.split) == where])
+        for where, diagnoses in stores.items()
+    ]
 
 
-def _one_store(sweep: Sweep, diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
+def _one_store(sweep: Sweep, diagnoses: Sequence[Diagnosis], histories: Sequence[History]) -> dict[str, Any]:
     facts = diagnoses[0].facts
     groups = [group for group in sweep.groups if any(found.run.group == group for found in diagnoses)]
     by_group = {group: [found for found in diagnoses if found.run.group == group] for group in groups}
@@ -44,12 +48,14 @@ def _one_store(sweep: Sweep, diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
         "where": f"{facts['store']}, split {facts['split']}",
         "counts": "; ".join(counts),
         "table": _table(by_group),
-        "charts": list(_charts(by_group)),
+        "charts": list(_charts(by_group, histories)),
     }
 
 
-def _charts(by_group: Groups) -> Iterator[Chart]:
+def _charts(by_group: Groups, histories: Sequence[History]) -> Iterator[Chart]:
     yield _bars(by_group)
+    if histories:
+        yield _over_training(list(by_group), histories)
     plain = {group: found[0] for group, found in by_group.items() if "slots" not in found[0].points}
     if plain:
         yield _memories(plain)
@@ -96,6 +102,21 @@ def _bars(by_group: Groups) -> Chart:
         legend(figure, axes[0])
         caption = "A-distances: mean over modes and seeds; error bars: ± sample standard deviation."
         return chart(figure, "A-distance of every model", caption)
+
+
+def _over_training(groups: Sequence[str], histories: Sequence[History]) -> Chart:
+    style = looks(groups)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = grid(1, panel=(9.2, 2.75))
+        for group in groups:
+            draw_curves(axes[0], group, [one.scores for one in histories if one.run.group == group], style[group])
+        axes[0].set_xlabel("optimizer step")
+        axes[0].set_ylabel("collapse score ↓")
+        legend(figure, axes[0])
+        caption = (
+            "Collapse score of the checkpoints that were analysed by their steps: median over seeds, min–max band."
+        )
+        return chart(figure, "Collapse score over training", caption)
 
 
 def _memories(found: Mapping[str, Diagnosis]) -> Chart:

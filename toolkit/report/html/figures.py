@@ -117,7 +117,7 @@ def loss_figure(sweep: Sweep) -> Chart | None:
         figure, axes = grid(len(panels))
         for place, (axis, (title, curves)) in enumerate(zip(axes, panels, strict=True)):
             for group, found in curves.items():
-                _draw_loss(axis, group, [curve for curve in found if curve], style[group])
+                draw_curves(axis, group, [curve for curve in found if curve], style[group])
             axis.set_title(title)
             axis.set_xlabel("optimizer step")
             axis.set_yscale("log")
@@ -159,7 +159,8 @@ def _runs(sweep: Sweep, group: str) -> list[Run]:
     return [run for run in sweep.runs if run.group == group]
 
 
-def _draw_loss(axis: Axes, group: str, curves: Sequence[Curve], look: Look) -> None:
+def draw_curves(axis: Axes, group: str, curves: Sequence[Curve], look: Look) -> None:
+    """Draw values over optimizer steps: the median over runs, and a band from the lowest to the highest."""
     if not curves:
         return
     curves = [_thinned(curve) for curve in curves]
