@@ -241,3 +241,11 @@ def test_every_run_of_the_papers_sweep_has_a_place_in_a_table() -> None:
                 names = names if variant == "entire" else [f"{names[0]}-only-{mode}" for mode in modes]
                 needed |= set(names) if value is not None else set()
     assert needed == planned
+
+
+@pytest.mark.parametrize("name", ["converged.yaml", "paper-small.yaml"])
+def test_smaller_sweeps_have_the_same_names(name: str) -> None:
+    """Those whose comments say that `report.py --paper` makes tables of them."""
+    known = {run.group for run in plan_sweep(PAPER).runs}
+    found = {run.group for run in plan_sweep(PAPER.with_name(name)).runs}
+    assert found and found <= known
