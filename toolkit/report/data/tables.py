@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from toolkit.report.data.aggregate import OVERALL, Board, GroupScores, Metric, Score
 from toolkit.report.data.collect import Facts
@@ -104,7 +104,12 @@ def decimals(metric: Metric, scores: Sequence[Score]) -> int:
     name = metric.key.partition("@")[0].partition("/")[0]
     if name in FIXED_DECIMALS:
         return FIXED_DECIMALS[name]
-    largest = max((abs(score.mean) for score in scores if score.mean), default=1.0)
+    return error_decimals(score.mean for score in scores)
+
+
+def error_decimals(means: Iterable[float | None]) -> int:
+    """Return the number of decimals that gives the largest of the errors four significant digits."""
+    largest = max((abs(mean) for mean in means if mean), default=1.0)
     return min(6, max(0, 3 - math.floor(math.log10(largest))))
 
 

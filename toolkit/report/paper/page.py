@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from toolkit.evaluate.protocols import known_protocols, load_protocol
 from toolkit.report.data.aggregate import PERSISTENCE, make_boards
 from toolkit.report.data.collect import Sweep
-from toolkit.report.data.tables import ARROWS, board_titles
+from toolkit.report.data.tables import ARROWS, board_titles, error_decimals
 from toolkit.report.html.collapse import collapse
 from toolkit.report.html.ensembles import ensembles
 from toolkit.report.html.frames import frames
@@ -40,15 +40,24 @@ def paper_table(filled: FilledTable) -> Table:
 
 
 def _cell(filled: FilledTable, row: PaperRow, column: Column, variant: Variant) -> Cell:
-    """Return a cell such as `44.7 ± 0.3 (3)▲* [44.2]`; a dash if the sweep has no number."""
+    """Return a cell such as `44.67 ± 0.31 (3)▲* [44.7]`; a dash if the sweep has no number."""
     cell = filled.cells[row, column, variant]
-    ours, detail = _number(cell, column)
+    ours, detail = _number(cell, _decimals(filled, column))
     return Cell(ours, detail, _marks(filled, row, column, variant), _published(cell, column))
 
 
-def _number(cell: PaperCell, column: Column) -> tuple[str, str]:
+def _decimals(filled: FilledTable, column: Column) -> int:
+    """Return the number of decimals: the paper's; of errors, which grow with the frames, as in the other tables."""
+    if column.metric != "mse":
+        return DECIMALS[column.metric]
+    places = filled.cells.items()
+    return error_decimals(
+        cell.mean for (_, other, _), cell in places if (other.metric, other.data) == (column.metric, column.data)
+    )
+
+
+def _number(cell: PaperCell, digits: int) -> tuple[str, str]:
     """Return the mean, and its standard deviation with the number of seeds; the baseline has no seeds."""
-    digits = DECIMALS[column.metric]
     if cell.mean is None:
         return "–", ""
     if not cell.values:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -208,20 +209,33 @@ def test_the_command_writes_all_four_forms(tmp_path: Path, capsys: pytest.Captur
     out = tmp_path / "report" / "paper"
     assert capsys.readouterr().out.strip() == str(out / "index.html")
     page = (out / "index.html").read_text()
-    assert '44.7<br><span class="soft">± 0.0 (2)</span><br><span class="soft">[44.7]</span>' in page
+    assert '44.67<br><span class="soft">± 0.00 (2)</span><br><span class="soft">[44.7]</span>' in page
     assert "mmnist-predrnn" not in page
     markdown = (out / "tables.md").read_text()
     assert "| ModeRNN | 0.946 ± 0.000 (2) [0.946] | 0.951 ± 0.000 (2)▲ [0.951] |" in markdown
     assert markdown.count("RIM: best of 10 by PSNR") == 2  # Tables 1 and 2
     assert markdown.count(f"| {PERSISTENCE} |") == 7
-    assert f"| {PERSISTENCE} | 99.5 |" in markdown
+    assert f"| {PERSISTENCE} | 99.50 |" in markdown
     assert "| SVG (best of 100) | – [27.73] | – [0.196] | – | – |" in markdown
-    assert r"44.7 $\pm$ 0.0 (2) [44.7]" in (out / "tables.tex").read_text()
+    assert r"44.67 $\pm$ 0.00 (2) [44.7]" in (out / "tables.tex").read_text()
     lines = list(csv.DictReader(io.StringIO((out / "tables.csv").read_text())))
     expected = sum(len(row.numbers) for table in TABLES for row in (*table.rows, table.rows[0]))  # and the baseline
     assert len(lines) == expected
     found = next(line for line in lines if (line["table"], line["row"], line["metric"]) == ("2", "ModeRNN", "mse"))
     assert (float(found["mean"]), found["n"], found["paper"]) == (pytest.approx(44.667, abs=1e-3), "2", "44.7")
+
+
+def test_small_errors_have_more_decimals_than_the_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Errors of 16 x 16 frames, which one decimal would round together; four digits of the largest, persistence's."""
+    write_paper_runs(tmp_path)
+    for file in tmp_path.glob("*/eval/*.json"):
+        record = json.loads(file.read_text())
+        record["overall"]["mse"] = 2.8149 if "mmnist-convlstm" in str(file) else 2.7751
+        record["persistence"]["overall"]["mse"] = 7.574
+        file.write_text(json.dumps(record))
+    assert main(["--paper", str(tmp_path)]) == 0
+    (row,) = re.findall(r"^\| ConvLSTM \|[^|]*\| 2.*$", (tmp_path / "report/paper/tables.md").read_text(), re.MULTILINE)
+    assert row.split(" | ")[2] == "2.815 (1) [78.7]"
 
 
 def test_a_folder_of_other_runs_is_refused(tmp_path: Path) -> None:
