@@ -308,6 +308,9 @@ def run_child(text: str) -> None:
     except Exception as error:
         Rows(job).add(error=f"{type(error).__name__}: {error}"[:600], trace=traceback.format_exc()[-3000:])
         raise
+    from toolkit.distributed.world import leave_group  # imports torch
+
+    leave_group()
 
 
 def stop(number: int, frame: object) -> NoReturn:

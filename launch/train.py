@@ -197,13 +197,14 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
     world = init_world(config.train, group=True, stop=lambda: bool(stop), timeout=patience)
     path = Path(arguments.run or arguments.out or Path("runs/single") / f"{config.name}-{config.hash8()}")
     with contextlib.ExitStack() as stack:
-        if world.world_size == 1:
-            stack.callback(world.close)
+        if world.world_size == 1 or world.device.type == "cpu":
+            stack.callback(world.close)  # whatever happens: gloo waits for nobody
         checked = world.run_on_rank_zero(lambda: _take(path, config, world, stack))
         run = RunDir(path)
         if run.done:
             if world.is_main:
                 print(f"{path}: already trained; nothing to do", file=sys.stderr)
+            world.close()
             return EXIT_OK
         try:
             code = train(run, world, arguments.resume, stop, arguments.profile_steps, checked)
@@ -215,7 +216,7 @@ def _train(arguments: argparse.Namespace, config: RunConfig, stop: StopRequest) 
             if code == EXIT_OK and not in_sweep(path):
                 own: list[str | Path] = ["--model-file", run.model_file] if isinstance(config.model, FileModel) else []
                 print(f"next: {command('evaluate', path, *own)}", file=sys.stderr)
-        world.close()  # after an error the others may be gone, and can't be waited for
+        world.close()  # not after an error: NCCL may wait for ranks that are gone
     return code
 
 

@@ -21,7 +21,7 @@ from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.config.channels import choose_channels
 from toolkit.data.batches import Batch
-from toolkit.distributed.world import init_world
+from toolkit.distributed.world import init_world, leave_group
 from toolkit.train.build import build_engine
 from toolkit.train.engine import StepResult
 from toolkit.train.loss import TrainingLoss
@@ -91,6 +91,7 @@ def main() -> None:
             }
         )
     Path(sys.argv[2]).write_text(json.dumps(seen))
+    leave_group()
 
 
 if __name__ == "__main__":

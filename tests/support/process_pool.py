@@ -191,9 +191,9 @@ def _break(fault: str) -> None:
 
     stall (each read takes AMOUNT seconds from STEP on), damage (no window can be read from STEP on), stall-val
     (each read of the validation's windows takes AMOUNT seconds), damage-val;
-    sleep (for AMOUNT seconds), slow (AMOUNT seconds in every step), kill, error; validate (AMOUNT seconds in each
-    forecast of a validation, from STEP on, on all ranks); loss, gradient: not finite in AMOUNT
-    steps from STEP on.
+    sleep (for AMOUNT seconds), until (the file AMOUNT exists), slow (AMOUNT seconds in every step), kill, error;
+    validate (AMOUNT seconds in each forecast of a validation, from STEP on, on all ranks); loss, gradient: not finite
+    in AMOUNT steps from STEP on.
     """
     if not fault:
         return
@@ -203,7 +203,7 @@ def _break(fault: str) -> None:
     from toolkit.train import loss
 
     kind, rank, step, *rest = fault.split()
-    seconds = float(rest[0]) if rest else 0.0
+    seconds = float(rest[0]) if rest and kind != "until" else 0.0
     draw = loss.draw_teacher
 
     def faulty(seed: int, positions: Any, at: int, *more: Any) -> Any:
@@ -213,6 +213,9 @@ def _break(fault: str) -> None:
         if mine and at == int(step):
             if kind == "sleep":
                 time.sleep(seconds)
+            elif kind == "until":
+                while not Path(rest[0]).exists():
+                    time.sleep(0.02)
             elif kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             elif kind == "error":
@@ -278,12 +281,15 @@ def _child(request: Mapping[str, Any]) -> int:
     sys.argv = [f"{request['module'].replace('.', '/')}.py", *request["arguments"]]
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    import torch
+
     from launch.cli.parser import run_script
 
     _break(request["fault"])
     try:
         run_script(importlib.import_module(request["module"]).main)
     except SystemExit as end:
+        assert not torch.distributed.is_initialized(), "it ended in its process group, where gloo may abort it"
         return int(end.code or 0)
 
 

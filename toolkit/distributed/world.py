@@ -109,12 +109,17 @@ class World:
 
     def close(self) -> None:
         """Leave the process group."""
-        if distributed.is_initialized():
-            deepspeed = sys.modules.get("deepspeed")
-            if deepspeed is not None and deepspeed.comm.is_initialized():
-                deepspeed.comm.destroy_process_group()  # and its own references to it
-            else:
-                distributed.destroy_process_group()
+        leave_group()
+
+
+def leave_group() -> None:
+    """Leave the process group, if this process is in one: ending in it, gloo's threads may abort the process."""
+    if distributed.is_initialized():
+        deepspeed = sys.modules.get("deepspeed")
+        if deepspeed is not None and deepspeed.comm.is_initialized():
+            deepspeed.comm.destroy_process_group()  # and its own references to it
+        else:
+            distributed.destroy_process_group()
 
 
 def init_world(

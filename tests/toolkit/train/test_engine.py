@@ -265,6 +265,7 @@ try:
     engine.step([frames], lambda batch: engine.wrapped(batch, 10, Sampling()).losses["data"], False)
 except MemoryShortageError as error:
     print(error)
+world.close()
 """
 
 

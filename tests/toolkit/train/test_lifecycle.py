@@ -109,11 +109,14 @@ def whole(pool: ProcessPool, config: Path, tmp_path_factory: pytest.TempPathFact
 def test_of_two_trainings_started_at_once_one_trains_and_one_says_who_does(
     pool: ProcessPool, config: Path, tmp_path: Path
 ) -> None:
+    """The one that trains waits at step 2 until the other has ended: on a busy machine that may come late."""
     for attempt in range(2):
-        run = tmp_path / f"run{attempt}"
+        run, ended = tmp_path / f"run{attempt}", tmp_path / f"ended{attempt}"
         RunDir.create(run, load_config(config))
         logs = [tmp_path / f"{attempt}-{name}" for name in "ab"]
-        pids = [pool.start(["--run", run], log) for log in logs]
+        pids = [pool.start(["--run", run], log, f"until 0 2 {ended}") for log in logs]
+        wait_until(lambda pids=pids: any(pid in pool.codes for pid in pids), "the end of one")
+        ended.touch()
         codes = [pool.wait(pid) for pid in pids]
         assert sorted(codes) == [0, 7], [log.read_text() for log in logs]
         loser = logs[codes.index(7)].read_text()
