@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from toolkit.config.sections import TrainConfig
 from toolkit.train.schedule import first_moment_decay, learning_rate
+
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase)  # the last: all batch and instance norms
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,22 @@ def moments_of(config: TrainConfig) -> tuple[str, ...]:
 
 
 def trainable_groups(model: nn.Module, config: TrainConfig) -> list[Group]:
-    """Return the parameters that are trained: those with weight decay, then biases and norms without it.
+    """Return the parameters that are trained: those with weight decay, then biases, norms and scales without it.
 
     Without weight decay there is one group. No group is empty.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not config.weight_decay:
         return [Group(0.0, named)]
-    decayed = [item for item in named if item[1].dim() > 1 and not item[0].endswith("bias")]
-    others = [item for item in named if item[1].dim() <= 1 or item[0].endswith("bias")]
+    # By module and not by shape: a layer norm over positions has weights [C, H, W].
+    norms = {id(one) for module in model.modules() if isinstance(module, NORMS) for one in module.parameters(False)}
+
+    def is_free(name: str, parameter: nn.Parameter) -> bool:
+        per_channel = parameter.dim() <= 1 or tuple(parameter.shape[1:]) == (1, 1)  # [C, 1, 1] scales a map
+        return per_channel or name.endswith("bias") or id(parameter) in norms
+
+    decayed = [item for item in named if not is_free(*item)]
+    others = [item for item in named if is_free(*item)]
     return [group for group in (Group(config.weight_decay, decayed), Group(0.0, others)) if group.named]
 
 

@@ -12,7 +12,7 @@ from toolkit.checkpoint.weights import untrained_model
 from toolkit.config import make_config
 from toolkit.data.batches import Share
 from toolkit.distributed.world import World
-from toolkit.train.optimizer import make_optimizer, moments_of, state_of
+from toolkit.train.optimizer import make_optimizer, moments_of, state_of, trainable_groups
 from toolkit.train.replicated import ReplicatedEngine
 
 WORLD, DECAY = World(0, 1, 0, torch.device("cpu")), 0.25
@@ -36,6 +36,19 @@ def test_weights_have_weight_decay_and_biases_none_whatever_is_trained(frozen: s
         assert group["weight_decay"] in (0.0, DECAY)
         found[group["weight_decay"] == DECAY] += sum(held.numel() for held in group["params"])
     assert trained and found == expected
+
+
+@pytest.mark.parametrize(("name", "count"), [("modernn_released", 4), ("simvp", 38)])
+def test_norms_over_positions_and_scales_of_channels_have_no_weight_decay(name: str, count: int) -> None:
+    """Whatever their shape: [C, H, W] and [C, 1, 1]."""
+    config = make_config({"model": {"name": name, "layers": 1} if count == 4 else {"name": name}}, "test")
+    model = untrained_model(config, FrameSpec(1, 16, 16))
+    free = [p for name, p in model.named_parameters() if "norm" in name or "scale_" in name]
+    assert len(free) >= count and any(p.dim() == 3 for p in free)
+    decayed, others = trainable_groups(model, config.train.model_copy(update={"weight_decay": DECAY}))
+    assert (decayed.weight_decay, others.weight_decay) == (DECAY, 0.0)
+    assert {id(p) for p in free} <= {id(p) for p in others.parameters}
+    assert all(p.dim() > 1 and not name.endswith("bias") for name, p in decayed.named)
 
 
 @pytest.mark.parametrize(
