@@ -47,10 +47,12 @@ def _lowest(config: TrainConfig) -> float:
 
 def _one_cycle(step: int, config: TrainConfig, first: float, middle: float, last: float) -> float:
     """Return the value at a step of the two half cosines of OneCycleLR (Smith and Topin, arXiv:1708.07120)."""
+    last_step = config.steps - 1
     turn = config.schedule.rise * config.steps - 1.0
+    step = min(step, last_step)
     if step <= turn:
         return _cosine(first, middle, step / turn if turn > 0 else 1.0)
-    return _cosine(middle, last, min(1.0, (step - turn) / max(1.0, config.steps - 1.0 - turn)))
+    return _cosine(middle, last, (step - turn) / (last_step - turn))
 
 
 def _cosine(begin: float, end: float, share: float) -> float:
