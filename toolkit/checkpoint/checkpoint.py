@@ -51,6 +51,7 @@ NAME = re.compile(r"step-(\d{8})")
 FILES = ("weights.pt", "moments.pt", "trainer.json")
 AVERAGE = "average.pt"
 MANIFEST = "manifest.json"
+COUNTS: Types = {"skipped": int, "improved": int}
 RECORD: Types = {"config": str, "step": int, "samples": int, "written_by": dict}  # of trainer.json
 # What torch.load raises for files whose digest fits, and which torch.save has not written.
 UNPICKLING_ERRORS = (
@@ -79,6 +80,7 @@ class Progress:
     step: int
     samples: int
     best: dict[str, float] | None = None  # {"step", "score"}
+    improved: int = 0  # step of the last validation that was better than all before it, from which patience counts
     written_by: Mapping[str, object] = field(default_factory=dict)
     store: str | None = None  # digest of the manifest of the store; None: not recorded
 
@@ -197,9 +199,11 @@ class Held:
             text = file.read()
         try:
             found: dict[str, Any] = {"skipped": 0, "store": None, **json.loads(text)}
-            best, typed = found["best"], keep_typed(found, {**RECORD, "skipped": int})
+            best = found["best"]
+            found.setdefault("improved", best["step"] if best else 0)
+            typed = keep_typed(found, {**RECORD, **COUNTS})
             score = best is None or {"step", "score"} <= set(keep_typed(best, {"step": int, "score": float}))
-            fits = score and {*RECORD, "skipped"} <= set(typed) and isinstance(found["store"], str | None)
+            fits = score and {*RECORD, *COUNTS} <= set(typed) and isinstance(found["store"], str | None)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             fits = False
         if not fits:
@@ -321,7 +325,8 @@ def load(folder: Path, step: int, config_hash: str) -> tuple[TrainState, Progres
         weights, moments = held.tensors("weights.pt"), held.tensors("moments.pt")
         average = held.tensors(AVERAGE) if held.has(AVERAGE) else None
     state = TrainState(weights, moments, record["step"], record["skipped"], average)
-    return state, Progress(record["step"], record["samples"], record["best"], record["written_by"], record["store"])
+    named = ("step", "samples", "best", "improved", "written_by", "store")
+    return state, Progress(**{name: record[name] for name in named})
 
 
 def pointed(folder: Path, pointer: str) -> int | None:

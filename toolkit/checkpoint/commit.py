@@ -58,6 +58,7 @@ def save(folder: Path, state: TrainState, progress: Progress, config_hash: str) 
         "samples": progress.samples,
         "skipped": state.skipped,
         "best": progress.best,
+        "improved": progress.improved,
         "config": config_hash,
         "written_by": progress.written_by,
         "store": progress.store,

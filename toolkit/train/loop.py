@@ -121,7 +121,7 @@ class Training:
         cfg = config.train
         self.engine, progress = self._start(resume)
         self.step = self.first_step = progress.step
-        self.best = progress.best
+        self.best, self.improved = progress.best, progress.improved
         watchdog.begin(self.step)
         self.forward_timer = ForwardTimer(world.device)
         self.loss = TrainingLoss(
@@ -194,10 +194,8 @@ class Training:
                 return self._leave()
         if self.recorder:
             if self.step < cfg.steps:
-                since = self.best["step"] if self.best else 0
-                logger.info(
-                    "early stopping at step %d: no better validation %s since step %d", self.step, cfg.best_by, since
-                )
+                facts = self.step, cfg.best_by, self.improved
+                logger.info("early stopping at step %d: no better validation %s since step %d", *facts)
             if self.best is None and self.data.val is not None:
                 logger.warning(
                     "no validation had train.best_by %s: there is no best checkpoint, and the last one is taken for it",
@@ -285,8 +283,7 @@ class Training:
         cfg = self.config.train
         if cfg.patience is None:
             return self.step == cfg.steps
-        since = self.best["step"] if self.best else 0
-        return self.step == cfg.steps or self.step - since >= cfg.patience * cfg.validate_every
+        return self.step == cfg.steps or self.step - self.improved >= cfg.patience * cfg.validate_every
 
     def _is_validated(self) -> bool:
         """Whether this step is one whose model is validated."""
@@ -324,7 +321,7 @@ class Training:
             by = config.train.best_by
             improved = by in scores and (self.best is None or is_better(by, scores[by], self.best["score"]))
             if improved:  # before what can fail: a checkpoint that is then saved holds it
-                self.best = {"step": self.step, "score": scores[by]}
+                self.best, self.improved = {"step": self.step, "score": scores[by]}, self.step
             if self.recorder:
                 self.recorder.validation(self.step, scores, is_best=improved)
             self._draw(model)
@@ -364,7 +361,7 @@ class Training:
         cfg = self.config.train
         by = {"world_size": self.world.world_size, "zero": cfg.zero, "precision": cfg.precision}
         digest = self.data.store.manifest.digest
-        progress = checkpoint.Progress(self.step, self.step * cfg.batch, self.best, by, digest)
+        progress = checkpoint.Progress(self.step, self.step * cfg.batch, self.best, self.improved, by, digest)
 
         def write() -> None:
             assert self.recorder and self.saver and full

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from toolkit.config.sections import TrainConfig
 from toolkit.train.schedule import first_moment_decay, learning_rate
 
-
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase)  # the last: all batch and instance norms
 
 

@@ -270,8 +270,8 @@ def test_pointers_are_made_to_agree_with_the_checkpoint_that_training_goes_on_fr
     assert (checkpoint.pointed(tmp_path, "latest"), checkpoint.pointed(tmp_path, "best")) == (4, 2)
     assert "checkpoints of steps [6] are deleted at the next save" in logged[0]
     flip(tmp_path / "step-00000002" / "weights.pt")
-    progress = commit.repair(tmp_path, Progress(4, 32, {"step": 2, "score": 1.0}))
-    assert progress.best is None
+    progress = commit.repair(tmp_path, Progress(4, 32, {"step": 2, "score": 1.0}, 2))
+    assert (progress.best, progress.improved) == (None, 2)  # patience still counts from it
     assert not (tmp_path / "best").exists()
     assert "the best so far: weights.pt differs" in logged[1]
 

@@ -20,7 +20,7 @@ import yaml
 
 from tests.support.process import PATIENCE_S, ROOT, one_thread
 from tests.support.process_pool import ProcessPool
-from tests.support.training import cut_back, plain_losses
+from tests.support.training import call, cut_back, plain_losses
 from toolkit.checkpoint import checkpoint
 from toolkit.config import load_config
 from toolkit.rundir import RunDir
@@ -484,3 +484,20 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(pool: ProcessPool, config: 
     assert pool.run(arguments, tmp_path / "log", fault="gradient 0 0 20") == 4
     assert "10 steps in a row were skipped before" in text_of(tmp_path / "log")
     assert RunDir(tmp_path / "run").read_state()["skipped"] == 10
+
+
+def test_patience_survives_the_loss_of_the_best_checkpoint(config: Path, tmp_path: Path) -> None:
+    """It counts on from the validation that was the best, and is not exhausted at once."""
+    run = tmp_path / "run"
+    slow = ["train.lr=1e-12", "train.optimizer=sgd", "train.validate_every=2", "train.patience=2", "train.steps=20"]
+    arguments = ["--config", config, "--out", run, *(part for key in slow for part in ("--set", key))]
+    done = call(*arguments)
+    assert done.returncode == 0 and "early stopping at step 6: no better validation mse since step 2" in done.stderr
+    cut_back(run, 4)
+    record = run / "checkpoints" / "step-00000002" / "weights.pt"
+    record.write_bytes(record.read_bytes()[:-1])
+    done = call(run)
+    assert done.returncode == 0
+    assert "the best so far: weights.pt has" in done.stderr
+    # The validation of step 6 counts as the best, then two more follow.
+    assert "early stopping at step 10: no better validation mse since step 6" in done.stderr

@@ -96,7 +96,7 @@ def training_on(world: World) -> Training:
     model = cast(SequenceModel, Persistence())
     made.config = make_config({"data": {"context": 2, "horizon": 2}, "train": {"images": 2}}, "test")
     made.data = cast(Data, SimpleNamespace(store=SimpleNamespace(manifest=SimpleNamespace(step_seconds=None))))
-    made.world, made.step, made.best, made.stop = world, 7, None, StopRequest()
+    made.world, made.step, made.best, made.improved, made.stop = world, 7, None, 0, StopRequest()
     made.watchdog = cast(Watchdog, Nobody())
     made.engine = cast(Engine, SimpleNamespace(gathered_parameters=lambda: nullcontext(model)))
     made.feed = cast(Feed, SimpleNamespace(val=Windows(100)))
@@ -179,7 +179,6 @@ def test_a_score_that_is_never_defined_does_not_switch_patience_off() -> None:
     training = training_on(rank_of(0))
     asked = {"patience": 2, "validate_every": 2, "best_by": "csi@0.5", "steps": 50}
     training.config = make_config({"train": asked}, "test")
-    training.best = None
     done = []
     for step in (2, 3, 4):
         training.step = step
