@@ -20,6 +20,7 @@ from toolkit.errors import ConfigError
 from toolkit.evaluate.selection import check_best_by
 from toolkit.models.choice import ChannelChoice
 from toolkit.models.registry import Options, SimVPOptions, SVGOptions, TrajGRUOptions
+from toolkit.wording import count
 
 RATES = ("mm/h", "mm h-1", "kg m-2 h-1")
 
@@ -176,7 +177,8 @@ def keys_without_effect(
         found.append(f"train.sampling ({model.name} has no inputs that scheduled sampling could replace)")
     if "loss_frames" in given and isinstance(model, TrajGRUOptions | SimVPOptions):
         found.append(f"train.loss_frames ({model.name} predicts the horizon alone)")
-    return [*found, *_of_channels(config, choice), *_of_optimizer(train, given), *_of_source(train, given)]
+    found += [*_of_schedule(train), *_of_channels(config, choice), *_of_optimizer(train, given)]
+    return found + _of_source(train, given)
 
 
 def _of_channels(config: RunConfig, choice: ChannelChoice | None) -> list[str]:
@@ -186,6 +188,17 @@ def _of_channels(config: RunConfig, choice: ChannelChoice | None) -> list[str]:
         return ["data.beyond (every input is a target or static)"]
     if isinstance(config.model, TrajGRUOptions):
         return [f"data.beyond ({config.model.name} reads nothing after the context)"]
+    return []
+
+
+def _of_schedule(train: TrainConfig) -> list[str]:
+    """Return the part of a schedule that begins only after the last step."""
+    schedule, steps = train.schedule, f"train.steps is {train.steps:,}"
+    if schedule.warmup >= train.steps:
+        return [f"train.schedule.kind (warm-up takes {schedule.warmup:,} steps and {steps}: train.lr is never reached)"]
+    first = schedule.warmup + schedule.every
+    if schedule.kind == "step" and first >= train.steps:
+        return [f"train.schedule.factor (the first drop is after {count(first, 'step')} and {steps})"]
     return []
 
 

@@ -129,6 +129,16 @@ def test_a_run_is_checked_once_at_each_start(tiny_store: Path, tmp_path: Path) -
         ({}, []),
         ({"schedule": {"kind": "cosine", "warmup": 5, "final": 0.1}, "betas": [0.8, 0.9]}, []),
         ({"schedule": {"final": 0.1}}, ["train.schedule.final (train.schedule.kind is constant)"]),
+        (
+            {"schedule": {"kind": "cosine", "warmup": 8}, "steps": 8},
+            ["train.schedule.kind (warm-up takes 8 steps and train.steps is 8: train.lr is never reached)"],
+        ),
+        ({"schedule": {"kind": "cosine", "warmup": 7}, "steps": 8}, []),
+        (
+            {"schedule": {"kind": "step", "warmup": 2, "every": 6}, "steps": 8},
+            ["train.schedule.factor (the first drop is after 8 steps and train.steps is 8)"],
+        ),
+        ({"schedule": {"kind": "step", "warmup": 2, "every": 5}, "steps": 8}, []),
         ({"loss": {"huber_delta": 0.2}}, ["train.loss.huber_delta (train.loss.kind is l2)"]),
         ({"sampling": {"kind": "sigmoid", "slope": 0.1}}, ["train.sampling.slope (train.sampling.kind is sigmoid)"]),
         ({"momentum": 0.5}, ["train.momentum (train.optimizer is adam)"]),
