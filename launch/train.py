@@ -123,6 +123,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
 
 def _dry_run(config: RunConfig, new: bool) -> int:
     from shards.manifest import FrameSpec
+    from toolkit.checkpoint.initialise import check_initialisation
     from toolkit.checkpoint.source import check_source
     from toolkit.evaluate.check import check_scoring
     from toolkit.models.base import count_parameters
@@ -135,6 +136,8 @@ def _dry_run(config: RunConfig, new: bool) -> int:
     if "://" in config.data.store or (config.data.store and Path(config.data.store).exists()):
         data = open_data(config)
         check_config(config, data)
+        if new and entry_of(config.model).trained:
+            check_initialisation(config, data.store.manifest.frames)
         shape, where, assumed = data.train.frames, config.data.store, False
         choice = data.train.channels
     else:
@@ -243,6 +246,7 @@ def _take(path: Path, config: RunConfig, world: World, stack: contextlib.ExitSta
 
 def _check(config: RunConfig, world: World) -> None:
     """Check what a training will want of its config, store and machine."""
+    from toolkit.checkpoint.initialise import check_initialisation
     from toolkit.checkpoint.source import check_source
     from toolkit.train.check import open_data
     from toolkit.train.prepare import check_config
@@ -254,6 +258,7 @@ def _check(config: RunConfig, world: World) -> None:
         check_source(config.train.init_from)
         check_readers(config, data.train.frames, world.local_size)
         check_size(config, data.train.frames, world.world_size, world.device)
+        check_initialisation(config, data.store.manifest.frames)
 
 
 def _note_failure(run: RunDir, rank: int, error: Exception) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import fnmatch
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from shards.manifest import FrameSpec
 from toolkit.checkpoint.export import read_export
 from toolkit.checkpoint.source import is_export
-from toolkit.checkpoint.weights import read_weights
+from toolkit.checkpoint.weights import read_weights, untrained_model
+from toolkit.config import RunConfig
 from toolkit.config.paths import expanded
 from toolkit.config.recipe import InitialisationConfig
 from toolkit.distributed.world import World
@@ -21,6 +24,31 @@ from toolkit.rundir import RunDir
 from toolkit.wording import count, some
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Weights of a source by what becomes of them: names in order."""
+
+    taken: list[str]
+    kept: list[str]  # parameters of the model that keep their own initialisation
+    unknown: list[str]  # of the source, that the model lacks
+
+
+def check_initialisation(config: RunConfig, shape: FrameSpec) -> None:
+    """Check `train.init_from` of a training that is not started yet, without memory for its model.
+
+    Args:
+        shape: frames of the store.
+
+    Raises:
+        ConfigError, CheckpointError: as `initialise`, `freeze` and `untrained_model`.
+    """
+    with torch.device("meta"):
+        model = untrained_model(config, shape)
+    if config.train.init_from.path:
+        _match(_own(model), *_read(config.train.init_from), config.train.init_from)
+    freeze(model, config.train.init_from)
 
 
 def initialise(model: nn.Module, config: InitialisationConfig, world: World) -> None:
@@ -34,7 +62,26 @@ def initialise(model: nn.Module, config: InitialisationConfig, world: World) -> 
         CheckpointError: the source can't be read.
     """
     source, origin = world.run_on_rank_zero(lambda: _read(config))
-    own = {name: parameter for name, parameter in model.state_dict().items() if torch.is_floating_point(parameter)}
+    own = _own(model)
+    matched = _match(own, source, origin, config)
+    with torch.no_grad():
+        for name in matched.taken:
+            own[name].copy_(source[name])
+    logger.info("initialised %s of %s from %s", f"{len(matched.taken):,}", count(len(own), "tensor"), origin)
+    for names, what in (
+        (matched.kept, "keep their own initialisation"),
+        (matched.unknown, "of the source are not used"),
+    ):
+        if names:
+            logger.info("%s %s: %s", count(len(names), "tensor"), what, some(names))
+
+
+def _own(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in model.state_dict().items() if torch.is_floating_point(parameter)}
+
+
+def _match(own: dict[str, Tensor], source: dict[str, Tensor], origin: str, config: InitialisationConfig) -> Matched:
+    """Return what is taken over; raises ConfigError as `initialise`."""
     left_out = matching(config.leave_out, [*own, *source], "train.init_from.leave_out")
     shaped = {name for name in own if name in source and source[name].shape == own[name].shape}
     taken = sorted(shaped - left_out)
@@ -49,20 +96,20 @@ def initialise(model: nn.Module, config: InitialisationConfig, world: World) -> 
         )
         if names
     ]
-    if not taken or (config.strict and faults):
+    if not taken and not faults:
         raise ConfigError(
-            f"train.init_from: {origin} does not fit this model: {'; '.join(faults) or 'everything is left out'}. Name "
-            "them in train.init_from.leave_out, or set train.init_from.strict=false to keep their initialisation"
+            f"train.init_from.leave_out {list(config.leave_out)}: everything is left out, and nothing taken over from "
+            f"{origin}: name fewer parameters, or leave train.init_from.path out"
         )
-    with torch.no_grad():
-        for name in taken:
-            own[name].copy_(source[name])
-    kept = sorted((set(own) & left_out) | set(reshaped) | set(absent))
-    logger.info("initialised %s of %s from %s", f"{len(taken):,}", count(len(own), "tensor"), origin)
-    if kept:
-        logger.info("%s keep their own initialisation: %s", count(len(kept), "tensor"), some(kept))
-    if unknown:
-        logger.info("%s of the source are not used: %s", count(len(unknown), "tensor"), some(unknown))
+    if not taken or (config.strict and faults):
+        loose = (
+            "Name them in train.init_from.leave_out, or set train.init_from.strict=false to keep their initialisation"
+        )
+        other = "No parameter is taken over: name a run of the same model, with the same options"
+        raise ConfigError(
+            f"train.init_from: {origin} does not fit this model: {'; '.join(faults)}. {loose if taken else other}"
+        )
+    return Matched(taken, sorted((set(own) & left_out) | set(reshaped) | set(absent)), unknown)
 
 
 def freeze(model: nn.Module, config: InitialisationConfig) -> list[str]:

@@ -63,6 +63,37 @@ def test_a_run_without_a_checkpoint_is_no_source(tiny_store: Path, tmp_path: Pat
     is_refused_everywhere(tmp_path / "base.yaml", "checkpoints: holds no checkpoint: train that run first")
 
 
+def test_a_moving_average_that_is_not_kept_is_no_source(tiny_store: Path, tmp_path: Path) -> None:
+    source = write_run(tmp_path / "source", tree_of(tiny_store, {}), 3)
+    asked = {"path": str(source.path), "checkpoint": "ema"}
+    (tmp_path / "base.yaml").write_text(json.dumps(tree_of(tiny_store, {"train": {"init_from": asked}})))
+    is_refused_everywhere(tmp_path / "base.yaml", "source holds no moving average")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model.hidden": 8}, "does not fit this model: .* of another shape"),
+        ({"model.layers": 2}, "does not fit this model: .* absent from it"),
+        ({"train.init_from.leave_out": ["nope.*"]}, "leave_out: 'nope.*' matches no parameter"),
+        ({"train.init_from.leave_out": ["*"]}, "everything is left out"),
+        ({"train.init_from.freeze": ["nope.*"]}, "freeze: 'nope.*' matches no parameter"),
+        ({"train.init_from.freeze": ["*"]}, "none is left to train"),
+    ],
+)
+def test_a_source_that_does_not_fit_leaves_no_run_behind(
+    tiny_store: Path, tmp_path: Path, values: dict[str, object], message: str
+) -> None:
+    source = write_run(tmp_path / "source", tree_of(tiny_store, {}), 3)
+    tree = tree_of(tiny_store, {"train": {"init_from": {"path": str(source.path)}}})
+    (tmp_path / "base.yaml").write_text(json.dumps(tree))
+    options = [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    for last in (["--dry-run"], ["--out", str(tmp_path / "run")]):
+        with pytest.raises(ConfigError, match=message):
+            train(["--config", str(tmp_path / "base.yaml"), *options, *last])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dry_run_refuses_no_source_that_is_not_needed(tiny_store: Path, tmp_path: Path) -> None:
     tree = tree_of(tiny_store, {"train": {"init_from": {"path": "/nowhere"}}}) | {"model": {"name": "persistence"}}
     (tmp_path / "base.yaml").write_text(json.dumps(tree))
