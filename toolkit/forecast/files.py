@@ -131,7 +131,7 @@ def as_dataset(forecast: Forecast, products: Products = NO_PRODUCTS) -> xarray.D
             "source": f"ModeRNN toolkit {__version__}: {trained.title}",
             "model": trained.config.model.name,
             "run": trained.config.name,
-            "run_hash": trained.config.hash8(),
+            "run_hash": trained.run_hash,
             "training_step": trained.step,
             "toolkit_version": __version__,
             "observations": forecast.source,

@@ -34,6 +34,7 @@ class Trained:
         frames, scale, step_seconds: of its store.
         archive: source and options with which its store was converted; untrusted input, see
             `shards.recent.open_archive`.
+        run_hash: identity of its run; the config of an export has no paths, and so another hash.
     """
 
     model: SequenceModel
@@ -43,6 +44,7 @@ class Trained:
     step_seconds: float | None
     archive: Mapping[str, Any]
     step: int
+    run_hash: str
 
     @property
     def inputs(self) -> list[int]:
@@ -64,7 +66,7 @@ class Trained:
     @property
     def title(self) -> str:
         """Model, run and step, for messages."""
-        return f"{self.config.model.name}, run {self.config.name} ({self.config.hash8()}), step {self.step:,}"
+        return f"{self.config.model.name}, run {self.config.name} ({self.run_hash}), step {self.step:,}"
 
 
 def load_trained(path: str | Path, which: str, device: torch.device, model_file: Path | None = None) -> Trained:
@@ -85,13 +87,14 @@ def load_trained(path: str | Path, which: str, device: torch.device, model_file:
     config = run.config()
     manifest = open_store(store_of_run(run, config)).manifest
     model, step = load_model(run, which, device, store="any")
-    return Trained(model, config, manifest.frames, manifest.scale, manifest.step_seconds, frame_options(manifest), step)
+    of_store = manifest.frames, manifest.scale, manifest.step_seconds, frame_options(manifest)
+    return Trained(model, config, *of_store, step, config.hash8())
 
 
 def _of_export(folder: Path, which: str, device: torch.device, model_file: Path | None) -> Trained:
     model, config, record = read_export(folder, model_file)
     shape = frames_of(record)
-    step = int(record["run"]["step"])
+    step, run_hash = _run_of(folder, record)
     if which not in ("best", str(step)):
         raise ConfigError(f"{folder}: an export holds one checkpoint, step {step}, requested {which}: omit --which")
     try:
@@ -104,4 +107,12 @@ def _of_export(folder: Path, which: str, device: torch.device, model_file: Path 
             f"{folder / CONFIG}: has no conversion options of the archive (written by toolkit {record['toolkit']}): "
             "export the run again, into another folder"
         ) from None
-    return Trained(model.to(device), config, shape, scale, step_seconds, archive, step)
+    return Trained(model.to(device), config, shape, scale, step_seconds, archive, step, run_hash)
+
+
+def _run_of(folder: Path, record: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the step of an export and the identity of its run."""
+    try:
+        return int(record["run"]["step"]), str(record["run"]["hash"])
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{folder / CONFIG}: damaged, names no run and step; export the run again") from None

@@ -231,13 +231,15 @@ def test_an_export_forecasts_without_run_and_store(make_run: MakeRun, radar: Pat
         trained = load_trained(path, which, CPU)
         archive = open_archive(radar, trained.archive)
         made.append(make_forecast(trained, archive, last(archive), Request(lead=2)).values)
+        assert trained.run_hash == RunDir(run).config().hash8() and trained.run_hash in trained.title
     assert np.array_equal(made[0], made[1]) and np.array_equal(made[0], made[2])
     with pytest.raises(ConfigError, match="one checkpoint, step 5, requested 7"):
         load_trained(tmp_path / "model", "7", CPU)
-    text = (tmp_path / "model" / "config.json").read_text()
-    (tmp_path / "model" / "config.json").write_text(text.replace('"archive"', '"archives"'))
-    with pytest.raises(CheckpointError, match="export the run again"):
-        load_trained(tmp_path / "model", "best", CPU)
+    record = json.loads((tmp_path / "model" / "config.json").read_text())
+    for changed_record in ({"archive": None}, {"run": None}, {"run": {"step": 5}}, {"run": {"hash": "x", "step": "y"}}):
+        (tmp_path / "model" / "config.json").write_text(json.dumps(record | changed_record))
+        with pytest.raises(CheckpointError, match="export the run again"):
+            load_trained(tmp_path / "model", "best", CPU)
 
 
 def test_a_relative_store_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +268,7 @@ def moving(tmp_path: Path) -> tuple[Trained, Archive]:
     model = build_model(OpticalFlowOptions(), FrameSpec(1, 48, 48))
     config = make_config({"model": {"name": "optical_flow"}, "data": {"context": 4, "horizon": 4}}, "test")
     described = archive.description
-    return Trained(model, config, FrameSpec(1, 48, 48), described.scale, None, {}, 0), archive
+    return Trained(model, config, FrameSpec(1, 48, 48), described.scale, None, {}, 0, "0" * 8), archive
 
 
 def test_inflow_is_missing_unless_kept(
