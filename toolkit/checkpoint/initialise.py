@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import logging
 from collections.abc import Iterable, Sequence
@@ -11,19 +12,34 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from shards import ShardError, open_store
 from shards.manifest import FrameSpec
 from toolkit.checkpoint.export import read_export
 from toolkit.checkpoint.source import is_export
-from toolkit.checkpoint.weights import read_weights, untrained_model
+from toolkit.checkpoint.weights import read_weights, store_of_run, untrained_model
 from toolkit.config import RunConfig
+from toolkit.config.channels import input_frames
 from toolkit.config.paths import expanded
 from toolkit.config.recipe import InitialisationConfig
 from toolkit.distributed.world import World
 from toolkit.errors import ConfigError
+from toolkit.models.base import SequenceModel
 from toolkit.rundir import RunDir
 from toolkit.wording import count, some
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights of a run's checkpoint or of an export, what they are, and the channels that their model reads.
+
+    `channels` is empty where they have no names, or the run's store is gone.
+    """
+
+    weights: dict[str, Tensor]
+    origin: str
+    channels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -47,11 +63,11 @@ def check_initialisation(config: RunConfig, shape: FrameSpec) -> None:
     with torch.device("meta"):
         model = untrained_model(config, shape)
     if config.train.init_from.path:
-        _match(_own(model), *_read(config.train.init_from), config.train.init_from)
+        _match(_own(model), _read(config.train.init_from), config.train.init_from)
     freeze(model, config.train.init_from)
 
 
-def initialise(model: nn.Module, config: InitialisationConfig, world: World) -> None:
+def initialise(model: SequenceModel, config: InitialisationConfig, world: World) -> None:
     """Copy weights into a model that is not trained yet, and log what was taken over and what was not. Collective.
 
     Rank 0 reads them for all ranks: the source may be a run that is still training, whose best checkpoint changes.
@@ -61,27 +77,34 @@ def initialise(model: nn.Module, config: InitialisationConfig, world: World) -> 
             one that the model lacks; a pattern of `leave_out` that names nothing; a source that shares no parameter.
         CheckpointError: the source can't be read.
     """
-    source, origin = world.run_on_rank_zero(lambda: _read(config))
+    source = world.run_on_rank_zero(lambda: _read(config))
     own = _own(model)
-    matched = _match(own, source, origin, config)
+    matched = _match(own, source, config)
     with torch.no_grad():
         for name in matched.taken:
-            own[name].copy_(source[name])
-    logger.info("initialised %s of %s from %s", f"{len(matched.taken):,}", count(len(own), "tensor"), origin)
+            own[name].copy_(source.weights[name])
+    logger.info("initialised %s of %s from %s", f"{len(matched.taken):,}", count(len(own), "tensor"), source.origin)
     for names, what in (
         (matched.kept, "keep their own initialisation"),
         (matched.unknown, "of the source are not used"),
     ):
         if names:
             logger.info("%s %s: %s", count(len(names), "tensor"), what, some(names))
+    here = model.frame_spec.names if model.frame_spec else ()
+    if here and source.channels and here != source.channels:
+        logger.warning(
+            "train.init_from: %s reads the channels %s and this run reads %s: weights go by position, not by name",
+            *(source.origin, ", ".join(source.channels), ", ".join(here)),
+        )
 
 
 def _own(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in model.state_dict().items() if torch.is_floating_point(parameter)}
 
 
-def _match(own: dict[str, Tensor], source: dict[str, Tensor], origin: str, config: InitialisationConfig) -> Matched:
+def _match(own: dict[str, Tensor], read: Source, config: InitialisationConfig) -> Matched:
     """Return what is taken over; raises ConfigError as `initialise`."""
+    source, origin = read.weights, read.origin
     left_out = matching(config.leave_out, [*own, *source], "train.init_from.leave_out")
     shaped = {name for name in own if name in source and source[name].shape == own[name].shape}
     taken = sorted(shaped - left_out)
@@ -143,13 +166,18 @@ def matching(patterns: Sequence[str], names: Iterable[str], key: str) -> set[str
     return found
 
 
-def _read(config: InitialisationConfig) -> tuple[dict[str, Tensor], str]:
-    """Return the weights of a run's checkpoint or of an export, and what they are, for messages."""
+def _read(config: InitialisationConfig) -> Source:
     path = Path(expanded(config.path))
     if is_export(path):
-        return read_export(path)[0].state_dict(), f"the export {path}"
-    weights, step = read_weights(RunDir(path), config.checkpoint)
-    return weights, f"{path} ({config.checkpoint}, step {step:,})"
+        model, *_ = read_export(path)
+        return Source(model.state_dict(), f"the export {path}", model.frame_spec.names if model.frame_spec else ())
+    run = RunDir(path)
+    channels: tuple[str, ...] = ()
+    weights, step = read_weights(run, config.checkpoint)
+    with contextlib.suppress(ShardError, ConfigError):
+        made = run.config()
+        channels = input_frames(made.data, open_store(store_of_run(run, made)).manifest.frames).names
+    return Source(weights, f"{path} ({config.checkpoint}, step {step:,})", channels)
 
 
 def _shapes(name: str, own: dict[str, Tensor], source: dict[str, Tensor]) -> str:

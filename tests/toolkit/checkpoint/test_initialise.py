@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from shards.manifest import FrameSpec
+from tests.support.clips import Clips, make_store
 from tests.support.runs import write_run
 from tests.support.training import Train, call, weights_of
 from toolkit.checkpoint import commit
@@ -196,3 +197,21 @@ def test_two_ranks_start_from_the_weights_that_rank_0_has_read(
     frozen = {name for name in before if name.startswith("cell.cells.0.")}
     assert frozen <= {name for name in before if torch.equal(before[name], after[name])} < set(before)
     assert frozen
+
+
+@pytest.mark.parametrize("source", ["run", "export"])
+def test_channels_in_another_order_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture, source: str) -> None:
+    """Their weights have the same shapes, and go by position."""
+    clips = Clips({"train": (9,)}, (3, 16, 16))
+    store = make_store(tmp_path / "store", "webdataset", clips, channel_names=["ir", "wv", "radar"])
+    trees = [{"model": SMALL, "data": {"store": str(store.path), "inputs": names}} for names in (None, [2, 0, 1])]
+    path = write_run(tmp_path / "run", trees[0], 3).path
+    if source == "export":
+        export_run(RunDir(path), "last", tmp_path / "export")
+        path = tmp_path / "export"
+    for number, tree in enumerate(trees):
+        model = untrained_model(make_config(tree, "test"), store.manifest.frames)
+        caplog.clear()
+        initialise(model, of(path), ALONE)
+        told = "reads the channels ir, wv, radar and this run reads radar, ir, wv"
+        assert (told in caplog.text) is bool(number)
