@@ -46,6 +46,7 @@ class Source:
 class Matched:
     """Weights of a source by what becomes of them: names in order."""
 
+    total: int  # tensors of the model
     taken: list[str]
     kept: list[str]  # parameters of the model that keep their own initialisation
     unknown: list[str]  # of the source, that the model lacks
@@ -63,7 +64,7 @@ def check_initialisation(config: RunConfig, shape: FrameSpec) -> None:
     with torch.device("meta"):
         model = untrained_model(config, shape)
     if config.train.init_from.path:
-        _match(_own(model), _read(config.train.init_from), config.train.init_from)
+        _match(model, _read(config.train.init_from), config.train.init_from)
     freeze(model, config.train.init_from)
 
 
@@ -78,12 +79,14 @@ def initialise(model: SequenceModel, config: InitialisationConfig, world: World)
         CheckpointError: the source can't be read.
     """
     source = world.run_on_rank_zero(lambda: _read(config))
-    own = _own(model)
-    matched = _match(own, source, config)
+    own = model.state_dict()
+    matched = _match(model, source, config)
     with torch.no_grad():
         for name in matched.taken:
             own[name].copy_(source.weights[name])
-    logger.info("initialised %s of %s from %s", f"{len(matched.taken):,}", count(len(own), "tensor"), source.origin)
+    logger.info(
+        "initialised %s of %s from %s", f"{len(matched.taken):,}", count(matched.total, "tensor"), source.origin
+    )
     for names, what in (
         (matched.kept, "keep their own initialisation"),
         (matched.unknown, "of the source are not used"),
@@ -98,13 +101,11 @@ def initialise(model: SequenceModel, config: InitialisationConfig, world: World)
         )
 
 
-def _own(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter for name, parameter in model.state_dict().items() if torch.is_floating_point(parameter)}
-
-
-def _match(own: dict[str, Tensor], read: Source, config: InitialisationConfig) -> Matched:
+def _match(model: nn.Module, read: Source, config: InitialisationConfig) -> Matched:
     """Return what is taken over; raises ConfigError as `initialise`."""
-    source, origin = read.weights, read.origin
+    own, origin = model.state_dict(), read.origin
+    built = {name for name, value in own.items() if not torch.is_floating_point(value)}  # tables of indices, counters
+    own, source = ({name: tree[name] for name in tree if name not in built} for tree in (own, read.weights))
     left_out = matching(config.leave_out, [*own, *source], "train.init_from.leave_out")
     shaped = {name for name in own if name in source and source[name].shape == own[name].shape}
     taken = sorted(shaped - left_out)
@@ -132,7 +133,7 @@ def _match(own: dict[str, Tensor], read: Source, config: InitialisationConfig) -
         raise ConfigError(
             f"train.init_from: {origin} does not fit this model: {'; '.join(faults)}. {loose if taken else other}"
         )
-    return Matched(taken, sorted((set(own) & left_out) | set(reshaped) | set(absent)), unknown)
+    return Matched(len(own), taken, sorted((set(own) & left_out) | set(reshaped) | set(absent)), unknown)
 
 
 def freeze(model: nn.Module, config: InitialisationConfig) -> list[str]:

@@ -17,6 +17,7 @@ from tests.support.runs import write_run
 from tests.support.training import Train, call, weights_of
 from toolkit.checkpoint import commit
 from toolkit.checkpoint import initialise as initialisation
+from toolkit.checkpoint.checkpoint import Progress, TrainState
 from toolkit.checkpoint.export import export_run
 from toolkit.checkpoint.initialise import freeze, initialise
 from toolkit.checkpoint.weights import read_weights, untrained_model
@@ -94,6 +95,18 @@ def test_another_number_of_slots_is_refused_or_named(run: RunDir, caplog: pytest
     ]
     assert equal(model, read_weights(run, "best")[0]) == shared
     assert 0 < len(shared) < len(model.state_dict())
+
+
+def test_buffers_of_integers_are_the_models_own(run: RunDir) -> None:
+    """A checkpoint holds them as it holds weights, in fp32."""
+    model, other = model_of(), model_of()
+    for made in (model, other):
+        made.register_buffer("index", torch.arange(4))
+    weights = {name: value.float() for name, value in other.state_dict().items()}
+    commit.save(run.checkpoints, TrainState(weights, {}, 9), Progress(9, 72), run.config().hash8(execution=False))
+    initialise(model, of(run, checkpoint="last"), ALONE)
+    assert equal(model, weights) == list(weights)
+    assert model.get_buffer("index").dtype == torch.int64
 
 
 def test_parameters_left_out_keep_their_initialisation(run: RunDir) -> None:
