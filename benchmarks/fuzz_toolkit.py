@@ -168,7 +168,7 @@ def _read_run(folder: Path, file: Path) -> None:
     efficiency(views, 80)
     collect(run.path.parent)
     beats_of(run.path), read_starts(run.path), read_restarts(run.path), run.rate(), why_stopped(run.path.parent)
-    latest_step(run), count_starts(run, read_lock(run.path)), metrics.has_validation(run.metrics_file, 2)
+    latest_step(run), count_starts(run, read_lock(run.path)), metrics.validation_of(run.metrics_file, 2)
     mend(run)
     metrics.forget_after(run.metrics_file, 2)
     read_status(run)

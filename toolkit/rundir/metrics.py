@@ -48,6 +48,6 @@ def forget_after(path: Path, step: int) -> None:
         logger.warning("%s: can't be rewritten (%s): lines after step %d may stand twice", path, error.strerror, step)
 
 
-def has_validation(path: Path, step: int) -> bool:
-    """Return whether the validation of a step is on record."""
-    return any(record["kind"] == "val" and record["step"] == step for record in read_metrics(path))
+def validation_of(path: Path, step: int) -> dict[str, Any] | None:
+    """Return the record of the validation of a step, if there is one."""
+    return next((line for line in read_metrics(path) if line["kind"] == "val" and line["step"] == step), None)

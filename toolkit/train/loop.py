@@ -32,7 +32,8 @@ from toolkit.models.base import SequenceModel
 from toolkit.models.plugins import entry_of
 from toolkit.rundir import RunDir
 from toolkit.rundir.events import note_start
-from toolkit.rundir.metrics import has_validation
+from toolkit.rundir.metrics import validation_of
+from toolkit.rundir.records import keep_typed
 from toolkit.signals import StopRequest
 from toolkit.train import validation
 from toolkit.train.build import build_engine
@@ -174,8 +175,8 @@ class Training:
         if self.world.any(bool(self.stop)):
             return self._leave()
         # A stop cut a validation short after its step's checkpoint was due: it is made up for first.
-        if self._is_validated() and not self._was_validated():
-            improved = self._validate()
+        if self._is_validated():
+            improved = self._make_up_validation()
             if improved:
                 self._save(last=self._is_complete())
             if improved is None:
@@ -197,10 +198,10 @@ class Training:
                 facts = self.step, cfg.best_by, self.improved
                 logger.info("early stopping at step %d: no better validation %s since step %d", *facts)
             if self.best is None and self.data.val is not None:
-                logger.warning(
-                    "no validation had train.best_by %s: there is no best checkpoint, and the last one is taken for it",
-                    cfg.best_by,
+                text = (
+                    "no validation had train.best_by %s: there is no best checkpoint, and the last one is taken for it"
                 )
+                logger.warning(text, cfg.best_by)
             self.recorder.trained(self.step, self.best)
             self.run.mark_done()
         return EXIT_OK
@@ -291,9 +292,20 @@ class Training:
         due = self.step % cfg.validate_every == 0 or self.step == cfg.steps
         return self.data.val is not None and self.step > 0 and due
 
-    def _was_validated(self) -> bool:
-        """Whether metrics.jsonl holds the validation of this step. Collective."""
-        return self.world.run_on_rank_zero(lambda: has_validation(self.run.metrics_file, self.step))
+    def _make_up_validation(self) -> bool | None:
+        """As `_validate`, of the step that training resumes from; a kill in the save after it left its record alone."""
+        by = self.config.train.best_by
+        found = self.world.run_on_rank_zero(lambda: validation_of(self.run.metrics_file, self.step))
+        if found is None:
+            return self._validate()
+        score = keep_typed(found, {by: float}).get(by) if found.get("best") else None
+        if score is None or (self.best and self.best["step"] == self.step):
+            return False
+        self._note_best(score)
+        return True
+
+    def _note_best(self, score: float) -> None:
+        self.best, self.improved = {"step": self.step, "score": score}, self.step
 
     def _validate(self) -> bool | None:
         """Whether the model is better than ever before; None: cut short, because a rank was asked to stop.
@@ -321,7 +333,7 @@ class Training:
             by = config.train.best_by
             improved = by in scores and (self.best is None or is_better(by, scores[by], self.best["score"]))
             if improved:  # before what can fail: a checkpoint that is then saved holds it
-                self.best, self.improved = {"step": self.step, "score": scores[by]}, self.step
+                self._note_best(scores[by])
             if self.recorder:
                 self.recorder.validation(self.step, scores, is_best=improved)
             self._draw(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -21,7 +22,7 @@ import yaml
 from tests.support.process import PATIENCE_S, ROOT, one_thread
 from tests.support.process_pool import ProcessPool
 from tests.support.training import call, cut_back, plain_losses
-from toolkit.checkpoint import checkpoint
+from toolkit.checkpoint import checkpoint, commit
 from toolkit.config import load_config
 from toolkit.rundir import RunDir
 from toolkit.rundir.heartbeat import beats_of
@@ -501,3 +502,26 @@ def test_patience_survives_the_loss_of_the_best_checkpoint(config: Path, tmp_pat
     assert "the best so far: weights.pt has" in done.stderr
     # The validation of step 6 counts as the best, then two more follow.
     assert "early stopping at step 10: no better validation mse since step 6" in done.stderr
+
+
+def test_a_kill_in_the_save_after_a_validation_loses_no_best(config: Path, tmp_path: Path) -> None:
+    """A stop left step 4 without its validation; the next start made up for it, and was killed while it saved."""
+    keys = ["train.validate_every=2", "train.steps=5", "train.checkpoint.keep_last=4"]
+    run = tmp_path / "run"
+    done = call("--config", config, "--out", run, *(part for key in keys for part in ("--set", key)))
+    assert done.returncode == 0, done.stderr
+    lines = (run / "metrics.jsonl").read_text()
+    assert [line["step"] for line in map(json.loads, lines.splitlines()) if line.get("best")] == [2, 4, 5]
+    cut_back(run, 4)
+    folder = run / "checkpoints"
+    state, progress = checkpoint.load(folder, 4, config_hash(run))
+    _, earlier = checkpoint.load(folder, 2, config_hash(run))
+    assert progress.best and earlier.best
+    unscored = dataclasses.replace(progress, best=earlier.best, improved=earlier.improved)
+    commit.save(folder, state, unscored, config_hash(run))
+    cut = [line for line in lines.splitlines(keepends=True) if json.loads(line)["step"] < 5]
+    (run / "metrics.jsonl").write_text("".join(cut))
+    done = call(run)
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.load(folder, 4, config_hash(run))[1] == progress
+    assert (run / "metrics.jsonl").read_text().startswith("".join(cut))  # it is not validated again
