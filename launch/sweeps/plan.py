@@ -215,7 +215,7 @@ def format_plan(plan: SweepPlan, items: Sequence[Item], hours: Sequence[float | 
     for index, item in enumerate(items):
         need = summary(item.planned.config, hours[index]) if hours else []
         rows.append([item.planned.name, item.planned.hash8, item.before.state, *need, item.what])
-    return [head, *render(header, rows)]
+    return [head, *plan.notes, *render(header, rows)]
 
 
 def estimate(items: Sequence[Item], tflops: float | None, ranks: Sequence[int]) -> tuple[list[float | None], str]:
