@@ -155,7 +155,8 @@ def _total(uses: Sequence[Use], unit: str) -> list[str]:
     return [
         f"{hours:,.2f} {unit}, {count(sum(use.starts for use in uses), 'start')} of {count(len(uses), 'run')}: "
         f"{share('steps')} steps ({share('data_wait')} waiting for data), "
-        f"{share('repeated')} steps lost to restarts and repeated, {share('start_up')} start-up, {share('rest')} validation, checkpoints, scoring",
+        f"{share('repeated')} steps lost to restarts and repeated, {share('start_up')} start-up, "
+        f"{share('rest')} validation, checkpoints, scoring",
         f"waited: {', '.join(waits)}",
     ]
 
