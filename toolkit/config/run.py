@@ -217,7 +217,8 @@ def make_config(tree: Mapping[str, object], origin: str, typed: bool = False) ->
         sweep = f"\nThis is a sweep file: {command('sweep', origin)}" * bool(
             set(tree) & {"seeds", "list", "grid", "zip", "include"}
         )
-        raise ConfigError(f"{origin}: {count}\n{lines}\nSee toolkit/config/ for every key.{sweep}") from None
+        keys = f"Every key: {command('config', '--keys')}"
+        raise ConfigError(f"{origin}: {count}\n{lines}\n{keys}{sweep}") from None
 
 
 def _explain(fault: ErrorDetails, tree: Mapping[str, Any]) -> str:
