@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch.sweeps.spec import PlannedRun, plan_sweep
+from tests.support.process import ROOT
 from toolkit.config import tree
 from toolkit.errors import ConfigError
 
@@ -272,6 +273,8 @@ def test_an_axis_applies_to_the_models_that_have_its_key(configs: Path) -> None:
     )
     in_file = plan_sweep(write(configs, SOME + "\ngrid: {model.slots: [1, 2], model.hidden: [16, 32]}"))
     assert in_file.runs == plan.runs
+    demo = plan_sweep(ROOT / "configs/sweeps/demo.yaml", axes={"seeds": [1, 2, 3], "model.slots": [1, 4]})
+    assert len(demo.runs) == 9  # an example of sweep.py --help
     several = plan_sweep(
         write(configs, "base: base.yaml\ngrid: {model.name: [modernn, convlstm], model.slots: [1, 2]}")
     )
