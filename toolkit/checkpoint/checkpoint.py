@@ -319,8 +319,9 @@ def load(folder: Path, step: int, config_hash: str) -> tuple[TrainState, Progres
         record = held.record()
         if record["config"] != config_hash:
             raise CheckpointError(
-                f"{held.path}: is of the run {record['config']}, this one is {config_hash}: "
-                "give each run a folder of its own"
+                f"{held.path}: is of the run {record['config']}, this one is {config_hash}: config.yaml was "
+                "changed, or the checkpoint is of another folder: put that back, or start a new run from these weights "
+                "(train.init_from.path)"
             )
         weights, moments = held.tensors("weights.pt"), held.tensors("moments.pt")
         average = held.tensors(AVERAGE) if held.has(AVERAGE) else None

@@ -44,7 +44,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Matched:
-    """Weights of a source by what becomes of them: names in order."""
+    """Names of weights, in order: taken from a source, kept as initialised, unknown to the model."""
 
     total: int  # tensors of the model
     taken: list[str]

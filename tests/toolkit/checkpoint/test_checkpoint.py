@@ -184,7 +184,7 @@ def test_files_that_no_training_wrote_are_refused_where_their_digests_fit(
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    with pytest.raises(CheckpointError, match="is of the run 0123abcd, this one is ffffffff"):
+    with pytest.raises(CheckpointError, match=r"is of the run 0123abcd, this one is ffffffff: config\.yaml was"):
         load(tmp_path, 1, "ffffffff")
     with pytest.raises(CheckpointError, match="no such checkpoint; there are: 1"):
         load(tmp_path, 7, HASH)
