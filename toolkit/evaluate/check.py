@@ -13,6 +13,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from shards import Store
 from shards.manifest import Scale
 from toolkit.config import RunConfig
@@ -22,6 +24,7 @@ from toolkit.errors import ConfigError
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.models.plugins import UnloadedModel
 from toolkit.models.registry import StepOptions
+from toolkit.wording import exact_number
 
 ALEXNET_VARIABLE = "MODERNN_ALEXNET"
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
@@ -117,26 +120,36 @@ def alexnet_file() -> Path:
     return home / "hub" / "checkpoints" / ALEXNET_URL.rpartition("/")[2]
 
 
-def threshold_codes(thresholds: Sequence[float], scale: Scale) -> list[int]:
+def threshold_codes(thresholds: Sequence[float], scale: Scale, key: str = "eval.thresholds") -> list[int]:
     """Return for each threshold, in the store's unit, the smallest code whose value reaches it.
 
+    Args:
+        key: where they were given, for messages.
+
     Raises:
-        ConfigError: a threshold that no code or every code reaches, or a decreasing scale.
+        ConfigError: a threshold that no code or every code reaches, one twice, or a decreasing scale.
     """
     if thresholds and scale.gain <= 0:
         raise ConfigError(
-            f"eval.thresholds: the values of this store decrease with its codes (gain {scale.gain:g}): "
+            f"{key}: the values of this store decrease with its codes (gain {scale.gain:g}): "
             "convert the archive with a gain above 0"
         )
-    codes = []
-    for threshold in thresholds:
-        # The tolerance keeps 0.3 / 0.1 at 3, where float64 gives 3.0000000000000004.
-        code = math.ceil((threshold - scale.offset) / scale.gain - 1e-9)
-        if not 0 < code <= scale.max_code:
+    for place, threshold in enumerate(thresholds):
+        if not 0 < fractional_code(threshold, scale) <= scale.max_code:
             low, high = scale.offset, scale.offset + scale.gain * scale.max_code
             raise ConfigError(
-                f"eval.thresholds: {threshold:g} is outside of this store, whose values are {low:g} to {high:g} "
-                f"{scale.unit}: choose eval.thresholds above the first and at most the second"
+                f"{key}: {exact_number(threshold)} is outside of this store, whose values are {low:g} to {high:g}"
+                f"{'' if scale.unit == '1' else ' ' + scale.unit}: choose {key} above the first and at most the second"
             )
-        codes.append(code)
-    return codes
+        if threshold in thresholds[:place]:
+            raise ConfigError(f"{key}: {exact_number(threshold)} is given twice: leave one out")
+    return [math.ceil(fractional_code(threshold, scale)) for threshold in thresholds]
+
+
+def fractional_code(threshold: float, scale: Scale) -> float:
+    """Return the code that would have a value, rounded to float32, in which values are compared (`Scale.to_physical`).
+
+    So 0.3 is code 3 of a gain of 0.1, for which float64 gives 3.0000000000000004, and 5 is code 500 of float32's 0.01.
+    """
+    exact = (threshold - scale.offset) / scale.gain
+    return float(np.float32(exact)) if abs(exact) <= 2 * scale.max_code else exact  # NaN and what overflows as they are

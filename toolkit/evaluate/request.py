@@ -20,6 +20,7 @@ from pathlib import Path
 from toolkit.config import RunConfig, make_config
 from toolkit.config.tree import merge, read_mapping
 from toolkit.rundir import RunDir
+from toolkit.wording import exact_number
 
 Values = Mapping[str, Mapping[str, object]]  # {"eval": {"protocol": "openstl"}, "data": {"horizon": 30}}
 
@@ -77,7 +78,7 @@ def result_name(own: RunConfig, asked: RunConfig, limit: int | None = None) -> s
     if asked.eval.protocol != own.eval.protocol:
         parts.append(asked.eval.protocol)
     if asked.eval.thresholds != own.eval.thresholds:
-        parts.append("at-" + (",".join(f"{threshold:g}" for threshold in asked.eval.thresholds) or "none"))
+        parts.append("at-" + (",".join(map(exact_number, asked.eval.thresholds)) or "none"))
     if asked.eval.lpips != own.eval.lpips:
         parts.append("lpips" if asked.eval.lpips else "no-lpips")
     if asked.eval.exclude_inflow != own.eval.exclude_inflow:

@@ -34,6 +34,7 @@ SMALL = {"name": "convlstm", "layers": 1, "hidden": 4, "kernel": 3}
         ({"eval": {"protocol": "openstl", "lpips": True}}, "test+openstl+lpips"),
         ({"eval": {"thresholds": []}}, "test+at-none"),
         ({"eval": {"thresholds": [0.25, 30]}, "data": {"horizon": 30}}, "test+at-0.25,30+horizon-30"),
+        ({"eval": {"thresholds": [0.5000001]}}, "test+at-0.5000001"),
         ({"eval": {"ensemble_size": 9}}, "test"),  # of a deterministic model
     ],
 )
@@ -57,6 +58,7 @@ def test_options_know_whether_a_model_is_stochastic(name: str) -> None:
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "threshold": ({"eval": {"thresholds": [30]}}, "30 is outside of this store, whose values are 0 to 1"),
+    "a threshold twice": ({"eval": {"thresholds": [0.5, 0.3, 0.5]}}, "0.5 is given twice"),
     "thresholds of the protocol": ({"eval": {"protocol": "sevir"}}, "16 is outside"),
     "other thresholds": ({"eval": {"protocol": "sevir", "thresholds": [3]}}, "protocol sevir defines"),
     "protocol": ({"eval": {"protocol": "openslt"}}, "did you mean openstl"),
