@@ -23,7 +23,7 @@ from toolkit.data.windows import WindowSet
 from toolkit.errors import ConfigError
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.models.plugins import UnloadedModel
-from toolkit.models.registry import StepOptions
+from toolkit.models.registry import PystepsOptions, StepOptions, StepsOptions
 from toolkit.wording import exact_number
 
 ALEXNET_VARIABLE = "MODERNN_ALEXNET"
@@ -42,7 +42,8 @@ def check_scoring(config: RunConfig, store: Store | None = None) -> None:
     Raises:
         ConfigError: an unknown protocol; thresholds that it doesn't take, or outside of the store's values; channels
             that the store lacks; no such split, or no window of context + horizon frames in it; frames too small for
-            SSIM or LPIPS; LPIPS without its package or weights, or together with `exclude_inflow`.
+            SSIM or LPIPS; LPIPS without its package or weights, or together with `exclude_inflow`; pysteps' nowcasts
+            without it.
     """
     asked, model = config.eval, config.model
     protocol = load_protocol(asked.protocol)
@@ -54,6 +55,8 @@ def check_scoring(config: RunConfig, store: Store | None = None) -> None:
         )
     if asked.lpips:
         _check_lpips_files()
+    if isinstance(model, PystepsOptions | StepsOptions):
+        _check_pysteps(model.name)
     unknown = isinstance(model, UnloadedModel)  # what it can is in its file
     if asked.ensemble_size > 1 and not (model.stochastic or unknown):
         logger.warning(
@@ -85,6 +88,15 @@ def _check_side(side: int, needed: int, what: str, instead: str) -> None:
         raise ConfigError(
             f"{what} needs frames of at least {needed} x {needed} pixels, and this store's have a side of {side}: "
             f"use a store of larger frames, or {instead}"
+        )
+
+
+def _check_pysteps(name: str) -> None:
+    """Check that what pysteps' nowcasts import is installed, without importing it."""
+    if missing := [package for package in ("pysteps", "cv2") if importlib.util.find_spec(package) is None]:
+        raise ConfigError(
+            f"model {name} needs pysteps and OpenCV, and {' and '.join(missing)} can't be imported here: pip install "
+            "'.[pysteps]', or choose model.name=optical_flow, which needs neither"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,27 @@ def test_lpips_without_its_weights_is_found_before_training(monkeypatch: pytest.
         check_scoring(make_config({"eval": {"lpips": True}}, "test"))
 
 
+@pytest.mark.parametrize("package", ["cv2", "pysteps"])
+@pytest.mark.parametrize("model", ["pysteps", "steps"])
+def test_pysteps_is_asked_for_before_its_run_is_submitted(
+    model: str, package: str, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cv2", "pysteps"):  # of both, as if they were there
+        monkeypatch.setitem(sys.modules, name, importlib.import_module("json"))
+    tree = {"model": {"name": model}, "data": {"store": str(tiny_store), "context": 3, "horizon": 3}}
+    check_scoring(make_config(tree, "test"))
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "base.yaml").write_text(str(tree).replace("'", '"'))
+    is_refused_everywhere(tmp_path / "base.yaml", rf"model {model} needs pysteps and OpenCV, and {package} can't")
+
+
 def test_what_has_no_effect_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     check_scoring(make_config({"model": {"name": "simvp"}, "eval": {"ensemble_size": 5, "analyse": 9}}, "test"))
     assert "simvp is deterministic and makes one forecast" in caplog.text
     assert "simvp has no recurrent state" in caplog.text
     caplog.clear()
     for size in (5, 1):
-        check_scoring(make_config({"model": {"name": "steps"}, "eval": {"ensemble_size": size}}, "test"))
+        check_scoring(make_config({"model": {"name": "svg_lp"}, "eval": {"ensemble_size": size}}, "test"))
         assert ("one random forecast of each sequence" in caplog.text) == (size == 1)
 
 
