@@ -44,6 +44,16 @@ def test_a_name_tells_what_differs(values: dict[str, Any], name: str) -> None:
     assert result_name(own, Request(values=values).config(own)) == name
 
 
+def test_a_name_that_no_file_could_have_is_cut_and_stays_unique() -> None:
+    own = make_config({"model": SMALL}, "test")
+    names = set()
+    for last in (0.98, 0.99):
+        asked = Request(values={"eval": {"thresholds": [*(place / 100 for place in range(1, 98)), last]}}).config(own)
+        names.add(result_name(own, asked))
+    assert len(names) == 2
+    assert all(name.startswith("test+at-0.01,0.02,") and len(f"{name}-best.samples.npz") < 200 for name in names)
+
+
 def test_stores_of_one_name_have_different_results() -> None:
     own = make_config({"model": SMALL}, "test")
     names = {result_name(own, Request(values={"data": {"store": f"{at}/x y"}}).config(own)) for at in ("a", "b")}
