@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from toolkit.wording import exact_number
 ALEXNET_VARIABLE = "MODERNN_ALEXNET"
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 LPIPS_CHANNELS = (1, 3)
+FEWEST = 8  # sequences of a mode in a diagnosis of mode collapse: four for training and four for testing
 LPIPS_SMALLEST = 31  # pixels of a side: AlexNet's third block still has one position
 logger = logging.getLogger(__name__)
 
@@ -80,7 +82,9 @@ def check_scoring(config: RunConfig, store: Store | None = None) -> None:
             raise ConfigError(
                 f"eval.lpips takes frames of 1 or 3 channels, this run predicts {frames.channels}: set eval.lpips=false"
             )
-    WindowSet(store, asked.split, config.data.context + config.data.horizon, config.data.eval_stride)
+    windows = WindowSet(store, asked.split, config.data.context + config.data.horizon, config.data.eval_stride)
+    if isinstance(model, StepOptions):
+        _check_modes(windows, asked.analyse)
 
 
 def _check_side(side: int, needed: int, what: str, instead: str) -> None:
@@ -88,6 +92,18 @@ def _check_side(side: int, needed: int, what: str, instead: str) -> None:
         raise ConfigError(
             f"{what} needs frames of at least {needed} x {needed} pixels, and this store's have a side of {side}: "
             f"use a store of larger frames, or {instead}"
+        )
+
+
+def _check_modes(windows: WindowSet, most: int) -> None:
+    """Log where the sequences of `eval.analyse` have too few modes for a diagnosis of mode collapse."""
+    found = Counter(windows.mode(index) or "no mode" for index in windows.spread(most))
+    if most and sum(number >= FEWEST for mode, number in found.items() if mode != "no mode") < 2:
+        counts = ", ".join(f"{number} of {mode}" for mode, number in sorted(found.items()))
+        logger.warning(
+            "eval.analyse %d: there will be no diagnosis of mode collapse, which needs two modes with %d sequences "
+            "each: those of %s are %s: set eval.analyse higher, or use a store with modes",
+            *(most, FEWEST, windows.split, counts),
         )
 
 

@@ -126,6 +126,20 @@ def test_what_has_no_effect_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         assert ("one random forecast of each sequence" in caplog.text) == (size == 1)
 
 
+def test_an_analysis_of_too_few_sequences_is_logged_before_training(
+    tiny_store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(str(tiny_store))
+    data = {"store": str(tiny_store), "context": 1, "horizon": 1}
+    for split, analyse, logged in (("test", 5, True), ("test", 0, False), ("val", 99, False), ("test", 99, False)):
+        caplog.clear()
+        check_scoring(
+            make_config({"model": SMALL, "data": data, "eval": {"split": split, "analyse": analyse}}, "t"), store
+        )
+        assert ("no diagnosis of mode collapse" in caplog.text) == logged, (split, analyse)
+        assert ("those of test are 3 of 1-digit, 2 of 2-digit" in caplog.text) == logged
+
+
 def test_lpips_without_inflow_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"LPIPS compares whole frames .*--no-lpips.*exclude_inflow=false"):
         check_scoring(make_config({"eval": {"lpips": True, "exclude_inflow": True}}, "test"))
