@@ -111,8 +111,8 @@ def _check_pysteps(name: str) -> None:
     """Check that what pysteps' nowcasts import is installed, without importing it."""
     if missing := [package for package in ("pysteps", "cv2") if importlib.util.find_spec(package) is None]:
         raise ConfigError(
-            f"model {name} needs pysteps and OpenCV, and {' and '.join(missing)} can't be imported here: pip install "
-            "'.[pysteps]', or choose model.name=optical_flow, which needs neither"
+            f"model {name} needs pysteps and OpenCV (no {' and no '.join(missing)} here): pip install '.[pysteps]', or "
+            "choose model.name=optical_flow, which needs neither"
         )
 
 
