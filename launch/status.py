@@ -23,6 +23,7 @@ from toolkit.rundir import RunDir
 from toolkit.rundir.status import RunView, read_status
 from toolkit.rundir.sweep import RECORD_NAME, RecordedRun, read_runs
 from toolkit.shipped import command
+from toolkit.wording import count
 
 EXAMPLES = """\
   python launch/status.py runs/demo                    # every run of a sweep
@@ -68,12 +69,12 @@ def again(view: RunView) -> RunView:
 def report(views: Sequence[RunView], width: int | None, note: str | None = None) -> list[str]:
     """Return the table and a line of counts; `note` reports failed queries to the scheduler."""
     counts = Counter(view.label for view in views)
-    total = ", ".join(f"{count} {state}" for state, count in counts.most_common())
+    total = ", ".join(f"{number} {state}" for state, number in counts.most_common())
     stopped = [why for root in dict.fromkeys(Path(view.path).parent for view in views) if (why := why_stopped(root))]
     lines = [
         *render(RUN_HEADER, [run_row(view) for view in views], width),
         "",
-        f"{len(views)} runs: {total}",
+        f"{count(len(views), 'run')}: {total}",
         *(f"stopped: {why}" for why in stopped),
     ]
     return [*lines, note] if note else lines

@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None, command: JobCommand = job_command) -
 def _run(options: argparse.Namespace, arguments: Sequence[str], command: JobCommand) -> int:
     plan = plan_sweep(options.sweep, options.set, dict(as_axis(text) for text in options.axes))
     root: Path = options.runs / plan.name
+    if RunDir(root).config_file.exists():
+        raise ConfigError(f"{root}: is the directory of a run: give the sweep another `name:`, or --runs DIR")
     if options.cancel:
         print("\n".join(cancel(root, options.dry_run)))
         return EXIT_OK

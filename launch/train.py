@@ -23,7 +23,7 @@ from toolkit.rundir.heartbeat import clear_beats
 from toolkit.rundir.layout import check_model_file
 from toolkit.rundir.lock import claim
 from toolkit.rundir.mend import mend
-from toolkit.rundir.sweep import in_sweep
+from toolkit.rundir.sweep import RECORD_NAME, in_sweep
 from toolkit.shipped import command
 from toolkit.signals import StopRequest
 from toolkit.wording import count
@@ -227,6 +227,8 @@ def _take(path: Path, config: RunConfig, world: World, stack: contextlib.ExitSta
     """
     new = not RunDir(path).config_file.exists()
     if new:
+        if (path / RECORD_NAME).exists():
+            raise ConfigError(f"{path}: is the directory of a sweep: choose another --out")
         _check(config, world)
     run = RunDir.create(path, config)
     if run.done:

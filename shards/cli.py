@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards import __version__, log
-from shards.commands import add_commands, add_store_options, chosen_cluster, report
+from shards.commands import add_commands, add_store_options, as_typed, chosen_cluster, report
 from shards.convert import convert
 from shards.damaged import DEFAULT_LIMIT
 from shards.errors import ShardError, UsageError, printable
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except ShardError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(as_typed(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except FileWriteError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -90,13 +90,15 @@ def _check_utf8(words: Sequence[str]) -> None:
 class _Parser(argparse.ArgumentParser):
     """Line breaks of help stay, options are not abbreviated."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+    def __init__(self, epilog: str = "", **options: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, epilog=as_typed(epilog), **options
+        )
 
 
 def _parser(entries: Mapping[str, SourceEntry]) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = _Parser(
-        prog="python -m shards", description="Make, check and describe sequence stores."
+        prog=as_typed("python -m shards"), description="Make, check and describe sequence stores."
     )
     parser.add_argument("--version", action="version", version=f"modernn-toolkit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

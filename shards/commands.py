@@ -225,11 +225,19 @@ def _repack(args: argparse.Namespace) -> int:
     return report(args.output, outcome.already_complete)
 
 
+def as_typed(text: str) -> str:
+    """Return a text in which `python -m shards` is replaced by the command that was typed, if that is `NAME shards`."""
+    program = Path(sys.argv[0])
+    if sys.argv[1:2] != ["shards"] or program.suffix == ".py":
+        return text
+    return text.replace("python -m shards", f"{program.name} shards")
+
+
 def report(output: Path, already_complete: bool) -> int:
     """Print what `convert` and `repack` have made."""
     if already_complete:
         print(f"{output}: already complete, nothing to do")
         return 0
     print(describe(output))
-    print(f"next: python -m shards verify {output}")
+    print(as_typed(f"next: python -m shards verify {output}"))
     return 0

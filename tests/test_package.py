@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import pytest
 
 import shards
 import toolkit
+from launch.cli import console
 from launch.cli.parser import COMMANDS, make_parser
 from tests.support.process import ROOT
 
@@ -180,3 +182,26 @@ def test_commands_are_named_as_they_were_typed(monkeypatch: pytest.MonkeyPatch) 
     assert (
         typed in shown(text) and "usage: toolkit train " in shown(text) and "launch/sweeps/spec.py too" in shown(text)
     )
+
+
+def test_commands_of_shards_are_named_as_they_were_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(*words: str) -> str:
+        with contextlib.suppress(SystemExit):  # of --help
+            console.main(["shards", *words])
+        output = capsys.readouterr()
+        return output.out + output.err
+
+    store = str(tmp_path / "s")
+    for argv, program in (
+        (["/x/bin/toolkit", "shards"], "toolkit shards"),
+        (["/x/shards/__main__.py"], "python -m shards"),
+    ):
+        monkeypatch.setattr(sys, "argv", argv)
+        words = ("--size", "32", "--train", "1", "--val", "0", "--test", "0", "--overwrite")
+        assert f"next: {program} verify {store}\n" in shown("convert", "moving-mnist", store, *words)
+        assert f"usage: {program} verify " in (text := shown("verify", "--help"))
+        assert f"example: {program} verify " in text
+        assert f"  {program} convert kth " in shown("convert", "--help")
+        assert f"make one with: {program} convert --help" in shown("info", str(tmp_path))

@@ -84,7 +84,7 @@ class _LocalLayer(Submitter):
 
     @contextmanager
     def following(self, root: Path) -> Iterator[None]:
-        print(f"{len(self._states)} runs to do, {self.jobs} at a time; logs in {root}/*/logs", flush=True)
+        print(f"{count(len(self._states), 'run')} to do, {self.jobs} at a time; logs in {root}/*/logs", flush=True)
         with watching(root):
             yield
 

@@ -128,14 +128,15 @@ class SlurmSubmitter(Submitter):
     def fitting(self, runs: Sequence[Path], room: int) -> Collection[Path]:
         return self.requests.fitting(runs, room)
 
-    def check(self) -> None:
-        """Find out whether this machine can submit, before anything is made.
+    def check(self, settings: Mapping[str, str] | None = None) -> None:
+        """Find out whether this machine can submit, before anything is made, or check the rest by given settings.
 
         Raises:
             SlurmError: no Slurm here, or its controller doesn't answer.
         """
-        client.check_installed()
-        settings = client.configuration()
+        if settings is None:
+            client.check_installed()
+            settings = client.configuration()
         self.array_size = client.max_array_size(settings)
         requests = self.requests.all()
         if any(request.shape.gpus_per_node for request in requests) and settings.get("SelectType") == "select/linear":
@@ -163,14 +164,21 @@ class SlurmSubmitter(Submitter):
         return [f"{run}: is not planned any more, and job {job} has it: scancel {job}" for run, job in lost.items()]
 
     def preview(self, runs: Sequence[Path], show: bool, test: bool) -> list[str]:
-        """Return the texts that sbatch would be given, and its answer to each.
+        """Return the texts that sbatch would be given, and its answer to each. Texts alone need no Slurm.
 
         Raises:
-            SlurmError: it would refuse one.
+            SlurmError: it would refuse one, or doesn't answer.
         """
-        self.check()
-        lines = []
-        for number, call in enumerate(self._calls(runs, self.array_size), 1):
+        lines, longest = [], None
+        try:
+            self.check()
+            longest = self.array_size
+        except SlurmError as error:
+            if test:
+                raise
+            self.check({})
+            lines.append(f"note: no Slurm answers here, so each request is one array: {first_line(error)}")
+        for number, call in enumerate(self._calls(runs, longest), 1):
             folder, code = self.root / SUBMISSIONS / f"submission-{number}", self.root / "code" / "snapshot"
             request, size = call.request, len(call.runs)
             text = self._text(request, size, folder, folder.name, [], code, "TRAINING" if call.apart else None)

@@ -85,7 +85,7 @@ def efficiency(views: Sequence[RunView], width: int | None) -> list[str]:
     """Return a table of runs, and how the time of all of them was spent."""
     uses = [use for use in map(use_of, views) if use is not None]
     if not uses:
-        return [f"{len(views)} runs: none has a record of its starts ({NOTHING})"]
+        return [f"{count(len(views), 'run')} without a record of starts ({NOTHING})"]
     unit = "GPU-hours" if all(use.on_gpus for use in uses) else "rank-hours"
     header = [unit if name == "hours" else name for name in HEADER]
     without = len(views) - len(uses)
@@ -151,11 +151,12 @@ def _total(uses: Sequence[Use], unit: str) -> list[str]:
 
     queued = [use.queued for use in uses if use.queued is not None]
     waits = [f"{duration(sum(use.between for use in uses))} between starts"]
-    waits += [f"{duration(sum(queued))} in the queue before the first ({len(queued)} runs)"] if queued else []
+    waits += [f"{duration(sum(queued))} in the queue before the first ({count(len(queued), 'run')})"] if queued else []
     return [
-        f"{hours:,.2f} {unit}, {sum(use.starts for use in uses)} starts of {len(uses)} runs: {share('steps')} steps "
-        f"({share('data_wait')} waiting for data), {share('repeated')} steps lost to restarts and repeated, "
-        f"{share('start_up')} start-up, {share('rest')} validation, checkpoints, scoring",
+        f"{hours:,.2f} {unit}, {count(sum(use.starts for use in uses), 'start')} of {count(len(uses), 'run')}: "
+        f"{share('steps')} steps ({share('data_wait')} waiting for data), "
+        f"{share('repeated')} steps lost to restarts and repeated, {share('start_up')} start-up, "
+        f"{share('rest')} validation, checkpoints, scoring",
         f"waited: {', '.join(waits)}",
     ]
 

@@ -42,7 +42,7 @@ def wait(
             finished = len(follower.settled) == len(watched)
             board.show(views, last=finished)
             if finished:
-                return [follower.settled.get(item.run.path, item.before) for item in items], follower.stopping
+                return [follower.final(item) for item in items], follower.stopping
             time.sleep(POLL_S)
 
 
@@ -55,6 +55,7 @@ class _Follower:
         self.board = board
         self.since = time.time()
         self.settled: dict[Path, RunView] = {}
+        self._tokens: dict[Path, object] = {}  # of the job that had a run last when it was settled
         self.stopping = False
 
     def interrupt(self) -> None:
@@ -73,16 +74,28 @@ class _Follower:
         states = self.submitter.poll()
         return [self._view(item, states) for item in items]
 
+    def final(self, item: Item) -> RunView:
+        """Return how a run stands at the end: as its job left it, unless another job or training had it since."""
+        path = item.run.path
+        if path not in self.settled:
+            return item.before
+        view = item.read_status()
+        worked_on = view.state == "done" or lock.read_lock(path).get("token") != self._tokens[path]
+        return view if worked_on else self.settled[path]
+
     def _view(self, item: Item, states: dict[Job, JobState]) -> RunView:
+        if settled := self.settled.get(item.run.path):
+            return settled
         job = self.jobs.get(item.run.path.resolve())
         state = JobState.ENDED if job is None else states[job]
-        view = self.settled.get(item.run.path) or item.read_status()
+        view = item.read_status()
         if state is JobState.QUEUED:
             return dataclasses.replace(view, state="queued", reason=None)
         if state is JobState.RUNNING and not self._has_begun(item, view):
             return dataclasses.replace(view, state="starting", reason=None)
         if state is JobState.ENDED and (not view.live or (self.stopping and job is None)):
-            view = self.settled[item.run.path] = self._final(item, view, job)
+            self._tokens[item.run.path] = lock.read_lock(item.run.path).get("token")
+            view = self.settled[item.run.path] = self._reported(item, view, job)
         return view
 
     def _has_begun(self, item: Item, view: RunView) -> bool:
@@ -91,7 +104,7 @@ class _Follower:
             return view.live
         return float(lock.read_lock(item.run.path).get("started", 0.0)) >= self.since
 
-    def _final(self, item: Item, view: RunView, job: Job | None) -> RunView:
+    def _reported(self, item: Item, view: RunView, job: Job | None) -> RunView:
         """Report a job that ended without finishing its run, failing or being stopped: killed, or never started."""
         stopped = lock.read_lock(item.run.path).get("exit") == EXIT_REQUEUE
         if job is None or self.stopping or view.state in FINAL or stopped:

@@ -205,17 +205,17 @@ def is_retried(view: RunView, retry: Collection[str]) -> bool:
 
 def format_plan(plan: SweepPlan, items: Sequence[Item], hours: Sequence[float | None] | None = None) -> list[str]:
     """Return the plan as a table; with the hours of each run, its resource estimate is added."""
-    left_out = [f"{plan.duplicates} duplicates left out"] if plan.duplicates else []
+    left_out = [f"{count(plan.duplicates, 'duplicate')} left out"] if plan.duplicates else []
     left_out += [f"{plan.excluded} excluded"] if plan.excluded else []
     others = sum(len(item.scorings) for item in items)
     left_out += [f"{count(others, 'other scoring')} of the same runs"] if others else []
-    head = ", ".join([f"{plan.name}: {len(items)} runs", *left_out])
+    head = ", ".join([f"{plan.name}: {count(len(items), 'run')}", *left_out])
     header = ("run", "hash", "state", *(SUMMARY if hours else ()), "what will be done")
     rows = []
     for index, item in enumerate(items):
         need = summary(item.planned.config, hours[index]) if hours else []
         rows.append([item.planned.name, item.planned.hash8, item.before.state, *need, item.what])
-    return [head, *render(header, rows)]
+    return [head, *plan.notes, *render(header, rows)]
 
 
 def estimate(items: Sequence[Item], tflops: float | None, ranks: Sequence[int]) -> tuple[list[float | None], str]:

@@ -15,8 +15,9 @@
     include: [a.yaml, b.yaml]       # instead of all these but `name`: the runs of other sweep files
 
 The runs are list x grid x zip x seeds, without `exclude`, each config once; configs that differ in `eval` alone are one
-run, scored in several ways. Precedence, lowest first: the base files, the entry's base files, `set`, the entry, grid,
-zip, the seed, `--set` of the command line. A `model.name` is applied first, because it replaces the section `model`.
+run, scored in several ways. A key of `model` in `grid` applies to the models that have it. Precedence, lowest first:
+the base files, the entry's base files, `set`, the entry, grid, zip, the seed, `--set` of the command line. A
+`model.name` is applied first, because it replaces the section `model`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from launch.sweeps.values import (
     in_step,
     with_texts,
 )
-from toolkit.config import RunConfig, make_config
+from toolkit.config import RunConfig, make_config, model_options
 from toolkit.config.tree import flatten, is_of_a_run, lay, merge, read_mapping, read_tree, with_overrides
 from toolkit.errors import ConfigError
 from toolkit.models.plugins import with_absolute_path
@@ -131,13 +132,14 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """The runs of a sweep in order, and how many combinations were left out."""
+    """The runs of a sweep in order, how many combinations were left out, and which axes do not apply to all runs."""
 
     file: Path
     name: str
     runs: tuple[PlannedRun, ...]
     duplicates: int
     excluded: int
+    notes: tuple[str, ...]
 
 
 def plan_sweep(
@@ -224,6 +226,8 @@ class _Found:
         self.scorings: dict[str, dict[str, RunConfig]] = {}  # hash of the run -> others, by hash
         self.resources: dict[str, tuple[Mapping[str, object], str]] = {}  # of the run, and who asks for them
         self.faults: dict[str, None] = {}  # in order, each once
+        self.options: set[str] = set()  # of all models
+        self.lacking: dict[str, dict[str, str]] = {}  # axis -> trainings and models that have no such option
         self.points = self.duplicates = self.excluded = 0
 
     def add(self, spec: SweepSpec) -> None:
@@ -232,9 +236,9 @@ class _Found:
         excludes = [_Exclude(number, settings, spec.file.parent) for number, settings in enumerate(spec.exclude, 1)]
         for entry, settings in _points(spec):
             self.points += 1
-            tree = lay(bases.merged((*spec.base, *entry.base)), [spec.common, entry.settings, settings, self.final])
-            tree = with_absolute_path(tree, spec.file.parent)
+            base = bases.merged((*spec.base, *entry.base))
             try:
+                tree, lacking = self._tree(spec, base, entry, settings)
                 config = make_config(tree, f"{spec.file}: {entry.where}", typed=True)
             except ConfigError as error:
                 self.faults[str(error)] = None
@@ -244,9 +248,28 @@ class _Found:
                 self.excluded += 1
                 continue
             self._keep(config, entry, spec)
+            for key in lacking:
+                self.lacking[key][config.hash8(scoring=False)] = config.model.name
         for exclude in excludes:
             if exclude.faults and exclude.asked == len(exclude.faults):
                 self.faults[f"{spec.file}: exclude, entry {exclude.number} fits no run: {exclude.faults[0]}"] = None
+
+    def _tree(
+        self, spec: SweepSpec, base: Settings, entry: Entry, settings: Settings
+    ) -> tuple[dict[str, object], list[str]]:
+        """Return the values of a run, and the axes that its model has no key for, which are left out of them."""
+
+        def laid(settings: Settings) -> dict[str, object]:
+            tree = lay(base, [spec.common, entry.settings, settings, self.final])
+            return with_absolute_path(tree, spec.file.parent)
+
+        tree = laid(settings)
+        options = model_options(tree)
+        self.options |= options
+        lacking = [key for key in spec.grid if options and key.startswith("model.") and _option(key) not in options]
+        for key in lacking:
+            self.lacking.setdefault(key, {})
+        return laid({key: settings[key] for key in settings if key not in lacking}) if lacking else tree, lacking
 
     def _keep(self, config: RunConfig, entry: Entry, spec: SweepSpec) -> None:
         hash8 = config.hash8()
@@ -268,13 +291,25 @@ class _Found:
         Raises:
             ConfigError: with the faults of all configs, or when there is no run.
         """
+        known = sorted(f"model.{name}" for name in self.options)
+        for key in self.lacking:
+            if _option(key) not in self.options:
+                hint = nearest(key, known) or f"known here: {', '.join(known)}"
+                self.faults[f"{spec.file}: {key}: no model of this sweep has this key; {hint}"] = None
         if self.faults:
             texts = list(self.faults)
             more = [f"... and {len(texts) - SHOWN_FAULTS} more such messages"] if len(texts) > SHOWN_FAULTS else []
             raise ConfigError("\n".join(texts[:SHOWN_FAULTS] + more))
         if not self.configs:
             raise ConfigError(f"{spec.file}: plans no run: all {self.points} are excluded; look at `exclude`")
-        return SweepPlan(spec.file, spec.name, _named(spec.file, self), self.duplicates, self.excluded)
+        runs = _named(spec.file, self)
+        return SweepPlan(spec.file, spec.name, runs, self.duplicates, self.excluded, tuple(self._notes()))
+
+    def _notes(self) -> Iterator[str]:
+        for key, found in self.lacking.items():
+            without = [model for training, model in found.items() if training in self.trainings]
+            models = ", ".join(sorted(set(without)))
+            yield f"note: {key} does not apply to {count(len(without), 'run')} of models without that key ({models})"
 
 
 def _points(spec: SweepSpec) -> Iterator[tuple[Entry, Settings]]:
@@ -286,6 +321,11 @@ def _points(spec: SweepSpec) -> Iterator[tuple[Entry, Settings]]:
     ):
         in_step = {key: values[step] for key, values in spec.zip.items()}
         yield entry, {**dict(combination), **in_step, **seed}
+
+
+def _option(key: str) -> str:
+    """Return the option of a model that an axis sets: `slots` for `model.slots`."""
+    return key.split(".")[1]
 
 
 class _BaseFiles:

@@ -31,6 +31,13 @@ MISTAKES = {
     "no store of a sweep": (f"sweep {SWEEP}", 2, "needed by 4 runs", "--set data.store=FOLDER"),
     "no run": ("evaluate --run nowhere", 2, "no such run or folder; python launch/status.py FOLDER"),
     "sweep as run": ("evaluate --run runs/demo", 2, "runs in there: one-12345678"),
+    "sweep in a run": (
+        f"sweep {SWEEP} --runs runs/by-hand",
+        2,
+        "by-hand/demo: is the directory of a run",
+        "--runs DIR",
+    ),
+    "run in a sweep": (f"train --config {DEMO} --out runs/old", 2, "is the directory of a sweep: choose another --out"),
     "no runs": ("status nowhere", 2, "no such run or folder"),
     "no sweep": ("report nowhere", 2, "no such run or folder"),
     "no run to export": ("export nowhere --out there", 2, "no such run or folder"),
@@ -51,6 +58,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "store").mkdir()
     (folder / "store" / "manifest.json").write_text("{}")
     RunDir.create(folder / "runs" / "demo" / "one-12345678", make_config({}, "test"))
+    RunDir.create(folder / "runs" / "by-hand" / "demo", make_config({}, "test"))
+    (folder / "runs" / "old").mkdir()
+    (folder / "runs" / "old" / "sweep.yaml").write_text("name: old\nruns: []\n")
     return folder
 
 

@@ -119,6 +119,22 @@ def test_the_command_line_is_over_the_sweep_file(site: Cluster, capsys: pytest.C
     assert not site.root.exists()
 
 
+def test_texts_are_shown_where_no_slurm_answers(
+    site: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = []
+    for path in (f"{site.folder}/bin:/usr/bin:/bin", str(site.folder / "nothing")):
+        monkeypatch.setenv("PATH", path)
+        assert site.go("--dry-run", "--no-queue", "--show") == 0
+        output = capsys.readouterr().out
+        texts.append(re.split(r"^# .*/submit.sbatch: ", output, flags=re.MULTILINE)[1:])
+        assert ("note: no Slurm answers here, so each request is one array: " in output) == (len(texts) == 2)
+    assert len(texts[0]) == 2 and texts[0] == texts[1]
+    for missing in (("--test",), ("--show", "--test")):
+        with pytest.raises(ToolkitError, match="sbatch, squeue, scontrol not found here"):
+            site.go("--dry-run", "--no-queue", *missing)
+
+
 def test_a_run_that_is_submitted_again_keeps_its_request(site: Cluster) -> None:
     site.go()
     (site.folder / "queue").write_text("")

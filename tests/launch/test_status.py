@@ -152,7 +152,7 @@ def test_table_of_all_columns(run: RunDir, capsys: pytest.CaptureFixture[str]) -
     header, row, _, total = capsys.readouterr().out.splitlines()
     assert header.split() == ["run", "state", "step", "seq/s", "ETA", "loss", "val", "wait", "host", "restarts"]
     assert row.split()[:9] == [run.path.name, "running", "120/300", "38.2", "1:15", "0.01230", "mse", "61.5", "2%"]
-    assert total == "1 runs: 1 running"
+    assert total == "1 run: 1 running"
 
 
 def test_json(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,7 @@ def test_a_sweep_of_a_floor_is_scored_without_training(
     assert status.main([str(root)]) == 0
     table = capsys.readouterr().out
     assert table.count("no training") == 1
-    assert "1 runs: 1 done" in table
+    assert "1 run: 1 done" in table
     page = build_report(root, None).read_text()
     assert page.count("0 (no training)") == 4  # of two checkpoints: scores and costs
     assert "| 0 (no training) |" in (root / "report" / "table.md").read_text()

@@ -64,8 +64,12 @@ def _stamp(name: str) -> str:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("layout", "fault"), [("files", "full"), ("files", "kill"), ("page", "once")])
+@pytest.mark.parametrize(
+    ("layout", "fault"), [("files", "full"), ("files", "kill"), ("zarr", "kill"), ("page", "once")]
+)
 def test_at_some_writes(make_run: MakeRun, tmp_path: Path, layout: str, fault: str) -> None:  # noqa: F811
+    if layout == "zarr":
+        pytest.importorskip("zarr", minversion="3.1")
     found = faults(tmp_path, make_run(), layout, fault, MOST)
     assert len(found) == MOST
     for case in found:

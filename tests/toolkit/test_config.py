@@ -59,7 +59,7 @@ def test_another_model_starts_its_section_anew() -> None:
 def test_faults_are_listed_all_at_once(tree: dict, expected: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
         make_config(tree, "some.yaml")
-    for text in ["some.yaml", *expected]:
+    for text in ["some.yaml", *expected, "Every key: python launch/config.py --keys"]:
         assert text in str(error.value)
 
 

@@ -1,5 +1,5 @@
 """The config of a run: its sections and recipe, how it is read and merged, old names of keys. Does not import torch."""
 
-from toolkit.config.run import CONFIG_VERSION, RunConfig, load_config, make_config
+from toolkit.config.run import CONFIG_VERSION, RunConfig, load_config, make_config, model_options
 
-__all__ = ["CONFIG_VERSION", "RunConfig", "load_config", "make_config"]
+__all__ = ["CONFIG_VERSION", "RunConfig", "load_config", "make_config", "model_options"]

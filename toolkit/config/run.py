@@ -11,6 +11,7 @@ The identity of a run is a hash of the values that differ from the defaults, les
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -216,7 +217,8 @@ def make_config(tree: Mapping[str, object], origin: str, typed: bool = False) ->
         sweep = f"\nThis is a sweep file: {command('sweep', origin)}" * bool(
             set(tree) & {"seeds", "list", "grid", "zip", "include"}
         )
-        raise ConfigError(f"{origin}: {count}\n{lines}\nSee toolkit/config/ for every key.{sweep}") from None
+        keys = f"Every key: {command('config', '--keys')}"
+        raise ConfigError(f"{origin}: {count}\n{lines}\n{keys}{sweep}") from None
 
 
 def _explain(fault: ErrorDetails, tree: Mapping[str, Any]) -> str:
@@ -247,6 +249,18 @@ def _options_of(model: Mapping[str, Any]) -> type[Options]:
     if "sha256" in model:
         return file_options(name, str(model["sha256"]))
     return MODELS[name].options if name in MODELS else entry_points()[name].options
+
+
+def model_options(tree: Mapping[str, Any]) -> set[str]:
+    """Return the names of the options of the model that a tree of values names; none for one that is not known.
+
+    Raises:
+        ConfigError: the file of the model can't be used.
+    """
+    model = with_loaded_file(tree).get("model", {})
+    with contextlib.suppress(KeyError):  # an unknown name, which `make_config` refuses
+        return set(_options_of(model).model_fields) if isinstance(model, Mapping) else set()
+    return set()
 
 
 def _known_keys(path: list[str | int], tree: Mapping[str, Any]) -> list[str]:

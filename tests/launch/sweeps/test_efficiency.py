@@ -70,10 +70,10 @@ def test_table(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.split("  +", header) == names
     assert row.split()[1:] == ["2", "0.38", "59%", "6%", "12%", "15%", "15%", "1:00", "1:00"]
     assert total == (
-        "0.38 GPU-hours, 2 starts of 1 runs: 58.8% steps (5.9% waiting for data), 11.8% steps lost to restarts and "
+        "0.38 GPU-hours, 2 starts of 1 run: 58.8% steps (5.9% waiting for data), 11.8% steps lost to restarts and "
         "repeated, 14.7% start-up, 14.7% validation, checkpoints, scoring"
     )
-    assert waited == "waited: 1:00 between starts, 1:00 in the queue before the first (1 runs)"
+    assert waited == "waited: 1:00 between starts, 1:00 in the queue before the first (1 run)"
     assert without.startswith("1 more without a record")
 
 

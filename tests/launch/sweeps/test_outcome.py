@@ -80,6 +80,33 @@ def test_a_job_that_leaves_no_status_has_its_exit_reason(items: list[Item]) -> N
     assert all("(as the scheduler says)" in str(view.reason) for view in views)
 
 
+@pytest.mark.parametrize("state", ["trained", "failed"])
+def test_a_run_that_was_worked_on_after_its_job_is_reported_as_it_stands(items: list[Item], state: str) -> None:
+    """The job of the first run is killed; while that of the second goes on, somebody trains the first one."""
+    run, asked = items[0].run, []
+
+    class OneEnds(Scripted):
+        def poll(self) -> dict[Job, JobState]:
+            states = super().poll()
+            return states | {self.jobs[0]: JobState.ENDED}
+
+        def exit_reason(self, job: Job) -> str | None:
+            asked.append(job)
+            return super().exit_reason(job)
+
+    def by_hand(_: Scripted) -> None:
+        with lock.hold(run.path, job="by hand"):
+            run.mark_done() if state == "trained" else run.mark_failed("no memory")
+
+    submitter, out = OneEnds(lambda _: None, lambda _: None, by_hand, end), io.StringIO()
+    jobs = submitter.submit([item.run.path for item in items])
+    views, _ = wait(items, jobs, submitter, Board(out, redraw=False))
+    assert [view.state for view in views] == [state, "killed"]
+    assert views[1].reason == "new: its job exited without a final status (as the scheduler says)"
+    assert asked == jobs  # once each, not at each look
+    assert f"{items[0].planned.name}: killed" in out.getvalue()  # as it was then
+
+
 def test_the_first_signal_stops_the_jobs_and_the_second_leaves_them(items: list[Item]) -> None:
     submitter, out = Scripted(interrupt, end), io.StringIO()
     jobs = submitter.submit([item.run.path for item in items])

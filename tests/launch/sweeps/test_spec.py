@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch.sweeps.spec import PlannedRun, plan_sweep
+from tests.support.process import ROOT
 from toolkit.config import tree
 from toolkit.errors import ConfigError
 
@@ -255,6 +256,45 @@ def test_many_faults_are_cut_short(configs: Path) -> None:
     text = f"base: base.yaml\ngrid: {{train.lr: {[-n for n in range(1, 21)]}}}"
     with pytest.raises(ConfigError, match="and 10 more such messages"):
         runs(configs, text)
+
+
+SOME = "base: base.yaml\nseeds: 2\nlist: [{}, {base: convlstm.yaml, model.hidden: 8}, {model.name: persistence}]"
+
+
+def test_an_axis_applies_to_the_models_that_have_its_key(configs: Path) -> None:
+    plan = plan_sweep(write(configs, SOME), axes={"model.slots": [1, 2], "model.hidden": [16, 32]})
+    found = [(run.config.model.name, getattr(run.config.model, "hidden", None)) for run in plan.runs]
+    assert found == [("modernn", 16), ("modernn", 16), ("modernn", 32), ("modernn", 32)] * 2 + [
+        ("convlstm", 16), ("convlstm", 16), ("convlstm", 32), ("convlstm", 32), ("persistence", None)
+    ]  # fmt: skip
+    assert plan.notes == (
+        "note: model.slots does not apply to 5 runs of models without that key (convlstm, persistence)",
+        "note: model.hidden does not apply to 1 run of models without that key (persistence)",
+    )
+    in_file = plan_sweep(write(configs, SOME + "\ngrid: {model.slots: [1, 2], model.hidden: [16, 32]}"))
+    assert in_file.runs == plan.runs
+    demo = plan_sweep(ROOT / "configs/sweeps/demo.yaml", axes={"seeds": [1, 2, 3], "model.slots": [1, 4]})
+    assert len(demo.runs) == 9  # an example of sweep.py --help
+    several = plan_sweep(
+        write(configs, "base: base.yaml\ngrid: {model.name: [modernn, convlstm], model.slots: [1, 2]}")
+    )
+    assert [run.name for run in several.runs] == ["modernn-slots1", "modernn-slots2", "convlstm"]
+
+
+@pytest.mark.parametrize(
+    ("text", "axes", "message"),
+    [
+        (SOME, {"model.slotz": [1, 2]}, "model.slotz: no model of this sweep has this key; did you mean model.slots?"),
+        (SOME + "\nset: {model.kernel: 3}", {"model.kernel": [3, 5]}, "entry 1: 1 fault\n  model.kernel: unknown key"),
+        (SOME + "\nzip: {model.slots: [1, 2]}", {}, "entry 2: 1 fault\n  model.slots: unknown key"),
+        (SOME, {"data.contxt": [1, 2]}, "entry 3: 1 fault\n  data.contxt: unknown key; did you mean context?"),
+    ],
+)
+def test_keys_that_a_model_lacks_are_faults_elsewhere(
+    configs: Path, text: str, axes: dict[str, list[object]], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        plan_sweep(write(configs, text), axes=axes)
 
 
 @pytest.mark.parametrize(
