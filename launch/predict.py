@@ -305,6 +305,7 @@ def _task(
     arguments: argparse.Namespace, options: Sequence[str], outputs: tuple[Path, ...], stamped: tuple[bool, ...]
 ) -> Task:
     from toolkit.distributed.device import choose, set_arithmetic
+    from toolkit.evaluate.check import threshold_codes
     from toolkit.forecast.hook import Command
     from toolkit.forecast.make import Request, check_request
     from toolkit.forecast.page.keeper import Page
@@ -322,6 +323,7 @@ def _task(
     products = Products(probability, arguments.neighbourhood, arguments.accumulation, zr)
     verified = arguments.verify, tuple(arguments.thresholds)
     check_request(trained, request)
+    threshold_codes(verified[1], trained.scale, "--thresholds")
     products.check(trained.scale, trained.step_seconds or 1.0)  # the archive's, where the model has none
     given, page = arguments.on_forecast, None
     hook = None if given is None else Command.parse(given, arguments.on_forecast_limit)

@@ -28,6 +28,12 @@ def speed(per_s: float) -> str:
     return f"{per_s:.1f}" if per_s >= 1 else f"{per_s:.2g}"
 
 
+def exact_number(value: float) -> str:
+    """Format a number with the digits that identify it: `30`, `0.1`, `0.1234567`."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
+
+
 def computed_on(facts: Mapping[str, object]) -> str:
     """Return what `toolkit.distributed.device.facts` found: `CPU`, or `NVIDIA A100, TF32 off, deterministic on`."""
     if facts["device"] == "CPU":

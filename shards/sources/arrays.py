@@ -123,9 +123,9 @@ def _chosen(
     """Return the arrays to convert: those named by --key, or all that can be sequences."""
     fits = [info for info in found if (info.key in keys if keys else len(info.shape) >= 3)]
     fits = [info for info in fits if min(info.shape, default=0) > 0 and holds_numbers(info.dtype)]
-    holds = ", ".join(f"{info} {by(info.shape)}" for info in found[:6]) or "none"
+    holds = ", ".join(f"{info} {by(info.shape)} {info.dtype}" for info in found[:6]) or "none"
     if not fits:
-        wanted = f"named {', '.join(keys)}" if keys else "of 3 to 5 axes"
+        wanted = f"of real numbers named {', '.join(keys)}" if keys else "of real numbers with 3 to 5 axes"
         raise SourceError(f"{folder}: no array {wanted} in {plural(len(files), 'file')}; arrays: {holds}")
     if any(info.key in ("clips", "input_raw_data") for info in found):
         raise SourceError(f"{folder}: PredRNN's clips ({holds}): python -m shards convert moving-mnist-file")
@@ -146,6 +146,11 @@ def _range(
             values, told = choose_range(
                 info, array.dtype, measure_values(pieces(array) if needed else (), asked), asked, dtype
             )
+            if values.intensity and all(part.max() <= 1 for part in pieces(array)):  # mostly, the first part settles it
+                told.append(
+                    f"{info}: whole numbers of at most 1, kept as codes of 0..{values.largest}, so frames are nearly "
+                    "black: pass --range=0,1 if 1 is the greatest value"
+                )
         chosen.setdefault(values, str(info))
         notes += told
     if len(chosen) > 1:

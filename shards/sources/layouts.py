@@ -39,24 +39,25 @@ def guess_layout(where: object, shape: Sequence[int], sequences_first: bool = Fa
         shape: of 3 to 5 axes.
         sequences_first: what else is known says that the first axis counts sequences.
     """
-    frame = _frame_layouts(tuple(shape))
-    if len(shape) in (3, 4) and len(frame) == 1 and len(frame[0]) == len(shape):
-        return frame[0]
-    if len(frame) == 1 and len(frame[0]) == len(shape) - 1:
+    found = _frame_layouts(tuple(shape))
+    if found and len(found[0]) < len(shape):
         one, two = shape[:2]
-        if sequences_first or one >= _CLEARLY * two:
-            return f"n{frame[0]}"
-        if two >= _CLEARLY * one:
-            return f"tn{frame[0][1:]}"
-        frame = [f"n{frame[0]}", f"tn{frame[0][1:]}"]
+        orders = ["nt", "tn"]
+        if sequences_first or one == 1 or (two > 1 and one >= _CLEARLY * two):  # a sequence has more than one frame
+            orders = ["nt"]
+        elif two == 1 or two >= _CLEARLY * one:
+            orders = ["tn"]
+        found = [order + layout[1:] for layout in found for order in orders]
+    if len(found) == 1:
+        return found[0]
     raise SourceError(
-        f"{where}: an array of {by(shape)} can be read as {' or '.join(frame) or 'nothing known'}; say --layout "
-        f"{frame[0] if frame else 'nthw'} or another ({', '.join(f'{letter} {what}' for letter, what in AXES.items())})"
+        f"{where}: an array of {by(shape)} can be read as {' or '.join(found) or 'nothing known'}; say --layout "
+        f"{found[0] if found else 'nthw'} or another ({', '.join(f'{letter} {what}' for letter, what in AXES.items())})"
     )
 
 
 def _frame_layouts(shape: tuple[int, ...]) -> list[str]:
-    """Return how the axes of one sequence may be ordered, less the one that counts sequences."""
+    """Return how the axes may be ordered, without that which counts sequences of 4 or 5 axes."""
     if len(shape) == 3:
         return ["thw", "hwt"] if shape[0] == shape[1] != shape[2] else [] if shape[2] in (1, 3) else ["thw"]
     if len(shape) == 4:

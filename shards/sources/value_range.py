@@ -116,7 +116,8 @@ def choose_range(
         raise SourceError(
             f"{where}: {found.infinite} of {found.count} numbers are infinite; replace them (NaN is missing)"
         )
-    spans = f"{found.count} numbers of type {dtype} from {found.low:g} to {found.high:g}"
+    low, high = _exact(found.low), _exact(found.high)
+    spans = f"{found.count} numbers of type {dtype} from {low} to {high}"
     missing, largest = found.nan > 0, int(np.iinfo(codes).max)
     finer = "; or keep 65536 codes, with --dtype uint16" if codes == "uint8" else ""
     if asked is not None:
@@ -132,8 +133,8 @@ def choose_range(
     else:
         raise SourceError(
             f"{where}: {spans}: neither all of 0..1 nor whole numbers of 0..{largest}; say which values the codes "
-            f"shall span with --range LOW,HIGH, such as --range={found.low:g},{found.high:g}; what lies outside is "
-            f"clipped, and counted{finer}"
+            f"shall span with --range LOW,HIGH, such as --range={low},{high}; what lies outside is clipped, and "
+            f"counted{finer}"
         )
     notes = []
     if found.below or found.above:
@@ -147,6 +148,12 @@ def choose_range(
     if not kept:
         notes.append(f"{where}: values {chosen.low:g}..{chosen.high:g} are rounded to steps of {step:.3g}")
     return chosen, notes
+
+
+def _exact(value: float) -> str:
+    """Format a number of float32 or float64 with as few digits as tell it from its neighbours."""
+    short = f"{value:g}"
+    return short if value in (float(short), float(np.float32(short))) else repr(value)
 
 
 def parse_range(text: str) -> tuple[float, float]:

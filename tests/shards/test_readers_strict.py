@@ -321,10 +321,12 @@ def test_objects_and_texts_beside_frames_are_skipped_and_counted(tmp_path: Path)
     source = build("arrays", tmp_path, *ALL_TRAIN)
     assert np.array_equal(source.read(only_event(source)).frames[:, 0], wet(40, 8, 8))
     assert any("2 other arrays skipped, the first is a.npz: dates 2" in note for note in source.plan().notes)
-    with pytest.raises(SourceError, match="no array named meta in 1 file"):
+    with pytest.raises(SourceError, match="no array of real numbers named meta in 1 file"):
         build("arrays", tmp_path, "--key", "meta")
     np.savez(tmp_path / "a.npz", meta=np.zeros((4, 8, 8), dtype=object))
-    with pytest.raises(SourceError, match=r"no array of 3 to 5 axes in 1 file; arrays: a.npz: meta 4x8x8"):
+    with pytest.raises(
+        SourceError, match=r"no array of real numbers with 3 to 5 axes in 1 file; arrays: a.npz: meta 4x8x8 object"
+    ):
         build("arrays", tmp_path)
 
 

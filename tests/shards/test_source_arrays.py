@@ -66,6 +66,9 @@ def test_any_layout_that_is_said(tmp_path, layout, suffix):
         ((100, 8, 9, 64, 64), None),
         ((100, 8, 3, 64, 3), None),
         ((64, 64), None),
+        ((1, 20, 64, 64), "nthw"),  # no sequence has a single frame
+        ((1, 20, 1, 64, 64), "ntchw"),
+        ((20, 1, 1, 64, 64), "tnchw"),
         ((2, 2, 2, 2, 2, 2), None),
     ],
 )
@@ -75,6 +78,17 @@ def test_a_layout_is_guessed_only_where_one_is_plausible(shape, layout):
             guess_layout("a.npy", shape)
     else:
         assert guess_layout("a.npy", shape) == layout
+
+
+def test_what_is_to_be_said_of_five_axes_has_five_letters():
+    with pytest.raises(SourceError, match="can be read as ntchw or tnchw or nthwc or tnhwc; say --layout ntchw or"):
+        guess_layout("a.npy", (12, 8, 3, 64, 3))
+
+
+def test_complex_numbers_are_named(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((4, 8, 8), np.complex64))
+    with pytest.raises(SourceError, match=r"no array of real numbers with 3 to 5 axes in 1 file; arrays: .* complex64"):
+        build("arrays", tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "nthh", "nth", "ntwh", "xthw", "t h w", "nthwcc"])
@@ -148,7 +162,7 @@ def test_pairs_that_do_not_fit(tmp_path):
         build("arrays", tmp_path)
     only = build("arrays", tmp_path, "--key", "X", "--layout", "ntchw", *ALL)
     assert len(read_all(only)) == 40
-    with pytest.raises(SourceError, match="no array named Z"):
+    with pytest.raises(SourceError, match="no array of real numbers named Z"):
         build("arrays", tmp_path, "--key", "Z")
 
 
@@ -166,6 +180,7 @@ def test_clips_are_named_as_what_they_are(tmp_path):
     [
         ([0.0, 1.02], (), r"from 0 to 1.02: neither all of 0..1 nor whole numbers"),
         ([-1.0, 1.0], (), r"from -1 to 1: neither"),
+        ([0.0, 1.0000001], (), r"from 0 to 1.0000001\d*: neither .* such as --range=0,1.0000001"),
         ([0.0, 300.5], (), "neither"),
         ([0.0, np.inf], (), "1 of 160 numbers are infinite"),
         ([0.0, np.inf], ("--range", "0,1"), "1 of 160 numbers are infinite"),
@@ -177,6 +192,19 @@ def test_floats_without_a_range_of_their_own_are_refused(tmp_path, values, optio
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(SourceError, match=message):
         build("arrays", tmp_path, *options)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", ">u2"])
+def test_zeros_and_ones_that_are_whole_numbers_are_reported(tmp_path, dtype):
+    array = (np.arange(40 * 64).reshape(40, 8, 8) % 2).astype(dtype)
+    np.save(tmp_path / "a.npy", array)
+    assert "pass --range=0,1 if 1 is the greatest value" in "; ".join(build("arrays", tmp_path, *ALL).plan().notes)
+    ranged = build("arrays", tmp_path, "--range=0,1", *ALL)
+    assert "--range" not in "; ".join(ranged.plan().notes)
+    assert np.array_equal(np.concatenate(read_all(ranged))[:, 0], 255 * array)
+    array[3, 2, 1] = 2
+    np.save(tmp_path / "a.npy", array)
+    assert "--range" not in "; ".join(build("arrays", tmp_path, *ALL).plan().notes)
 
 
 def test_what_is_clipped_and_rounded_is_counted(tmp_path, capsys):
@@ -331,7 +359,7 @@ def test_numbers_in_other_files_are_not_read(tmp_path):
                 file["out" if "soft" in kind else "data"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "x")
                 if "soft" in kind:
                     file["data"] = h5py.SoftLink("/out")
-        with pytest.raises(SourceError, match=r"another file|no array named data"):
+        with pytest.raises(SourceError, match=r"another file|no array of real numbers named data"):
             build("arrays", folder, "--key", "data")
         with pytest.raises(SourceError, match="another file"), hdf.opened(folder / "a.h5", "x") as opened:
             hdf.dataset(opened, "data")

@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.npz import load_npz
-from toolkit.analysis.distance import FEWEST, Collapse, collapse, embed
+from toolkit.analysis.distance import Collapse, collapse, embed
 from toolkit.atomic import write_atomic
 from toolkit.errors import CONTENT_ERRORS, ToolkitError
+from toolkit.evaluate.check import FEWEST
 from toolkit.evaluate.table import save_npz
 from toolkit.shipped import command
 

@@ -31,11 +31,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from toolkit.errors import ToolkitError
+from toolkit.evaluate.check import FEWEST
 
 Features = NDArray[np.floating]
 
 SPLITS = 10
-FEWEST = 8  # minimum rows of a set: four for training and four for testing
 MAX_ITERATIONS = 2000
 
 

@@ -68,8 +68,8 @@ def write_features(
     data, split, batch = config.data, split or config.eval.split, batch or config.eval.batch
     windows = open_windows(config, split)
     model, step = load_model(run, which, device)
-    number = min(limit, len(windows))
-    chosen = [place * len(windows) // number for place in range(number)]
+    chosen = windows.spread(limit)
+    number = len(chosen)
     parts = []
     for first in range(0, number, batch):
         parts.append(batch_features(model, windows, chosen[first : first + batch], data.context, data.horizon, device))

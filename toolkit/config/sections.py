@@ -267,6 +267,23 @@ class TrainConfig(Options):
             return "train.activation_checkpointing.backend deepspeed keeps its state on the host: use torch"
         return None
 
+    def why_not_compiled(self, model: str, has_step: bool) -> str | None:
+        """Return why `compile` can't be used with a model; None: it can, or isn't asked for."""
+        if self.compile == "none":
+            return None
+        if not has_step:
+            return (
+                f"train.compile {self.compile}: {model} has no step from frame to frame to compile: use "
+                "train.compile=none"
+            )
+        if self.zero == 3:
+            return (
+                f"train.compile {self.compile} with train.zero {self.zero}: ZeRO-3 gathers weights by hooks that break "
+                "the graph at every layer, which is slower than no compilation: use train.zero 2 or less, or "
+                "train.compile=none"
+            )
+        return None
+
     def is_graphed(self, gpu: bool) -> bool:
         """Return whether a step is one CUDA graph without DeepSpeed; on a CPU (`train.graph: on`) the same code."""
         return self.graph == "on" or (self.graph == "auto" and gpu and self.why_not_graphed() is None)

@@ -131,6 +131,15 @@ class WindowSet:
     def __len__(self) -> int:
         return len(self._starts)
 
+    def spread(self, most: int) -> list[int]:
+        """Return the indices of at most `most` windows, evenly spaced."""
+        number = min(most, len(self))
+        return [place * len(self) // number for place in range(number)]
+
+    def mode(self, index: int) -> str | None:
+        """Return the label of a window's mode, without reading the window."""
+        return self._events[self._starts[index][0]].mode
+
     def __getitem__(self, index: int) -> Window:
         place, first = self._starts[index]
         event = self._events[place]

@@ -10,8 +10,11 @@ import importlib.util
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from shards import Store
 from shards.manifest import Scale
@@ -21,11 +24,13 @@ from toolkit.data.windows import WindowSet
 from toolkit.errors import ConfigError
 from toolkit.evaluate.protocols import load_protocol
 from toolkit.models.plugins import UnloadedModel
-from toolkit.models.registry import StepOptions
+from toolkit.models.registry import PystepsOptions, StepOptions, StepsOptions
+from toolkit.wording import exact_number
 
 ALEXNET_VARIABLE = "MODERNN_ALEXNET"
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 LPIPS_CHANNELS = (1, 3)
+FEWEST = 8  # sequences of a mode in a diagnosis of mode collapse: four for training and four for testing
 LPIPS_SMALLEST = 31  # pixels of a side: AlexNet's third block still has one position
 logger = logging.getLogger(__name__)
 
@@ -39,7 +44,8 @@ def check_scoring(config: RunConfig, store: Store | None = None) -> None:
     Raises:
         ConfigError: an unknown protocol; thresholds that it doesn't take, or outside of the store's values; channels
             that the store lacks; no such split, or no window of context + horizon frames in it; frames too small for
-            SSIM or LPIPS; LPIPS without its package or weights, or together with `exclude_inflow`.
+            SSIM or LPIPS; LPIPS without its package or weights, or together with `exclude_inflow`; pysteps' nowcasts
+            without it.
     """
     asked, model = config.eval, config.model
     protocol = load_protocol(asked.protocol)
@@ -51,6 +57,8 @@ def check_scoring(config: RunConfig, store: Store | None = None) -> None:
         )
     if asked.lpips:
         _check_lpips_files()
+    if isinstance(model, PystepsOptions | StepsOptions):
+        _check_pysteps(model.name)
     unknown = isinstance(model, UnloadedModel)  # what it can is in its file
     if asked.ensemble_size > 1 and not (model.stochastic or unknown):
         logger.warning(
@@ -74,7 +82,9 @@ def check_scoring(config: RunConfig, store: Store | None = None) -> None:
             raise ConfigError(
                 f"eval.lpips takes frames of 1 or 3 channels, this run predicts {frames.channels}: set eval.lpips=false"
             )
-    WindowSet(store, asked.split, config.data.context + config.data.horizon, config.data.eval_stride)
+    windows = WindowSet(store, asked.split, config.data.context + config.data.horizon, config.data.eval_stride)
+    if isinstance(model, StepOptions):
+        _check_modes(windows, asked.analyse)
 
 
 def _check_side(side: int, needed: int, what: str, instead: str) -> None:
@@ -82,6 +92,27 @@ def _check_side(side: int, needed: int, what: str, instead: str) -> None:
         raise ConfigError(
             f"{what} needs frames of at least {needed} x {needed} pixels, and this store's have a side of {side}: "
             f"use a store of larger frames, or {instead}"
+        )
+
+
+def _check_modes(windows: WindowSet, most: int) -> None:
+    """Log where the sequences of `eval.analyse` have too few modes for a diagnosis of mode collapse."""
+    found = Counter(windows.mode(index) or "no mode" for index in windows.spread(most))
+    if most and sum(number >= FEWEST for mode, number in found.items() if mode != "no mode") < 2:
+        counts = ", ".join(f"{number} of {mode}" for mode, number in sorted(found.items()))
+        logger.warning(
+            "eval.analyse %d: there will be no diagnosis of mode collapse, which needs two modes with %d sequences "
+            "each: those of %s are %s: set eval.analyse higher, or use a store with modes",
+            *(most, FEWEST, windows.split, counts),
+        )
+
+
+def _check_pysteps(name: str) -> None:
+    """Check that what pysteps' nowcasts import is installed, without importing it."""
+    if missing := [package for package in ("pysteps", "cv2") if importlib.util.find_spec(package) is None]:
+        raise ConfigError(
+            f"model {name} needs pysteps and OpenCV (no {' and no '.join(missing)} here): pip install '.[pysteps]', or "
+            "choose model.name=optical_flow, which needs neither"
         )
 
 
@@ -117,26 +148,36 @@ def alexnet_file() -> Path:
     return home / "hub" / "checkpoints" / ALEXNET_URL.rpartition("/")[2]
 
 
-def threshold_codes(thresholds: Sequence[float], scale: Scale) -> list[int]:
+def threshold_codes(thresholds: Sequence[float], scale: Scale, key: str = "eval.thresholds") -> list[int]:
     """Return for each threshold, in the store's unit, the smallest code whose value reaches it.
 
+    Args:
+        key: where they were given, for messages.
+
     Raises:
-        ConfigError: a threshold that no code or every code reaches, or a decreasing scale.
+        ConfigError: a threshold that no code or every code reaches, one twice, or a decreasing scale.
     """
     if thresholds and scale.gain <= 0:
         raise ConfigError(
-            f"eval.thresholds: the values of this store decrease with its codes (gain {scale.gain:g}): "
+            f"{key}: the values of this store decrease with its codes (gain {scale.gain:g}): "
             "convert the archive with a gain above 0"
         )
-    codes = []
-    for threshold in thresholds:
-        # The tolerance keeps 0.3 / 0.1 at 3, where float64 gives 3.0000000000000004.
-        code = math.ceil((threshold - scale.offset) / scale.gain - 1e-9)
-        if not 0 < code <= scale.max_code:
+    for place, threshold in enumerate(thresholds):
+        if not 0 < fractional_code(threshold, scale) <= scale.max_code:
             low, high = scale.offset, scale.offset + scale.gain * scale.max_code
             raise ConfigError(
-                f"eval.thresholds: {threshold:g} is outside of this store, whose values are {low:g} to {high:g} "
-                f"{scale.unit}: choose eval.thresholds above the first and at most the second"
+                f"{key}: {exact_number(threshold)} is outside of this store, whose values are {low:g} to {high:g}"
+                f"{'' if scale.unit == '1' else ' ' + scale.unit}: choose {key} above the first and at most the second"
             )
-        codes.append(code)
-    return codes
+        if threshold in thresholds[:place]:
+            raise ConfigError(f"{key}: {exact_number(threshold)} is given twice: leave one out")
+    return [math.ceil(fractional_code(threshold, scale)) for threshold in thresholds]
+
+
+def fractional_code(threshold: float, scale: Scale) -> float:
+    """Return the code that would have a value, rounded to float32, in which values are compared (`Scale.to_physical`).
+
+    So 0.3 is code 3 of a gain of 0.1, for which float64 gives 3.0000000000000004, and 5 is code 500 of float32's 0.01.
+    """
+    exact = (threshold - scale.offset) / scale.gain
+    return float(np.float32(exact)) if abs(exact) <= 2 * scale.max_code else exact  # NaN and what overflows as they are

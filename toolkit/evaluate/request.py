@@ -20,7 +20,9 @@ from pathlib import Path
 from toolkit.config import RunConfig, make_config
 from toolkit.config.tree import merge, read_mapping
 from toolkit.rundir import RunDir
+from toolkit.wording import exact_number
 
+LONGEST = 150  # characters of a name before it is cut: file systems allow 255 bytes, endings included
 Values = Mapping[str, Mapping[str, object]]  # {"eval": {"protocol": "openstl"}, "data": {"horizon": 30}}
 
 
@@ -72,12 +74,12 @@ def stored_requests(run: RunDir) -> dict[str, Request]:
 
 
 def result_name(own: RunConfig, asked: RunConfig, limit: int | None = None) -> str:
-    """Return the name of a scoring: the split, and what differs from the run's own."""
+    """Return the name of a scoring: the split, and what differs from the run's own; too long a one ends in a digest."""
     parts = [asked.eval.split]
     if asked.eval.protocol != own.eval.protocol:
         parts.append(asked.eval.protocol)
     if asked.eval.thresholds != own.eval.thresholds:
-        parts.append("at-" + (",".join(f"{threshold:g}" for threshold in asked.eval.thresholds) or "none"))
+        parts.append("at-" + (",".join(map(exact_number, asked.eval.thresholds)) or "none"))
     if asked.eval.lpips != own.eval.lpips:
         parts.append("lpips" if asked.eval.lpips else "no-lpips")
     if asked.eval.exclude_inflow != own.eval.exclude_inflow:
@@ -92,4 +94,5 @@ def result_name(own: RunConfig, asked: RunConfig, limit: int | None = None) -> s
         parts.append(f"{ensemble[1]}-of-{ensemble[0]}")
     if limit is not None:
         parts.append(f"first-{limit}")
-    return "+".join(re.sub(r"[^A-Za-z0-9_.,-]+", "_", part) for part in parts)
+    name = "+".join(re.sub(r"[^A-Za-z0-9_.,-]+", "_", part) for part in parts)
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"

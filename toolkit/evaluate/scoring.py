@@ -13,13 +13,14 @@ from torch import Tensor
 from shards.manifest import Scale
 from toolkit.data.windows import numbers, observed, to_unit
 from toolkit.evaluate import metrics
-from toolkit.evaluate.check import threshold_codes
+from toolkit.evaluate.check import fractional_code, threshold_codes
 from toolkit.evaluate.ensemble import cost_of
 from toolkit.evaluate.perceptual import LPIPS
 from toolkit.evaluate.protocols import Protocol
 from toolkit.evaluate.table import EVENTS, EXACT, INFLOW, MISSING, NONFINITE, ScoreTable, at
 
 EVENT_RULE = 2  # since 2026-11-26: a forecast is compared in the store's unit; before (no number) by its rounded code
+ROUNDING = 2.0**-22  # relative, four units in the last place of float32
 AVERAGED = ("mse", "mae", "psnr", "ssim")
 
 
@@ -40,12 +41,12 @@ def new_table(
 def threshold_level(threshold: float, code: int, scale: Scale) -> float:
     """Return a threshold in the models' unit (code / max_code), for forecasts of float32.
 
-    A threshold that is the value of a code becomes that code's own float32 image, so that a forecast which repeats an
-    observed frame has the observation's events; any other lies between two codes and is compared as it is.
+    It lies above the image of code - 1 and below that of `code`, by more than they are rounded by (a GPU multiplies by
+    1 / max_code): so a forecast which repeats an observed frame has the observation's events.
     """
-    exact = (threshold - scale.offset) / scale.gain
-    nearest = code if abs(exact - code) < 1e-6 else exact
-    return float(torch.tensor(nearest, dtype=torch.float32) / scale.max_code)
+    level = fractional_code(threshold, scale) / scale.max_code
+    low, high = (code - 1) / scale.max_code * (1 + ROUNDING), code / scale.max_code * (1 - ROUNDING)
+    return float(np.float32(min(max(level, low), high)))
 
 
 class Compared:

@@ -35,7 +35,7 @@ from shards.npz import load_npz
 from toolkit.atomic import replacing
 from toolkit.errors import CONTENT_ERRORS, ToolkitError
 from toolkit.shipped import command
-from toolkit.wording import count
+from toolkit.wording import count, exact_number
 
 if TYPE_CHECKING:
     from toolkit.evaluate.diagrams import Diagrams
@@ -55,7 +55,7 @@ EVENTS = ("hits", "misses", "false_alarms", "correct_negatives")
 
 def at(name: str, threshold: float, side: int = 1) -> str:
     """Return the name of a column or score at a threshold: `csi@30`; `csi@30/4` for blocks of 4 x 4 pixels."""
-    return f"{name}@{threshold:g}" + (f"/{side}" if side > 1 else "")
+    return f"{name}@{exact_number(threshold)}" + (f"/{side}" if side > 1 else "")
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,7 @@ class Products:
         Raises:
             ConfigError: a threshold outside of the scale, an even neighbourhood, a quantity that doesn't accumulate.
         """
-        try:
-            threshold_codes(self.thresholds, scale)
-        except ConfigError as error:
-            raise ConfigError(str(error).replace("eval.thresholds", "--probability")) from None
+        threshold_codes(self.thresholds, scale, "--probability")
         if self.neighbourhood is not None and self.neighbourhood % 2 == 0:
             raise ConfigError(
                 f"--neighbourhood {self.neighbourhood}: a square is centred on a pixel: use {self.neighbourhood + 1}"

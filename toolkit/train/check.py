@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shards import Scale, Store, open_store
+from shards.manifest import FrameSpec
 from toolkit.checkpoint.source import is_export
 from toolkit.config import RunConfig
 from toolkit.config.recipe import LossConfig, SamplingConfig, ScheduleConfig
@@ -19,7 +20,8 @@ from toolkit.data.windows import WindowSet, store_of
 from toolkit.errors import ConfigError
 from toolkit.evaluate.selection import check_best_by
 from toolkit.models.choice import ChannelChoice
-from toolkit.models.registry import Options, SimVPOptions, SVGOptions, TrajGRUOptions
+from toolkit.models.plugins import UnloadedModel
+from toolkit.models.registry import Options, SimVPOptions, StepOptions, SVGOptions, TrajGRUOptions
 from toolkit.wording import count
 
 RATES = ("mm/h", "mm h-1", "kg m-2 h-1")
@@ -80,7 +82,8 @@ def check_training(config: RunConfig, data: Data) -> None:
     """Check what a training needs of its store.
 
     Raises:
-        ConfigError: a patience without a validation split; a static channel that changes in time; what `check_best_by`,
+        ConfigError: a patience without a validation split; a static channel that changes in time; a model that does not
+            fit context or frames; a step that can't be compiled or graphed as asked; what `check_best_by`,
             `rain_levels` and `check_lead_times` name.
     """
     if config.train.patience is not None and data.val is None:
@@ -88,10 +91,36 @@ def check_training(config: RunConfig, data: Data) -> None:
             f"train.patience {config.train.patience} counts validations, and {config.data.store} has no split "
             f"{config.data.val_split!r}: set data.val_split, or leave train.patience out"
         )
+    _check_execution(config)
+    _check_model(config, data.train.frames)
     _check_static(data.train)
     check_best_by(config)
     check_lead_times(config.train.loss, config.data.horizon)
     rain_levels(config.train.loss, data.store.manifest.scale)
+
+
+def _check_execution(config: RunConfig) -> None:
+    """Check that the model's step can be compiled and graphed as `train` says."""
+    train, model = config.train, config.model
+    if reason := train.why_not_compiled(model.name, isinstance(model, StepOptions | UnloadedModel)):
+        raise ConfigError(reason)
+    if train.graph == "on" and (reason := train.why_not_graphed()):
+        raise ConfigError(f"train.graph on: {reason}; or train.graph=off")
+
+
+def _check_model(config: RunConfig, frames: FrameSpec) -> None:
+    """Check options that a model compares with its input."""
+    model, context, side = config.model, config.data.context, max(frames.height, frames.width)
+    if isinstance(model, SimVPOptions) and model.frames > context:
+        raise ConfigError(
+            f"model.frames {model.frames} is more than the {count(context, 'frame')} of data.context: set "
+            f"model.frames={context}, or raise data.context"
+        )
+    if isinstance(model, SVGOptions) and model.size < side:
+        raise ConfigError(
+            f"model.size {model.size} is smaller than frames of {frames.height}x{frames.width}: set "
+            f"model.size={1 << (side - 1).bit_length()}, or convert the archive at a smaller size"
+        )
 
 
 def _check_static(windows: WindowSet) -> None:

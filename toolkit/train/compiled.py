@@ -20,17 +20,8 @@ def compile_step(model: SequenceModel, config: TrainConfig) -> None:
     Raises:
         ConfigError: a model without a step, or weights that ZeRO-3 takes away between steps.
     """
-    if config.compile == "none":
-        return
-    if not isinstance(model, StepSequence):
-        raise ConfigError(
-            f"train.compile {config.compile}: {type(model).__name__} has no step from frame to frame to compile: "
-            "use train.compile=none"
-        )
-    if config.zero == 3:
-        raise ConfigError(
-            f"train.compile {config.compile} with train.zero {config.zero}: ZeRO-3 gathers weights by hooks that break "
-            "the graph at every layer, which is slower than no compilation: use train.zero 2 or less, or "
-            "train.compile=none"
-        )
-    model.cell.compile()
+    if reason := config.why_not_compiled(type(model).__name__, isinstance(model, StepSequence)):
+        raise ConfigError(reason)
+    if config.compile != "none":
+        assert isinstance(model, StepSequence)
+        model.cell.compile()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,23 @@ SMALL = {"name": "convlstm", "layers": 1, "hidden": 4, "kernel": 3}
         ({"eval": {"protocol": "openstl", "lpips": True}}, "test+openstl+lpips"),
         ({"eval": {"thresholds": []}}, "test+at-none"),
         ({"eval": {"thresholds": [0.25, 30]}, "data": {"horizon": 30}}, "test+at-0.25,30+horizon-30"),
+        ({"eval": {"thresholds": [0.5000001]}}, "test+at-0.5000001"),
         ({"eval": {"ensemble_size": 9}}, "test"),  # of a deterministic model
     ],
 )
 def test_a_name_tells_what_differs(values: dict[str, Any], name: str) -> None:
     own = make_config({"model": SMALL, "eval": {"thresholds": [0.5]}}, "test")
     assert result_name(own, Request(values=values).config(own)) == name
+
+
+def test_a_name_that_no_file_could_have_is_cut_and_stays_unique() -> None:
+    own = make_config({"model": SMALL}, "test")
+    names = set()
+    for last in (0.98, 0.99):
+        asked = Request(values={"eval": {"thresholds": [*(place / 100 for place in range(1, 98)), last]}}).config(own)
+        names.add(result_name(own, asked))
+    assert len(names) == 2
+    assert all(name.startswith("test+at-0.01,0.02,") and len(f"{name}-best.samples.npz") < 200 for name in names)
 
 
 def test_stores_of_one_name_have_different_results() -> None:
@@ -57,6 +69,7 @@ def test_options_know_whether_a_model_is_stochastic(name: str) -> None:
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "threshold": ({"eval": {"thresholds": [30]}}, "30 is outside of this store, whose values are 0 to 1"),
+    "a threshold twice": ({"eval": {"thresholds": [0.5, 0.3, 0.5]}}, "0.5 is given twice"),
     "thresholds of the protocol": ({"eval": {"protocol": "sevir"}}, "16 is outside"),
     "other thresholds": ({"eval": {"protocol": "sevir", "thresholds": [3]}}, "protocol sevir defines"),
     "protocol": ({"eval": {"protocol": "openslt"}}, "did you mean openstl"),
@@ -89,14 +102,44 @@ def test_lpips_without_its_weights_is_found_before_training(monkeypatch: pytest.
         check_scoring(make_config({"eval": {"lpips": True}}, "test"))
 
 
+@pytest.mark.parametrize("package", ["cv2", "pysteps"])
+@pytest.mark.parametrize("model", ["pysteps", "steps"])
+def test_pysteps_is_asked_for_before_its_run_is_submitted(
+    model: str, package: str, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cv2", "pysteps"):  # of both, as if they were there
+        monkeypatch.setitem(sys.modules, name, importlib.import_module("json"))
+    tree = {"model": {"name": model}, "data": {"store": str(tiny_store), "context": 3, "horizon": 3}}
+    check_scoring(make_config(tree, "test"))
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "base.yaml").write_text(str(tree).replace("'", '"'))
+    is_refused_everywhere(
+        tmp_path / "base.yaml", rf"model {model} needs pysteps and OpenCV \(no {package} here\): pip install"
+    )
+
+
 def test_what_has_no_effect_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     check_scoring(make_config({"model": {"name": "simvp"}, "eval": {"ensemble_size": 5, "analyse": 9}}, "test"))
     assert "simvp is deterministic and makes one forecast" in caplog.text
     assert "simvp has no recurrent state" in caplog.text
     caplog.clear()
     for size in (5, 1):
-        check_scoring(make_config({"model": {"name": "steps"}, "eval": {"ensemble_size": size}}, "test"))
+        check_scoring(make_config({"model": {"name": "svg_lp"}, "eval": {"ensemble_size": size}}, "test"))
         assert ("one random forecast of each sequence" in caplog.text) == (size == 1)
+
+
+def test_an_analysis_of_too_few_sequences_is_logged_before_training(
+    tiny_store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(str(tiny_store))
+    data = {"store": str(tiny_store), "context": 1, "horizon": 1}
+    for split, analyse, logged in (("test", 5, True), ("test", 0, False), ("val", 99, False), ("test", 99, False)):
+        caplog.clear()
+        check_scoring(
+            make_config({"model": SMALL, "data": data, "eval": {"split": split, "analyse": analyse}}, "t"), store
+        )
+        assert ("no diagnosis of mode collapse" in caplog.text) == logged, (split, analyse)
+        assert ("those of test are 3 of 1-digit, 2 of 2-digit" in caplog.text) == logged
 
 
 def test_lpips_without_inflow_is_refused() -> None:

@@ -20,7 +20,7 @@ from toolkit.errors import ConfigError
 from toolkit.evaluate.ensemble import Ensemble
 from toolkit.evaluate.protocols import known_protocols, load_protocol
 from toolkit.evaluate.run import inflow_of, sample_frames
-from toolkit.evaluate.scoring import score_batch, threshold_codes
+from toolkit.evaluate.scoring import score_batch, threshold_codes, threshold_level
 from toolkit.evaluate.table import ScoreTable, at
 from toolkit.models.baselines import Persistence
 
@@ -85,6 +85,59 @@ def test_events_of_a_forecast_are_compared_in_the_stores_unit(scale: Scale, shar
         "false_alarms": forecast & ~happened,
     }.items():
         assert (columns[at(name, threshold)] == events.sum((2, 3, 4))).all(), name
+
+
+EDGES = {
+    "bytes": Scale("intensity", "1", 0.0, 1 / 255),
+    "dBZ": Scale("r", "dBZ", -32.0, 0.5, 254, 255),
+    "16 bits": Scale("t", "K", 180.0, 0.002, 65534, 65535),
+    "a large offset": Scale("p", "Pa", 100_000.0, 0.001, 65535),
+    "a gain of float32": Scale("rain", "mm/h", 0.0, float(np.float32(0.01)), 65534, 65535),
+}
+
+
+@pytest.mark.parametrize("scale", EDGES.values(), ids=EDGES)
+@pytest.mark.parametrize("away", [0.0, 1e-10, 1e-8, 1e-6, 1e-4, 2e-3, 0.5, -1e-8, -1e-4, -0.5])
+def test_a_perfect_forecast_has_the_events_of_the_observation(scale: Scale, away: float) -> None:
+    """At, just above and just below the value of a code, whether units are divided or multiplied by 1 / max_code."""
+    codes = torch.arange(scale.max_code + 1)
+    divided = codes.float() / scale.max_code
+    multiplied = codes.float() * (torch.ones(()) / scale.max_code)  # what torch does on a GPU
+    for code in np.linspace(2, scale.max_code - 1, 50).astype(int):
+        value = scale.offset + scale.gain * (code + away)
+        for threshold in (value, float(f"{value:.9g}")):
+            (least,) = threshold_codes([threshold], scale)
+            level = threshold_level(threshold, least, scale)
+            for units in (divided, multiplied):
+                assert torch.equal(units >= level, codes >= least), (threshold, least)
+        assert threshold_codes([value], scale)[0] - code in ([0] if away <= 0 else [1] if away == 0.5 else [0, 1])
+
+
+def test_what_is_written_as_the_value_of_a_code_is_that_code() -> None:
+    scale = EDGES["a gain of float32"]
+    assert threshold_codes([0.01, 5.0, 600.0], scale) == [1, 500, 60000]
+    assert threshold_codes([100_000.123, 100_012.345], EDGES["a large offset"]) == [123, 12345]
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "message"),
+    [
+        ([float("nan")], "nan is outside of this store"),
+        ([float("inf")], "inf is outside of this store"),
+        ([1e300], r"1e\+300 is outside of this store"),
+        ([63.50001], "63.50001 is outside of this store, whose values are 0 to 63.5 dBZ: choose eval"),
+        ([30, 35, 30.0], "30 is given twice"),
+    ],
+)
+def test_thresholds_that_can_not_be_scored_are_named(thresholds: list[float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        threshold_codes(thresholds, DBZ)
+
+
+def test_thresholds_that_are_close_have_scores_of_their_own() -> None:
+    thresholds = (0.5, 0.5000001, 0.123456, 0.12345601)
+    overall = evaluate(Persistence(), noise_windows(2), thresholds=thresholds).compute().overall
+    assert [name for name in overall if name.startswith("csi@")] == [f"csi@{threshold}" for threshold in thresholds]
 
 
 def test_missing_pixels_count_in_no_metric() -> None:

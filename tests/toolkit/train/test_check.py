@@ -35,13 +35,24 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "training split": ({"data": {"train_split": "tarin"}}, "no split 'tarin'"),
     "lead times": ({"train": {"loss": {"lead_times": [1, 2]}}}, "has 2 weights and data.horizon is 3"),
     "best score": ({"train": {"best_by": "csi@30"}}, "train.best_by: 'csi@30' is no score .* known .*: mse, mae, rmse"),
+    "context of SimVP": ({"model": {"name": "simvp"}}, r"model.frames 10 is more than the 3 frames .*model.frames=3"),
+    "size of SVG": (
+        {"model": {"name": "svg_lp", "size": 8}},
+        r"model.size 8 is smaller than .* 16x16: set model.size=16",
+    ),
+    "compiled without a step": (
+        {"model": {"name": "simvp", "frames": 3}, "train": {"compile": "default"}},
+        "train.compile default: simvp has no step",
+    ),
+    "compiled under ZeRO-3": ({"train": {"compile": "default", "zero": 3}}, "use train.zero 2 or less"),
+    "graphed under ZeRO": ({"train": {"graph": "on", "zero": 1}}, "train.graph on: train.zero 1"),
     "rain rates": ({"train": {"loss": {"kind": "balanced"}}}, "use a store in mm/h or dBZ"),
 }
 
 
 def tree_of(store: Path, values: dict[str, Any]) -> dict[str, Any]:
     return {
-        "model": SMALL,
+        "model": values.get("model", SMALL),
         "data": {"store": str(store), "context": 3, "horizon": 3, **values.get("data", {})},
         "train": values.get("train", {}),
     }

@@ -50,8 +50,8 @@ class Protocol:
         """
         if self.thresholds and asked and tuple(asked) != self.thresholds:
             raise ConfigError(
-                f"eval.thresholds {list(asked)}: protocol {self.name} defines {list(self.thresholds)}: omit them, or "
-                "choose another eval.protocol"
+                f"eval.thresholds {list(asked)}: protocol {self.name} defines {list(self.thresholds)}: omit them "
+                "(evaluate: --thresholds without a number), or choose another eval.protocol"
             )
         return self.thresholds or tuple(asked)
 

@@ -33,7 +33,7 @@ from toolkit.report.html.figures import (
 from toolkit.report.html.page import fill
 from toolkit.report.html.pictures import chosen_leads, frame_key
 from toolkit.table import Row, Table
-from toolkit.wording import count
+from toolkit.wording import count, exact_number
 
 TICKS = 6
 TITLES = {FORECAST: "forecast", "persistence": "persistence", "optical_flow": "optical flow"}
@@ -109,7 +109,7 @@ def shown(entry: Entry, present: set[str], looks: Looks, newest: datetime, full:
     if full:
         rows += [(f"member {number}", f"-member{number}") for number in range(1, entry.members + 1)]
         rows += [
-            (f"P(≥ {k:g} {looks.unit})".replace(" )", ")"), f"-probability{number}")
+            (f"P(≥ {exact_number(k)} {looks.unit})".replace(" )", ")"), f"-probability{number}")
             for number, k in enumerate(entry.thresholds, 1)
         ]
     lines = []

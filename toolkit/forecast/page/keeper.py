@@ -75,10 +75,7 @@ class Page:
         asked, scale = trained.config.eval, trained.scale
         protocol = load_protocol(asked.protocol)
         self.thresholds = thresholds or protocol.thresholds_for(asked.thresholds)
-        try:
-            threshold_codes(self.thresholds, scale)
-        except ConfigError as error:
-            raise ConfigError(str(error).replace("eval.thresholds", "--thresholds")) from None
+        threshold_codes(self.thresholds, scale, "--thresholds")
         if trained.step_seconds is None:
             raise ConfigError(
                 "--page: the model's store has no time step, so observations can't be matched: omit --page"

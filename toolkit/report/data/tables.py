@@ -9,7 +9,7 @@ from toolkit.report.data.aggregate import OVERALL, Board, GroupScores, Metric, S
 from toolkit.report.data.collect import Facts
 from toolkit.report.data.verdict import answer, few_sequences
 from toolkit.table import Cell, Kind, Row, Table
-from toolkit.wording import count
+from toolkit.wording import count, exact_number
 
 CHECKPOINT_TITLES = {"best": "Best-validation checkpoint", "last": "Last checkpoint", "ema": "Moving average (EMA)"}
 FIXED_DECIMALS = {"psnr": 2, "snr": 2, "spread_skill": 2} | dict.fromkeys(
@@ -159,7 +159,7 @@ def _scoring(facts: Facts) -> dict[str, str]:
         "protocol": facts["protocol"]["name"],
         "data": f"{facts['store']['name']} {facts['split']}",
         "store": f"store {facts['store']['digest'][:12]}",
-        "thresholds": "thresholds " + (" ".join(f"{threshold:g}" for threshold in chosen) or "none"),
+        "thresholds": "thresholds " + (" ".join(map(exact_number, chosen)) or "none"),
         "rule": rule,
         "frames": f"{facts['context']} → {facts['horizon']} frames",
         "stride": f"stride {facts.get('stride') or 'default'}",
@@ -209,7 +209,7 @@ def _csv_line(board: Board, row: GroupScores, key: str, mode: str, score: Score)
             *(facts["protocol"]["name"], facts["store"]["name"], facts["split"], row.which, row.group, mode or "all"),
             *(key, score.mean, score.std, *seeds, int(score.best), None if row.baseline else undefined),
             *(" ".join(map(str, row.missing)), row.parameters, row.ensemble and row.ensemble["label"]),
-            *(facts["context"], facts["horizon"], " ".join(f"{k:g}" for k in facts["thresholds"])),
+            *(facts["context"], facts["horizon"], " ".join(map(exact_number, facts["thresholds"]))),
             *(facts.get(name) for name in ("event_rule", "exclude_inflow", "stride", "limit", "n")),
             *(facts["store"]["digest"], facts["store"]["path"]),
             None if row.baseline else " ".join(f"{seed}:{value}" for seed, value in score.values.items()),

@@ -32,6 +32,7 @@ from toolkit.report.html.figures import (
     legend,
     row_looks,
 )  # fmt: skip
+from toolkit.wording import exact_number
 
 OBSERVATION = Look("#000000", "-", "")
 BASELINE = Look(BASELINE_COLOUR, ":", "")
@@ -66,7 +67,7 @@ def diagrams(board: Board, groups: Sequence[str]) -> list[Chart]:
     with matplotlib.rc_context(STYLE):
         made = []
         for place, threshold in enumerate(board.facts["thresholds"]):
-            event = f"event ≥ {threshold:g} {unit_of(board.facts)}".rstrip()
+            event = f"event ≥ {exact_number(threshold)} {unit_of(board.facts)}".rstrip()
             figure = draw(lines, style, place, event)
             made.append(chart(figure, f"Verification diagrams, {event}", f"{event[0].upper()}{event[1:]}. {caption}"))
         return made
@@ -90,7 +91,8 @@ def png(lines: Mapping[str, Any], unit: str) -> bytes:
     with matplotlib.rc_context(STYLE):
         for place, threshold in enumerate(thresholds):
             out = io.BytesIO()
-            draw(lines, style, place, f"event ≥ {threshold:g} {unit}".rstrip()).savefig(out, format="png", dpi=110)
+            event = f"event ≥ {exact_number(threshold)} {unit}".rstrip()
+            draw(lines, style, place, event).savefig(out, format="png", dpi=110)
             pages.append(Image.open(out).convert("RGB"))
     whole = Image.new("RGB", (pages[0].width, sum(page.height for page in pages)))
     for number, page in enumerate(pages):

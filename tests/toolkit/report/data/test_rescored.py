@@ -129,20 +129,27 @@ def test_tables_beside_each_other_have_different_titles(sweep: Path) -> None:
     store = {"path": "stores/other", "name": "moving-mnist", "digest": "cd" * 32}
     rescore(sweep, "slots4", "test+store-other-1", store=store)
     rescore(sweep, "slots4", "test+at-30,35", thresholds=[30, 35])
+    rescore(sweep, "slots4", "test+at-30,35.0000001", thresholds=[30, 35.0000001])
     rescore(sweep, "slots4", "test+context-2", context=2)
     rescore(sweep, "slots4", "test+first-3", limit=3, n=3)
     boards = boards_of(sweep)
     titles = board_titles(boards)
-    assert len(set(titles)) == len(boards) == 5
+    assert len(set(titles)) == len(boards) == 6
     assert titles[0].startswith("paper, moving-mnist test, ")
-    for words in ("store cdcdcdcdcdcd", "thresholds 30 35", "2 → 3 frames", "the first 3"):
+    for words in (
+        "store cdcdcdcdcdcd",
+        "thresholds 30 35,",
+        "thresholds 30 35.0000001,",
+        "2 → 3 frames",
+        "the first 3",
+    ):
         assert sum(words in title for title in titles) == 1
     page = build_report(sweep, None).read_text()
     markdown = (sweep / "report" / "table.md").read_text()
     for title in titles:
         assert f"Scores: {title}" in page and f"## Best-validation checkpoint (by MSE) ({title})" in markdown
     found = {tuple(row[name] for name in ("context", "thresholds", "limit", "store_path")) for row in read_csv(sweep)}
-    assert len(found) == 5
+    assert len(found) == 6
 
 
 def test_a_scoring_of_one_checkpoint_has_no_empty_rows(sweep: Path) -> None:
