@@ -129,7 +129,7 @@ class SlurmSubmitter(Submitter):
         return self.requests.fitting(runs, room)
 
     def check(self, settings: Mapping[str, str] | None = None) -> None:
-        """Find out whether this machine can submit, before anything is made, or check the rest by given settings.
+        """Check requests and machine before anything is made; `settings`: of Slurm's configuration, None: ask for them.
 
         Raises:
             SlurmError: no Slurm here, or its controller doesn't answer.
